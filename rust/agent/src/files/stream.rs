@@ -1,0 +1,275 @@
+//! `file.read` and `file.write`. They are opened on a thread; the content of local files then goes
+//! between descriptor and connection directly, without another copy or thread between.
+use super::entry::entry;
+use super::simple::{make_parent, mode_of};
+use super::{Scene, failed, name_of, parent_of};
+use crate::agent::Agent;
+use crate::fault::{Fault, Outcome};
+use crate::jobs::Ticket;
+use crate::output::{DATA_BYTES_MAX, Output};
+use crate::stream::Kind;
+use crate::users::Users;
+use crate::wire::fields::Fields;
+use crate::wire::value::Value;
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, fchmod, fstat, fsync, futimens, open, openat, renameat,
+    stat, unlinkat,
+};
+use rustix::io::Errno;
+use std::os::fd::OwnedFd;
+
+pub struct FileReader {
+    file: OwnedFd,
+    offset: u64,
+    end: u64,
+    sent: u64,
+    path: Vec<u8>,
+}
+
+impl FileReader {
+    /// One frame. Err: the stream is over, with this outcome.
+    pub fn emit(&mut self, stream: u32, credit: u64, output: &mut Output) -> Result<(usize, bool), Outcome> {
+        let done = |sent: u64| Err(Ok(Value::map([("bytes", sent.into())])));
+        let left = self.end.saturating_sub(self.offset);
+        if left == 0 {
+            return done(self.sent);
+        }
+        let limit = usize::try_from(left.min(credit)).unwrap_or(usize::MAX).min(DATA_BYTES_MAX);
+        if limit == 0 {
+            return Ok((0, false));
+        }
+        let (file, offset) = (&self.file, self.offset);
+        match output.data_from(stream, 0, limit, |place| Ok(rustix::io::pread(file, place, offset)?)) {
+            Ok(0) => done(self.sent),
+            Ok(count) => {
+                self.offset += count as u64;
+                self.sent += count as u64;
+                Ok((count, true))
+            }
+            Err(error) => Err(Err(failed(&self.path)(Errno::from_io_error(&error).unwrap_or(Errno::IO)))),
+        }
+    }
+}
+
+/// The file that takes the place of another once it is whole. Dropped before that, it is removed.
+struct Beside {
+    directory: OwnedFd,
+    name: String,
+    final_name: Vec<u8>,
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        if !self.name.is_empty() {
+            let _ = unlinkat(&self.directory, self.name.as_str(), AtFlags::empty());
+        }
+    }
+}
+
+pub struct FileWriter {
+    file: OwnedFd,
+    beside: Option<Beside>,
+    /// None: at the end of a pipe or device.
+    offset: Option<u64>,
+    mode: Option<u32>,
+    mtime_ms: Option<u64>,
+    path: Vec<u8>,
+    scene: Scene,
+}
+
+impl FileWriter {
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let result = match self.offset {
+                Some(offset) => rustix::io::pwrite(&self.file, rest, offset),
+                None => rustix::io::write(&self.file, rest),
+            };
+            match result {
+                Ok(count) => {
+                    self.offset = self.offset.map(|offset| offset + count as u64);
+                    rest = rest.get(count..).unwrap_or_default();
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(failed(&self.path)(errno)),
+            }
+        }
+        Ok(())
+    }
+
+    /// All is there: it gets its mode and time, reaches the disk, and takes its place.
+    fn complete(mut self) -> Outcome {
+        let users = &mut Users::default();
+        let path = std::mem::take(&mut self.path);
+        {
+            let _acting = self.scene.act()?;
+            if let Some(mode) = self.mode {
+                fchmod(&self.file, Mode::from_raw_mode(mode)).map_err(failed(&path))?;
+            }
+            if let Some(ms) = self.mtime_ms {
+                let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+                let at = Timespec { tv_sec: (ms / 1000) as i64, tv_nsec: (ms % 1000 * 1_000_000) as _ };
+                futimens(&self.file, &Timestamps { last_access: omit, last_modification: at }).map_err(failed(&path))?;
+            }
+            if let Some(beside) = self.beside.as_mut() {
+                fsync(&self.file).map_err(failed(&path))?;
+                renameat(&beside.directory, beside.name.as_str(), &beside.directory, beside.final_name.as_slice())
+                    .map_err(failed(&path))?;
+                beside.name.clear();
+            }
+        }
+        let stat = fstat(&self.file).map_err(failed(&path))?;
+        Ok(entry(&path, &stat, None, users))
+    }
+}
+
+impl Agent {
+    pub fn file_read(&mut self, ticket: Ticket, p: Fields<'_>, scene: Scene) -> Result<(), Fault> {
+        let path = self.path_of(p, "path", &scene)?;
+        let (offset, length) = (p.opt_u64("offset")?.unwrap_or(0), p.opt_u64("length")?);
+        let notes = self.notes.clone();
+        self.pool.run(move || {
+            let result = open_for_reading(&scene, path, offset, length);
+            notes.post(move |agent| match result {
+                Err(fault) => agent.finish(ticket, &Err(fault)),
+                Ok((reader, entry)) if agent.ticket_is_open(ticket) => agent.with_stream(ticket.stream, |stream| {
+                    stream.reply(&entry);
+                    if !stream.is_finishing() {
+                        stream.kind = Kind::Read(Box::new(reader));
+                    }
+                }),
+                Ok(_) => {}
+            });
+        })
+    }
+
+    pub fn file_write(&mut self, ticket: Ticket, p: Fields<'_>, scene: Scene) -> Result<(), Fault> {
+        let path = self.path_of(p, "path", &scene)?;
+        let (mode, mtime_ms, at) = (mode_of(p)?, p.opt_u64("mtimeMs")?, p.opt_u64("at")?);
+        let parents = p.bool_or("mkdirs", false)?;
+        let notes = self.notes.clone();
+        self.pool.run(move || {
+            let opened = open_for_writing(scene, path, mode, at, parents);
+            notes.post(move |agent| match opened {
+                Err(fault) => agent.finish(ticket, &Err(fault)),
+                Ok(writer) if agent.ticket_is_open(ticket) => {
+                    let writer = FileWriter { mtime_ms, ..writer };
+                    agent.with_stream(ticket.stream, |stream| {
+                        stream.reply(&Value::Nil);
+                        if !stream.is_finishing() {
+                            stream.kind = Kind::Write(Box::new(writer));
+                        }
+                    });
+                    agent.deliver_early(ticket.stream);
+                }
+                // Given up while it was opened.
+                Ok(_) => {}
+            });
+        })
+    }
+
+    /// The host has sent all: the rest may block, and is done on a thread.
+    pub fn end_write(&mut self, number: u32) {
+        let ticket = Ticket { connection: self.connection, stream: number };
+        let Some(stream) = self.streams.get_mut(&number) else { return };
+        if let Kind::Write(writer) = std::mem::replace(&mut stream.kind, Kind::Pending) {
+            let began = self.reply_from_thread(ticket, move || writer.complete());
+            if let Err(fault) = began {
+                self.finish(ticket, &Err(fault));
+            }
+        }
+    }
+}
+
+fn open_for_reading(scene: &Scene, path: Vec<u8>, offset: u64, length: Option<u64>) -> Result<(FileReader, Value), Fault> {
+    let users = &mut Users::default();
+    let _acting = scene.act()?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = open(path.as_slice(), flags, Mode::empty()).map_err(failed(&path))?;
+    let stat = fstat(&file).map_err(failed(&path))?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => {}
+        FileType::Directory => return Err(failed(&path)(Errno::ISDIR)),
+        _ => return Err(Fault::invalid_argument(format!("{} is no regular file", String::from_utf8_lossy(&path)))),
+    }
+    let entry = entry(&path, &stat, None, users);
+    let end = length.map_or(u64::MAX, |length| offset.saturating_add(length));
+    Ok((FileReader { file, offset, end, sent: 0, path }, entry))
+}
+
+fn open_for_writing(scene: Scene, path: Vec<u8>, mode: Option<u32>, at: Option<u64>, parents: bool) -> Result<FileWriter, Fault> {
+    let opened = {
+        let _acting = scene.act()?;
+        if parents {
+            make_parent(&path).map_err(failed(&path))?;
+        }
+        match at {
+            Some(_) => open_in_place(&path, mode, OFlags::empty()).map(|file| (file, None)),
+            None => open_beside(&path, mode),
+        }
+    };
+    let (file, beside) = opened.map_err(failed(&path))?;
+    let stat = fstat(&file).map_err(failed(&path))?;
+    let seekable = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    Ok(FileWriter { file, beside, offset: seekable.then_some(at.unwrap_or(0)), mode, mtime_ms: None, path, scene })
+}
+
+fn open_in_place(path: &[u8], mode: Option<u32>, extra: OFlags) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK | extra;
+    open(path, flags, Mode::from_raw_mode(mode.unwrap_or(0o644)))
+}
+
+/// A new file beside the old one. What is no regular file is written in place, and so is a file in a
+/// directory that the user may not change.
+fn open_beside(path: &[u8], mode: Option<u32>) -> Result<(OwnedFd, Option<Beside>), Errno> {
+    let (path, old) = match stat(path) {
+        Ok(stat) => match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => (real_path(path)?, Some(stat)),
+            FileType::Directory => return Err(Errno::ISDIR),
+            _ => return Ok((open_in_place(path, mode, OFlags::empty())?, None)),
+        },
+        Err(Errno::NOENT) => (path.to_vec(), None),
+        Err(errno) => return Err(errno),
+    };
+    if path.ends_with(b"/") {
+        return Err(Errno::ISDIR);
+    }
+    let directory = open(parent_of(&path), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let mode = mode.or(old.map(|stat| stat.st_mode & 0o7777));
+    for attempt in 0..100u32 {
+        let name = format!(".hutch-{}-{:08x}.tmp", rustix::process::getpid().as_raw_nonzero(), random_name(attempt));
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        match openat(&directory, name.as_str(), flags, Mode::from_raw_mode(mode.unwrap_or(0o644) & 0o777)) {
+            Ok(file) => {
+                // The umask does not count where a mode was given, or was there before.
+                if let Some(mode) = mode {
+                    fchmod(&file, Mode::from_raw_mode(mode))?;
+                }
+                let final_name = name_of(&path).to_vec();
+                return Ok((file, Some(Beside { directory, name, final_name })));
+            }
+            Err(Errno::EXIST) => {}
+            Err(Errno::ACCESS | Errno::PERM) if old.is_some() => return Ok((open_in_place(&path, None, OFlags::TRUNC)?, None)),
+            Err(errno) => return Err(errno),
+        }
+    }
+    Err(Errno::EXIST)
+}
+
+/// Follows symbolic links to the file itself: they stay, the file behind them is replaced.
+fn real_path(path: &[u8]) -> Result<Vec<u8>, Errno> {
+    let fd = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
+    match rustix::fs::readlink(link, Vec::new()) {
+        Ok(real) if real.as_bytes().starts_with(b"/") => Ok(real.into_bytes()),
+        _ => Ok(path.to_vec()),
+    }
+}
+
+/// Names that are not guessed: whoever could plant one only delays us.
+fn random_name(attempt: u32) -> u32 {
+    use std::hash::{BuildHasher, Hasher};
+    let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
+    hasher.write_u32(attempt);
+    hasher.finish() as u32
+}

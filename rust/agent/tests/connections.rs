@@ -1,0 +1,235 @@
+//! The connection itself, ports and tunnels: what a host that is hostile, cut off or impatient meets.
+#![allow(clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+mod support;
+use hutch_agent::wire::value::Value;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::net::UnixListener;
+use support::*;
+
+#[test]
+fn the_agent_connects_again_after_the_host_has_gone() {
+    let agent = Agent::start();
+    for _ in 0..3 {
+        let mut client = agent.accept();
+        assert_eq!(number(&client.call("hello", Value::Nil).expect("hello"), "pid"), u64::from(agent.pid()));
+    }
+}
+
+#[test]
+fn whatever_is_sent_the_next_preamble_is_answered() {
+    let agent = Agent::start();
+    let mut client = agent.accept();
+    let mark = [1, 2, 3, 4];
+    let broken: Vec<Vec<u8>> = vec![
+        vec![0; 70_000],
+        vec![0xff; 70_000],
+        b"HUTCH".to_vec(),
+        b"HUTCH\x01\r\nabc".to_vec(),
+        [u32::MAX.to_le_bytes().as_slice(), &[3, 0, 0, 0, 1, 0, 0, 0]].concat(),
+        Client::bytes(OPEN, 1, 0, b"\xc1", mark),
+        Client::bytes(DATA, 9, 0, &[0; 65_536], mark)[..30_000].to_vec(),
+        Client::bytes(2, 1, 0, b"\xc0", mark),
+    ];
+    for (n, bytes) in broken.iter().enumerate() {
+        client.raw(bytes);
+        let nonce = [mark[0], n as u8 + 1, 9, 9, 1, 1, 1, 1];
+        // What fills up a frame that was cut.
+        client.raw(&vec![0; 65_600]);
+        client.reconnect(nonce);
+        client.call("hello", Value::Nil).expect("hello");
+    }
+}
+
+#[test]
+fn another_version_is_answered_with_ours() {
+    let agent = Agent::start();
+    let mut stream = agent.accept_raw();
+    stream.write_all(b"HUTCH\x02\r\n12345678").expect("writes");
+    let mut answer = [0; 16];
+    stream.read_exact(&mut answer).expect("an answer");
+    assert_eq!(&answer, b"HUTCH\x01\r\n12345678");
+    let mut client = Client::greet(stream);
+    client.call("hello", Value::Nil).expect("hello");
+}
+
+#[test]
+fn a_host_that_lies_loses_its_connection_and_nothing_else() {
+    let agent = Agent::start();
+    let mut client = agent.accept();
+    client.run("before", &["true"]);
+    type Lie = fn(&mut Client);
+    let lies: [(&str, Lie); 5] = [
+        ("data beyond the credit", |client| {
+            let params = Value::map([
+                ("id", "cat".into()),
+                ("argv", strings(&["sleep", "5"])),
+                ("stdin", "pipe".into()),
+                ("whenUnread", "block".into()),
+            ]);
+            let stream = client.open("process.start", params);
+            for _ in 0..5 {
+                client.send(DATA, stream, &[0; 65_536]);
+            }
+        }),
+        ("the same stream twice", |client| {
+            client.send(OPEN, 77, &Value::map([("m", "watchEvents".into())]).encode());
+            client.send(OPEN, 77, &Value::map([("m", "watchEvents".into())]).encode());
+        }),
+        ("more streams than are allowed", |client| {
+            for stream in 1..=1025 {
+                client.send(OPEN, stream, &Value::map([("m", "watchEvents".into())]).encode());
+            }
+        }),
+        ("a frame of another connection", |client| {
+            let bytes = Client::bytes(PING, 0, 0, b"12345678", [9, 9, 9, 9]);
+            client.raw(&bytes);
+        }),
+        ("pings without end", |client| {
+            let pings: Vec<u8> = Client::bytes(PING, 0, 0, b"12345678", [9, 9, 9, 9]);
+            client.raw(&pings.repeat(2000));
+        }),
+    ];
+    for (n, (name, lie)) in lies.into_iter().enumerate() {
+        lie(&mut client);
+        let nonce = [n as u8 + 1, 5, 5, 5, 5, 5, 5, 5];
+        client.reconnect(nonce);
+        assert_eq!(client.run(&format!("after{n}"), &["echo", "well"]).stdout(), "well\n", "{name}");
+    }
+}
+
+#[test]
+fn frames_that_come_too_late_are_dropped() {
+    let agent = Agent::start();
+    let mut client = agent.accept();
+    for kind in [END, CANCEL] {
+        client.send(kind, 4711, b"");
+    }
+    client.send(DATA, 4711, b"x");
+    client.send(CREDIT, 4711, &[1, 0, 0, 0]);
+    client.send(PING, 0, b"12345678");
+    let pong = client.next_of(0);
+    assert_eq!((pong.kind, pong.payload.as_slice()), (PONG, b"12345678".as_slice()));
+}
+
+#[test]
+fn a_request_that_cannot_be_read_is_refused_by_name() {
+    let agent = Agent::start();
+    let mut client = agent.accept();
+    client.send(OPEN, 1, b"\xc1");
+    assert_eq!(text(&client.reply(1).expect_err("refused"), "code"), "invalid_argument");
+    client.send(OPEN, 2, &Value::map([("p", Value::Nil)]).encode());
+    assert!(text(&client.reply(2).expect_err("refused"), "message").contains("m is missing"));
+    client.send(OPEN, 3, &Value::map([("m", "no.such.method".into())]).encode());
+    assert_eq!(text(&client.reply(3).expect_err("refused"), "code"), "unimplemented");
+    for (stream, id) in [(4, "sp ace"), (5, ""), (6, "ü")] {
+        client.send(OPEN, stream, &Value::map([("m", "process.start".into()), ("p", start(id, &["true"]))]).encode());
+        assert_eq!(text(&client.reply(stream).expect_err("refused"), "code"), "invalid_argument");
+    }
+}
+
+#[test]
+fn a_tunnel_carries_bytes_both_ways_and_half_closes() {
+    let agent = Agent::start();
+    let mut client = agent.accept();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listens");
+    let port = listener.local_addr().expect("an address").port();
+    let unix_path = agent.path("server.sock");
+    let unix = UnixListener::bind(&unix_path).expect("listens");
+    // Counts what it gets, and answers with the count once the other side has ended.
+    let count_and_answer = |mut peer: Box<dyn ReadWrite>| {
+        let mut all = Vec::new();
+        peer.read_to_end(&mut all).expect("reads");
+        peer.write_all(all.len().to_string().as_bytes()).expect("writes");
+        peer.write_all(&all).expect("writes");
+    };
+    let servers = [
+        std::thread::spawn(move || count_and_answer(Box::new(listener.accept().expect("a peer").0))),
+        std::thread::spawn(move || count_and_answer(Box::new(unix.accept().expect("a peer").0))),
+    ];
+    let targets = [
+        Value::map([("tcp", Value::map([("host", "localhost".into()), ("port", port.into())]))]),
+        Value::map([("unix", unix_path.as_str().into())]),
+    ];
+    for target in targets {
+        let stream = client.open("connect", target);
+        let sent = vec![b'z'; 200_000];
+        for part in sent.chunks(50_000) {
+            client.send(DATA, stream, part);
+        }
+        client.send(END, stream, b"");
+        client.reply(stream).expect("connected");
+        let rest = client.rest(stream);
+        assert_eq!(rest.data[0].len(), 200_006);
+        assert!(rest.data[0].starts_with(b"200000z"));
+        assert_eq!((rest.ends, rest.close), (vec![0], Ok(Value::Nil)));
+    }
+    for server in servers {
+        server.join().expect("the server ends");
+    }
+    let refused =
+        client.call("connect", Value::map([("tcp", Value::map([("port", port.into())]))])).expect_err("nobody is there");
+    assert_eq!((text(&refused, "code"), text(&refused, "errno")), ("unavailable".to_owned(), "ECONNREFUSED".to_owned()));
+}
+
+trait ReadWrite: Read + Write + Send {}
+impl<T: Read + Write + Send> ReadWrite for T {}
+
+#[test]
+fn ports_are_told_as_they_open_and_close() {
+    let agent = Agent::start();
+    let mut client = agent.accept();
+    let watch = client.open("ports.watch", Value::Nil);
+    client.reply(watch).expect("watches");
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listens");
+    let port = u64::from(listener.local_addr().expect("an address").port());
+    let wait = |client: &mut Client, name: &str| loop {
+        let event = client.next_of(watch).message();
+        if text(&event, "e") == name && number(&event, "port") == port {
+            return event;
+        }
+    };
+    let opened = wait(&mut client, "opened");
+    assert_eq!((text(&opened, "protocol"), text(&opened, "address")), ("tcp".to_owned(), "127.0.0.1".to_owned()));
+    assert_eq!(number(&opened, "pid"), u64::from(std::process::id()));
+    let list = client.call("ports.list", Value::Nil).expect("a list");
+    let Some(Value::Array(ports)) = list.get("ports") else { panic!("{list:?}") };
+    assert!(ports.iter().any(|entry| number(entry, "port") == port));
+    drop(listener);
+    wait(&mut client, "closed");
+}
+
+#[test]
+fn a_checkpoint_finds_no_socket_open_and_the_agent_comes_back() {
+    let agent = Agent::start();
+    let mut client = agent.accept();
+    let process = client.open("process.start", start("stays", &["sleep", "30"]));
+    client.reply(process).expect("it starts");
+    client.call("prepareCheckpoint", Value::map([("reconnectAfterMs", 3_000.into())])).expect("it lets go");
+    let sockets = || {
+        let entries = std::fs::read_dir(format!("/proc/{}/fd", agent.pid())).expect("fds");
+        entries
+            .flatten()
+            .filter_map(|entry| std::fs::read_link(entry.path()).ok())
+            .filter(|link| link.to_string_lossy().starts_with("socket:"))
+            .count()
+    };
+    eventually("the socket to be closed", || (sockets() == 0).then_some(()));
+    let mut client = agent.accept();
+    let list = format!("{:?}", client.call("process.list", Value::Nil).expect("a list"));
+    assert!(list.contains("stays"), "{list}");
+}
+
+#[test]
+fn metrics_count_forward() {
+    let agent = Agent::start();
+    let mut client = agent.accept();
+    let first = client.call("metrics", Value::Nil).expect("metrics");
+    let second = client.call("metrics", Value::Nil).expect("metrics");
+    for (group, name) in [("cpu", "userUs"), ("cpu", "systemUs"), ("disk", "readBytes"), ("network", "rxBytes")] {
+        let of = |value: &Value| number(value.get(group).expect(group), name);
+        assert!(of(&first) <= of(&second), "{group}.{name}");
+    }
+    assert!(number(first.get("memory").expect("memory"), "totalBytes") > 0);
+    client.call("sync", Value::Nil).expect("synced");
+}

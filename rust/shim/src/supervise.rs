@@ -1,0 +1,112 @@
+//! The loop: copies the log, serves the socket, passes on SIGTERM, reaps; and, when the program has
+//! ended, records that before anything else and then sees to it that nothing of it is left.
+use std::fs::File;
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::clients::Clients;
+use crate::descendants;
+use crate::log::Log;
+use crate::record::{self, RunDir};
+use crate::start::{Birth, DESCENDANTS_GONE};
+use crate::sys::{self, Reaped};
+
+/// After accepting failed for want of descriptors.
+const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
+/// A pipe holds far less than this many turns copy.
+const LAST_LOG_TURNS: usize = 8;
+
+pub struct Programs {
+    pub signals: File,
+    pub log: Log,
+    /// The guest's console.
+    pub console: Option<Log>,
+    pub clients: Clients,
+    /// The pid of the program that the shim is for; ours to signal until it is reaped.
+    pub main: i32,
+    pub cgroups: Vec<PathBuf>,
+    pub oom_kills: u64,
+}
+
+pub struct Supervised {
+    pub dir: RunDir,
+    pub birth: Birth,
+    pub programs: Programs,
+}
+
+impl Supervised {
+    pub fn until_the_end(self, greeting: &str, told: bool) {
+        let Self { dir, birth, programs } = self;
+        let Programs { signals, mut log, mut console, mut clients, main, cgroups, oom_kills } = programs;
+        let mut asked = None;
+        let mut ask = |signal: i32| {
+            asked = Some(signal);
+            // Not reaped yet, for then this loop is over: the pid is still its own.
+            sys::kill(main, signal).map_err(|error| error.to_string())
+        };
+        if !told {
+            drop(ask(libc::SIGKILL));
+        }
+        let end = loop {
+            let mut fds = vec![sys::readable(signals.as_raw_fd())];
+            let sources = [log.source(), console.as_ref().and_then(Log::source)];
+            fds.extend(sources.iter().flatten().map(|source| sys::readable(source.as_raw_fd())));
+            fds.extend(clients.fds().map(sys::readable));
+            sys::poll(&mut fds, clients.is_full().then_some(ACCEPT_AGAIN));
+            let ready: Vec<RawFd> = fds.iter().filter(|fd| fd.revents != 0).map(|fd| fd.fd).collect();
+
+            let mut heard_child = false;
+            while let Some(signal) = sys::next_signal(&signals) {
+                match signal {
+                    libc::SIGCHLD => heard_child = true,
+                    _ => drop(ask(libc::SIGTERM)),
+                }
+            }
+            if heard_child && let Some(end) = reap_until(main) {
+                break end;
+            }
+            log.copy();
+            console.as_mut().map(Log::copy);
+            if clients.is_full() {
+                clients.try_again();
+            }
+            clients.serve(&ready, &mut ask);
+            clients.accept(greeting);
+        };
+
+        let oom_killed = end.signal == Some(libc::SIGKILL) && record::oom_kills(&cgroups) > oom_kills;
+        let line = record::exit_json(&birth, end.code, end.signal)
+            .truth("coreDumped", end.core_dumped)
+            .truth("oomKilled", oom_killed)
+            .text_or_null("asked", asked.map(record::signal_name).as_deref())
+            .number("maxRssBytes", end.max_rss_bytes)
+            .number("userUs", end.user_us)
+            .number("systemUs", end.system_us)
+            .end();
+        descendants::kill_all();
+        if let Err(error) = dir.write_exit(&line) {
+            log.say(&format!("cannot write exit.json: {error}: {line}"));
+        }
+        if !descendants::end_all(DESCENDANTS_GONE) {
+            log.say("some process does not end even by SIGKILL");
+        }
+        for _ in 0..LAST_LOG_TURNS {
+            log.copy();
+            console.as_mut().map(Log::copy);
+        }
+        dir.forget_socket();
+        drop(dir); // whoever hears the last line may start anew there
+        clients.dismiss(greeting, &line);
+    }
+}
+
+/// Reaps all that has ended; gives the end of `main` if it is among them, and leaves the rest for later.
+fn reap_until(main: i32) -> Option<Reaped> {
+    while let Ok(Some(end)) = sys::reap(-1) {
+        if end.pid == main {
+            return Some(end);
+        }
+    }
+    None
+}
