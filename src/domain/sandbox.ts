@@ -1,0 +1,290 @@
+// What a sandbox is and every way in which it may change. `transition` is the only function that
+// changes a state; each state carries exactly what exists in it.
+//
+// Beside the state stands `openComputeSinceMs`, the sentinel that is billed: set by what starts the
+// process, null again only once the process is *proven* dead. `failed` does not prove that, so an
+// `error` sandbox may still have it set: an open interval is the safe side.
+//
+// Times within one sandbox never run backwards: an event whose clock was stepped back counts as
+// simultaneous with the last change, so that intervals cannot overlap or be negative.
+import type { ImageId, KernelId, OpId, ProjectId, SandboxId, SnapshotId } from './ids.ts';
+
+export const BACKENDS = ['qemu', 'gvisor', 'docker', 'firecracker', 'cloud-hypervisor'] as const;
+export type BackendName = (typeof BACKENDS)[number];
+
+export type Shape = {
+  readonly cpus: number;
+  readonly memoryMiB: number;
+  readonly diskMiB: number;
+};
+
+/** `allow` reaches the internet, `allow-lan` private ranges too, `none` nothing. The host itself never. */
+export type NetworkMode = 'none' | 'allow' | 'allow-lan';
+
+/** The command a sandbox was made for. Secret values are not here: they lie in a file of the sandbox's own. */
+export type MainProcess = {
+  readonly argv: readonly string[];
+  readonly tty: boolean;
+  /** Whether the process reads from an attached client; otherwise its stdin is /dev/null. */
+  readonly stdin: 'open' | 'null';
+};
+
+/** What was asked for: fixed at creation, but for the name. */
+export type SandboxSpec = {
+  readonly name: string;
+  readonly backend: BackendName;
+  readonly imageId: ImageId;
+  readonly kernelId: KernelId | null;
+  readonly shape: Shape;
+  readonly network: NetworkMode;
+  readonly env: Readonly<Record<string, string>>;
+  /** Names of the secrets; each is an environment variable of every process in the sandbox. */
+  readonly secretNames: readonly string[];
+  readonly labels: Readonly<Record<string, string>>;
+  readonly workdir: string | null;
+  readonly user: string | null;
+  readonly main: MainProcess | null;
+  /** Delete the sandbox once its main process has ended. */
+  readonly autoRemove: boolean;
+  /** The sandbox is stopped this long after each start; null: it has no limit. */
+  readonly timeoutMs: number | null;
+};
+
+export type SnapshotSource = { readonly snapshotId: SnapshotId; readonly parentId: SandboxId | null };
+
+/** Why a sandbox runs. */
+export type StartReason = 'boot' | 'restart' | 'clone' | 'restore' | 'hibernate-wake';
+/** Why its compute interval closed. */
+export type StopReason = 'stop-user' | 'stop-crash' | 'restore' | 'hibernate';
+/** Why it is not running: what a person asks for first. */
+export type EndCause =
+  | 'exited' // the main process ended
+  | 'stopped' // somebody asked
+  | 'timeout' // its time was up
+  | 'crashed' // the VMM or runtime ended by itself
+  | 'guest-shutdown' // the guest powered itself off
+  | 'host-reboot'; // the host is not the one it ran on any more
+
+export type Ended = {
+  readonly cause: EndCause;
+  /** Of the main process: 0 to 255; null when there was none, or it was not seen to end. */
+  readonly exitCode: number | null;
+  readonly oomKilled: boolean;
+  /** Who or what did it: `key…`, `daemon`, `guest`, `host`. */
+  readonly actor: string;
+  readonly atMs: number;
+};
+
+type Fixed = {
+  readonly id: SandboxId;
+  readonly projectId: ProjectId;
+  readonly spec: SandboxSpec;
+  readonly createdAtMs: number;
+  readonly changedAtMs: number;
+  /** Grows by one with each transition. */
+  readonly generation: number;
+  readonly startCount: number;
+  readonly openComputeSinceMs: number | null;
+  readonly openPauseSinceMs: number | null;
+  /** The last change that proves the process alive (start, pause, resume): it cannot have died before. Null with `openComputeSinceMs`. */
+  readonly aliveAtMs: number | null;
+  /** The operation that made the last change. */
+  readonly lastOpId: OpId;
+};
+
+export type Sandbox = Fixed &
+  (
+    | { readonly state: 'created' }
+    | { readonly state: 'running'; readonly sinceMs: number; readonly deadlineAtMs: number | null }
+    | { readonly state: 'paused'; readonly sinceMs: number; readonly deadlineAtMs: number | null }
+    | { readonly state: 'suspended'; readonly snapshotId: SnapshotId; readonly sinceMs: number }
+    | { readonly state: 'stopped'; readonly ended: Ended }
+    /** `snapshotId`: the memory on disk of one that was suspended. */
+    | { readonly state: 'error'; readonly cause: string; readonly ended: Ended | null; readonly snapshotId: SnapshotId | null }
+    | { readonly state: 'deleted'; readonly deletedAtMs: number }
+  );
+
+export type SandboxState = Sandbox['state'];
+
+/** What all events carry. The time comes in with the event: this module has no clock. */
+type Stamp = { readonly atMs: number; readonly opId: OpId };
+
+/** How a sandbox begins: its disk exists. With a source it is a clone. */
+export type SandboxCreation = Stamp & { readonly type: 'created'; readonly source?: SnapshotSource };
+
+export type SandboxEvent = Stamp &
+  (
+    | {
+        readonly type: 'started';
+        readonly reason: StartReason;
+        readonly deadlineAtMs: number | null;
+        readonly source?: SnapshotSource;
+        /** What a restore brought along, where it differs from the spec. */
+        readonly shape?: Shape;
+        readonly evidence?: string;
+      }
+    | { readonly type: 'paused' }
+    | { readonly type: 'resumed' }
+    /** Memory and disk are durable and the process is proven dead. */
+    | { readonly type: 'suspended'; readonly snapshotId: SnapshotId; readonly evidence?: string }
+    /** The process is proven dead at `diedAtMs` (≤ atMs), with the evidence that proves it. */
+    | {
+        readonly type: 'ended';
+        readonly reason: StopReason;
+        readonly ended: Ended;
+        readonly diedAtMs: number;
+        readonly evidence: string;
+        readonly source?: SnapshotSource;
+      }
+    /** Something is wrong and nothing is proven: the compute interval stays open. */
+    | { readonly type: 'failed'; readonly cause: string }
+    /** What `failed` doubted turned out to be alive and well: back to running, or paused if it was. Nothing is billed anew. */
+    | { readonly type: 'recovered'; readonly deadlineAtMs: number | null }
+    | { readonly type: 'renamed'; readonly name: string }
+    /** Everything the sandbox had on the host is gone. `process` says what proved its process dead, where one was open. */
+    | { readonly type: 'deleted'; readonly process: ProcessEnd | null }
+  );
+
+/** `diedAtMs` absent: at the moment of the event, as when this very operation killed it. */
+export type ProcessEnd = { readonly reason: 'stop-user' | 'stop-crash'; readonly evidence: string; readonly diedAtMs?: number };
+
+export type IllegalTransition = { readonly illegal: SandboxEvent['type']; readonly from: SandboxState };
+
+/** Every legal edge on one screen. The docs' diagram and the property tests are made from it. */
+export const ACCEPTS = {
+  created: ['started', 'failed', 'renamed', 'deleted'],
+  running: ['paused', 'suspended', 'ended', 'failed', 'renamed', 'deleted'],
+  paused: ['resumed', 'suspended', 'ended', 'failed', 'renamed', 'deleted'],
+  suspended: ['started', 'ended', 'failed', 'renamed', 'deleted'],
+  stopped: ['started', 'failed', 'renamed', 'deleted'],
+  error: ['started', 'ended', 'failed', 'recovered', 'renamed', 'deleted'],
+  deleted: [],
+} as const satisfies Record<SandboxState, readonly SandboxEvent['type'][]>;
+
+export type NewSandbox = {
+  readonly id: SandboxId;
+  readonly projectId: ProjectId;
+  readonly spec: SandboxSpec;
+  readonly atMs: number;
+  readonly opId: OpId;
+};
+
+/** The only way in which a sandbox begins. */
+export function newSandbox({ id, projectId, spec, atMs, opId }: NewSandbox): Sandbox {
+  return {
+    id,
+    projectId,
+    spec,
+    createdAtMs: atMs,
+    changedAtMs: atMs,
+    generation: 1,
+    startCount: 0,
+    openComputeSinceMs: null,
+    openPauseSinceMs: null,
+    aliveAtMs: null,
+    lastOpId: opId,
+    state: 'created',
+  };
+}
+
+/**
+ * Applies one event. A refusal is a value; the store makes it a `failed_precondition`.
+ * `started` refuses while a compute interval is open (the caller must first record the death of the
+ * old process with `ended`), and `deleted` refuses to forget an open one without proof.
+ */
+export function transition(sandbox: Sandbox, event: SandboxEvent): Sandbox | IllegalTransition {
+  const accepts: readonly SandboxEvent['type'][] = ACCEPTS[sandbox.state];
+  const illegal: IllegalTransition = { illegal: event.type, from: sandbox.state };
+  if (!accepts.includes(event.type)) return illegal;
+  const fixed = fixedOf(sandbox, event);
+  const atMs = fixed.changedAtMs;
+  switch (event.type) {
+    case 'started':
+      if (sandbox.openComputeSinceMs !== null || !mayStartBy(sandbox, event.reason)) return illegal;
+      return {
+        ...fixed,
+        spec: event.shape === undefined ? sandbox.spec : { ...sandbox.spec, shape: event.shape },
+        state: 'running',
+        sinceMs: atMs,
+        deadlineAtMs: event.deadlineAtMs,
+        startCount: sandbox.startCount + 1,
+        openComputeSinceMs: atMs,
+        openPauseSinceMs: null,
+        aliveAtMs: atMs,
+      };
+    case 'paused':
+      return { ...fixed, state: 'paused', sinceMs: atMs, deadlineAtMs: deadlineOf(sandbox), openPauseSinceMs: atMs, aliveAtMs: atMs };
+    case 'resumed':
+      return { ...fixed, state: 'running', sinceMs: atMs, deadlineAtMs: deadlineOf(sandbox), openPauseSinceMs: null, aliveAtMs: atMs };
+    case 'suspended':
+      return { ...fixed, ...CLOSED, state: 'suspended', snapshotId: event.snapshotId, sinceMs: atMs };
+    case 'ended':
+      return { ...fixed, ...CLOSED, state: 'stopped', ended: event.ended };
+    case 'failed':
+      return { ...fixed, state: 'error', cause: event.cause, ended: endedOf(sandbox), snapshotId: snapshotOf(sandbox) };
+    case 'recovered': {
+      if (sandbox.openComputeSinceMs === null) return illegal;
+      const state = sandbox.openPauseSinceMs === null ? 'running' : 'paused';
+      return { ...fixed, state, sinceMs: atMs, deadlineAtMs: event.deadlineAtMs, aliveAtMs: atMs };
+    }
+    case 'renamed':
+      return { ...sandbox, ...fixed, spec: { ...sandbox.spec, name: event.name } };
+    case 'deleted':
+      if (sandbox.openComputeSinceMs !== null && event.process === null) return illegal;
+      return { ...fixed, ...CLOSED, state: 'deleted', deletedAtMs: atMs };
+    default:
+      return unreachable(event);
+  }
+}
+
+/** Why a transition was refused, for people. */
+export function illegalSentence(sandbox: Sandbox, { illegal, from }: IllegalTransition): string {
+  const what = `sandbox ${sandbox.spec.name} (${sandbox.id}) is ${from === 'error' ? 'in error' : from}`;
+  if (illegal === 'started' && sandbox.openComputeSinceMs !== null)
+    return `${what} and its process is not proven dead; it cannot be started`;
+  if (illegal === 'deleted' && from !== 'deleted') return `${what} and its process is not proven dead; it cannot be deleted`;
+  return `${what}; it cannot be ${illegal}`;
+}
+
+const CLOSED = { openComputeSinceMs: null, openPauseSinceMs: null, aliveAtMs: null } as const;
+
+/** A clone starts as one only the first time, and only what has its memory on disk can wake. */
+function mayStartBy(sandbox: Sandbox, reason: StartReason): boolean {
+  if (reason === 'clone') return sandbox.startCount === 0;
+  if (reason === 'hibernate-wake') return snapshotOf(sandbox) !== null;
+  return true;
+}
+
+function fixedOf(sandbox: Sandbox, event: SandboxEvent): Fixed {
+  const { id, projectId, spec, createdAtMs, changedAtMs, generation, startCount, openComputeSinceMs, openPauseSinceMs, aliveAtMs } =
+    sandbox;
+  return {
+    id,
+    projectId,
+    spec,
+    createdAtMs,
+    changedAtMs: Math.max(changedAtMs, event.atMs),
+    generation: generation + 1,
+    startCount,
+    openComputeSinceMs,
+    openPauseSinceMs,
+    aliveAtMs,
+    lastOpId: event.opId,
+  };
+}
+
+function deadlineOf(sandbox: Sandbox): number | null {
+  return sandbox.state === 'running' || sandbox.state === 'paused' ? sandbox.deadlineAtMs : null;
+}
+
+function endedOf(sandbox: Sandbox): Ended | null {
+  return sandbox.state === 'stopped' || sandbox.state === 'error' ? sandbox.ended : null;
+}
+
+function snapshotOf(sandbox: Sandbox): SnapshotId | null {
+  return sandbox.state === 'suspended' || sandbox.state === 'error' ? sandbox.snapshotId : null;
+}
+
+function unreachable(event: never): never {
+  throw new Error(`unhandled sandbox event ${JSON.stringify(event)}`);
+}

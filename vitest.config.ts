@@ -1,0 +1,16 @@
+import { defineConfig } from 'vitest/config';
+
+// The tests' own seed: printed by ./dev test, and settable to replay a run.
+const seed = Number(process.env['HUTCH_TEST_SEED'] ?? Date.now() % 2 ** 31);
+
+export default defineConfig({
+  test: {
+    include: ['src/**/*.test.ts', 'test/**/*.test.ts', 'bench/**/*.test.ts'],
+    exclude: ['node_modules', 'dist', 'test/lab/**'],
+    testTimeout: 60_000,
+    hookTimeout: 120_000,
+    pool: 'forks',
+    maxWorkers: 2,
+    env: { HUTCH_TEST_SEED: String(seed) },
+  },
+});
