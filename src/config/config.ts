@@ -1,0 +1,127 @@
+// The configuration: defaults, then the file, then the environment, then flags; the later one wins.
+// Every value knows where it came from, and whatever is unknown or cannot be read is an error that
+// names the place: a misspelt limit must not be ignored. Pure: files are read through what is passed in.
+import { HutchError } from '../domain/errors.ts';
+import { nearest } from '../domain/nearest.ts';
+import type { Environment } from './places.ts';
+import { type Config, environmentName, type KeyPath, LEAVES } from './schema.ts';
+import { readToml } from './toml.ts';
+
+export type Flag = {
+  /** As it was typed, for complaints: `--memory`. */
+  readonly flag: string;
+  readonly key: KeyPath;
+  readonly value: string;
+};
+
+export type ConfigSources = {
+  /** The first that exists is read. */
+  readonly paths: readonly string[];
+  /** Null when there is no such file. Anything else that fails, fails. */
+  readonly readFile: (path: string) => Promise<string | null>;
+  readonly env: Environment;
+  readonly flags?: readonly Flag[];
+};
+
+/** One line of `config show`. */
+export type ConfigValue = {
+  readonly key: string;
+  /** As one would write it: `512M`. */
+  readonly value: string | number | boolean;
+  /** `default`, `/etc/hutch/config.toml:3`, `HUTCH_SANDBOX_MEMORY` or `--memory`. */
+  readonly source: string;
+  readonly about: string;
+};
+
+export type LoadedConfig = { readonly config: Config; readonly values: readonly ConfigValue[]; readonly file: string | null };
+
+/** HUTCH_ names that are no configuration: places, credentials, and what belongs to tests. */
+const OTHER_VARIABLES = /^HUTCH_(HOME|API_KEY|API_URL|NO_START|DEBUG|READONLY|(TEST|FUZZ|DEV|LAB|BENCH|AGENT|SHIM)_\w+)$/;
+
+type Given = { readonly path: string; readonly value: unknown; readonly where: string };
+
+/** @throws HutchError `invalid_argument` naming file and line, variable or flag. */
+export async function loadConfig({ paths, readFile, env, flags = [] }: ConfigSources): Promise<LoadedConfig> {
+  const file = await firstFile(paths, readFile);
+  const given = [
+    ...(file === null ? [] : readToml(file.text, file.path)),
+    ...fromEnvironment(env),
+    ...flags.map(({ flag, key, value }): Given => ({ path: key, value, where: flag })),
+  ];
+  for (const { path, where } of given) if (!LEAVES.has(path)) throw unknownKey(path, where);
+  const strongest = new Map(given.map((one) => [one.path, one]));
+  const parsed = [...LEAVES].map(([path, leaf]) => {
+    const { value: raw, where } = strongest.get(path) ?? { value: leaf.fallback, where: 'default' };
+    const result = leaf.schema.safeParse(raw);
+    if (!result.success) throw wrongValue(path, where, result.error.issues[0]?.message ?? 'is wrong');
+    return { path, value: result.data, shown: { key: path, value: leaf.show(result.data), source: where, about: leaf.about } };
+  });
+  const config = nested(parsed);
+  checkTogether(config, strongest);
+  return { config, values: parsed.map(({ shown }) => shown), file: file?.path ?? null };
+}
+
+async function firstFile(paths: readonly string[], readFile: ConfigSources['readFile']): Promise<{ path: string; text: string } | null> {
+  for (const path of paths) {
+    const text = await readFile(path);
+    if (text !== null) return { path, text };
+  }
+  return null;
+}
+
+function fromEnvironment(env: Environment): readonly Given[] {
+  const paths = new Map([...LEAVES.keys()].map((path) => [environmentName(path), path]));
+  return Object.entries(env).flatMap(([name, value]): readonly Given[] => {
+    if (!name.startsWith('HUTCH_') || value === undefined || OTHER_VARIABLES.test(name)) return [];
+    const path = paths.get(name);
+    if (path !== undefined) return [{ path, value, where: name }];
+    const meant = nearest(name, [...paths.keys()]) ?? [...paths.keys()].find((known) => known.endsWith(name.slice('HUTCH'.length)));
+    throw new HutchError({
+      code: 'invalid_argument',
+      message: `${name}: there is no such setting`,
+      hint: meant === undefined ? 'unset it; see all settings: hutch config show' : `did you mean ${meant}?`,
+    });
+  });
+}
+
+/** The table's types promise this shape: each path is in it, parsed by its own leaf. */
+function nested(parsed: readonly { readonly path: string; readonly value: unknown }[]): Config {
+  const sections: Record<string, Record<string, unknown>> = {};
+  for (const { path, value } of parsed) {
+    const [section = '', key = ''] = path.split('.');
+    sections[section] = { ...sections[section], [key]: value };
+  }
+  return sections as Config;
+}
+
+/** What can be wrong only of two values together. */
+function checkTogether({ sandbox, limits }: Config, given: ReadonlyMap<string, Given>): void {
+  for (const key of ['cpus', 'memory', 'disk'] as const) {
+    if (sandbox[key] <= limits[key]) continue;
+    const path = given.has(`limits.${key}`) ? `limits.${key}` : `sandbox.${key}`;
+    throw wrongValue(
+      path,
+      given.get(path)?.where ?? 'default',
+      `the default of a sandbox, sandbox.${key}, must not be more than limits.${key}`,
+    );
+  }
+}
+
+function wrongValue(path: string, where: string, problem: string): HutchError {
+  return new HutchError({
+    code: 'invalid_argument',
+    message: `${where}: ${path}: ${problem}`,
+    hint: 'see all settings: hutch config show',
+  });
+}
+
+function unknownKey(path: string, where: string): HutchError {
+  const known = [...LEAVES.keys()];
+  const key = path.slice(path.indexOf('.') + 1);
+  const meant = nearest(path, known) ?? known.find((other) => other.endsWith(`.${key}`));
+  return new HutchError({
+    code: 'invalid_argument',
+    message: `${where}: ${path}: there is no such setting`,
+    hint: meant === undefined ? 'see all settings: hutch config show' : `did you mean ${meant}?`,
+  });
+}

@@ -1,0 +1,118 @@
+// Every key of the configuration: its kind, bounds, default, and what it is for. Environment names,
+// `config show`, the documentation and the error for a misspelt key are all made from this table.
+import type * as z from 'zod';
+import { BACKENDS } from '../domain/sandbox.ts';
+import { countLeaf, durationLeaf, flagLeaf, type Leaf, mebibytesLeaf, orWord, textLeaf, wordLeaf } from './leaf.ts';
+
+const DAY_MS = 86_400_000;
+const YEAR_MS = 365 * DAY_MS;
+
+export const KEYS = {
+  daemon: {
+    listen: orWord(
+      'off',
+      textLeaf({
+        fallback: '127.0.0.1:4880',
+        about: 'Address and port of the API; off: only the unix socket',
+        charsMax: 261,
+        pattern: /^(\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9.-]{1,253}):(\d{1,4}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])$/,
+        must: 'an address and a port, like 127.0.0.1:4880 or [::1]:4880',
+      }),
+    ),
+    socket: orWord(
+      'default',
+      textLeaf({
+        fallback: 'default',
+        about: 'Path of the unix socket of the API; default: hutch.sock in the directory for sockets',
+        charsMax: 107,
+        pattern: /^\/[^\0]*$/,
+        must: 'an absolute path of at most 107 characters',
+      }),
+    ),
+    log_level: wordLeaf({
+      fallback: 'info',
+      about: 'What the daemon logs: this and what is more important',
+      words: ['debug', 'info', 'warn', 'error'],
+    }),
+  },
+  sandbox: {
+    image: textLeaf({
+      fallback: 'debian',
+      about: 'Image of a sandbox that names none',
+      charsMax: 512,
+      pattern: /^[A-Za-z0-9][A-Za-z0-9._\-/:@]*$/,
+      must: 'the name of an image',
+    }),
+    cpus: countLeaf({ fallback: 1, about: 'Virtual CPUs', min: 1, max: 64 }),
+    memory: mebibytesLeaf({ fallback: '512M', about: 'Memory', min: 128, max: 262_144 }),
+    disk: mebibytesLeaf({ fallback: '8G', about: 'Disk; takes on the host only what is written to it', min: 256, max: 131_072 }),
+    timeout: orWord(
+      'none',
+      durationLeaf({ fallback: 'none', about: 'A sandbox is stopped this long after each start', minMs: 1_000, maxMs: YEAR_MS }),
+    ),
+    stop_grace: durationLeaf({
+      fallback: '10s',
+      about: 'From asking its processes to end until they are killed',
+      minMs: 0,
+      maxMs: 3_600_000,
+    }),
+    network: wordLeaf({
+      fallback: 'allow',
+      about: 'allow: the internet; allow-lan: private ranges too; none',
+      words: ['allow', 'allow-lan', 'none'],
+    }),
+    backend: wordLeaf({ fallback: 'auto', about: 'What runs sandboxes; auto: the best that works here', words: ['auto', ...BACKENDS] }),
+  },
+  network: {
+    allow_qemu_user_network: flagLeaf({
+      fallback: false,
+      about: 'Use QEMU’s own user network where passt is missing. Sandboxes then reach servers on this machine',
+    }),
+  },
+  limits: {
+    sandboxes: countLeaf({ fallback: 1_000, about: 'Sandboxes that run at one time', min: 1, max: 65_536 }),
+    cpus: countLeaf({ fallback: 64, about: 'Virtual CPUs of one sandbox', min: 1, max: 64 }),
+    memory: mebibytesLeaf({ fallback: '256G', about: 'Memory of one sandbox', min: 128, max: 262_144 }),
+    disk: mebibytesLeaf({ fallback: '128G', about: 'Disk of one sandbox', min: 256, max: 131_072 }),
+  },
+  retention: {
+    events: durationLeaf({ fallback: '90d', about: 'How long events are kept', minMs: 3_600_000, maxMs: 10 * YEAR_MS }),
+    operations: durationLeaf({ fallback: '30d', about: 'How long operations are kept', minMs: 3_600_000, maxMs: 10 * YEAR_MS }),
+    deleted: durationLeaf({
+      fallback: '30d',
+      about: 'How long deleted sandboxes can be asked about',
+      minMs: 3_600_000,
+      maxMs: 10 * YEAR_MS,
+    }),
+  },
+} as const satisfies Record<string, Record<string, Leaf<never> | Leaf<unknown>>>;
+
+type Keys = typeof KEYS;
+export type SectionName = keyof Keys;
+
+/** Parsed: sizes in MiB, durations in milliseconds, null for `off`, `default` and `none`. */
+export type Config = {
+  readonly [S in SectionName]: { readonly [K in keyof Keys[S]]: Keys[S][K] extends Leaf<infer T> ? T : never };
+};
+
+/** `sandbox.memory`. */
+export type KeyPath = { [S in SectionName]: `${S}.${keyof Keys[S] & string}` }[SectionName];
+
+export type AnyLeaf = {
+  readonly schema: z.ZodType;
+  readonly fallback: Leaf<unknown>['fallback'];
+  readonly about: string;
+  show(value: unknown): Leaf<unknown>['fallback'];
+};
+
+/** All leaves by their path, in the order of the table. */
+export const LEAVES: ReadonlyMap<string, AnyLeaf> = new Map(
+  Object.entries(KEYS).flatMap(([section, leaves]) =>
+    Object.entries(leaves).map(([key, leaf]): [string, AnyLeaf] => [`${section}.${key}`, leaf as AnyLeaf]),
+  ),
+);
+
+/** `sandbox.stop_grace` is HUTCH_SANDBOX_STOP_GRACE. */
+export function environmentName(path: string): string {
+  return `HUTCH_${path.replace('.', '_').toUpperCase()}`;
+}

@@ -1,0 +1,136 @@
+// The only door to the system: files, processes, sockets, clock and randomness. A test wraps this
+// object to make its N-th call fail, hang, or be the daemon's last; so nothing else in the daemon
+// may import node:fs, node:child_process or node:net's connect.
+//
+// Every method takes the operation first and hears its signal. Every failure is a HutchError:
+// ENOENT → not_found, EEXIST → conflict, EACCES/EPERM → permission_denied, ENOSPC/EDQUOT/EMFILE →
+// resource_exhausted, ECONNREFUSED/ECONNRESET/EPIPE → unavailable, all else → internal; `cause` keeps
+// the errno (`errnoOf` in errors.ts reads it). Paths are absolute. An aborted call throws its signal's
+// HutchError, else `cancelled`; it first gets a second to unwind, so that it leaves nothing half-done.
+import type { Duplex } from 'node:stream';
+import type { Operation } from './operation.ts';
+
+/** A live process, safe against reuse of its pid: `startTicks` is field 22 of /proc/PID/stat. */
+export type ProcessRef = { readonly pid: number; readonly startTicks: number };
+
+export type RunOptions = {
+  /** Added to PATH, HOME and LANG: nothing of the daemon's own environment is passed on. */
+  readonly env?: Readonly<Record<string, string>>;
+  readonly cwd?: string;
+  readonly input?: Uint8Array;
+  /** Output beyond this many bytes per stream is an error, not a truncation. Default 1 MiB. */
+  readonly outputBytesMax?: number;
+  /** Called with each chunk of both streams, for progress. */
+  readonly onOutput?: (chunk: Uint8Array, stream: 'stdout' | 'stderr') => void;
+};
+
+/** `exitCode` is 128 + its number when a signal ended the program. */
+export type RunResult = { readonly exitCode: number; readonly stdout: Uint8Array; readonly stderr: Uint8Array };
+
+export type SpawnOptions = {
+  readonly env?: Readonly<Record<string, string>>;
+  readonly cwd?: string;
+  /** Where stdout and stderr go; the file is appended to. */
+  readonly logPath: string;
+};
+
+export type FileInfo = {
+  readonly type: 'file' | 'directory' | 'symlink' | 'socket' | 'other';
+  readonly sizeBytes: number;
+  /** Blocks on disk, in bytes: what a sparse file really takes. */
+  readonly allocatedBytes: number;
+  readonly mode: number;
+  readonly uid: number;
+  readonly gid: number;
+  readonly inode: bigint;
+  readonly device: bigint;
+  readonly modifiedNs: bigint;
+  readonly changedNs: bigint;
+};
+
+/** Bytes at a place in a file that is a hole elsewhere. */
+export type SparsePiece = { readonly offset: number; readonly bytes: Uint8Array };
+
+/** Disposing it stops listening; `content` then fails if nothing had come. */
+export type Receiver = AsyncDisposable & { readonly content: Promise<Uint8Array> };
+
+export type FileSystemInfo = { readonly totalBytes: number; readonly freeBytes: number; readonly type: string };
+
+export type Host = {
+  // Files
+  /** The whole file; `payload_too_large` beyond `bytesMax`. */
+  readFile(op: Operation, path: string, bytesMax: number): Promise<Uint8Array>;
+  /** Temp file beside, fsync, rename, fsync of the directory: the old content or the new, never a part. */
+  writeFileAtomic(op: Operation, path: string, content: Uint8Array | string, mode: number): Promise<void>;
+  /** Makes the file (0600) if there is none. */
+  appendFile(op: Operation, path: string, content: Uint8Array): Promise<void>;
+  /** Fewer bytes than `length` where the file ends before. */
+  readRange(op: Operation, path: string, offset: number, length: number): Promise<Uint8Array>;
+  /** Chunks from `offset` to the end of the file as it is then. */
+  readStream(op: Operation, path: string, offset?: number): AsyncIterable<Uint8Array>;
+  /** Of a symlink itself; null where nothing is. */
+  stat(op: Operation, path: string): Promise<FileInfo | null>;
+  /** What a symlink points to, as it stands there. */
+  readLink(op: Operation, path: string): Promise<string>;
+  /** The names in a directory, sorted. */
+  list(op: Operation, path: string): Promise<readonly string[]>;
+  /** With its parents. One that exists is no error and keeps its mode. */
+  makeDir(op: Operation, path: string, mode: number): Promise<void>;
+  /** Removes a file or a whole directory; what is not there is no error. */
+  remove(op: Operation, path: string): Promise<void>;
+  /** Removes one directory that is empty, as a cgroup's must be removed; false while it is not, or is in use. None is no error. */
+  removeEmptyDir(op: Operation, path: string): Promise<boolean>;
+  /** Replaces `to` if it exists, then fsyncs the directory. */
+  rename(op: Operation, from: string, to: string): Promise<void>;
+  chmod(op: Operation, path: string, mode: number): Promise<void>;
+  /** Of a symlink itself, never of what it points to. */
+  chown(op: Operation, path: string, uid: number, gid: number): Promise<void>;
+  /** Makes the file (0600) if there is none: an empty sparse disk is one call. */
+  truncate(op: Operation, path: string, sizeBytes: number): Promise<void>;
+  /**
+   * Reflink where the file system can, else a sparse copy. The copy replaces `to` when it is whole, has
+   * mode 0600 whatever the original's, and is durable only after `sync`.
+   */
+  cloneFile(op: Operation, from: string, to: string): Promise<'reflink' | 'copy'>;
+  /** A file of that size (0600) with only these pieces written; it replaces `path` when it is whole, and is durable only after `sync`. */
+  writeSparse(op: Operation, path: string, sizeBytes: number, pieces: readonly SparsePiece[]): Promise<void>;
+  /** fsync of a file or a directory. */
+  sync(op: Operation, path: string): Promise<void>;
+  fileSystem(op: Operation, path: string): Promise<FileSystemInfo>;
+  sha256(op: Operation, path: string): Promise<string>;
+  /**
+   * Yields at the next change of a directory's entries; throws when the signal aborts. It watches from
+   * this call on: watch, then look, then wait, and nothing is missed. Loop over it, or it is held till
+   * the signal aborts.
+   */
+  watchDir(op: Operation, path: string): AsyncIterable<void>;
+  /** An exclusive lock on a file, held until disposed or the process ends; null when another holds it. */
+  lockFile(op: Operation, path: string): Promise<AsyncDisposable | null>;
+
+  // Processes
+  /** Runs to the end; killed (TERM, then KILL) when the signal aborts. Never a shell: an argument vector. */
+  run(op: Operation, argv: readonly string[], options?: RunOptions): Promise<RunResult>;
+  /** Starts a process in a session of its own that outlives the daemon. */
+  spawnDetached(op: Operation, argv: readonly string[], options: SpawnOptions): Promise<ProcessRef>;
+  processRef(op: Operation, pid: number): Promise<ProcessRef | null>;
+  isAlive(op: Operation, ref: ProcessRef): Promise<boolean>;
+  /** Sends a signal if the pid is still that process; false when it is gone. */
+  kill(op: Operation, ref: ProcessRef, signal: 'SIGTERM' | 'SIGKILL' | 'SIGSTOP' | 'SIGCONT'): Promise<boolean>;
+  /** Proportional set size and CPU time, null when the process is gone. */
+  processUse(op: Operation, ref: ProcessRef): Promise<{ pssBytes: number; cpuUs: number } | null>;
+  which(op: Operation, program: string): Promise<string | null>;
+
+  // Sockets
+  connectUnix(op: Operation, path: string): Promise<Duplex>;
+  /** Listens for one peer and gathers what it sends until it hangs up; more than `bytesMax` fails. */
+  receiveUnix(op: Operation, path: string, bytesMax: number): Promise<Receiver>;
+
+  // Clock, randomness, identity
+  nowMs(): number;
+  monotonicMs(): number;
+  bootId(): string;
+  randomBytes(count: number): Uint8Array;
+  /** Our own user and group id. */
+  readonly uid: number;
+  readonly gid: number;
+};

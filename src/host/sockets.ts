@@ -1,0 +1,47 @@
+// Unix sockets that somebody else listens on.
+import * as fs from 'node:fs/promises';
+import { connect } from 'node:net';
+import { basename, dirname } from 'node:path';
+import type { Duplex } from 'node:stream';
+import { heed } from './errors.ts';
+import type { Operation } from './operation.ts';
+
+/** `sun_path` without its final NUL. */
+export const SOCKET_PATH_BYTES_MAX = 107;
+
+export function connectUnix(op: Operation, path: string): Promise<Duplex> {
+  return heed(
+    op,
+    `connect to ${path}`,
+    async () => {
+      if (Buffer.byteLength(path) <= SOCKET_PATH_BYTES_MAX) return await dial(op, path);
+      // A longer path does not fit into an address; one through the directory's descriptor does.
+      await using dir = await fs.open(dirname(path), 'r');
+      return await dial(op, `/proc/self/fd/${dir.fd}/${basename(path)}`);
+    },
+    (late) => late.destroy(),
+  );
+}
+
+function dial(op: Operation, path: string): Promise<Duplex> {
+  const { promise, resolve, reject } = Promise.withResolvers<Duplex>();
+  const socket = connect({ path });
+  const onAbort = (): void => void socket.destroy(new Error('aborted'));
+  op.signal.addEventListener('abort', onAbort, { once: true });
+  const settled = (): void => {
+    op.signal.removeEventListener('abort', onAbort);
+    socket.removeListener('connect', onConnect);
+    socket.removeListener('error', onError);
+  };
+  const onConnect = (): void => {
+    settled();
+    resolve(socket);
+  };
+  const onError = (error: Error): void => {
+    settled();
+    reject(error);
+  };
+  socket.once('connect', onConnect);
+  socket.once('error', onError);
+  return promise;
+}
