@@ -1,0 +1,295 @@
+// What the store can be asked: every change and every query, with what goes in and comes out. Types
+// only: the daemon's thread sends them, the store's worker answers them.
+//
+// A commit is a list of changes that happen together or not at all. If one of them is refused, none
+// has happened and the commit rejects with a HutchError that names it.
+import type { ErrorBody } from '../domain/errors.ts';
+import type { ImageId, KernelId, KeyId, OpId, ProjectId, SandboxId } from '../domain/ids.ts';
+import type { Image, Kernel } from '../domain/image.ts';
+import type { LedgerEntry } from '../domain/ledger.ts';
+import type {
+  ApiKey,
+  EventRecord,
+  Heartbeat,
+  Intent,
+  JsonObject,
+  OperationRecord,
+  OperationState,
+  Project,
+  RequestRecord,
+} from '../domain/records.ts';
+import type { Sandbox, SandboxEvent, SandboxSpec, SandboxState, SnapshotSource } from '../domain/sandbox.ts';
+
+/** The most rows that one query answers; ask again with the cursor. */
+export const PAGE_ROWS_MAX = 1_000;
+/** An Idempotency-Key means the same request for this long. */
+export const REQUEST_LIFETIME_MS = 24 * 60 * 60 * 1_000;
+export const UID_FIRST = 900_000;
+export const UID_LAST = 965_535;
+
+export type ChangeMap = {
+  /** Its disk exists: the row, its `created` event and `vm.storage.start`. `conflict` when the name is taken or reserved. */
+  createSandbox: {
+    args: {
+      readonly id: SandboxId;
+      readonly projectId: ProjectId;
+      readonly spec: SandboxSpec;
+      readonly atMs: number;
+      readonly source?: SnapshotSource;
+    };
+    result: Sandbox;
+  };
+  /**
+   * The one way in which a sandbox changes: row, ledger entries and event together.
+   * `failed_precondition` when `transition` refuses it or the generation is another; `not_found`;
+   * `conflict` when a new name is taken.
+   */
+  applyEvent: {
+    args: {
+      readonly sandboxId: SandboxId;
+      readonly event: SandboxEvent;
+      readonly expectGeneration?: number;
+      /** Facts for `why`, beside those that the event carries. */
+      readonly detail?: JsonObject;
+    };
+    result: Sandbox;
+  };
+  /** Something that happened and changed no state. Its result is the cursor. */
+  addEvent: {
+    args: {
+      readonly type: string;
+      readonly atMs: number;
+      readonly projectId?: ProjectId;
+      readonly sandboxId?: SandboxId;
+      readonly detail?: JsonObject;
+    };
+    result: number;
+  };
+
+  /** The op id is that of the commit, as is the actor. */
+  beginOperation: {
+    args: {
+      readonly verb: string;
+      readonly startedAtMs: number;
+      readonly projectId?: ProjectId;
+      readonly targetId?: string;
+      readonly traceparent?: string;
+    };
+    result: OperationRecord;
+  };
+  updateOperation: {
+    args: {
+      readonly id: OpId;
+      readonly targetId?: string;
+      readonly step?: string;
+      readonly done?: number | null;
+      readonly total?: number | null;
+    };
+    result: OperationRecord;
+  };
+  /** Ends it once: what has ended stays as it is. */
+  endOperation: {
+    args: { readonly id: OpId; readonly state: Exclude<OperationState, 'running'>; readonly endedAtMs: number; readonly error?: ErrorBody };
+    result: OperationRecord;
+  };
+  /** At the start of the daemon: whatever still runs on paper was interrupted. */
+  interruptOperations: { args: { readonly endedAtMs: number }; result: readonly OperationRecord[] };
+
+  /** `conflict` when the name is taken or reserved. */
+  addIntent: {
+    args: {
+      readonly kind: string;
+      readonly projectId: ProjectId;
+      readonly sandboxId?: SandboxId;
+      readonly reserveName?: string;
+      readonly atMs: number;
+      readonly detail?: JsonObject;
+    };
+    result: Intent;
+  };
+  updateIntent: { args: { readonly id: number; readonly detail: JsonObject }; result: Intent };
+  /** Idempotent. Frees the reserved name: put it before `createSandbox` in the same commit. */
+  finishIntent: { args: { readonly id: number }; result: null };
+
+  /** A uid that no other sandbox has; the same one when asked again. `resource_exhausted` when all are taken. */
+  allocateUid: { args: { readonly sandboxId: SandboxId }; result: number };
+  releaseUid: { args: { readonly sandboxId: SandboxId }; result: null };
+
+  /** The reply that a repeated request gets. */
+  finishRequest: { args: { readonly apiKeyId: KeyId; readonly key: string; readonly reply: unknown }; result: null };
+  /** Forgets the first call, because it changed nothing: the next one starts anew. */
+  releaseRequest: { args: { readonly apiKeyId: KeyId; readonly key: string }; result: null };
+
+  /** A new digest takes the name away from the image that had it. The same digest again changes nothing but the name. */
+  putImage: { args: { readonly image: Image }; result: Image };
+  /** `failed_precondition` while a sandbox that is not deleted uses it. */
+  removeImage: { args: { readonly id: ImageId }; result: null };
+  putKernel: { args: { readonly kernel: Kernel }; result: Kernel };
+  removeKernel: { args: { readonly id: KernelId }; result: null };
+
+  /** `conflict` when a key that is not revoked has that name in the project. */
+  createKey: {
+    args: { readonly id: KeyId; readonly projectId: ProjectId; readonly name: string; readonly sha256: string; readonly atMs: number };
+    result: ApiKey;
+  };
+  touchKey: { args: { readonly id: KeyId; readonly atMs: number }; result: null };
+  /** Idempotent: keeps the first time. */
+  revokeKey: { args: { readonly id: KeyId; readonly atMs: number }; result: ApiKey };
+
+  setSetting: { args: { readonly key: string; readonly value: unknown }; result: null };
+  beat: { args: Record<never, never>; result: Heartbeat };
+
+  /** Drops at most `PAGE_ROWS_MAX` rows of each that ended before; call again while `dropped` is that many. The ledger is never pruned. */
+  prune: {
+    args: {
+      readonly eventsBeforeMs: number;
+      readonly operationsBeforeMs: number;
+      readonly tombstonesBeforeMs: number;
+      readonly nowMs: number;
+    };
+    result: { readonly dropped: number; readonly more: boolean };
+  };
+};
+
+export type ChangeName = keyof ChangeMap;
+export type Change = { [K in ChangeName]: { readonly change: K } & ChangeMap[K]['args'] }[ChangeName];
+export type ChangeResult<C> = C extends { readonly change: infer K extends ChangeName } ? ChangeMap[K]['result'] : never;
+export type ChangeResults<T extends readonly Change[]> = { readonly [I in keyof T]: ChangeResult<T[I]> };
+
+export type SandboxFilter = {
+  readonly projectId?: ProjectId;
+  /** Default: all but `deleted`. */
+  readonly states?: readonly SandboxState[];
+  /** All must match; a null value: the label exists. */
+  readonly labels?: readonly { readonly key: string; readonly value: string | null }[];
+};
+
+export type QueryMap = {
+  sandbox: { args: { readonly id: SandboxId }; result: Sandbox | null };
+  /** Newest first. `limit` ≤ PAGE_ROWS_MAX, which is the default; a page of large ones has fewer. The last has no `nextCursor`. */
+  sandboxes: {
+    args: SandboxFilter & { readonly limit?: number; readonly cursor?: string | null };
+    result: { readonly sandboxes: readonly Sandbox[]; readonly nextCursor: string | null };
+  };
+  countSandboxes: { args: SandboxFilter; result: number };
+  /** What the reference may mean, tombstones by exact id only: for `resolveReference`. */
+  sandboxCandidates: { args: { readonly projectId: ProjectId; readonly text: string }; result: readonly Sandbox[] };
+  /** Every sandbox that a process may still belong to: its compute interval is open. Oldest first. */
+  openSandboxes: { args: Record<never, never>; result: readonly Sandbox[] };
+  /** Ids of all sandboxes that are not deleted: for leak checks. */
+  liveSandboxIds: { args: Record<never, never>; result: readonly SandboxId[] };
+
+  operation: { args: { readonly id: OpId }; result: OperationRecord | null };
+  /** Newest first. */
+  operations: {
+    args: { readonly projectId?: ProjectId; readonly state?: OperationState; readonly targetId?: string; readonly limit?: number };
+    result: readonly OperationRecord[];
+  };
+  operationCandidates: { args: { readonly text: string }; result: readonly OperationRecord[] };
+
+  /** Oldest first, after `after` (default: from the beginning). */
+  events: {
+    args: {
+      readonly projectId?: ProjectId;
+      readonly sandboxId?: SandboxId;
+      readonly opId?: OpId;
+      readonly after?: number;
+      readonly limit?: number;
+    };
+    result: readonly EventRecord[];
+  };
+  /** The newest `limit`, oldest first. */
+  lastEvents: {
+    args: { readonly projectId?: ProjectId; readonly sandboxId?: SandboxId; readonly limit: number };
+    result: readonly EventRecord[];
+  };
+
+  intents: { args: { readonly sandboxId?: SandboxId }; result: readonly Intent[] };
+  uid: { args: { readonly sandboxId: SandboxId }; result: number | null };
+  uids: { args: Record<never, never>; result: readonly { readonly uid: number; readonly sandboxId: SandboxId }[] };
+  /** Requests without a reply yet: the start of the daemon decides about each. */
+  openRequests: { args: Record<never, never>; result: readonly RequestRecord[] };
+
+  image: { args: { readonly id: ImageId }; result: Image | null };
+  images: { args: Record<never, never>; result: readonly Image[] };
+  kernel: { args: { readonly id: KernelId }; result: Kernel | null };
+  kernels: { args: Record<never, never>; result: readonly Kernel[] };
+
+  projects: { args: Record<never, never>; result: readonly Project[] };
+  /** Revoked ones too: the caller says so. */
+  keyByHash: { args: { readonly sha256: string }; result: ApiKey | null };
+  keys: { args: { readonly projectId?: ProjectId }; result: readonly ApiKey[] };
+
+  setting: { args: { readonly key: string }; result: unknown };
+  /**
+   * The last heartbeat of one boot, or of the newest one that is not `otherThan`: until then at least,
+   * what ran in it is known to have lived. Without either: the newest.
+   */
+  heartbeat: { args: { readonly bootId?: string; readonly otherThan?: string }; result: Heartbeat | null };
+
+  /** In order, after sequence `after`. */
+  ledger: { args: { readonly after: number; readonly limit?: number; readonly sandboxId?: SandboxId }; result: readonly LedgerEntry[] };
+  ledgerHead: { args: Record<never, never>; result: { readonly sequence: number; readonly hash: string } };
+  /** Checks one page of the chain; the whole is `verifyLedger` in src/metering. */
+  checkLedger: { args: { readonly from: LedgerPosition; readonly limit?: number }; result: LedgerCheck };
+
+  health: {
+    args: Record<never, never>;
+    result: { readonly schemaVersion: number; readonly pageCount: number; readonly sizeBytes: number };
+  };
+};
+
+export type LedgerPosition = { readonly sequence: number; readonly hash: string };
+/** `at`: the last entry that is whole and in its place. */
+export type LedgerCheck = { readonly at: LedgerPosition } & (
+  | { readonly state: 'more' | 'whole' }
+  | { readonly state: 'broken'; readonly sequence: number; readonly problem: string }
+);
+
+export type QueryName = keyof QueryMap;
+
+/** Whether power loss may undo it. A killed daemon undoes neither. */
+export type Durability = 'durable' | 'relaxed';
+
+/** Who commits: an `Operation`, or the part of it that is written down. */
+export type Committer = { readonly id: OpId; readonly actor: string };
+
+export type RequestClaim = {
+  readonly apiKeyId: KeyId;
+  readonly key: string;
+  /** SHA-256 of verb and body. */
+  readonly requestHash: string;
+  readonly targetId?: string;
+};
+
+export type Claimed<R> =
+  /** First use: the changes are committed; finish or release it later. */
+  | { readonly outcome: 'claimed'; readonly results: R }
+  /** The first call is still under way. Nothing was changed. */
+  | { readonly outcome: 'running'; readonly request: RequestRecord }
+  /** Give this reply again. Nothing was changed. */
+  | { readonly outcome: 'done'; readonly request: RequestRecord };
+
+/**
+ * One whole transaction a call. Commits are carried out in the order in which they were made; a query
+ * sees every commit that had resolved when it was asked. Nothing here hears cancellation: once asked, a commit is
+ * carried to its end, since the record must not depend on a client's patience. An answer that takes
+ * longer than `STORE_ANSWER_MS` is `unavailable`.
+ */
+export type Store = {
+  readonly path: string;
+  readonly defaultProjectId: ProjectId;
+  readonly schemaVersion: number;
+  /** How the last daemon left it; after `unclean` the store was checked. */
+  readonly lastClose: 'new' | 'clean' | 'unclean';
+  commit<const T extends readonly Change[]>(op: Committer, changes: T, durability?: Durability): Promise<ChangeResults<T>>;
+  /** `conflict` when the key was used for another request. */
+  claim<const T extends readonly Change[]>(op: Committer, claim: RequestClaim, changes: T): Promise<Claimed<ChangeResults<T>>>;
+  query<K extends QueryName>(name: K, args: QueryMap[K]['args']): Promise<QueryMap[K]['result']>;
+  /** Called after each commit that added events or ledger entries. Returns what ends it. */
+  onCommit(listener: (news: CommitNews) => void): () => void;
+  /** Waits for what was asked, then checkpoints and closes. */
+  close(): Promise<void>;
+};
+
+export type CommitNews = { readonly lastEventCursor: number; readonly lastLedgerSequence: number };

@@ -1,0 +1,89 @@
+// Which function answers which change and which query. Complete by its types: what the contract lists
+// and nothing answers does not compile.
+import type { ChangeMap, ChangeName, QueryMap, QueryName } from './contract.ts';
+import type { Db } from './db.ts';
+import { addEvent, lastEvents, listEvents } from './events.ts';
+import { listImages, listKernels, putImage, putKernel, readImage, readKernel, removeImage, removeKernel } from './images.ts';
+import { addIntent, allocateUid, finishIntent, listIntents, listUids, readUid, releaseUid, updateIntent } from './intents.ts';
+import { createKey, keyByHash, listKeys, listProjects, revokeKey, touchKey } from './keys.ts';
+import { checkLedger, ledgerHead, ledgerPage } from './ledger.ts';
+import {
+  beginOperation,
+  endOperation,
+  interruptOperations,
+  listOperations,
+  operationCandidates,
+  readOperation,
+  updateOperation,
+} from './operations.ts';
+import { finishRequest, openRequests, releaseRequest } from './requests.ts';
+import {
+  applyChange,
+  countSandboxes,
+  createSandbox,
+  listSandboxes,
+  liveSandboxIds,
+  openSandboxes,
+  readSandbox,
+  sandboxCandidates,
+} from './sandboxes.ts';
+import { beat, health, prune, readHeartbeat, readSetting, setSetting } from './settings.ts';
+import type { Tx } from './tx.ts';
+
+export const CHANGES: { readonly [K in ChangeName]: (tx: Tx, args: ChangeMap[K]['args']) => ChangeMap[K]['result'] } = {
+  createSandbox,
+  applyEvent: applyChange,
+  addEvent,
+  beginOperation,
+  updateOperation,
+  endOperation,
+  interruptOperations,
+  addIntent,
+  updateIntent,
+  finishIntent,
+  allocateUid,
+  releaseUid,
+  finishRequest,
+  releaseRequest,
+  putImage,
+  removeImage,
+  putKernel,
+  removeKernel,
+  createKey,
+  touchKey,
+  revokeKey,
+  setSetting,
+  beat,
+  prune,
+};
+
+export const QUERIES: { readonly [K in QueryName]: (db: Db, args: QueryMap[K]['args']) => QueryMap[K]['result'] } = {
+  sandbox: (db, { id }) => readSandbox(db, id),
+  sandboxes: listSandboxes,
+  countSandboxes,
+  sandboxCandidates: (db, { projectId, text }) => sandboxCandidates(db, projectId, text),
+  openSandboxes,
+  liveSandboxIds,
+  operation: (db, { id }) => readOperation(db, id),
+  operations: listOperations,
+  operationCandidates: (db, { text }) => operationCandidates(db, text),
+  events: listEvents,
+  lastEvents,
+  intents: listIntents,
+  uid: (db, { sandboxId }) => readUid(db, sandboxId),
+  uids: listUids,
+  openRequests,
+  image: (db, { id }) => readImage(db, id),
+  images: listImages,
+  kernel: (db, { id }) => readKernel(db, id),
+  kernels: listKernels,
+  projects: listProjects,
+  keyByHash: (db, { sha256 }) => keyByHash(db, sha256),
+  keys: listKeys,
+  setting: (db, { key }) => readSetting(db, key),
+  heartbeat: readHeartbeat,
+  ledger: ledgerPage,
+  ledgerHead,
+  checkLedger,
+  health,
+};

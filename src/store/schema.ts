@@ -1,0 +1,178 @@
+// The tables, as numbered migrations that only go forward. A migration that has been released is never
+// edited: a store somewhere was made by it. `user_version` of the file is the number of the last one.
+
+/** "Htch": tells our file from any other SQLite database. */
+export const APPLICATION_ID = 0x48746368;
+
+export type Migration = { readonly version: number; readonly what: string; readonly sql: string };
+
+export const MIGRATIONS: readonly Migration[] = [
+  {
+    version: 1,
+    what: 'projects, keys, sandboxes, ledger',
+    sql: `
+      CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+
+      CREATE TABLE projects (
+        id TEXT PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        created_at_ms INTEGER NOT NULL
+      ) STRICT;
+
+      CREATE TABLE api_keys (
+        id TEXT PRIMARY KEY,
+        project_id TEXT NOT NULL REFERENCES projects (id),
+        name TEXT NOT NULL,
+        sha256 TEXT NOT NULL UNIQUE,
+        created_at_ms INTEGER NOT NULL,
+        last_used_at_ms INTEGER,
+        revoked_at_ms INTEGER
+      ) STRICT;
+      CREATE UNIQUE INDEX api_keys_name ON api_keys (project_id, name) WHERE revoked_at_ms IS NULL;
+
+      CREATE TABLE sandboxes (
+        id TEXT PRIMARY KEY,
+        project_id TEXT NOT NULL REFERENCES projects (id),
+        name TEXT NOT NULL,
+        state TEXT NOT NULL,
+        image_id TEXT NOT NULL,
+        kernel_id TEXT,
+        spec TEXT NOT NULL,
+        status TEXT NOT NULL,
+        created_at_ms INTEGER NOT NULL,
+        changed_at_ms INTEGER NOT NULL,
+        generation INTEGER NOT NULL,
+        start_count INTEGER NOT NULL,
+        open_compute_since_ms INTEGER,
+        open_pause_since_ms INTEGER,
+        alive_at_ms INTEGER,
+        last_op_id TEXT NOT NULL
+      ) STRICT;
+      CREATE UNIQUE INDEX sandboxes_name ON sandboxes (project_id, name) WHERE state <> 'deleted';
+      CREATE INDEX sandboxes_newest ON sandboxes (created_at_ms DESC, id DESC);
+      -- There may be a hundred tombstones to each sandbox that lives.
+      CREATE INDEX sandboxes_live ON sandboxes (created_at_ms DESC, id DESC) WHERE state <> 'deleted';
+      CREATE INDEX sandboxes_open ON sandboxes (open_compute_since_ms) WHERE open_compute_since_ms IS NOT NULL;
+      CREATE INDEX sandboxes_tombstones ON sandboxes (changed_at_ms) WHERE state = 'deleted';
+
+      CREATE TABLE ledger (
+        sequence INTEGER PRIMARY KEY,
+        id TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        reason TEXT,
+        at_ms INTEGER NOT NULL,
+        project_id TEXT NOT NULL,
+        sandbox_id TEXT,
+        snapshot_id TEXT,
+        source_snapshot_id TEXT,
+        parent_id TEXT,
+        backend TEXT,
+        shape TEXT NOT NULL,
+        op_id TEXT NOT NULL,
+        evidence TEXT,
+        emitted_at_ms INTEGER NOT NULL,
+        monotonic_ms REAL NOT NULL,
+        boot_id TEXT NOT NULL,
+        previous_hash TEXT NOT NULL,
+        hash TEXT NOT NULL
+      ) STRICT;
+      CREATE INDEX ledger_sandbox ON ledger (sandbox_id, sequence);
+
+      CREATE TABLE images (
+        id TEXT PRIMARY KEY,
+        name TEXT UNIQUE,
+        digest TEXT NOT NULL UNIQUE,
+        body TEXT NOT NULL,
+        created_at_ms INTEGER NOT NULL
+      ) STRICT;
+
+      CREATE TABLE kernels (
+        id TEXT PRIMARY KEY,
+        digest TEXT NOT NULL UNIQUE,
+        body TEXT NOT NULL,
+        created_at_ms INTEGER NOT NULL
+      ) STRICT;
+    `,
+  },
+  {
+    version: 2,
+    what: 'operations, events, intents, requests, uids, settings, heartbeats',
+    sql: `
+      CREATE TABLE operations (
+        id TEXT PRIMARY KEY,
+        verb TEXT NOT NULL,
+        project_id TEXT,
+        target_id TEXT,
+        actor TEXT NOT NULL,
+        state TEXT NOT NULL,
+        step TEXT,
+        done REAL,
+        total REAL,
+        started_at_ms INTEGER NOT NULL,
+        ended_at_ms INTEGER,
+        error TEXT,
+        traceparent TEXT
+      ) STRICT;
+      CREATE INDEX operations_newest ON operations (started_at_ms DESC);
+      CREATE INDEX operations_running ON operations (started_at_ms) WHERE state = 'running';
+      CREATE INDEX operations_target ON operations (target_id, started_at_ms DESC) WHERE target_id IS NOT NULL;
+      CREATE INDEX operations_ended ON operations (ended_at_ms) WHERE ended_at_ms IS NOT NULL;
+
+      CREATE TABLE events (
+        cursor INTEGER PRIMARY KEY AUTOINCREMENT,
+        at_ms INTEGER NOT NULL,
+        type TEXT NOT NULL,
+        project_id TEXT,
+        sandbox_id TEXT,
+        sandbox_name TEXT,
+        op_id TEXT,
+        actor TEXT NOT NULL,
+        detail TEXT NOT NULL
+      ) STRICT;
+      CREATE INDEX events_sandbox ON events (sandbox_id, cursor) WHERE sandbox_id IS NOT NULL;
+      CREATE INDEX events_op ON events (op_id, cursor) WHERE op_id IS NOT NULL;
+      CREATE INDEX events_age ON events (at_ms);
+
+      CREATE TABLE intents (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        kind TEXT NOT NULL,
+        project_id TEXT NOT NULL REFERENCES projects (id),
+        sandbox_id TEXT,
+        reserved_name TEXT,
+        op_id TEXT NOT NULL,
+        created_at_ms INTEGER NOT NULL,
+        detail TEXT NOT NULL
+      ) STRICT;
+      CREATE UNIQUE INDEX intents_name ON intents (project_id, reserved_name) WHERE reserved_name IS NOT NULL;
+      CREATE INDEX intents_sandbox ON intents (sandbox_id) WHERE sandbox_id IS NOT NULL;
+
+      CREATE TABLE requests (
+        api_key_id TEXT NOT NULL,
+        key TEXT NOT NULL,
+        request_hash TEXT NOT NULL,
+        op_id TEXT NOT NULL,
+        target_id TEXT,
+        created_at_ms INTEGER NOT NULL,
+        reply TEXT,
+        PRIMARY KEY (api_key_id, key)
+      ) STRICT, WITHOUT ROWID;
+      CREATE INDEX requests_age ON requests (created_at_ms);
+
+      CREATE TABLE uids (
+        uid INTEGER PRIMARY KEY,
+        sandbox_id TEXT NOT NULL UNIQUE
+      ) STRICT;
+
+      CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+
+      CREATE TABLE heartbeats (
+        number INTEGER PRIMARY KEY,
+        boot_id TEXT NOT NULL UNIQUE,
+        at_ms INTEGER NOT NULL,
+        monotonic_ms REAL NOT NULL
+      ) STRICT;
+    `,
+  },
+];
+
+export const SCHEMA_VERSION = MIGRATIONS.length;
