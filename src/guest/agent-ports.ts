@@ -1,0 +1,68 @@
+// What listens in the sandbox, and streams to it that need no network.
+import type { Operation } from '../host/operation.ts';
+import { CALL_MS, events, open, unary } from './calls.ts';
+import type { AgentConnection } from './connection.ts';
+import { nothing, type PortEvent, type PortInfo, portEvent, ports } from './messages.ts';
+import type { AgentStream } from './stream.ts';
+
+export type AgentPorts = {
+  list(op: Operation): Promise<readonly PortInfo[]>;
+  /** What listens now, and each change within a second. */
+  watch(op: Operation): Promise<{ readonly ports: readonly PortInfo[]; readonly changes: AsyncGenerator<PortEvent, void, undefined> }>;
+};
+
+export type Target = { readonly tcp: { readonly host?: string; readonly port: number } } | { readonly unix: string };
+
+/** A connection into the sandbox. Disposing it closes both directions at once. */
+export class GuestSocket implements Disposable {
+  readonly #stream: AgentStream;
+
+  constructor(stream: AgentStream) {
+    this.#stream = stream;
+  }
+
+  /** What the other end sends, until it has closed its side; ours stays open. Leaving the loop early closes the connection. */
+  async *bytes(op: Operation): AsyncGenerator<Uint8Array, void, undefined> {
+    let closed = false;
+    try {
+      while (!closed) {
+        const item = await this.#stream.next(op);
+        if (item.kind === 'data') yield item.bytes;
+        else if (item.kind === 'end' || item.kind === 'close') closed = true;
+      }
+    } finally {
+      if (!closed) this.#stream.cancel();
+    }
+  }
+
+  write(op: Operation, bytes: Uint8Array): Promise<void> {
+    return this.#stream.write(op, bytes);
+  }
+
+  /** Closes our side; the other end may go on sending. */
+  end(): void {
+    this.#stream.end();
+  }
+
+  [Symbol.dispose](): void {
+    this.#stream.cancel();
+  }
+}
+
+export function agentPorts(connection: AgentConnection): AgentPorts {
+  return {
+    list: async (op) => (await unary(op, connection, 'ports.list', null, ports)).ports,
+    async watch(op) {
+      const { stream, reply } = await open(op, connection, 'ports.watch', null, ports);
+      return { ports: reply.ports, changes: events(op, connection, stream, ['opened', 'closed'], portEvent) };
+    },
+  };
+}
+
+/** A TCP connection attempt may take this long. */
+const CONNECT_MS = 2 * CALL_MS;
+
+export async function connectInGuest(op: Operation, connection: AgentConnection, target: Target): Promise<GuestSocket> {
+  const { stream } = await open(op, connection, 'connect', target, nothing, CONNECT_MS);
+  return new GuestSocket(stream);
+}

@@ -1,0 +1,209 @@
+// The way to one sandbox's agent, over as many connections as it takes. It dials when somebody asks,
+// gives everybody the same connection while it lasts, and a new one after it is lost. What is under
+// way on a lost connection fails with `unavailable`, but for processes: those go on where they were
+// (see LinkedProcess).
+import type { Duplex } from 'node:stream';
+import { type ErrorCode, HutchError } from '../domain/errors.ts';
+import type { Operation } from '../host/operation.ts';
+import { type Agent, connectAgent } from './agent.ts';
+import type { AttachSpec, ProcessSpec } from './agent-process.ts';
+import type { ConnectOptions } from './connection.ts';
+import { LinkedProcess, type Opening } from './linked-process.ts';
+import { delay, heard, reasonOf, shared } from './wait.ts';
+
+/** One attempt to reach the agent, from dialling to its answer. */
+export const DIAL_MS = 15_000;
+/** So long a lost process stream tries to come back. The agent keeps its place as long. */
+export const RESUME_MS = 30_000;
+const RETRY_FIRST_MS = 25;
+const RETRY_MAX_MS = 1_000;
+
+/** What dialling may fail with that no second attempt changes. */
+const FINAL: ReadonlySet<ErrorCode> = new Set([
+  'failed_precondition',
+  'permission_denied',
+  'unauthenticated',
+  'invalid_argument',
+  'unimplemented',
+  'cancelled',
+]);
+
+export type LinkOptions = ConnectOptions & {
+  /** A new byte stream to the agent. The one before has been destroyed. */
+  readonly dial: (op: Operation) => Promise<Duplex>;
+  readonly dialMs?: number;
+  readonly resumeMs?: number;
+};
+
+export class AgentLink implements Disposable {
+  readonly #op: Operation;
+  readonly #options: LinkOptions;
+  readonly #closing = new AbortController();
+  #agent: Agent | null = null;
+  #dialling: Promise<Agent> | null = null;
+  #holds = 0;
+  readonly #released = new Set<() => void>();
+
+  /** `op` is the link's own: what it does for all its callers is done in this operation. */
+  constructor(op: Operation, options: LinkOptions) {
+    this.#op = op;
+    this.#options = options;
+  }
+
+  /**
+   * The agent, connected. While the link is held this waits.
+   * @throws HutchError what dialling failed with, or `unavailable` when the link is closed.
+   */
+  async agent(op: Operation): Promise<Agent> {
+    await this.#whenReleased(op);
+    this.#refuseWhenClosed(op);
+    if (this.#agent !== null && !this.#agent.lost.aborted) return this.#agent;
+    if (this.#dialling === null) {
+      this.#dialling = this.#dial().finally(() => {
+        this.#dialling = null;
+      });
+      this.#dialling.catch(() => {}); // everybody who waits may have given up
+    }
+    return await shared(op, this.#dialling);
+  }
+
+  /** Starts a process whose stream outlives the connection. A start that is repeated with its id runs once. */
+  async start(op: Operation, spec: ProcessSpec): Promise<LinkedProcess> {
+    const asked = { id: spec.id, input: spec.stdin === 'pipe', stdoutOffset: 0, stderrOffset: 0 };
+    return await this.#linked(op, asked, async (agent) => {
+      const { process, started } = await agent.process.start(op, spec);
+      return { agent, process, existing: started.existing, ...positions(started) };
+    });
+  }
+
+  /** Follows a process that runs, from the given offsets on, over as many connections as it takes. */
+  async attach(op: Operation, spec: AttachSpec): Promise<LinkedProcess> {
+    return await this.#linked(op, spec, async (agent) => {
+      const { process, attached } = await agent.process.attach(op, spec);
+      return { agent, process, existing: true, ...positions(attached) };
+    });
+  }
+
+  /**
+   * Closes the connection and lets nobody dial until the hold is disposed: for a pause, a checkpoint, a
+   * saved snapshot. Process streams wait and go on afterwards.
+   */
+  hold(): Disposable {
+    this.#holds += 1;
+    this.#agent?.close();
+    this.#agent = null;
+    let isHeld = true;
+    return {
+      [Symbol.dispose]: () => {
+        if (!isHeld) return;
+        isHeld = false;
+        this.#holds -= 1;
+        if (this.#holds > 0) return;
+        for (const released of [...this.#released]) released();
+        this.#released.clear();
+      },
+    };
+  }
+
+  /** Ends the connection and every stream over it, for good. The sandbox is left as it is. */
+  close(): void {
+    if (this.#closing.signal.aborted) return;
+    this.#closing.abort();
+    this.#agent?.close();
+    this.#agent = null;
+    for (const released of [...this.#released]) released();
+    this.#released.clear();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  /**
+   * Runs `attempt` with a connected agent, again after each loss of the connection, for at most
+   * `resumeMs` in all, not counting the time that the link is held.
+   */
+  async persist<T>(op: Operation, attempt: (agent: Agent) => Promise<T>): Promise<T> {
+    const resumeMs = this.#options.resumeMs ?? RESUME_MS;
+    let untilMs = performance.now() + resumeMs;
+    for (let retryMs = RETRY_FIRST_MS; ; retryMs = Math.min(retryMs * 2, RETRY_MAX_MS)) {
+      if (this.#holds > 0) {
+        await this.#whenReleased(op);
+        untilMs = performance.now() + resumeMs;
+      }
+      let agent: Agent | null = null;
+      try {
+        agent = await this.agent(op);
+        return await attempt(agent);
+      } catch (error) {
+        if (op.signal.aborted || this.#closing.signal.aborted) throw error;
+        // An answer of the agent is final; a connection that failed or could not be made is not.
+        if (agent !== null && !agent.lost.aborted) throw error;
+        if (!(error instanceof HutchError) || FINAL.has(error.code)) throw error;
+        if (performance.now() + retryMs > untilMs) throw error;
+      }
+      await delay(op, retryMs);
+    }
+  }
+
+  async #linked(op: Operation, asked: AttachSpec, opening: (agent: Agent) => Promise<Opening>): Promise<LinkedProcess> {
+    return new LinkedProcess(op, this, asked, await this.persist(op, opening));
+  }
+
+  async #dial(): Promise<Agent> {
+    const op = this.#op;
+    using limited = op.within(this.#options.dialMs ?? DIAL_MS, 'reaching the agent of the sandbox');
+    try {
+      return await this.#dialWithin(op, limited);
+    } catch (cause) {
+      // A guest that is frozen or hangs: the caller's own time is not up.
+      if (!limited.signal.aborted || op.signal.aborted) throw cause;
+      throw op.error('unavailable', 'the agent of the sandbox does not answer', { cause });
+    }
+  }
+
+  async #dialWithin(op: Operation, limited: Operation): Promise<Agent> {
+    const dialled = this.#options.dial(limited);
+    let duplex: Duplex;
+    try {
+      duplex = await shared(limited, dialled);
+    } catch (error) {
+      // It may still arrive, when nobody wants it any more.
+      dialled.then(
+        (late) => late.destroy(),
+        () => {},
+      );
+      throw error;
+    }
+    const agent = await connectAgent(limited, duplex, this.#options);
+    if (this.#closing.signal.aborted || this.#holds > 0) {
+      agent.close();
+      throw op.error('unavailable', 'the way to the agent was closed while it was being reached');
+    }
+    this.#agent = agent;
+    return agent;
+  }
+
+  #refuseWhenClosed(op: Operation): void {
+    if (op.signal.aborted) throw reasonOf(op);
+    if (this.#closing.signal.aborted) throw op.error('unavailable', 'the way to the agent of this sandbox is closed');
+  }
+
+  async #whenReleased(op: Operation): Promise<void> {
+    while (this.#holds > 0 && !this.#closing.signal.aborted) {
+      let released = () => {};
+      await heard<void>(
+        op,
+        (resolve) => {
+          released = resolve;
+          this.#released.add(released);
+        },
+        () => void this.#released.delete(released),
+      );
+    }
+  }
+}
+
+function positions(reply: { readonly stdoutOffset: number; readonly stderrOffset: number; readonly inputOffset: number }) {
+  return { stdoutOffset: reply.stdoutOffset, stderrOffset: reply.stderrOffset, inputOffset: reply.inputOffset };
+}

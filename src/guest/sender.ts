@@ -1,0 +1,120 @@
+// Writes what the streams of a connection have to send: control frames first, then data in turns, one
+// frame per stream and round. It keeps no queue of its own: when the pipe is full nothing is taken
+// from the streams, so that their writers wait.
+import type { Duplex } from 'node:stream';
+import { encodeFrame, writeHeader, writeU32 } from './frames.ts';
+import { CHANNEL, FRAME, FRAME_OVERHEAD_BYTES, HEADER_BYTES, MARK_BYTES } from './protocol.ts';
+import type { AgentStream } from './stream.ts';
+
+/** Data given to the pipe at once. More would only make others wait longer. */
+const BATCH_BYTES = 256 * 1024;
+/** Smaller payloads are copied beside their header: one small write instead of three. */
+const COPY_BYTES_MAX = 4_096;
+/** Answers to PING that wait to be sent; more come only from an agent that floods. */
+const PONGS_MAX = 16;
+
+export class Sender {
+  readonly #duplex: Duplex;
+  readonly #mark: number;
+  readonly #connectionFrames: Uint8Array[] = [];
+  readonly #control = new Set<AgentStream>();
+  /** In the order of their turns. */
+  readonly #ready = new Set<AgentStream>();
+  #state: 'idle' | 'scheduled' | 'full' | 'stopped' = 'idle';
+
+  constructor(duplex: Duplex, mark: number) {
+    this.#duplex = duplex;
+    this.#mark = mark;
+  }
+
+  wake(stream: AgentStream): void {
+    if (this.#state === 'stopped') return;
+    this.#control.add(stream);
+    if (stream.canSend) this.#ready.add(stream);
+    this.#schedule();
+  }
+
+  forget(stream: AgentStream): void {
+    this.#control.delete(stream);
+    this.#ready.delete(stream);
+  }
+
+  /** PING, or PONG. False when too many wait. */
+  onConnection(type: typeof FRAME.ping | typeof FRAME.pong, payload: Uint8Array): boolean {
+    if (this.#connectionFrames.length >= PONGS_MAX) return false;
+    this.#connectionFrames.push(encodeFrame(this.#mark, type, 0, 0, payload));
+    this.#schedule();
+    return true;
+  }
+
+  stop(): void {
+    this.#state = 'stopped';
+    this.#connectionFrames.length = 0;
+    this.#control.clear();
+    this.#ready.clear();
+  }
+
+  /** The pipe has room again. */
+  readonly drained = (): void => {
+    if (this.#state !== 'full') return;
+    this.#state = 'idle';
+    if (this.#hasWork) this.#schedule();
+  };
+
+  get #hasWork(): boolean {
+    return this.#connectionFrames.length > 0 || this.#control.size > 0 || this.#ready.size > 0;
+  }
+
+  /** Later in this turn of the event loop, so that what is woken together is sent together. */
+  #schedule(): void {
+    if (this.#state !== 'idle') return;
+    this.#state = 'scheduled';
+    queueMicrotask(() => {
+      if (this.#state !== 'scheduled') return;
+      this.#state = 'idle';
+      this.#send();
+    });
+  }
+
+  #send(): void {
+    const duplex = this.#duplex;
+    let accepted = true;
+    duplex.cork();
+    try {
+      for (const frame of this.#connectionFrames.splice(0)) accepted = duplex.write(frame);
+      for (const stream of this.#control) {
+        this.#control.delete(stream);
+        for (const frame of stream.takeControl()) accepted = duplex.write(frame);
+      }
+      let batchBytes = 0;
+      for (const stream of this.#ready) {
+        this.#ready.delete(stream);
+        const outgoing = stream.takeOutgoing();
+        if (outgoing === null) continue;
+        if (outgoing.kind === 'end') {
+          accepted = duplex.write(encodeFrame(this.#mark, FRAME.end, CHANNEL.content, stream.id));
+        } else {
+          accepted = this.#writeData(stream.id, outgoing.bytes);
+          batchBytes += outgoing.bytes.byteLength;
+        }
+        // At the end of the set again: everybody else has a turn before. The loop reaches it, too.
+        if (stream.canSend) this.#ready.add(stream);
+        if (batchBytes >= BATCH_BYTES) break;
+      }
+    } finally {
+      duplex.uncork();
+    }
+    if (!accepted) this.#state = 'full';
+    else if (this.#hasWork) this.#schedule();
+  }
+
+  #writeData(stream: number, bytes: Uint8Array): boolean {
+    if (bytes.byteLength <= COPY_BYTES_MAX) return this.#duplex.write(encodeFrame(this.#mark, FRAME.data, CHANNEL.content, stream, bytes));
+    const around = Buffer.allocUnsafe(FRAME_OVERHEAD_BYTES);
+    writeHeader(around, 0, FRAME.data, CHANNEL.content, stream, bytes.byteLength);
+    writeU32(around, HEADER_BYTES, this.#mark);
+    this.#duplex.write(around.subarray(0, HEADER_BYTES));
+    this.#duplex.write(bytes);
+    return this.#duplex.write(around.subarray(HEADER_BYTES, HEADER_BYTES + MARK_BYTES));
+  }
+}

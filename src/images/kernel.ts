@@ -1,0 +1,246 @@
+// The guest's kernel: the distribution's own, taken from its package and never installed. Kept as
+// `kernels/DIGEST/` with `vmlinux`, the modules that a guest loads, and a manifest that has the
+// checksum of each. The digest is over that list, so a kernel is its modules too.
+import { createHash } from 'node:crypto';
+import { basename, join } from 'node:path';
+import { promisify } from 'node:util';
+import { gunzip, zstdDecompress } from 'node:zlib';
+import * as z from 'zod';
+import type { Architecture, Kernel } from '../domain/image.ts';
+import type { Host } from '../host/host.ts';
+import type { Operation } from '../host/operation.ts';
+import { type DownloadEnv, downloadPackages, type Package } from './apt.ts';
+import { unpackKernel, unpackOr, VMLINUX_BYTES_MAX, VMLINUZ_BYTES_MAX } from './bzimage.ts';
+import { idOfDigest } from './digest.ts';
+import { alone, commit, type ImagePaths, listOr, SHARED_DIR_MODE, SHARED_FILE_MODE, unlessDamaged } from './layout.ts';
+import { GUEST_MODULES, moduleIndex, modulesInOrder } from './modules.ts';
+import { DamagedPayload } from './payload-error.ts';
+
+export type PreparedKernel = {
+  readonly record: Kernel;
+  readonly vmlinuxPath: string;
+  readonly modulesDir: string;
+  /** In the order of loading. */
+  readonly moduleFiles: readonly string[];
+};
+
+/** Debian's and Ubuntu's small kernels for virtual machines first, then what any Debian has. */
+const META_PACKAGES = ['linux-image-cloud-amd64', 'linux-image-virtual', 'linux-image-kvm', 'linux-image-amd64'];
+const KERNEL_PACKAGES = /^linux-(image|modules)-[0-9]/;
+/** Made in another way: those of an older recipe are made anew. */
+const RECIPE = 1;
+const STEP = 'kernel';
+const MANIFEST = 'manifest.json';
+const MANIFEST_BYTES_MAX = 64 * 1024;
+const MODULE_BYTES_MAX = 32 * 1024 * 1024;
+const INDEX_BYTES_MAX = 4 * 1024 * 1024;
+
+const hex64 = z.string().regex(/^[0-9a-f]{64}$/, 'must be 64 hex digits');
+const manifestSchema = z.strictObject({
+  recipe: z.int(),
+  architecture: z.literal('x86_64'),
+  /** As `uname -r` shows it. */
+  version: z.string().min(1).max(128),
+  packages: z.array(z.strictObject({ name: z.string().max(128), version: z.string().max(128) })).max(16),
+  createdAtMs: z.int(),
+  sizeBytes: z.int(),
+  vmlinux: hex64,
+  modules: z.array(z.strictObject({ file: z.string().regex(/^[A-Za-z0-9_-]{1,64}\.ko$/), sha256: hex64 })).max(64),
+});
+type Manifest = z.infer<typeof manifestSchema>;
+
+/**
+ * Finds the kernel and reads it through, or gets it: download, unpack, choose modules, move into
+ * place. One that is damaged is made anew. Needs no root.
+ */
+export async function prepareKernel(op: Operation, host: Host, paths: ImagePaths, env: DownloadEnv = {}): Promise<PreparedKernel> {
+  return alone(op, host, paths, 'kernel', {
+    find: () => soundKernel(op, host, paths),
+    keep: /\.deb$/,
+    make: (staging) => makeKernel(op, host, paths, staging, env),
+  });
+}
+
+async function soundKernel(op: Operation, host: Host, paths: ImagePaths): Promise<PreparedKernel | null> {
+  const kernel = await findKernel(op, host, paths);
+  if (kernel === null) return null;
+  return unlessDamaged(op, async () => {
+    await verifyKernel(op, host, paths, kernel.record.digest);
+    return kernel;
+  });
+}
+
+/** The newest kernel of this recipe; damaged ones are passed over. */
+export async function findKernel(op: Operation, host: Host, paths: ImagePaths): Promise<PreparedKernel | null> {
+  let newest: PreparedKernel | null = null;
+  for (const name of await listOr(op, host, paths.kernels)) {
+    if (!hex64.safeParse(name).success) continue;
+    const kernel = await unlessDamaged(op, () => openKernel(op, host, paths, `sha256:${name}`));
+    if (kernel === null || kernel.record.detail['recipe'] !== RECIPE) continue;
+    if (newest === null || kernel.record.createdAtMs > newest.record.createdAtMs) newest = kernel;
+  }
+  return newest;
+}
+
+/** The kernel of a digest; null when it is not there. Its files are not read: `verifyKernel` does that. */
+export async function openKernel(op: Operation, host: Host, paths: ImagePaths, digest: string): Promise<PreparedKernel | null> {
+  const dir = join(paths.kernels, digest.replace(/^sha256:/, ''));
+  if ((await host.stat(op, join(dir, MANIFEST))) === null) return null;
+  const manifest = await readManifest(op, host, join(dir, MANIFEST));
+  if (`sha256:${digestOf(manifest)}` !== digest) throw damaged(op, dir, 'its manifest does not belong to its digest');
+  return {
+    record: recordOf(manifest),
+    vmlinuxPath: join(dir, 'vmlinux'),
+    modulesDir: join(dir, 'modules'),
+    moduleFiles: manifest.modules.map(({ file }) => file),
+  };
+}
+
+/** Reads every file of a kernel. @throws HutchError `failed_precondition` when one is not what it was. */
+export async function verifyKernel(op: Operation, host: Host, paths: ImagePaths, digest: string): Promise<void> {
+  const dir = join(paths.kernels, digest.replace(/^sha256:/, ''));
+  const manifest = await readManifest(op, host, join(dir, MANIFEST));
+  if (`sha256:${digestOf(manifest)}` !== digest) throw damaged(op, dir, 'its manifest does not belong to its digest');
+  const files = [
+    { path: 'vmlinux', sha256: manifest.vmlinux },
+    ...manifest.modules.map(({ file, sha256 }) => ({ path: join('modules', file), sha256 })),
+  ];
+  for (const { path, sha256 } of files) {
+    if ((await host.stat(op, join(dir, path))) === null) throw damaged(op, dir, `${path} is missing`);
+    if ((await host.sha256(op, join(dir, path))) !== sha256) throw damaged(op, dir, `${path} has changed`);
+  }
+}
+
+async function makeKernel(op: Operation, host: Host, paths: ImagePaths, staging: string, env: DownloadEnv): Promise<PreparedKernel> {
+  const packages = await downloadPackages(op, host, { firstOf: META_PACKAGES, follow: KERNEL_PACKAGES, workDir: staging, step: STEP, env });
+  const names = packages.map(({ name }) => name).join(' and ');
+  try {
+    const tree = join(staging, 'tree');
+    op.progress({ step: STEP, detail: `unpacking ${names}` });
+    for (const { file } of packages) await unpackPackage(op, host, file, tree);
+    const manifest = await assemble(op, host, tree, join(staging, 'out'), packages);
+    const digest = digestOf(manifest);
+    await host.writeFileAtomic(op, join(staging, 'out', MANIFEST), `${JSON.stringify(manifest, null, 2)}\n`, SHARED_FILE_MODE);
+    await commit(op, host, join(staging, 'out'), join(paths.kernels, digest), [
+      'vmlinux',
+      ...manifest.modules.map(({ file }) => join('modules', file)),
+    ]);
+    const kernel = await openKernel(op, host, paths, `sha256:${digest}`);
+    if (kernel === null) throw op.error('internal', 'the kernel was moved into place but is not there');
+    return kernel;
+  } catch (error) {
+    if (!(error instanceof DamagedPayload)) throw error;
+    for (const { file } of packages) await host.remove(op, file); // or the next try would go on with it
+    throw op.error('failed_precondition', `the kernel in package ${names} cannot be used: ${error.message}`, {
+      hint: 'run the same command again to download it anew; if that does not help, this distribution has no kernel for microVMs',
+      cause: error,
+    });
+  }
+}
+
+async function unpackPackage(op: Operation, host: Host, file: string, tree: string): Promise<void> {
+  const unpacked = await host.run(op, ['dpkg-deb', '-x', file, tree]);
+  if (unpacked.exitCode === 0) return;
+  const said = Buffer.from(unpacked.stderr).toString().trim();
+  if (/No space left/.test(said))
+    throw op.error('resource_exhausted', `cannot unpack ${basename(file)}: the disk is full`, {
+      hint: 'free some space, then run the same command again',
+    });
+  throw new DamagedPayload(`dpkg-deb cannot unpack it: ${said.split('\n')[0]}`);
+}
+
+/** Puts vmlinux and modules into `out`. */
+async function assemble(op: Operation, host: Host, tree: string, out: string, packages: readonly Package[]): Promise<Manifest> {
+  const boot = join(tree, 'boot');
+  const vmlinuz = (await listOr(op, host, boot)).find((name) => name.startsWith('vmlinuz-'));
+  if (vmlinuz === undefined) throw new DamagedPayload('it has no /boot/vmlinuz');
+  const version = vmlinuz.slice('vmlinuz-'.length);
+
+  op.progress({ step: STEP, detail: 'unpacking vmlinux' });
+  const unpackXz = (packed: Uint8Array, bytesMax: number) => runXz(op, host, packed, bytesMax);
+  const vmlinux = await unpackKernel(await host.readFile(op, join(boot, vmlinuz), VMLINUZ_BYTES_MAX), unpackXz);
+  await host.makeDir(op, join(out, 'modules'), SHARED_DIR_MODE);
+  await host.writeFileAtomic(op, join(out, 'vmlinux'), vmlinux, SHARED_FILE_MODE);
+
+  op.progress({ step: STEP, detail: 'choosing modules' });
+  const dir = await modulesDirOf(op, host, tree, version);
+  const readIndex = async (name: string) => Buffer.from(await host.readFile(op, join(dir, name), INDEX_BYTES_MAX)).toString();
+  const index = moduleIndex(await readIndex('modules.order'), await readIndex('modules.builtin'));
+  const modules = await modulesInOrder(GUEST_MODULES, index, (path) => readModule(op, host, join(dir, path)));
+  for (const { name, bytes } of modules) await host.writeFileAtomic(op, join(out, 'modules', `${name}.ko`), bytes, SHARED_FILE_MODE);
+  return {
+    recipe: RECIPE,
+    architecture: 'x86_64',
+    version,
+    packages: packages.map(({ name, version: packaged }) => ({ name, version: packaged })),
+    createdAtMs: host.nowMs(),
+    sizeBytes: modules.reduce((sum, { bytes }) => sum + bytes.byteLength, vmlinux.byteLength),
+    vmlinux: sha256(vmlinux),
+    modules: modules.map(({ name, bytes }) => ({ file: `${name}.ko`, sha256: sha256(bytes) })),
+  };
+}
+
+async function modulesDirOf(op: Operation, host: Host, tree: string, version: string): Promise<string> {
+  for (const lib of ['lib', 'usr/lib']) {
+    const dir = join(tree, lib, 'modules', version);
+    if ((await host.stat(op, join(dir, 'modules.order'))) !== null) return dir;
+  }
+  throw new DamagedPayload(`it has no modules for ${version}`);
+}
+
+/** A module as the kernel loads it: unpacked, whichever way the distribution packs its modules. */
+async function readModule(op: Operation, host: Host, path: string): Promise<Uint8Array> {
+  const limit = { maxOutputLength: MODULE_BYTES_MAX };
+  const unpack: Readonly<Record<string, (packed: Uint8Array) => Promise<Uint8Array>>> = {
+    '': async (bytes) => bytes,
+    '.xz': (packed) => runXz(op, host, packed, MODULE_BYTES_MAX),
+    '.zst': (packed) => unpackOr('zstd', () => promisify(zstdDecompress)(packed, limit)),
+    '.gz': (packed) => unpackOr('gzip', () => promisify(gunzip)(packed, limit)),
+  };
+  for (const [suffix, unpackWith] of Object.entries(unpack)) {
+    if ((await host.stat(op, path + suffix)) !== null) return unpackWith(await host.readFile(op, path + suffix, MODULE_BYTES_MAX));
+  }
+  throw new DamagedPayload(`its module ${basename(path)} is missing`);
+}
+
+async function runXz(op: Operation, host: Host, packed: Uint8Array, bytesMax: number): Promise<Uint8Array> {
+  const result = await host.run(op, ['xz', '--decompress', '--stdout', '--single-stream'], {
+    input: packed,
+    outputBytesMax: Math.min(bytesMax, VMLINUX_BYTES_MAX),
+  });
+  if (result.exitCode === 0) return result.stdout;
+  throw new DamagedPayload(`its xz stream does not unpack: ${Buffer.from(result.stderr).toString().trim()}`);
+}
+
+async function readManifest(op: Operation, host: Host, path: string): Promise<Manifest> {
+  const content = Buffer.from(await host.readFile(op, path, MANIFEST_BYTES_MAX)).toString();
+  try {
+    return manifestSchema.parse(JSON.parse(content));
+  } catch (cause) {
+    throw damaged(op, join(path, '..'), 'its manifest cannot be read', cause);
+  }
+}
+
+function damaged(op: Operation, dir: string, why: string, cause?: unknown): Error {
+  return op.error('failed_precondition', `the kernel in ${dir} is damaged: ${why}`, {
+    hint: `remove it, and it is made anew: rm -r ${dir}`,
+    cause,
+  });
+}
+
+/** Over lines as `sha256sum` writes them: the kernel, then its modules in the order of loading. */
+function digestOf(manifest: Manifest): string {
+  const lines = [`${manifest.vmlinux}  vmlinux\n`, ...manifest.modules.map(({ file, sha256: sum }) => `${sum}  modules/${file}\n`)];
+  return sha256(Buffer.from(lines.join('')));
+}
+
+function recordOf(manifest: Manifest): Kernel {
+  const { version, sizeBytes, createdAtMs, recipe, packages } = manifest;
+  const digest = `sha256:${digestOf(manifest)}`;
+  const architecture: Architecture = manifest.architecture;
+  return { id: idOfDigest('krn', digest), digest, version, architecture, sizeBytes, createdAtMs, detail: { recipe, packages } };
+}
+
+function sha256(bytes: Uint8Array): string {
+  return createHash('sha256').update(bytes).digest('hex');
+}
