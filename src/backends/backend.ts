@@ -1,0 +1,140 @@
+// The interface that every backend implements, and what it may assume. A backend knows nothing of
+// the store, the API or other backends: the service passes in everything, records intents before and
+// results after each call, and never calls two methods of one sandbox at once (but `stats` and the
+// agent stream). Every method is safe to call again after a crash at any point of an earlier call.
+import type { Duplex } from 'node:stream';
+import type { SandboxId } from '../domain/ids.ts';
+import type { BackendName, NetworkMode, Shape } from '../domain/sandbox.ts';
+import type { Operation } from '../host/operation.ts';
+
+/** How far a limit holds on this machine. */
+export type Enforcement = 'enforced' | 'host-process' | 'no';
+export type Isolation = 'vm' | 'user-space-kernel' | 'shared-kernel';
+
+/** What this backend can do on this machine, as data: listed by the API, tested both ways by the conformance suite. */
+export type Capabilities = {
+  readonly isolation: Isolation;
+  /** A shared kernel is no security boundary. */
+  readonly securityBoundary: boolean;
+  readonly pause: boolean;
+  readonly suspend: boolean;
+  readonly fork: boolean;
+  readonly diskSnapshot: boolean;
+  readonly limits: { readonly cpu: Enforcement; readonly memory: Enforcement; readonly disk: Enforcement; readonly processes: Enforcement };
+  /** Modes that work here; the reason for each that does not is in `notes`. */
+  readonly networks: readonly NetworkMode[];
+  /** For a VM: what runs guest code. */
+  readonly acceleration: 'kvm' | 'tcg' | 'none';
+  readonly notes: readonly string[];
+};
+
+/** Files of one image and kernel, all read-only and owned by the store. */
+export type BootFiles = {
+  readonly imagePath: string;
+  readonly imageDigest: string;
+  readonly kernelPath: string;
+  readonly kernelDigest: string;
+  readonly initramfsPath: string;
+  readonly initramfsDigest: string;
+};
+
+/** All that a backend must know to make or start one sandbox. */
+export type SandboxPlan = {
+  readonly id: SandboxId;
+  readonly shape: Shape;
+  readonly network: NetworkMode;
+  readonly boot: BootFiles;
+  /** Durable, private to this sandbox: its disk. Made and removed by the backend. */
+  readonly dataDir: string;
+  /** Gone after a reboot: sockets, pids. */
+  readonly runDir: string;
+  /** boot.log and vmm.log; kept when a start fails. */
+  readonly logDir: string;
+  /** The uid and gid that the VMM runs as; null: our own. */
+  readonly runAs: { readonly uid: number; readonly gid: number } | null;
+};
+
+/** Proof about a process that the shim, or its absence, gives. */
+export type ProcessEvidence =
+  | { readonly alive: true; readonly pid: number; readonly startTicks: number }
+  | {
+      readonly alive: false;
+      /** `exit.json`: seen by the shim. `pid-gone`: no such process with that start time. `boot-id`: another boot. `never-started`. */
+      readonly proof: 'exit.json' | 'pid-gone' | 'boot-id' | 'never-started';
+      readonly exitCode: number | null;
+      readonly signal: string | null;
+      readonly oomKilled: boolean;
+      /** When it died, as well as is known: never later than the moment of proof. */
+      readonly diedAtMs: number | null;
+    };
+
+export type HostUse = { readonly pssBytes: number; readonly cpuUs: number; readonly diskAllocatedBytes: number };
+
+/** What the guest needs for its network; given to the agent's `configure`. Null when there is none. */
+export type GuestNetwork = {
+  readonly mac: string;
+  /** With prefix length. */
+  readonly address: string;
+  readonly gateway: string;
+  readonly dns: readonly string[];
+  readonly mtu: number;
+};
+
+export type Started = {
+  readonly evidence: ProcessEvidence & { alive: true };
+  readonly network: GuestNetwork | null;
+  /** For the agent's `configure`; null where the runtime sets up the root itself. */
+  readonly disk: { readonly device: string; readonly sizeBytes: number } | null;
+  /** What each stage took, in order: for the trace and the bench. */
+  readonly stagesMs: Readonly<Record<string, number>>;
+};
+
+export type Backend = {
+  readonly name: BackendName;
+
+  /** Never throws for a machine that cannot: says so. Cached per boot by the caller. */
+  probe(
+    op: Operation,
+  ): Promise<{ readonly ok: true; readonly can: Capabilities } | { readonly ok: false; readonly why: string; readonly hint: string }>;
+
+  /** What must exist before a sandbox of this shape starts quickly: the template. Idempotent, with progress. */
+  prepare(op: Operation, plan: Pick<SandboxPlan, 'shape' | 'boot'>): Promise<void>;
+
+  /** Makes the private disk. On failure nothing is left. */
+  create(op: Operation, plan: SandboxPlan): Promise<void>;
+
+  /**
+   * Starts the process and returns when its agent stream can be dialled; the guest is not configured
+   * yet and has no network link. On failure the process is gone and only logs are left.
+   */
+  start(op: Operation, plan: SandboxPlan): Promise<Started>;
+
+  /** After the agent is configured: lets the network in. */
+  linkUp(op: Operation, plan: SandboxPlan): Promise<void>;
+
+  /** A new byte stream to the agent. One at a time: a new one ends the old. */
+  dialAgent(op: Operation, plan: SandboxPlan): Promise<Duplex>;
+
+  pause(op: Operation, plan: SandboxPlan): Promise<void>;
+  resume(op: Operation, plan: SandboxPlan): Promise<void>;
+
+  /** SIGTERM to the process unless `now`, bounded wait, SIGKILL, bounded wait. Returns the proof of death. */
+  kill(op: Operation, plan: SandboxPlan, how: 'gently' | 'now'): Promise<ProcessEvidence & { alive: false }>;
+
+  /** Alive or proven dead, from the shim's files; works right after a restart of the daemon (adoption). */
+  inspect(op: Operation, plan: SandboxPlan): Promise<ProcessEvidence>;
+
+  /** Resolves when the process has ended; at once if it has. */
+  ended(op: Operation, plan: SandboxPlan): Promise<ProcessEvidence & { alive: false }>;
+
+  /** Removes everything under dataDir and runDir and whatever else `start` made. The process must be dead. */
+  remove(op: Operation, plan: SandboxPlan): Promise<void>;
+
+  /** What of a start is left after its process died: sockets, passt, cgroup, rules. Idempotent. */
+  cleanUp(op: Operation, plan: SandboxPlan): Promise<void>;
+
+  stats(op: Operation, plan: SandboxPlan): Promise<HostUse>;
+
+  /** Everything on this host that looks like this backend's and belongs to none of `known`. */
+  leaks(op: Operation, known: ReadonlySet<SandboxId>): Promise<readonly { readonly kind: string; readonly what: string }[]>;
+};

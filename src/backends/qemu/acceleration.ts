@@ -1,0 +1,151 @@
+// What runs guest code: KVM where a guest really runs under it, else software emulation. /dev/kvm can
+// exist, open and answer, and still run nothing: so a small guest is run, as the user that sandboxes
+// run as, under a deadline. The answer is kept for this boot of the host and this QEMU.
+import { join } from 'node:path';
+import { z } from 'zod';
+import { HutchError } from '../../domain/errors.ts';
+import type { Host } from '../../host/host.ts';
+import type { Operation } from '../../host/operation.ts';
+import { type Acceleration, type Owner, type QemuConfig, RELEASE_MS } from './config.ts';
+import type { Emulator } from './emulator.ts';
+import { accelerationArgs, SANDBOX_ARGS } from './machine.ts';
+import { PROBE_EXIT_CODE, probeBios } from './probe-guest.ts';
+import { describe, killVmm, startVmm, tailOf, vmmEnded } from './vmm.ts';
+
+const KVM_DEVICE = '/dev/kvm';
+/** How long the small guest may take under KVM: at least this, and this many times as long as it took under emulation here. */
+const PROBE_MS_MIN = 3_000;
+const PROBE_SLOWDOWN_MAX = 5;
+const EMULATED_PROBE_MS = 20_000;
+const ANSWER_FILE = 'acceleration.json';
+const ANSWER_BYTES_MAX = 16 * 1024;
+
+export type Accelerated = {
+  readonly acceleration: Acceleration;
+  /** Why it is not KVM, where it is not. */
+  readonly why: string | null;
+};
+
+const answerSchema = z.strictObject({
+  bootId: z.string().max(64),
+  emulator: z.string().max(256),
+  acceleration: z.enum(['kvm', 'tcg']),
+  why: z.string().max(4096).nullable(),
+});
+
+/** Says what to use; asks the machine at most once for each boot and QEMU. */
+export async function findAcceleration(op: Operation, config: QemuConfig, emulator: Emulator): Promise<Accelerated> {
+  const { host, workDir } = config;
+  if (config.acceleration === 'kvm' || config.acceleration === 'tcg')
+    return { acceleration: config.acceleration, why: 'the configuration says so' };
+  const question = { bootId: host.bootId(), emulator: `${emulator.path} ${emulator.version}` };
+  const path = join(workDir, ANSWER_FILE);
+  const known = await readAnswer(op, host, path);
+  if (known !== null && known.bootId === question.bootId && known.emulator === question.emulator) return known;
+  const why = await whyNoKvm(op, config, emulator);
+  const answer: Accelerated = { acceleration: why === null ? 'kvm' : 'tcg', why };
+  await keepAnswer(op, host, path, { ...question, ...answer });
+  return answer;
+}
+
+/** Remembers that a real kernel did not boot under KVM, though the small guest ran. */
+export async function giveUpKvm(op: Operation, { host, workDir }: QemuConfig, emulator: Emulator, why: string): Promise<Accelerated> {
+  const answer = { acceleration: 'tcg', why: why.slice(0, 1_000) } as const;
+  await keepAnswer(op, host, join(workDir, ANSWER_FILE), {
+    bootId: host.bootId(),
+    emulator: `${emulator.path} ${emulator.version}`,
+    ...answer,
+  });
+  return answer;
+}
+
+/**
+ * As whom a VMM can open /dev/kvm: the group that owns it lets it in where others may not. Null: as
+ * nobody but root.
+ */
+export async function kvmOwner(op: Operation, host: Host, runAs: Owner): Promise<Owner | null> {
+  const device = await host.stat(op, KVM_DEVICE);
+  if (device === null) return null;
+  if ((device.mode & 0o006) === 0o006 || runAs.uid === 0) return runAs;
+  return (device.mode & 0o060) === 0o060 ? { uid: runAs.uid, gid: device.gid } : null;
+}
+
+async function whyNoKvm(op: Operation, config: QemuConfig, emulator: Emulator): Promise<string | null> {
+  const { host } = config;
+  if ((await host.stat(op, KVM_DEVICE)) === null) return 'there is no /dev/kvm';
+  const owner = config.templateOwner ?? null;
+  const runAs = owner === null ? null : await kvmOwner(op, host, owner);
+  if (owner !== null && runAs === null) return "/dev/kvm is root's alone: neither its group nor others may use it";
+  // A slow or busy machine is no machine without KVM: emulation, which always works, sets the measure.
+  const beganMs = host.monotonicMs();
+  await runProbeGuest(op, config, emulator, runAs, 'tcg', EMULATED_PROBE_MS);
+  const allowedMs = Math.max(PROBE_MS_MIN, Math.ceil(PROBE_SLOWDOWN_MAX * (host.monotonicMs() - beganMs)));
+  return await runProbeGuest(op, config, emulator, runAs, 'kvm', allowedMs);
+}
+
+/** Null when the small guest ran to its end; else why not. */
+async function runProbeGuest(
+  op: Operation,
+  config: QemuConfig,
+  emulator: Emulator,
+  runAs: Owner | null,
+  acceleration: Acceleration,
+  allowedMs: number,
+): Promise<string | null> {
+  const { host } = config;
+  await using undo = new AsyncDisposableStack();
+  const runDir = join(config.workDir, `probe-${Buffer.from(host.randomBytes(8)).toString('hex')}`);
+  undo.defer(async () => {
+    using late = op.releasing(RELEASE_MS);
+    await killVmm(late, host, runDir, 'now');
+    await host.remove(late, runDir);
+  });
+  await host.makeDir(op, runDir, 0o711);
+  await host.writeFileAtomic(op, join(runDir, 'bios'), probeBios(), 0o444);
+  const logPath = join(runDir, 'vmm.log');
+  try {
+    using limited = op.within(allowedMs, 'a guest of a few instructions');
+    await startVmm(limited, host, config.shimPath, {
+      ...{ runDir, cwd: runDir, logPath, consolePath: join(runDir, 'console.log'), runAs, beside: null, env: {} },
+      argv: [
+        emulator.path,
+        ...[
+          '-M',
+          'microvm',
+          ...accelerationArgs(acceleration),
+          '-m',
+          'size=16M',
+          '-nodefaults',
+          '-no-user-config',
+          '-display',
+          'none',
+          '-no-reboot',
+        ],
+        ...['-bios', 'bios', '-device', 'isa-debug-exit,iobase=0xf4,iosize=4', ...SANDBOX_ARGS],
+      ],
+    });
+    const end = await vmmEnded(limited, host, runDir);
+    if (end.exitCode === PROBE_EXIT_CODE) return null;
+    return `/dev/kvm is there but runs no guest: QEMU ended with ${describe(end)}: ${await tailOf(op, host, logPath)}`;
+  } catch (error) {
+    if (op.signal.aborted || !(error instanceof HutchError)) throw error;
+    if (error.code === 'deadline_exceeded') return `/dev/kvm is there but a guest of a few instructions hung under it for ${allowedMs} ms`;
+    return `/dev/kvm is there but QEMU cannot use it: ${error.message}`;
+  }
+}
+
+async function readAnswer(op: Operation, host: Host, path: string): Promise<z.infer<typeof answerSchema> | null> {
+  if ((await host.stat(op, path)) === null) return null;
+  try {
+    return answerSchema.parse(JSON.parse(new TextDecoder().decode(await host.readFile(op, path, ANSWER_BYTES_MAX))));
+  } catch (cause) {
+    if (op.signal.aborted) throw cause;
+    op.log.warn({ path, cause }, 'the kept answer about acceleration cannot be read; the machine is asked again');
+    return null;
+  }
+}
+
+async function keepAnswer(op: Operation, host: Host, path: string, answer: z.infer<typeof answerSchema>): Promise<void> {
+  await host.makeDir(op, join(path, '..'), 0o711);
+  await host.writeFileAtomic(op, path, `${JSON.stringify(answer)}\n`, 0o600);
+}

@@ -1,0 +1,117 @@
+// The QEMU backend: microVMs restored from templates. Each method is one verb and lies in a file of
+// its own; here they are put together.
+import type { Duplex } from 'node:stream';
+import { HutchError } from '../../domain/errors.ts';
+import type { SandboxId } from '../../domain/ids.ts';
+import type { Operation } from '../../host/operation.ts';
+import { shimRef } from '../../host/shim.ts';
+import type { Backend, SandboxPlan } from '../backend.ts';
+import { type Accelerated, findAcceleration, giveUpKvm } from './acceleration.ts';
+import { buildTemplate } from './build.ts';
+import { removeCgroups } from './cgroup.ts';
+import { type QemuConfig, TEMPLATE_DISK_MIB } from './config.ts';
+import { command, dialVmm } from './control.ts';
+import { readHostCpu } from './cpu.ts';
+import { createSandbox } from './create.ts';
+import { DiskSeeds } from './disk.ts';
+import { type Emulator, EmulatorFinder } from './emulator.ts';
+import { findLeaks } from './leaks.ts';
+import { NIC_ID } from './machine.ts';
+import { agentSocketPath, diskPath, qmpSocketPath, scratchDiskPath } from './paths.ts';
+import { probeMachine } from './probe.ts';
+import { networkPlan, type StartInput, startSandbox } from './start.ts';
+import { TemplateShelf } from './template.ts';
+import { templateRecipe } from './template-key.ts';
+import { inspectVmm, killVmm, vmmEnded } from './vmm.ts';
+
+export function newQemuBackend(config: QemuConfig): Backend {
+  const { host } = config;
+  const finder = new EmulatorFinder(host, config.qemu);
+  const seeds = new DiskSeeds(host, config.templatesDir);
+  const shelf = new TemplateShelf(host, config.templatesDir, async (op, recipe, dir) =>
+    buildTemplate(op, config, seeds, await finder.find(op), recipe, dir),
+  );
+  /** The one agent stream of each sandbox. */
+  const agents = new Map<SandboxId, Duplex>();
+  /** Asked once; a failure is asked again. */
+  let asking: Promise<Accelerated> | undefined;
+  const accelerated = async (op: Operation, emulator: Emulator): Promise<Accelerated> => {
+    asking ??= findAcceleration(op, config, emulator);
+    try {
+      return await asking;
+    } catch (error) {
+      asking = undefined;
+      throw error;
+    }
+  };
+
+  const take = async (op: Operation, plan: Pick<SandboxPlan, 'shape' | 'boot'>): Promise<StartInput> => {
+    const [emulator, cpu] = await Promise.all([finder.find(op), readHostCpu(op, host)]);
+    const { acceleration } = await accelerated(op, emulator);
+    const diskBytes = (config.templateDiskMiB ?? TEMPLATE_DISK_MIB) * 1024 * 1024;
+    const recipe = templateRecipe(plan.shape, plan.boot, emulator.version, acceleration, cpu, diskBytes);
+    try {
+      return { emulator, machine: recipe.machine, template: await shelf.take(op, recipe) };
+    } catch (error) {
+      const hopeless = acceleration !== 'kvm' || config.acceleration === 'kvm' || op.signal.aborted || !(error instanceof HutchError);
+      if (hopeless || (error.code !== 'deadline_exceeded' && error.code !== 'unavailable')) throw error;
+      op.log.warn({ why: error.message }, 'no guest boots under KVM; software emulation is used until the next boot of the host');
+      asking = giveUpKvm(op, config, emulator, error.message);
+      return await take(op, plan);
+    }
+  };
+
+  return {
+    name: 'qemu',
+    probe: (op) => probeMachine(op, config, finder, accelerated),
+    async prepare(op, plan) {
+      await take(op, plan);
+    },
+    create: (op, plan) => createSandbox(op, config, seeds, plan, async (late) => (await take(late, plan)).template),
+    start: (op, plan) => startSandbox(op, config, plan, (late) => take(late, plan)),
+    async linkUp(op, plan) {
+      await command(op, host, qmpSocketPath(plan), 'set_link', { name: NIC_ID, up: true });
+    },
+    async dialAgent(op, plan) {
+      // The port takes one connection: the next would wait in the queue of a QEMU that says nothing.
+      agents.get(plan.id)?.destroy();
+      const stream = await dialVmm(op, host, agentSocketPath(plan));
+      agents.set(plan.id, stream);
+      stream.once('close', () => {
+        if (agents.get(plan.id) === stream) agents.delete(plan.id);
+      });
+      return stream;
+    },
+    async pause(op, plan) {
+      await command(op, host, qmpSocketPath(plan), 'stop');
+    },
+    async resume(op, plan) {
+      await command(op, host, qmpSocketPath(plan), 'cont');
+    },
+    kill: (op, plan, how) => killVmm(op, host, plan.runDir, how),
+    inspect: (op, plan) => inspectVmm(op, host, plan.runDir),
+    ended: (op, plan) => vmmEnded(op, host, plan.runDir),
+    async cleanUp(op, plan) {
+      await config.network.close(op, networkPlan(plan));
+      await removeCgroups(op, config, plan);
+      await host.remove(op, scratchDiskPath(plan));
+      await host.remove(op, plan.runDir);
+    },
+    async remove(op, plan) {
+      await this.cleanUp(op, plan);
+      await host.remove(op, plan.dataDir);
+    },
+    async stats(op, plan) {
+      const now = await inspectVmm(op, host, plan.runDir);
+      const disk = await host.stat(op, diskPath(plan));
+      const refs = now.alive ? [now, await shimRef(op, host, plan.runDir)] : [];
+      const uses = await Promise.all(refs.map((ref) => (ref === null ? null : host.processUse(op, ref))));
+      return {
+        pssBytes: uses.reduce((sum, use) => sum + (use?.pssBytes ?? 0), 0),
+        cpuUs: uses.reduce((sum, use) => sum + (use?.cpuUs ?? 0), 0),
+        diskAllocatedBytes: disk?.allocatedBytes ?? 0,
+      };
+    },
+    leaks: (op, known) => findLeaks(op, config, known),
+  };
+}

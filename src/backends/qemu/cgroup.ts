@@ -1,0 +1,97 @@
+// Limits on the host's side, where cgroups can be made: a ceiling over what the VMM may take beyond
+// its guest. The guest's own processors and memory are limited by its machine anyway. A parent exists
+// as long as a sandbox of this daemon has a cgroup.
+import { dirname, join } from 'node:path';
+import type { Host } from '../../host/host.ts';
+import type { Operation } from '../../host/operation.ts';
+import type { SandboxPlan } from '../backend.ts';
+import type { QemuConfig } from './config.ts';
+import { allOf, pause } from './wait.ts';
+
+const text = new TextEncoder();
+/** What QEMU itself may take: its heap, its code cache under emulation, thread stacks; and its passt. */
+const OVERHEAD_MIB = 768;
+/** Threads of QEMU and of its I/O pool, and passt. */
+const TASKS_MAX = 512;
+const CPU_PERIOD_US = 100_000;
+/** Beside the guest's processors: QEMU's own threads. */
+const CPU_EXTRA = 1;
+const REMOVE_MS = 5_000;
+const REMOVE_AGAIN_MS = 10;
+
+const CGROUP_ROOT = '/sys/fs/cgroup';
+const CONTROLLERS = ['memory', 'cpu', 'pids'] as const;
+
+/**
+ * The parents under which sandboxes get cgroups: one in the unified hierarchy, else one for each
+ * controller. None where we may not make any: then nothing but the machine itself limits a sandbox,
+ * which is enough for the guest, not for a VMM gone wrong.
+ */
+export async function findCgroups(op: Operation, host: Host, name: string): Promise<readonly string[]> {
+  if (host.uid !== 0) return [];
+  if ((await host.stat(op, join(CGROUP_ROOT, 'cgroup.controllers'))) !== null) return [join(CGROUP_ROOT, name)];
+  const parents: string[] = [];
+  for (const controller of CONTROLLERS) {
+    if ((await host.stat(op, join(CGROUP_ROOT, controller, 'cgroup.procs'))) !== null) parents.push(join(CGROUP_ROOT, controller, name));
+  }
+  return parents;
+}
+
+function dirsOf(config: QemuConfig, plan: Pick<SandboxPlan, 'id'>): readonly string[] {
+  return (config.cgroups ?? []).map((parent) => join(parent, plan.id));
+}
+
+export async function makeCgroups(op: Operation, config: QemuConfig, plan: SandboxPlan): Promise<void> {
+  const { host } = config;
+  const memoryBytes = (plan.shape.memoryMiB + OVERHEAD_MIB) * 1024 * 1024;
+  const quotaUs = (plan.shape.cpus + CPU_EXTRA) * CPU_PERIOD_US;
+  const limits = [
+    ['memory.limit_in_bytes', `${memoryBytes}`],
+    ['memory.max', `${memoryBytes}`],
+    ['cpu.cfs_period_us', `${CPU_PERIOD_US}`],
+    ['cpu.cfs_quota_us', `${quotaUs}`],
+    ['cpu.max', `${quotaUs} ${CPU_PERIOD_US}`],
+    ['pids.max', `${TASKS_MAX}`],
+  ] as const;
+  await allOf(
+    dirsOf(config, plan).map(async (dir) => {
+      await makeDelegated(op, host, dir);
+      const there = new Set(await host.list(op, dir));
+      for (const [file, value] of limits) {
+        if (there.has(file)) await host.appendFile(op, join(dir, file), text.encode(value));
+      }
+    }),
+  );
+}
+
+/**
+ * Puts the VMM into them. To join a cgroup takes the kernel 10 to 20 ms, which it mostly sleeps: so
+ * this is done while the VMM gets ready, not before it is executed.
+ */
+export async function joinCgroups(op: Operation, config: QemuConfig, plan: Pick<SandboxPlan, 'id'>, pid: number): Promise<void> {
+  await allOf(dirsOf(config, plan).map((dir) => config.host.appendFile(op, join(dir, 'cgroup.procs'), text.encode(`${pid}`))));
+}
+
+/** In the unified hierarchy a parent must hand its controllers on, and its own parent to it. */
+async function makeDelegated(op: Operation, host: Host, dir: string): Promise<void> {
+  const parent = dirname(dir);
+  await host.makeDir(op, dir, 0o755);
+  if (dirname(parent) !== CGROUP_ROOT || (await host.stat(op, join(dir, 'memory.max'))) !== null) return;
+  const enable = text.encode(CONTROLLERS.map((controller) => `+${controller}`).join(' '));
+  for (const each of [CGROUP_ROOT, parent]) {
+    const control = join(each, 'cgroup.subtree_control');
+    if ((await host.stat(op, control)) !== null) await host.appendFile(op, control, enable);
+  }
+}
+
+/** The processes in it are dead, though the kernel may need a moment to let go of them. */
+export async function removeCgroups(op: Operation, config: QemuConfig, plan: Pick<SandboxPlan, 'id'>): Promise<void> {
+  const { host } = config;
+  using limited = op.within(REMOVE_MS, 'removing cgroups');
+  await allOf(
+    dirsOf(config, plan).map(async (dir) => {
+      while (!(await host.removeEmptyDir(limited, dir))) await pause(limited, REMOVE_AGAIN_MS);
+      await host.removeEmptyDir(limited, dirname(dir)); // stays while another sandbox has one in it
+    }),
+  );
+}

@@ -1,0 +1,127 @@
+// The private disk of one sandbox: a sparse raw file with an empty ext4 in it. Only the few blocks
+// that mke2fs writes are kept as a seed per size; a new disk is those blocks in a hole.
+import { join } from 'node:path';
+import type { Host, SparsePiece } from '../../host/host.ts';
+import type { Operation } from '../../host/operation.ts';
+import type { Owner } from './config.ts';
+
+const BLOCK_BYTES = 4096;
+const READ_BYTES = 4 * 1024 * 1024;
+const SEEDS_KEPT_MAX = 16;
+const ZEROS = new Uint8Array(BLOCK_BYTES);
+
+export const MKFS_OPTIONS = [
+  '-q',
+  '-F',
+  '-t',
+  'ext4',
+  '-b',
+  String(BLOCK_BYTES),
+  '-m',
+  '0',
+  // No room kept for growing its descriptors: it would be a thousand blocks to write for each disk.
+  '-O',
+  '^resize_inode',
+  // One inode for 16 KiB as usual, but nothing is written for them until they are used.
+  '-E',
+  'lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0',
+  '-L',
+  'hutch',
+] as const;
+
+/** A disk with these pieces, the sandbox's own. */
+export async function layDisk(
+  op: Operation,
+  host: Host,
+  path: string,
+  disk: { readonly sizeBytes: number; readonly pieces: readonly SparsePiece[] },
+  owner: Owner | null,
+): Promise<void> {
+  await host.writeSparse(op, path, disk.sizeBytes, disk.pieces);
+  if (owner !== null) await host.chown(op, path, owner.uid, owner.gid);
+}
+
+export class DiskSeeds {
+  readonly #host: Host;
+  readonly #dir: string;
+  readonly #seeds = new Map<number, Promise<readonly SparsePiece[]>>();
+
+  /** `dir` lies on a disk: only there can the file system tell where a file has data. */
+  constructor(host: Host, dir: string) {
+    this.#host = host;
+    this.#dir = dir;
+  }
+
+  /** Makes `path` a new disk of that size; on failure there is none. */
+  async makeDisk(op: Operation, path: string, sizeBytes: number, owner: Owner | null): Promise<void> {
+    await layDisk(op, this.#host, path, { sizeBytes, pieces: await this.#seed(op, sizeBytes) }, owner);
+  }
+
+  async #seed(op: Operation, sizeBytes: number): Promise<readonly SparsePiece[]> {
+    const known = this.#seeds.get(sizeBytes);
+    if (known !== undefined) return await known;
+    const making = this.#make(op, sizeBytes);
+    this.#seeds.set(sizeBytes, making);
+    const [oldest] = this.#seeds.keys();
+    if (this.#seeds.size > SEEDS_KEPT_MAX && oldest !== undefined) this.#seeds.delete(oldest);
+    try {
+      return await making;
+    } catch (error) {
+      this.#seeds.delete(sizeBytes);
+      throw error;
+    }
+  }
+
+  async #make(op: Operation, sizeBytes: number): Promise<readonly SparsePiece[]> {
+    const host = this.#host;
+    await host.makeDir(op, this.#dir, 0o711);
+    const path = join(this.#dir, `.seed-${sizeBytes}-${Buffer.from(host.randomBytes(8)).toString('hex')}`);
+    await using undo = new AsyncDisposableStack();
+    undo.defer(async () => {
+      using release = op.releasing(10_000);
+      await host.remove(release, path);
+    });
+    await host.truncate(op, path, sizeBytes);
+    using limited = op.within(60_000, 'mke2fs');
+    const { exitCode, stderr } = await host.run(limited, ['mke2fs', ...MKFS_OPTIONS, path]);
+    if (exitCode !== 0) throw op.error('internal', `mke2fs failed: ${new TextDecoder().decode(stderr).trim()}`);
+    return await dataPieces(op, host, path, sizeBytes);
+  }
+}
+
+/** The runs of blocks that are not all zeros. */
+export async function dataPieces(op: Operation, host: Host, path: string, sizeBytes: number): Promise<readonly SparsePiece[]> {
+  const pieces: { offset: number; blocks: Uint8Array[] }[] = [];
+  for (const extent of await extents(op, host, path, sizeBytes)) {
+    for (let at = extent.offset; at < extent.end; at += READ_BYTES) {
+      const chunk = await host.readRange(op, path, at, Math.min(READ_BYTES, extent.end - at));
+      for (let inside = 0; inside < chunk.byteLength; inside += BLOCK_BYTES) {
+        const block = chunk.subarray(inside, inside + BLOCK_BYTES);
+        if (Buffer.compare(block, ZEROS.subarray(0, block.byteLength)) === 0) continue;
+        const last = pieces.at(-1);
+        if (last !== undefined && last.offset + last.blocks.length * BLOCK_BYTES === at + inside) last.blocks.push(block.slice());
+        else pieces.push({ offset: at + inside, blocks: [block.slice()] });
+      }
+    }
+  }
+  return pieces.map(({ offset, blocks }) => ({ offset, bytes: Buffer.concat(blocks) }));
+}
+
+type Extent = { readonly offset: number; readonly end: number };
+
+/** Where the file may have data. Reading gigabytes of holes would take seconds, so the file system is asked; where it cannot tell, all of it. */
+async function extents(op: Operation, host: Host, path: string, sizeBytes: number): Promise<readonly Extent[]> {
+  await host.sync(op, path); // what is not allocated yet has no place to be told
+  const { exitCode, stdout } = await host.run(op, ['filefrag', '-e', `-b${BLOCK_BYTES}`, path]);
+  const found = exitCode === 0 ? parseExtents(new TextDecoder().decode(stdout), sizeBytes) : [];
+  return found.length > 0 ? found : [{ offset: 0, end: sizeBytes }];
+}
+
+/** Of filefrag's table: `ext: logical_offset: physical_offset: length:`, in blocks. */
+export function parseExtents(text: string, sizeBytes: number): readonly Extent[] {
+  const rows = text.matchAll(/^\s*\d+:\s*(\d+)\.\.\s*(\d+):/gm);
+  return [...rows].map(([, first, last]) => ({
+    offset: Number(first) * BLOCK_BYTES,
+    end: Math.min((Number(last) + 1) * BLOCK_BYTES, sizeBytes),
+  }));
+}

@@ -1,0 +1,201 @@
+// Starting a sandbox: a process that maps its template's memory copy-on-write, loads the device
+// state and goes on where the template stopped. On failure nothing of it is left but the logs.
+import { join } from 'node:path';
+import type { Operation } from '../../host/operation.ts';
+import type { Link } from '../../network/network.ts';
+import type { SandboxPlan, Started } from '../backend.ts';
+import { kvmOwner } from './acceleration.ts';
+import { joinCgroups, makeCgroups, removeCgroups } from './cgroup.ts';
+import { type Owner, type QemuConfig, QMP_READY_MS, RELEASE_MS } from './config.ts';
+import { dialVmm, dialWhenThere, IGNORE_SHARED, migrated } from './control.ts';
+import { type ChosenDisks, chooseDisks } from './drives.ts';
+import type { Emulator } from './emulator.ts';
+import { type MachineShape, machineArgs, type Wire } from './machine.ts';
+import { bootLogPath, diskPath, incomingSocketPath, qmpSocketPath, SOCKETS, scratchDiskPath, socketDir, vmmLogPath } from './paths.ts';
+import { openQmp, type Qmp } from './qmp.ts';
+import { newStages } from './stages.ts';
+import type { Template } from './template.ts';
+import { describe, inspectVmm, killVmm, startVmm, tailOf } from './vmm.ts';
+import { allOf } from './wait.ts';
+
+export type StartInput = {
+  readonly emulator: Emulator;
+  readonly machine: MachineShape;
+  readonly template: Template;
+};
+
+export async function startSandbox(
+  op: Operation,
+  config: QemuConfig,
+  plan: SandboxPlan,
+  take: (op: Operation) => Promise<StartInput>,
+): Promise<Started> {
+  const { host } = config;
+  const stages = newStages(() => host.monotonicMs());
+  await using undo = new AsyncDisposableStack();
+  const releasing = (release: (op: Operation) => Promise<unknown>): void =>
+    undo.defer(async () => {
+      using late = op.releasing(RELEASE_MS);
+      await release(late).catch((cause: unknown) => op.log.warn({ sandbox: plan.id, cause }, 'a failed start left something behind'));
+    });
+
+  const diskBytes = await checkDisk(op, config, plan);
+  releasing((late) => host.remove(late, scratchDiskPath(plan)));
+  releasing((late) => removeCgroups(late, config, plan));
+  releasing((late) => host.remove(late, plan.runDir));
+  releasing((late) => config.network.close(late, networkPlan(plan)));
+  const [{ emulator, machine, template }, link] = await allOf([
+    take(op),
+    makePlaces(op, config, plan).then(() => config.network.wire(op, networkPlan(plan))),
+  ]);
+  const disks = await chooseDisks(op, config, plan, template);
+  stages.done('prepared');
+
+  releasing((late) => killVmm(late, host, plan.runDir, 'now'));
+  const files = {
+    memoryPath: template.memoryPath,
+    imagePath: plan.boot.imagePath,
+    disks: disks.drives,
+  };
+  const evidence = await startVmm(op, host, config.shimPath, {
+    runDir: plan.runDir,
+    cwd: socketDir(plan),
+    logPath: vmmLogPath(plan),
+    consolePath: bootLogPath(plan),
+    runAs: await vmmOwner(op, config, machine, plan),
+    beside: link.kind === 'passt' ? link.argv : null,
+    argv: [emulator.path, ...machineArgs(machine, files, wireOf(link), { kind: 'restore', memory: emulator.memory })],
+    env: emulator.memory === 'preload' ? await preload(op, config, plan, template.memoryPath) : {},
+  });
+  stages.done('spawned');
+
+  const resumed = resumeFromTemplate(op, config, plan, template, disks, diskBytes, (stage) => stages.done(stage));
+  // The link is down until the agent is configured, so the rules have until then.
+  await allOf([
+    config.network.admit(op, networkPlan(plan)),
+    makeCgroups(op, config, plan).then(() => joinCgroups(op, config, plan, evidence.pid)),
+    resumed.catch(async (error: unknown) => Promise.reject(await explained(op, config, plan, error))),
+  ]);
+  stages.done('admitted');
+  undo.move();
+  return {
+    evidence,
+    network: link.kind === 'none' ? null : link.guest,
+    disk: { device: disks.own, sizeBytes: diskBytes },
+    stagesMs: stages.tookMs,
+  };
+}
+
+async function resumeFromTemplate(
+  op: Operation,
+  config: QemuConfig,
+  plan: SandboxPlan,
+  template: Template,
+  disks: ChosenDisks,
+  diskBytes: number,
+  done: (stage: string) => void,
+): Promise<void> {
+  await using qmp = await connect(op, config, plan);
+  done('greeted');
+  await load(op, config, plan, qmp, template.state);
+  done('loaded');
+  using command = op.within(QMP_READY_MS, 'starting the guest');
+  // In the template there was next to nothing at vdc: the guest's driver is told what it has now.
+  if (disks.drives.vdc !== null) await qmp.execute(command, 'block_resize', { 'node-name': 'vdc', size: diskBytes });
+  await disks.settled; // from here on the guest may write
+  await qmp.execute(command, 'cont');
+  done('running');
+}
+
+/** A VMM that died says why in its log; one that lives has only not answered. */
+async function explained(op: Operation, config: QemuConfig, plan: SandboxPlan, error: unknown): Promise<unknown> {
+  if (op.signal.aborted) return error;
+  const now = await inspectVmm(op, config.host, plan.runDir);
+  if (now.alive) return error;
+  const said = await tailOf(op, config.host, vmmLogPath(plan));
+  return op.error('unavailable', `QEMU ended while starting (${describe(now)})${said === '' ? '' : `: ${said}`}`, { cause: error });
+}
+
+async function vmmOwner(op: Operation, { host }: QemuConfig, machine: MachineShape, plan: SandboxPlan): Promise<Owner | null> {
+  if (plan.runAs === null || machine.acceleration !== 'kvm') return plan.runAs;
+  return (await kvmOwner(op, host, plan.runAs)) ?? plan.runAs;
+}
+
+async function checkDisk(op: Operation, { host }: QemuConfig, plan: SandboxPlan): Promise<number> {
+  const before = await inspectVmm(op, host, plan.runDir);
+  if (before.alive) throw op.error('conflict', `sandbox ${plan.id} runs already`);
+  const disk = await host.stat(op, diskPath(plan));
+  if (disk?.type !== 'file') throw op.error('failed_precondition', `the disk of sandbox ${plan.id} is gone: ${diskPath(plan)}`);
+  return disk.sizeBytes;
+}
+
+/** Empty directories for sockets and logs; what an earlier run left is removed. */
+async function makePlaces(op: Operation, { host }: QemuConfig, plan: SandboxPlan): Promise<void> {
+  await host.remove(op, plan.runDir);
+  await allOf([host.makeDir(op, plan.runDir, 0o711), host.makeDir(op, plan.logDir, 0o711)]);
+  await host.makeDir(op, socketDir(plan), 0o700);
+  if (plan.runAs === null) return;
+  const { uid, gid } = plan.runAs;
+  await host.chown(op, socketDir(plan), uid, gid);
+}
+
+export function networkPlan(plan: SandboxPlan): Parameters<QemuConfig['network']['wire']>[1] {
+  return { id: plan.id, mode: plan.network, socketDir: socketDir(plan), runAs: plan.runAs };
+}
+
+/**
+ * A copy of the library in the run directory: the loader takes no path with a space or a colon, so it
+ * is named from the VMM's working directory, where every user can read it.
+ */
+async function preload(op: Operation, config: QemuConfig, plan: SandboxPlan, memoryPath: string): Promise<Record<string, string>> {
+  const { host, readonlyLibraryPath } = config;
+  if (readonlyLibraryPath === undefined) return {};
+  const path = join(plan.runDir, LIBRARY);
+  const bytes = await host.readFile(op, readonlyLibraryPath, LIBRARY_BYTES_MAX);
+  await host.writeSparse(op, path, bytes.byteLength, [{ offset: 0, bytes }]);
+  await host.chmod(op, path, 0o444);
+  return { LD_PRELOAD: `../${LIBRARY}`, HUTCH_READONLY: memoryPath };
+}
+
+const LIBRARY = 'readonly.so';
+const LIBRARY_BYTES_MAX = 1024 * 1024;
+
+function wireOf(link: Link): Wire {
+  switch (link.kind) {
+    case 'none':
+      return { kind: 'unconnected' };
+    case 'passt':
+      return { kind: 'passt' };
+    case 'vmm-user':
+      return { kind: 'user' };
+    default:
+      return link satisfies never;
+  }
+}
+
+async function connect(op: Operation, config: QemuConfig, plan: SandboxPlan): Promise<Qmp> {
+  const { host } = config;
+  using limited = op.within(QMP_READY_MS, "QEMU's greeting");
+  const alive = async (): Promise<void> => {
+    if (!(await inspectVmm(limited, host, plan.runDir)).alive) throw op.error('unavailable', 'QEMU ended');
+  };
+  return await openQmp(limited, await dialWhenThere(limited, host, qmpSocketPath(plan), alive));
+}
+
+async function load(op: Operation, config: QemuConfig, plan: SandboxPlan, qmp: Qmp, state: Uint8Array): Promise<void> {
+  using limited = op.within(QMP_READY_MS, "loading the template's state");
+  const path = incomingSocketPath(plan);
+  await Promise.all([
+    qmp.execute(limited, 'migrate-set-capabilities', IGNORE_SHARED),
+    qmp.execute(limited, 'migrate-incoming', { uri: `unix:${SOCKETS.incoming}` }),
+  ]);
+  const stream = await dialVmm(limited, config.host, path);
+  stream.on('error', (cause) => op.log.debug({ sandbox: plan.id, cause }, 'QEMU hung up while its state was sent'));
+  stream.end(state);
+  try {
+    await migrated(limited, qmp);
+  } finally {
+    stream.destroy();
+  }
+  await config.host.remove(limited, path);
+}

@@ -1,0 +1,54 @@
+// What a template is a template of. Everything that its saved memory and device state depend on is in
+// the key, so that a template is either right for a start or not found.
+import { createHash } from 'node:crypto';
+import type { Shape } from '../../domain/sandbox.ts';
+import type { BootFiles } from '../backend.ts';
+import { MEMORY_STEP_MIB } from './config.ts';
+import { kernelCommandLine, type MachineShape, machineArgs } from './machine.ts';
+
+/** Raise it when what the template's guest has done before it is saved changes in a way that nothing below shows. */
+const TEMPLATE_FORMAT = 2;
+
+export type TemplateKey = string & { readonly templateKey: unique symbol };
+
+export type TemplateRecipe = {
+  readonly key: TemplateKey;
+  readonly machine: MachineShape;
+  readonly commandLine: string;
+  /** Of the disk that is mounted in it. */
+  readonly diskBytes: number;
+  readonly boot: BootFiles;
+};
+
+/** The processor as its owner would name it: a state saved on another one may not run here. */
+export type HostCpu = { readonly identity: string; readonly tscKhz: number | null };
+
+export function templateRecipe(
+  shape: Pick<Shape, 'cpus' | 'memoryMiB'>,
+  boot: BootFiles,
+  emulatorVersion: string,
+  acceleration: MachineShape['acceleration'],
+  cpu: HostCpu,
+  diskBytes: number,
+): TemplateRecipe {
+  const machine = { acceleration, cpus: shape.cpus, memoryMiB: roundedMemoryMiB(shape.memoryMiB) };
+  const commandLine = kernelCommandLine(acceleration, cpu.tscKhz);
+  const named = { memoryPath: 'm', imagePath: 'i', disks: { vdb: 'd', vdc: null } };
+  const facts = [
+    TEMPLATE_FORMAT,
+    boot.imageDigest,
+    boot.kernelDigest,
+    boot.initramfsDigest,
+    emulatorVersion,
+    diskBytes,
+    // Under software emulation the guest sees QEMU's processor, whatever the host's is.
+    acceleration === 'kvm' ? cpu.identity : 'tcg',
+    machineArgs(machine, named, { kind: 'unconnected' }, { kind: 'boot', kernelPath: 'k', initramfsPath: 'r', commandLine }),
+  ];
+  const key = createHash('sha256').update(JSON.stringify(facts)).digest('hex').slice(0, 40) as TemplateKey;
+  return { key, machine, commandLine, diskBytes, boot };
+}
+
+export function roundedMemoryMiB(memoryMiB: number): number {
+  return Math.ceil(memoryMiB / MEMORY_STEP_MIB) * MEMORY_STEP_MIB;
+}

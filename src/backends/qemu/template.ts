@@ -1,0 +1,112 @@
+// Templates on disk: one directory each, complete or absent. Whoever needs one that is missing, or
+// that is not what was built, builds it; everybody else who wants the same waits for that.
+import { join } from 'node:path';
+import { HutchError } from '../../domain/errors.ts';
+import type { Host } from '../../host/host.ts';
+import type { Operation } from '../../host/operation.ts';
+import { RELEASE_MS } from './config.ts';
+import { checkTemplate, MEMORY_FILE, type Sound } from './manifest.ts';
+import type { TemplateKey, TemplateRecipe } from './template-key.ts';
+import { asLongAs, pause } from './wait.ts';
+
+/** Building, with a wait for a slow machine's boot and for somebody else's build. */
+const LOCKED_AGAIN_MS = 100;
+
+export type Template = Sound & { readonly memoryPath: string };
+
+/** Makes `memory` and the state in `dir`; the caller hashes and publishes them. */
+export type BuildTemplate = (op: Operation, recipe: TemplateRecipe, dir: string) => Promise<void>;
+
+export class TemplateShelf {
+  readonly #host: Host;
+  readonly #dir: string;
+  readonly #build: BuildTemplate;
+  readonly #underWay = new Map<TemplateKey, Promise<Template>>();
+
+  constructor(host: Host, dir: string, build: BuildTemplate) {
+    this.#host = host;
+    this.#dir = dir;
+    this.#build = build;
+  }
+
+  /** The template, checked; built first where it is missing or refused. */
+  async take(op: Operation, recipe: TemplateRecipe): Promise<Template> {
+    const there = await this.#look(op, recipe.key);
+    if (there !== null) return there;
+    for (;;) {
+      const others = this.#underWay.get(recipe.key);
+      if (others === undefined) break;
+      const outcome = await settled(op, others);
+      if (outcome.ok) return outcome.template;
+      // Their client went away, ours did not. Any other failure is ours too.
+      if (!(outcome.error instanceof HutchError) || outcome.error.code !== 'cancelled') throw outcome.error;
+    }
+    const building = this.#make(op, recipe);
+    this.#underWay.set(recipe.key, building);
+    try {
+      return await building;
+    } finally {
+      this.#underWay.delete(recipe.key);
+    }
+  }
+
+  /** Hashes everything. What is found wrong is removed, so that the next start builds it again. */
+  async verify(op: Operation, key: TemplateKey): Promise<{ readonly ok: true } | { readonly ok: false; readonly why: string }> {
+    const checked = await checkTemplate(op, this.#host, join(this.#dir, key), key, 'full');
+    if (!checked.ok) await this.#host.remove(op, join(this.#dir, key));
+    return checked.ok ? { ok: true } : checked;
+  }
+
+  async #look(op: Operation, key: TemplateKey): Promise<Template | null> {
+    const dir = join(this.#dir, key);
+    if ((await this.#host.stat(op, dir)) === null) return null;
+    const checked = await checkTemplate(op, this.#host, dir, key, 'quick');
+    if (checked.ok) return { memoryPath: join(dir, MEMORY_FILE), id: checked.id, state: checked.state, disk: checked.disk };
+    op.log.warn({ template: key, why: checked.why }, 'template refused; it is built again');
+    return null;
+  }
+
+  async #make(op: Operation, recipe: TemplateRecipe): Promise<Template> {
+    const { key } = recipe;
+    await this.#host.makeDir(op, this.#dir, 0o711);
+    await using _lock = await this.#locked(op, key);
+    // Another daemon may have built it while we waited for the lock.
+    const there = await this.#look(op, key);
+    if (there !== null) return there;
+    const staging = join(this.#dir, `.building-${key}`);
+    await this.#host.remove(op, staging); // of a builder that died: the lock says that there is none now
+    await using undo = new AsyncDisposableStack();
+    undo.defer(async () => {
+      using release = op.releasing(RELEASE_MS);
+      await this.#host.remove(release, staging);
+    });
+    await this.#host.makeDir(op, staging, 0o711);
+    await this.#build(op, recipe, staging);
+    // A running sandbox keeps the refused one's memory mapped: it is unlinked, never written.
+    await this.#host.remove(op, join(this.#dir, key));
+    await this.#host.rename(op, staging, join(this.#dir, key));
+    const made = await this.#look(op, key);
+    if (made === null) throw op.error('internal', `the template ${key} is not what was just built`);
+    return made;
+  }
+
+  async #locked(op: Operation, key: TemplateKey): Promise<AsyncDisposable> {
+    for (;;) {
+      const lock = await this.#host.lockFile(op, join(this.#dir, `.lock-${key}`));
+      if (lock !== null) return lock;
+      op.progress({ step: 'template', detail: 'another process is preparing it' });
+      await pause(op, LOCKED_AGAIN_MS);
+    }
+  }
+}
+
+type Outcome = { readonly ok: true; readonly template: Template } | { readonly ok: false; readonly error: unknown };
+
+/** Waits for somebody else's build, as long as our own operation lasts. */
+async function settled(op: Operation, building: Promise<Template>): Promise<Outcome> {
+  const outcome = building.then(
+    (template): Outcome => ({ ok: true, template }),
+    (error: unknown): Outcome => ({ ok: false, error }),
+  );
+  return await asLongAs(op, 'wait for a template that is being built', outcome);
+}

@@ -1,0 +1,90 @@
+// One VMM under its shim (src/host/shim.ts): starting it, ending it, and what its log says of a death.
+import { HutchError } from '../../domain/errors.ts';
+import type { Host } from '../../host/host.ts';
+import type { Operation } from '../../host/operation.ts';
+import { inspectShim, shimEnded, signalShim, startShim } from '../../host/shim.ts';
+import type { ProcessEvidence } from '../backend.ts';
+import { KILL_FORCE_MS, KILL_GRACE_MS, type Owner } from './config.ts';
+
+export type Alive = ProcessEvidence & { readonly alive: true };
+export type Dead = ProcessEvidence & { readonly alive: false };
+
+export type VmmStart = {
+  readonly runDir: string;
+  readonly cwd: string;
+  readonly logPath: string;
+  /** Where the guest's console goes: bounded by the shim. */
+  readonly consolePath: string;
+  readonly runAs: Owner | null;
+  /** Started beside the VMM, over a socket pair with it, and ended with it; null: nothing. */
+  readonly beside: readonly string[] | null;
+  readonly argv: readonly string[];
+  readonly env: Readonly<Record<string, string>>;
+};
+
+/** Starts the shim, which starts the rest; returns once the VMM's program runs. */
+export async function startVmm(op: Operation, host: Host, shimPath: string, start: VmmStart): Promise<Alive> {
+  const { runDir, cwd, logPath, consolePath, runAs, beside, argv, env } = start;
+  const { child } = await startShim(op, host, shimPath, {
+    ...{ dir: runDir, cwd, logPath, consolePath, runAs, cgroups: [], argv, env },
+    awaitSockets: [],
+    ...(beside === null ? { also: [] } : { also: [beside], pair: 'shared' as const }),
+  });
+  return { alive: true, ...child };
+}
+
+export function inspectVmm(op: Operation, host: Host, runDir: string): Promise<ProcessEvidence> {
+  return inspectShim(op, host, runDir);
+}
+
+export function vmmEnded(op: Operation, host: Host, runDir: string): Promise<Dead> {
+  return shimEnded(op, host, runDir);
+}
+
+/** SIGTERM unless `now`, a bounded wait, SIGKILL, a bounded wait. A stopped process hears only the last. */
+export async function killVmm(op: Operation, host: Host, runDir: string, how: 'gently' | 'now'): Promise<Dead> {
+  const before = await inspectShim(op, host, runDir);
+  if (!before.alive) return await endWithin(op, host, runDir, KILL_FORCE_MS);
+  if (how === 'gently') {
+    try {
+      using grace = op.within(KILL_GRACE_MS, 'the virtual machine to end');
+      await signalShim(grace, host, runDir, 'SIGTERM');
+      return await shimEnded(grace, host, runDir);
+    } catch (error) {
+      if (op.signal.aborted || !(error instanceof HutchError) || error.code !== 'deadline_exceeded') throw error;
+    }
+  }
+  // Past the shim: it may itself be stopped.
+  await host.kill(op, before, 'SIGKILL');
+  return await endWithin(op, host, runDir, KILL_FORCE_MS);
+}
+
+async function endWithin(op: Operation, host: Host, runDir: string, ms: number): Promise<Dead> {
+  using limited = op.within(ms, 'the virtual machine to be killed');
+  return await shimEnded(limited, host, runDir);
+}
+
+export function describe(dead: Dead): string {
+  if (dead.oomKilled) return 'out of memory';
+  if (dead.signal !== null) return `signal ${dead.signal}`;
+  return dead.exitCode === null ? dead.proof : `exit code ${dead.exitCode}`;
+}
+
+const TAIL_BYTES = 2_000;
+const TAIL_LINES = 6;
+
+/** The end of a log, in one line. Guest text is in it: what could act on a terminal is taken out. */
+export async function tailOf(op: Operation, host: Host, path: string): Promise<string> {
+  const info = await host.stat(op, path);
+  if (info === null || info.type !== 'file') return '';
+  const bytes = await host.readRange(op, path, Math.max(0, info.sizeBytes - TAIL_BYTES), TAIL_BYTES);
+  const lines = new TextDecoder()
+    .decode(bytes)
+    .replaceAll(/[^\n\x20-\x7e]/g, '')
+    .split('\n')
+    .map((line) => line.trim());
+  return lines
+    .filter((line) => line !== '')
+    .slice(-TAIL_LINES)
+    .join(' | ');
+}
