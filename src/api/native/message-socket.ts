@@ -1,0 +1,123 @@
+// A WebSocket that is pulled: messages are read when they are asked for, and sending waits while the
+// client does not read. Never more than a window is held in either direction.
+import type { RawData, WebSocket } from 'ws';
+import { HutchError } from '../../domain/errors.ts';
+
+export type Message = { readonly type: 'text'; readonly text: string } | { readonly type: 'bytes'; readonly bytes: Uint8Array };
+
+/** Bytes that may wait for a client that reads slowly. */
+const SEND_WINDOW_BYTES = 512 * 1024;
+/** Bytes that may wait for us; then the client is not read from. */
+const RECEIVE_WINDOW_BYTES = 256 * 1024;
+export const MESSAGE_BYTES_MAX = 1024 * 1024;
+const PING_EVERY_MS = 15_000;
+/** Quiet for so many pings while we read: the client is gone. */
+const PINGS_UNANSWERED_MAX = 3;
+const CLOSE_MS = 2_000;
+
+export class MessageSocket {
+  readonly #socket: WebSocket;
+  readonly #queue: Message[] = [];
+  readonly #gone = new AbortController();
+  readonly #pinging: NodeJS.Timeout;
+  #queuedBytes = 0;
+  #unanswered = 0;
+  #wake: (() => void) | null = null;
+
+  constructor(socket: WebSocket) {
+    this.#socket = socket;
+    socket.binaryType = 'nodebuffer';
+    socket.on('message', (data, isBinary) => this.#onMessage(data, isBinary));
+    socket.on('pong', () => {
+      this.#unanswered = 0;
+    });
+    socket.on('error', () => {}); // 'close' follows
+    socket.on('close', () => {
+      clearInterval(this.#pinging);
+      this.#gone.abort(new HutchError({ code: 'cancelled', message: 'the client went away' }));
+      this.#wake?.();
+    });
+    this.#pinging = setInterval(() => this.#ping(), PING_EVERY_MS);
+  }
+
+  /** Aborted once the client is gone, or we have closed. */
+  get gone(): AbortSignal {
+    return this.#gone.signal;
+  }
+
+  /** Bytes that the system has not taken yet. */
+  get unsentBytes(): number {
+    return this.#socket.bufferedAmount;
+  }
+
+  /** The next message; null when there is none any more. One reader at a time. */
+  async receive(): Promise<Message | null> {
+    while (this.#queue.length === 0) {
+      if (this.#gone.signal.aborted) return null;
+      await new Promise<void>((resolve) => {
+        this.#wake = resolve;
+      });
+      this.#wake = null;
+    }
+    const message = this.#queue.shift() ?? null;
+    this.#queuedBytes -= message === null ? 0 : sizeOf(message);
+    if (this.#socket.isPaused && this.#queuedBytes < RECEIVE_WINDOW_BYTES / 2) this.#socket.resume();
+    return message;
+  }
+
+  sendJson(value: unknown): Promise<void> {
+    return this.#send(JSON.stringify(value));
+  }
+
+  sendBytes(bytes: Uint8Array): Promise<void> {
+    return this.#send(bytes);
+  }
+
+  close(code: number, reason: string): void {
+    if (this.#socket.isPaused) this.#socket.resume(); // else the client's answer is never read
+    this.#socket.close(code, reason.slice(0, 100));
+    const timer = setTimeout(() => this.#socket.terminate(), CLOSE_MS);
+    this.#socket.once('close', () => clearTimeout(timer));
+  }
+
+  #send(data: string | Uint8Array): Promise<void> {
+    const socket = this.#socket;
+    if (socket.readyState !== socket.OPEN) return Promise.reject(new HutchError({ code: 'cancelled', message: 'the client went away' }));
+    if (socket.bufferedAmount < SEND_WINDOW_BYTES) {
+      socket.send(data, () => {}); // a failure is followed by 'close'
+      return Promise.resolve();
+    }
+    return new Promise((resolve, reject) => {
+      socket.send(data, (error) =>
+        error === undefined || error === null
+          ? resolve()
+          : reject(new HutchError({ code: 'cancelled', message: 'the client went away', cause: error })),
+      );
+    });
+  }
+
+  #onMessage(data: RawData, isBinary: boolean): void {
+    const bytes = Array.isArray(data) ? Buffer.concat(data) : Buffer.isBuffer(data) ? data : Buffer.from(data);
+    const message: Message = isBinary ? { type: 'bytes', bytes } : { type: 'text', text: bytes.toString('utf8') };
+    this.#queue.push(message);
+    this.#queuedBytes += sizeOf(message);
+    this.#unanswered = 0;
+    if (this.#queuedBytes >= RECEIVE_WINDOW_BYTES) this.#socket.pause();
+    this.#wake?.();
+  }
+
+  #ping(): void {
+    if (this.#socket.readyState !== this.#socket.OPEN) return;
+    // While we do not read, a pong cannot arrive.
+    if (!this.#socket.isPaused) this.#unanswered += 1;
+    if (this.#unanswered > PINGS_UNANSWERED_MAX) this.#socket.terminate();
+    else this.#socket.ping();
+  }
+}
+
+/** An empty message still takes room. */
+const MESSAGE_OVERHEAD_BYTES = 64;
+
+function sizeOf(message: Message): number {
+  return MESSAGE_OVERHEAD_BYTES + (message.type === 'text' ? message.text.length : message.bytes.byteLength);
+}

@@ -1,0 +1,69 @@
+// What a verb has at hand: its output, the daemon, and how its user interrupts it.
+import { HutchError } from '../domain/errors.ts';
+import type { ApiClient, Progress, UnaryVerb } from '../sdk/client.ts';
+import type { Input, Output } from '../services/verbs.ts';
+import type { Interrupts } from './interrupts.ts';
+import type { Io } from './io.ts';
+import type { ProgressLine } from './progress.ts';
+
+export type Context = {
+  readonly io: Io;
+  readonly json: boolean;
+  readonly env: Readonly<Record<string, string | undefined>>;
+  readonly interrupts: Interrupts;
+  readonly progress: ProgressLine;
+  /** The daemon; it is started when it does not run and a call needs it. */
+  readonly client: ApiClient;
+};
+
+/** How long the daemon may take to clean up after a cancelled operation. */
+const CANCEL_MS = 15_000;
+
+/** A read: an interrupt just ends it. */
+export async function ask<N extends UnaryVerb>(context: Context, verb: N, input: Input<N>): Promise<Output<N>> {
+  return await context.client.call(verb, input, { signal: context.interrupts.signal });
+}
+
+/** A change, with its progress. An interrupt cancels the operation in the daemon and waits until that has cleaned up. */
+export async function change<N extends UnaryVerb>(context: Context, verb: N, input: Input<N>): Promise<Output<N>> {
+  const { client, interrupts, progress } = context;
+  const connection = new AbortController();
+  let opId: string | null = null;
+  let limit: NodeJS.Timeout | undefined;
+  const onInterrupt = (): void => {
+    if (opId === null) {
+      connection.abort(interrupts.signal.reason);
+      return;
+    }
+    limit = setTimeout(() => connection.abort(interrupts.signal.reason), CANCEL_MS);
+    progress.show({ step: 'cancelling' });
+    // Too late is no error: the call itself says how it ended.
+    client.call('operation.cancel', { opId }, { signal: connection.signal }).catch(() => {});
+  };
+  interrupts.signal.addEventListener('abort', onInterrupt, { once: true });
+  if (interrupts.signal.aborted) onInterrupt();
+  try {
+    return await client.call(verb, input, {
+      signal: connection.signal,
+      onOpId: (id) => {
+        opId = id;
+        if (interrupts.signal.aborted && limit === undefined) onInterrupt();
+      },
+      onProgress: (step: Progress) => progress.show(step),
+    });
+  } catch (error) {
+    if (error instanceof HutchError && error.code === 'cancelled' && error.opId === null && opId !== null) {
+      throw new HutchError({
+        code: 'cancelled',
+        message: 'interrupted; the daemon goes on cleaning up',
+        hint: `look at it with: hutch why ${opId}`,
+        opId,
+      });
+    }
+    throw error;
+  } finally {
+    clearTimeout(limit);
+    interrupts.signal.removeEventListener('abort', onInterrupt);
+    progress.clear();
+  }
+}

@@ -1,0 +1,79 @@
+// Help, from the table: what a verb is for, an example, and only then the flags.
+import { type Branch, COMMON_FLAGS, type Flag, type Group, isBranch, type Leaf } from './verb.ts';
+import { VERBS } from './verbs.ts';
+
+const GROUPS: readonly Group[] = ['Run', 'Look', 'Change', 'Reach into', 'Trace', 'Machine'];
+
+export function overview(): string {
+  const width = Math.max(...VERBS.map(({ name }) => name.length));
+  const groups = GROUPS.map((group) => {
+    const lines = VERBS.filter((verb) => verb.group === group).map(({ name, summary }) => `  ${name.padEnd(width)}  ${summary}`);
+    return `${group}\n${lines.join('\n')}`;
+  });
+  return [
+    'Hutch gives you sandboxes: computers of their own, in a fraction of a second.',
+    '',
+    "  hutch run --rm -- python3 -c 'print(2**100)'",
+    '',
+    groups.join('\n\n'),
+    '',
+    'hutch VERB --help tells more. A sandbox is named by its id, its name, or a unique beginning of either.',
+    '',
+  ].join('\n');
+}
+
+export function usageLine(path: string, leaf: Leaf): string {
+  const positionals = leaf.positionals.map(({ name, takes }) => {
+    if (takes === 'optional') return `[${name}]`;
+    if (takes === 'any') return `[${name}…]`;
+    return takes === 'several' && !name.includes('…') ? `${name}…` : name;
+  });
+  const command = leaf.command === undefined ? [] : leaf.command === 'required' ? ['[--] CMD [ARG…]'] : ['[-- CMD [ARG…]]'];
+  return ['hutch', path, ...(leaf.flags.length > 0 ? ['[FLAGS]'] : []), ...positionals, ...command].join(' ');
+}
+
+export function leafHelp(path: string, leaf: Leaf): string {
+  const examples = leaf.examples.map(({ line, about }) => `  ${line}${about === '' ? '' : `\n      ${about}`}`);
+  const sections = [leaf.summary, '', ...examples, '', `Usage: ${usageLine(path, leaf)}`, ''];
+  if (leaf.notes !== undefined) sections.push(leaf.notes, '');
+  sections.push('Flags', ...flagLines([...leaf.flags, ...COMMON_FLAGS]), '');
+  return sections.join('\n');
+}
+
+export function branchHelp(branch: Branch): string {
+  const width = Math.max(...branch.subverbs.map(({ name }) => name.length));
+  const lines = branch.subverbs.map(({ name, summary }) => `  ${name.padEnd(width)}  ${summary}`);
+  const examples = branch.subverbs.flatMap((leaf) => leaf.examples.slice(0, 1)).map(({ line }) => `  ${line}`);
+  return [
+    branch.summary,
+    '',
+    ...examples,
+    '',
+    `Usage: hutch ${branch.name} VERB`,
+    '',
+    ...lines,
+    '',
+    `hutch ${branch.name} VERB --help tells more.`,
+    '',
+  ].join('\n');
+}
+
+export function flagText({ name, short, value }: Flag): string {
+  return `${short === undefined ? '' : `-${short}, `}--${name}${value === undefined ? '' : ` ${value}`}`;
+}
+
+function flagLines(flags: readonly Flag[]): string[] {
+  const width = Math.max(...flags.map((flag) => indented(flag).length));
+  return flags.map((flag) => `  ${indented(flag).padEnd(width)}  ${flag.about}`);
+}
+
+function indented(flag: Flag): string {
+  return `${flag.short === undefined ? '    ' : ''}${flagText(flag)}`;
+}
+
+/** Every path with its leaf: `ops cancel`. */
+export function allLeaves(): readonly { readonly path: string; readonly leaf: Leaf }[] {
+  return VERBS.flatMap((verb) =>
+    isBranch(verb) ? verb.subverbs.map((leaf) => ({ path: `${verb.name} ${leaf.name}`, leaf })) : [{ path: verb.name, leaf: verb }],
+  );
+}

@@ -1,0 +1,131 @@
+// The CLI's entry: finds the verb, runs it, tells what went wrong, and ends with a code of the table.
+// It loads only what every verb needs: a verb's own file comes when it is asked for.
+import type { HutchError } from '../domain/errors.ts';
+import { nearest } from '../domain/nearest.ts';
+import { type Args, readArgs, usage } from './args.ts';
+import type { Context } from './context.ts';
+import { newClient } from './daemon.ts';
+import { exitOf } from './exit-codes.ts';
+import { tell, toHutchError } from './fail.ts';
+import { newInterrupts } from './interrupts.ts';
+import { newIo, ReaderGone } from './io.ts';
+import { newProgressLine } from './progress.ts';
+import { isBranch, type Leaf } from './verb.ts';
+import { VERBS } from './verbs.ts';
+
+type Found =
+  | { readonly path: string; readonly leaf: Leaf; readonly argv: readonly string[] }
+  | { readonly help: string; readonly code: number };
+
+const argv = process.argv.slice(2);
+const io = newIo();
+const interrupts = newInterrupts();
+const progress = newProgressLine(io);
+const json = wantsJson(argv);
+let passesExitCode = false;
+
+process.on('uncaughtException', (error) => void end(error));
+process.on('unhandledRejection', (error) => void end(error));
+
+// Nothing left to wait for, and no result: a bug of ours must not look like success.
+process.on('beforeExit', () => void end(new Error('it ended before it had a result')));
+main()
+  .then(async (code) => {
+    await io.flushed();
+    process.exit(interrupts.exitCode ?? code);
+  })
+  .catch((error: unknown) => end(error));
+
+async function main(): Promise<number> {
+  const found = await find(argv);
+  if ('help' in found) {
+    await io.out(found.help);
+    return found.code;
+  }
+  const { path, leaf } = found;
+  passesExitCode = leaf.passesExitCode === true;
+  const args: Args = readArgs(path, leaf, found.argv);
+  if (args.has('help')) {
+    const { leafHelp } = await import('./help.ts');
+    await io.out(leafHelp(path, leaf));
+    return 0;
+  }
+  const run = await leaf.load();
+  // What is about the daemon itself must not start it.
+  const start = path.startsWith('daemon') || path === 'version' || path === 'completion' ? 'no' : 'when-needed';
+  const client = path === 'completion' ? null : await newClient({ env: process.env, progress, start });
+  return await run({ io, json, env: process.env, interrupts, progress, client } as Context, args);
+}
+
+async function find(words: readonly string[]): Promise<Found> {
+  const [first, ...rest] = words;
+  if (first === undefined || first === '--help' || first === '-h' || (first === 'help' && rest[0] === undefined)) {
+    const { overview } = await import('./help.ts');
+    return { help: overview(), code: first === undefined ? exitOf('usage') : 0 };
+  }
+  if (first === '--version') return await find(['version', ...rest]);
+  if (first === '--json' && rest.some((word) => word !== '--json')) return await find([...rest, '--json']);
+  if (first === 'help') return await find([...rest.filter((word) => !word.startsWith('-')), '--help']);
+  if (first === '__complete') return { path: first, leaf: (await import('./verbs/complete.ts')).LEAF, argv: rest };
+  const verb = VERBS.find(({ name }) => name === first);
+  if (verb === undefined) {
+    passesExitCode = first === 'run' || first === 'exec';
+    throw unknownVerb(
+      first,
+      'hutch',
+      VERBS.map(({ name }) => name),
+    );
+  }
+  if (!isBranch(verb)) return { path: verb.name, leaf: verb, argv: rest };
+  const fallback = verb.subverbs.find(({ name }) => name === verb.fallback);
+  // A flag first: with a fallback its value must not be taken for a subverb.
+  const at = fallback !== undefined && rest[0]?.startsWith('-') === true ? -1 : rest.findIndex((word) => !word.startsWith('-'));
+  const second = at < 0 ? undefined : rest[at];
+  if (second === undefined) {
+    if (rest.includes('--help') || rest.includes('-h')) return { help: (await import('./help.ts')).branchHelp(verb), code: 0 };
+    if (fallback !== undefined) return { path: `${verb.name} ${fallback.name}`, leaf: fallback, argv: rest };
+    throw usage(`hutch ${verb.name} needs one of ${verb.subverbs.map(({ name }) => name).join(', ')}`, `see: hutch ${verb.name} --help`);
+  }
+  const leaf = verb.subverbs.find(({ name }) => name === second);
+  if (leaf === undefined)
+    throw unknownVerb(
+      second,
+      `hutch ${verb.name}`,
+      verb.subverbs.map(({ name }) => name),
+    );
+  return { path: `${verb.name} ${leaf.name}`, leaf, argv: rest.toSpliced(at, 1) };
+}
+
+function unknownVerb(word: string, where: string, known: readonly string[]): HutchError {
+  const meant = nearest(word, known);
+  return usage(`${where} has no verb '${word}'`, meant === null ? `see: ${where} --help` : `did you mean ${where} ${meant}?`);
+}
+
+/** Before the command line is understood: an error in it is JSON too. */
+function wantsJson(words: readonly string[]): boolean {
+  const own = words.slice(0, words.includes('--') ? words.indexOf('--') : words.length);
+  const first = own.findIndex((word) => !word.startsWith('-'));
+  const verb = VERBS.find(({ name }) => name === own[first]);
+  if (verb === undefined || isBranch(verb) || verb.command === undefined) return own.includes('--json');
+  // After the sandbox (`exec`) or the first word (`run`) it belongs to the command.
+  try {
+    return readArgs(verb.name, { ...verb, command: 'optional' }, own.slice(first + 1)).has('json');
+  } catch {
+    return own.includes('--json');
+  }
+}
+
+/** Every way out that is not a result. */
+async function end(error: unknown): Promise<never> {
+  progress.clear();
+  let code = exitOf('readerGone');
+  if (!(error instanceof ReaderGone)) {
+    try {
+      code = await tell(io, toHutchError(error), { json, passesExitCode });
+      await io.flushed();
+    } catch (failure) {
+      if (!(failure instanceof ReaderGone)) throw failure;
+    }
+  }
+  process.exit(interrupts.exitCode ?? code);
+}

@@ -1,0 +1,44 @@
+// What is under way, as one line on stderr that rewrites itself. Only on a terminal: elsewhere nothing.
+import type { Progress } from '../sdk/client.ts';
+import type { Io } from './io.ts';
+import { cut, roughSize, safe } from './output.ts';
+
+export type ProgressLine = {
+  show(progress: Progress): void;
+  /** Wipes the line; something else is to be written. */
+  clear(): void;
+};
+
+const EVERY_MS = 80;
+
+export function newProgressLine(io: Io): ProgressLine {
+  if (!io.isTerminal.stderr) return { show() {}, clear() {} };
+  let lastMs = Number.NEGATIVE_INFINITY;
+  let lastStep = '';
+  let shown = false;
+  return {
+    show(progress) {
+      const now = performance.now();
+      if (progress.step === lastStep && now - lastMs < EVERY_MS) return;
+      lastMs = now;
+      lastStep = progress.step;
+      shown = true;
+      process.stderr.write(`\r\u001b[K${cut(sentence(progress), (process.stderr.columns ?? 80) - 1)}`);
+    },
+    clear() {
+      if (shown) process.stderr.write('\r\u001b[K');
+      shown = false;
+    },
+  };
+}
+
+function sentence({ step, detail, done, total, unit }: Progress): string {
+  const show = (amount: number) => (unit === 'bytes' ? roughSize(amount) : String(amount));
+  const part =
+    done === undefined
+      ? ''
+      : total === undefined
+        ? ` ${show(done)}`
+        : ` ${show(done)} of ${show(total)} (${Math.floor((100 * done) / Math.max(total, 1))} %)`;
+  return safe(`${step}${detail === undefined ? '' : `: ${detail}`}${part}`);
+}

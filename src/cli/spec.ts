@@ -1,0 +1,126 @@
+// From the flags of `run` and `create` to the API's request. What is wrong names the flag.
+import { readFile } from 'node:fs/promises';
+import { parseDuration } from '../domain/duration.ts';
+import { bytesToMiB, MIB, type ParsedText, parseSize } from '../domain/size.ts';
+import type { Input } from '../services/verbs.ts';
+import { type Args, usage } from './args.ts';
+import type { Context } from './context.ts';
+
+type CreateInput = Input<'sandbox.create'>;
+
+/** The API's bounds, so that a value beyond them is told by its flag. */
+const MEMORY_MIB = { min: 128n, max: 262_144n };
+const DISK_MIB = { min: 256n, max: 131_072n };
+const CPUS_MAX = 64;
+const YEAR_MS = 31_536_000_000;
+const ENV_FILE_BYTES_MAX = 8 * 1024 * 1024;
+
+/** What `create` and `run` share; the main process is the verb's own. */
+export async function createSpec(context: Context, args: Args): Promise<CreateInput> {
+  const timeout = args.value('timeout');
+  const cpus = args.value('cpus');
+  const memory = args.value('memory');
+  const disk = args.value('disk');
+  if (args.has('no-net') && args.has('allow-lan')) throw usage('--no-net and --allow-lan exclude each other');
+  const env = await environment(context, args);
+  const secrets = await secretsOf(args);
+  const labels = pairs('label', args.values('label'));
+  const backend = args.value('backend');
+  return {
+    ...plain(args, 'name', 'image', 'workdir', 'user'),
+    ...(backend === undefined ? {} : { backend: backend as NonNullable<CreateInput['backend']> }),
+    ...(cpus === undefined ? {} : { cpus: wholeNumber('cpus', cpus, 1, CPUS_MAX) }),
+    ...(memory === undefined ? {} : { memoryMiB: sizeMiB('memory', memory, MEMORY_MIB) }),
+    ...(disk === undefined ? {} : { diskMiB: sizeMiB('disk', disk, DISK_MIB) }),
+    ...(timeout === undefined ? {} : { timeoutMs: durationMs('timeout', timeout, { minMs: 1_000, maxMs: YEAR_MS }) }),
+    ...(Object.keys(env).length === 0 ? {} : { env }),
+    ...(Object.keys(secrets).length === 0 ? {} : { secrets }),
+    ...(Object.keys(labels).length === 0 ? {} : { labels }),
+    ...(args.has('no-net') ? { network: 'none' as const } : args.has('allow-lan') ? { network: 'allow-lan' as const } : {}),
+    ...(args.has('rm') ? { autoRemove: true } : {}),
+  };
+}
+
+/** `--env` and `--env-file`; the later one wins, and a flag wins over a file. */
+export async function environment(context: Pick<Context, 'env'>, args: Args): Promise<Record<string, string>> {
+  const env: Record<string, string> = {};
+  for (const path of args.values('env-file')) {
+    const text = await readText('env-file', path);
+    for (const [at, raw] of text.split('\n').entries()) {
+      const line = raw.replace(/\r$/, '');
+      if (line.trim() === '' || line.trimStart().startsWith('#')) continue;
+      set(env, line, context, `--env-file ${path}:${at + 1}`);
+    }
+  }
+  for (const text of args.values('env')) set(env, text, context, '--env');
+  return env;
+}
+
+function set(env: Record<string, string>, text: string, context: Pick<Context, 'env'>, where: string): void {
+  const at = text.indexOf('=');
+  const name = at < 0 ? text.trim() : text.slice(0, at).trimStart();
+  if (!/^[A-Za-z_][A-Za-z0-9_]*$/.test(name)) throw usage(`${where}: '${name}' is no name of a variable`, 'write it like NAME=value');
+  const value = at < 0 ? context.env[name] : text.slice(at + 1);
+  if (value !== undefined) env[name] = value;
+}
+
+async function secretsOf(args: Args): Promise<Record<string, string>> {
+  const secrets: Record<string, string> = {};
+  for (const [name, path] of Object.entries(pairs('secret-file', args.values('secret-file')))) {
+    // Editors and `echo` end a file with a newline that is not part of the secret.
+    secrets[name] = (await readText('secret-file', path)).replace(/\r?\n$/, '');
+  }
+  return secrets;
+}
+
+async function readText(flag: string, path: string): Promise<string> {
+  try {
+    const content = await readFile(path);
+    if (content.byteLength > ENV_FILE_BYTES_MAX) throw usage(`--${flag}: ${path} is larger than ${ENV_FILE_BYTES_MAX} bytes`);
+    return content.toString('utf8');
+  } catch (cause) {
+    const { code } = cause as NodeJS.ErrnoException;
+    if (code === 'ENOENT') throw usage(`--${flag}: there is no file ${path}`);
+    if (code === 'EACCES' || code === 'EISDIR') throw usage(`--${flag}: ${path} cannot be read`);
+    throw cause;
+  }
+}
+
+function pairs(flag: string, texts: readonly string[]): Record<string, string> {
+  const found: Record<string, string> = {};
+  for (const text of texts) {
+    const at = text.indexOf('=');
+    if (at <= 0) throw usage(`--${flag}: '${text}' is no pair`, `write it like --${flag} name=value`);
+    found[text.slice(0, at)] = text.slice(at + 1);
+  }
+  return found;
+}
+
+export function sizeMiB(flag: string, text: string, bounds: { readonly min: bigint; readonly max: bigint }): number {
+  return bytesToMiB(parsed(parseSize(text, { what: `--${flag}`, min: bounds.min * MIB, max: bounds.max * MIB })));
+}
+
+export function durationMs(flag: string, text: string, bounds: { readonly minMs: number; readonly maxMs: number }): number {
+  return parsed(parseDuration(text, { what: `--${flag}`, ...bounds }));
+}
+
+export function wholeNumber(flag: string, text: string, min: number, max: number): number {
+  if (!/^\d{1,15}$/.test(text)) throw usage(`--${flag}: '${text}' is no whole number`);
+  const value = Number(text);
+  if (value < min || value > max) throw usage(`--${flag} must be from ${min} to ${max}, not ${text}`);
+  return value;
+}
+
+function parsed<T>(result: ParsedText<T>): T {
+  if (result.ok) return result.value;
+  throw usage(result.message, result.hint);
+}
+
+function plain<K extends string>(args: Args, ...names: readonly K[]): { [N in K]?: string } {
+  const found: { [N in K]?: string } = {};
+  for (const name of names) {
+    const value = args.value(name);
+    if (value !== undefined) found[name] = value;
+  }
+  return found;
+}

@@ -1,0 +1,102 @@
+// What must hold of the table of verbs, and of all that is made from it.
+import { spawnSync } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import { expect, test } from 'vitest';
+import { cliDocs } from '../../scripts/generate-cli-docs.ts';
+import { readArgs } from './args.ts';
+import { bashCompletion, fishCompletion, zshCompletion } from './completions.ts';
+import { EXIT_CODES, exitOfError, worstExit } from './exit-codes.ts';
+import { allLeaves, branchHelp, leafHelp, overview } from './help.ts';
+import { isBranch } from './verb.ts';
+import { VERBS } from './verbs.ts';
+
+test('there are at most 30 verbs, each once', () => {
+  expect(VERBS.length).toBeLessThanOrEqual(30);
+  expect(new Set(VERBS.map(({ name }) => name)).size).toBe(VERBS.length);
+});
+
+test('the overview lists every verb under its group', () => {
+  const text = overview();
+  for (const { name, summary, group } of VERBS) {
+    expect(text).toContain(`\n  ${name}`);
+    expect(text).toContain(summary);
+    expect(text).toContain(`${group}\n`);
+  }
+});
+
+test('the help of every verb shows an example before the flags', () => {
+  for (const { path, leaf } of allLeaves()) {
+    const text = leafHelp(path, leaf);
+    const example = text.indexOf(`  ${leaf.examples[0]?.line}`);
+    expect(example, path).toBeGreaterThan(0);
+    expect(example, path).toBeLessThan(text.indexOf('\nFlags'));
+  }
+  for (const verb of VERBS) if (isBranch(verb)) expect(branchHelp(verb)).toContain(`hutch ${verb.name} `);
+});
+
+/** In a shell line the words of the `hutch` that is this verb. */
+function ownWords(line: string, path: string): string[] {
+  const words: readonly string[] = line.replace(/ > \S+$/, '').match(/'[^']*'|"[^"]*"|[^\s()|<>$]+/g) ?? [];
+  const verb = path.split(' ')[0];
+  const own = words.slice(words.findIndex((word, at) => word === 'hutch' && words[at + 1] === verb) + 1);
+  const inner = own.indexOf('hutch');
+  return (inner < 0 ? own : [...own.slice(0, inner), 'what-it-prints']).map((word) => word.replaceAll(/^['"]|['"]$/g, ''));
+}
+
+test('every example can be read, and its verb exists', () => {
+  for (const { path, leaf } of allLeaves()) {
+    for (const { line } of leaf.examples) {
+      const words = ownWords(line, path);
+      const given = words.slice(path.split(' ').length);
+      expect(words.slice(0, path.split(' ').length).join(' '), line).toBe(path);
+      expect(() => readArgs(path, leaf, given), line).not.toThrow();
+    }
+  }
+});
+
+test('flags of a verb have one meaning', () => {
+  for (const { path, leaf } of allLeaves()) {
+    const names = leaf.flags.flatMap(({ name, short }) => [name, ...(short === undefined ? [] : [short])]);
+    expect(new Set(names).size, path).toBe(names.length);
+    expect(names, path).not.toContain('json');
+  }
+});
+
+test('exit codes are distinct, and every error has one', () => {
+  const codes = Object.values(EXIT_CODES).map(({ code }) => code);
+  expect(new Set(codes).size).toBe(codes.length);
+  expect(exitOfError('not_found')).toBe(3);
+  expect(exitOfError('cancelled')).toBe(130);
+  expect(worstExit([0, 3, 0])).toBe(3);
+  expect(worstExit([3, 7, 4])).toBe(7);
+  expect(worstExit([])).toBe(0);
+});
+
+test('completions are understood by their shells', () => {
+  const check = (shell: string, script: string) => spawnSync(shell, ['-n'], { input: script, encoding: 'utf8' });
+  expect(check('bash', bashCompletion()).stderr).toBe('');
+  for (const [shell, script] of [
+    ['zsh', zshCompletion()],
+    ['fish', fishCompletion()],
+  ] as const) {
+    const result = check(shell, script);
+    if (result.error === undefined) expect(result.stderr).toBe(''); // where there is such a shell
+  }
+});
+
+test('bash completes verbs, subverbs and flags', () => {
+  const complete = (...words: string[]) => {
+    const script = `${bashCompletion()}\nCOMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _hutch; printf '%s\\n' "\${COMPREPLY[@]}"`;
+    return spawnSync('bash', ['-c', script, 'bash', ...words], { encoding: 'utf8' })
+      .stdout.trimEnd()
+      .split('\n');
+  };
+  expect(complete('hutch', 'ins')).toEqual(['inspect']);
+  expect(complete('hutch', 'ops', 'c')).toEqual(['cancel']);
+  expect(complete('hutch', 'run', '--mem')).toEqual(['--memory']);
+  expect(complete('hutch', 'ledger', 'export', '--for')).toEqual(['--format']);
+});
+
+test('docs/cli.md is what the table says', () => {
+  expect(readFileSync(new URL('../../docs/cli.md', import.meta.url), 'utf8')).toBe(cliDocs());
+});

@@ -1,0 +1,84 @@
+// Verbs that change a sandbox's state.
+import type { Positional, Verb } from '../verb.ts';
+
+const SANDBOX: Positional = { name: 'SANDBOX', takes: 'one', completes: 'sandbox' };
+const SANDBOXES: Positional = { name: 'SANDBOX', takes: 'several', completes: 'sandbox' };
+const load = async () => await import('../verbs/life.ts');
+
+export const changeVerbs: readonly Verb[] = [
+  {
+    name: 'start',
+    group: 'Change',
+    summary: 'Start stopped sandboxes again',
+    examples: [{ line: 'hutch start web', about: 'runs its main process again' }],
+    flags: [],
+    positionals: [SANDBOXES],
+    load: async () => (await load()).start,
+  },
+  {
+    name: 'stop',
+    group: 'Change',
+    summary: 'Stop sandboxes; disks are kept',
+    examples: [{ line: 'hutch stop web db', about: '' }],
+    flags: [
+      { name: 'timeout', value: 'TIME', about: 'How long its processes may take, like 10s' },
+      { name: 'force', short: 'f', about: 'At once' },
+    ],
+    positionals: [SANDBOXES],
+    load: async () => (await load()).stop,
+  },
+  {
+    name: 'restart',
+    group: 'Change',
+    summary: 'Stop and start sandboxes',
+    examples: [{ line: 'hutch restart web', about: '' }],
+    flags: [{ name: 'timeout', value: 'TIME', about: 'How long its processes may take, like 10s' }],
+    positionals: [SANDBOXES],
+    load: async () => (await load()).restart,
+  },
+  {
+    name: 'pause',
+    group: 'Change',
+    summary: 'Freeze sandboxes; memory stays',
+    examples: [{ line: 'hutch pause web', about: '' }],
+    flags: [],
+    positionals: [SANDBOXES],
+    load: async () => (await load()).pause,
+  },
+  {
+    name: 'resume',
+    group: 'Change',
+    summary: 'Let paused sandboxes go on',
+    examples: [{ line: 'hutch resume web', about: '' }],
+    flags: [],
+    positionals: [SANDBOXES],
+    load: async () => (await load()).resume,
+  },
+  {
+    name: 'rename',
+    group: 'Change',
+    summary: 'Give a sandbox another name',
+    examples: [{ line: 'hutch rename web web-old', about: '' }],
+    flags: [],
+    positionals: [SANDBOX, { name: 'NAME', takes: 'one', completes: 'nothing' }],
+    load: async () => (await load()).rename,
+  },
+  {
+    name: 'rm',
+    group: 'Change',
+    summary: 'Delete sandboxes and their disks',
+    examples: [{ line: 'hutch rm -f web', about: 'a running one too' }],
+    flags: [{ name: 'force', short: 'f', about: 'Stop it first; what does not exist is no error' }],
+    positionals: [SANDBOXES],
+    load: async () => (await load()).rm,
+  },
+  {
+    name: 'wait',
+    group: 'Change',
+    summary: 'Wait until sandboxes do not run any more',
+    examples: [{ line: 'code=$(hutch wait job)', about: 'prints the main process’s code' }],
+    flags: [],
+    positionals: [SANDBOXES],
+    load: async () => (await load()).wait,
+  },
+];

@@ -1,0 +1,126 @@
+// Verbs about this machine, its daemon, its keys, and the CLI itself.
+import type { Verb } from '../verb.ts';
+
+const keys = async () => await import('../verbs/keys.ts');
+const daemon = async () => await import('../verbs/daemon.ts');
+
+export const machineVerbs: readonly Verb[] = [
+  {
+    name: 'doctor',
+    group: 'Machine',
+    summary: 'Tell what this machine can do, and what mends it',
+    examples: [
+      { line: 'hutch doctor', about: 'exit 1 when sandboxes cannot run' },
+      { line: 'hutch doctor --leaks', about: 'what belongs to nothing' },
+    ],
+    flags: [{ name: 'leaks', about: 'List what lies under Hutch’s roots and belongs to nothing' }],
+    positionals: [],
+    load: async () => (await import('../verbs/doctor.ts')).run,
+  },
+  {
+    name: 'daemon',
+    group: 'Machine',
+    summary: 'Start, stop and look at the daemon',
+    subverbs: [
+      {
+        name: 'start',
+        summary: 'Start it, and wait until it answers',
+        examples: [{ line: 'hutch daemon start', about: '' }],
+        flags: [],
+        positionals: [],
+        load: async () => (await daemon()).start,
+      },
+      {
+        name: 'stop',
+        summary: 'End it; sandboxes go on',
+        examples: [{ line: 'hutch daemon stop', about: '' }],
+        flags: [],
+        positionals: [],
+        load: async () => (await daemon()).stop,
+      },
+      {
+        name: 'status',
+        summary: 'Tell whether it runs; exit 7 when not',
+        examples: [{ line: 'hutch daemon status', about: '' }],
+        flags: [],
+        positionals: [],
+        load: async () => (await daemon()).status,
+      },
+      {
+        name: 'logs',
+        summary: 'Show its log',
+        examples: [{ line: 'hutch daemon logs -f', about: '' }],
+        flags: [
+          { name: 'follow', short: 'f', about: 'Go on with what comes' },
+          { name: 'tail', short: 'n', value: 'N', about: 'Only the last N lines' },
+        ],
+        positionals: [],
+        load: async () => (await daemon()).logs,
+      },
+    ],
+  },
+  {
+    name: 'keys',
+    group: 'Machine',
+    summary: 'Make, list and revoke API keys',
+    subverbs: [
+      {
+        name: 'create',
+        summary: 'Make a key; its secret is shown once',
+        examples: [{ line: 'hutch keys create ci', about: '' }],
+        flags: [],
+        positionals: [{ name: 'NAME', takes: 'one', completes: 'nothing' }],
+        load: async () => (await keys()).create,
+      },
+      {
+        name: 'ls',
+        summary: 'List keys',
+        examples: [{ line: 'hutch keys ls', about: '' }],
+        flags: [],
+        positionals: [],
+        load: async () => (await keys()).list,
+      },
+      {
+        name: 'revoke',
+        summary: 'Revoke keys',
+        examples: [{ line: 'hutch keys revoke ci', about: '' }],
+        flags: [],
+        positionals: [{ name: 'KEY', takes: 'several', completes: 'nothing' }],
+        load: async () => (await keys()).revoke,
+      },
+    ],
+  },
+  {
+    name: 'config',
+    group: 'Machine',
+    summary: 'Show the configuration',
+    subverbs: [
+      {
+        name: 'show',
+        summary: 'Show each value, and where it came from',
+        examples: [{ line: 'hutch config show', about: '' }],
+        flags: [],
+        positionals: [],
+        load: async () => (await import('../verbs/config.ts')).show,
+      },
+    ],
+  },
+  {
+    name: 'version',
+    group: 'Machine',
+    summary: 'Show the versions of Hutch and its parts',
+    examples: [{ line: 'hutch version', about: '' }],
+    flags: [],
+    positionals: [],
+    load: async () => (await import('../verbs/version.ts')).run,
+  },
+  {
+    name: 'completion',
+    group: 'Machine',
+    summary: 'Print completions for a shell',
+    examples: [{ line: 'source <(hutch completion bash)', about: '' }],
+    flags: [],
+    positionals: [{ name: 'bash|zsh|fish', takes: 'one', completes: 'nothing' }],
+    load: async () => (await import('../verbs/completion.ts')).run,
+  },
+];

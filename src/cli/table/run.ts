@@ -1,0 +1,126 @@
+// Verbs that start something: run, create, exec, shell, attach.
+import type { Flag, Positional, Verb } from '../verb.ts';
+
+const SANDBOX: Positional = { name: 'SANDBOX', takes: 'one', completes: 'sandbox' };
+const BACKENDS = ['qemu', 'gvisor', 'docker', 'firecracker', 'cloud-hypervisor'];
+
+const ENVIRONMENT: readonly Flag[] = [
+  { name: 'env', short: 'e', value: 'K=V', repeats: true, about: 'Set a variable; K alone takes our own' },
+  { name: 'env-file', value: 'FILE', repeats: true, about: 'Variables from a file, one K=V a line' },
+];
+const PLACE: readonly Flag[] = [
+  { name: 'workdir', short: 'w', value: 'DIR', about: 'Where it runs' },
+  { name: 'user', short: 'u', value: 'USER', about: 'As whom: name or uid, with :group or not' },
+];
+const TERMINAL: readonly Flag[] = [
+  { name: 'interactive', short: 'i', about: 'Pass our input on, a terminal’s too (piped input always is)' },
+  { name: 'tty', short: 't', about: 'Give it a terminal' },
+  { name: 'no-stdin', about: 'Pass no input on, for loops that read theirs' },
+];
+const DETACH_KEYS: Flag = { name: 'detach-keys', value: 'KEYS', about: 'What lets go of the terminal; default ctrl-p,ctrl-q' };
+
+const CREATE: readonly Flag[] = [
+  { name: 'name', value: 'NAME', about: 'Its name, a DNS label; made up when absent' },
+  { name: 'image', value: 'IMAGE', about: 'What is on its disk' },
+  { name: 'cpus', value: 'N', about: 'Virtual CPUs' },
+  { name: 'memory', short: 'm', value: 'SIZE', about: 'Memory, like 512M or 2G' },
+  { name: 'disk', value: 'SIZE', about: 'Disk, like 8G' },
+  ...ENVIRONMENT,
+  { name: 'secret-file', value: 'K=FILE', repeats: true, about: 'A variable whose value is a file’s content and is never shown' },
+  ...PLACE,
+  { name: 'timeout', value: 'TIME', about: 'Stop it this long after each start, like 90s or 5m' },
+  { name: 'no-net', about: 'No network' },
+  { name: 'allow-lan', about: 'Reach private addresses too' },
+  { name: 'label', short: 'l', value: 'K=V', repeats: true, about: 'A label' },
+  { name: 'backend', value: 'NAME', choices: BACKENDS, about: `What runs it: ${BACKENDS.join(', ')}` },
+];
+
+export const runVerbs: readonly Verb[] = [
+  {
+    name: 'run',
+    group: 'Run',
+    summary: 'Run a command in a new sandbox',
+    examples: [
+      { line: "hutch run --rm -- python3 -c 'print(2**100)'", about: 'one command, nothing left behind' },
+      { line: 'hutch run --rm -it -- bash', about: 'a shell in a new sandbox' },
+      { line: 'hutch run -d --name web -- python3 -m http.server 8000', about: 'in the background' },
+    ],
+    flags: [
+      { name: 'rm', about: 'Delete the sandbox when the command has ended' },
+      { name: 'detach', short: 'd', about: 'Print its id and leave it running' },
+      ...TERMINAL,
+      DETACH_KEYS,
+      ...CREATE,
+    ],
+    positionals: [],
+    command: 'optional',
+    passesExitCode: true,
+    notes: 'Ends with the command’s own code. With -t and without a command it runs a login shell.',
+    load: async () => (await import('../verbs/run.ts')).run,
+  },
+  {
+    name: 'create',
+    group: 'Run',
+    summary: 'Make a sandbox that runs until it is stopped',
+    examples: [
+      { line: 'hutch create --name dev --memory 2G', about: 'a computer of your own' },
+      { line: 'hutch create --no-start --name later -- make test', about: 'made now, started later' },
+    ],
+    flags: [
+      { name: 'rm', about: 'Delete the sandbox when its command has ended' },
+      { name: 'no-start', about: 'Do not start it' },
+      { name: 'interactive', short: 'i', about: 'Its command reads from whoever attaches' },
+      { name: 'tty', short: 't', about: 'Its command has a terminal' },
+      ...CREATE,
+    ],
+    positionals: [],
+    command: 'optional',
+    load: async () => (await import('../verbs/create.ts')).run,
+  },
+  {
+    name: 'exec',
+    group: 'Run',
+    summary: 'Run a command in a sandbox',
+    examples: [
+      { line: 'hutch exec dev -- git status', about: 'one command' },
+      { line: 'cat data.csv | hutch exec dev -- sha256sum', about: 'piped input is passed on' },
+      { line: 'hutch exec -it dev -- vim notes.txt', about: 'with a terminal' },
+    ],
+    flags: [
+      ...TERMINAL,
+      DETACH_KEYS,
+      { name: 'detach', short: 'd', about: 'Leave it running, and print its id' },
+      ...ENVIRONMENT,
+      ...PLACE,
+      { name: 'timeout', value: 'TIME', about: 'End it after this time, like 90s or 5m' },
+    ],
+    positionals: [SANDBOX],
+    command: 'required',
+    passesExitCode: true,
+    notes: 'Ends with the command’s own code.',
+    load: async () => (await import('../verbs/exec.ts')).run,
+  },
+  {
+    name: 'shell',
+    group: 'Run',
+    summary: 'Open a login shell in a sandbox',
+    examples: [{ line: 'hutch shell dev', about: '' }],
+    flags: [DETACH_KEYS, ...ENVIRONMENT, ...PLACE],
+    positionals: [SANDBOX],
+    passesExitCode: true,
+    load: async () => (await import('../verbs/shell.ts')).run,
+  },
+  {
+    name: 'attach',
+    group: 'Run',
+    summary: 'Go on with the main process of a sandbox',
+    examples: [
+      { line: 'hutch attach web', about: 'its output from now on; Ctrl-C is passed on' },
+      { line: 'hutch attach --exec x-1f0c… dev', about: 'one that `exec -d` left running' },
+    ],
+    flags: [{ name: 'exec', value: 'ID', about: 'A command of `exec` instead' }, { name: 'no-stdin', about: 'Only watch' }, DETACH_KEYS],
+    positionals: [SANDBOX],
+    passesExitCode: true,
+    load: async () => (await import('../verbs/attach.ts')).run,
+  },
+];

@@ -1,0 +1,63 @@
+// What a verb of the CLI is: an entry of the table in verbs.ts. Help, completion and docs/cli.md are
+// made from it, and the command line is read by it.
+import type { Args } from './args.ts';
+import type { Context } from './context.ts';
+
+export type Flag = {
+  readonly name: string;
+  readonly short?: string;
+  /** How its value is called in help; a flag without one is a switch. */
+  readonly value?: string;
+  readonly choices?: readonly string[];
+  readonly repeats?: boolean;
+  readonly about: string;
+};
+
+/** What stands behind the flags. */
+export type Positional = {
+  readonly name: string;
+  readonly takes: 'none' | 'one' | 'optional' | 'several' | 'any';
+  readonly completes?: 'sandbox' | 'operation' | 'path' | 'nothing';
+};
+
+export type Example = { readonly line: string; readonly about: string };
+
+export type Group = 'Run' | 'Look' | 'Change' | 'Reach into' | 'Trace' | 'Machine';
+
+/** Runs the verb; the result is the exit code. */
+export type Run = (context: Context, args: Args) => Promise<number>;
+
+export type Leaf = {
+  readonly name: string;
+  readonly summary: string;
+  readonly examples: readonly Example[];
+  readonly flags: readonly Flag[];
+  readonly positionals: readonly Positional[];
+  /** Everything from here on is a command for the sandbox. */
+  readonly command?: 'required' | 'optional';
+  /** Failures are 125, so that they are not taken for the command's own code. */
+  readonly passesExitCode?: boolean;
+  /** What stands below the flags in help. */
+  readonly notes?: string;
+  readonly load: () => Promise<Run>;
+};
+
+export type Branch = {
+  readonly name: string;
+  readonly summary: string;
+  readonly subverbs: readonly Leaf[];
+  /** The subverb that is meant when none is named. */
+  readonly fallback?: string;
+};
+
+export type Verb = (Leaf | Branch) & { readonly group: Group };
+
+export function isBranch(verb: Verb): verb is Branch & { readonly group: Group } {
+  return 'subverbs' in verb;
+}
+
+/** What every verb takes. */
+export const COMMON_FLAGS: readonly Flag[] = [
+  { name: 'json', about: 'JSON in the API’s schema on stdout, errors too' },
+  { name: 'help', short: 'h', about: 'Show this' },
+];

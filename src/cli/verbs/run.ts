@@ -1,0 +1,117 @@
+// hutch run: a sandbox, its main process on our own streams, and its exit code. Two round trips: the
+// sandbox is made and started by one request, and its main process attached to by the next.
+import { HutchError } from '../../domain/errors.ts';
+import { type ProcessExit, RemoteProcess } from '../../sdk/process.ts';
+import { preloadSockets } from '../../sdk/socket.ts';
+import type { Output } from '../../services/verbs.ts';
+import { type Args, usage } from '../args.ts';
+import { type Carried, carry } from '../carry.ts';
+import { type Context, change } from '../context.ts';
+import { exitOf } from '../exit-codes.ts';
+import { outcome } from '../outcome.ts';
+import { json } from '../output.ts';
+import { createSpec } from '../spec.ts';
+import { type Stdio, stdioOf } from '../stdio.ts';
+import { parseDetachKeys } from '../terminal.ts';
+import { RECONNECT_FOR_MS } from './exec.ts';
+import { LOGIN_SHELL } from './shell.ts';
+
+type Sandbox = Output<'sandbox.create'>;
+
+/** After Ctrl-C: how long its processes may take to end. */
+const STOP_GRACE_MS = 2_000;
+
+export async function run(context: Context, args: Args): Promise<number> {
+  const detach = args.has('detach');
+  const stdio = detach ? detachedStdio(args) : stdioOf(context, args);
+  const argv = args.command.length > 0 ? [...args.command] : stdio.tty ? [...LOGIN_SHELL] : null;
+  if (argv === null) throw usage('hutch run needs a command to run', 'like: hutch run --rm -- uname -a; for a shell: hutch run --rm -it');
+  const detachKeys = parseDetachKeys(args.value('detach-keys'));
+  const spec = await createSpec(context, args);
+  const loading = detach ? null : preloadSockets();
+  const sandbox = await change(context, 'sandbox.create', {
+    ...spec,
+    main: {
+      argv,
+      tty: stdio.tty,
+      stdin: stdio.input === 'none' ? 'null' : 'open',
+      ...(stdio.terminal === null ? {} : { terminal: stdio.terminal }),
+      ...(detach ? {} : { attach: true }),
+    },
+  });
+  await loading;
+  if (detach) {
+    await context.io.out(context.json ? json(sandbox) : `${sandbox.id}\n`);
+    return 0;
+  }
+  return await foreground(context, sandbox, stdio, detachKeys);
+}
+
+/** With -d nobody types; what reads from its terminal waits for who attaches. */
+function detachedStdio(args: Args): Stdio {
+  const tty = args.has('tty');
+  return { tty, input: args.has('interactive') ? 'data' : 'none', terminal: tty ? { cols: 80, rows: 24 } : null };
+}
+
+async function foreground(context: Context, sandbox: Sandbox, stdio: Stdio, detachKeys: Uint8Array): Promise<number> {
+  const { client, io, interrupts } = context;
+  const ref = sandbox.id;
+  // Only with a timeout is it worth asking why it ended.
+  const ended = sandbox.timeoutMs === null ? null : client.call('sandbox.wait', { ref }).catch(() => null);
+  const stop = async () => void (await client.call('sandbox.stop', { ref, graceMs: STOP_GRACE_MS }));
+  let carried: Carried;
+  try {
+    if (interrupts.signal.aborted) throw interrupts.signal.reason;
+    await using process = await RemoteProcess.attach(client, {
+      ref,
+      execId: 'main',
+      stdoutOffset: 0,
+      stderrOffset: 0,
+      input: stdio.input !== 'none',
+      signal: interrupts.signal,
+      reconnectForMs: RECONNECT_FOR_MS,
+    });
+    if (context.json) await io.out(json({ type: 'started', sandbox, ...process.info }));
+    carried = await carry(context, process, { input: stdio.input, tty: stdio.tty, detachKeys, kill: stop });
+  } catch (error) {
+    // Interrupted between making and attaching: nobody will come for it.
+    if (interrupts.signal.aborted) await stop().catch(() => {});
+    else if (ended !== null && (await endedByTimeout(ended))) return exitOf('timedOut');
+    await tellWhatIsLeft(context, sandbox);
+    throw error;
+  }
+  if (carried.outcome === 'detached') {
+    await io.err(`\r\ndetached; go on with: hutch attach ${sandbox.name}\n`);
+    return 0;
+  }
+  const exit: ProcessExit = carried.exit;
+  const timedOut = ended !== null && (await endedByTimeout(ended));
+  if (sandbox.autoRemove) await deleted(context, ref);
+  if (context.json) await io.out(json({ type: 'exit', ...exit }));
+  if (interrupts.exitCode !== null) await tellWhatIsLeft(context, sandbox);
+  if (timedOut) {
+    if (!context.json) await io.err(`error: sandbox ${sandbox.name} was stopped: its time was up\n`);
+    return exitOf('timedOut');
+  }
+  return await outcome(context, exit);
+}
+
+async function endedByTimeout(ended: Promise<Output<'sandbox.wait'> | null>): Promise<boolean> {
+  return (await ended)?.sandbox.ended?.cause === 'timeout';
+}
+
+/** As with docker: after `run --rm` its name is free again. The daemon deletes it; this waits for that. */
+async function deleted(context: Context, ref: string): Promise<void> {
+  try {
+    await context.client.call('sandbox.delete', { ref, force: true });
+  } catch (error) {
+    if (!(error instanceof HutchError && error.code === 'not_found')) throw error;
+  }
+}
+
+async function tellWhatIsLeft(context: Context, sandbox: Sandbox): Promise<void> {
+  if (context.json) return;
+  const now = await context.client.call('sandbox.get', { ref: sandbox.id }).catch(() => null);
+  if (now === null || now.state === 'deleted') return;
+  await context.io.err(`left: sandbox ${now.name} is ${now.state}; delete it with: hutch rm -f ${now.name}\n`);
+}

@@ -1,0 +1,33 @@
+// hutch shell: a login shell of the user's own in a sandbox.
+import type { ExecRequest } from '../../services/verbs.ts';
+import { type Args, usage } from '../args.ts';
+import type { Context } from '../context.ts';
+import { stdinKind } from '../io.ts';
+import { environment } from '../spec.ts';
+import { ourTerminal } from '../stdio.ts';
+import { parseDetachKeys } from '../terminal.ts';
+import { carryExec } from './exec.ts';
+
+/** The agent sets SHELL from the sandbox's /etc/passwd. */
+// biome-ignore lint/suspicious/noTemplateCurlyInString: the shell's, not ours
+export const LOGIN_SHELL = ['/bin/sh', '-c', 'exec "${SHELL:-/bin/sh}" -l'] as const;
+
+export async function run(context: Context, args: Args): Promise<number> {
+  if (context.json) throw usage('hutch shell is for people; use hutch exec --json');
+  const kind = stdinKind();
+  const tty = kind === 'terminal';
+  const env = await environment(context, args);
+  const workdir = args.value('workdir');
+  const user = args.value('user');
+  const request: ExecRequest = {
+    argv: [...LOGIN_SHELL],
+    stdin: kind === 'nothing' ? 'null' : 'open',
+    ...(tty ? { terminal: ourTerminal(context) } : {}),
+    ...(Object.keys(env).length === 0 ? {} : { env }),
+    ...(workdir === undefined ? {} : { cwd: workdir }),
+    ...(user === undefined ? {} : { user }),
+  };
+  const input = kind === 'nothing' ? 'none' : kind;
+  const stdio = { tty, input, terminal: tty ? ourTerminal(context) : null } as const;
+  return await carryExec(context, args.first(), request, stdio, { detachKeys: parseDetachKeys(args.value('detach-keys')), detach: false });
+}

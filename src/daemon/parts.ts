@@ -1,0 +1,101 @@
+// The parts that a real daemon is made of: the QEMU backend with its network, and what boots in it.
+import { createHash } from 'node:crypto';
+import { fileURLToPath } from 'node:url';
+import { newQemuBackend } from '../backends/qemu/backend.ts';
+import { findCgroups } from '../backends/qemu/cgroup.ts';
+import type { Places } from '../config/places.ts';
+import type { Config } from '../config/schema.ts';
+import { connectAgent } from '../guest/agent.ts';
+import type { Host } from '../host/host.ts';
+import type { Operation } from '../host/operation.ts';
+import { type Network, withoutNetwork } from '../network/network.ts';
+import { guestAddress } from '../network/passt.ts';
+import { rootedNetwork } from '../network/rooted.ts';
+import { orVmmUser } from '../network/vmm-user.ts';
+import { UID_FIRST, UID_LAST } from '../store/contract.ts';
+import { bootSource } from './boots.ts';
+import type { DaemonOptions } from './daemon.ts';
+import { checkReachable } from './reachable.ts';
+
+/** Builds templates; no sandbox's user is ever this one. */
+const TEMPLATE_UID = UID_LAST + 1;
+/** Only whether there is one counts: guests ask an address of passt's. */
+const ANY_RESOLVER = '203.0.113.53';
+/** What every sandbox reads first. */
+const WARM_PATHS = ['/bin/sh', '/bin/true', '/usr/bin/env', '/etc/passwd', '/etc/group'];
+
+export const makeParts: DaemonOptions['makeParts'] = async ({ op, host, store, places, config }) => {
+  const prebuilt = await prebuiltDir(op, host);
+  const agentPath = `${prebuilt}/hutch-agent`;
+  const isRoot = host.uid === 0;
+  if (isRoot) await checkReachable(op, host, [places.dataDir, places.runDir]);
+  const qemu = newQemuBackend({
+    host,
+    templatesDir: `${places.dataDir}/templates`,
+    workDir: `${places.runDir}/work`,
+    shimPath: `${prebuilt}/hutch-shim`,
+    readonlyLibraryPath: `${prebuilt}/hutch-readonly.so`,
+    templateOwner: isRoot ? { uid: TEMPLATE_UID, gid: TEMPLATE_UID } : null,
+    runRoot: `${places.runDir}/sandboxes`,
+    cgroups: await findCgroups(op, host, ownName(places, '-')),
+    network: networkOf(host, places, config),
+    templateDiskMiB: config.sandbox.disk,
+    warmAgent: async (warming, dial, disk) => {
+      using agent = await connectAgent(warming, await dial(warming));
+      await agent.hello(warming);
+      // What every sandbox has in common: then each is only told what differs.
+      const { mac: _, ...network } = guestAddress('', [ANY_RESOLVER]);
+      await agent.configure(warming, {
+        ...{ generation: 'template', hostname: 'template', clockMs: host.nowMs(), entropy: host.randomBytes(64), env: {}, secrets: {} },
+        disk: { ...disk, mount: 'overlay' },
+        ...(isRoot ? { network: { ...network, up: true } } : {}),
+      });
+      await agent.warm(warming, WARM_PATHS);
+      await agent.sync(warming);
+    },
+  });
+  return {
+    backends: [qemu],
+    boots: bootSource({ host, store, dataDir: places.dataDir, agentPath }),
+    agentDigest: `sha256:${await host.sha256(op, agentPath)}`,
+    qemuVersion: qemuVersion(host),
+  };
+};
+
+function networkOf(host: Host, places: Places, config: Config): Network {
+  const uids = { first: UID_FIRST, last: UID_LAST };
+  const own =
+    host.uid === 0
+      ? rootedNetwork({ host, uids, table: ownName(places, '_') })
+      : withoutNetwork('the daemon does not run as root, so nothing would keep a sandbox from this machine');
+  return config.network.allow_qemu_user_network ? orVmmUser(own) : own;
+}
+
+/** Names what is this daemon's alone on a machine that may run others. */
+function ownName(places: Places, separator: '-' | '_'): string {
+  if (places.dataDir === '/var/lib/hutch') return 'hutch';
+  return `hutch${separator}${createHash('sha256').update(places.dataDir).digest('hex').slice(0, 8)}`;
+}
+
+/** Beside the sources, or beside the bundle. */
+async function prebuiltDir(op: Operation, host: Host): Promise<string> {
+  const candidates = ['../../prebuilt/x86_64', '../prebuilt/x86_64', './prebuilt/x86_64'].map((path) =>
+    fileURLToPath(new URL(path, import.meta.url)),
+  );
+  for (const dir of candidates) if ((await host.stat(op, `${dir}/hutch-agent`)) !== null) return dir;
+  throw op.error('failed_precondition', `the programs for guests are missing; they were looked for at ${candidates.join(', ')}`, {
+    hint: 'take a fresh copy of Hutch',
+  });
+}
+
+function qemuVersion(host: Host): (op: Operation) => Promise<string | null> {
+  let known: string | null = null;
+  return async (op) => {
+    if (known !== null) return known;
+    const path = await host.which(op, 'qemu-system-x86_64');
+    if (path === null) return null;
+    const { stdout } = await host.run(op, [path, '--version']);
+    known = /version (\S+)/.exec(new TextDecoder().decode(stdout))?.[1] ?? null;
+    return known;
+  };
+}

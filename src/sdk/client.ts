@@ -1,0 +1,208 @@
+// Every verb of the API as a typed call. It adds the key, the idempotency key and the retries, and
+// knows nothing of what the verbs mean. Always true: a call is sent again only when that cannot do
+// a thing twice, and never after its caller gave up.
+import type { IncomingMessage } from 'node:http';
+import type { Input, Output, VerbName } from '../services/verbs.ts';
+import type { Address } from './address.ts';
+import { ConnectionError, errorFromBody } from './errors.ts';
+import { bodyBytes, HttpClient, jsonBody, opIdOf } from './http.ts';
+import { jsonLines } from './lines.ts';
+import { encodeRequest } from './request.ts';
+import { backOff } from './retry.ts';
+import { type Route, routes } from './routes.ts';
+
+type OfKind<K extends Route['kind']> = { [N in VerbName]: (typeof routes)[N]['kind'] extends K ? N : never }[VerbName];
+export type UnaryVerb = OfKind<'unary'>;
+export type LinesVerb = OfKind<'lines'>;
+export type DownloadVerb = OfKind<'download'>;
+export type UploadVerb = OfKind<'upload'>;
+export type SocketVerb = OfKind<'socket'>;
+
+export type Progress = {
+  readonly step: string;
+  readonly detail?: string;
+  readonly done?: number;
+  readonly total?: number;
+  readonly unit?: 'bytes' | 'items';
+};
+
+export type CallOptions = {
+  readonly signal?: AbortSignal | undefined;
+  /** The same key makes a repeated call run once. Made up for mutating calls when absent. */
+  readonly idempotencyKey?: string;
+  /** W3C trace context, passed on. */
+  readonly traceparent?: string;
+  /** Called with the operation's id as soon as it is known. */
+  readonly onOpId?: (opId: string) => void;
+};
+
+export type ClientOptions = {
+  readonly address: Address;
+  /** The API key, or how to get it: asked for before each try, so that a daemon's first start can mint it. */
+  readonly key: string | (() => string | Promise<string>);
+  /** How long an unreachable daemon is tried again. */
+  readonly retryForMs?: number;
+  /** Called before each new try; what it throws ends the call. The CLI starts the daemon here. */
+  readonly onUnreachable?: (error: ConnectionError, attempt: number) => Promise<void>;
+};
+
+/** Their answer has a secret that is kept nowhere, so there is none to repeat. */
+const NEVER_REPEATED: ReadonlySet<VerbName> = new Set(['key.create']);
+const RETRY_FOR_MS = 5_000;
+const ANSWER_BYTES_MAX = 64 * 1024 * 1024;
+
+export type Downloaded = {
+  readonly opId: string | null;
+  readonly headers: Readonly<Record<string, string | string[] | undefined>>;
+  readonly bytes: AsyncIterable<Uint8Array>;
+};
+
+export class ApiClient implements Disposable {
+  readonly #http: HttpClient;
+  readonly #options: ClientOptions;
+
+  constructor(options: ClientOptions) {
+    this.#options = options;
+    this.#http = new HttpClient(options.address);
+  }
+
+  get address(): Address {
+    return this.#options.address;
+  }
+
+  get retryForMs(): number {
+    return this.#options.retryForMs ?? RETRY_FOR_MS;
+  }
+
+  /** A unary verb. With `onProgress` the server tells how far it is. */
+  async call<N extends UnaryVerb>(
+    verb: N,
+    input: Input<N>,
+    options: CallOptions & { readonly onProgress?: (progress: Progress) => void } = {},
+  ): Promise<Output<N>> {
+    const { onProgress } = options;
+    const route: Route = routes[verb];
+    const key = route.reads || NEVER_REPEATED.has(verb) ? undefined : (options.idempotencyKey ?? (await madeUpKey()));
+    return await this.#retrying(verb, options, key, async (headers) => {
+      if (onProgress === undefined) return (await jsonBody(await this.#send(verb, input, headers, options), ANSWER_BYTES_MAX)) as Output<N>;
+      const response = await this.#send(verb, input, { ...headers, Accept: 'application/x-ndjson' }, options);
+      for await (const line of jsonLines(bodyBytes(response, options.signal))) {
+        const message = line as { type?: string; result?: Output<N>; error?: unknown } & Progress;
+        if (message.type === 'progress') onProgress(message);
+        else if (message.type === 'result') return message.result as Output<N>;
+        else if (message.type === 'error') throw errorFromBody(message.error, { opId: opIdOf(response) });
+      }
+      throw new ConnectionError('the connection to the daemon was lost before its answer was whole', { sent: true });
+    });
+  }
+
+  /** A verb that answers lines. Only its beginning is tried again: a stream that breaks off says so. */
+  async *lines<N extends LinesVerb>(verb: N, input: Input<N>, options: CallOptions = {}): AsyncGenerator<Output<N>, void, undefined> {
+    const response = await this.#retrying(verb, options, undefined, (headers) => this.#send(verb, input, headers, options));
+    for await (const line of jsonLines(bodyBytes(response, options.signal))) {
+      const failed = (line as { error?: unknown } | null)?.error;
+      if (failed !== undefined && failed !== null && Object.keys(line as object).length === 1)
+        throw errorFromBody(failed, { opId: opIdOf(response) });
+      yield line as Output<N>;
+    }
+  }
+
+  async download<N extends DownloadVerb>(verb: N, input: Input<N>, options: CallOptions = {}): Promise<Downloaded> {
+    const response = await this.#retrying(verb, options, undefined, (headers) => this.#send(verb, input, headers, options));
+    return { opId: opIdOf(response), headers: response.headers, bytes: bodyBytes(response, options.signal) };
+  }
+
+  /** Bytes given whole are sent again after a lost connection; a stream cannot be. */
+  async upload<N extends UploadVerb>(
+    verb: N,
+    input: Input<N>,
+    content: Uint8Array | AsyncIterable<Uint8Array>,
+    options: CallOptions = {},
+  ): Promise<Output<N>> {
+    const send = async (headers: Record<string, string>) =>
+      (await jsonBody(await this.#send(verb, input, headers, options, content))) as Output<N>;
+    const key = options.idempotencyKey;
+    if (content instanceof Uint8Array) return await this.#retrying(verb, options, key, send);
+    return await send(await this.headers({ ...options, ...(key === undefined ? {} : { idempotencyKey: key }) }));
+  }
+
+  /** Headers that every request carries. */
+  async headers(options: CallOptions): Promise<Record<string, string>> {
+    const { key } = this.#options;
+    return {
+      Authorization: `Bearer ${typeof key === 'string' ? key : await key()}`,
+      ...(options.idempotencyKey === undefined ? {} : { 'Idempotency-Key': options.idempotencyKey }),
+      ...(options.traceparent === undefined ? {} : { traceparent: options.traceparent }),
+    };
+  }
+
+  /** Before try `attempt` (from 1) of what `error` ended. @throws the error when it is no use, or too late. */
+  async beforeRetry(
+    error: unknown,
+    attempt: number,
+    since: number,
+    signal: AbortSignal | undefined,
+    forMs: number = this.retryForMs,
+  ): Promise<void> {
+    if (!(error instanceof ConnectionError) || signal?.aborted) throw error;
+    if (performance.now() - since > forMs) throw error;
+    await this.#options.onUnreachable?.(error, attempt);
+    await backOff(attempt, signal);
+  }
+
+  [Symbol.dispose](): void {
+    this.#http[Symbol.dispose]();
+  }
+
+  async #retrying<T>(
+    verb: VerbName,
+    options: CallOptions,
+    key: string | undefined,
+    attemptOnce: (headers: Record<string, string>) => Promise<T>,
+  ): Promise<T> {
+    const route: Route = routes[verb];
+    const since = performance.now();
+    for (let attempt = 1; ; attempt += 1) {
+      try {
+        return await attemptOnce(await this.headers({ ...options, ...(key === undefined ? {} : { idempotencyKey: key }) }));
+      } catch (error) {
+        const safe = route.idempotent || key !== undefined || (error instanceof ConnectionError && !error.sent);
+        if (!safe) throw error;
+        await this.beforeRetry(error, attempt, since, options.signal);
+      }
+    }
+  }
+
+  async #send(
+    verb: VerbName,
+    input: object,
+    headers: Record<string, string>,
+    options: CallOptions,
+    content?: Uint8Array | AsyncIterable<Uint8Array>,
+  ): Promise<IncomingMessage> {
+    const { method, path, body } = encodeRequest(routes[verb], input as Record<string, unknown>);
+    const response = await this.#http.send({
+      method,
+      path,
+      body: content ?? body,
+      headers: { ...headers, ...bodyHeaders(content ?? body) },
+      signal: options.signal,
+    });
+    const opId = opIdOf(response);
+    if (opId !== null) options.onOpId?.(opId);
+    return response;
+  }
+}
+
+/** Loaded when it is needed: reads do without, and it takes a while. */
+async function madeUpKey(): Promise<string> {
+  const { randomUUID } = await import('node:crypto');
+  return randomUUID();
+}
+
+function bodyHeaders(body: string | Uint8Array | AsyncIterable<Uint8Array> | null): Record<string, string> {
+  if (body === null) return {};
+  if (typeof body === 'string') return { 'Content-Type': 'application/json', 'Content-Length': String(Buffer.byteLength(body)) };
+  const type = { 'Content-Type': 'application/octet-stream' };
+  return body instanceof Uint8Array ? { ...type, 'Content-Length': String(body.byteLength) } : type;
+}

@@ -1,0 +1,125 @@
+// One HTTP exchange with the daemon, over its unix socket or TCP. Resolves with the head of a good
+// answer, its body still to be read; everything else is a HutchError. Retries are the caller's.
+import { Agent, type IncomingMessage, type RequestOptions, request as startRequest } from 'node:http';
+import { pipeline } from 'node:stream/promises';
+import { HutchError } from '../domain/errors.ts';
+import { type Address, formatAddress } from './address.ts';
+import { ConnectionError, cancelled, errorFromBody } from './errors.ts';
+
+const ERROR_BODY_BYTES_MAX = 1024 * 1024;
+
+export type Exchange = {
+  readonly method: string;
+  readonly path: string;
+  readonly headers: Readonly<Record<string, string>>;
+  readonly body?: string | Uint8Array | AsyncIterable<Uint8Array> | null;
+  readonly signal?: AbortSignal | undefined;
+};
+
+export class HttpClient implements Disposable {
+  readonly address: Address;
+  readonly #agent: Agent;
+
+  constructor(address: Address) {
+    this.address = address;
+    this.#agent = new Agent({ keepAlive: true, maxFreeSockets: 4 });
+  }
+
+  /** @throws ConnectionError when the daemon cannot be reached or is lost, HutchError as it says, `cancelled`. */
+  async send(exchange: Exchange): Promise<IncomingMessage> {
+    const { method, path, headers, body = null, signal } = exchange;
+    if (signal?.aborted) throw cancelled(signal);
+    const { address } = this;
+    const options: RequestOptions = {
+      method,
+      path,
+      headers,
+      agent: this.#agent,
+      // For TLS alone; Node would look whether the host is an address, by patterns that it compiles first.
+      ...(address.type === 'tcp' && address.tls ? {} : { servername: '' }),
+      ...(signal === undefined ? {} : { signal }),
+      ...(address.type === 'unix' ? { socketPath: address.path } : { host: address.host, port: address.port }),
+    };
+    const start = address.type === 'tcp' && address.tls ? (await import('node:https')).request : startRequest;
+    const { promise, resolve, reject } = Promise.withResolvers<IncomingMessage>();
+    // The agent is for clear text; a TLS connection uses Node's own.
+    const request = start(address.type === 'tcp' && address.tls ? { ...options, agent: undefined } : options);
+    request.on('response', resolve);
+    request.on('error', (cause: NodeJS.ErrnoException) => {
+      if (signal?.aborted) return reject(cancelled(signal));
+      reject(unreachable(address, cause));
+    });
+    if (body === null) request.end();
+    else if (typeof body === 'string' || body instanceof Uint8Array) request.end(body);
+    else {
+      // A server may refuse before it has taken all: then its answer counts, not the broken pipe.
+      pipeline(body, request).catch((cause: unknown) => {
+        if (request.destroyed) return;
+        request.destroy(cause instanceof Error ? cause : new Error(String(cause)));
+      });
+    }
+    const response = await promise;
+    const status = response.statusCode ?? 0;
+    if (status >= 200 && status < 300) return response;
+    throw errorFromBody(await jsonBody(response).catch(() => null), { status, opId: opIdOf(response) });
+  }
+
+  [Symbol.dispose](): void {
+    this.#agent.destroy();
+  }
+}
+
+export function opIdOf(response: IncomingMessage): string | null {
+  const value = response.headers['hutch-op-id'];
+  return typeof value === 'string' ? value : null;
+}
+
+/** The whole body as JSON. @throws ConnectionError when it breaks off. */
+export async function jsonBody(response: IncomingMessage, bytesMax = ERROR_BODY_BYTES_MAX): Promise<unknown> {
+  const chunks: Uint8Array[] = [];
+  let bytes = 0;
+  for await (const chunk of bodyBytes(response)) {
+    chunks.push(chunk);
+    bytes += chunk.byteLength;
+    if (bytes > bytesMax) throw new HutchError({ code: 'internal', message: `the answer is longer than ${bytesMax} bytes` });
+  }
+  const text = Buffer.concat(chunks).toString('utf8');
+  try {
+    return JSON.parse(text);
+  } catch (cause) {
+    throw new HutchError({ code: 'unavailable', message: 'the answer did not come from a Hutch daemon: it is no JSON', cause });
+  }
+}
+
+/** The body as it comes; leaving the loop ends the connection. @throws ConnectionError when it breaks off before its end. */
+export async function* bodyBytes(response: IncomingMessage, signal?: AbortSignal): AsyncGenerator<Uint8Array, void, undefined> {
+  try {
+    for await (const chunk of response) yield chunk as Uint8Array;
+  } catch (cause) {
+    if (signal?.aborted) throw cancelled(signal);
+    const opId = opIdOf(response);
+    throw new ConnectionError('the connection to the daemon was lost before its answer was whole', {
+      sent: true,
+      cause,
+      ...(opId === null ? {} : { opId }),
+    });
+  }
+}
+
+/** Refused and absent sockets were not reached; after a reset the request may have arrived. */
+export function unreachable(address: Address, cause: NodeJS.ErrnoException): ConnectionError {
+  const where = formatAddress(address);
+  switch (cause.code) {
+    case 'ENOENT':
+    case 'ECONNREFUSED':
+      return new ConnectionError(`no daemon answers at ${where}`, { sent: false, cause, hint: 'start it with: hutch daemon start' });
+    case 'EACCES':
+      return new ConnectionError(`the daemon at ${where} may not be used by this user`, {
+        sent: false,
+        cause,
+        hint: 'use it as the user who started it',
+      });
+    default:
+      return new ConnectionError(`the connection to the daemon at ${where} was lost`, { sent: true, cause });
+  }
+}

@@ -1,0 +1,205 @@
+// One sandbox, as a program holds it. `await using` deletes it at the end of the block; a sandbox that
+// was looked up (`hutch.sandbox(ref)`) is never deleted by leaving a block.
+import type { Duplex } from 'node:stream';
+import { HutchError } from '../domain/errors.ts';
+import type { ExecRequest, Input, Output } from '../services/verbs.ts';
+import type { ApiClient, CallOptions } from './client.ts';
+import { Files, split } from './files.ts';
+import { type LogPiece, LogRecordReader } from './log-records.ts';
+import { type AttachOptions, type ProcessExit, type ProcessOptions, RemoteProcess } from './process.ts';
+import { connectTunnel } from './tunnel.ts';
+
+export type SandboxInfo = Output<'sandbox.get'>;
+export type Stats = Output<'sandbox.stats'>;
+export type Port = Output<'port.list'>['ports'][number];
+
+/** How a command is run: the API's request without its argument vector. */
+export type ExecOptions = Omit<ExecRequest, 'argv'> & Omit<ProcessOptions, 'ref'>;
+export type RunOptions = Omit<ExecOptions, 'stdin'> & {
+  /** Given to the command as its whole input. */
+  readonly input?: string | Uint8Array;
+  /** More output than this is `resource_exhausted`. Default 64 MiB per stream. */
+  readonly outputBytesMax?: number;
+};
+export type RunResult = ProcessExit & {
+  readonly stdout: string;
+  readonly stderr: string;
+  readonly stdoutBuffer: Buffer;
+  readonly stderrBuffer: Buffer;
+};
+export type LogOptions = Omit<Input<'sandbox.logs'>, 'ref' | 'source'> & CallOptions;
+
+const OUTPUT_BYTES_MAX = 64 * 1024 * 1024;
+
+export class Sandbox implements AsyncDisposable {
+  readonly id: string;
+  /** As it was when it was last asked for. */
+  info: SandboxInfo;
+  readonly files: Files;
+  readonly #client: ApiClient;
+  readonly #onDispose: () => Promise<void>;
+
+  constructor(client: ApiClient, info: SandboxInfo, onDispose: () => Promise<void>) {
+    this.#client = client;
+    this.info = info;
+    this.id = info.id;
+    this.files = new Files(client, info.id);
+    this.#onDispose = onDispose;
+  }
+
+  get name(): string {
+    return this.info.name;
+  }
+
+  async refresh(options: CallOptions = {}): Promise<SandboxInfo> {
+    this.info = await this.#client.call('sandbox.get', { ref: this.id }, options);
+    return this.info;
+  }
+
+  /** Starts a command and gives its streams. Its output must be read: a full stream holds it up. */
+  async spawn(argv: readonly string[], options: ExecOptions = {}): Promise<RemoteProcess> {
+    const { execId, signal, reconnectForMs, onOpId, ...request } = options;
+    return await RemoteProcess.start(
+      this.#client,
+      { ...request, argv: [...argv] },
+      { ref: this.id, ...defined({ execId, signal, reconnectForMs, onOpId }) },
+    );
+  }
+
+  /** Runs a command to its end and gives its output. A code that is not 0 is no error. */
+  async exec(argv: readonly string[], options: RunOptions = {}): Promise<RunResult> {
+    const { input, outputBytesMax = OUTPUT_BYTES_MAX, ...rest } = options;
+    await using process = await this.spawn(argv, { ...rest, stdin: input === undefined ? 'null' : 'open' });
+    if (input !== undefined) process.stdin.end(input);
+    const [stdoutBuffer, stderrBuffer, exit] = await Promise.all([
+      collect(process.stdout, outputBytesMax),
+      collect(process.stderr, outputBytesMax),
+      process.exit,
+    ]);
+    return { ...exit, stdout: stdoutBuffer.toString('utf8'), stderr: stderrBuffer.toString('utf8'), stdoutBuffer, stderrBuffer };
+  }
+
+  /** Goes on with a command that runs; `main` is the main process. */
+  async attach(execId = 'main', options: Omit<AttachOptions, 'ref' | 'execId'> = {}): Promise<RemoteProcess> {
+    return await RemoteProcess.attach(this.#client, { ...options, ref: this.id, execId });
+  }
+
+  async execs(options: CallOptions = {}): Promise<Output<'exec.list'>['execs']> {
+    return (await this.#client.call('exec.list', { ref: this.id }, options)).execs;
+  }
+
+  async signal(execId: string, signal: string, options: CallOptions = {}): Promise<void> {
+    await this.#client.call('exec.signal', { ref: this.id, execId, signal }, options);
+  }
+
+  async start(options: CallOptions = {}): Promise<SandboxInfo> {
+    return this.#became(await this.#client.call('sandbox.start', { ref: this.id }, options));
+  }
+
+  async stop(options: CallOptions & { readonly graceMs?: number; readonly force?: boolean } = {}): Promise<SandboxInfo> {
+    const { own, call } = split(options);
+    return this.#became(await this.#client.call('sandbox.stop', { ...own, ref: this.id }, call));
+  }
+
+  async restart(options: CallOptions & { readonly graceMs?: number } = {}): Promise<SandboxInfo> {
+    const { own, call } = split(options);
+    return this.#became(await this.#client.call('sandbox.restart', { ...own, ref: this.id }, call));
+  }
+
+  async pause(options: CallOptions = {}): Promise<SandboxInfo> {
+    return this.#became(await this.#client.call('sandbox.pause', { ref: this.id }, options));
+  }
+
+  async resume(options: CallOptions = {}): Promise<SandboxInfo> {
+    return this.#became(await this.#client.call('sandbox.resume', { ref: this.id }, options));
+  }
+
+  async rename(name: string, options: CallOptions = {}): Promise<SandboxInfo> {
+    return this.#became(await this.#client.call('sandbox.rename', { ref: this.id, name }, options));
+  }
+
+  async delete(options: CallOptions = {}): Promise<SandboxInfo> {
+    return this.#became(await this.#client.call('sandbox.delete', { ref: this.id, force: true }, options));
+  }
+
+  /** Until it does not run any more. The exit code is its main process's, null when there was none. */
+  async wait(options: CallOptions = {}): Promise<{ readonly exitCode: number | null; readonly sandbox: SandboxInfo }> {
+    const ended = await this.#client.call('sandbox.wait', { ref: this.id }, options);
+    this.info = ended.sandbox;
+    return ended;
+  }
+
+  async stats(options: CallOptions = {}): Promise<Stats> {
+    return await this.#client.call('sandbox.stats', { ref: this.id }, options);
+  }
+
+  async ports(options: CallOptions = {}): Promise<Port[]> {
+    return (await this.#client.call('port.list', { ref: this.id }, options)).ports;
+  }
+
+  /** A byte stream to a port inside, or to a unix socket. */
+  async connect(
+    to: number | { readonly port: number; readonly host?: string } | { readonly unix: string },
+    options: CallOptions = {},
+  ): Promise<Duplex> {
+    return await connectTunnel(this.#client, { ref: this.id, ...(typeof to === 'number' ? { port: to } : to) }, options);
+  }
+
+  /** What its main process has written; with `follow` also what it goes on to write. */
+  async *logs(options: LogOptions = {}): AsyncGenerator<LogPiece, void, undefined> {
+    const { own, call } = split(options);
+    const { bytes } = await this.#client.download('sandbox.logs', { ...own, ref: this.id, source: 'main' }, call);
+    const reader = new LogRecordReader();
+    for await (const chunk of bytes) yield* reader.push(chunk);
+  }
+
+  /** The log of its boot (the console), or of the VMM. */
+  async systemLog(source: 'boot' | 'vmm', options: LogOptions = {}): Promise<AsyncIterable<Uint8Array>> {
+    const { own, call } = split(options);
+    return (await this.#client.download('sandbox.logs', { ...own, ref: this.id, source }, call)).bytes;
+  }
+
+  async why(options: CallOptions = {}): Promise<Output<'why.get'>> {
+    return await this.#client.call('why.get', { ref: this.id }, options);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#onDispose();
+  }
+
+  #became(info: SandboxInfo): SandboxInfo {
+    this.info = info;
+    return info;
+  }
+}
+
+/** Deletes a sandbox that this program made; that it is gone already is as well. */
+export async function deleteQuietly(client: ApiClient, id: string): Promise<void> {
+  try {
+    await client.call('sandbox.delete', { ref: id, force: true });
+  } catch (error) {
+    if (!(error instanceof HutchError && error.code === 'not_found')) throw error;
+  }
+}
+
+async function collect(stream: AsyncIterable<Uint8Array>, bytesMax: number): Promise<Buffer> {
+  const chunks: Uint8Array[] = [];
+  let bytes = 0;
+  for await (const chunk of stream) {
+    bytes += chunk.byteLength;
+    if (bytes > bytesMax)
+      throw new HutchError({
+        code: 'resource_exhausted',
+        message: `the command wrote more than ${bytesMax} bytes`,
+        hint: 'read it as a stream: sandbox.spawn()',
+      });
+    chunks.push(chunk);
+  }
+  return Buffer.concat(chunks);
+}
+
+function defined<T extends object>(members: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
+  return Object.fromEntries(Object.entries(members).filter(([, value]) => value !== undefined)) as {
+    [K in keyof T]?: Exclude<T[K], undefined>;
+  };
+}

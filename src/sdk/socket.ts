@@ -1,0 +1,178 @@
+// One WebSocket to the daemon, pushed to its owner and held back by it. `ws` is loaded at the first
+// use: most calls need none. Always true: a socket ends exactly once, by `onClose`.
+import { connect } from 'node:net';
+import type { RawData, WebSocket } from 'ws';
+import type { Address } from './address.ts';
+import { formatAddress } from './address.ts';
+import type { ApiClient, CallOptions, SocketVerb } from './client.ts';
+import { cancelled, errorFromBody } from './errors.ts';
+import { jsonBody, opIdOf, unreachable } from './http.ts';
+import { encodeRequest } from './request.ts';
+import { routes } from './routes.ts';
+
+export const MESSAGE_BYTES_MAX = 1024 * 1024;
+/** Beyond this many unsent bytes a writer waits. */
+const SEND_WINDOW_BYTES = 512 * 1024;
+const PING_EVERY_MS = 15_000;
+const PINGS_UNANSWERED_MAX = 3;
+
+export type SocketListener = {
+  /** A message as JSON. */
+  onJson(message: { readonly type?: unknown } & Readonly<Record<string, unknown>>): void;
+  onBytes(bytes: Buffer): void;
+  /** Last: the close code, 1006 when the connection was lost. */
+  onClose(code: number): void;
+};
+
+/** Loads the WebSocket client, so that it is there when it is needed. */
+export async function preloadSockets(): Promise<void> {
+  await import('ws');
+}
+
+/** @throws ConnectionError when the daemon cannot be reached, HutchError as it says, `cancelled`. */
+export async function openSocket(
+  client: ApiClient,
+  verb: SocketVerb,
+  input: object,
+  listener: SocketListener,
+  options: CallOptions = {},
+): Promise<Socket> {
+  const { signal } = options;
+  const { address } = client;
+  const [{ WebSocket: Client }, headers] = await Promise.all([import('ws'), client.headers(options)]);
+  if (signal?.aborted) throw cancelled(signal);
+  const { path } = encodeRequest(routes[verb], input as Record<string, unknown>);
+  const { promise, resolve, reject } = Promise.withResolvers<Socket>();
+  const socket = new Client(socketUrl(client.address, path), {
+    headers,
+    perMessageDeflate: false,
+    maxPayload: MESSAGE_BYTES_MAX + 64,
+    skipUTF8Validation: true,
+    // Not a `ws+unix:` address: it cannot have a colon in its path.
+    ...(address.type === 'unix' ? { createConnection: () => connect(address.path) } : {}),
+  });
+  socket.binaryType = 'nodebuffer';
+  const onAbort = (): void => {
+    if (signal !== undefined) reject(cancelled(signal));
+    socket.terminate();
+  };
+  signal?.addEventListener('abort', onAbort, { once: true });
+  socket.on('upgrade', (response) => {
+    const opId = opIdOf(response);
+    if (opId !== null) options.onOpId?.(opId);
+  });
+  socket.on('unexpected-response', (_, response) => {
+    const context = { status: response.statusCode ?? 0, opId: opIdOf(response) };
+    jsonBody(response).then(
+      (body) => reject(errorFromBody(body, context)),
+      () => reject(errorFromBody(null, context)),
+    );
+  });
+  socket.on('error', (cause: NodeJS.ErrnoException) => reject(signal?.aborted ? cancelled(signal) : unreachable(client.address, cause)));
+  // Messages may come in the same packet as the answer: listen before anything else can run.
+  const ours = new Socket(socket, listener, () => signal?.removeEventListener('abort', onAbort));
+  socket.on('open', () => resolve(ours));
+  return await promise;
+}
+
+export class Socket {
+  readonly #socket: WebSocket;
+  readonly #waiting: (() => void)[] = [];
+  readonly #pinging: NodeJS.Timeout;
+  #unanswered = 0;
+  #closed = false;
+
+  constructor(socket: WebSocket, listener: SocketListener, onEnd: () => void) {
+    this.#socket = socket;
+    socket.on('message', (data: RawData, isBinary: boolean) => {
+      this.#unanswered = 0;
+      const bytes = data as Buffer;
+      if (isBinary) listener.onBytes(bytes);
+      else {
+        const message = parsed(bytes);
+        // A server that breaks the protocol is as good as lost.
+        if (message === null) socket.terminate();
+        else listener.onJson(message);
+      }
+    });
+    socket.on('pong', () => {
+      this.#unanswered = 0;
+    });
+    this.#pinging = setInterval(() => this.#ping(), PING_EVERY_MS);
+    this.#pinging.unref();
+    socket.on('close', (code) => {
+      this.#closed = true;
+      clearInterval(this.#pinging);
+      onEnd();
+      this.#wake();
+      listener.onClose(code);
+    });
+  }
+
+  get closed(): boolean {
+    return this.#closed;
+  }
+
+  sendJson(message: object): void {
+    if (this.#socket.readyState === this.#socket.OPEN) this.#socket.send(JSON.stringify(message));
+  }
+
+  sendBytes(bytes: Uint8Array): void {
+    if (this.#socket.readyState === this.#socket.OPEN) this.#socket.send(bytes, { binary: true }, () => this.#wake());
+  }
+
+  get isFull(): boolean {
+    return !this.#closed && this.#socket.bufferedAmount > SEND_WINDOW_BYTES;
+  }
+
+  /** Resolves once more may be sent, or the socket has ended. */
+  async drained(): Promise<void> {
+    while (this.isFull) await new Promise<void>((resolve) => this.#waiting.push(resolve));
+  }
+
+  /** Reads nothing more until `resume`: the server waits then. */
+  pause(): void {
+    if (!this.#closed) this.#socket.pause();
+  }
+
+  resume(): void {
+    if (!this.#closed) this.#socket.resume();
+  }
+
+  close(): void {
+    this.#socket.resume();
+    this.#socket.close(1000);
+  }
+
+  /** At once, without a goodbye. */
+  terminate(): void {
+    this.#socket.terminate();
+  }
+
+  #wake(): void {
+    if (this.isFull) return;
+    for (const resolve of this.#waiting.splice(0)) resolve();
+  }
+
+  #ping(): void {
+    if (this.#socket.readyState !== this.#socket.OPEN || this.#socket.isPaused) return;
+    this.#unanswered += 1;
+    if (this.#unanswered > PINGS_UNANSWERED_MAX) this.#socket.terminate();
+    else this.#socket.ping();
+  }
+}
+
+function socketUrl(address: Address, path: string): string {
+  if (address.type === 'unix') return `ws://localhost${path}`;
+  return formatAddress(address).replace(/^http/, 'ws') + path;
+}
+
+function parsed(bytes: Buffer): Record<string, unknown> | null {
+  try {
+    const value: unknown = JSON.parse(bytes.toString('utf8'));
+    return typeof value === 'object' && value !== null ? (value as Record<string, unknown>) : null;
+  } catch (error) {
+    if (error instanceof SyntaxError) return null;
+    throw error;
+  }
+}

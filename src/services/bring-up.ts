@@ -1,0 +1,123 @@
+// From a sandbox that has a disk to one that runs and is itself: the process is started, the guest is
+// told who it is, the network is let in, the main process begins. On failure the process is dead again.
+import { createHash } from 'node:crypto';
+import type { Started } from '../backends/backend.ts';
+import { HutchError } from '../domain/errors.ts';
+import type { Sandbox } from '../domain/sandbox.ts';
+import { EXIT_NOT_EXECUTABLE, startFailureCode } from '../guest/exit-code.ts';
+import type { LinkedProcess } from '../guest/linked-process.ts';
+import type { Host } from '../host/host.ts';
+import type { Operation } from '../host/operation.ts';
+import type { Boot } from './deps.ts';
+import { MAIN_LOG_BYTES_MAX, MAIN_LOG_FILES } from './main-log.ts';
+import type { Run } from './run.ts';
+import { reach } from './runs.ts';
+import type { Secrets } from './secrets.ts';
+
+/** The id of the main process in the guest, and in the API. */
+export const MAIN = 'main';
+/** From the start of the process until the guest is configured; the backend has its own bounds before. */
+const CONFIGURE_MS = 90_000;
+const RELEASE_MS = 30_000;
+const ENTROPY_BYTES = 64;
+const TERMINAL = { cols: 80, rows: 24 } as const;
+
+export type Terminal = { readonly cols: number; readonly rows: number; readonly term?: string | undefined };
+
+export type BringUp = {
+  readonly sandbox: Pick<Sandbox, 'id' | 'spec' | 'startCount'>;
+  readonly boot: Boot;
+  readonly secrets: Secrets;
+  readonly terminal: Terminal | undefined;
+};
+
+export type Up = {
+  readonly started: Started;
+  /** When the process began: what is billed from. */
+  readonly startedAtMs: number;
+};
+
+/** Until the guest is configured and has its network; `startMain` comes after. */
+export async function bringUp(op: Operation, host: Host, run: Run, what: BringUp): Promise<Up> {
+  const { backend, plan } = run;
+  await using undo = new AsyncDisposableStack();
+  undo.defer(async () => {
+    using late = op.releasing(RELEASE_MS);
+    await putDown(late, run);
+  });
+  op.progress({ step: 'starting' });
+  const startedAtMs = host.nowMs();
+  const started = await backend.start(op, plan);
+  using limited = op.within(CONFIGURE_MS, 'configuring the guest');
+  const beganMs = host.monotonicMs();
+  const agent = await reach(limited, what.sandbox.spec.name, run);
+  const greetedMs = host.monotonicMs();
+  const { warnings } = await agent.configure(limited, configurationOf(host, what, started));
+  if (warnings.length > 0) op.log.warn({ sandbox: plan.id, warnings }, 'the guest had warnings while it was configured');
+  if (started.network !== null) await backend.linkUp(limited, plan);
+  const stagesMs = { ...started.stagesMs, agentGreeted: greetedMs - beganMs, configured: host.monotonicMs() - greetedMs };
+  op.log.debug({ sandbox: plan.id, stagesMs }, 'guest is up');
+  undo.move();
+  return { started, startedAtMs };
+}
+
+/** Ends the process, whatever state it is in, and removes what a run leaves. Logs when it cannot. */
+export async function putDown(op: Operation, run: Run): Promise<void> {
+  try {
+    await run.backend.kill(op, run.plan, 'now');
+    await run.backend.cleanUp(op, run.plan);
+  } catch (cause) {
+    op.log.warn({ sandbox: run.id, cause }, 'a sandbox that could not be started left something behind');
+  }
+}
+
+export type MainStarted = { readonly process: LinkedProcess } | { readonly exitCode: number; readonly error: HutchError };
+
+/** Starts the main process; a program that cannot be executed is how it ended, not a failure of ours. */
+export async function startMain(run: Run, what: Pick<BringUp, 'sandbox' | 'terminal'>): Promise<MainStarted | null> {
+  const { main } = what.sandbox.spec;
+  if (main === null) return null;
+  const { cols, rows, term }: Terminal = what.terminal ?? TERMINAL;
+  try {
+    // Under the run's own operation: the stream outlives the call that started it.
+    const starting = run.link.start(run.op, {
+      id: MAIN,
+      argv: main.argv,
+      ...(main.tty ? { pty: { cols, rows, ...(term === undefined ? {} : { term }) } } : {}),
+      stdin: main.stdin === 'open' ? 'pipe' : 'null',
+      whenUnread: 'block',
+      keepLog: true,
+    });
+    return { process: await starting };
+  } catch (error) {
+    if (!(error instanceof HutchError)) throw error;
+    // A user or directory that the guest does not have: the command cannot be run, as when it may not be.
+    const exitCode = startFailureCode(error) ?? (error.code === 'invalid_argument' ? EXIT_NOT_EXECUTABLE : null);
+    if (exitCode === null) throw error;
+    return { exitCode, error };
+  }
+}
+
+function configurationOf(host: Host, { sandbox, boot, secrets }: BringUp, started: Started) {
+  const { id, spec, startCount } = sandbox;
+  const { config } = boot.image;
+  const user = spec.user ?? config.user;
+  const workdir = spec.workdir ?? config.workdir;
+  const { network, disk } = started;
+  const address = network?.address.replace(/\/\d+$/, '') ?? '127.0.1.1';
+  return {
+    generation: `${id}.${startCount + 1}`,
+    hostname: spec.name,
+    machineId: createHash('sha256').update(id).digest('hex').slice(0, 32),
+    clockMs: host.nowMs(),
+    entropy: host.randomBytes(ENTROPY_BYTES),
+    ...(network === null ? {} : { network: { ...network, up: true } }),
+    ...(disk === null ? {} : { disk: { ...disk, mount: 'overlay' as const } }),
+    env: { ...config.env, ...spec.env },
+    secrets,
+    ...(user === null ? {} : { user }),
+    ...(workdir === null ? {} : { workdir }),
+    hosts: [[address, spec.name]] as const,
+    log: { bytesMax: MAIN_LOG_BYTES_MAX, files: MAIN_LOG_FILES },
+  };
+}

@@ -1,0 +1,249 @@
+// Making a sandbox. What is about to be done is written down first; when anything fails or the call is
+// cancelled, all of it is undone and only the logs of the boot stay.
+import { HutchError } from '../domain/errors.ts';
+import { isName, newId, type SandboxId } from '../domain/ids.ts';
+import { newSandbox, type Sandbox, type SandboxSpec, type Shape, transition } from '../domain/sandbox.ts';
+import { type BringUp, bringUp, type MainStarted, startMain } from './bring-up.ts';
+import type { Call } from './call.ts';
+import type { Core } from './core.ts';
+import { type Boot, placesOf } from './deps.ts';
+import type { Handlers } from './handlers.ts';
+import { madeUpName } from './names.ts';
+import type { Run } from './run.ts';
+import { keepSecrets } from './secrets.ts';
+import type { Supervisor } from './supervisor.ts';
+import { newTemplates } from './templates.ts';
+import type { Parsed } from './verbs.ts';
+
+type Input = Parsed<'sandbox.create'>;
+
+const RELEASE_MS = 60_000;
+/** The first stream of the main process waits so long for the client that said it would attach. */
+const HELD_MS = 30_000;
+
+export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, 'sandbox.create'> {
+  const { deps } = core;
+  const templates = newTemplates(deps);
+
+  /** Everything that has to be there before a sandbox of this kind starts quickly. */
+  async function prepare(call: Call, input: Input): Promise<{ boot: Boot; spec: SandboxSpec }> {
+    const { op } = call;
+    const { settings, host } = deps;
+    if (input.name !== undefined) checkName(call, input.name);
+    const backend = await templates.backend(op, input.backend);
+    const boot = await deps.boots.prepare(op, input.image ?? settings.image);
+    core.presenter.forgetImageNames();
+    const shape = {
+      cpus: input.cpus ?? settings.cpus,
+      memoryMiB: input.memoryMiB ?? settings.memoryMiB,
+      diskMiB: input.diskMiB ?? settings.diskMiB,
+    };
+    checkLimits(call, shape);
+    if (input.start !== false) core.runs.checkRoom(op);
+    if (input.start !== false) await templates.ready(op, backend, shape, boot);
+    const { main, secrets = {} } = input;
+    const clash = Object.keys(secrets).find((name) => input.env !== undefined && name in input.env);
+    if (clash !== undefined) throw op.error('invalid_argument', `secrets.${clash} is given in env as well`);
+    return {
+      boot,
+      spec: {
+        name: input.name ?? madeUpName((count) => host.randomBytes(count)),
+        backend: backend.name,
+        imageId: boot.image.id,
+        kernelId: boot.kernelId,
+        shape,
+        network: await templates.network(op, backend, input.network),
+        env: input.env ?? {},
+        secretNames: Object.keys(secrets).sort(),
+        labels: input.labels ?? {},
+        workdir: input.workdir ?? null,
+        user: input.user ?? null,
+        main: main === undefined ? null : { argv: main.argv, tty: main.tty, stdin: main.stdin },
+        autoRemove: input.autoRemove ?? false,
+        timeoutMs: input.timeoutMs ?? settings.timeoutMs,
+      },
+    };
+  }
+
+  function checkLimits({ op }: Call, shape: Shape): void {
+    const { limits } = deps.settings;
+    for (const [key, unit] of [
+      ['cpus', ''],
+      ['memoryMiB', ' MiB'],
+      ['diskMiB', ' MiB'],
+    ] as const) {
+      if (shape[key] <= limits[key]) continue;
+      throw op.error('resource_exhausted', `${key} must be at most ${limits[key]}${unit} here`, {
+        hint: `limits.${key.replace('MiB', '')} in the configuration`,
+      });
+    }
+  }
+
+  async function create(call: Call, input: Input): Promise<Sandbox> {
+    const { op } = call;
+    const { host } = deps;
+    const { boot, spec } = await prepare(call, input);
+    const id = newId('sbx', (count) => host.randomBytes(count));
+    call.target(id);
+    return await core.turns.take(op, id, async () => {
+      await using undo = new AsyncDisposableStack();
+      const begun = await begin(call, id, spec);
+      const run = core.runs.open(op, { id, spec }, boot.files, begun.uid);
+      undo.defer(() => rollBack(call, run, begun.intentId));
+      op.progress({ step: 'making the disk' });
+      await run.backend.create(op, run.plan);
+      const { secrets = {} } = input;
+      await keepSecrets(op, host, placesOf(deps.places, id).secretsPath, secrets);
+      const atMs = host.nowMs();
+      const bare = newSandbox({ id, projectId: call.caller.projectId, spec, atMs, opId: op.id });
+      if (input.start === false) {
+        await call.conclude(creation(begun.intentId, bare), await core.presenter.sandbox(bare, op.id));
+        undo.move();
+        core.runs.forget(run);
+        return bare;
+      }
+      const what: BringUp = { sandbox: bare, boot, secrets, terminal: input.main?.terminal };
+      return await started(call, run, what, bare, begun.intentId, input.main?.attach ?? false, undo);
+    });
+  }
+
+  async function started(
+    call: Call,
+    run: Run,
+    what: BringUp,
+    bare: Sandbox,
+    intentId: number,
+    attach: boolean,
+    undo: AsyncDisposableStack,
+  ): Promise<Sandbox> {
+    const { op } = call;
+    const up = await bringUp(op, deps.host, run, what);
+    const { pid, startTicks } = up.started.evidence;
+    const { timeoutMs } = bare.spec;
+    const event = {
+      type: 'started',
+      atMs: up.startedAtMs,
+      opId: op.id,
+      reason: 'boot',
+      deadlineAtMs: timeoutMs === null ? null : up.startedAtMs + timeoutMs,
+      evidence: `pid ${pid}, started at tick ${startTicks}`,
+    } as const;
+    const running = transition(bare, event);
+    if ('illegal' in running) throw new Error('a new sandbox cannot be started');
+    // The main process begins while the disk writes the record: if that fails, both are undone.
+    const beginning = startMain(run, what);
+    beginning.catch(() => {}); // awaited below
+    const [, , sandbox] = await call.conclude(
+      [...creation(intentId, bare), { change: 'applyEvent', sandboxId: bare.id, event }],
+      await core.presenter.sandbox(running, op.id),
+    );
+    // It is on record as running: from here on nothing is undone, it is watched to its end.
+    undo.move();
+    core.sandboxes.changed(sandbox);
+    const main = await beginning.catch((cause: unknown) => {
+      supervisor.adopt(run, sandbox);
+      throw cause;
+    });
+    supervisor.watch(run, sandbox);
+    return await followMain(supervisor, call, run, sandbox, main, attach);
+  }
+
+  async function begin(call: Call, id: SandboxId, spec: SandboxSpec): Promise<{ intentId: number; uid: number | null }> {
+    const intent = {
+      change: 'addIntent',
+      kind: 'create',
+      projectId: call.caller.projectId,
+      sandboxId: id,
+      reserveName: spec.name,
+      atMs: deps.host.nowMs(),
+      detail: { backend: spec.backend, imageId: spec.imageId, kernelId: spec.kernelId },
+    } as const;
+    // What a power loss takes is gone with all that it is about; a killed daemon takes nothing.
+    if (!deps.settings.uidPerSandbox) return { intentId: (await call.commit([intent], 'relaxed'))[0].id, uid: null };
+    const [{ id: intentId }, uid] = await call.commit([intent, { change: 'allocateUid', sandboxId: id }], 'relaxed');
+    return { intentId, uid };
+  }
+
+  async function rollBack(call: Call, run: Run, intentId: number): Promise<void> {
+    const { op } = call;
+    using late = op.releasing(RELEASE_MS);
+    core.runs.forget(run);
+    const places = placesOf(deps.places, run.id);
+    try {
+      await run.backend.kill(late, run.plan, 'now');
+      await run.backend.remove(late, run.plan);
+      await Promise.all([deps.host.remove(late, places.dir), deps.host.remove(late, places.runDir)]);
+      await keepFailedLogs(core, call, places.logDir);
+      await deps.store.commit(
+        late,
+        [
+          { change: 'finishIntent', id: intentId },
+          { change: 'releaseUid', sandboxId: run.id },
+        ],
+        'relaxed',
+      );
+    } catch (cause) {
+      op.log.warn(
+        { sandbox: run.id, cause },
+        'a sandbox that could not be made left something behind; the next start of the daemon removes it',
+      );
+    }
+  }
+
+  return {
+    'sandbox.create': async (call, input) => {
+      for (let tries = 1; ; tries += 1) {
+        try {
+          return await core.presenter.sandbox(await create(call, input), call.op.id);
+        } catch (error) {
+          // A name that we made up is taken: make up another.
+          const isOurs = input.name === undefined && error instanceof HutchError && error.code === 'conflict' && /name/.test(error.message);
+          if (!isOurs || tries === 3) throw error;
+        }
+      }
+    },
+  };
+}
+
+function creation(intentId: number, { id, projectId, spec, createdAtMs }: Sandbox) {
+  return [
+    { change: 'finishIntent', id: intentId },
+    { change: 'createSandbox', id, projectId, spec, atMs: createdAtMs },
+  ] as const;
+}
+
+function checkName(call: Call, name: string): void {
+  if (isName(name)) return;
+  throw call.op.error(
+    'invalid_argument',
+    `name must be lower-case letters, digits and inner hyphens, at most 63, and not look like an id; '${name}' is not`,
+  );
+}
+
+/** What the start of the main process came to: kept for its client, let go of, or an end. */
+export async function followMain(
+  supervisor: Supervisor,
+  call: Call,
+  run: Run,
+  sandbox: Sandbox,
+  main: MainStarted | null,
+  attach: boolean,
+): Promise<Sandbox> {
+  if (main === null) return sandbox;
+  if ('process' in main) {
+    if (!attach) main.process[Symbol.dispose]();
+    else run.hold(main.process, HELD_MS);
+    return sandbox;
+  }
+  return await supervisor.endUnstarted(call, run, sandbox, main);
+}
+
+/** Kept under the operation's id, for whoever wants to know why it failed. */
+async function keepFailedLogs(core: Core, call: Call, logDir: string): Promise<void> {
+  const { host, places } = core.deps;
+  using late = call.op.releasing(RELEASE_MS);
+  if ((await host.stat(late, logDir)) === null) return;
+  if ((await host.list(late, logDir)).length === 0) return await host.remove(late, logDir);
+  await host.makeDir(late, `${places.logDir}/failed`, 0o700);
+  await host.rename(late, logDir, `${places.logDir}/failed/${call.op.id}`);
+}

@@ -1,0 +1,95 @@
+// What the composition root gives to the services. Nothing here is constructed by them.
+import type { Backend, BootFiles } from '../backends/backend.ts';
+import type { ImageId, KernelId, SandboxId } from '../domain/ids.ts';
+import type { Image } from '../domain/image.ts';
+import type { BackendName, NetworkMode } from '../domain/sandbox.ts';
+import type { Host } from '../host/host.ts';
+import type { Log, Operation } from '../host/operation.ts';
+import type { Store } from '../store/contract.ts';
+
+/** What a sandbox boots from. */
+export type Boot = { readonly image: Image; readonly kernelId: KernelId | null; readonly files: BootFiles };
+
+export type BootSource = {
+  /** By name or id; made or fetched on first use, with progress. @throws HutchError `not_found`. */
+  prepare(op: Operation, image: string): Promise<Boot>;
+  /** Of a sandbox that exists: never makes anything. @throws HutchError `failed_precondition` when it is gone. */
+  of(op: Operation, spec: { readonly imageId: ImageId; readonly kernelId: KernelId | null }): Promise<Boot>;
+};
+
+/** What of the configuration the services act on. */
+export type Settings = {
+  readonly image: string;
+  readonly cpus: number;
+  readonly memoryMiB: number;
+  readonly diskMiB: number;
+  readonly network: NetworkMode;
+  readonly timeoutMs: number | null;
+  readonly backend: BackendName | 'auto';
+  readonly limits: { readonly sandboxes: number; readonly cpus: number; readonly memoryMiB: number; readonly diskMiB: number };
+  /** From asking the processes to end until they are killed. */
+  readonly stopGraceMs: number;
+  /** Whether each sandbox's VMM runs as a user of its own: as root only. */
+  readonly uidPerSandbox: boolean;
+  readonly retention: { readonly eventsMs: number; readonly operationsMs: number; readonly deletedMs: number };
+  /** For `config.get`: each value and where it came from. */
+  readonly values: readonly { readonly key: string; readonly value: unknown; readonly source: string }[];
+};
+
+/** Where the daemon keeps things, all absolute. */
+export type Places = {
+  readonly dataDir: string;
+  readonly runDir: string;
+  readonly logDir: string;
+};
+
+export type Versions = {
+  readonly daemon: string;
+  readonly agentDigest: string | null;
+  readonly qemu: (op: Operation) => Promise<string | null>;
+};
+
+export type Deps = {
+  readonly host: Host;
+  readonly store: Store;
+  readonly log: Log;
+  readonly settings: Settings;
+  readonly places: Places;
+  readonly versions: Versions;
+  /** In the order of preference. */
+  readonly backends: readonly Backend[];
+  readonly boots: BootSource;
+  /** Ends the daemon, once the answer has left. */
+  readonly stopDaemon: () => void;
+};
+
+export function backendOf(deps: Pick<Deps, 'backends'>, op: Operation, name: BackendName): Backend {
+  const backend = deps.backends.find((candidate) => candidate.name === name);
+  if (backend === undefined) {
+    const names = deps.backends.map((candidate) => candidate.name).join(', ');
+    throw op.error('failed_precondition', `the backend ${name} is not part of this daemon; there is: ${names}`);
+  }
+  return backend;
+}
+
+/** The directories of one sandbox. */
+export type SandboxPlaces = {
+  /** Ours: secrets. Holds `vmDir`. */
+  readonly dir: string;
+  /** The backend's. */
+  readonly vmDir: string;
+  readonly runDir: string;
+  readonly logDir: string;
+  readonly secretsPath: string;
+};
+
+export function placesOf(places: Places, id: SandboxId): SandboxPlaces {
+  const dir = `${places.dataDir}/sandboxes/${id}`;
+  return {
+    dir,
+    vmDir: `${dir}/vm`,
+    runDir: `${places.runDir}/sandboxes/${id}`,
+    logDir: `${places.logDir}/sandboxes/${id}`,
+    secretsPath: `${dir}/secrets.json`,
+  };
+}

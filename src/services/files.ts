@@ -1,0 +1,96 @@
+// Files and archives in a sandbox: the agent does it, as the user that the call names. Contents pass
+// through in pieces, as fast as the slower side takes them.
+import type { Agent } from '../guest/agent.ts';
+import type { FileChange } from '../guest/messages.ts';
+import type { Call } from './call.ts';
+import type { Core } from './core.ts';
+import type { Handlers } from './handlers.ts';
+import { entryView, pathText } from './present.ts';
+
+type FileVerbs =
+  | 'file.read'
+  | 'file.write'
+  | 'file.stat'
+  | 'file.list'
+  | 'file.mkdir'
+  | 'file.rename'
+  | 'file.remove'
+  | 'file.chmod'
+  | 'file.chown'
+  | 'file.symlink'
+  | 'file.truncate'
+  | 'file.watch'
+  | 'archive.get'
+  | 'archive.put';
+
+export function fileVerbs(core: Core): Pick<Handlers, FileVerbs> {
+  async function agentOf(call: Call, ref: string): Promise<Agent> {
+    const sandbox = await core.sandboxes.resolve(call.caller.projectId, ref);
+    call.target(sandbox.id);
+    return await core.runs.agent(call.op, sandbox);
+  }
+
+  return {
+    'file.read': async (call, { ref, ...spec }) => {
+      const { entry, bytes } = await (await agentOf(call, ref)).file.read(call.op, defined(spec));
+      return {
+        contentType: 'application/octet-stream',
+        headers: { 'Hutch-Entry': encodeURIComponent(JSON.stringify(entryView(entry))) },
+        bytes,
+      };
+    },
+    'file.write': async (call, { ref, ...spec }, source) =>
+      entryView(await (await agentOf(call, ref)).file.write(call.op, defined(spec), source)),
+    'file.stat': async (call, { ref, follow, ...spec }) =>
+      entryView(await (await agentOf(call, ref)).file.stat(call.op, { ...defined(spec), follow: follow ?? true })),
+    'file.list': async (call, { ref, depth, ...spec }) => {
+      const pages = (await agentOf(call, ref)).file.list(call.op, { ...defined(spec), depth: depth ?? 1 });
+      const first = await pages.next(); // a directory that cannot be read is an answer, not a line
+      return (async function* () {
+        if (first.done === true) return;
+        yield* first.value.map(entryView);
+        for await (const page of pages) yield* page.map(entryView);
+      })();
+    },
+    'file.mkdir': async (call, { ref, parents, ...spec }) =>
+      entryView(await (await agentOf(call, ref)).file.mkdir(call.op, { ...defined(spec), parents: parents ?? false })),
+    'file.rename': async (call, { ref, ...spec }) => entryView(await (await agentOf(call, ref)).file.rename(call.op, defined(spec))),
+    'file.remove': async (call, { ref, recursive, ...spec }) => {
+      await (await agentOf(call, ref)).file.remove(call.op, { ...defined(spec), recursive: recursive ?? false });
+      return {};
+    },
+    'file.chmod': async (call, { ref, ...spec }) => entryView(await (await agentOf(call, ref)).file.chmod(call.op, defined(spec))),
+    'file.chown': async (call, { ref, follow, ...spec }) =>
+      entryView(await (await agentOf(call, ref)).file.chown(call.op, { ...defined(spec), follow: follow ?? true })),
+    'file.symlink': async (call, { ref, ...spec }) => entryView(await (await agentOf(call, ref)).file.symlink(call.op, defined(spec))),
+    'file.truncate': async (call, { ref, ...spec }) => entryView(await (await agentOf(call, ref)).file.truncate(call.op, defined(spec))),
+    'file.watch': async (call, { ref, recursive, ...spec }) => {
+      const changes = await (await agentOf(call, ref)).file.watch(call.op, { ...defined(spec), recursive: recursive ?? false });
+      return (async function* () {
+        for await (const change of changes) yield changeView(change);
+      })();
+    },
+
+    'archive.get': async (call, { ref, ...spec }) => ({
+      contentType: 'application/x-tar',
+      headers: {},
+      bytes: await (await agentOf(call, ref)).tar.pack(call.op, defined(spec)),
+    }),
+    'archive.put': async (call, { ref, ...spec }, source) => {
+      const { entries, bytes } = await (await agentOf(call, ref)).tar.unpack(call.op, defined(spec), source);
+      return { entries, bytes };
+    },
+  };
+}
+
+function changeView(change: FileChange) {
+  if (change.e === 'overflow') return { kind: 'overflow', path: null, to: null } as const;
+  return { kind: change.kind, path: pathText(change.path), to: change.to === null ? null : pathText(change.to) };
+}
+
+type Defined<T> = { [K in keyof T]: Exclude<T[K], undefined> };
+
+/** What was not given is absent, rather than there and undefined. */
+function defined<T extends object>(given: T): Defined<T> {
+  return Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined)) as Defined<T>;
+}

@@ -1,0 +1,79 @@
+// What the daemon does while nobody asks: says that it is alive (the time of a crash is known by that),
+// and drops records and logs whose time is over.
+import type { Operation } from '../host/operation.ts';
+import type { Core } from './core.ts';
+import { ownCaller } from './supervisor.ts';
+
+const BEAT_EVERY_MS = 10_000;
+const PRUNE_EVERY_MS = 60 * 60_000;
+/** Logs of sandboxes that removed themselves, for clients that missed the end. */
+const LAST_LOGS_MS = 10 * 60_000;
+const LAST_LOGS_MAX = 256;
+/** Logs of creations that failed. */
+const FAILED_LOGS_MS = 7 * 24 * 60 * 60_000;
+const FAILED_LOGS_MAX = 64;
+
+export function startHousekeeping(core: Core): Disposable {
+  const guarded = (what: string, work: (op: Operation) => Promise<void>) => () =>
+    void core.operations
+      .run({ verb: 'daemon.housekeeping', caller: ownCaller(core), reads: true }, ({ op }) => work(op))
+      .catch((err: unknown) => core.deps.log.warn({ what, err }, 'housekeeping failed'));
+  const beat = guarded('beat', async (op) => {
+    // Without a sandbox that runs there is no crash to date.
+    if (core.runs.all().length > 0) await core.deps.store.commit(op, [{ change: 'beat' }], 'relaxed');
+  });
+  const prune = guarded('prune', async (op) => {
+    await pruneStore(core, op);
+    await pruneLogs(core, op);
+  });
+  const timers = [setInterval(beat, BEAT_EVERY_MS), setInterval(prune, PRUNE_EVERY_MS)];
+  prune();
+  return {
+    [Symbol.dispose]() {
+      for (const timer of timers) clearInterval(timer);
+    },
+  };
+}
+
+async function pruneStore(core: Core, op: Operation): Promise<void> {
+  const { host, store, settings } = core.deps;
+  const nowMs = host.nowMs();
+  const { eventsMs, operationsMs, deletedMs } = settings.retention;
+  for (let more = true; more; ) {
+    const [result] = await store.commit(
+      op,
+      [
+        {
+          change: 'prune',
+          eventsBeforeMs: nowMs - eventsMs,
+          operationsBeforeMs: nowMs - operationsMs,
+          tombstonesBeforeMs: nowMs - deletedMs,
+          nowMs,
+        },
+      ],
+      'relaxed',
+    );
+    more = result.more;
+  }
+}
+
+async function pruneLogs(core: Core, op: Operation): Promise<void> {
+  const { logDir } = core.deps.places;
+  await pruneDir(core, op, `${logDir}/ended`, LAST_LOGS_MS, LAST_LOGS_MAX);
+  await pruneDir(core, op, `${logDir}/failed`, FAILED_LOGS_MS, FAILED_LOGS_MAX);
+}
+
+/** Removes what is older than `ageMs`, and the oldest of what is more than `max`. */
+async function pruneDir(core: Core, op: Operation, dir: string, ageMs: number, max: number): Promise<void> {
+  const { host } = core.deps;
+  if ((await host.stat(op, dir)) === null) return;
+  const entries: { path: string; atMs: number }[] = [];
+  for (const name of await host.list(op, dir)) {
+    const path = `${dir}/${name}`;
+    const info = await host.stat(op, path);
+    if (info !== null) entries.push({ path, atMs: Number(info.changedNs / 1_000_000n) });
+  }
+  entries.sort((left, right) => right.atMs - left.atMs);
+  const nowMs = host.nowMs();
+  for (const [index, { path, atMs }] of entries.entries()) if (index >= max || nowMs - atMs > ageMs) await host.remove(op, path);
+}

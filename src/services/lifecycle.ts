@@ -1,0 +1,254 @@
+// Start, stop, restart, pause, resume, rename, delete and wait: each takes its turn on the sandbox,
+// looks at the state that it then has, and does what is left to do.
+import type { Sandbox } from '../domain/sandbox.ts';
+import { type BringUp, bringUp, putDown, startMain } from './bring-up.ts';
+import type { Call } from './call.ts';
+import type { Core } from './core.ts';
+import { followMain } from './create.ts';
+import { placesOf } from './deps.ts';
+import type { Handlers } from './handlers.ts';
+import { waitFor } from './operations.ts';
+import type { SandboxView } from './present.ts';
+import { releaseRun, runOf } from './release.ts';
+import { readSecrets } from './secrets.ts';
+import type { Supervisor } from './supervisor.ts';
+import { recordEnd, removeSandbox, takeDown } from './take-down.ts';
+
+type LifecycleVerbs =
+  | 'sandbox.start'
+  | 'sandbox.stop'
+  | 'sandbox.restart'
+  | 'sandbox.pause'
+  | 'sandbox.resume'
+  | 'sandbox.rename'
+  | 'sandbox.delete'
+  | 'sandbox.wait';
+
+const RELEASE_MS = 60_000;
+/** How long a forced call waits for what it interrupts to clean up. */
+const INTERRUPTED: ReadonlySet<string> = new Set(['sandbox.start', 'sandbox.restart', 'sandbox.stop', 'sandbox.pause', 'sandbox.resume']);
+
+export function lifecycleVerbs(core: Core, supervisor: Supervisor): Pick<Handlers, LifecycleVerbs> {
+  const { deps, sandboxes, turns, presenter } = core;
+
+  /** Resolves the reference, waits for the turn, and hands in the sandbox as it is then. */
+  async function inTurn(call: Call, ref: string, work: (sandbox: Sandbox) => Promise<Sandbox>): Promise<SandboxView> {
+    const { id } = await sandboxes.resolve(call.caller.projectId, ref);
+    call.target(id);
+    const after = await turns.take(call.op, id, async () => work(await sandboxes.get(call.op, id)));
+    return await presenter.sandbox(after, call.op.id);
+  }
+
+  async function start(call: Call, sandbox: Sandbox, reason: 'boot' | 'restart'): Promise<Sandbox> {
+    const { op } = call;
+    if (sandbox.state === 'running') return sandbox;
+    if (sandbox.state === 'paused')
+      throw op.error('failed_precondition', `sandbox ${sandbox.spec.name} is paused`, {
+        hint: `let it go on with: hutch resume ${sandbox.spec.name}`,
+      });
+    if (sandbox.state === 'deleted') throw op.error('failed_precondition', `sandbox ${sandbox.id} is deleted; it cannot be brought back`);
+    const current = sandbox.openComputeSinceMs === null ? sandbox : await proveDead(call, sandbox);
+    const { host } = deps;
+    core.runs.checkRoom(op);
+    const boot = await deps.boots.of(op, current.spec);
+    const secrets = await readSecrets(op, host, placesOf(deps.places, current.id).secretsPath, current.spec.secretNames);
+    const [intent] = await call.commit(
+      [{ change: 'addIntent', kind: 'start', projectId: current.projectId, sandboxId: current.id, atMs: host.nowMs() }],
+      'relaxed',
+    );
+    const run = core.runs.open(op, current, boot.files, await uidOf(current));
+    await using undo = new AsyncDisposableStack();
+    undo.defer(async () => {
+      using late = op.releasing(RELEASE_MS);
+      core.runs.forget(run);
+      await putDown(late, run);
+      await deps.store
+        .commit(late, [{ change: 'finishIntent', id: intent.id }], 'relaxed')
+        .catch((cause: unknown) => op.log.warn({ cause }, 'an intent was left behind'));
+    });
+    const what: BringUp = { sandbox: current, boot, secrets, terminal: undefined };
+    const up = await bringUp(op, host, run, what);
+    const { pid, startTicks } = up.started.evidence;
+    const { timeoutMs } = current.spec;
+    const beginning = startMain(run, what);
+    beginning.catch(() => {}); // awaited below
+    const [after] = await call.commit([
+      {
+        change: 'applyEvent',
+        sandboxId: current.id,
+        event: {
+          type: 'started',
+          atMs: up.startedAtMs,
+          opId: op.id,
+          reason,
+          deadlineAtMs: timeoutMs === null ? null : up.startedAtMs + timeoutMs,
+          evidence: `pid ${pid}, started at tick ${startTicks}`,
+        },
+      },
+      { change: 'finishIntent', id: intent.id },
+    ]);
+    // It is on record as running: from here on nothing is undone, it is watched to its end.
+    undo.move();
+    sandboxes.changed(after);
+    const main = await beginning.catch((cause: unknown) => {
+      supervisor.adopt(run, after);
+      throw cause;
+    });
+    supervisor.watch(run, after);
+    return await followMain(supervisor, call, run, after, main, false);
+  }
+
+  /** Of a sandbox in error: only what is dead is started anew. */
+  async function proveDead(call: Call, sandbox: Sandbox): Promise<Sandbox> {
+    const { op } = call;
+    const run = await runOf(core, op, sandbox);
+    const evidence = await run.backend.inspect(op, run.plan);
+    if (evidence.alive) {
+      throw op.error('failed_precondition', `sandbox ${sandbox.spec.name} is in error and its process is alive`, {
+        hint: `end it with: hutch stop --force ${sandbox.spec.name}`,
+      });
+    }
+    const after = await recordEnd(core, call, null, sandbox, evidence, { cause: 'crashed', actor: 'host' });
+    await releaseRun(core, op, run);
+    return after;
+  }
+
+  async function uidOf(sandbox: Sandbox): Promise<number | null> {
+    if (!deps.settings.uidPerSandbox) return null;
+    return await deps.store.query('uid', { sandboxId: sandbox.id });
+  }
+
+  async function stop(call: Call, sandbox: Sandbox, graceMs: number | null): Promise<Sandbox> {
+    if (sandbox.openComputeSinceMs === null) return sandbox;
+    const run = await runOf(core, call.op, sandbox);
+    return await takeDown(core, call, run, { cause: 'stopped', actor: call.caller.actor, graceMs });
+  }
+
+  async function stopAndMaybeRemove(call: Call, sandbox: Sandbox, graceMs: number | null): Promise<Sandbox> {
+    const after = await stop(call, sandbox, graceMs);
+    if (sandbox.openComputeSinceMs === null || after.state !== 'stopped' || !after.spec.autoRemove) return after;
+    return await removeSandbox(core, call, await runOf(core, call.op, after), after, { intentId: null, ended: null });
+  }
+
+  async function remove(call: Call, sandbox: Sandbox, force: boolean): Promise<Sandbox> {
+    const { op } = call;
+    const { name } = sandbox.spec;
+    if (sandbox.state === 'deleted') return sandbox;
+    if (sandbox.openComputeSinceMs !== null && !force) {
+      throw op.error('failed_precondition', `sandbox ${name} is ${sandbox.state}; a running one is deleted only with force`, {
+        hint: `stop it first, or: hutch rm -f ${name}`,
+      });
+    }
+    const [intent] = await call.commit([
+      { change: 'addIntent', kind: 'delete', projectId: sandbox.projectId, sandboxId: sandbox.id, atMs: deps.host.nowMs() },
+    ]);
+    const stopped = await stop(call, sandbox, null).catch(async (error: unknown) => {
+      // It goes on running: the next start of the daemon must not remove it.
+      using late = op.releasing(RELEASE_MS);
+      await deps.store.commit(late, [{ change: 'finishIntent', id: intent.id }]);
+      throw error;
+    });
+    return await removeSandbox(core, call, await runOf(core, op, stopped), stopped, { intentId: intent.id, ended: null });
+  }
+
+  /** What holds the sandbox up is cancelled: whoever forces does not want to wait for it. */
+  async function interrupt(call: Call, ref: string): Promise<void> {
+    const { id } = await sandboxes.resolve(call.caller.projectId, ref);
+    const holder = turns.holder(id);
+    const record = holder === null ? null : core.operations.get(holder);
+    if (record !== null && INTERRUPTED.has(record.verb)) await core.operations.cancel(call.op, record.id);
+  }
+
+  return {
+    'sandbox.start': (call, { ref }) => inTurn(call, ref, (sandbox) => start(call, sandbox, 'restart')),
+
+    'sandbox.stop': async (call, { ref, graceMs, force }) => {
+      if (force === true) await interrupt(call, ref);
+      return await inTurn(call, ref, (sandbox) =>
+        stopAndMaybeRemove(call, sandbox, force === true ? null : (graceMs ?? deps.settings.stopGraceMs)),
+      );
+    },
+
+    'sandbox.restart': (call, { ref, graceMs }) =>
+      inTurn(call, ref, async (sandbox) => start(call, await stop(call, sandbox, graceMs ?? deps.settings.stopGraceMs), 'restart')),
+
+    'sandbox.pause': (call, { ref }) =>
+      inTurn(call, ref, async (sandbox) => {
+        if (sandbox.state === 'paused') return sandbox;
+        const run = core.runs.of(call.op, sandbox);
+        run.freeze();
+        await using undo = new AsyncDisposableStack();
+        undo.defer(async () => {
+          using late = call.op.releasing(RELEASE_MS);
+          await run.backend
+            .resume(late, run.plan)
+            .catch((cause: unknown) => call.op.log.warn({ sandbox: run.id, cause }, 'a pause that failed was not undone'));
+          run.thaw();
+        });
+        await run.backend.pause(call.op, run.plan);
+        const [after] = await call.commit([
+          { change: 'applyEvent', sandboxId: run.id, event: { type: 'paused', atMs: deps.host.nowMs(), opId: call.op.id } },
+        ]);
+        undo.move();
+        sandboxes.changed(after);
+        return after;
+      }),
+
+    'sandbox.resume': (call, { ref }) =>
+      inTurn(call, ref, async (sandbox) => {
+        if (sandbox.state === 'running') return sandbox;
+        const run = sandbox.state === 'paused' ? core.runs.get(sandbox.id) : null;
+        if (run === null) {
+          const { name } = sandbox.spec;
+          throw call.op.error('failed_precondition', `sandbox ${name} is ${sandbox.state}, not paused`, {
+            hint: `start it with: hutch start ${name}`,
+          });
+        }
+        await run.backend.resume(call.op, run.plan);
+        run.thaw();
+        const [after] = await call.commit([
+          { change: 'applyEvent', sandboxId: run.id, event: { type: 'resumed', atMs: deps.host.nowMs(), opId: call.op.id } },
+        ]);
+        sandboxes.changed(after);
+        return after;
+      }),
+
+    'sandbox.rename': (call, { ref, name }) =>
+      inTurn(call, ref, async (sandbox) => {
+        if (sandbox.spec.name === name) return sandbox;
+        const event = { type: 'renamed', atMs: deps.host.nowMs(), opId: call.op.id, name } as const;
+        const [after] = await call.commit([{ change: 'applyEvent', sandboxId: sandbox.id, event }]);
+        sandboxes.changed(after);
+        return after;
+      }),
+
+    'sandbox.delete': async (call, { ref, force }) => {
+      if (force === true) await interrupt(call, ref);
+      return await inTurn(call, ref, (sandbox) => remove(call, sandbox, force ?? false));
+    },
+
+    'sandbox.wait': async ({ op, caller }, { ref }) => {
+      const { id } = await sandboxes.resolve(caller.projectId, ref);
+      const over = Promise.withResolvers<Sandbox>();
+      using _ = sandboxes.onChange(id, (changed) => {
+        if (!isAwake(changed)) over.resolve(changed);
+      });
+      const now = await sandboxes.get(op, id);
+      const after = isAwake(now) ? await waitFor(op, over.promise, `the end of sandbox ${now.spec.name}`) : now;
+      return { sandbox: await presenter.sandbox(after), exitCode: await exitCodeOf(after) };
+    },
+  };
+
+  /** A deleted sandbox has no end of its own any more; its events have. */
+  async function exitCodeOf(sandbox: Sandbox): Promise<number | null> {
+    if (sandbox.state === 'stopped' || sandbox.state === 'error') return sandbox.ended?.exitCode ?? null;
+    if (sandbox.state !== 'deleted') return null;
+    const events = await deps.store.query('lastEvents', { sandboxId: sandbox.id, limit: 50 });
+    const exitCode = events.findLast((event) => event.type === 'sandbox.ended')?.detail['exitCode'];
+    return typeof exitCode === 'number' ? exitCode : null;
+  }
+}
+
+function isAwake(sandbox: Sandbox): boolean {
+  return sandbox.state === 'running' || sandbox.state === 'paused';
+}

@@ -1,0 +1,125 @@
+// From records to what the API shows (views.ts). Secrets cannot appear: they are in no record.
+import type { z } from 'zod';
+import type { ImageId, OpId } from '../domain/ids.ts';
+import type { LedgerEntry } from '../domain/ledger.ts';
+import type { ApiKey, EventRecord, OperationRecord } from '../domain/records.ts';
+import type { Sandbox } from '../domain/sandbox.ts';
+import { exitCode } from '../guest/exit-code.ts';
+import type { Entry, Exit, GuestPath } from '../guest/messages.ts';
+import { showPath } from '../guest/paths.ts';
+import type { Store } from '../store/contract.ts';
+import type { Operations } from './operations.ts';
+import type * as view from './views.ts';
+
+export type SandboxView = z.output<typeof view.sandbox>;
+
+/** Shows sandboxes with what is not in their rows: their image's name, and what works on them now. */
+export class Presenter {
+  readonly #store: Store;
+  readonly #operations: Operations;
+  readonly #imageNames = new Map<ImageId, string | null>();
+
+  constructor(store: Store, operations: Operations) {
+    this.#store = store;
+    this.#operations = operations;
+  }
+
+  /** Names may have moved. */
+  forgetImageNames(): void {
+    this.#imageNames.clear();
+  }
+
+  /** `self` is the operation that asks: it is not what keeps the sandbox busy. */
+  async sandbox(sandbox: Sandbox, self: OpId | null = null): Promise<SandboxView> {
+    const { imageId } = sandbox.spec;
+    if (!this.#imageNames.has(imageId)) this.#imageNames.set(imageId, (await this.#store.query('image', { id: imageId }))?.name ?? null);
+    return sandboxView(sandbox, this.#imageNames.get(imageId) ?? null, this.#operations.busyOn(sandbox.id, self));
+  }
+
+  async sandboxes(sandboxes: readonly Sandbox[]): Promise<SandboxView[]> {
+    const views: SandboxView[] = [];
+    for (const sandbox of sandboxes) views.push(await this.sandbox(sandbox));
+    return views;
+  }
+}
+
+function sandboxView(sandbox: Sandbox, imageName: string | null, busyOpId: string | null): SandboxView {
+  const { spec } = sandbox;
+  return {
+    id: sandbox.id,
+    name: spec.name,
+    projectId: sandbox.projectId,
+    state: sandbox.state,
+    backend: spec.backend,
+    imageId: spec.imageId,
+    imageName,
+    kernelId: spec.kernelId,
+    shape: { ...spec.shape },
+    network: spec.network,
+    env: { ...spec.env },
+    secretNames: [...spec.secretNames],
+    labels: { ...spec.labels },
+    workdir: spec.workdir,
+    user: spec.user,
+    main: spec.main === null ? null : { ...spec.main, argv: [...spec.main.argv] },
+    autoRemove: spec.autoRemove,
+    timeoutMs: spec.timeoutMs,
+    deadlineAtMs: sandbox.state === 'running' || sandbox.state === 'paused' ? sandbox.deadlineAtMs : null,
+    createdAtMs: sandbox.createdAtMs,
+    changedAtMs: sandbox.changedAtMs,
+    startedAtMs: sandbox.openComputeSinceMs,
+    openComputeSinceMs: sandbox.openComputeSinceMs,
+    startCount: sandbox.startCount,
+    generation: sandbox.generation,
+    ended: sandbox.state === 'stopped' || sandbox.state === 'error' ? sandbox.ended : null,
+    errorCause: sandbox.state === 'error' ? sandbox.cause : null,
+    lastOpId: sandbox.lastOpId,
+    busyOpId,
+  };
+}
+
+export function operationView(record: OperationRecord): z.output<typeof view.operation> {
+  const { projectId: _, error, ...rest } = record;
+  return { ...rest, error: error === null ? null : { ...error } };
+}
+
+export function eventView(record: EventRecord): z.output<typeof view.event> {
+  const { projectId: _, detail, ...rest } = record;
+  return { ...rest, detail: { ...detail } };
+}
+
+export function keyView(key: ApiKey): z.output<typeof view.key> {
+  const { id, name, projectId, createdAtMs, revokedAtMs } = key;
+  return { id, name, projectId, createdAtMs, revokedAtMs };
+}
+
+export function ledgerView(entry: LedgerEntry): z.output<typeof view.ledgerEntry> {
+  return { ...entry, shape: { ...entry.shape } };
+}
+
+export function exitView(exit: Exit): z.output<typeof view.processExit> {
+  const { signal, oomKilled, reason, stdoutBytes, stderrBytes, endedAtMs } = exit;
+  return { exitCode: exitCode(exit), signal, oomKilled, reason, stdoutBytes, stderrBytes, endedAtMs, error: null };
+}
+
+export function entryView(entry: Entry): z.output<typeof view.fileEntry> {
+  const { path, name, type, size, mode, uid, gid, user, group, mtimeMs, target } = entry;
+  return {
+    path: pathText(path),
+    name: pathText(name),
+    type,
+    size,
+    mode,
+    uid,
+    gid,
+    user,
+    group,
+    mtimeMs,
+    target: target === null ? null : pathText(target),
+  };
+}
+
+/** Text stays as it is, so that it can be asked for again; what is no UTF-8 is shown escaped. */
+export function pathText(path: GuestPath): string {
+  return typeof path === 'string' ? path : showPath(path);
+}

@@ -1,0 +1,49 @@
+// Ports of a sandbox, streams to them, and what it uses.
+import type { Core } from './core.ts';
+import type { Handlers } from './handlers.ts';
+import { runOf } from './release.ts';
+
+export function reachVerbs(core: Core): Pick<Handlers, 'port.list' | 'port.connect' | 'sandbox.stats'> {
+  const { sandboxes, runs } = core;
+  return {
+    'port.list': async ({ op, caller }, { ref }) => {
+      const agent = await runs.agent(op, await sandboxes.resolve(caller.projectId, ref));
+      return { ports: (await agent.ports.list(op)).map((port) => ({ ...port })) };
+    },
+
+    'port.connect': async (call, { ref, port, host, unix }) => {
+      const { op } = call;
+      if ((port === undefined) === (unix === undefined)) throw op.error('invalid_argument', 'give either port or unix');
+      const sandbox = await sandboxes.resolve(call.caller.projectId, ref);
+      call.target(sandbox.id);
+      const agent = await runs.agent(op, sandbox);
+      const target = unix !== undefined ? { unix } : { tcp: { port: port ?? 0, ...(host === undefined ? {} : { host }) } };
+      const socket = await agent.connect(op, target);
+      return {
+        bytes: () => socket.bytes(op),
+        write: (bytes) => socket.write(op, bytes),
+        end: () => socket.end(),
+        [Symbol.dispose]: () => socket[Symbol.dispose](),
+      };
+    },
+
+    'sandbox.stats': async ({ op, caller }, { ref }) => {
+      const sandbox = await sandboxes.resolve(caller.projectId, ref);
+      const agent = await runs.agent(op, sandbox);
+      const run = await runOf(core, op, sandbox);
+      const [metrics, host] = await Promise.all([agent.metrics(op), run.backend.stats(op, run.plan)]);
+      const { takenAtMs, uptimeMs, cpu, memory, disk, network, processes, oomKills } = metrics;
+      return {
+        takenAtMs,
+        uptimeMs,
+        cpu: { usedUs: cpu.userUs + cpu.systemUs, count: cpu.count },
+        memory: { ...memory },
+        disk: { ...disk },
+        network: { ...network },
+        processes,
+        oomKills,
+        host: { ...host },
+      };
+    },
+  };
+}

@@ -1,0 +1,190 @@
+// At the start of the daemon: what the last one left is brought in order. Sandboxes that run are
+// adopted, those that do not are recorded as ended with the proof, what was half done is undone or
+// finished, and what belongs to nothing is removed.
+import { HutchError } from '../domain/errors.ts';
+import { isId, type SandboxId } from '../domain/ids.ts';
+import type { Intent } from '../domain/records.ts';
+import type { Sandbox } from '../domain/sandbox.ts';
+import type { Operation } from '../host/operation.ts';
+import { PAGE_ROWS_MAX } from '../store/contract.ts';
+import type { Call } from './call.ts';
+import type { Core } from './core.ts';
+import { placesOf } from './deps.ts';
+import { releaseRun, runOf } from './release.ts';
+import { causeOf, ownCaller, type Supervisor } from './supervisor.ts';
+import { recordEnd, removeSandbox } from './take-down.ts';
+
+/** Sandboxes that are looked at side by side. */
+const AT_ONCE = 16;
+/** One that cannot be inspected in time must not keep the daemon from starting. */
+const INSPECT_MS = 10_000;
+
+export async function reconcile(core: Core, supervisor: Supervisor): Promise<void> {
+  await core.operations.run({ verb: 'daemon.reconcile', caller: ownCaller(core), reads: true }, async (call) => {
+    const { op } = call;
+    const { store, host } = core.deps;
+    await store.commit(op, [{ change: 'interruptOperations', endedAtMs: host.nowMs() }], 'relaxed');
+    const requests = await store.query('openRequests', {});
+    // What they did is known by its own records: the next one with the same key starts anew.
+    for (const { apiKeyId, key } of requests) await store.commit(op, [{ change: 'releaseRequest', apiKeyId, key }], 'relaxed');
+
+    const intents = await store.query('intents', {});
+    await each(intents, (intent) => settled(op, intent.sandboxId, () => finish(core, call, intent)));
+    const open = await store.query('openSandboxes', {});
+    await each(open, (sandbox) => settled(op, sandbox.id, () => adopt(core, supervisor, call, sandbox)));
+    await sweep(core, op);
+    if (open.length + intents.length > 0)
+      op.log.info({ open: open.length, intents: intents.length, adopted: core.runs.all().length }, 'reconciled');
+  });
+}
+
+/** What was begun and not finished. The name that a creation reserved is freed with it. */
+async function finish(core: Core, call: Call, intent: Intent): Promise<void> {
+  const { op } = call;
+  const { store } = core.deps;
+  const { sandboxId } = intent;
+  const sandbox = sandboxId === null ? null : await store.query('sandbox', { id: sandboxId });
+  op.log.info({ intent: intent.kind, sandbox: sandboxId, of: intent.opId }, 'an operation was cut short');
+  if (sandbox === null || sandboxId === null) {
+    if (sandboxId !== null) await removeStray(core, op, sandboxId, intent);
+    await store.commit(
+      op,
+      [{ change: 'finishIntent', id: intent.id }, ...(sandboxId === null ? [] : [{ change: 'releaseUid', sandboxId } as const])],
+      'relaxed',
+    );
+    return;
+  }
+  if (intent.kind === 'delete' && sandbox.state !== 'deleted') {
+    const run = await runOf(core, op, sandbox);
+    const dead = await run.backend.kill(op, run.plan, 'now');
+    const stopped =
+      sandbox.openComputeSinceMs === null
+        ? sandbox
+        : await recordEnd(core, call, run, sandbox, dead, { cause: 'stopped', actor: actorOf(intent) });
+    await removeSandbox(core, call, run, stopped, { intentId: intent.id, ended: null });
+    return;
+  }
+  if (intent.kind === 'start' && sandbox.openComputeSinceMs === null && sandbox.state !== 'deleted') {
+    // It was started, but not recorded: whatever came of it is ended.
+    const run = await runOf(core, op, sandbox);
+    await run.backend.kill(op, run.plan, 'now');
+    await releaseRun(core, op, run);
+  }
+  await store.commit(op, [{ change: 'finishIntent', id: intent.id }], 'relaxed');
+}
+
+function actorOf(intent: Intent): string {
+  const actor = intent.detail['actor'];
+  return typeof actor === 'string' ? actor : 'daemon';
+}
+
+/** A sandbox whose process may be alive. */
+async function adopt(core: Core, supervisor: Supervisor, call: Call, sandbox: Sandbox): Promise<void> {
+  const { op } = call;
+  const boot = await bootOf(core, op, sandbox);
+  const uid = core.deps.settings.uidPerSandbox ? await core.deps.store.query('uid', { sandboxId: sandbox.id }) : null;
+  const run = boot === null ? await runOf(core, op, sandbox) : core.runs.open(op, sandbox, boot.files, uid);
+  using limited = op.within(INSPECT_MS, `looking at sandbox ${sandbox.spec.name}`);
+  const evidence = await run.backend.inspect(limited, run.plan);
+  if (evidence.alive) {
+    core.sandboxes.changed(sandbox);
+    const running = sandbox.state === 'error' ? await recover(core, call, sandbox) : sandbox;
+    supervisor.adopt(run, running);
+    return;
+  }
+  const bootId = await bootIdOf(core, sandbox);
+  const isReboot = bootId !== null && bootId !== core.deps.host.bootId();
+  const dead = isReboot ? ({ ...evidence, proof: 'boot-id' } as const) : evidence;
+  const after = await recordEnd(core, call, run, sandbox, dead, { ...causeOf(run, dead), ...(bootId === null ? {} : { bootId }) });
+  await releaseRun(core, op, run);
+  if (after.spec.autoRemove && !isReboot)
+    await removeSandbox(core, call, await runOf(core, op, after), after, { intentId: null, ended: null });
+}
+
+/** The boot in which it was started, as the ledger has it; what the shim wrote is gone with its boot. */
+async function bootIdOf(core: Core, sandbox: Sandbox): Promise<string | null> {
+  const { store } = core.deps;
+  let bootId: string | null = null;
+  for (let after = 0; ; ) {
+    const page = await store.query('ledger', { after, sandboxId: sandbox.id });
+    bootId = page.findLast((entry) => entry.kind === 'vm.compute.start')?.bootId ?? bootId;
+    const last = page.at(-1);
+    if (last === undefined || page.length < PAGE_ROWS_MAX) return bootId;
+    after = last.sequence;
+  }
+}
+
+/** Its process is alive after all. */
+async function recover(core: Core, call: Call, sandbox: Sandbox): Promise<Sandbox> {
+  const { timeoutMs } = sandbox.spec;
+  const deadlineAtMs = timeoutMs === null || sandbox.openComputeSinceMs === null ? null : sandbox.openComputeSinceMs + timeoutMs;
+  const event = { type: 'recovered', atMs: core.deps.host.nowMs(), opId: call.op.id, deadlineAtMs } as const;
+  const [after] = await call.commit([{ change: 'applyEvent', sandboxId: sandbox.id, event }]);
+  core.sandboxes.changed(after);
+  return after;
+}
+
+async function bootOf(core: Core, op: Operation, sandbox: Sandbox) {
+  try {
+    return await core.deps.boots.of(op, sandbox.spec);
+  } catch (error) {
+    // A sandbox that runs does not need it; one that is ended does not either.
+    if (error instanceof HutchError && (error.code === 'not_found' || error.code === 'failed_precondition')) return null;
+    throw error;
+  }
+}
+
+/** One that fails must not keep the others, or the daemon, from starting. */
+async function settled(op: Operation, id: SandboxId | null, work: () => Promise<void>): Promise<void> {
+  try {
+    await work();
+  } catch (err) {
+    if (op.signal.aborted) throw err;
+    op.log.error({ sandbox: id, err }, 'a sandbox could not be brought in order');
+  }
+}
+
+/** Directories, and the processes that their files tell of, that belong to no sandbox. */
+async function sweep(core: Core, op: Operation): Promise<void> {
+  const { store, host, places } = core.deps;
+  const live = new Set<string>(await store.query('liveSandboxIds', {}));
+  const pending = new Set<string | null>((await store.query('intents', {})).map((intent) => intent.sandboxId));
+  const strays = new Set<SandboxId>();
+  for (const parent of [places.dataDir, places.runDir, places.logDir].map((dir) => `${dir}/sandboxes`)) {
+    if ((await host.stat(op, parent)) === null) continue;
+    for (const name of await host.list(op, parent)) if (isId('sbx', name) && !live.has(name) && !pending.has(name)) strays.add(name);
+  }
+  await each([...strays], (id) => settled(op, id, () => removeStray(core, op, id, null)));
+}
+
+/** What is left of a sandbox that was never made, or is deleted: processes first. */
+async function removeStray(core: Core, op: Operation, id: SandboxId, intent: Intent | null): Promise<void> {
+  const { host, backends, places } = core.deps;
+  const mine = placesOf(places, id);
+  op.log.info({ sandbox: id }, 'what is left of an unfinished sandbox is removed');
+  const named = intent?.detail['backend'];
+  for (const backend of backends.filter((candidate) => named === undefined || candidate.name === named)) {
+    const plan = {
+      id,
+      shape: { cpus: 1, memoryMiB: 0, diskMiB: 0 },
+      network: 'none',
+      boot: { imagePath: '', imageDigest: '', kernelPath: '', kernelDigest: '', initramfsPath: '', initramfsDigest: '' },
+      dataDir: mine.vmDir,
+      runDir: mine.runDir,
+      logDir: mine.logDir,
+      runAs: null,
+    } as const;
+    await backend.kill(op, plan, 'now');
+    await backend.remove(op, plan);
+  }
+  await Promise.all([host.remove(op, mine.dir), host.remove(op, mine.runDir), host.remove(op, mine.logDir)]);
+}
+
+async function each<T>(items: readonly T[], work: (item: T) => Promise<void>): Promise<void> {
+  const queue = items.values();
+  await Promise.all(
+    Array.from({ length: Math.min(AT_ONCE, items.length) }, async () => {
+      for (const item of queue) await work(item);
+    }),
+  );
+}

@@ -1,0 +1,117 @@
+// One run of a sandbox: what the daemon holds while its process may be alive. All of it can be made
+// anew from the store and the backend (adoption); nothing here says what is true, only how to reach it.
+import type { Backend, SandboxPlan } from '../backends/backend.ts';
+import type { SandboxId } from '../domain/ids.ts';
+import type { EndCause } from '../domain/sandbox.ts';
+import { AgentLink } from '../guest/link.ts';
+import type { LinkedProcess } from '../guest/linked-process.ts';
+import type { Exit } from '../guest/messages.ts';
+import type { Operation } from '../host/operation.ts';
+
+/** An agent answers a dial at once, or it hangs. */
+const DIAL_MS = 10_000;
+/** A stream of a client that follows the main process. */
+export type Follower = { readonly done: Promise<void> };
+
+/** How the main process ended; `exit` null: its program could not be started. */
+export type MainEnd = { readonly exitCode: number; readonly oomKilled: boolean; readonly atMs: number; readonly exit: Exit | null };
+
+export class Run implements Disposable {
+  readonly id: SandboxId;
+  readonly plan: SandboxPlan;
+  readonly backend: Backend;
+  /** The run's own operation: its signal aborts when nobody cares for the run any more. */
+  readonly op: Operation;
+  readonly link: AgentLink;
+  /** Why we are ending it, from the moment when that began; what a failed try left counts for a while. */
+  ending: { readonly cause: EndCause; readonly actor: string; readonly untilMs: number } | null = null;
+  /** Settles when the guest has heard of its main process: from the start on, but for a sandbox that was adopted. */
+  mainBegun: Promise<void> = Promise.resolve();
+  /** Settles when everything of the main process's log is in the file on the host. */
+  mirrored: Promise<void> = Promise.resolve();
+  readonly #followers = new Set<Follower>();
+  readonly #over: AbortController;
+  readonly #main = Promise.withResolvers<void>();
+  #mainEnd: MainEnd | null = null;
+  #frozen: Disposable | null = null;
+  #held: { readonly process: LinkedProcess; readonly release: () => void } | null = null;
+
+  constructor(plan: SandboxPlan, backend: Backend, op: Operation, over: AbortController) {
+    this.id = plan.id;
+    this.plan = plan;
+    this.backend = backend;
+    this.op = op;
+    this.#over = over;
+    this.link = new AgentLink(op, { dial: (dialling) => backend.dialAgent(dialling, plan), dialMs: DIAL_MS });
+  }
+
+  /** Resolves when the main process's end is known. */
+  get mainEnded(): Promise<void> {
+    return this.#main.promise;
+  }
+
+  get mainEnd(): MainEnd | null {
+    return this.#mainEnd;
+  }
+
+  /** Told once; what comes later is the same again. */
+  endMain(end: MainEnd): void {
+    this.#mainEnd ??= end;
+    this.#main.resolve();
+  }
+
+  /** Keeps the first stream of the main process for the client that said it would attach, so that it misses no byte. */
+  hold(process: LinkedProcess, ms: number): void {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const timer = setTimeout(() => this.takeHeld()?.[Symbol.dispose](), ms);
+    const release = (): void => {
+      clearTimeout(timer);
+      resolve();
+    };
+    this.#held = { process, release };
+    this.follow(promise);
+  }
+
+  /** Hands it over; null when there is none, or its time is over. */
+  takeHeld(): LinkedProcess | null {
+    const held = this.#held;
+    this.#held = null;
+    held?.release();
+    return held?.process ?? null;
+  }
+
+  /** Before the guest is frozen: nobody tries to reach it until `thaw`. */
+  freeze(): void {
+    this.#frozen ??= this.link.hold();
+  }
+
+  thaw(): void {
+    this.#frozen?.[Symbol.dispose]();
+    this.#frozen = null;
+  }
+
+  get isOver(): boolean {
+    return this.#over.signal.aborted;
+  }
+
+  /** A client follows the main process until `done`: the guest must not go before it has everything. */
+  follow(done: Promise<void>): void {
+    const follower = { done };
+    this.#followers.add(follower);
+    void done.finally(() => this.#followers.delete(follower));
+  }
+
+  /** Resolves when no client follows the main process any more. */
+  async followed(): Promise<void> {
+    while (this.#followers.size > 0) await Promise.all([...this.#followers].map((follower) => follower.done));
+  }
+
+  /** Lets go of the sandbox; what it runs is left as it is. */
+  [Symbol.dispose](): void {
+    if (this.isOver) return;
+    this.takeHeld()?.[Symbol.dispose]();
+    this.#over.abort();
+    this.link.close();
+    this.thaw();
+  }
+}

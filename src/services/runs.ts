@@ -1,0 +1,106 @@
+// The runs of all sandboxes that may be alive, and the way to their agents for every call that needs one.
+import type { BootFiles } from '../backends/backend.ts';
+import type { SandboxId } from '../domain/ids.ts';
+import { newOpId, type OpId } from '../domain/ids.ts';
+import type { Sandbox } from '../domain/sandbox.ts';
+import type { Agent } from '../guest/agent.ts';
+import { type Log, newOperation, type Operation } from '../host/operation.ts';
+import { backendOf, type Deps, placesOf } from './deps.ts';
+import { Run } from './run.ts';
+
+/** A guest that does not answer within this is `unavailable`, whatever it was asked. */
+const REACH_MS = 15_000;
+
+export class Runs {
+  readonly #deps: Deps;
+  readonly #logOf: (opId: OpId) => Log;
+  readonly #runs = new Map<SandboxId, Run>();
+
+  constructor(deps: Deps, logOf: (opId: OpId) => Log) {
+    this.#deps = deps;
+    this.#logOf = logOf;
+  }
+
+  get(id: SandboxId): Run | null {
+    return this.#runs.get(id) ?? null;
+  }
+
+  all(): readonly Run[] {
+    return [...this.#runs.values()];
+  }
+
+  /** @throws HutchError `resource_exhausted` when no more sandboxes may run. */
+  checkRoom(op: Operation): void {
+    const max = this.#deps.settings.limits.sandboxes;
+    if (this.#runs.size < max) return;
+    throw op.error('resource_exhausted', `${max} sandboxes run; no more are allowed at one time`, {
+      hint: 'stop some of them, or raise limits.sandboxes in the configuration',
+    });
+  }
+
+  /** Makes the run of a sandbox; it is known from here on, until it is forgotten. */
+  open(op: Operation, sandbox: Pick<Sandbox, 'id' | 'spec'>, boot: BootFiles, uid: number | null): Run {
+    const { host, places } = this.#deps;
+    const { spec, id } = sandbox;
+    const { vmDir, runDir, logDir } = placesOf(places, id);
+    const plan = {
+      id,
+      shape: spec.shape,
+      network: spec.network,
+      boot,
+      dataDir: vmDir,
+      runDir,
+      logDir,
+      runAs: uid === null ? null : { uid, gid: uid },
+    };
+    const over = new AbortController();
+    const opId = newOpId((count) => host.randomBytes(count));
+    const own = newOperation({ id: opId, actor: 'daemon', log: this.#logOf(opId), signal: over.signal });
+    this.#runs.get(id)?.[Symbol.dispose]();
+    const run = new Run(plan, backendOf(this.#deps, op, spec.backend), own, over);
+    this.#runs.set(id, run);
+    return run;
+  }
+
+  forget(run: Run): void {
+    run[Symbol.dispose]();
+    if (this.#runs.get(run.id) === run) this.#runs.delete(run.id);
+  }
+
+  /** The run of a sandbox that can be talked to. @throws HutchError `failed_precondition` when it does not run. */
+  of(op: Operation, sandbox: Sandbox): Run {
+    const { name } = sandbox.spec;
+    if (sandbox.state === 'paused') {
+      throw op.error('failed_precondition', `sandbox ${name} is paused`, { hint: `let it go on with: hutch resume ${name}` });
+    }
+    const run = this.#runs.get(sandbox.id);
+    if (sandbox.state !== 'running' || run === undefined) {
+      const hint = sandbox.state === 'deleted' ? 'it cannot be brought back' : `start it with: hutch start ${name}`;
+      throw op.error(
+        'failed_precondition',
+        `sandbox ${name} does not run: it is ${sandbox.state === 'error' ? 'in error' : sandbox.state}`,
+        { hint },
+      );
+    }
+    return run;
+  }
+
+  /** Its agent, connected. @throws HutchError `unavailable` when it does not answer. */
+  async agent(op: Operation, sandbox: Sandbox): Promise<Agent> {
+    return await reach(op, sandbox.spec.name, this.of(op, sandbox));
+  }
+}
+
+/** The agent of a run: at once when it is connected. */
+export async function reach(op: Operation, name: string, run: Run): Promise<Agent> {
+  using limited = op.within(REACH_MS, `reaching the agent of sandbox ${name}`);
+  try {
+    return await run.link.agent(limited);
+  } catch (cause) {
+    if (op.signal.aborted) throw cause;
+    throw op.error('unavailable', `the agent of sandbox ${name} does not answer`, {
+      hint: `look at it with: hutch why ${name}; restart it with: hutch restart ${name}`,
+      cause,
+    });
+  }
+}

@@ -1,0 +1,81 @@
+// Puts the services together: everything between the APIs and the parts that do the work.
+import { newOpId, type OpId } from '../domain/ids.ts';
+import type { Log, Operation } from '../host/operation.ts';
+import { type Core, MainLogs } from './core.ts';
+import { createVerb } from './create.ts';
+import { daemonVerbs } from './daemon-verbs.ts';
+import type { Deps } from './deps.ts';
+import { execVerbs } from './exec.ts';
+import { fileVerbs } from './files.ts';
+import type { ApiServices, Handlers } from './handlers.ts';
+import { startHousekeeping } from './housekeeping.ts';
+import { Keys } from './keys.ts';
+import { lifecycleVerbs } from './lifecycle.ts';
+import { logVerbs } from './logs.ts';
+import { Operations } from './operations.ts';
+import { Presenter } from './present.ts';
+import { reachVerbs } from './reach-verbs.ts';
+import { reconcile } from './reconcile.ts';
+import { recordVerbs } from './records.ts';
+import { Runs } from './runs.ts';
+import { Sandboxes } from './sandboxes.ts';
+import { Supervisor } from './supervisor.ts';
+import type { Tracer } from './tracing.ts';
+import { Turns } from './turns.ts';
+
+export type Services = ApiServices & {
+  /** Brings in order what the last daemon left. Call once, before the API listens. */
+  reconcile(): Promise<void>;
+  ensureOwnerKey(op: Operation, path: string): Promise<void>;
+  /** Lets go of everything: sandboxes go on. Calls under way get `graceMs` to end. */
+  close(graceMs: number): Promise<void>;
+};
+
+export type ServicesOptions = {
+  readonly tracer: Tracer;
+  /** A log whose lines carry the op id. */
+  readonly logOf: (opId: OpId) => Log;
+};
+
+export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Services {
+  const operations = new Operations({ store: deps.store, host: deps.host, log: logOf, tracer });
+  const core: Core = {
+    deps,
+    operations,
+    sandboxes: new Sandboxes(deps.store),
+    runs: new Runs(deps, logOf),
+    turns: new Turns(),
+    presenter: new Presenter(deps.store, operations),
+    logs: new MainLogs(deps),
+  };
+  const supervisor = new Supervisor(core);
+  const keys = new Keys(core);
+  const handlers: Handlers = {
+    ...createVerb(core, supervisor),
+    ...lifecycleVerbs(core, supervisor),
+    ...execVerbs(core),
+    ...fileVerbs(core),
+    ...reachVerbs(core),
+    ...logVerbs(core),
+    ...recordVerbs(core),
+    ...keys.verbs(),
+    ...daemonVerbs(core, deps.host.nowMs()),
+  };
+  let housekeeping: Disposable | null = null;
+  return {
+    handlers,
+    operations,
+    authenticate: (secret) => keys.authenticate(secret),
+    newOpId: () => newOpId((count) => deps.host.randomBytes(count)),
+    ensureOwnerKey: (op, path) => keys.ensureOwner(op, path),
+    async reconcile() {
+      await reconcile(core, supervisor);
+      housekeeping = startHousekeeping(core);
+    },
+    async close(graceMs) {
+      housekeeping?.[Symbol.dispose]();
+      await operations.close(graceMs);
+      for (const run of core.runs.all()) core.runs.forget(run);
+    },
+  };
+}

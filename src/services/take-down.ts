@@ -1,0 +1,232 @@
+// From a sandbox that runs to one that does not: its processes are asked to end, then the guest goes,
+// and only what is proven dead is recorded as ended. Every end has a cause, an actor and evidence.
+import type { ProcessEvidence } from '../backends/backend.ts';
+import { HutchError } from '../domain/errors.ts';
+import { deathTimeMs } from '../domain/ledger.ts';
+import type { EndCause, Ended, Sandbox } from '../domain/sandbox.ts';
+import type { Operation } from '../host/operation.ts';
+import type { Call } from './call.ts';
+import type { Core } from './core.ts';
+import { placesOf } from './deps.ts';
+import { waitFor } from './operations.ts';
+import type { Run } from './run.ts';
+import { reach } from './runs.ts';
+
+export type Dead = ProcessEvidence & { readonly alive: false };
+
+export type Wish = {
+  readonly cause: EndCause;
+  readonly actor: string;
+  /** From asking the processes to end until they are killed; null: not asked, killed at once. */
+  readonly graceMs: number | null;
+};
+
+/** How long an agent may take to say that it has heard. */
+const ASK_MS = 5_000;
+/** After the grace: killing, syncing and powering off. */
+const POWER_OFF_MS = 15_000;
+const KILL_MS = 30_000;
+/** A sandbox that dies so soon after a try to end it, even a failed one, died of that. */
+const ENDING_MS = 60_000;
+/** How long the last of the log may take to arrive. */
+const LAST_LOG_MS = 2_000;
+/** After the proof of death: how long the guest's last word about the main process may take. */
+const LAST_WORD_MS = 300;
+
+/** In the sandbox's turn. Gives the sandbox as it is then; one that does not run stays as it is. */
+export async function takeDown(core: Core, call: Call, run: Run, wish: Wish): Promise<Sandbox> {
+  const { op } = call;
+  const sandbox = await core.sandboxes.get(op, run.id);
+  if (sandbox.openComputeSinceMs === null) return sandbox;
+  op.progress({ step: 'stopping' });
+  run.ending = { cause: wish.cause, actor: wish.actor, untilMs: performance.now() + (wish.graceMs ?? 0) + ENDING_MS };
+  const left = wish.graceMs === null ? null : await leave(op, run, sandbox, wish.graceMs);
+  const dead = left ?? (await killed(core, call, run, sandbox, wish.graceMs === null ? 'now' : 'gently'));
+  await lastWord(op, run, sandbox);
+  const after = await recordEnd(core, call, run, sandbox, dead, wish);
+  await release(core, op, run);
+  return after;
+}
+
+/** Asks the guest to end; null when it has not in time. */
+async function leave(op: Operation, run: Run, sandbox: Sandbox, graceMs: number): Promise<Dead | null> {
+  try {
+    if (sandbox.state === 'paused') await letGoOn(op, run);
+    using asking = op.within(ASK_MS, 'asking the guest to shut down');
+    const agent = await reach(asking, sandbox.spec.name, run);
+    await agent.shutdown(asking, { graceMs });
+  } catch (cause) {
+    if (op.signal.aborted) throw cause;
+    op.log.info({ sandbox: run.id, cause }, 'the guest could not be asked to shut down; it is killed');
+    return null;
+  }
+  using limited = op.within(graceMs + POWER_OFF_MS, 'the end of the guest');
+  try {
+    return await run.backend.ended(limited, run.plan);
+  } catch (cause) {
+    if (op.signal.aborted) throw cause;
+    op.log.info({ sandbox: run.id, cause }, 'the guest has not shut down in time; it is killed');
+    return null;
+  }
+}
+
+async function killed(core: Core, call: Call, run: Run, sandbox: Sandbox, how: 'gently' | 'now'): Promise<Dead> {
+  using limited = call.op.releasing(KILL_MS);
+  try {
+    return await run.backend.kill(limited, run.plan, how);
+  } catch (cause) {
+    const evidence = await lookAgain(run, limited);
+    if (evidence?.alive === false) return evidence;
+    // Alive and well: the call has failed, and that is all. What cannot even be looked at is in doubt.
+    if (evidence === null)
+      await doubt(core, call, sandbox, `its process could not be ended: ${cause instanceof Error ? cause.message : String(cause)}`);
+    throw cause;
+  }
+}
+
+async function lookAgain(run: Run, op: Operation): Promise<ProcessEvidence | null> {
+  try {
+    return await run.backend.inspect(op, run.plan);
+  } catch (cause) {
+    op.log.warn({ sandbox: run.id, cause }, 'a sandbox that could not be ended cannot be looked at either');
+    return null;
+  }
+}
+
+/** Thaws a paused guest without a word in the records: it is about to end. */
+async function letGoOn(op: Operation, run: Run): Promise<void> {
+  await run.backend.resume(op, run.plan);
+  run.thaw();
+}
+
+/** Waits for what the guest said before it died. */
+async function lastWord(op: Operation, run: Run, sandbox: Sandbox): Promise<void> {
+  await atMost(op, run.mirrored, LAST_LOG_MS);
+  if (sandbox.spec.main !== null && run.mainEnd === null) await atMost(op, run.mainEnded, LAST_WORD_MS);
+}
+
+/** Waits for a promise that never rejects, for so long and not longer. */
+export async function atMost(op: Operation, promise: Promise<unknown>, ms: number): Promise<void> {
+  using limited = op.releasing(ms);
+  try {
+    await waitFor(limited, promise, 'the guest');
+  } catch (error) {
+    if (!(error instanceof HutchError && error.code === 'deadline_exceeded')) throw error;
+  }
+}
+
+/** The commit of an end: state, ledger and event. */
+export async function recordEnd(
+  core: Core,
+  call: Call,
+  run: Run | null,
+  sandbox: Sandbox,
+  dead: Dead,
+  how: Pick<Wish, 'cause' | 'actor'> & { readonly bootId?: string },
+): Promise<Sandbox> {
+  const { host, store } = core.deps;
+  const nowMs = host.nowMs();
+  // The daemon's last sign of life in the boot that it ran in: a weekend without power is not billed.
+  const beat = dead.diedAtMs === null ? await store.query('heartbeat', { bootId: how.bootId ?? host.bootId() }) : null;
+  const diedAtMs = deathTimeMs(sandbox, { diedAtMs: dead.diedAtMs, lastBeatMs: beat?.atMs ?? null, nowMs });
+  const main = run?.mainEnd ?? null;
+  const ended: Ended = {
+    cause: how.cause,
+    exitCode: main?.exitCode ?? null,
+    oomKilled: (main?.oomKilled ?? false) || dead.oomKilled,
+    actor: how.actor,
+    // A clock that was stepped back ends nothing before it began.
+    atMs: Math.max(sandbox.openComputeSinceMs ?? 0, Math.min(nowMs, main?.atMs ?? diedAtMs)),
+  };
+  const reason = how.cause === 'crashed' || how.cause === 'host-reboot' ? 'stop-crash' : 'stop-user';
+  const [after] = await call.commit([
+    {
+      change: 'applyEvent',
+      sandboxId: sandbox.id,
+      event: { type: 'ended', atMs: nowMs, opId: call.op.id, reason, ended, diedAtMs, evidence: describeDeath(dead) },
+      ...(main?.exit === null || main === null
+        ? {}
+        : { detail: { signal: main.exit.signal, stdoutBytes: main.exit.stdoutBytes, stderrBytes: main.exit.stderrBytes } }),
+    },
+  ]);
+  core.sandboxes.changed(after);
+  return after;
+}
+
+/** Something is wrong and nothing is proven: the sandbox is in error, and goes on being billed. */
+export async function doubt(core: Core, call: Call, sandbox: Sandbox, cause: string): Promise<void> {
+  const event = { type: 'failed', atMs: core.deps.host.nowMs(), opId: call.op.id, cause } as const;
+  try {
+    const [after] = await call.commit([{ change: 'applyEvent', sandboxId: sandbox.id, event }]);
+    core.sandboxes.changed(after);
+  } catch (error) {
+    call.op.log.error({ sandbox: sandbox.id, err: error }, 'that a sandbox is in error could not be recorded');
+  }
+}
+
+/** Removes what a run leaves: sockets, rules, cgroups. What stays is removed by the next start of the daemon. */
+async function release(core: Core, op: Operation, run: Run): Promise<void> {
+  core.runs.forget(run);
+  try {
+    using late = op.releasing(KILL_MS);
+    await run.backend.cleanUp(late, run.plan);
+  } catch (cause) {
+    op.log.warn({ sandbox: run.id, cause }, 'a stopped sandbox left something behind');
+  }
+}
+
+export function describeDeath({ proof, exitCode, signal }: Dead): string {
+  if (proof !== 'exit.json') return proof;
+  return `exit.json: ${signal === null ? `exit code ${exitCode ?? 'unknown'}` : `signal ${signal}`}`;
+}
+
+/**
+ * Everything that the sandbox has on the host, then its row. Its process is dead. `ended`: what proves
+ * it, where its end was not recorded before.
+ */
+export async function removeSandbox(
+  core: Core,
+  call: Call,
+  run: Run,
+  sandbox: Sandbox,
+  end: { readonly intentId: number | null; readonly ended: Dead | null },
+): Promise<Sandbox> {
+  const { op } = call;
+  const { deps } = core;
+  op.progress({ step: 'removing' });
+  const places = placesOf(deps.places, sandbox.id);
+  core.runs.forget(run);
+  await run.backend.remove(op, run.plan);
+  await Promise.all([deps.host.remove(op, places.dir), deps.host.remove(op, places.runDir)]);
+  if (sandbox.spec.autoRemove && sandbox.spec.main !== null) await keepLastLog(core, op, sandbox);
+  else await deps.host.remove(op, places.logDir);
+  const process =
+    end.ended === null
+      ? null
+      : ({
+          reason: 'stop-user',
+          evidence: describeDeath(end.ended),
+          ...(end.ended.diedAtMs === null ? {} : { diedAtMs: end.ended.diedAtMs }),
+        } as const);
+  const [after] = await call.commit([
+    { change: 'applyEvent', sandboxId: sandbox.id, event: { type: 'deleted', atMs: deps.host.nowMs(), opId: op.id, process } },
+    { change: 'releaseUid', sandboxId: sandbox.id },
+    ...(end.intentId === null ? [] : [{ change: 'finishIntent', id: end.intentId } as const]),
+  ]);
+  core.sandboxes.changed(after);
+  return after;
+}
+
+/** Where the log of a sandbox that removed itself stays for a while, for the client that missed its end. */
+export function lastLogDir(core: Core, id: string): string {
+  return `${core.deps.places.logDir}/ended/${id}`;
+}
+
+async function keepLastLog(core: Core, op: Operation, sandbox: Sandbox): Promise<void> {
+  const { host, places } = core.deps;
+  const { logDir } = placesOf(places, sandbox.id);
+  if ((await host.stat(op, logDir)) === null) return;
+  await host.makeDir(op, `${places.logDir}/ended`, 0o700);
+  await host.rename(op, logDir, lastLogDir(core, sandbox.id));
+  await core.logs.moved(sandbox.id, lastLogDir(core, sandbox.id));
+}

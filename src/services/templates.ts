@@ -1,0 +1,77 @@
+// Which backend runs a sandbox, what it can do here, and what must be there before a sandbox of a shape
+// starts quickly: asked of the backends once, remembered as long as this daemon runs.
+import type { Backend } from '../backends/backend.ts';
+import type { BackendName, NetworkMode, Shape } from '../domain/sandbox.ts';
+import type { Operation } from '../host/operation.ts';
+import { type Boot, backendOf, type Deps } from './deps.ts';
+
+export type Templates = {
+  /** The one that is asked for, else the first that works here. @throws HutchError `failed_precondition`. */
+  backend(op: Operation, asked: BackendName | undefined): Promise<Backend>;
+  /**
+   * The network that is asked for, if it works here; the configured one where it does, else none: a
+   * machine that can give no network still runs sandboxes. `doctor` says why.
+   */
+  network(op: Operation, backend: Backend, asked: NetworkMode | undefined): Promise<NetworkMode>;
+  /** Makes the template of a shape, unless that was done before. */
+  ready(op: Operation, backend: Backend, shape: Shape, boot: Boot): Promise<void>;
+};
+
+type Probe = Awaited<ReturnType<Backend['probe']>>;
+
+/** Shapes that are remembered. One that is forgotten is looked up again. */
+const REMEMBERED_MAX = 1_000;
+
+export function newTemplates(deps: Deps): Templates {
+  const { settings, backends } = deps;
+  const made = new Set<string>();
+  const probes = new Map<Backend, Probe>();
+
+  async function probed(op: Operation, backend: Backend): Promise<Probe> {
+    const known = probes.get(backend);
+    if (known !== undefined) return known;
+    const probe = await backend.probe(op);
+    // What does not work may be mended while we run.
+    if (probe.ok && probe.can.networks.includes(settings.network)) probes.set(backend, probe);
+    return probe;
+  }
+
+  return {
+    async backend(op, asked) {
+      const wanted = asked ?? (settings.backend === 'auto' ? undefined : settings.backend);
+      if (wanted !== undefined) return backendOf(deps, op, wanted);
+      const [only] = backends;
+      if (only !== undefined && backends.length === 1) return only; // its own error says more than a probe
+      const reasons: string[] = [];
+      for (const backend of backends) {
+        const probe = await probed(op, backend);
+        if (probe.ok) return backend;
+        reasons.push(`${backend.name}: ${probe.why}`);
+      }
+      throw op.error('failed_precondition', `no backend works on this machine (${reasons.join('; ')})`, { hint: 'see: hutch doctor' });
+    },
+
+    async network(op, backend, asked) {
+      const wanted = asked ?? settings.network;
+      if (wanted === 'none') return wanted;
+      const probe = await probed(op, backend);
+      if (!probe.ok || probe.can.networks.includes(wanted)) return wanted; // a backend that does not work says so itself
+      if (asked === undefined) {
+        op.progress({ step: 'network', detail: probe.can.notes.find((note) => note.startsWith('no network')) ?? 'no network works here' });
+        return 'none';
+      }
+      throw op.error('failed_precondition', `the network ${wanted} does not work on this machine`, {
+        hint: 'see why: hutch doctor; without any network: --no-net',
+      });
+    },
+
+    async ready(op, backend, shape, boot) {
+      const { imageDigest, kernelDigest, initramfsDigest } = boot.files;
+      const key = [backend.name, shape.cpus, shape.memoryMiB, imageDigest, kernelDigest, initramfsDigest].join(' ');
+      if (made.has(key)) return;
+      await backend.prepare(op, { shape, boot: boot.files });
+      if (made.size >= REMEMBERED_MAX) made.clear();
+      made.add(key);
+    },
+  };
+}

@@ -1,0 +1,199 @@
+// What the API shows: the schemas of everything that a verb answers, with units in the names.
+// The CLI's `--json` prints exactly these. A contract: fields are only ever added.
+import { z } from 'zod';
+import { ERROR_CODES, type ErrorCode } from '../domain/errors.ts';
+import { BACKENDS } from '../domain/sandbox.ts';
+
+const timeMs = z.int().describe('UTC, in milliseconds since 1970');
+
+export const errorBody = z
+  .object({
+    code: z.enum(Object.keys(ERROR_CODES) as [ErrorCode, ...ErrorCode[]]),
+    message: z.string(),
+    hint: z.string().nullable(),
+    retryable: z.boolean(),
+    opId: z.string().nullable(),
+  })
+  .meta({ id: 'Error' });
+
+export const shape = z.object({ cpus: z.int(), memoryMiB: z.int(), diskMiB: z.int() }).meta({ id: 'Shape' });
+
+export const ended = z
+  .object({
+    cause: z.enum(['exited', 'stopped', 'timeout', 'crashed', 'guest-shutdown', 'host-reboot']),
+    exitCode: z.int().nullable(),
+    oomKilled: z.boolean(),
+    actor: z.string(),
+    atMs: timeMs,
+  })
+  .meta({ id: 'Ended' });
+
+export const sandbox = z
+  .object({
+    id: z.string(),
+    name: z.string(),
+    projectId: z.string(),
+    state: z.enum(['created', 'running', 'paused', 'suspended', 'stopped', 'error', 'deleted']),
+    backend: z.enum(BACKENDS),
+    imageId: z.string(),
+    imageName: z.string().nullable(),
+    kernelId: z.string().nullable(),
+    shape,
+    network: z.enum(['none', 'allow', 'allow-lan']),
+    env: z.record(z.string(), z.string()),
+    secretNames: z.array(z.string()),
+    labels: z.record(z.string(), z.string()),
+    workdir: z.string().nullable(),
+    user: z.string().nullable(),
+    main: z.object({ argv: z.array(z.string()), tty: z.boolean(), stdin: z.enum(['open', 'null']) }).nullable(),
+    autoRemove: z.boolean(),
+    timeoutMs: z.int().nullable(),
+    deadlineAtMs: timeMs.nullable(),
+    createdAtMs: timeMs,
+    changedAtMs: timeMs,
+    startedAtMs: timeMs.nullable(),
+    openComputeSinceMs: timeMs.nullable(),
+    startCount: z.int(),
+    generation: z.int(),
+    ended: ended.nullable(),
+    errorCause: z.string().nullable(),
+    lastOpId: z.string(),
+    /** The operation under way on it now, if any. */
+    busyOpId: z.string().nullable(),
+  })
+  .meta({ id: 'Sandbox' });
+
+export const operation = z
+  .object({
+    id: z.string(),
+    verb: z.string(),
+    targetId: z.string().nullable(),
+    actor: z.string(),
+    state: z.enum(['running', 'done', 'failed', 'cancelled', 'interrupted']),
+    step: z.string().nullable(),
+    done: z.number().nullable(),
+    total: z.number().nullable(),
+    startedAtMs: timeMs,
+    endedAtMs: timeMs.nullable(),
+    error: errorBody.nullable(),
+    traceparent: z.string().nullable(),
+  })
+  .meta({ id: 'Operation' });
+
+export const event = z
+  .object({
+    cursor: z.int(),
+    atMs: timeMs,
+    type: z.string(),
+    sandboxId: z.string().nullable(),
+    sandboxName: z.string().nullable(),
+    opId: z.string().nullable(),
+    actor: z.string(),
+    detail: z.record(z.string(), z.unknown()),
+  })
+  .meta({ id: 'Event' });
+
+export const processExit = z
+  .object({
+    exitCode: z.int().describe('of the process; 128 + signal when a signal ended it'),
+    signal: z.string().nullable(),
+    oomKilled: z.boolean(),
+    reason: z
+      .enum(['exited', 'signalled', 'lifetime', 'not-started'])
+      .describe('`not-started`: with exit code 126 or 127, and the error that says why'),
+    stdoutBytes: z.int(),
+    stderrBytes: z.int(),
+    endedAtMs: timeMs,
+    error: errorBody.nullable(),
+  })
+  .meta({ id: 'ProcessExit' });
+
+export const fileEntry = z
+  .object({
+    path: z.string(),
+    name: z.string(),
+    type: z.enum(['file', 'dir', 'symlink', 'fifo', 'socket', 'char', 'block']),
+    size: z.number(),
+    mode: z.int(),
+    uid: z.int(),
+    gid: z.int(),
+    user: z.string().nullable(),
+    group: z.string().nullable(),
+    mtimeMs: z.number(),
+    target: z.string().nullable(),
+  })
+  .meta({ id: 'FileEntry' });
+
+export const port = z
+  .object({ protocol: z.enum(['tcp', 'udp']), address: z.string(), port: z.int(), pid: z.int().nullable(), process: z.string().nullable() })
+  .meta({ id: 'Port' });
+
+export const stats = z
+  .object({
+    takenAtMs: timeMs,
+    uptimeMs: z.number(),
+    cpu: z.object({ usedUs: z.number(), count: z.int() }),
+    memory: z.object({ totalBytes: z.number(), usedBytes: z.number(), availableBytes: z.number(), cacheBytes: z.number() }),
+    disk: z.object({ totalBytes: z.number(), usedBytes: z.number(), readBytes: z.number(), writtenBytes: z.number() }),
+    network: z.object({ rxBytes: z.number(), txBytes: z.number() }),
+    processes: z.int(),
+    oomKills: z.int(),
+    host: z.object({ pssBytes: z.number(), cpuUs: z.number(), diskAllocatedBytes: z.number() }).describe('what it takes of the host'),
+  })
+  .meta({ id: 'Stats' });
+
+export const ledgerEntry = z
+  .object({
+    sequence: z.int(),
+    id: z.string().describe('ULID'),
+    kind: z.string(),
+    reason: z.string().nullable(),
+    sandboxId: z.string().nullable(),
+    snapshotId: z.string().nullable(),
+    sourceSnapshotId: z.string().nullable(),
+    parentId: z.string().nullable(),
+    projectId: z.string(),
+    opId: z.string(),
+    backend: z.string().nullable(),
+    shape: z.object({ cpus: z.number().optional(), memoryBytes: z.number().optional(), storageBytes: z.number().optional() }),
+    atMs: timeMs.describe('the billed instant'),
+    emittedAtMs: timeMs.describe('when it was recorded'),
+    monotonicMs: z.number(),
+    bootId: z.string(),
+    evidence: z.string().nullable(),
+    previousHash: z.string(),
+    hash: z.string(),
+  })
+  .meta({ id: 'LedgerEntry' });
+
+export const key = z
+  .object({
+    id: z.string(),
+    name: z.string(),
+    projectId: z.string(),
+    createdAtMs: timeMs,
+    revokedAtMs: timeMs.nullable(),
+  })
+  .meta({ id: 'Key' });
+
+export const check = z
+  .object({
+    name: z.string(),
+    status: z.enum(['ok', 'warning', 'missing']),
+    detail: z.string(),
+    /** The command that mends it. */
+    fix: z.string().nullable(),
+  })
+  .meta({ id: 'Check' });
+
+export const leak = z.object({ kind: z.string(), what: z.string() }).meta({ id: 'Leak' });
+
+export const why = z
+  .object({
+    sandbox: sandbox.nullable(),
+    operation: operation.nullable(),
+    sentence: z.string().describe('the answer in one sentence'),
+    events: z.array(event),
+    operations: z.array(operation),
+  })
+  .meta({ id: 'Why' });

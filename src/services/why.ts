@@ -1,0 +1,134 @@
+// Why a sandbox is as it is, and what an operation did, each in one sentence that a person understands.
+// Pure: made from the records alone.
+import type { EventRecord, OperationRecord } from '../domain/records.ts';
+import type { Ended, Sandbox } from '../domain/sandbox.ts';
+
+export function sandboxSentence(
+  sandbox: Sandbox,
+  events: readonly EventRecord[],
+  running: readonly OperationRecord[],
+  nowMs: number,
+): string {
+  const { name } = sandbox.spec;
+  const busy = running[0] === undefined ? '' : ` Now ${who(running[0].actor)} is at it with ${running[0].verb} (${running[0].id}).`;
+  return `${state(sandbox, name, events, nowMs)}${busy}`;
+}
+
+function state(sandbox: Sandbox, name: string, events: readonly EventRecord[], nowMs: number): string {
+  switch (sandbox.state) {
+    case 'created':
+      return `${name} was made ${ago(sandbox.createdAtMs, nowMs)} and has not been started.`;
+    case 'running': {
+      const started = events.findLast((event) => event.type === 'sandbox.started');
+      const by = started === undefined ? '' : ` by ${who(started.actor)}${inOperation(started)}`;
+      const limit = sandbox.deadlineAtMs === null ? '' : `; its time is up in ${span(sandbox.deadlineAtMs - nowMs)}`;
+      return `${name} runs: it was started ${ago(sandbox.openComputeSinceMs ?? sandbox.sinceMs, nowMs)}${by}${limit}.`;
+    }
+    case 'paused': {
+      const paused = events.findLast((event) => event.type === 'sandbox.paused');
+      return `${name} is paused: ${paused === undefined ? 'somebody' : who(paused.actor)} froze it ${ago(sandbox.sinceMs, nowMs)}${inOperation(paused)}.`;
+    }
+    case 'suspended':
+      return `${name} is suspended since ${ago(sandbox.sinceMs, nowMs)}: its memory is on disk.`;
+    case 'stopped':
+      return `${name} is stopped: ${ending(sandbox.ended, nowMs)}${evidence(events)}.`;
+    case 'error': {
+      const still = sandbox.openComputeSinceMs === null ? '' : ' Its process is not proven dead, so its time goes on being counted.';
+      return `${name} is in error: ${sandbox.cause}.${still}`;
+    }
+    case 'deleted': {
+      const deleted = events.findLast((event) => event.type === 'sandbox.deleted');
+      const ended = events.findLast((event) => event.type === 'sandbox.ended');
+      const cause = ended === undefined ? '' : `; before, ${ending(endedOf(ended), nowMs)}`;
+      return `${name} was deleted ${ago(sandbox.deletedAtMs, nowMs)} by ${deleted === undefined ? 'somebody' : who(deleted.actor)}${inOperation(deleted)}${cause}.`;
+    }
+  }
+}
+
+function ending(ended: Ended, nowMs: number): string {
+  const when = ago(ended.atMs, nowMs);
+  const code = ended.exitCode === null ? '' : `, exit code ${ended.exitCode}`;
+  const oom = ended.oomKilled ? ' after it had run out of memory' : '';
+  switch (ended.cause) {
+    case 'exited':
+      return `its main process ended ${when}${oom}${code}`;
+    case 'stopped':
+      return `${who(ended.actor)} stopped it ${when}${code}`;
+    case 'timeout':
+      return `its time was up ${when}${code}`;
+    case 'crashed':
+      return `its virtual machine ended by itself ${when}${oom}`;
+    case 'guest-shutdown':
+      return `it shut itself down from inside ${when}${code}`;
+    case 'host-reboot':
+      return `the host went down or was restarted under it, last seen alive ${when}`;
+  }
+}
+
+function endedOf({ detail, actor, atMs }: EventRecord): Ended {
+  return {
+    cause: isCause(detail['cause']) ? detail['cause'] : 'stopped',
+    exitCode: typeof detail['exitCode'] === 'number' ? detail['exitCode'] : null,
+    oomKilled: detail['oomKilled'] === true,
+    actor: typeof detail['actor'] === 'string' ? detail['actor'] : actor,
+    atMs: typeof detail['endedAtMs'] === 'number' ? detail['endedAtMs'] : atMs,
+  };
+}
+
+const CAUSES: ReadonlySet<unknown> = new Set(['exited', 'stopped', 'timeout', 'crashed', 'guest-shutdown', 'host-reboot']);
+
+function isCause(value: unknown): value is Ended['cause'] {
+  return CAUSES.has(value);
+}
+
+function evidence(events: readonly EventRecord[]): string {
+  const proof = events.findLast((event) => event.type === 'sandbox.ended')?.detail['evidence'];
+  return typeof proof === 'string' ? ` (evidence: ${proof})` : '';
+}
+
+export function operationSentence(operation: OperationRecord, events: readonly EventRecord[], target: Sandbox | null): string {
+  const what = `${operation.verb}${target === null ? (operation.targetId === null ? '' : ` on ${operation.targetId}`) : ` on ${target.spec.name}`}`;
+  const did = events.length === 0 ? '' : ` It did: ${[...new Set(events.map((event) => event.type))].join(', ')}.`;
+  const asked = `${who(operation.actor)} asked for ${what}`;
+  switch (operation.state) {
+    case 'running':
+      return `${asked}; it is under way${operation.step === null ? '' : `: ${operation.step}`}.${did}`;
+    case 'done':
+      return `${asked}; it was done in ${span((operation.endedAtMs ?? operation.startedAtMs) - operation.startedAtMs)}.${did}`;
+    case 'failed':
+      return `${asked}; it failed: ${operation.error?.message ?? 'for an unknown reason'}.${did}`;
+    case 'cancelled':
+      return `${asked}; it was cancelled${operation.error === null ? '' : ` (${operation.error.message})`} and cleaned up.${did}`;
+    case 'interrupted':
+      return `${asked}; the daemon ended while it was under way, and the next one finished or undid it.${did}`;
+  }
+}
+
+function inOperation(event: EventRecord | undefined): string {
+  return event?.opId === undefined || event.opId === null ? '' : ` (${event.opId})`;
+}
+
+function who(actor: string): string {
+  if (actor === 'daemon') return 'the daemon';
+  if (actor === 'guest') return 'the guest';
+  return actor === 'host' ? 'the host' : `the key ${actor}`;
+}
+
+function ago(atMs: number, nowMs: number): string {
+  return nowMs - atMs < 1_000 ? 'just now' : `${span(nowMs - atMs)} ago`;
+}
+
+const UNITS = [
+  ['day', 86_400_000],
+  ['hour', 3_600_000],
+  ['minute', 60_000],
+  ['second', 1_000],
+] as const;
+
+function span(ms: number): string {
+  for (const [unit, size] of UNITS) {
+    const count = Math.floor(ms / size);
+    if (count >= 1) return `${count} ${unit}${count === 1 ? '' : 's'}`;
+  }
+  return `${Math.max(0, Math.round(ms))} ms`;
+}
