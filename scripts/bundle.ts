@@ -1,0 +1,80 @@
+// Bundles the sources: dist/hutch.cjs (the CLI, in one piece and as CommonJS: it starts in two thirds of
+// the time that a module takes, since what a verb does not use is neither loaded nor looked up),
+// dist/hutchd.mjs (the daemon) and dist/store-worker.mjs. Everything is made in a directory of its own
+// first and renamed last, each file in one step, so that a command which starts meanwhile is whole, old
+// or new. dist/stamp has the time at which reading the sources began: a source that is newer makes
+// ./hutch build again.
+import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { join, resolve } from 'node:path';
+import type * as Esbuild from 'esbuild';
+
+const root = resolve(import.meta.dirname, '..');
+const dist = join(root, 'dist');
+const fresh = join(root, `dist.new.${process.pid}`);
+const NODE_MAJOR = 24;
+
+/** Where the libraries are: a developer's, else those that scripts/setup.sh fetched. */
+const libraries = [join(root, 'node_modules'), join(root, '.tools', 'lib', 'node_modules')].filter((dir) =>
+  existsSync(join(dir, 'esbuild')),
+);
+const [nearest] = libraries;
+if (nearest === undefined) {
+  console.error('error: esbuild is not installed; run ./hutch or ./dev, which install it');
+  process.exit(1);
+}
+const { build }: typeof Esbuild = createRequire(join(nearest, 'package.json'))('esbuild');
+
+const common = {
+  bundle: true,
+  platform: 'node',
+  format: 'esm',
+  target: `node${NODE_MAJOR}`,
+  minify: true,
+  legalComments: 'linked',
+  charset: 'utf8',
+  nodePaths: libraries,
+  outdir: fresh,
+  absWorkingDir: root,
+  outExtension: { '.js': '.mjs' },
+  // ws looks for these and does without.
+  external: ['bufferutil', 'utf-8-validate'],
+  // CommonJS packages ask for Node's modules by `require`, which a module does not have.
+  banner: { js: `import { createRequire as __createRequire } from 'node:module'; const require = __createRequire(import.meta.url);` },
+  logLevel: 'warning',
+} as const satisfies Esbuild.BuildOptions;
+
+/** Left by a build that was killed. */
+function isAbandoned(name: string): boolean {
+  const pid = /^dist\.new\.(\d+)$/.exec(name)?.[1];
+  return pid !== undefined && !existsSync(`/proc/${pid}`);
+}
+
+const startedAt = new Date();
+for (const name of readdirSync(root)) if (isAbandoned(name)) rmSync(join(root, name), { recursive: true, force: true });
+mkdirSync(fresh);
+try {
+  await build({
+    ...common,
+    format: 'cjs',
+    entryPoints: { hutch: 'src/cli/main.ts' },
+    outExtension: { '.js': '.cjs' },
+    define: { 'import.meta.url': '__ourUrl' },
+    banner: { js: "const __ourUrl = require('node:url').pathToFileURL(__filename).href;" },
+  });
+  await build({ ...common, entryPoints: { hutchd: 'src/daemon/main.ts', 'store-worker': 'src/store/worker.ts' } });
+} catch {
+  rmSync(fresh, { recursive: true, force: true });
+  process.exit(1); // esbuild has said why
+}
+writeFileSync(join(fresh, 'stamp'), '');
+utimesSync(join(fresh, 'stamp'), startedAt, startedAt);
+
+mkdirSync(dist, { recursive: true });
+const made = readdirSync(fresh);
+// The stamp when all is there.
+for (const name of made.toSorted((a, b) => Number(a === 'stamp') - Number(b === 'stamp'))) renameSync(join(fresh, name), join(dist, name));
+rmSync(fresh, { recursive: true });
+const kilobytes = (name: string) => Math.ceil(statSync(join(dist, name)).size / 1000);
+const total = made.reduce((sum, name) => sum + kilobytes(name), 0);
+console.log(`Built dist/ (CLI ${kilobytes('hutch.cjs')} kB, daemon ${kilobytes('hutchd.mjs')} kB, ${total} kB in all).`);

@@ -1,0 +1,175 @@
+// `./dev test`: everything, in the order in which a failure is cheapest to see: checks, Rust, the
+// TypeScript tests (which start the real parts), the lab. Prints the seed; ends with one line
+// "N passed, N failed". `--long` runs the full figures and keeps its summary in docs/test-runs.md.
+import { spawn, spawnSync } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { availableParallelism, tmpdir, totalmem } from 'node:os';
+import { join } from 'node:path';
+
+/** `notRun`: tests that say themselves that they do not apply here (another user, `--long`). They are named, never silent. */
+type Section = { readonly name: string; passed: number; readonly failures: string[]; readonly notRun: string[]; seconds: number };
+type Options = { readonly long: boolean; readonly filters: readonly string[]; readonly only: string | null; readonly noLab: boolean };
+
+const SECTIONS = ['checks', 'rust', 'tests', 'lab'] as const;
+
+function parse(argv: readonly string[]): Options {
+  const filters: string[] = [];
+  let long = false;
+  let noLab = false;
+  let only: string | null = null;
+  for (const arg of argv) {
+    if (arg === '--long') long = true;
+    else if (arg === '--no-lab') noLab = true;
+    else if (arg.startsWith('--only=')) only = arg.slice('--only='.length);
+    else if (arg.startsWith('-')) fail(`unknown option ${arg}; there are --long, --no-lab, --only=${SECTIONS.join('|')}`);
+    else filters.push(arg);
+  }
+  if (only !== null && !(SECTIONS as readonly string[]).includes(only)) fail(`--only takes one of ${SECTIONS.join(', ')}`);
+  return { long, filters, only, noLab };
+}
+
+function fail(message: string): never {
+  console.error(`error: ${message}`);
+  process.exit(2);
+}
+
+/** Runs a program, its output going to ours as it comes; resolves with what it wrote and its code. */
+function stream(argv: readonly string[], env: NodeJS.ProcessEnv): Promise<{ code: number; output: string }> {
+  const [program = '', ...args] = argv;
+  return new Promise((resolve) => {
+    const child = spawn(program, args, { env, stdio: ['ignore', 'pipe', 'pipe'] });
+    let output = '';
+    const take = (chunk: Buffer) => {
+      output += chunk.toString('utf8');
+      process.stdout.write(chunk);
+    };
+    child.stdout.on('data', take);
+    child.stderr.on('data', take);
+    child.on('error', (error) => resolve({ code: 127, output: `${output}${error.message}` }));
+    child.on('close', (code) => resolve({ code: code ?? 1, output }));
+  });
+}
+
+async function checks(env: NodeJS.ProcessEnv): Promise<Section> {
+  const { code, output } = await stream([process.execPath, 'scripts/check.ts'], env);
+  const failures = [...output.matchAll(/^FAILED (.+) \(/gm)].map((match) => match[1] ?? '');
+  if (code !== 0 && failures.length === 0) failures.push('the checks did not run');
+  return { name: 'checks', passed: [...output.matchAll(/^ok /gm)].length, failures, notRun: [], seconds: 0 };
+}
+
+async function rust(env: NodeJS.ProcessEnv): Promise<Section> {
+  const section: Section = { name: 'rust', passed: 0, failures: [], notRun: [], seconds: 0 };
+  const tests = await stream(['cargo', 'test', '--quiet', '--manifest-path', 'rust/Cargo.toml', '--workspace'], env);
+  for (const match of tests.output.matchAll(/test result: \w+\. (\d+) passed; (\d+) failed/g)) section.passed += Number(match[1]);
+  for (const match of tests.output.matchAll(/^\s+(\S+) --- FAILED|^---- (\S+) stdout ----/gm))
+    section.failures.push(match[1] ?? match[2] ?? '');
+  if (tests.code !== 0 && section.failures.length === 0) section.failures.push('cargo test did not run to its end');
+  const prebuilt = await stream(['sh', 'rust/build-release.sh', '--check'], env);
+  if (prebuilt.code === 0) section.passed += 1;
+  else section.failures.push('the prebuilt binaries are what the sources make');
+  return section;
+}
+
+type VitestReport = {
+  numPassedTests: number;
+  testResults: { name: string; status: string; message?: string; assertionResults: { fullName: string; status: string }[] }[];
+};
+
+async function tests(options: Options, env: NodeJS.ProcessEnv): Promise<Section> {
+  // Kernel and image, made once and kept: tests of machines start from them.
+  const prepared = await stream([process.execPath, 'scripts/prepare.ts'], env);
+  if (prepared.code !== 0)
+    return { name: 'tests', passed: 0, failures: ['kernel and image could not be prepared'], notRun: [], seconds: 0 };
+  const dir = mkdtempSync(join(tmpdir(), 'hutch-report-'));
+  const reportPath = join(dir, 'report.json');
+  try {
+    const argv = [
+      'node_modules/.bin/vitest',
+      'run',
+      '--reporter=default',
+      '--reporter=json',
+      `--outputFile=${reportPath}`,
+      ...options.filters,
+    ];
+    const { code } = await stream([process.execPath, ...argv], env);
+    const section: Section = { name: 'tests', passed: 0, failures: [], notRun: [], seconds: 0 };
+    const report = JSON.parse(readFileSync(reportPath, 'utf8')) as VitestReport;
+    section.passed = report.numPassedTests;
+    for (const file of report.testResults) {
+      const failed = file.assertionResults.filter((result) => result.status === 'failed');
+      for (const result of failed) section.failures.push(result.fullName);
+      if (file.status === 'failed' && failed.length === 0) section.failures.push(`${file.name}: ${file.message ?? 'did not load'}`);
+      const skipped = file.assertionResults.filter(({ status }) => status === 'skipped' || status === 'pending');
+      section.notRun.push(...skipped.map((result) => result.fullName));
+    }
+    if (code !== 0 && section.failures.length === 0) section.failures.push(`vitest ended with ${code} (an error outside of any test?)`);
+    return options.filters.length > 0 ? { ...section, notRun: [] } : section;
+  } finally {
+    rmSync(dir, { recursive: true, force: true });
+  }
+}
+
+async function lab(options: Options, env: NodeJS.ProcessEnv): Promise<Section> {
+  const { code, output } = await stream([process.execPath, 'scripts/lab.ts', 'test', ...(options.long ? ['--long'] : [])], env);
+  const failures = [...output.matchAll(/^lab: FAILED (.+)$/gm)].map((match) => `in the lab: ${match[1]}`);
+  if (code !== 0 && failures.length === 0) failures.push('the lab did not run to its end');
+  return { name: 'lab', passed: [...output.matchAll(/^lab: ok /gm)].length, failures, notRun: [], seconds: 0 };
+}
+
+function record(sections: readonly Section[], seed: number, seconds: number): void {
+  const commit = spawnSync('git', ['rev-parse', '--short', 'HEAD'], { encoding: 'utf8' }).stdout.trim();
+  const rows = sections.map(
+    (section) => `| ${section.name} | ${section.passed} | ${section.failures.length} | ${Math.round(section.seconds)} s |`,
+  );
+  const failures = sections.flatMap((section) => section.failures.map((failure) => `- ${section.name}: ${failure}`));
+  const notRun = sections.flatMap((section) => section.notRun.map((name) => `- ${name}`));
+  const text = [
+    '# The last full test run',
+    '',
+    `\`./dev test --long\` at ${commit}, ${new Date().toISOString().slice(0, 16)}Z, seed ${seed}, ${availableParallelism()} processors, ${Math.round(totalmem() / 2 ** 30)} GiB, ${Math.round(seconds / 60)} minutes.`,
+    '',
+    '| section | passed | failed | took |',
+    '| --- | --- | --- | --- |',
+    ...rows,
+    '',
+    ...(failures.length === 0 ? ['Nothing failed.'] : ['Failed:', '', ...failures]),
+    ...(notRun.length === 0 ? [] : ['', 'Not run on that machine:', '', ...notRun]),
+    '',
+  ];
+  writeFileSync('docs/test-runs.md', text.join('\n'));
+}
+
+const options = parse(process.argv.slice(2));
+const seed = Number(process.env['HUTCH_TEST_SEED'] ?? Date.now() % 2 ** 31);
+const env = { ...process.env, HUTCH_TEST_SEED: String(seed), ...(options.long ? { HUTCH_TEST_LONG: '1' } : {}) };
+const wanted = (name: (typeof SECTIONS)[number]) =>
+  (options.only === null ? options.filters.length === 0 || name === 'tests' : options.only === name) && !(name === 'lab' && options.noLab);
+
+console.log(`seed ${seed} (HUTCH_TEST_SEED=${seed} ./dev test repeats this choice)`);
+const began = performance.now();
+const sections: Section[] = [];
+const run = async (name: (typeof SECTIONS)[number], start: () => Promise<Section>) => {
+  if (!wanted(name)) return;
+  console.log(`\n== ${name}`);
+  const started = performance.now();
+  const section = await start();
+  section.seconds = (performance.now() - started) / 1000;
+  sections.push(section);
+};
+await run('checks', () => checks(env));
+await run('rust', () => rust(env));
+await run('tests', () => tests(options, env));
+await run('lab', () => lab(options, env));
+
+const seconds = (performance.now() - began) / 1000;
+console.log(`\n== summary, seed ${seed}, ${Math.round(seconds)} s`);
+for (const section of sections) {
+  console.log(`${section.name}: ${section.passed} passed, ${section.failures.length} failed, ${Math.round(section.seconds)} s`);
+  for (const failure of section.failures) console.log(`  FAILED ${failure}`);
+  for (const name of section.notRun) console.log(`  not run here: ${name}`);
+}
+if (options.long && options.only === null && options.filters.length === 0) record(sections, seed, seconds);
+const passed = sections.reduce((sum, section) => sum + section.passed, 0);
+const failed = sections.reduce((sum, section) => sum + section.failures.length, 0);
+console.log(`${passed} passed, ${failed} failed`);
+process.exit(failed === 0 && passed > 0 ? 0 : 1);

@@ -1,0 +1,74 @@
+// The CLI over real virtual machines: what the reference backend cannot tell.
+import { createHash, randomBytes } from 'node:crypto';
+import { once } from 'node:events';
+import { release } from 'node:os';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { Screen } from './screen.ts';
+import { MACHINES, outcomeOf, World } from './world.ts';
+
+let world: World;
+const FIRST_MS = 180_000;
+const MIB = 1_048_576;
+
+beforeAll(async () => {
+  world = await World.make(MACHINES);
+  const child = world.spawn(['create', '--name', 'box']); // boots once, for the template
+  child.stdin.end();
+  const { code, stderr } = await outcomeOf(child, ['create'], FIRST_MS);
+  expect(code, stderr).toBe(0);
+}, FIRST_MS);
+afterAll(async () => {
+  await world[Symbol.asyncDispose]();
+});
+
+test('run answers from a machine with its own kernel', async () => {
+  const { code, stdout, stderr } = await world.run(['run', '--rm', '--', 'uname', '-r']);
+  expect(code, stderr).toBe(0);
+  expect(stdout.trim()).toMatch(/^\d+\.\d+\./);
+  expect(stdout.trim()).not.toBe(release());
+});
+
+test('exit codes, and those of programs that are not there, are the guest’s', async () => {
+  expect((await world.run(['exec', 'box', '--', 'python3', '-c', 'import sys; sys.exit(42)'])).code).toBe(42);
+  expect((await world.run(['exec', 'box', 'no-such-program'])).code).toBe(127);
+  expect((await world.run(['exec', 'box', '/etc/passwd'])).code).toBe(126);
+  expect((await world.run(['exec', 'box', '--', 'sh', '-c', 'kill -9 $$'])).code).toBe(137);
+});
+
+test('input and output pass unchanged, and files too', async () => {
+  const bytes = randomBytes(8 * MIB + 3);
+  expect((await world.run(['exec', 'box', 'cat'], { input: bytes })).bytes.equals(bytes)).toBe(true);
+  const { bytes: archive } = await world.run(['exec', 'box', '--', 'sh', '-c', 'head -c 3000000 /dev/urandom | tee /root/data']);
+  const { bytes: tar } = await world.run(['cp', 'box:/root/data', '-']);
+  expect(tar.subarray(512, 512 + 3_000_000).equals(archive)).toBe(true);
+});
+
+test('the daemon is killed while input is sent: all of it arrives once', async () => {
+  const child = world.spawn(['exec', 'box', '--', 'sha256sum']);
+  const done = outcomeOf(child);
+  const hash = createHash('sha256');
+  for (let at = 0; at < 12; at += 1) {
+    const chunk = randomBytes(MIB);
+    hash.update(chunk);
+    if (!child.stdin.write(chunk)) await once(child.stdin, 'drain');
+    if (at === 4) await world.killDaemon();
+  }
+  child.stdin.end();
+  const { stdout, stderr } = await done;
+  expect(stdout, stderr).toBe(`${hash.digest('hex')}  -\n`);
+});
+
+test('bash in a terminal: size, job control, and its code', async () => {
+  await using screen = await Screen.open(world, { cols: 90, rows: 30 });
+  await screen.enter('$H shell --env "PS1=box> " box');
+  await screen.shows(/[$#>] *$/m);
+  await screen.enter('PS1="box> "; stty size');
+  await screen.shows('30 90');
+  await screen.resize(100, 35);
+  await screen.enter('stty size');
+  await screen.shows('35 100');
+  await screen.enter('exit 6');
+  await screen.shows(/^ours>$/m);
+  await screen.enter('echo "ended with $?"');
+  await screen.shows('ended with 6');
+});

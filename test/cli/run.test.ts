@@ -1,0 +1,236 @@
+// run, exec and attach as programs and people without a terminal use them.
+import { createHash, randomBytes } from 'node:crypto';
+import { once } from 'node:events';
+import { readFile, writeFile } from 'node:fs/promises';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { eventually } from '../support/eventually.ts';
+import { outcomeOf, World } from './world.ts';
+
+let world: World;
+const MIB = 1_048_576;
+/** Whole: 2 GiB with `./dev test --long`. */
+const STDIN_BYTES = process.env['HUTCH_TEST_LONG'] === '1' ? 2_048 * MIB : 192 * MIB;
+
+/** Node itself takes some 60 MiB; what is piped through must not matter. */
+const MEMORY_MIB_MAX = 160;
+
+beforeAll(async () => {
+  world = await World.make();
+  await world.ok('create', '--name', 'box');
+});
+afterAll(async () => {
+  await world[Symbol.asyncDispose]();
+});
+
+test('run prints the output of a command, apart on both streams, and ends with its code', async () => {
+  const { code, stdout, stderr } = await world.run(['run', '--rm', '--', 'sh', '-c', 'echo out; echo err >&2; exit 3']);
+  expect({ code, stdout, stderr }).toEqual({ code: 3, stdout: 'out\n', stderr: 'err\n' });
+});
+
+test('after run --rm the name is free again', async () => {
+  for (let time = 0; time < 3; time += 1) expect((await world.run(['run', '--rm', '--name', 'again', '--', 'true'])).code).toBe(0);
+  expect((await world.ok('ls', '-q')).split('\n')).toHaveLength(1);
+});
+
+test('run without --rm leaves a stopped sandbox with its code and its log', async () => {
+  expect((await world.run(['run', '--name', 'job', '--', 'sh', '-c', 'echo done; exit 5'])).code).toBe(5);
+  const { state, ended } = await world.json<{ state: string; ended: { exitCode: number } }>('inspect', 'job');
+  expect({ state, exitCode: ended.exitCode }).toEqual({ state: 'stopped', exitCode: 5 });
+  expect(await world.ok('logs', 'job')).toBe('done');
+  expect(await world.ok('wait', 'job')).toBe('5');
+  await world.ok('rm', 'job');
+});
+
+test('run -d prints an id, and the output is in the log', async () => {
+  const id = await world.ok('run', '-d', '--name', 'quiet', '--', 'sh', '-c', 'echo one; echo two >&2; sleep 600');
+  expect(id).toMatch(/^sbx[0-9a-z]{17}$/);
+  await eventually(
+    'both lines',
+    async () => (await world.run(['logs', 'quiet'])).stdout === 'one\n' && (await world.run(['logs', 'quiet'])).stderr === 'two\n',
+  );
+  await world.ok('rm', '-f', id);
+});
+
+test('a program that is not there is 127, one that cannot be executed 126', async () => {
+  for (const verb of [
+    ['run', '--rm', '--'],
+    ['exec', 'box', '--'],
+  ]) {
+    const missing = await world.run([...verb, 'no-such-program']);
+    expect(missing.code).toBe(127);
+    expect(missing.stderr).toContain('no-such-program');
+    expect((await world.run([...verb, '/etc'])).code).toBe(126);
+  }
+});
+
+test('a failure of ours is 125, and names its operation', async () => {
+  for (const args of [
+    ['exec', 'nothing-here', 'true'],
+    ['run', '--image', 'no-such-image', '--', 'true'],
+  ]) {
+    const { code, stdout, stderr } = await world.run(args);
+    expect(code).toBe(125);
+    expect(stdout).toBe('');
+    expect(stderr).toMatch(/^error: .+ \(op-[0-9a-f]{12}\)$/m);
+  }
+  expect((await world.run(['run', '--momery', '1G', '--', 'true'])).stderr).toContain('did you mean --memory?');
+});
+
+test('--timeout ends run and exec with 124', async () => {
+  const run = await world.run(['run', '--rm', '--timeout', '1s', '--', 'sleep', '600']);
+  expect(run.code, run.stderr).toBe(124);
+  expect((await world.run(['exec', '--timeout', '200ms', 'box', 'sleep', '600'])).code).toBe(124);
+});
+
+test('piped input of any size arrives unchanged', async () => {
+  const child = world.spawn(['exec', 'box', '--', 'sha256sum']);
+  const hash = createHash('sha256');
+  const done = outcomeOf(child);
+  const chunk = randomBytes(MIB);
+  for (let sent = 0; sent < STDIN_BYTES; sent += MIB) {
+    hash.update(chunk);
+    if (!child.stdin.write(chunk)) await once(child.stdin, 'drain');
+  }
+  const peakKiB = Number(/VmHWM:\s+(\d+) kB/.exec(await readFile(`/proc/${child.pid}/status`, 'utf8'))?.[1]);
+  child.stdin.end();
+  expect(peakKiB / 1_024).toBeLessThan(MEMORY_MIB_MAX);
+  expect((await done).stdout).toBe(`${hash.digest('hex')}  -\n`);
+});
+
+test('binary output arrives unchanged, also when its reader is slow', async () => {
+  const bytes = randomBytes(3 * MIB + 17);
+  expect((await world.run(['exec', 'box', 'cat'], { input: bytes })).bytes.equals(bytes)).toBe(true);
+  const child = world.spawn(['exec', '--no-stdin', 'box', '--', 'sh', '-c', 'yes 0123456789abcde | head -c 40000000']);
+  const hash = createHash('sha256');
+  let size = 0;
+  for await (const chunk of child.stdout) {
+    hash.update(chunk as Buffer);
+    size += (chunk as Buffer).byteLength;
+    if (size % 7 === 0) await new Promise((resolve) => setImmediate(resolve));
+  }
+  expect(size).toBe(40_000_000);
+  expect(hash.digest('hex')).toBe(createHash('sha256').update(Buffer.alloc(40_000_000, '0123456789abcde\n')).digest('hex'));
+});
+
+test('a command that does not read its input ends all the same', async () => {
+  expect((await world.run(['exec', 'box', 'true'], { input: Buffer.alloc(8 * MIB) })).code).toBe(0);
+});
+
+test('a reader that goes away ends the command', async () => {
+  const child = world.spawn(['exec', '--no-stdin', 'box', '--', 'yes']);
+  await once(child.stdout, 'data');
+  child.stdout.destroy();
+  const [code] = (await once(child, 'exit')) as [number];
+  expect(code).toBe(141);
+  await eventually('yes to be gone', async () => !(await world.ok('exec', '--no-stdin', 'box', 'ps')).includes(' yes'));
+});
+
+test('Ctrl-C without a terminal ends the command, and the CLI with 130', async () => {
+  const child = world.spawn(['exec', 'box', '--', 'sh', '-c', 'echo ready; exec sleep 600']);
+  const done = outcomeOf(child);
+  await once(child.stdout, 'data');
+  child.kill('SIGINT');
+  expect((await done).code).toBe(130);
+  await eventually('sleep to be gone', async () => !(await world.ok('exec', '--no-stdin', 'box', 'ps')).includes('sleep 600'));
+});
+
+test('Ctrl-C ends a run, and with --rm nothing is left', async () => {
+  const child = world.spawn(['run', '--rm', '--name', 'cut', '--', 'sh', '-c', 'echo ready; exec sleep 600']);
+  const done = outcomeOf(child);
+  await once(child.stdout, 'data');
+  child.kill('SIGINT');
+  const { code, stderr } = await done;
+  expect(code).toBe(130);
+  expect(stderr).toBe('');
+  expect((await world.run(['inspect', 'cut'])).code).toBe(3);
+});
+
+test('Ctrl-C ends a run without --rm and says what is left', async () => {
+  const child = world.spawn(['run', '--name', 'kept', '--', 'sh', '-c', 'echo ready; exec sleep 600']);
+  const done = outcomeOf(child);
+  await once(child.stdout, 'data');
+  child.kill('SIGINT');
+  const { code, stderr } = await done;
+  expect(code).toBe(130);
+  expect(stderr).toContain('left: sandbox kept is');
+  await world.ok('rm', '-f', 'kept');
+});
+
+test('environment, files of it, working directory and user reach the command', async () => {
+  await writeFile(`${world.dir}/env`, '# a comment\nB=two words\nC=x=y\n');
+  const { stdout } = await world.run(
+    [
+      'exec',
+      '--env',
+      'A=1',
+      '-e',
+      'FROM_US',
+      '--env-file',
+      'env',
+      '--workdir',
+      '/tmp',
+      'box',
+      '--',
+      'sh',
+      '-c',
+      'echo $A $FROM_US $B $C; pwd',
+    ],
+    { env: { FROM_US: 'ours' } },
+  );
+  expect(stdout).toBe('1 ours two words x=y\n/tmp\n');
+});
+
+test('a secret reaches the command and is not shown', async () => {
+  await writeFile(`${world.dir}/token`, 's3cr3t\n');
+  await world.ok(
+    'run',
+    '-d',
+    '--name',
+    'hush',
+    '--secret-file',
+    `TOKEN=${world.dir}/token`,
+    '--',
+    'sh',
+    '-c',
+    'echo "[$TOKEN]"; sleep 600',
+  );
+  await eventually('the log', async () => (await world.ok('logs', 'hush')) === '[s3cr3t]');
+  const shown = await world.ok('inspect', 'hush');
+  expect(shown).not.toContain('s3cr3t');
+  expect(shown).toContain('TOKEN');
+  await world.ok('rm', '-f', 'hush');
+});
+
+test('attach goes on with a main process, and ends with its code', async () => {
+  await world.ok('run', '-d', '-i', '--name', 'talk', '--', 'sh', '-c', 'read line; echo "got $line"; exit 9');
+  const { code, stdout } = await world.run(['attach', 'talk'], { input: 'word\n' });
+  expect(stdout).toBe('got word\n');
+  expect(code).toBe(9);
+  await world.ok('rm', '-f', 'talk');
+});
+
+test('the daemon is killed in the middle of a stream: nothing is missed, nothing comes twice', async () => {
+  const script = 'i=0; while [ $i -lt 400 ]; do echo "line $i of the whole stream"; i=$((i+1)); usleep 5000; done; exit 4';
+  const child = world.spawn(['exec', '--no-stdin', 'box', '--', 'sh', '-c', script]);
+  const done = outcomeOf(child);
+  await once(child.stdout, 'data');
+  await world.killDaemon();
+  const { code, stdout, stderr } = await done;
+  expect(stdout).toBe(Array.from({ length: 400 }, (_, line) => `line ${line} of the whole stream\n`).join(''));
+  expect(code, stderr).toBe(4);
+});
+
+test('the daemon is killed while input is sent: all of it arrives once', async () => {
+  const child = world.spawn(['exec', 'box', '--', 'sha256sum']);
+  const done = outcomeOf(child);
+  const hash = createHash('sha256');
+  for (let at = 0; at < 48; at += 1) {
+    const chunk = randomBytes(MIB);
+    hash.update(chunk);
+    if (!child.stdin.write(chunk)) await once(child.stdin, 'drain');
+    if (at === 16) await world.killDaemon();
+  }
+  child.stdin.end();
+  const { stdout, stderr } = await done;
+  expect(stdout, stderr).toBe(`${hash.digest('hex')}  -\n`);
+});

@@ -1,0 +1,265 @@
+// The other verbs against a real daemon: what they print, their JSON, and their exit codes.
+import { once } from 'node:events';
+import { connect } from 'node:net';
+import { createInterface } from 'node:readline';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import type { ZodType } from 'zod';
+import { EXIT_CODES } from '../../src/cli/exit-codes.ts';
+import { verbs } from '../../src/services/verbs.ts';
+import { errorBody, event, ledgerEntry, sandbox as sandboxView } from '../../src/services/views.ts';
+import { eventually } from '../support/eventually.ts';
+import { outcomeOf, World } from './world.ts';
+
+let world: World;
+
+beforeAll(async () => {
+  world = await World.make();
+  await world.ok('create', '--name', 'box', '--label', 'kind=test');
+  await world.ok('run', '-d', '--name', 'web', '--', 'sh', '-c', 'echo up; sleep 1000');
+});
+afterAll(async () => {
+  await world[Symbol.asyncDispose]();
+});
+
+/** Verbs whose --json is one document, each with the schema of the API. */
+const DOCUMENTS: readonly (readonly [readonly string[], ZodType])[] = [
+  [['ls'], verbs['sandbox.list'].output],
+  [['inspect', 'box'], sandboxView],
+  [['pause', 'box'], sandboxView],
+  [['resume', 'box'], sandboxView],
+  [['rename', 'box', 'box'], sandboxView],
+  [['stop', 'box'], sandboxView],
+  [['start', 'box'], sandboxView],
+  [['restart', '--timeout', '1s', 'box'], sandboxView],
+  [['stats', '--no-stream', 'box'], verbs['sandbox.stats'].output],
+  [['ports', 'box'], verbs['port.list'].output],
+  [['why', 'box'], verbs['why.get'].output],
+  [['ops'], verbs['operation.list'].output],
+  [['ops', 'ls', '--all', '-n', '3'], verbs['operation.list'].output],
+  [['ledger', 'verify'], verbs['ledger.verify'].output],
+  [['keys', 'create', 'one'], verbs['key.create'].output],
+  [['keys', 'ls'], verbs['key.list'].output],
+  [['keys', 'revoke', 'one'], verbs['key.revoke'].output],
+  [['config', 'show'], verbs['config.get'].output],
+  [['doctor', '--leaks'], verbs['doctor.leaks'].output],
+  [['daemon', 'status'], verbs['daemon.version'].output],
+];
+
+for (const [args, schema] of DOCUMENTS) {
+  test(`hutch ${args.join(' ')} --json prints one document in the API’s schema`, async () => {
+    const { code, stdout, stderr } = await world.run([...args, '--json']);
+    expect({ code, stderr }, stdout).toEqual({ code: 0, stderr: '' });
+    expect(stdout.trimEnd().split('\n')).toHaveLength(1);
+    expect(schema.safeParse(JSON.parse(stdout)).error).toBeUndefined();
+  });
+}
+
+test('doctor --json prints the API’s report, and its code tells whether sandboxes can run', async () => {
+  const { code, stdout } = await world.run(['doctor', '--json']);
+  const report = verbs['doctor.check'].output.parse(JSON.parse(stdout));
+  expect(code).toBe(report.ok ? 0 : 1);
+});
+
+test('streams are lines of JSON in the API’s schema', async () => {
+  const lines = async (...args: string[]) => (await world.ok(...args, '--json')).split('\n').map((line) => JSON.parse(line) as unknown);
+  for (const one of await lines('events')) expect(event.safeParse(one).error).toBeUndefined();
+  for (const one of await lines('ledger', 'tail', '-n', '2')) expect(ledgerEntry.safeParse(one).error).toBeUndefined();
+  expect((await lines('ledger', 'tail', '-n', '2')).length).toBe(2);
+  expect((await lines('ledger', 'export')).length).toBeGreaterThan(3);
+  for (const one of await lines('ledger', 'export', '--format', 'cocoon')) expect(one).toHaveProperty('kind');
+});
+
+test('exec --json tells start, output and exit as lines', async () => {
+  const { stdout, code } = await world.run(['exec', '--json', 'box', '--', 'sh', '-c', 'printf out; printf err >&2; exit 3']);
+  const lines = stdout
+    .trimEnd()
+    .split('\n')
+    .map((line) => JSON.parse(line) as { type: string; base64?: string; exitCode?: number });
+  expect(lines[0]).toMatchObject({ type: 'started' });
+  const text = (type: string) =>
+    lines
+      .filter((line) => line.type === type)
+      .map(({ base64 = '' }) => Buffer.from(base64, 'base64').toString())
+      .join('');
+  expect([text('stdout'), text('stderr')]).toEqual(['out', 'err']);
+  expect(lines.at(-1)).toMatchObject({ type: 'exit', exitCode: 3 });
+  expect(code).toBe(3);
+});
+
+test('with --json an error is one document on stdout, and nothing on stderr', async () => {
+  for (const args of [
+    ['inspect', 'nobody'],
+    ['stop', 'nobody'],
+    ['ls', '--no-such-flag'],
+    ['create', '--memory', '512'],
+    ['no-such-verb'],
+    ['exec', '--json', 'nobody', 'true'],
+  ]) {
+    const { stdout, stderr, code } = await world.run(args.includes('--json') ? args : [...args, '--json']);
+    expect(stderr).toBe('');
+    expect(errorBody.safeParse(JSON.parse(stdout)).error).toBeUndefined();
+    expect(code).not.toBe(0);
+  }
+});
+
+test('of several references a bad one fails alone, in its place, and the worst code counts', async () => {
+  const { code, stdout, stderr } = await world.run(['inspect', '--json', 'web', 'nobody', 'box', 'web']);
+  const lines = stdout
+    .trimEnd()
+    .split('\n')
+    .map((line) => JSON.parse(line) as { name?: string; code?: string });
+  expect(lines.map(({ name, code: error }) => name ?? error)).toEqual(['web', 'not_found', 'box']);
+  expect({ code, stderr }).toEqual({ code: 3, stderr: '' });
+});
+
+test('each exit code is given for its reason', async () => {
+  const code = async (...args: string[]) => (await world.run(args)).code;
+  expect(await code('ls')).toBe(EXIT_CODES.ok.code);
+  expect(await code('lss')).toBe(EXIT_CODES.usage.code);
+  expect(await code('create', '--memory', '512')).toBe(EXIT_CODES.usage.code);
+  expect(await code('inspect', 'nobody')).toBe(EXIT_CODES.notFound.code);
+  expect(await code('create', '--name', 'box')).toBe(EXIT_CODES.conflict.code);
+  expect(await code('resume', 'box')).toBe(0);
+  await world.ok('stop', 'box');
+  expect(await code('stats', '--no-stream', 'box')).toBe(EXIT_CODES.conflict.code);
+  await world.ok('start', 'box');
+  const nobody = await world.run(['ls'], { env: { HUTCH_API_URL: 'http://127.0.0.1:1', HUTCH_API_KEY: 'e2b_x' } });
+  expect(nobody.code).toBe(EXIT_CODES.unavailable.code);
+  expect(nobody.stderr).toContain('http://127.0.0.1:1');
+}, 120_000);
+
+test('a mistyped verb or flag is answered with the one that was meant', async () => {
+  expect((await world.run(['inspct', 'x'])).stderr).toContain('did you mean hutch inspect?');
+  expect((await world.run(['ls', '--wach'])).stderr).toContain('did you mean --watch?');
+  expect((await world.run(['ops', 'cancle', 'x'])).stderr).toContain('did you mean hutch ops cancel?');
+  expect((await world.run(['create', '--backend', 'qemuu'])).stderr).toContain('did you mean qemu?');
+});
+
+test('a size without a unit is refused with a hint', async () => {
+  const { stderr } = await world.run(['create', '--memory', '512']);
+  expect(stderr).toMatch(/^error: --memory: 512 has no unit$/m);
+  expect(stderr).toMatch(/^hint: .*512M/m);
+});
+
+test('ls shows a row per sandbox; -q only ids; --label and --state choose', async () => {
+  const text = await world.ok('ls');
+  expect(text.split('\n')[0]).toMatch(/^ID +NAME +STATE +IMAGE +CPUS +MEMORY +CREATED +COMMAND$/);
+  expect(text).toMatch(/^sbx\w+ +web +running/m);
+  expect(await world.ok('ls', '-q', '--label', 'kind=test')).toMatch(/^sbx\w{17}$/);
+  expect(await world.ok('ls', '-q', '--state', 'stopped')).toBe('');
+});
+
+test('ls --watch shows what happens', async () => {
+  const child = world.spawn(['ls', '--watch', '--json']);
+  const done = outcomeOf(child);
+  const lines = createInterface({ input: child.stdout });
+  const seen: string[] = [];
+  lines.on('line', (line) => seen.push(line));
+  await eventually('the first list', () => seen.length > 0);
+  await world.ok('create', '--no-start', '--name', 'new');
+  await eventually('the new one', () => seen.at(-1)?.includes('"new"') === true);
+  child.kill('SIGINT');
+  expect((await done).code).toBe(130);
+  await world.ok('rm', 'new');
+});
+
+test('events -f goes on after the daemon was killed', async () => {
+  const child = world.spawn(['events', '-f', '--json']);
+  const done = outcomeOf(child);
+  const types: string[] = [];
+  createInterface({ input: child.stdout }).on('line', (line) => {
+    const { type, sandboxName } = JSON.parse(line) as { type: string; sandboxName: string };
+    if (sandboxName === 'seen') types.push(type);
+  });
+  await world.killDaemon();
+  await world.ok('create', '--no-start', '--name', 'seen');
+  await eventually('its creation', () => types.includes('sandbox.created'));
+  await world.ok('rm', 'seen');
+  await eventually('its end', () => types.includes('sandbox.deleted'));
+  expect(types.filter((type) => type === 'sandbox.created')).toHaveLength(1);
+  child.kill('SIGINT');
+  expect((await done).code).toBe(130);
+});
+
+test('logs --tail shows the last lines, --timestamps their time, --boot the console', async () => {
+  await world.ok('run', '-d', '--name', 'say', '--', 'sh', '-c', 'for i in 1 2 3 4 5 6; do echo line $i; done; sleep 1000');
+  await eventually('six lines', async () => (await world.ok('logs', 'say')).endsWith('line 6'));
+  expect(await world.ok('logs', '--tail', '2', 'say')).toBe('line 5\nline 6');
+  expect(await world.ok('logs', '-n', '1', '--timestamps', 'say')).toMatch(/^\d{4}-\d\d-\d\dT[\d:.]+Z line 6$/);
+  expect(await world.ok('logs', '--boot', 'say')).toContain('booting');
+  const child = world.spawn(['logs', '-f', 'say']);
+  const done = outcomeOf(child);
+  await once(child.stdout, 'data');
+  await world.ok('stop', '--force', 'say');
+  expect((await done).stdout).toBe('line 1\nline 2\nline 3\nline 4\nline 5\nline 6\n');
+  await world.ok('rm', '-f', 'say');
+});
+
+test('forward carries many connections to a port inside', async () => {
+  const guestPort = 7777;
+  await world.ok('exec', '-d', 'box', '--', 'busybox', 'nc', '-ll', '-p', String(guestPort), '-e', 'cat');
+  const child = world.spawn(['forward', '--json', 'box', `0:${guestPort}`]);
+  const done = outcomeOf(child);
+  const [line] = (await once(createInterface({ input: child.stdout }), 'line')) as [string];
+  const { port } = JSON.parse(line) as { port: number };
+  await eventually('the server inside', async () => (await talk(port, 'up?')) === 'up?');
+  // Four at a time: that server's queue of callers is a short one.
+  for (let round = 0; round < 5; round += 1) {
+    const texts = Array.from({ length: 4 }, (_, at) => `hello ${round} ${at} `.repeat(5_000));
+    const answers = await Promise.all(texts.map((text) => talk(port, text)));
+    expect(answers.map((answer, at) => answer === texts[at])).toEqual([true, true, true, true]);
+  }
+  child.kill('SIGINT');
+  expect((await done).code).toBe(130);
+});
+
+async function talk(port: number, text: string): Promise<string> {
+  const socket = connect({ port, host: '127.0.0.1' });
+  let answer = '';
+  socket.on('error', () => {}); // told by what is missing
+  socket.on('data', (chunk) => {
+    answer += chunk.toString();
+  });
+  socket.end(text);
+  await once(socket, 'close');
+  return answer;
+}
+
+test('an operation’s id leads to what it did', async () => {
+  const { stderr } = await world.run(['stats', '--no-stream', 'nobody']);
+  const opId = /\((op-[0-9a-f]{12})\)/.exec(stderr)?.[1] ?? '';
+  expect(opId).not.toBe('');
+  const made = await world.json<{ lastOpId: string }>('inspect', 'box');
+  expect(await world.ok('why', made.lastOpId)).toContain(made.lastOpId);
+});
+
+test('the daemon can be stopped, told about, and started again; sandboxes go on', async () => {
+  expect(await world.ok('daemon', 'stop')).toContain('sandboxes go on');
+  const status = await world.run(['daemon', 'status']);
+  expect(status.code).toBe(EXIT_CODES.unavailable.code);
+  expect((await world.run(['ls'], { env: { HUTCH_NO_START: '1' } })).code).toBe(EXIT_CODES.unavailable.code);
+  expect((await world.run(['version'])).stdout).toContain('none runs');
+  await world.ok('daemon', 'start');
+  expect(await world.ok('ls')).toMatch(/web +running/);
+  expect(await world.ok('daemon', 'logs', '-n', '1')).toContain('{');
+});
+
+test('commands that start the daemon at the same time share one', async () => {
+  await world.ok('daemon', 'stop');
+  const codes = await Promise.all(Array.from({ length: 4 }, async () => (await world.run(['ls'])).code));
+  expect(codes).toEqual([0, 0, 0, 0]);
+});
+
+test('Ctrl-C while a sandbox is made cancels the operation, and nothing is left', async () => {
+  await world.ok('daemon', 'stop');
+  const env = { HUTCH_TEST_STEP: 'hang:start' };
+  expect((await world.run(['daemon', 'start'], { env })).code).toBe(0);
+  const child = world.spawn(['create', '--name', 'half']);
+  const done = outcomeOf(child);
+  await eventually('the operation', async () => (await world.ok('ops')).includes('sandbox.create'));
+  child.kill('SIGINT');
+  const { code, stderr } = await done;
+  expect(code, stderr).toBe(130);
+  expect(stderr).toMatch(/^error: .+ \(op-/m);
+  expect((await world.run(['inspect', 'half'])).code).toBe(3);
+});

@@ -1,0 +1,156 @@
+// The daemon is killed at fault points: before and after the N-th call to the system of one operation.
+// The next daemon must find a state that is right: the operation happened or it did not, the ledger
+// agrees, and nothing is left over. Sampled by the seed; `--long` tries every point.
+import { readFileSync } from 'node:fs';
+import { expect, test } from 'vitest';
+import { ApiError, DaemonUnderTest } from '../support/daemon-under-test.ts';
+
+const seed = Number(process.env['HUTCH_TEST_SEED'] ?? 1);
+const isLong = process.env['HUTCH_TEST_LONG'] !== undefined;
+const SAMPLES = 4;
+const POINTS_MAX = 400;
+
+type Case = {
+  readonly verb: string;
+  /** With a daemon without fault. */
+  prepare(daemon: DaemonUnderTest): Promise<string>;
+  act(daemon: DaemonUnderTest, id: string): Promise<unknown>;
+  /** After the restart; `done` when the operation was answered. */
+  check(daemon: DaemonUnderTest, id: string, done: boolean): Promise<void>;
+};
+
+const running = async (daemon: DaemonUnderTest): Promise<string> => (await daemon.call('sandbox.create', { name: 'it' })).id;
+const nobody = async (): Promise<string> => '';
+
+async function works(daemon: DaemonUnderTest, ref: string): Promise<void> {
+  expect((await daemon.run(ref, ['echo', 'works'])).stdout).toBe('works\n');
+}
+
+const CASES: readonly Case[] = [
+  {
+    verb: 'sandbox.create',
+    prepare: nobody,
+    act: (daemon) => daemon.call('sandbox.create', { name: 'it', secrets: { A: 'b' }, main: { argv: ['sleep', '1000'] } }),
+    async check(daemon, _id, done) {
+      const { sandboxes } = await daemon.call('sandbox.list', {});
+      expect(sandboxes.length).toBeGreaterThanOrEqual(done ? 1 : 0);
+      if (sandboxes.length === 0) await daemon.call('sandbox.create', { name: 'it' });
+      expect((await daemon.call('sandbox.get', { ref: 'it' })).state).toBe('running');
+      await works(daemon, 'it');
+    },
+  },
+  {
+    verb: 'sandbox.start',
+    async prepare(daemon) {
+      const id = await running(daemon);
+      await daemon.call('sandbox.stop', { ref: id, force: true });
+      return id;
+    },
+    act: (daemon, id) => daemon.call('sandbox.start', { ref: id }),
+    async check(daemon, id, done) {
+      const now = await daemon.call('sandbox.get', { ref: id });
+      expect(now.state).toBe(done ? 'running' : now.openComputeSinceMs === null ? 'stopped' : 'running');
+      await daemon.call('sandbox.start', { ref: id });
+      await works(daemon, id);
+    },
+  },
+  {
+    verb: 'sandbox.stop',
+    prepare: running,
+    act: (daemon, id) => daemon.call('sandbox.stop', { ref: id, graceMs: 100 }),
+    async check(daemon, id, done) {
+      const now = await daemon.call('sandbox.get', { ref: id });
+      if (done) expect(now.state).toBe('stopped');
+      expect((await daemon.call('sandbox.stop', { ref: id })).state).toBe('stopped');
+      await daemon.call('sandbox.start', { ref: id });
+      await works(daemon, id);
+    },
+  },
+  {
+    verb: 'sandbox.delete',
+    prepare: running,
+    act: (daemon, id) => daemon.call('sandbox.delete', { ref: id, force: true }),
+    async check(daemon, id, done) {
+      const now = await daemon.call('sandbox.get', { ref: id });
+      if (done) expect(now.state).toBe('deleted');
+      // It runs on, or dies of what the failed call had begun.
+      if (now.state === 'running')
+        await works(daemon, id).catch(async () => expect((await daemon.until(id, 'stopped')).ended?.cause).toBe('stopped'));
+      await daemon.call('sandbox.delete', { ref: id, force: true });
+      await daemon.call('sandbox.create', { name: 'it' });
+    },
+  },
+  {
+    verb: 'exec.start',
+    prepare: running,
+    act: async (daemon, id) => (await daemon.exec(id, { argv: ['sh', '-c', 'echo once >> /tmp/once'] }, { execId: 'once' })).exit(),
+    async check(daemon, id) {
+      await (await daemon.exec(id, { argv: ['sh', '-c', 'echo once >> /tmp/once'] }, { execId: 'once' })).exit();
+      expect((await daemon.run(id, ['cat', '/tmp/once'])).stdout).toBe('once\n');
+    },
+  },
+];
+
+/** Whether the point was reached. */
+async function strike(one: Case, action: 'die-before' | 'die-after' | 'fail', n: number): Promise<boolean> {
+  await using daemon = await DaemonUnderTest.start();
+  const id = await one.prepare(daemon);
+  const report = `${daemon.home}/fault.json`;
+  await daemon.terminate();
+  await daemon.startAgain({ env: { HUTCH_TEST_FAULT: `${action}:${n}:${one.verb}`, HUTCH_TEST_FAULT_REPORT: report } });
+  const done = await one.act(daemon, id).then(
+    () => true,
+    (error: unknown) => {
+      if (error instanceof ApiError && action !== 'fail' && error.code === 'internal') throw error;
+      return false;
+    },
+  );
+  const hit = reportOf(report);
+  if (action !== 'fail' || hit === null) {
+    await daemon.kill9(); // it is dead, or about to be; or the fault lies in wait for a later call
+    await daemon.startAgain({});
+  }
+  try {
+    await one.check(daemon, id, done);
+  } catch (error) {
+    throw new Error(
+      `after ${action} at call ${n} (${hit}): ${error instanceof Error ? error.message : String(error)}\n${(await daemon.log()).slice(-3_000)}`,
+      { cause: error },
+    );
+  }
+  return hit !== null;
+}
+
+function reportOf(path: string): string | null {
+  try {
+    return readFileSync(path, 'utf8').trim();
+  } catch {
+    return null;
+  }
+}
+
+/** Random, but the same for a seed. */
+function* numbers(from: number): Generator<number, never> {
+  for (let state = from >>> 0; ; ) {
+    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
+    yield state / 2 ** 32;
+  }
+}
+
+for (const [index, one] of CASES.entries()) {
+  for (const action of ['die-before', 'die-after', 'fail'] as const) {
+    test(
+      `${one.verb}: ${action} at ${isLong ? 'every' : 'some'} call${isLong ? '' : 's'} (seed ${seed})`,
+      async () => {
+        if (isLong) {
+          for (let n = 1; n < POINTS_MAX && (await strike(one, action, n)); n += 1);
+          return;
+        }
+        const random = numbers(seed + index);
+        // The early points are the densest; one beyond the end must change nothing.
+        for (let sample = 0; sample < SAMPLES; sample += 1) await strike(one, action, 1 + Math.floor(random.next().value ** 2 * 30));
+      },
+      isLong ? 1_800_000 : 120_000,
+    );
+  }
+}

@@ -1,0 +1,46 @@
+// What the README shows is typed in as it stands, and must come out as it stands.
+import { spawnSync } from 'node:child_process';
+import { chmodSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { examples, matches } from './examples.ts';
+
+const ROOT = resolve(import.meta.dirname, '../..');
+/** The first command prepares kernel, image and template. */
+const COMMAND_MS_MAX = 600_000;
+let dir = '';
+
+function type(command: string): { output: string; errors: string } {
+  const env = { ...process.env, HUTCH_HOME: join(dir, 'h'), HUTCH_DAEMON_LISTEN: 'off' };
+  const run = spawnSync('sh', ['-c', command.replaceAll('./hutch', join(ROOT, 'hutch'))], {
+    cwd: dir,
+    env,
+    encoding: 'utf8',
+    timeout: COMMAND_MS_MAX,
+  });
+  return { output: run.stdout, errors: run.stderr };
+}
+
+beforeAll(() => {
+  dir = mkdtempSync(join(tmpdir(), 'hutch-readme-'));
+  chmodSync(dir, 0o755); // machines run as users of their own
+});
+
+afterAll(() => {
+  type('./hutch rm -f $(./hutch ls -q) 2>/dev/null; ./hutch daemon stop');
+  rmSync(dir, { recursive: true, force: true });
+});
+
+test(
+  'the README’s examples, typed as written, print what it shows',
+  () => {
+    const blocks = examples(readFileSync(join(ROOT, 'README.md'), 'utf8'));
+    expect(blocks.length).toBeGreaterThan(3);
+    for (const { command, output } of blocks.flat()) {
+      const actual = type(command);
+      expect(matches(output, actual.output), `$ ${command}\n${actual.output}${actual.errors}--- expected\n${output.join('\n')}`).toBe(true);
+    }
+  },
+  COMMAND_MS_MAX * 2,
+);

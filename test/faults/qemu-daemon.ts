@@ -1,0 +1,92 @@
+// The real daemon over the real QEMU backend, with a fault at one of its two doors when the
+// environment asks for one:
+//   HUTCH_TEST_FAULT=die-after:7:sandbox.create     a call to the system; see hostWithFault
+//   HUTCH_TEST_STORE_FAULT=die-after:1:applyEvent   a commit; see storeWithFault
+//   HUTCH_TEST_FAULT_REPORT=PATH                    what was hit, as a line of JSON
+//   HUTCH_TEST_PATH=DIRS                            where programs are looked for
+//   HUTCH_TEST_DEAF_GUEST=1                         after its link is up, nothing of ours reaches a guest any more
+//   HUTCH_TEST_COUNT=VERB HUTCH_TEST_COUNT_REPORT=PATH   how many calls its operations made, at the end
+// Image, kernel and initramfs are those of this checkout, linked in; templates and all else are its own.
+import { appendFileSync, copyFileSync, linkSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs';
+import { join, resolve } from 'node:path';
+import type { Duplex } from 'node:stream';
+import type { Backend } from '../../src/backends/backend.ts';
+import { makeParts } from '../../src/daemon/parts.ts';
+import { runDaemon } from '../../src/daemon/run.ts';
+import { nodeHost } from '../../src/host/node-host.ts';
+import type { Store } from '../../src/store/contract.ts';
+import { countCalls, describeCall, hostWithFault } from '../support/host-faults.ts';
+import { storeWithFault } from '../support/store-faults.ts';
+
+const { env } = process;
+const home = env['HUTCH_HOME'];
+if (home === undefined) throw new Error('HUTCH_HOME is not set');
+const report = env['HUTCH_TEST_FAULT_REPORT'];
+const counted = env['HUTCH_TEST_COUNT'];
+
+for (const name of ['images', 'kernels', 'initramfs'])
+  linkTree(resolve(import.meta.dirname, '../../.tools/data', name), join(home, 'data', name));
+
+const path = env['HUTCH_TEST_PATH'];
+const real = nodeHost(path === undefined ? {} : { env: { PATH: path } });
+const counting = counted === undefined ? null : countCalls(real, { only: { verb: counted } });
+
+process.exitCode = await runDaemon(process.argv.slice(2), {
+  host: counting ?? hostWithFault(real, env['HUTCH_TEST_FAULT'], report),
+  env,
+  makeParts: async (making) => {
+    failCommits(making.store);
+    const parts = await makeParts(making);
+    return env['HUTCH_TEST_DEAF_GUEST'] === undefined ? parts : { ...parts, backends: parts.backends.map(deafened) };
+  },
+});
+if (counting !== null)
+  writeFileSync(env['HUTCH_TEST_COUNT_REPORT'] ?? '/dev/stderr', counting.calls.map((call) => `${describeCall(call)}\n`).join(''));
+process.exit();
+
+/** The services hold this very store, so its two writing methods are replaced. */
+function failCommits(store: Store): void {
+  const untouched = { commit: store.commit.bind(store), claim: store.claim.bind(store) } as Store;
+  const faulty = storeWithFault(untouched, env['HUTCH_TEST_STORE_FAULT'], (commit) => {
+    if (report !== undefined) appendFileSync(report, `${JSON.stringify(commit)}\n`);
+  });
+  Object.assign(store, { commit: faulty.commit, claim: faulty.claim });
+}
+
+/** As when the daemon dies with a frame in its hands. */
+function deafened(backend: Backend): Backend {
+  const streams = new Map<string, Duplex>();
+  return {
+    ...backend,
+    async dialAgent(op, plan) {
+      const stream = await backend.dialAgent(op, plan);
+      streams.set(plan.id, stream);
+      return stream;
+    },
+    async linkUp(op, plan) {
+      await backend.linkUp(op, plan);
+      const stream = streams.get(plan.id);
+      if (stream !== undefined) stream.write = () => true;
+    },
+  };
+}
+
+/** What is there already stays. On another file system: copies. */
+function linkTree(from: string, to: string): void {
+  mkdirSync(to, { recursive: true, mode: 0o755 });
+  for (const entry of readdirSync(from, { withFileTypes: true })) {
+    const [source, target] = [join(from, entry.name), join(to, entry.name)];
+    if (entry.isDirectory()) linkTree(source, target);
+    else if (!entry.name.startsWith('.')) link(source, target);
+  }
+}
+
+function link(source: string, target: string): void {
+  try {
+    linkSync(source, target);
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === 'EXDEV') copyFileSync(source, target);
+    else if (code !== 'EEXIST') throw error;
+  }
+}

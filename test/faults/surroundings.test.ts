@@ -1,0 +1,135 @@
+// The machine around the daemon is not as it should be: a program is missing, its clock steps back,
+// names are as bad as names can be. Real machines all the same.
+import { chmodSync, existsSync, mkdtempSync, readdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { expect, test } from 'vitest';
+import { ApiError, DaemonUnderTest } from '../support/daemon-under-test.ts';
+import { eventually } from '../support/eventually.ts';
+import { expectInOrder, expectSoundLedger, options, startDaemon, works } from './world.ts';
+
+const SEARCHED = ['/usr/local/sbin', '/usr/local/bin', '/usr/sbin', '/usr/bin', '/sbin', '/bin'];
+const FAKETIME = '/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1';
+
+test('without passt there is no network: the error and doctor say why, and a sandbox without one works', async () => {
+  const bin = mkdtempSync(join(tmpdir(), 'hutch-bin-'));
+  chmodSync(bin, 0o755); // sandboxes' users look there too
+  try {
+    for (const dir of SEARCHED) {
+      for (const name of existsSync(dir) ? readdirSync(dir) : []) {
+        if (!name.startsWith('passt') && !existsSync(join(bin, name))) symlinkSync(join(dir, name), join(bin, name));
+      }
+    }
+    await using daemon = await DaemonUnderTest.start(options({ HUTCH_TEST_PATH: bin }));
+    const { checks } = await daemon.call('doctor.check', {});
+    expect(checks.find(({ name }) => name === 'passt')).toMatchObject({ status: 'warning', fix: expect.stringContaining('passt') });
+    expect(checks.find(({ name }) => name === 'network of qemu')).toMatchObject({ status: 'warning', detail: 'works: none' });
+    expect(JSON.stringify(checks)).toContain('passt is not installed');
+    const error = await daemon.call('sandbox.create', { network: 'allow' }).then(
+      () => null,
+      (reason: unknown) => reason,
+    );
+    expect(error instanceof ApiError ? error.body : error).toMatchObject({
+      code: 'failed_precondition',
+      hint: expect.stringContaining('--no-net'),
+    });
+    expect((await daemon.call('sandbox.create', { name: 'it' })).network).toBe('none');
+    await expectInOrder(daemon);
+  } finally {
+    rmSync(bin, { recursive: true });
+  }
+});
+
+test('a clock that steps back by an hour breaks no interval and holds up no time limit', { timeout: 240_000 }, async () => {
+  expect(existsSync(FAKETIME), 'needs the package libfaketime').toBe(true);
+  const clock = join(mkdtempSync(join(tmpdir(), 'hutch-clock-')), 'offset');
+  writeFileSync(clock, '+0');
+  const env = {
+    LD_PRELOAD: FAKETIME,
+    FAKETIME_TIMESTAMP_FILE: clock,
+    FAKETIME_NO_CACHE: '1',
+    FAKETIME_DONT_FAKE_MONOTONIC: '1',
+    DONT_FAKE_MONOTONIC: '1',
+  };
+  try {
+    await using daemon = await startDaemon(env);
+    const made = await daemon.call('sandbox.create', { name: 'before', network: 'none' });
+    const limited = await daemon.call('sandbox.create', { name: 'limited', network: 'none', timeoutMs: 20_000 });
+    const lasting = await daemon.call('sandbox.create', { name: 'lasting', network: 'none', timeoutMs: 1_800_000 });
+    writeFileSync(clock, '-3600');
+    const after = await daemon.call('sandbox.create', { name: 'after', network: 'none' });
+    expect(after.createdAtMs).toBeLessThan(made.createdAtMs); // the step was seen
+    await works(daemon, 'before');
+    const stopped = await daemon.call('sandbox.stop', { ref: 'before', force: true });
+    expect(stopped.ended?.atMs).toBeGreaterThanOrEqual(made.createdAtMs);
+    // The next daemon has the same limit to keep, and no more.
+    await daemon.kill9();
+    await daemon.startAgain();
+    await eventually('its time is up', async () => (await daemon.call('sandbox.get', { ref: limited.id })).state === 'stopped', 60_000);
+    expect((await daemon.call('sandbox.get', { ref: limited.id })).ended).toMatchObject({ cause: 'timeout' });
+    expect((await daemon.call('sandbox.get', { ref: lasting.id })).state).toBe('running');
+    await daemon.call('sandbox.start', { ref: 'before' });
+    await daemon.call('sandbox.pause', { ref: 'before' });
+    writeFileSync(clock, '-7200');
+    await daemon.call('sandbox.resume', { ref: 'before' });
+    await works(daemon, 'before');
+    await expectInOrder(daemon);
+    await daemon.deleteAll();
+    await expectSoundLedger(daemon);
+    for await (const line of daemon.lines('ledger.list', {})) {
+      const { kind, atMs } = line as { kind: string; atMs: number };
+      expect(atMs, kind).toBeGreaterThan(made.createdAtMs - 7_300_000);
+      expect(atMs, kind).toBeLessThan(made.createdAtMs + 7_300_000);
+    }
+  } finally {
+    rmSync(join(clock, '..'), { recursive: true });
+  }
+});
+
+const NAMES = [
+  'a\nb',
+  `quote"'\`$(id)`,
+  '-rf',
+  ' lead and trail ',
+  'back\\slash\\n',
+  '*?[x]{a,b}',
+  'été-日本-🙂',
+  '\u0007\u001b[31m',
+  '%2e%2e%2f+&?#',
+  '...',
+  'x'.repeat(255),
+];
+
+test('files of any name are written, read, listed and removed, and no path leads elsewhere', async () => {
+  await using daemon = await startDaemon();
+  const { id } = await daemon.call('sandbox.create', { network: 'none' });
+  const files = (path: string) => `/v1/sandboxes/${id}/files?${new URLSearchParams({ path })}`;
+  const making = (path: string) => `${files(path)}&mkdirs=true`;
+  for (const name of NAMES) {
+    const path = `/names/${name}`;
+    expect((await daemon.send('PUT', making(path), { body: `I am ${name}` })).status, name).toBe(200);
+    expect((await daemon.run(id, ['cat', path])).stdout).toBe(`I am ${name}`);
+    expect((await daemon.send('GET', files(path))).body.toString('utf8')).toBe(`I am ${name}`);
+    expect(await daemon.call('file.stat', { ref: id, path })).toMatchObject({ name, path, type: 'file' });
+  }
+  const listed: string[] = [];
+  for await (const entry of daemon.lines('file.list', { ref: id, path: '/names' })) listed.push(entry.name);
+  expect(listed.sort()).toEqual([...NAMES].sort());
+
+  // Up and up is still the guest's own root.
+  expect((await daemon.send('PUT', making('/names/../../../../../../up'), { body: 'here' })).status).toBe(200);
+  expect((await daemon.run(id, ['cat', '/up'])).stdout).toBe('here');
+  expect(existsSync('/up')).toBe(false);
+
+  // As long as a path may be, and one byte more.
+  const deep = `/${'d/'.repeat(1_920)}`;
+  const longest = deep + 'f'.repeat(4_095 - deep.length);
+  expect((await daemon.send('PUT', making(longest), { body: 'deep' })).status).toBe(200);
+  expect((await daemon.send('GET', files(longest))).body.toString('utf8')).toBe('deep');
+  for (const path of [`${longest}ff`, '/nul\0byte', '/names/'.padEnd(8 + 256, 'y'), '']) {
+    const { status, body } = await daemon.send('PUT', making(path), { body: 'never' });
+    expect([status, JSON.parse(body.toString('utf8'))]).toMatchObject([400, { code: 'invalid_argument' }]);
+  }
+  for (const name of NAMES) await daemon.call('file.remove', { ref: id, path: `/names/${name}` });
+  expect((await daemon.run(id, ['ls', '-A', '/names'])).stdout).toBe('');
+});

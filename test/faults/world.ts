@@ -1,0 +1,128 @@
+// What the tests of bad days share: a real daemon over real machines, the processes of a sandbox, and
+// what must be true whatever has happened.
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { expect } from 'vitest';
+import { DaemonUnderTest, type SandboxView, type StartOptions } from '../support/daemon-under-test.ts';
+import { eventually } from '../support/eventually.ts';
+
+export const seed = Number(process.env['HUTCH_TEST_SEED'] ?? 1);
+export const isLong = process.env['HUTCH_TEST_LONG'] !== undefined;
+
+export function options(env: Readonly<Record<string, string>> = {}): StartOptions {
+  return { entry: join(import.meta.dirname, 'qemu-daemon.ts'), env: { HUTCH_DAEMON_LISTEN: 'off', ...env } };
+}
+
+/** A daemon whose template is ready. */
+export async function startDaemon(env: Readonly<Record<string, string>> = {}): Promise<DaemonUnderTest> {
+  const daemon = await DaemonUnderTest.start(options(env));
+  const { id } = await daemon.call('sandbox.create', { network: 'none' });
+  await daemon.call('sandbox.delete', { ref: id, force: true });
+  return daemon;
+}
+
+/** Random, but the same for a seed. */
+export function* numbers(from: number): Generator<number, never> {
+  for (let state = from >>> 0; ; ) {
+    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
+    yield state / 2 ** 32;
+  }
+}
+
+/** The one process of a sandbox that has this role. */
+export function pidOf(daemon: DaemonUnderTest, id: string, role: 'shim' | 'vmm' | 'passt'): number {
+  const record = JSON.parse(readFileSync(join(daemon.home, 'run/sandboxes', id, 'shim.json'), 'utf8')) as { shimPid: number; pid: number };
+  if (role !== 'passt') return role === 'shim' ? record.shimPid : record.pid;
+  const passt = childrenOf(record.shimPid).find((child) => commandOf(child)[0]?.endsWith('passt'));
+  if (passt === undefined) throw new Error(`sandbox ${id} has no passt`);
+  return passt;
+}
+
+function childrenOf(parent: number): number[] {
+  const pids = readdirSync('/proc').filter((name) => /^\d+$/.test(name));
+  return pids.map(Number).filter((pid) => statOf(pid)?.[1] === String(parent));
+}
+
+function commandOf(pid: number): string[] {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0');
+  } catch {
+    return []; // it has ended since
+  }
+}
+
+/** State, parent, and so on; null when there is no such process. */
+function statOf(pid: number): string[] | null {
+  try {
+    const text = readFileSync(`/proc/${pid}/stat`, 'utf8');
+    return text.slice(text.lastIndexOf(')') + 2).split(' ');
+  } catch {
+    return null;
+  }
+}
+
+export function isAlive(pid: number): boolean {
+  const state = statOf(pid)?.[0];
+  return state !== undefined && state !== 'Z';
+}
+
+export function rssKiB(pid: number): number {
+  return Number(/^VmRSS:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]);
+}
+
+export async function works(daemon: DaemonUnderTest, ref: string): Promise<void> {
+  expect(await daemon.run(ref, ['echo', 'works'])).toEqual({ exitCode: 0, stdout: 'works\n', stderr: '' });
+}
+
+/** What it printed so far. */
+export async function mainOutput(daemon: DaemonUnderTest, ref: string): Promise<string> {
+  return (await daemon.send('GET', `/v1/sandboxes/${ref}/logs`)).body.toString('latin1');
+}
+
+type Entry = { sequence: number; kind: string; sandboxId: string; atMs: number };
+
+/** The chain holds, and every sandbox's intervals open and close in turn and agree with its state. */
+export async function expectSoundLedger(daemon: DaemonUnderTest): Promise<void> {
+  expect(await daemon.call('ledger.verify', {})).toMatchObject({ ok: true, firstBreak: null });
+  const open = new Map<string, boolean>();
+  const last = new Map<string, number>();
+  for await (const line of daemon.lines('ledger.list', {})) {
+    const { kind, sandboxId, atMs } = line as Entry;
+    if (kind !== 'vm.compute.start' && kind !== 'vm.compute.stop') continue;
+    expect([kind, open.get(sandboxId) ?? false], `${sandboxId} in the ledger`).toEqual([kind, kind === 'vm.compute.stop']);
+    open.set(sandboxId, kind === 'vm.compute.start');
+    expect(atMs, `${sandboxId}: time goes forward in the ledger`).toBeGreaterThanOrEqual(last.get(sandboxId) ?? 0);
+    last.set(sandboxId, atMs);
+  }
+  for (const { id, state } of await all(daemon)) {
+    expect([id, open.get(id) ?? false]).toEqual([id, state === 'running' || state === 'paused']);
+  }
+}
+
+export async function all(daemon: DaemonUnderTest): Promise<readonly SandboxView[]> {
+  return (await daemon.call('sandbox.list', {})).sandboxes;
+}
+
+/** Every sandbox is what it says that it is, and nothing else is there. */
+export async function expectInOrder(daemon: DaemonUnderTest): Promise<void> {
+  for (const { id, state, spec } of (await all(daemon)).map((view) => ({ ...view, spec: view.main }))) {
+    expect(['created', 'running', 'stopped']).toContain(state);
+    if (state !== 'running') continue;
+    await works(daemon, id);
+    if (spec !== null) await expectMain(daemon, id);
+  }
+  await expectSoundLedger(daemon);
+  await expectNoLeaks(daemon);
+}
+
+/** It runs, and was begun once in this run of the sandbox. */
+export async function expectMain(daemon: DaemonUnderTest, ref: string): Promise<void> {
+  await eventually('the main process runs', async () => {
+    const { execs } = await daemon.call('exec.list', { ref });
+    return execs.some(({ execId, running }) => execId === 'main' && running);
+  });
+}
+
+export async function expectNoLeaks(daemon: DaemonUnderTest): Promise<void> {
+  expect((await daemon.call('doctor.leaks', {})).leaks).toEqual([]);
+}

@@ -1,0 +1,132 @@
+// A QEMU backend on the real machine for tests: real kernel, image and agent, made once under
+// .tools/data; templates, sandboxes and logs in a fresh directory that is gone afterwards.
+import { randomBytes } from 'node:crypto';
+import { chmod, mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { basename, join, resolve } from 'node:path';
+import type { Backend, BootFiles, SandboxPlan, Started } from '../../src/backends/backend.ts';
+import { newQemuBackend } from '../../src/backends/qemu/backend.ts';
+import { findCgroups } from '../../src/backends/qemu/cgroup.ts';
+import type { QemuConfig } from '../../src/backends/qemu/config.ts';
+import { newId } from '../../src/domain/ids.ts';
+import type { NetworkMode, Shape } from '../../src/domain/sandbox.ts';
+import { type Agent, connectAgent } from '../../src/guest/agent.ts';
+import type { Host } from '../../src/host/host.ts';
+import { nodeHost } from '../../src/host/node-host.ts';
+import type { Operation } from '../../src/host/operation.ts';
+import { prepareDefaultImage } from '../../src/images/default-image.ts';
+import { prepareInitramfs } from '../../src/images/initramfs.ts';
+import { prepareKernel } from '../../src/images/kernel.ts';
+import { imagePaths } from '../../src/images/layout.ts';
+import { withoutNetwork } from '../../src/network/network.ts';
+import { guestAddress } from '../../src/network/passt.ts';
+import { testOperation } from '../support/operation.ts';
+
+const ROOT = resolve(import.meta.dirname, '../..');
+const PREBUILT = join(ROOT, 'prebuilt', 'x86_64');
+/** What every sandbox reads first. */
+export const WARM_PATHS = ['/bin/sh', '/bin/true', '/usr/bin/env', '/etc/passwd', '/etc/group'];
+
+export const SHAPE: Shape = { cpus: 1, memoryMiB: 512, diskMiB: 8192 };
+
+/** The first user of a range that is ours alone, beyond that of any daemon on this machine, whose rules would apply too; null where we are not root. */
+export const firstUid = process.getuid?.() === 0 ? 970_000 : null;
+
+export async function realBootFiles(op: Operation, host: Host): Promise<BootFiles> {
+  const paths = imagePaths(join(ROOT, '.tools', 'data'));
+  const image = await prepareDefaultImage(op, host, paths);
+  const kernel = await prepareKernel(op, host, paths);
+  const initramfs = await prepareInitramfs(op, host, paths, { kernel, agentPath: join(PREBUILT, 'hutch-agent') });
+  return {
+    imagePath: image.path,
+    imageDigest: image.record.digest,
+    kernelPath: kernel.vmlinuxPath,
+    kernelDigest: kernel.record.digest,
+    initramfsPath: initramfs.path,
+    initramfsDigest: initramfs.digest,
+  };
+}
+
+export type UnderTest = AsyncDisposable & {
+  readonly backend: Backend;
+  readonly host: Host;
+  readonly home: string;
+  readonly boot: BootFiles;
+  readonly config: QemuConfig;
+  plan(options?: { readonly network?: NetworkMode; readonly shape?: Shape }): SandboxPlan;
+};
+
+/** `over` changes the backend's configuration; `inside` is a path of directories to put everything into. */
+export async function qemuUnderTest(over: Partial<QemuConfig> = {}, inside = '.'): Promise<UnderTest> {
+  const host = over.host ?? nodeHost();
+  const boot = await realBootFiles(testOperation(), nodeHost());
+  const top = await mkdtemp(join(tmpdir(), 'hutch-qemu-'));
+  const home = join(top, inside);
+  await chmod(top, 0o711); // the sandboxes' users go through it
+  await host.makeDir(testOperation(), home, 0o711);
+  const config: QemuConfig = {
+    host,
+    templatesDir: join(home, 'templates'),
+    workDir: join(home, 'work'),
+    shimPath: join(PREBUILT, 'hutch-shim'),
+    readonlyLibraryPath: join(PREBUILT, 'hutch-readonly.so'),
+    templateOwner: firstUid === null ? null : { uid: firstUid, gid: firstUid },
+    runRoot: join(home, 'run'),
+    cgroups: await findCgroups(testOperation(), nodeHost(), basename(top)),
+    network: withoutNetwork('the test wants none'),
+    warmAgent,
+    ...over,
+  };
+  let nextUid = (firstUid ?? 0) + 1;
+  return {
+    backend: newQemuBackend(config),
+    host,
+    home,
+    boot,
+    config,
+    plan({ network = 'none', shape = SHAPE } = {}) {
+      const id = newId('sbx', (count) => randomBytes(count));
+      const uid = nextUid++;
+      const dirs = { dataDir: join(home, 'data', id), runDir: join(home, 'run', id), logDir: join(home, 'log', id) };
+      return { id, shape, network, boot, ...dirs, runAs: firstUid === null ? null : { uid, gid: uid } };
+    },
+    async [Symbol.asyncDispose]() {
+      await rm(top, { recursive: true, force: true });
+    },
+  };
+}
+
+const warmAgent: QemuConfig['warmAgent'] = async (op, dial, disk) => {
+  using agent = await connectAgent(op, await dial(op));
+  await agent.hello(op);
+  const { mac: _, ...network } = guestAddress('', ['203.0.113.53']);
+  await agent.configure(op, {
+    ...{ generation: 'template', hostname: 'template', clockMs: Date.now(), entropy: randomBytes(64), env: {}, secrets: {} },
+    disk: { ...disk, mount: 'overlay' },
+    network: { ...network, up: true },
+  });
+  await agent.warm(op, WARM_PATHS);
+  await agent.sync(op);
+};
+
+/** Configures a started sandbox as the service does. */
+export async function configuredAgent(op: Operation, { backend }: UnderTest, plan: SandboxPlan, started: Started): Promise<Agent> {
+  const agent = await connectAgent(op, await backend.dialAgent(op, plan));
+  await agent.configure(op, {
+    generation: `${plan.id}-${started.evidence.pid}`,
+    hostname: 'test',
+    clockMs: Date.now(),
+    entropy: randomBytes(64),
+    ...(started.network === null ? {} : { network: { ...started.network, up: true } }),
+    ...(started.disk === null ? {} : { disk: { ...started.disk, mount: 'overlay' as const } }),
+    env: {},
+    secrets: {},
+  });
+  if (started.network !== null) await backend.linkUp(op, plan);
+  return agent;
+}
+
+/** For the scripts beside the tests. */
+export function say(line: string): void {
+  process.stdout.write(`${line}\n`);
+}

@@ -1,0 +1,27 @@
+// Paths of any spelling and length: nothing in them means anything to QEMU, passt or the shim.
+import { expect, test } from 'vitest';
+import { nodeHost } from '../../src/host/node-host.ts';
+import { rootedNetwork } from '../../src/network/rooted.ts';
+import { testOperation } from '../support/operation.ts';
+import { configuredAgent, firstUid, qemuUnderTest } from './fixture.ts';
+import { outputOf } from './guest-command.ts';
+
+const op = testOperation();
+
+test.each([
+  ['commas, quotes, spaces and a newline', `a,b=c,,d "e' ;$(false)\n%s \\x`],
+  ['more than a socket or an option can hold', Array.from({ length: 6 }, () => 'x'.repeat(200)).join('/')],
+  ['letters of other scripts', 'дом-家-🏠'],
+])('a sandbox runs under a path with %s', async (_, inside) => {
+  const uids = { first: firstUid ?? 0, last: (firstUid ?? 0) + 999 };
+  const network = rootedNetwork({ host: nodeHost(), uids, table: 'hutch_test_paths' });
+  await using it = await qemuUnderTest(firstUid === null ? {} : { network }, inside);
+  const plan = it.plan({ network: firstUid === null ? 'none' : 'allow' });
+  await it.backend.create(op, plan);
+  using agent = await configuredAgent(op, it, plan, await it.backend.start(op, plan));
+  expect(await outputOf(op, agent, ['echo', 'here'])).toMatchObject({ stdout: 'here\n', exit: { code: 0 } });
+  expect(await it.backend.stats(op, plan)).toMatchObject({ diskAllocatedBytes: expect.any(Number) });
+  await it.backend.kill(op, plan, 'gently');
+  await it.backend.remove(op, plan);
+  expect(await it.backend.leaks(op, new Set())).toEqual([]);
+});
