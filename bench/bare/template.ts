@@ -1,0 +1,38 @@
+// The template that a daemon uses, for the bare script to restore the same one. What it is, is read
+// off the command line of a sandbox that runs: so the two cannot differ.
+import { mkdirSync, readFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import type { Acceleration } from '../../src/backends/qemu/config.ts';
+import { type Place, ROOT } from '../place.ts';
+import type { BareTemplate } from './restore.ts';
+
+export async function templateOf(place: Place): Promise<BareTemplate> {
+  await using _sandbox = await place.hutch.create({ network: 'none' });
+  const [machine] = place.machines();
+  if (machine === undefined) throw new Error('a sandbox was made, but no QEMU of it is to be seen');
+  const argv = readFileSync(`/proc/${machine.vmm}/cmdline`, 'utf8').split('\0');
+  const after = (flag: string): string => argv[argv.indexOf(flag) + 1] ?? '';
+  const memory = JSON.parse(after('-object')) as { 'mem-path': string; size: number; readonly?: boolean };
+  const image = JSON.parse(after('-blockdev')) as { file: { filename: string } };
+  const workDir = join(place.home, 'bare');
+  mkdirSync(workDir, { recursive: true });
+  const memoryPath = memory['mem-path'];
+  const preload = { LD_PRELOAD: join(ROOT, 'prebuilt', 'x86_64', 'hutch-readonly.so'), HUTCH_READONLY: memoryPath };
+  const dir = dirname(memoryPath);
+  const manifest = JSON.parse(readFileSync(join(dir, 'manifest.json'), 'utf8')) as Pick<BareTemplate, 'disk'>;
+  return {
+    dir,
+    disk: manifest.disk,
+    qemu: argv[0] ?? '',
+    machine: {
+      acceleration: after('-accel').split(',')[0] as Acceleration,
+      cpus: Number(after('-smp').replace('cpus=', '')),
+      memoryMiB: memory.size / 2 ** 20,
+    },
+    memory: memory.readonly === true ? 'read-only' : 'preload',
+    memoryPath,
+    imagePath: image.file.filename,
+    env: process.getuid?.() === 0 || memory.readonly === true ? {} : preload,
+    workDir,
+  };
+}

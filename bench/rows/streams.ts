@@ -1,0 +1,136 @@
+// Many bytes: a command's output, and files both ways, against the same bytes over a port that nobody
+// speaks a protocol on.
+import type { Socket } from 'node:net';
+import type { Sandbox } from '../../src/sdk/sandbox.ts';
+import type { BareGuest } from '../bare/guest.ts';
+import type { Bench, Measurement } from '../context.ts';
+import { pair, type Row } from '../harness.ts';
+
+const MIB = 2 ** 20;
+const FILE = '/root/bench-file';
+const TARGET = 0.8;
+const CHUNK = Buffer.alloc(64 * 1024, 0x5a);
+
+const rate = (bytes: number, ms: number): number => bytes / MIB / (ms / 1000);
+
+async function received(port: Socket, bytes: number): Promise<void> {
+  let left = bytes;
+  await new Promise<void>((resolve, reject) => {
+    const onData = (chunk: Buffer) => {
+      left -= chunk.byteLength;
+      if (left > 0) return;
+      port.off('data', onData).off('close', reject);
+      resolve();
+    };
+    port.on('data', onData).on('close', reject);
+  });
+}
+
+async function rawOut(guest: BareGuest, mebibytes: number): Promise<number> {
+  const all = received(guest.port, mebibytes * MIB);
+  const started = performance.now();
+  const done = guest.run(`dd if=/dev/zero of=$(echo /dev/vport*p1) bs=64k count=${mebibytes * 16} 2>/dev/null`);
+  await all;
+  const took = performance.now() - started;
+  await done;
+  return rate(mebibytes * MIB, took);
+}
+
+async function rawIn(guest: BareGuest, mebibytes: number): Promise<number> {
+  const started = performance.now();
+  const done = guest.run(`head -c ${mebibytes * MIB} <$(echo /dev/vport*p1) >/dev/null`);
+  for (let sent = 0; sent < mebibytes * MIB; sent += CHUNK.byteLength) {
+    if (!guest.port.write(CHUNK)) await new Promise((resolve) => guest.port.once('drain', resolve));
+  }
+  await done;
+  return rate(mebibytes * MIB, performance.now() - started);
+}
+
+async function drained(stream: AsyncIterable<Uint8Array>, bytes: number): Promise<void> {
+  let left = bytes;
+  for await (const chunk of stream) left -= chunk.byteLength;
+  if (left !== 0) throw new Error(`${bytes - left} bytes came, ${bytes} were expected`);
+}
+
+async function stdoutRate(sandbox: Sandbox, mebibytes: number): Promise<number> {
+  const started = performance.now();
+  await using process = await sandbox.spawn(['dd', 'if=/dev/zero', 'bs=64k', `count=${mebibytes * 16}`, 'status=none']);
+  await drained(process.stdout, mebibytes * MIB);
+  await process.exit;
+  return rate(mebibytes * MIB, performance.now() - started);
+}
+
+async function readRate(sandbox: Sandbox, mebibytes: number): Promise<number> {
+  const started = performance.now();
+  await drained(await sandbox.files.readStream(FILE), mebibytes * MIB);
+  return rate(mebibytes * MIB, performance.now() - started);
+}
+
+async function writeRate(sandbox: Sandbox, mebibytes: number): Promise<number> {
+  async function* content() {
+    for (let sent = 0; sent < mebibytes * MIB; sent += CHUNK.byteLength) yield CHUNK;
+  }
+  const started = performance.now();
+  await sandbox.files.write(FILE, content());
+  return rate(mebibytes * MIB, performance.now() - started);
+}
+
+type Way = {
+  readonly what: string;
+  readonly baselineName: string;
+  readonly raw: (guest: BareGuest, mebibytes: number) => Promise<number>;
+  readonly ours: (sandbox: Sandbox, mebibytes: number) => Promise<number>;
+  /** Before the first sample. */
+  readonly ready?: (sandbox: Sandbox, mebibytes: number) => Promise<unknown>;
+  readonly note: string;
+};
+
+/** Each in a sandbox of its own: what one leaves in the guest's memory is not the next one's. */
+async function stream(bench: Bench, { what, baselineName, raw, ours, ready, note }: Way): Promise<readonly Row[]> {
+  const guest = await bench.guest();
+  await using sandbox = await bench.place.hutch.create();
+  const mebibytes = bench.pick({ quick: 4, usual: 512, long: 512 });
+  await ready?.(sandbox, mebibytes);
+  return [
+    await pair({
+      what: `${what}, ${mebibytes} MiB`,
+      unit: 'MiB/s',
+      baselineName,
+      runs: bench.runs(3, 1),
+      target: `≥ ${TARGET}×`,
+      meets: (ratio) => ratio >= TARGET,
+      baseline: () => raw(guest, mebibytes),
+      candidate: () => ours(sandbox, mebibytes),
+      note,
+    }),
+  ];
+}
+
+const STDOUT: Way = {
+  what: 'stdout',
+  baselineName: 'raw bytes over the same port',
+  raw: rawOut,
+  ours: stdoutRate,
+  note: 'The bytes go from a pipe into frames in the guest, through the daemon, and out in WebSocket messages: each byte is copied once more in the guest and twice in the daemon, and under emulation the guest’s copies count most.',
+};
+const READ: Way = {
+  what: 'read a file',
+  baselineName: 'raw bytes over the same port',
+  raw: rawOut,
+  ours: readRate,
+  ready: writeRate,
+  note: 'A file as large as the guest’s memory: it is read from the emulated disk as well, which the raw bytes are not.',
+};
+const WRITE: Way = {
+  what: 'write a file',
+  baselineName: 'raw bytes into the same port',
+  raw: rawIn,
+  ours: writeRate,
+  note: 'Written beside, synced and renamed: it is on the host’s disk at the end, which the raw bytes are not.',
+};
+
+export const STREAMS: readonly Measurement[] = [
+  { name: 'stdout', about: 'output of a command, 512 MiB', rows: (bench) => stream(bench, STDOUT) },
+  { name: 'read', about: 'reading a file, 512 MiB', rows: (bench) => stream(bench, READ) },
+  { name: 'write', about: 'writing a file, 512 MiB', rows: (bench) => stream(bench, WRITE) },
+];
