@@ -27,6 +27,27 @@ afterEach(async () => {
   await rm(here, { recursive: true, force: true });
 });
 
+test('exec, run, shell and cp begin in the same directory: the sandbox’s own, else the home of the user', async () => {
+  await writeFile(join(here, 'note'), 'here');
+  await world.ok('create', '--name', 'placed', '--workdir', '/srv/made');
+  for (const [sandbox, dir, more] of [
+    ['box', '/root', []],
+    ['box', '/home/user', ['--user', 'user']],
+    ['placed', '/srv/made', []],
+  ] as const) {
+    expect(await world.ok('exec', ...more, sandbox, '--', 'pwd')).toBe(dir);
+    expect((await world.run(['shell', ...more, sandbox], { input: 'pwd\n' })).stdout).toBe(`${dir}\n`);
+    expect((await world.run(['cp', ...more, 'note', `${sandbox}:`], { cwd: here })).code).toBe(0);
+    expect(await world.ok('exec', sandbox, '--', 'cat', `${dir}/note`)).toBe('here');
+    expect((await world.run(['cp', ...more, `${sandbox}:note`, 'back'], { cwd: here })).code).toBe(0);
+  }
+  expect(await world.ok('run', '--rm', '--', 'pwd')).toBe('/root');
+  expect(await world.ok('run', '--rm', '--workdir', '/srv/other', '--', 'pwd')).toBe('/srv/other');
+  const refused = await world.run(['exec', '--workdir', 'absent', 'placed', '--', 'pwd']);
+  expect(refused).toMatchObject({ code: 126, stderr: expect.stringMatching(/working directory \/srv\/made\/absent: /) });
+  await world.ok('rm', '-f', 'placed');
+});
+
 const inside = async (script: string) => await world.ok('exec', 'box', '--', 'sh', '-c', script);
 
 async function makeTree(): Promise<void> {

@@ -11,6 +11,7 @@ use crate::wire::fields::{Fields, bytes_of};
 use crate::wire::value::Value;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::time::Instant;
 
 const NAME_CHARS_MAX: usize = 64;
@@ -142,6 +143,12 @@ impl Agent {
         began
     }
 
+    /// As docker does: a working directory that the image lacks is made. Where it cannot be, the process says so.
+    fn make_working_directory(&self) {
+        let Some(workdir) = self.settings.workdir.as_deref().filter(|path| path.starts_with(b"/")) else { return };
+        let _ = std::fs::create_dir_all(std::ffi::OsStr::from_bytes(workdir));
+    }
+
     fn layer_copy(&self) -> Option<OwnedFd> {
         self.machine.disk.as_ref().and_then(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 3).ok())
     }
@@ -157,6 +164,7 @@ impl Agent {
         self.configuring = false;
         let outcome: Outcome = result.map(|applied| {
             self.settings = settings;
+            self.make_working_directory();
             self.before = applied.before;
             if let Some(layer) = applied.layer {
                 self.machine.adopt(device, layer);

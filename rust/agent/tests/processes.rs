@@ -348,6 +348,42 @@ fn users_have_their_groups_and_the_environment_its_order() {
 }
 
 #[test]
+fn processes_and_files_begin_in_the_same_directory() {
+    let agent = Agent::start();
+    let mut client = agent.accept();
+    let pwd = |client: &mut Client, id: &str, more: &[(&str, Value)]| {
+        let stream = client.open("process.start", with(start(id, &["pwd"]), more));
+        client.reply(stream).map(|_| client.rest(stream).stdout().to_owned())
+    };
+    // Without a directory of the sandbox's: the user's home, and `/` for who has none.
+    let home = std::env::temp_dir().join(format!("hutch-begin-{}", std::process::id()));
+    std::fs::create_dir_all(home.join("sub")).expect("made");
+    let configure = |generation: &str, workdir: &str| {
+        Value::map([
+            ("generation", generation.into()),
+            ("hostname", "box".into()),
+            ("entropy", Value::Bin(vec![7; 64])),
+            ("workdir", workdir.into()),
+        ])
+    };
+    let passwd_home = pwd(&mut client, "home", &[("cwd", "~".into())]).expect("it starts");
+    assert_eq!(pwd(&mut client, "default", &[]).expect("it starts"), passwd_home);
+    if rustix::process::getuid().is_root() {
+        assert_eq!(pwd(&mut client, "nobody", &[("user", "nobody".into())]).expect("it starts"), "/\n");
+    }
+    let made = home.join("not/there/yet");
+    client.call("configure", configure("g1", made.to_str().expect("text"))).expect("configured");
+    assert_eq!(pwd(&mut client, "made", &[]).expect("it starts"), format!("{}\n", made.display()));
+    client.call("configure", configure("g2", home.to_str().expect("text"))).expect("configured");
+    assert_eq!(pwd(&mut client, "relative", &[("cwd", "sub".into())]).expect("it starts"), format!("{}/sub\n", home.display()));
+    let entry = client.call("file.stat", Value::map([("path", "sub".into())])).expect("it is there");
+    assert_eq!(text(&entry, "path"), format!("{}/sub", home.display()));
+    let refused = pwd(&mut client, "absent", &[("cwd", "absent".into())]).expect_err("no such directory");
+    assert!(format!("{refused:?}").contains(&format!("working directory {}/absent: ", home.display())), "{refused:?}");
+    std::fs::remove_dir_all(&home).expect("removed");
+}
+
+#[test]
 fn orphans_are_reaped_and_many_programs_in_a_row_leave_nothing() {
     let agent = Agent::start();
     let mut client = agent.accept();

@@ -9,7 +9,7 @@ const ENVIRONMENT: readonly Flag[] = [
   { name: 'env-file', value: 'FILE', repeats: true, about: 'Variables from a file, one K=V a line' },
 ];
 const PLACE: readonly Flag[] = [
-  { name: 'workdir', short: 'w', value: 'DIR', about: 'Where it runs' },
+  { name: 'workdir', short: 'w', value: 'DIR', about: 'Where it runs; default: the image’s, else the user’s home' },
   { name: 'user', short: 'u', value: 'USER', about: 'As whom: name or uid, with :group or not' },
 ];
 const TERMINAL: readonly Flag[] = [

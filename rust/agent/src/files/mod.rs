@@ -66,10 +66,9 @@ impl Agent {
         Ok(Scene { user, users: Users::default(), credentials, own: self.own_credentials.clone() })
     }
 
-    /// Relative paths and `~` begin at the user's home.
+    /// Relative paths begin where processes start.
     pub fn path_of(&mut self, p: Fields<'_>, name: &str, scene: &Scene) -> Result<Vec<u8>, Fault> {
-        let path = self.expand(p.path(name)?, &scene.user)?;
-        if path.starts_with(b"/") { Ok(path) } else { Ok([scene.user.home.as_bytes(), b"/", &path].concat()) }
+        self.absolute(p.path(name)?, &scene.user)
     }
 
     pub fn file_method(&mut self, ticket: Ticket, method: &str, p: Fields<'_>) -> Result<(), Fault> {

@@ -105,7 +105,7 @@ impl Agent {
         let notes = self.notes.clone();
         self.starting += 1;
         let started = self.pool.run(move || {
-            let result = run(&plan);
+            let result = run(&plan).map_err(|failure| NotStarted { failure, cwd: plan.cwd.clone() });
             drop(plan);
             notes.post(move |agent| agent.process_started(key, result));
         });
@@ -135,7 +135,7 @@ impl Agent {
         };
         let env = self.settings.environment(&user, term, &p.environment("env")?);
         let login = p.bool_or("loginShell", false)?;
-        let cwd = self.working_directory(p.opt_bytes("cwd")?, &user, login)?;
+        let cwd = self.working_directory(p.opt_bytes("cwd")?, &user)?;
         let argv = p.opt_list("argv")?.unwrap_or_default();
         if argv.len() > ARGUMENT_COUNT_MAX {
             return Err(Fault::invalid_argument(format!("argv has more than {ARGUMENT_COUNT_MAX} entries")));
@@ -173,16 +173,36 @@ impl Agent {
         Ok(Some(credentials))
     }
 
-    /// The directory to start in: asked for, or the sandbox's, or home for a login shell, or `/`.
-    pub fn working_directory(&mut self, asked: Option<&[u8]>, user: &User, login: bool) -> Result<Vec<u8>, Fault> {
-        let base = match &self.settings.workdir {
-            Some(workdir) => workdir.clone(),
-            None if login => user.home.as_bytes().to_vec(),
+    /// The directory to start in. What is not absolute begins at the default one.
+    pub fn working_directory(&mut self, asked: Option<&[u8]>, user: &User) -> Result<Vec<u8>, Fault> {
+        match asked.filter(|asked| !asked.is_empty()) {
+            Some(asked) => self.absolute(asked, user),
+            None => self.default_directory(user),
+        }
+    }
+
+    /// Where processes start and relative paths begin: the sandbox's own directory, else the user's home.
+    pub fn default_directory(&mut self, user: &User) -> Result<Vec<u8>, Fault> {
+        let base = match self.settings.workdir.clone() {
+            Some(workdir) => self.expand(&workdir, user)?,
+            // As in sshd: the home of `nobody` is not there, and that is no reason not to run anything.
+            None if std::path::Path::new(&user.home).is_dir() => user.home.as_bytes().to_vec(),
             None => b"/".to_vec(),
         };
-        let Some(asked) = asked.filter(|asked| !asked.is_empty()) else { return self.expand(&base, user) };
-        let path = self.expand(asked, user)?;
-        if path.starts_with(b"/") { Ok(path) } else { Ok([&self.expand(&base, user)?, b"/".as_slice(), &path].concat()) }
+        Ok(if base.starts_with(b"/") { base } else { [b"/", base.as_slice()].concat() })
+    }
+
+    /// A path with `~` expanded, from the default directory on when it is relative.
+    pub fn absolute(&mut self, path: &[u8], user: &User) -> Result<Vec<u8>, Fault> {
+        let path = self.expand(path, user)?;
+        if path.starts_with(b"/") {
+            return Ok(path);
+        }
+        let mut base = self.default_directory(user)?;
+        if !base.ends_with(b"/") {
+            base.push(b'/');
+        }
+        Ok([base, path].concat())
     }
 
     /// `~` and `~user` at the start of a path.
@@ -199,7 +219,7 @@ impl Agent {
     }
 
     /// The thread that started the program has come back.
-    pub fn process_started(&mut self, key: u64, result: Result<i32, SpawnFailure>) {
+    pub fn process_started(&mut self, key: u64, result: Result<i32, NotStarted>) {
         self.starting = self.starting.saturating_sub(1);
         match result {
             Ok(pid) => {
@@ -231,6 +251,12 @@ impl Agent {
     }
 }
 
+/// Why a program did not start, and where it should have.
+pub struct NotStarted {
+    failure: SpawnFailure,
+    cwd: CString,
+}
+
 fn run(plan: &Plan) -> Result<i32, SpawnFailure> {
     let [stdin, stdout, stderr] = &plan.stdio;
     hutch_sys::spawn(&Program {
@@ -248,11 +274,14 @@ fn run(plan: &Plan) -> Result<i32, SpawnFailure> {
     })
 }
 
-fn fault_of(process: &Process, failure: SpawnFailure) -> Fault {
+fn fault_of(process: &Process, NotStarted { failure, cwd }: NotStarted) -> Fault {
     let errno = Errno::from_raw_os_error(failure.errno);
     let name = process.argv.first().map(|name| String::from_utf8_lossy(name).into_owned()).unwrap_or_default();
     let fault = match failure.stage {
-        SpawnStage::Cwd => Fault::invalid_argument(format!("cwd: {}", crate::fault::describe(errno))),
+        SpawnStage::Cwd => {
+            let cwd = String::from_utf8_lossy(cwd.to_bytes());
+            Fault::invalid_argument(format!("working directory {cwd}: {}", crate::fault::describe(errno)))
+        }
         SpawnStage::User => Fault::invalid_argument(format!("user: {}", crate::fault::describe(errno))),
         SpawnStage::Exec if matches!(errno, Errno::NOENT | Errno::NOTDIR) => {
             Fault::not_found(format!("{name}: there is no such program in the sandbox"))
