@@ -39,6 +39,7 @@ const image = await prepareDefaultImage(op, host, paths);
 const kernel = await prepareKernel(op, host, paths);
 const initramfs = await prepareInitramfs(op, host, paths, { kernel, agentPath: resolve(values.agent) });
 const boot: BootFiles = {
+  kind: 'machine',
   imagePath: image.path,
   imageDigest: image.record.digest,
   kernelPath: kernel.vmlinuxPath,

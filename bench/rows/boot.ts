@@ -52,6 +52,7 @@ async function bootMs(bench: Bench, template: BareTemplate): Promise<number> {
     await backend.prepare(op, {
       shape: { cpus, memoryMiB, diskMiB: 1024 },
       boot: {
+        kind: 'machine',
         ...{ imagePath: template.imagePath, imageDigest: digest, kernelPath: boot.kernelPath, kernelDigest: digest },
         ...{ initramfsPath: boot.agentInitramfsPath, initramfsDigest: digest },
       },

@@ -4,6 +4,7 @@
 // agent stream). Every method is safe to call again after a crash at any point of an earlier call.
 import type { Duplex } from 'node:stream';
 import type { SandboxId } from '../domain/ids.ts';
+import type { Image } from '../domain/image.ts';
 import type { BackendName, NetworkMode, Shape } from '../domain/sandbox.ts';
 import type { Operation } from '../host/operation.ts';
 
@@ -28,15 +29,32 @@ export type Capabilities = {
   readonly notes: readonly string[];
 };
 
-/** Files of one image and kernel, all read-only and owned by the store. */
-export type BootFiles = {
-  readonly imagePath: string;
-  readonly imageDigest: string;
+/** The root file system of one image (squashfs), read-only and owned by the store. */
+export type RootFiles = { readonly imagePath: string; readonly imageDigest: string };
+
+/** What a virtual machine boots: the image, and a kernel with an initramfs that holds our agent. */
+export type MachineFiles = RootFiles & {
   readonly kernelPath: string;
   readonly kernelDigest: string;
   readonly initramfsPath: string;
   readonly initramfsDigest: string;
 };
+
+/** What a sandbox is started from. */
+export type BootFiles =
+  | ({ readonly kind: 'machine' } & MachineFiles)
+  /** For runtimes that bring the kernel. */
+  | ({ readonly kind: 'root' } & RootFiles)
+  /** An image that a Docker Engine holds, by its id there; only the backend `docker` runs it. */
+  | { readonly kind: 'engine'; readonly reference: string; readonly imageDigest: string }
+  /** Not known, and not needed: for what is only inspected, ended or removed. */
+  | { readonly kind: 'gone' };
+
+/** What of `BootFiles` a backend starts sandboxes from. */
+export type BootNeed = 'machine' | 'root';
+
+/** An image that a backend fetched by itself; `digest` names it in that backend's own store. */
+export type FetchedImage = Pick<Image, 'digest' | 'architecture' | 'sizeBytes' | 'config' | 'detail'>;
 
 /** All that a backend must know to make or start one sandbox. */
 export type SandboxPlan = {
@@ -59,8 +77,12 @@ export type ProcessEvidence =
   | { readonly alive: true; readonly pid: number; readonly startTicks: number }
   | {
       readonly alive: false;
-      /** `exit.json`: seen by the shim. `pid-gone`: no such process with that start time. `boot-id`: another boot. `never-started`. */
-      readonly proof: 'exit.json' | 'pid-gone' | 'boot-id' | 'never-started';
+      /**
+       * `exit.json`: seen by the shim. `pid-gone`: no such process with that start time. `boot-id`: another boot.
+       * `engine`: the container engine says so. `removed`: somebody else removed it, disk and all: the sandbox is lost.
+       * `never-started`.
+       */
+      readonly proof: 'exit.json' | 'pid-gone' | 'boot-id' | 'engine' | 'removed' | 'never-started';
       readonly exitCode: number | null;
       readonly signal: string | null;
       readonly oomKilled: boolean;
@@ -70,7 +92,7 @@ export type ProcessEvidence =
 
 export type HostUse = { readonly pssBytes: number; readonly cpuUs: number; readonly diskAllocatedBytes: number };
 
-/** What the guest needs for its network; given to the agent's `configure`. Null when there is none. */
+/** What the guest needs for its network; given to the agent's `configure`. Null when there is none, or when the runtime sets it up. */
 export type GuestNetwork = {
   readonly mac: string;
   /** With prefix length. */
@@ -91,13 +113,20 @@ export type Started = {
 
 export type Backend = {
   readonly name: BackendName;
+  readonly needs: BootNeed;
 
   /** Never throws for a machine that cannot: says so. Cached per boot by the caller. */
   probe(
     op: Operation,
   ): Promise<{ readonly ok: true; readonly can: Capabilities } | { readonly ok: false; readonly why: string; readonly hint: string }>;
 
-  /** What must exist before a sandbox of this shape starts quickly: the template. Idempotent, with progress. */
+  /**
+   * An image that this backend fetches by itself, such as `docker://alpine:3`; with progress. Absent where it has
+   * no store of its own. @throws HutchError `not_found`, `permission_denied` when the registry wants a login.
+   */
+  fetchImage?(op: Operation, reference: string): Promise<FetchedImage>;
+
+  /** What must exist before a sandbox of this shape starts quickly: a template, an unpacked image. Idempotent, with progress. */
   prepare(op: Operation, plan: Pick<SandboxPlan, 'shape' | 'boot'>): Promise<void>;
 
   /** Makes the private disk. On failure nothing is left. */
@@ -138,3 +167,19 @@ export type Backend = {
   /** Everything on this host that looks like this backend's and belongs to none of `known`. */
   leaks(op: Operation, known: ReadonlySet<SandboxId>): Promise<readonly { readonly kind: string; readonly what: string }[]>;
 };
+
+/** @throws HutchError `failed_precondition` for an image that no virtual machine can boot. */
+export function machineFiles(op: Operation, boot: BootFiles): MachineFiles {
+  if (boot.kind === 'machine') return boot;
+  throw op.error('failed_precondition', bootRefusal(boot, 'virtual machines do not run images of a Docker Engine'));
+}
+
+/** @throws HutchError `failed_precondition` for an image whose root file system is not ours to read. */
+export function rootFiles(op: Operation, boot: BootFiles): RootFiles {
+  if (boot.kind === 'machine' || boot.kind === 'root') return boot;
+  throw op.error('failed_precondition', bootRefusal(boot, 'images of a Docker Engine run in the backend docker only'));
+}
+
+function bootRefusal(boot: BootFiles, why: string): string {
+  return boot.kind === 'engine' ? `${boot.reference}: ${why}` : 'what the sandbox was made from is gone';
+}

@@ -1,12 +1,15 @@
 // What sandboxes boot from, out of src/images: the default image, the guest's kernel and the initramfs
 // with our agent. Made once on this machine, with progress; remembered as long as this daemon runs.
+import type { Backend, BootNeed } from '../backends/backend.ts';
+import type { Image } from '../domain/image.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { DEFAULT_IMAGE, prepareDefaultImage } from '../images/default-image.ts';
+import { idOfDigest } from '../images/digest.ts';
 import { openImage, type PreparedImage } from '../images/image.ts';
 import { prepareInitramfs } from '../images/initramfs.ts';
 import { findKernel, openKernel, type PreparedKernel, prepareKernel } from '../images/kernel.ts';
-import { type ImagePaths, imagePaths, MADE, removeLeftovers } from '../images/layout.ts';
+import { imagePaths, MADE, removeLeftovers } from '../images/layout.ts';
 import type { Boot, BootSource } from '../services/deps.ts';
 import type { Store } from '../store/contract.ts';
 
@@ -14,14 +17,18 @@ export type BootsOptions = { readonly host: Host; readonly store: Store; readonl
 
 export function bootSource({ host, store, dataDir, agentPath }: BootsOptions): BootSource {
   const paths = imagePaths(dataDir);
+  /** By what is needed and image: what was put together before. */
   const known = new Map<string, Boot>();
+  /** The default image, by what is needed. */
+  const defaults = new Map<BootNeed, Boot>();
 
-  async function remember(op: Operation, image: PreparedImage, kernel: PreparedKernel): Promise<Boot> {
+  async function machine(op: Operation, image: PreparedImage, kernel: PreparedKernel): Promise<Boot> {
     const initramfs = await prepareInitramfs(op, host, paths, { kernel, agentPath });
     const boot = {
       image: image.record,
       kernelId: kernel.record.id,
       files: {
+        kind: 'machine',
         imagePath: image.path,
         imageDigest: image.record.digest,
         kernelPath: kernel.vmlinuxPath,
@@ -29,34 +36,47 @@ export function bootSource({ host, store, dataDir, agentPath }: BootsOptions): B
         initramfsPath: initramfs.path,
         initramfsDigest: initramfs.digest,
       },
-    };
-    known.set(image.record.id, boot);
+    } as const;
+    known.set(`machine ${image.record.id}`, boot);
+    return boot;
+  }
+
+  function root(image: PreparedImage): Boot {
+    const boot = {
+      image: image.record,
+      kernelId: null,
+      files: { kind: 'root', imagePath: image.path, imageDigest: image.record.digest },
+    } as const;
+    known.set(`root ${image.record.id}`, boot);
     return boot;
   }
 
   /** One at a time: two first sandboxes need one image. */
   let making: Promise<Boot> | null = null;
 
-  async function make(op: Operation): Promise<Boot> {
-    const [image, kernel] = await both(prepareDefaultImage(op, host, paths), prepareKernel(op, host, paths));
-    await removeLeftovers(op, host, paths, new Set(MADE));
+  async function make(op: Operation, needs: BootNeed): Promise<Boot> {
+    const wantsKernel = needs === 'machine';
+    const [image, kernel] = await both(prepareDefaultImage(op, host, paths), wantsKernel ? prepareKernel(op, host, paths) : null);
+    await removeLeftovers(op, host, paths, new Set(wantsKernel ? MADE : (['image'] as const)));
     await store.commit(op, [
       { change: 'putImage', image: image.record },
-      { change: 'putKernel', kernel: kernel.record },
+      ...(kernel === null ? [] : [{ change: 'putKernel', kernel: kernel.record } as const]),
     ]);
-    const boot = await remember(op, image, kernel);
-    known.set(DEFAULT_IMAGE, boot);
+    const boot = kernel === null ? root(image) : await machine(op, image, kernel);
+    defaults.set(needs, boot);
     return boot;
   }
 
   return {
-    async prepare(op, name) {
-      const remembered = known.get(name);
+    async prepare(op, name, backend) {
+      const { needs } = backend;
+      if (name.includes('://')) return await fetched(op, name, backend);
+      const remembered = name === DEFAULT_IMAGE ? defaults.get(needs) : known.get(`${needs} ${name}`);
       if (remembered !== undefined && (await isThere(op, host, remembered))) return remembered;
       if (name === DEFAULT_IMAGE) {
         // Whoever comes second waits for the first, and tries itself when the first was cancelled.
         while (making !== null) await making.catch(() => {});
-        making = make(op).finally(() => {
+        making = make(op, needs).finally(() => {
           making = null;
         });
         return await making;
@@ -64,38 +84,70 @@ export function bootSource({ host, store, dataDir, agentPath }: BootsOptions): B
       const image = (await store.query('images', {})).find((candidate) => candidate.id === name || candidate.digest === name);
       if (image === undefined)
         throw op.error('not_found', `there is no image '${name.slice(0, 128)}'`, { hint: `the one that there is: ${DEFAULT_IMAGE}` });
-      return await open(op, paths, image.digest, null);
+      return await open(op, image, null, needs);
     },
 
-    async of(op, { imageId, kernelId }) {
-      const remembered = known.get(imageId);
+    async of(op, { imageId, kernelId }, needs) {
+      const remembered = known.get(`${needs} ${imageId}`);
       if (remembered !== undefined && remembered.kernelId === kernelId) return remembered;
       const image = await store.query('image', { id: imageId });
       if (image === null) throw op.error('failed_precondition', `image ${imageId} is gone`);
       const kernel = kernelId === null ? null : await store.query('kernel', { id: kernelId });
-      return await open(op, paths, image.digest, kernel?.digest ?? null);
+      return await open(op, image, kernel?.digest ?? null, needs);
     },
   };
 
-  async function open(op: Operation, where: ImagePaths, imageDigest: string, kernelDigest: string | null): Promise<Boot> {
-    const image = await openImage(op, host, where, imageDigest);
+  /** An image that lies in a backend's own store; here it is only on record. */
+  async function fetched(op: Operation, reference: string, backend: Pick<Backend, 'name' | 'fetchImage'>): Promise<Boot> {
+    const shown = reference.slice(0, 256);
+    if (backend.fetchImage === undefined) {
+      throw op.error('failed_precondition', `the backend ${backend.name} cannot run ${shown}: it has no images of its own`, {
+        hint: `images from a registry run with: --backend docker --image ${shown}`,
+      });
+    }
+    const image = await backend.fetchImage(op, reference);
+    const record = {
+      ...image,
+      id: idOfDigest('img', image.digest),
+      name: null,
+      createdAtMs: host.nowMs(),
+      detail: { ...image.detail, [ENGINE_REFERENCE]: reference },
+    };
+    const [stored] = await store.commit(op, [{ change: 'putImage', image: record }]);
+    return engineBoot(stored, reference);
+  }
+
+  async function open(op: Operation, record: Image, kernelDigest: string | null, needs: BootNeed): Promise<Boot> {
+    const reference = record.detail[ENGINE_REFERENCE];
+    if (typeof reference === 'string') return engineBoot(record, reference);
+    const image = await openImage(op, host, paths, record.digest);
     if (image === null)
-      throw op.error('failed_precondition', `image ${imageDigest} is not there any more`, { hint: `look into ${where.images}` });
+      throw op.error('failed_precondition', `image ${record.digest} is not there any more`, { hint: `look into ${paths.images}` });
+    if (needs === 'root') return root(image);
     // A disk does not depend on the kernel: where the old one is gone, the current one does.
-    const own = kernelDigest === null ? null : await openKernel(op, host, where, kernelDigest);
-    const kernel = own ?? (await findKernel(op, host, where));
+    const own = kernelDigest === null ? null : await openKernel(op, host, paths, kernelDigest);
+    const kernel = own ?? (await findKernel(op, host, paths));
     if (kernel === null) throw op.error('failed_precondition', 'there is no guest kernel', { hint: 'make a sandbox; that makes one' });
-    return await remember(op, image, kernel);
+    return await machine(op, image, kernel);
   }
 }
 
+/** Where the record of an image says which one of an engine's it is. */
+const ENGINE_REFERENCE = 'engineReference';
+
+function engineBoot(image: Image, reference: string): Boot {
+  return { image, kernelId: null, files: { kind: 'engine', reference, imageDigest: image.digest } };
+}
+
 /** At the same time; when one fails the other is still waited for, so that nothing goes on unseen. */
-async function both<A, B>(a: Promise<A>, b: Promise<B>): Promise<[A, B]> {
+async function both<A, B>(a: Promise<A>, b: Promise<B> | null): Promise<[A, B | null]> {
   await Promise.allSettled([a, b]);
   return [await a, await b];
 }
 
 /** Somebody may have removed it to have it made anew. */
-async function isThere(op: Operation, host: Host, boot: Boot): Promise<boolean> {
-  return (await host.stat(op, boot.files.imagePath)) !== null && (await host.stat(op, boot.files.kernelPath)) !== null;
+async function isThere(op: Operation, host: Host, { files }: Boot): Promise<boolean> {
+  const paths = files.kind === 'machine' ? [files.imagePath, files.kernelPath] : files.kind === 'root' ? [files.imagePath] : [];
+  for (const path of paths) if ((await host.stat(op, path)) === null) return false;
+  return true;
 }

@@ -31,7 +31,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     const { settings, host } = deps;
     if (input.name !== undefined) checkName(call, input.name);
     const backend = await templates.backend(op, input.backend);
-    const boot = await deps.boots.prepare(op, input.image ?? settings.image);
+    const boot = await deps.boots.prepare(op, input.image ?? settings.image, backend);
     core.presenter.forgetImageNames();
     const shape = {
       cpus: input.cpus ?? settings.cpus,

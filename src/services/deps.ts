@@ -1,5 +1,5 @@
 // What the composition root gives to the services. Nothing here is constructed by them.
-import type { Backend, BootFiles } from '../backends/backend.ts';
+import type { Backend, BootFiles, BootNeed } from '../backends/backend.ts';
 import type { ImageId, KernelId, SandboxId } from '../domain/ids.ts';
 import type { Image } from '../domain/image.ts';
 import type { BackendName, NetworkMode } from '../domain/sandbox.ts';
@@ -11,10 +11,13 @@ import type { Store } from '../store/contract.ts';
 export type Boot = { readonly image: Image; readonly kernelId: KernelId | null; readonly files: BootFiles };
 
 export type BootSource = {
-  /** By name or id; made or fetched on first use, with progress. @throws HutchError `not_found`. */
-  prepare(op: Operation, image: string): Promise<Boot>;
+  /**
+   * By name or id, or as `docker://REF` where the backend fetches that by itself; made or fetched on first use, with
+   * progress. @throws HutchError `not_found`, `failed_precondition` when this backend cannot run it.
+   */
+  prepare(op: Operation, image: string, backend: Pick<Backend, 'name' | 'needs' | 'fetchImage'>): Promise<Boot>;
   /** Of a sandbox that exists: never makes anything. @throws HutchError `failed_precondition` when it is gone. */
-  of(op: Operation, spec: { readonly imageId: ImageId; readonly kernelId: KernelId | null }): Promise<Boot>;
+  of(op: Operation, spec: { readonly imageId: ImageId; readonly kernelId: KernelId | null }, needs: BootNeed): Promise<Boot>;
 };
 
 /** What of the configuration the services act on. */

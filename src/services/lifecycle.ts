@@ -5,7 +5,7 @@ import { type BringUp, bringUp, putDown, startMain } from './bring-up.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import { followMain } from './create.ts';
-import { placesOf } from './deps.ts';
+import { backendOf, placesOf } from './deps.ts';
 import type { Handlers } from './handlers.ts';
 import { waitFor } from './operations.ts';
 import type { SandboxView } from './present.ts';
@@ -50,7 +50,7 @@ export function lifecycleVerbs(core: Core, supervisor: Supervisor): Pick<Handler
     const current = sandbox.openComputeSinceMs === null ? sandbox : await proveDead(call, sandbox);
     const { host } = deps;
     core.runs.checkRoom(op);
-    const boot = await deps.boots.of(op, current.spec);
+    const boot = await deps.boots.of(op, current.spec, backendOf(deps, op, current.spec.backend).needs);
     const secrets = await readSecrets(op, host, placesOf(deps.places, current.id).secretsPath, current.spec.secretNames);
     const [intent] = await call.commit(
       [{ change: 'addIntent', kind: 'start', projectId: current.projectId, sandboxId: current.id, atMs: host.nowMs() }],

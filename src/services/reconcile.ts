@@ -9,7 +9,7 @@ import type { Operation } from '../host/operation.ts';
 import { PAGE_ROWS_MAX } from '../store/contract.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
-import { placesOf } from './deps.ts';
+import { backendOf, placesOf } from './deps.ts';
 import { releaseRun, runOf } from './release.ts';
 import { causeOf, ownCaller, type Supervisor } from './supervisor.ts';
 import { recordEnd, removeSandbox } from './take-down.ts';
@@ -126,7 +126,7 @@ async function recover(core: Core, call: Call, sandbox: Sandbox): Promise<Sandbo
 
 async function bootOf(core: Core, op: Operation, sandbox: Sandbox) {
   try {
-    return await core.deps.boots.of(op, sandbox.spec);
+    return await core.deps.boots.of(op, sandbox.spec, backendOf(core.deps, op, sandbox.spec.backend).needs);
   } catch (error) {
     // A sandbox that runs does not need it; one that is ended does not either.
     if (error instanceof HutchError && (error.code === 'not_found' || error.code === 'failed_precondition')) return null;
@@ -168,7 +168,7 @@ async function removeStray(core: Core, op: Operation, id: SandboxId, intent: Int
       id,
       shape: { cpus: 1, memoryMiB: 0, diskMiB: 0 },
       network: 'none',
-      boot: { imagePath: '', imageDigest: '', kernelPath: '', kernelDigest: '', initramfsPath: '', initramfsDigest: '' },
+      boot: { kind: 'gone' },
       dataDir: mine.vmDir,
       runDir: mine.runDir,
       logDir: mine.logDir,

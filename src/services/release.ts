@@ -1,26 +1,15 @@
 // The run of a sandbox that may not be running: for ending it, and for removing what it has.
-import type { BootFiles } from '../backends/backend.ts';
 import type { Sandbox } from '../domain/sandbox.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Core } from './core.ts';
 import type { Run } from './run.ts';
-
-/** For releasing, what it booted from does not matter; it may be gone. */
-const NO_BOOT: BootFiles = {
-  imagePath: '',
-  imageDigest: '',
-  kernelPath: '',
-  kernelDigest: '',
-  initramfsPath: '',
-  initramfsDigest: '',
-};
 
 /** The one that is known, else one that can only be inspected, ended and removed. */
 export async function runOf(core: Core, op: Operation, sandbox: Sandbox): Promise<Run> {
   const known = core.runs.get(sandbox.id);
   if (known !== null) return known;
   const uid = core.deps.settings.uidPerSandbox ? await core.deps.store.query('uid', { sandboxId: sandbox.id }) : null;
-  return core.runs.open(op, sandbox, NO_BOOT, uid);
+  return core.runs.open(op, sandbox, { kind: 'gone' }, uid);
 }
 
 const RELEASE_MS = 30_000;

@@ -150,10 +150,14 @@ export async function recordEnd(
     },
   ]);
   core.sandboxes.changed(after);
+  if (dead.proof === 'removed') {
+    await doubt(core, call, after, 'somebody else removed what it ran in, with everything on its disk; all that is left is to delete it');
+    return await core.sandboxes.get(call.op, sandbox.id);
+  }
   return after;
 }
 
-/** Something is wrong and nothing is proven: the sandbox is in error, and goes on being billed. */
+/** Something is wrong: the sandbox is in error, and goes on being billed unless its end was proven before. */
 export async function doubt(core: Core, call: Call, sandbox: Sandbox, cause: string): Promise<void> {
   const event = { type: 'failed', atMs: core.deps.host.nowMs(), opId: call.op.id, cause } as const;
   try {
@@ -176,8 +180,8 @@ async function release(core: Core, op: Operation, run: Run): Promise<void> {
 }
 
 export function describeDeath({ proof, exitCode, signal }: Dead): string {
-  if (proof !== 'exit.json') return proof;
-  return `exit.json: ${signal === null ? `exit code ${exitCode ?? 'unknown'}` : `signal ${signal}`}`;
+  if (proof !== 'exit.json' && proof !== 'engine') return proof;
+  return `${proof}: ${signal === null ? `exit code ${exitCode ?? 'unknown'}` : `signal ${signal}`}`;
 }
 
 /**

@@ -6,7 +6,7 @@ import type { Operation } from '../host/operation.ts';
 import { type Boot, backendOf, type Deps } from './deps.ts';
 
 export type Templates = {
-  /** The one that is asked for, else the first that works here. @throws HutchError `failed_precondition`. */
+  /** The one that is asked for, else the best that works here and is a boundary. @throws HutchError `failed_precondition`. */
   backend(op: Operation, asked: BackendName | undefined): Promise<Backend>;
   /**
    * The network that is asked for, if it works here; the configured one where it does, else none: a
@@ -43,11 +43,17 @@ export function newTemplates(deps: Deps): Templates {
       const [only] = backends;
       if (only !== undefined && backends.length === 1) return only; // its own error says more than a probe
       const reasons: string[] = [];
+      /** Works, but slowly: taken when nothing better does. */
+      let slow: Backend | null = null;
       for (const backend of backends) {
         const probe = await probed(op, backend);
-        if (probe.ok) return backend;
-        reasons.push(`${backend.name}: ${probe.why}`);
+        if (!probe.ok) reasons.push(`${backend.name}: ${probe.why}`);
+        // What is no boundary runs only what it is asked to run.
+        else if (!probe.can.securityBoundary) reasons.push(`${backend.name}: only when asked for, as it is no security boundary`);
+        else if (probe.can.acceleration !== 'tcg') return backend;
+        else slow ??= backend;
       }
+      if (slow !== null) return slow;
       throw op.error('failed_precondition', `no backend works on this machine (${reasons.join('; ')})`, { hint: 'see: hutch doctor' });
     },
 
@@ -66,8 +72,7 @@ export function newTemplates(deps: Deps): Templates {
     },
 
     async ready(op, backend, shape, boot) {
-      const { imageDigest, kernelDigest, initramfsDigest } = boot.files;
-      const key = [backend.name, shape.cpus, shape.memoryMiB, imageDigest, kernelDigest, initramfsDigest].join(' ');
+      const key = JSON.stringify([backend.name, shape.cpus, shape.memoryMiB, boot.files]);
       if (made.has(key)) return;
       await backend.prepare(op, { shape, boot: boot.files });
       if (made.size >= REMEMBERED_MAX) made.clear();

@@ -4,7 +4,7 @@ import { randomBytes } from 'node:crypto';
 import { chmod, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, join, resolve } from 'node:path';
-import type { Backend, BootFiles, SandboxPlan, Started } from '../../src/backends/backend.ts';
+import type { Backend, MachineFiles, SandboxPlan, Started } from '../../src/backends/backend.ts';
 import { newQemuBackend } from '../../src/backends/qemu/backend.ts';
 import { findCgroups } from '../../src/backends/qemu/cgroup.ts';
 import type { QemuConfig } from '../../src/backends/qemu/config.ts';
@@ -32,12 +32,15 @@ export const SHAPE: Shape = { cpus: 1, memoryMiB: 512, diskMiB: 8192 };
 /** The first user of a range that is ours alone, beyond that of any daemon on this machine, whose rules would apply too; null where we are not root. */
 export const firstUid = process.getuid?.() === 0 ? 970_000 : null;
 
-export async function realBootFiles(op: Operation, host: Host): Promise<BootFiles> {
+export type MachineBoot = { readonly kind: 'machine' } & MachineFiles;
+
+export async function realBootFiles(op: Operation, host: Host): Promise<MachineBoot> {
   const paths = imagePaths(join(ROOT, '.tools', 'data'));
   const image = await prepareDefaultImage(op, host, paths);
   const kernel = await prepareKernel(op, host, paths);
   const initramfs = await prepareInitramfs(op, host, paths, { kernel, agentPath: join(PREBUILT, 'hutch-agent') });
   return {
+    kind: 'machine',
     imagePath: image.path,
     imageDigest: image.record.digest,
     kernelPath: kernel.vmlinuxPath,
@@ -51,7 +54,7 @@ export type UnderTest = AsyncDisposable & {
   readonly backend: Backend;
   readonly host: Host;
   readonly home: string;
-  readonly boot: BootFiles;
+  readonly boot: MachineBoot;
   readonly config: QemuConfig;
   plan(options?: { readonly network?: NetworkMode; readonly shape?: Shape }): SandboxPlan;
 };

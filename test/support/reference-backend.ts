@@ -75,6 +75,7 @@ export function newReferenceBackend({ host, before = () => {} }: ReferenceOption
 
   const backend: Backend = {
     name: 'qemu',
+    needs: 'root',
     async probe() {
       return {
         ok: true,
@@ -92,9 +93,9 @@ export function newReferenceBackend({ host, before = () => {} }: ReferenceOption
         },
       };
     },
-    async prepare(op, plan) {
+    async prepare(op) {
       await before('prepare', { id: 'sbx00000000000000000' as SandboxPlan['id'] }, op);
-      op.progress({ step: 'preparing the template', detail: plan.boot.imageDigest });
+      op.progress({ step: 'preparing the template', detail: FILES.imageDigest });
     },
     async create(op, plan) {
       await before('create', plan, op);
@@ -215,14 +216,11 @@ async function makeRoot(root: string): Promise<void> {
   await fs.chown(join(root, 'home/user'), 1000, 1000);
 }
 
-const FILES: BootFiles = {
+const FILES = {
+  kind: 'root',
   imagePath: '/nowhere/image',
   imageDigest: `sha256:${'1'.repeat(64)}`,
-  kernelPath: '/nowhere/kernel',
-  kernelDigest: `sha256:${'2'.repeat(64)}`,
-  initramfsPath: '/nowhere/initramfs',
-  initramfsDigest: `sha256:${'3'.repeat(64)}`,
-};
+} as const satisfies BootFiles;
 
 /** One image, `debian`, which needs no making; anything else is not found. */
 export function referenceBoots(store: Store, host: Host): BootSource {

@@ -5,7 +5,7 @@ import { HutchError } from '../../domain/errors.ts';
 import type { SandboxId } from '../../domain/ids.ts';
 import type { Operation } from '../../host/operation.ts';
 import { shimRef } from '../../host/shim.ts';
-import type { Backend, SandboxPlan } from '../backend.ts';
+import { type Backend, machineFiles, type SandboxPlan } from '../backend.ts';
 import { type Accelerated, findAcceleration, giveUpKvm } from './acceleration.ts';
 import { buildTemplate } from './build.ts';
 import { removeCgroups } from './cgroup.ts';
@@ -49,7 +49,7 @@ export function newQemuBackend(config: QemuConfig): Backend {
     const [emulator, cpu] = await Promise.all([finder.find(op), readHostCpu(op, host)]);
     const { acceleration } = await accelerated(op, emulator);
     const diskBytes = (config.templateDiskMiB ?? TEMPLATE_DISK_MIB) * 1024 * 1024;
-    const recipe = templateRecipe(plan.shape, plan.boot, emulator.version, acceleration, cpu, diskBytes);
+    const recipe = templateRecipe(plan.shape, machineFiles(op, plan.boot), emulator.version, acceleration, cpu, diskBytes);
     try {
       return { emulator, machine: recipe.machine, template: await shelf.take(op, recipe) };
     } catch (error) {
@@ -63,6 +63,7 @@ export function newQemuBackend(config: QemuConfig): Backend {
 
   return {
     name: 'qemu',
+    needs: 'machine',
     probe: (op) => probeMachine(op, config, finder, accelerated),
     async prepare(op, plan) {
       await take(op, plan);

@@ -3,7 +3,7 @@
 import { join } from 'node:path';
 import type { Operation } from '../../host/operation.ts';
 import type { Link } from '../../network/network.ts';
-import type { SandboxPlan, Started } from '../backend.ts';
+import { machineFiles, type SandboxPlan, type Started } from '../backend.ts';
 import { kvmOwner } from './acceleration.ts';
 import { joinCgroups, makeCgroups, removeCgroups } from './cgroup.ts';
 import { type Owner, type QemuConfig, QMP_READY_MS, RELEASE_MS } from './config.ts';
@@ -54,10 +54,10 @@ export async function startSandbox(
   releasing((late) => killVmm(late, host, plan.runDir, 'now'));
   const files = {
     memoryPath: template.memoryPath,
-    imagePath: plan.boot.imagePath,
+    imagePath: machineFiles(op, plan.boot).imagePath,
     disks: disks.drives,
   };
-  const evidence = await startVmm(op, host, config.shimPath, {
+  const { evidence, rulesGeneration } = await startVmm(op, host, config.shimPath, {
     runDir: plan.runDir,
     cwd: socketDir(plan),
     logPath: vmmLogPath(plan),
@@ -72,7 +72,7 @@ export async function startSandbox(
   const resumed = resumeFromTemplate(op, config, plan, template, disks, diskBytes, (stage) => stages.done(stage));
   // The link is down until the agent is configured, so the rules have until then.
   await allOf([
-    config.network.admit(op, networkPlan(plan)),
+    config.network.admit(op, networkPlan(plan), rulesGeneration),
     makeCgroups(op, config, plan).then(() => joinCgroups(op, config, plan, evidence.pid)),
     resumed.catch(async (error: unknown) => Promise.reject(await explained(op, config, plan, error))),
   ]);

@@ -2,7 +2,7 @@
 // the key, so that a template is either right for a start or not found.
 import { createHash } from 'node:crypto';
 import type { Shape } from '../../domain/sandbox.ts';
-import type { BootFiles } from '../backend.ts';
+import type { MachineFiles } from '../backend.ts';
 import { MEMORY_STEP_MIB } from './config.ts';
 import { kernelCommandLine, type MachineShape, machineArgs } from './machine.ts';
 
@@ -17,7 +17,7 @@ export type TemplateRecipe = {
   readonly commandLine: string;
   /** Of the disk that is mounted in it. */
   readonly diskBytes: number;
-  readonly boot: BootFiles;
+  readonly boot: MachineFiles;
 };
 
 /** The processor as its owner would name it: a state saved on another one may not run here. */
@@ -25,7 +25,7 @@ export type HostCpu = { readonly identity: string; readonly tscKhz: number | nul
 
 export function templateRecipe(
   shape: Pick<Shape, 'cpus' | 'memoryMiB'>,
-  boot: BootFiles,
+  boot: MachineFiles,
   emulatorVersion: string,
   acceleration: MachineShape['acceleration'],
   cpu: HostCpu,
