@@ -54,6 +54,9 @@ export type SparsePiece = { readonly offset: number; readonly bytes: Uint8Array 
 /** Disposing it stops listening; `content` then fails if nothing had come. */
 export type Receiver = AsyncDisposable & { readonly content: Promise<Uint8Array> };
 
+/** Peers that come to us. `accept` waits for the next one; of those that come while nobody asks, one may wait. */
+export type UnixListener = AsyncDisposable & { accept(op: Operation): Promise<Duplex> };
+
 export type FileSystemInfo = { readonly totalBytes: number; readonly freeBytes: number; readonly type: string };
 
 export type Host = {
@@ -124,6 +127,8 @@ export type Host = {
   connectUnix(op: Operation, path: string): Promise<Duplex>;
   /** Listens for one peer and gathers what it sends until it hangs up; more than `bytesMax` fails. */
   receiveUnix(op: Operation, path: string, bytesMax: number): Promise<Receiver>;
+  /** Listens at `path`, in place of whatever is there, until disposed; the socket has that mode. */
+  listenUnix(op: Operation, path: string, mode: number): Promise<UnixListener>;
 
   // Clock, randomness, identity
   nowMs(): number;

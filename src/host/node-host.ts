@@ -4,6 +4,7 @@ import { clock } from './clock.ts';
 import { cloneFile } from './copy.ts';
 import * as files from './files.ts';
 import type { Host } from './host.ts';
+import { listenUnix } from './listen.ts';
 import { lockFile } from './lock.ts';
 import { isAlive, kill, processRef, processUse, which } from './proc.ts';
 import { receiveUnix } from './receive.ts';
@@ -56,6 +57,7 @@ export function nodeHost(options: NodeHostOptions = {}): Host {
 
     connectUnix,
     receiveUnix,
+    listenUnix,
 
     ...clock(),
     uid: process.getuid?.() ?? 0,

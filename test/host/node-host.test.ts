@@ -333,6 +333,37 @@ test('one peer is listened to until it hangs up, and the socket is gone afterwar
   expect(await host.list(op, dir)).toEqual([]);
 });
 
+test('peers arrive one after the other: one may wait, and the next is turned away', async () => {
+  const op = testOperation();
+  const path = join(dir, 'l');
+  {
+    await using listener = await host.listenUnix(op, path, 0o640);
+    expect((await fs.stat(path)).mode & 0o777).toBe(0o640);
+    const asked = listener.accept(op);
+    const first = await host.connectUnix(op, path);
+    first.write('first');
+    expect(text((await once(await asked, 'data'))[0])).toBe('first');
+    const second = await host.connectUnix(op, path);
+    second.write('second');
+    const third = await host.connectUnix(op, path);
+    await once(third.resume(), 'close');
+    const waited = await listener.accept(op);
+    expect(text((await once(waited, 'data'))[0])).toBe('second');
+    const abort = new AbortController();
+    const hurried = listener.accept(testOperation({ signal: abort.signal }));
+    abort.abort();
+    await expect(hurried).rejects.toMatchObject({ code: 'cancelled' });
+    for (const peer of [first, second, waited]) peer.destroy();
+  }
+  expect(await host.list(op, dir)).toEqual([]);
+  // A socket file that a crash left is no hindrance.
+  await using _left = await host.listenUnix(op, path, 0o600);
+  await using again = await host.listenUnix(op, path, 0o600);
+  const peer = await host.connectUnix(op, path);
+  (await again.accept(op)).destroy();
+  peer.destroy();
+});
+
 test('every call of an aborted operation is refused with the reason of its signal', async () => {
   const abort = new AbortController();
   const op = testOperation({ signal: abort.signal });
@@ -367,6 +398,7 @@ test('every call of an aborted operation is refused with the reason of its signa
     host.connectUnix(op, path),
     host.writeSparse(op, path, 1, []),
     host.receiveUnix(op, path, 1),
+    host.listenUnix(op, path, 0o600),
   ];
   const outcomes = await Promise.allSettled(calls);
   expect(outcomes.map((outcome) => (outcome.status === 'rejected' ? outcome.reason.code : 'done'))).toEqual(calls.map(() => 'cancelled'));
