@@ -164,6 +164,9 @@ export type Backend = {
 
   stats(op: Operation, plan: SandboxPlan): Promise<HostUse>;
 
+  /** The daemon ends, and no sandbox of this backend runs: takes away what they shared on this host. */
+  end?(op: Operation): Promise<void>;
+
   /** Everything on this host that looks like this backend's and belongs to none of `known`. */
   leaks(op: Operation, known: ReadonlySet<SandboxId>): Promise<readonly { readonly kind: string; readonly what: string }[]>;
 };

@@ -62,7 +62,8 @@ const exitRecord = z.object({
   systemUs: z.int().optional(),
 });
 
-const startReply = z.union([shimRecord, z.object({ error: z.string() })]);
+/** `rulesGeneration`: of this host's nftables rules, when it was asked for and the kernel told. */
+const startReply = z.union([shimRecord.extend({ rulesGeneration: z.int().nonnegative().optional() }), z.object({ error: z.string() })]);
 
 export type ShimAlive = { readonly alive: true; readonly pid: number; readonly startTicks: number };
 export type ShimDead = {
@@ -97,9 +98,15 @@ export type ShimStart = {
   readonly consolePath?: string;
   /** `shared`: the program and the first of `also` have a socket pair, each one end as its fd 3. */
   readonly pair?: 'shared';
+  /** `asked`: the start tells the generation of this host's nftables rules. */
+  readonly rules?: 'asked';
 };
 
-export type ShimStarted = { readonly shim: ProcessRef; readonly child: ProcessRef };
+export type ShimRefs = { readonly shim: ProcessRef; readonly child: ProcessRef };
+export type ShimStarted = ShimRefs & {
+  /** Counted up by the kernel at each change of the rules; null when it was not asked for, or cannot be told. */
+  readonly rulesGeneration: number | null;
+};
 
 /**
  * Starts the program; returns once it has been executed. On failure nothing of it is left but
@@ -126,7 +133,7 @@ export async function startShim(op: Operation, host: Host, shimPath: string, sta
   }
   if ('error' in reply.data) throw op.error('unavailable', `cannot start the sandbox's process: ${reply.data.error}`);
   undo.move();
-  return refsOf(reply.data);
+  return { ...refsOf(reply.data), rulesGeneration: reply.data.rulesGeneration ?? null };
 }
 
 /** What an earlier process proved is for its time: once a ticket is out, only the new one may be found. */
@@ -138,13 +145,14 @@ async function forgetEarlier(op: Operation, host: Host, dir: string): Promise<vo
 }
 
 function shimArgs(start: ShimStart, ticket: string): readonly string[] {
-  const { runAs, cwd, consolePath, pair } = start;
+  const { runAs, cwd, consolePath, pair, rules } = start;
   return [
     ...['--dir', start.dir, '--log', start.logPath, '--ticket', ticket],
     ...(runAs === null ? [] : ['--uid', `${runAs.uid}`, '--gid', `${runAs.gid}`]),
     ...(cwd === undefined ? [] : ['--cwd', cwd]),
     ...(consolePath === undefined ? [] : ['--console', consolePath]),
     ...(pair === undefined ? [] : ['--pair']),
+    ...(rules === undefined ? [] : ['--rules']),
     ...start.cgroups.flatMap((dir) => ['--cgroup', dir]),
     ...start.also.flatMap((argv) => ['--also', ...argv, ';']),
     ...start.awaitSockets.flatMap((path) => ['--await', path]),
@@ -328,7 +336,7 @@ async function* lines(op: Operation, stream: Duplex): AsyncGenerator<string> {
   }
 }
 
-function refsOf(shim: ShimRecord): ShimStarted {
+function refsOf(shim: ShimRecord): ShimRefs {
   return {
     shim: { pid: shim.shimPid, startTicks: shim.shimStartTicks },
     child: { pid: shim.pid, startTicks: shim.startTicks },

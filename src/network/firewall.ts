@@ -44,7 +44,6 @@ export function installScript({ table, uids, resolvers }: Ruleset): string {
   ];
   return [
     `add table inet ${name}`,
-    `add set inet ${name} open { type uid; }`,
     `add set inet ${name} lan { type uid; }`,
     `add chain inet ${name} refuse`,
     `add chain inet ${name} sandbox`,
@@ -61,27 +60,23 @@ export function installScript({ table, uids, resolvers }: Ruleset): string {
   ].join('\n');
 }
 
-/** Lets one sandbox's user in; `lan` also to private ranges. */
-export function admitScript(table: string, user: number, reach: 'internet' | 'lan'): string {
+/** Whether these users also reach private ranges, and these not. */
+export function lanScript(table: string, users: { readonly into: Iterable<number>; readonly outOf: Iterable<number> }): string {
   const name = tableName(table);
-  const entry = (set: string): string => `${set} { ${uid(user)} }`;
-  // Added first, so that removing it is no error when it was not there.
-  const lan = [`add element inet ${name} ${entry('lan')}`, ...(reach === 'lan' ? [] : [`delete element inet ${name} ${entry('lan')}`])];
-  return [`add element inet ${name} ${entry('open')}`, ...lan, ''].join('\n');
-}
-
-export function dismissScript(table: string, user: number): string {
-  const name = tableName(table);
-  const sets = ['open', 'lan'];
+  const element = (what: 'add' | 'delete', user: number): string => `${what} element inet ${name} lan { ${uid(user)} }`;
   return [
-    ...sets.map((set) => `add element inet ${name} ${set} { ${uid(user)} }`),
-    ...sets.map((set) => `delete element inet ${name} ${set} { ${uid(user)} }`),
+    // As they are made with everything else, so that taking a user out is no error when there are no rules.
+    `add table inet ${name}`,
+    `add set inet ${name} lan { type uid; }`,
+    ...[...users.into].map((user) => element('add', user)),
+    // Added first, so that removing it is no error when it was not there.
+    ...[...users.outOf].flatMap((user) => [element('add', user), element('delete', user)]),
     '',
   ].join('\n');
 }
 
 export function removeScript(table: string): string {
-  return `delete table inet ${tableName(table)}\n`;
+  return `add table inet ${tableName(table)}\ndelete table inet ${tableName(table)}\n`;
 }
 
 function tableName(table: string): string {

@@ -24,6 +24,12 @@ export type GuestAddress = {
   readonly mtu: number;
 };
 
+/** How many changes of our own the rules had when a sandbox was wired. */
+export type WiredAt = number & { readonly WiredAt: unique symbol };
+
+/** The kernel's count of changes to this host's rules, read after the sandbox was wired. */
+export type SeenRules = { readonly wiredAt: WiredAt; readonly generation: number };
+
 export type Link =
   | { readonly kind: 'none' }
   | {
@@ -31,6 +37,8 @@ export type Link =
       /** Runs beside the VMM, as the same user, with the other end of its socket as fd 3, and ends with it. */
       readonly argv: readonly string[];
       readonly guest: GuestAddress;
+      /** What `admit` must be told again. */
+      readonly wiredAt: WiredAt;
     }
   /** The VMM's own user network. */
   | { readonly kind: 'vmm-user'; readonly guest: GuestAddress };
@@ -42,10 +50,15 @@ export type Network = {
   probe(op: Operation): Promise<NetworkAbilities>;
   /** How the sandbox is wired. @throws HutchError `failed_precondition` when the mode does not work on this machine. */
   wire(op: Operation, plan: NetworkPlan): Promise<Link>;
-  /** Installs the rules for one sandbox: before its link goes up. Safe to call again. */
-  admit(op: Operation, plan: NetworkPlan): Promise<void>;
-  /** Takes the sandbox's rules away. Its processes are dead. Idempotent. */
+  /**
+   * Sees to it that the rules stand for one sandbox: before its link goes up. Safe to call again. `seen` spares the work
+   * where nobody has changed the rules since they were installed; null: not known, so they are installed.
+   */
+  admit(op: Operation, plan: NetworkPlan, seen: SeenRules | null): Promise<void>;
+  /** Takes away what is the sandbox's alone. Its processes are dead. Idempotent. */
   close(op: Operation, plan: NetworkPlan): Promise<void>;
+  /** Takes away everything: no sandbox has a network any more. */
+  end(op: Operation): Promise<void>;
 };
 
 /** None at all, and why. */
@@ -59,6 +72,7 @@ export function withoutNetwork(why: string): Network {
     },
     admit: async () => {},
     close: async () => {},
+    end: async () => {},
   };
 }
 

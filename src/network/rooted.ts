@@ -1,13 +1,14 @@
 // The network where the daemon is root: each sandbox's passt runs as the sandbox's own user, and
-// nftables judges that user's packets. The rules are installed before passt starts and again at each
-// start, so a firewall that was reloaded meanwhile does not open the host.
+// nftables judges that user's packets. The rules stand before a sandbox's link goes up; at each start it
+// is looked whether they are still ours, so a firewall that was reloaded meanwhile does not open the host.
 import { join } from 'node:path';
-import type { Host } from '../host/host.ts';
+import type { Host, RunResult } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
-import { admitScript, dismissScript, installScript, removeScript, type UidRange } from './firewall.ts';
+import { installScript, removeScript, type UidRange } from './firewall.ts';
 import type { Link, Network, NetworkAbilities, NetworkPlan } from './network.ts';
 import { findPasst, guestAddress, type Passt, passtArgv } from './passt.ts';
 import { parseResolvers } from './resolvers.ts';
+import { Rules } from './rules.ts';
 
 const RESOLV_CONF = '/etc/resolv.conf';
 const NFT_MS = 10_000;
@@ -24,14 +25,6 @@ type Tools = { readonly passt: Passt; readonly nft: string } | { readonly missin
 export function rootedNetwork(config: RootedNetworkConfig): Network {
   const { host, uids, table } = config;
   let found: Tools | undefined;
-  /** Transactions of one table follow each other: the last to leave removes it. */
-  let turn: Promise<unknown> = Promise.resolve();
-  const inTurn = <T>(work: () => Promise<T>): Promise<T> => {
-    const mine = turn.then(work);
-    turn = mine.catch(() => {}); // its caller hears it
-    return mine;
-  };
-
   const tools = async (op: Operation): Promise<Tools> => {
     if (found !== undefined && !('missing' in found)) return found;
     const [passt, nft] = await Promise.all([findPasst(op, host), host.which(op, 'nft')]);
@@ -52,18 +45,27 @@ export function rootedNetwork(config: RootedNetworkConfig): Network {
     return parseResolvers(new TextDecoder().decode(await host.readRange(op, RESOLV_CONF, 0, 65_536)));
   };
 
-  const nft = async (op: Operation, path: string, script: string): Promise<string> => {
-    using limited = op.within(NFT_MS, 'nft');
-    const { exitCode, stderr } = await host.run(limited, [path, '-f', '-'], { input: new TextEncoder().encode(script) });
-    return exitCode === 0 ? '' : new TextDecoder().decode(stderr).trim() || `nft ended with ${exitCode}`;
+  /** Deaf to its caller's cancellation: other sandboxes may wait for the same transaction. */
+  const nft = async (op: Operation, args: readonly string[], input = ''): Promise<RunResult> => {
+    using limited = op.releasing(NFT_MS);
+    return await host.run(limited, [(await host.which(limited, 'nft')) ?? 'nft', ...args], { input: new TextEncoder().encode(input) });
   };
+
+  const rules = new Rules(
+    table,
+    async (op, script) => {
+      const { exitCode, stderr } = await nft(op, ['-f', '-'], script);
+      return exitCode === 0 ? '' : new TextDecoder().decode(stderr).trim() || `nft ended with ${exitCode}`;
+    },
+    async (op) => usersIn(await nft(op, ['-n', 'list', 'set', 'inet', table, 'lan'])),
+  );
 
   return {
     async probe(op): Promise<NetworkAbilities> {
       const have = await tools(op);
       if ('missing' in have) return { modes: ['none'], notes: [`no network: ${have.missing}`] };
       const trial = `${table}_probe`;
-      const refused = await nft(op, have.nft, installScript({ table: trial, uids, resolvers: [] }) + removeScript(trial));
+      const refused = await rules.other(op, installScript({ table: trial, uids, resolvers: [] }) + removeScript(trial));
       if (refused !== '') return { modes: ['none'], notes: [`no network: nftables does not work here: ${refused}`] };
       return { modes: ['none', 'allow', 'allow-lan'], notes: [] };
     },
@@ -76,35 +78,37 @@ export function rootedNetwork(config: RootedNetworkConfig): Network {
         kind: 'passt',
         argv: passtArgv(passt, join(plan.socketDir, 'passt.log')),
         guest: guestAddress(plan.id, await resolvers(op)),
+        wiredAt: rules.now,
       };
     },
 
-    async admit(op, plan) {
+    async admit(op, plan, seen) {
       if (plan.mode === 'none') return;
       const user = userOf(op, plan, uids);
-      const have = await needed(op);
-      const install = installScript({ table, uids, resolvers: await resolvers(op) });
-      const refused = await inTurn(() =>
-        nft(op, have.nft, install + admitScript(table, user, plan.mode === 'allow-lan' ? 'lan' : 'internet')),
-      );
+      await needed(op);
+      const script = installScript({ table, uids, resolvers: await resolvers(op) });
+      const refused = await rules.admit(op, script, user, reachOf(plan), seen);
       if (refused !== '') throw op.error('failed_precondition', `the firewall rules cannot be installed: ${refused}`);
     },
 
     async close(op, plan) {
       if (plan.mode === 'none' || plan.runAs === null) return;
       const user = userOf(op, plan, uids);
-      const path = await host.which(op, 'nft');
-      if (path === null) return;
-      await inTurn(async () => {
-        const users = await openUsers(op, host, path, table);
-        if (users === null) return; // nothing of ours is there
-        const others = users.filter((other) => other !== `${user}`);
-        const refused = await nft(op, path, others.length > 0 ? dismissScript(table, user) : removeScript(table));
-        if (refused !== '') throw op.error('internal', `the firewall entry of user ${user} cannot be removed: ${refused}`);
-      });
+      if ((await host.which(op, 'nft')) === null) return;
+      const refused = await rules.dismiss(op, user, reachOf(plan));
+      if (refused !== '') throw op.error('internal', `the firewall entry of user ${user} cannot be removed: ${refused}`);
+    },
+
+    async end(op) {
+      if ((await host.which(op, 'nft')) === null) return;
+      const refused = await rules.other(op, removeScript(table));
+      rules.forget();
+      if (refused !== '') throw op.error('internal', `the firewall rules cannot be removed: ${refused}`);
     },
   };
 }
+
+const reachOf = ({ mode }: NetworkPlan) => (mode === 'allow-lan' ? 'lan' : 'internet');
 
 function userOf(op: Operation, plan: NetworkPlan, uids: UidRange): number {
   const user = plan.runAs?.uid;
@@ -117,14 +121,9 @@ function userOf(op: Operation, plan: NetworkPlan, uids: UidRange): number {
   return user;
 }
 
-/** The users that the table lets out, as numbers; null when there is no table. */
-async function openUsers(op: Operation, host: Host, nft: string, table: string): Promise<readonly string[] | null> {
-  using limited = op.within(NFT_MS, 'nft');
-  const { exitCode, stdout } = await host.run(limited, [nft, '-n', 'list', 'set', 'inet', table, 'open']);
-  if (exitCode !== 0) return null;
+/** Of nft's list of a set; none where it could not be listed. */
+function usersIn({ exitCode, stdout }: RunResult): readonly number[] {
+  if (exitCode !== 0) return [];
   const elements = /elements = \{([^}]*)\}/s.exec(new TextDecoder().decode(stdout))?.[1] ?? '';
-  return elements
-    .split(',')
-    .map((element) => element.trim())
-    .filter((element) => element !== '');
+  return [...elements.matchAll(/\d+/g)].map(([digits]) => Number(digits));
 }

@@ -30,12 +30,13 @@ export function orVmmUser(network: Network): Network {
       if (await isBetter(op, plan.mode)) return await network.wire(op, plan);
       return { kind: 'vmm-user', guest: vmmUserAddress(plan.id) };
     },
-    async admit(op, plan) {
-      if (await isBetter(op, plan.mode)) await network.admit(op, plan);
+    async admit(op, plan, seen) {
+      if (await isBetter(op, plan.mode)) await network.admit(op, plan, seen);
     },
     async close(op, plan) {
       if (await isBetter(op, plan.mode)) await network.close(op, plan);
     },
+    end: (op) => network.end(op),
   };
 }
 

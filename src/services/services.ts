@@ -1,6 +1,7 @@
 // Puts the services together: everything between the APIs and the parts that do the work.
+import type { Backend } from '../backends/backend.ts';
 import { newOpId, type OpId } from '../domain/ids.ts';
-import type { Log, Operation } from '../host/operation.ts';
+import { type Log, newOperation, type Operation } from '../host/operation.ts';
 import { type Core, MainLogs } from './core.ts';
 import { createVerb } from './create.ts';
 import { daemonVerbs } from './daemon-verbs.ts';
@@ -30,6 +31,13 @@ export type Services = ApiServices & {
   /** Lets go of everything: sandboxes go on. Calls under way get `graceMs` to end. */
   close(graceMs: number): Promise<void>;
 };
+
+/** What stays is taken away by the next daemon that ends with nothing running. */
+async function leave(core: Core, backend: Backend, graceMs: number): Promise<void> {
+  const id = core.operations.ownId();
+  using op = newOperation({ id, actor: 'daemon', log: core.deps.log }).within(graceMs, 'the end of the daemon');
+  await backend.end?.(op).catch((cause: unknown) => op.log.warn({ backend: backend.name, cause }, 'a backend left something behind'));
+}
 
 export type ServicesOptions = {
   readonly tracer: Tracer;
@@ -75,7 +83,9 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     async close(graceMs) {
       housekeeping?.[Symbol.dispose]();
       await operations.close(graceMs);
-      for (const run of core.runs.all()) core.runs.forget(run);
+      const runs = core.runs.all();
+      for (const run of runs) core.runs.forget(run);
+      for (const backend of deps.backends) if (!runs.some((run) => run.backend === backend)) await leave(core, backend, graceMs);
     },
   };
 }

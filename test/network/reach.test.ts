@@ -3,9 +3,11 @@ import { spawnSync } from 'node:child_process';
 import { describe, expect, test } from 'vitest';
 import type { NetworkMode } from '../../src/domain/sandbox.ts';
 import { nodeHost } from '../../src/host/node-host.ts';
+import type { NetworkPlan } from '../../src/network/network.ts';
 import { rootedNetwork } from '../../src/network/rooted.ts';
 import { configuredAgent, firstUid, qemuUnderTest } from '../qemu/fixture.ts';
 import { outputOf } from '../qemu/guest-command.ts';
+import { newPlace } from '../shim/place.ts';
 import { testOperation } from '../support/operation.ts';
 import { CANARY, HOST_EXTRA, LAN, METADATA, neighbours, PUBLIC } from './neighbours.ts';
 
@@ -53,28 +55,97 @@ describe.runIf(firstUid !== null)('as root', () => {
       await it.backend.remove(op, plan);
     }
     expect(reached).toEqual(REACHED);
-    expect(table()).toBe(''); // the last sandbox took the rules with it
+    await it.backend.end?.(op);
+    expect(table()).toBe('');
   });
 
-  test('the rules come back when somebody else has flushed them', async () => {
-    const network = rootedNetwork({ host: nodeHost(), uids, table: `${TABLE}_2` });
-    const plan = {
-      id: 'sbx00000000000000000' as never,
-      mode: 'allow',
-      socketDir: '/nonexistent',
-      runAs: { uid: uids.first, gid: uids.first },
-    } as const;
-    const list = (): string => spawnSync('nft', ['list', 'table', 'inet', `${TABLE}_2`], { encoding: 'utf8' }).stdout;
-    await network.admit(op, plan);
+  const sandbox = (mode: 'allow' | 'allow-lan', nth: number) => ({
+    id: 'sbx00000000000000000' as never,
+    mode,
+    socketDir: '/nonexistent',
+    runAs: { uid: uids.first + nth, gid: uids.first + nth },
+  });
+
+  /** A network whose nft runs are counted, and what its table holds. */
+  const counted = (name: string) => {
+    const host = nodeHost();
+    const runs: string[] = [];
+    const network = rootedNetwork({
+      host: {
+        ...host,
+        run(runOp, argv, options) {
+          runs.push(argv.join(' '));
+          return host.run(runOp, argv, options);
+        },
+      },
+      uids,
+      table: name,
+    });
+    const list = (): string => spawnSync('nft', ['list', 'table', 'inet', name], { encoding: 'utf8' }).stdout;
+    const installs = (): number => runs.splice(0).filter((run) => run.endsWith('nft -f -')).length;
+    /** As a start does it: wired, then the rules are seen by the shim of the sandbox, then it is let in. */
+    const letIn = async (plan: NetworkPlan, seen: 'seen' | 'not seen' = 'seen'): Promise<void> => {
+      const link = await network.wire(op, plan);
+      if (link.kind !== 'passt') throw new Error('no passt');
+      await network.admit(op, plan, seen === 'seen' ? { wiredAt: link.wiredAt, generation: await rulesGeneration() } : null);
+    };
+    return { network, list, installs, letIn };
+  };
+
+  test('the rules are installed once, and again as soon as anybody has changed any', async () => {
+    const { network, list, installs, letIn } = counted(`${TABLE}_2`);
+    await letIn(sandbox('allow', 0));
     const before = list();
-    spawnSync('nft', ['flush', 'table', 'inet', `${TABLE}_2`]);
-    await network.admit(op, plan);
-    expect(list()).toBe(before);
-    await network.close(op, plan);
-    await network.close(op, plan);
+    installs();
+    for (let tries = 1; ; tries += 1) {
+      // Others change rules on this machine too: then it is looked at again.
+      await letIn(sandbox('allow', 1));
+      if (installs() === 0) break;
+      expect(tries, 'the rules were installed again each time').toBeLessThan(20);
+    }
+    for (const foreign of [`flush table inet ${TABLE}_2`, `delete table inet ${TABLE}_2`, `flush chain inet ${TABLE}_2 output`]) {
+      spawnSync('nft', foreign.split(' '));
+      await letIn(sandbox('allow', 2));
+      expect(installs(), foreign).toBe(1);
+      expect(list()).toBe(before);
+    }
+    await letIn(sandbox('allow', 3), 'not seen');
+    expect(installs()).toBe(1);
+    await network.end(op);
+    await network.end(op);
+    expect(list()).toBe('');
+  });
+
+  test('private ranges are open to those that may, as long as they are there', async () => {
+    const { network, list, letIn } = counted(`${TABLE}_3`);
+    const lan = (): string | undefined => /set lan \{[^}]*elements = \{([^}]*)\}/.exec(list())?.[1]?.trim();
+    const first = uids.first;
+    await letIn(sandbox('allow-lan', 0));
+    await Promise.all([letIn(sandbox('allow-lan', 1)), letIn(sandbox('allow', 2)), letIn(sandbox('allow', 3), 'not seen')]);
+    expect(lan()).toBe(`${first}, ${first + 1}`);
+    await network.close(op, sandbox('allow-lan', 1));
+    await network.close(op, sandbox('allow-lan', 1));
+    expect(lan()).toBe(`${first}`);
+    // The next daemon knows of nobody: a user who is left over gets in no further than its own sandbox may.
+    const next = counted(`${TABLE}_3`);
+    await next.letIn(sandbox('allow', 5));
+    await next.letIn(sandbox('allow', 0));
+    expect(lan()).toBeUndefined();
+    next.installs();
+    await next.network.close(op, sandbox('allow', 5));
+    expect(next.installs()).toBe(0);
+    await next.network.end(op);
     expect(list()).toBe('');
   });
 });
+
+/** As the shim of a sandbox tells it. */
+async function rulesGeneration(): Promise<number> {
+  await using place = await newPlace();
+  const { rulesGeneration: generation } = await place.start(['true'], { rules: 'asked' });
+  if (generation === null) throw new Error('the shim does not tell the generation of the rules');
+  return generation;
+}
 
 test.runIf(firstUid === null)('without root there is no network, and the reason is told', async () => {
   const network = rootedNetwork({ host: nodeHost(), uids: { first: 960_000, last: 960_999 }, table: TABLE });

@@ -8,6 +8,7 @@ mod descendants;
 mod log;
 mod options;
 mod record;
+mod rules;
 mod start;
 mod supervise;
 mod sys;

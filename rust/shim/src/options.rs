@@ -18,6 +18,8 @@ pub struct Options {
     pub console: Option<PathBuf>,
     /// Whether the program and the first `--also` share a socket pair.
     pub pair: bool,
+    /// Whether the starter is told the generation of the host's rules.
+    pub rules: bool,
     /// The file in `dir` that must be there to be taken away, else nothing is started.
     pub ticket: Option<CString>,
     pub also: Vec<Vec<CString>>,
@@ -36,6 +38,7 @@ pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Options, String
         cwd: PathBuf::from("/"),
         console: None,
         pair: false,
+        rules: false,
         ticket: None,
         also: Vec::new(),
         sockets_awaited: Vec::new(),
@@ -52,8 +55,8 @@ pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Options, String
             options.also.push(until_semicolon(&mut args)?);
             continue;
         }
-        if name == "--pair" {
-            options.pair = true;
+        if name == "--pair" || name == "--rules" {
+            *(if name == "--pair" { &mut options.pair } else { &mut options.rules }) = true;
             continue;
         }
         let value = args.next().ok_or_else(|| format!("{name} needs a value"))?;

@@ -17,6 +17,7 @@ use crate::descendants;
 use crate::log::Log;
 use crate::options::Options;
 use crate::record::{self, Json, RunDir};
+use crate::rules;
 use crate::supervise::{Programs, Supervised};
 use crate::sys;
 
@@ -37,7 +38,7 @@ pub fn shim(options: &Options, mut starter: File) {
     match RunDir::take(&options.dir).and_then(|dir| start(options, dir)) {
         Ok((supervised, greeting)) => {
             // A starter that is gone cannot know of the sandbox: then there must be none.
-            let told = starter.write_all(greeting.as_bytes()).is_ok();
+            let told = starter.write_all(first_line(options, &greeting).as_bytes()).is_ok();
             drop(starter);
             supervised.until_the_end(&greeting, told);
         }
@@ -135,6 +136,15 @@ fn begin(options: &Options, dir: &RunDir, birth: &Birth) -> Result<(Programs, St
     let main = main.release().map_err(Failure::NotRun)?;
     let programs = Programs { signals, log, console, clients: Clients::new(listener), main, cgroups: cgroups.clone(), oom_kills };
     Ok((programs, greeting))
+}
+
+/// The greeting, and what else the starter wants to know.
+fn first_line(options: &Options, greeting: &str) -> String {
+    let generation = if options.rules { rules::generation().ok() } else { None };
+    match (generation, greeting.strip_suffix('}')) {
+        (Some(generation), Some(fields)) => format!("{fields},\"rulesGeneration\":{generation}}}"),
+        _ => greeting.to_owned(),
+    }
 }
 
 /// Our own ids need no change, and a user may not ask for one.

@@ -51,6 +51,13 @@ pub fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     }
 }
 
+/// Connected to the kernel's netfilter, which answers at once or not at all.
+pub fn netfilter_socket() -> io::Result<File> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: plain numbers; the descriptor is new and owned by nobody else.
+    unsafe { Ok(File::from_raw_fd(check(libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_NETFILTER))?)) }
+}
+
 pub enum Forked {
     Parent(i32),
     Child,

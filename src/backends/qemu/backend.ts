@@ -113,6 +113,7 @@ export function newQemuBackend(config: QemuConfig): Backend {
         diskAllocatedBytes: disk?.allocatedBytes ?? 0,
       };
     },
+    end: (op) => config.network.end(op),
     leaks: (op, known) => findLeaks(op, config, known),
   };
 }

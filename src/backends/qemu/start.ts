@@ -2,7 +2,7 @@
 // state and goes on where the template stopped. On failure nothing of it is left but the logs.
 import { join } from 'node:path';
 import type { Operation } from '../../host/operation.ts';
-import type { Link } from '../../network/network.ts';
+import type { Link, SeenRules } from '../../network/network.ts';
 import { machineFiles, type SandboxPlan, type Started } from '../backend.ts';
 import { kvmOwner } from './acceleration.ts';
 import { joinCgroups, makeCgroups, removeCgroups } from './cgroup.ts';
@@ -72,7 +72,7 @@ export async function startSandbox(
   const resumed = resumeFromTemplate(op, config, plan, template, disks, diskBytes, (stage) => stages.done(stage));
   // The link is down until the agent is configured, so the rules have until then.
   await allOf([
-    config.network.admit(op, networkPlan(plan), rulesGeneration),
+    config.network.admit(op, networkPlan(plan), seenRules(link, rulesGeneration)),
     makeCgroups(op, config, plan).then(() => joinCgroups(op, config, plan, evidence.pid)),
     resumed.catch(async (error: unknown) => Promise.reject(await explained(op, config, plan, error))),
   ]);
@@ -137,6 +137,10 @@ async function makePlaces(op: Operation, { host }: QemuConfig, plan: SandboxPlan
   if (plan.runAs === null) return;
   const { uid, gid } = plan.runAs;
   await host.chown(op, socketDir(plan), uid, gid);
+}
+
+function seenRules(link: Link, generation: number | null): SeenRules | null {
+  return link.kind !== 'passt' || generation === null ? null : { wiredAt: link.wiredAt, generation };
 }
 
 export function networkPlan(plan: SandboxPlan): Parameters<QemuConfig['network']['wire']>[1] {

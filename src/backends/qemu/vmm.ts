@@ -22,15 +22,21 @@ export type VmmStart = {
   readonly env: Readonly<Record<string, string>>;
 };
 
+export type VmmStarted = {
+  readonly evidence: Alive;
+  /** Of the host's rules, where there is something beside the VMM that they are for; null: not known. */
+  readonly rulesGeneration: number | null;
+};
+
 /** Starts the shim, which starts the rest; returns once the VMM's program runs. */
-export async function startVmm(op: Operation, host: Host, shimPath: string, start: VmmStart): Promise<Alive> {
+export async function startVmm(op: Operation, host: Host, shimPath: string, start: VmmStart): Promise<VmmStarted> {
   const { runDir, cwd, logPath, consolePath, runAs, beside, argv, env } = start;
-  const { child } = await startShim(op, host, shimPath, {
+  const { child, rulesGeneration } = await startShim(op, host, shimPath, {
     ...{ dir: runDir, cwd, logPath, consolePath, runAs, cgroups: [], argv, env },
     awaitSockets: [],
-    ...(beside === null ? { also: [] } : { also: [beside], pair: 'shared' as const }),
+    ...(beside === null ? { also: [] } : { also: [beside], pair: 'shared' as const, rules: 'asked' as const }),
   });
-  return { alive: true, ...child };
+  return { evidence: { alive: true, ...child }, rulesGeneration };
 }
 
 export function inspectVmm(op: Operation, host: Host, runDir: string): Promise<ProcessEvidence> {
