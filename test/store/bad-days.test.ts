@@ -70,7 +70,7 @@ for (const { calls, error, code, every } of INJECTIONS) {
       const first = 8 + Math.floor(random(round + 200) * 20);
       const { lines, stderr } = await runWriter({
         path,
-        commits: 60,
+        commits: 180, // three to a sync at most: more syncs than any `first`
         concurrency: 3,
         around: [
           'strace',
