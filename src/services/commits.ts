@@ -80,7 +80,8 @@ export class Commits {
     let results: readonly unknown[];
     if (idempotency !== undefined && caller.keyId !== null && !this.#claimed) {
       const claim = { apiKeyId: caller.keyId, key: idempotency.key, requestHash: idempotency.requestHash };
-      const claimed = await this.#store.claim(this.#op, claim, all);
+      // A claim that a power loss takes is gone with all that was done under it: then the request is as good as new.
+      const claimed = await this.#store.claim(this.#op, claim, all, durability);
       if (claimed.outcome !== 'claimed') throw new Repeated(claimed.request.opId, claimed.request.reply);
       this.#claimed = true;
       results = claimed.results;

@@ -118,10 +118,10 @@ export function lifecycleVerbs(core: Core, supervisor: Supervisor): Pick<Handler
     return await deps.store.query('uid', { sandboxId: sandbox.id });
   }
 
-  async function stop(call: Call, sandbox: Sandbox, graceMs: number | null): Promise<Sandbox> {
+  async function stop(call: Call, sandbox: Sandbox, graceMs: number | null, then: 'kept' | 'removed' = 'kept'): Promise<Sandbox> {
     if (sandbox.openComputeSinceMs === null) return sandbox;
     const run = await runOf(core, call.op, sandbox);
-    return await takeDown(core, call, run, { cause: 'stopped', actor: call.caller.actor, graceMs });
+    return await takeDown(core, call, run, { cause: 'stopped', actor: call.caller.actor, graceMs, thenRemoved: then === 'removed' });
   }
 
   async function stopAndMaybeRemove(call: Call, sandbox: Sandbox, graceMs: number | null): Promise<Sandbox> {
@@ -142,7 +142,7 @@ export function lifecycleVerbs(core: Core, supervisor: Supervisor): Pick<Handler
     const [intent] = await call.commit([
       { change: 'addIntent', kind: 'delete', projectId: sandbox.projectId, sandboxId: sandbox.id, atMs: deps.host.nowMs() },
     ]);
-    const stopped = await stop(call, sandbox, null).catch(async (error: unknown) => {
+    const stopped = await stop(call, sandbox, null, 'removed').catch(async (error: unknown) => {
       // It goes on running: the next start of the daemon must not remove it.
       using late = op.releasing(RELEASE_MS);
       await deps.store.commit(late, [{ change: 'finishIntent', id: intent.id }]);

@@ -216,7 +216,7 @@ const BUSY: ReadonlySet<string> = new Set([
   'sandbox.delete',
 ]);
 /** Their first commit claims the Idempotency-Key, or they have a way of their own (`execId`). */
-const CLAIMS_ITSELF: ReadonlySet<string> = new Set(['sandbox.create', 'exec.start']);
+const CLAIMS_ITSELF: ReadonlySet<string> = new Set(['sandbox.create', 'sandbox.delete', 'exec.start']);
 /** Not reads, yet bound to a client rather than to an end. */
 const ENDLESS: ReadonlySet<string> = new Set(['exec.start', 'exec.attach', 'port.connect']);
 

@@ -60,14 +60,15 @@ export class Supervisor {
   async endOfMain(call: Call, run: Run): Promise<Sandbox> {
     const sandbox = await this.#core.sandboxes.get(call.op, run.id);
     // With autoRemove nothing of the disk is needed any more.
-    const graceMs = sandbox.spec.autoRemove ? null : AFTER_MAIN_GRACE_MS;
-    const after = await takeDown(this.#core, call, run, { cause: 'exited', actor: 'guest', graceMs });
+    const { autoRemove } = sandbox.spec;
+    const graceMs = autoRemove ? null : AFTER_MAIN_GRACE_MS;
+    const after = await takeDown(this.#core, call, run, { cause: 'exited', actor: 'guest', graceMs, thenRemoved: autoRemove });
     return await this.removeIfAsked(call, run, after);
   }
 
   /** After an end: `--rm`. */
   async removeIfAsked(call: Call, run: Run, sandbox: Sandbox): Promise<Sandbox> {
-    if (!sandbox.spec.autoRemove || sandbox.state !== 'stopped') return sandbox;
+    if (!isRemoved(sandbox)) return sandbox;
     return await removeSandbox(this.#core, call, run, sandbox, { intentId: null, ended: null });
   }
 
@@ -93,8 +94,10 @@ export class Supervisor {
       const how = causeOf(run, dead);
       call.op.log.info({ sandbox: run.id, ...how, ...dead }, 'a sandbox has ended by itself');
       const after = await recordEnd(this.#core, call, run, sandbox, dead, how);
-      await run.backend.cleanUp(call.op, run.plan);
-      this.#core.runs.forget(run);
+      if (!isRemoved(after)) {
+        await run.backend.cleanUp(call.op, run.plan);
+        this.#core.runs.forget(run);
+      }
       await this.removeIfAsked(call, run, after);
     });
   }
@@ -235,6 +238,11 @@ export class Supervisor {
       if (!run.isOver) run.op.log.error({ sandbox: run.id, what, err }, 'watching a sandbox failed');
     }
   }
+}
+
+/** Whether it is deleted now that it has ended: `--rm`. */
+function isRemoved(sandbox: Sandbox): boolean {
+  return sandbox.spec.autoRemove && sandbox.state === 'stopped';
 }
 
 export function ownCaller(core: Core): Caller {

@@ -19,6 +19,8 @@ export type Wish = {
   readonly actor: string;
   /** From asking the processes to end until they are killed; null: not asked, killed at once. */
   readonly graceMs: number | null;
+  /** It is deleted next, and with it what its run leaves. */
+  readonly thenRemoved?: boolean;
 };
 
 /** How long an agent may take to say that it has heard. */
@@ -44,7 +46,7 @@ export async function takeDown(core: Core, call: Call, run: Run, wish: Wish): Pr
   const dead = left ?? (await killed(core, call, run, sandbox, wish.graceMs === null ? 'now' : 'gently'));
   await lastWord(op, run, sandbox);
   const after = await recordEnd(core, call, run, sandbox, dead, wish);
-  await release(core, op, run);
+  if (wish.thenRemoved !== true || after.state !== 'stopped') await release(core, op, run);
   return after;
 }
 
@@ -201,9 +203,11 @@ export async function removeSandbox(
   const places = placesOf(deps.places, sandbox.id);
   core.runs.forget(run);
   await run.backend.remove(op, run.plan);
-  await Promise.all([deps.host.remove(op, places.dir), deps.host.remove(op, places.runDir)]);
-  if (sandbox.spec.autoRemove && sandbox.spec.main !== null) await keepLastLog(core, op, sandbox);
-  else await deps.host.remove(op, places.logDir);
+  await Promise.all([
+    deps.host.remove(op, places.dir),
+    deps.host.remove(op, places.runDir),
+    sandbox.spec.autoRemove && sandbox.spec.main !== null ? keepLastLog(core, op, sandbox) : deps.host.remove(op, places.logDir),
+  ]);
   const process =
     end.ended === null
       ? null

@@ -284,7 +284,12 @@ export type Store = {
   readonly lastClose: 'new' | 'clean' | 'unclean';
   commit<const T extends readonly Change[]>(op: Committer, changes: T, durability?: Durability): Promise<ChangeResults<T>>;
   /** `conflict` when the key was used for another request. */
-  claim<const T extends readonly Change[]>(op: Committer, claim: RequestClaim, changes: T): Promise<Claimed<ChangeResults<T>>>;
+  claim<const T extends readonly Change[]>(
+    op: Committer,
+    claim: RequestClaim,
+    changes: T,
+    durability?: Durability,
+  ): Promise<Claimed<ChangeResults<T>>>;
   query<K extends QueryName>(name: K, args: QueryMap[K]['args']): Promise<QueryMap[K]['result']>;
   /** Called after each commit that added events or ledger entries. Returns what ends it. */
   onCommit(listener: (news: CommitNews) => void): () => void;

@@ -171,11 +171,14 @@ class WorkerStore implements Store, AsyncDisposable {
     return (await this.#ask(op.id, (id) => ({ ask: 'commit', id, stamp, changes, durability, claim: null }))) as ChangeResults<T>;
   }
 
-  async claim<const T extends readonly Change[]>(op: Committer, claim: RequestClaim, changes: T): Promise<Claimed<ChangeResults<T>>> {
+  async claim<const T extends readonly Change[]>(
+    op: Committer,
+    claim: RequestClaim,
+    changes: T,
+    durability: Durability = 'durable',
+  ): Promise<Claimed<ChangeResults<T>>> {
     const stamp = this.#stamp(op);
-    return (await this.#ask(op.id, (id) => ({ ask: 'commit', id, stamp, changes, durability: 'durable', claim }))) as Claimed<
-      ChangeResults<T>
-    >;
+    return (await this.#ask(op.id, (id) => ({ ask: 'commit', id, stamp, changes, durability, claim }))) as Claimed<ChangeResults<T>>;
   }
 
   async query<K extends QueryName>(name: K, args: QueryMap[K]['args']): Promise<QueryMap[K]['result']> {

@@ -9,7 +9,7 @@ import { type Backend, machineFiles, type SandboxPlan } from '../backend.ts';
 import { type Accelerated, findAcceleration, giveUpKvm } from './acceleration.ts';
 import { buildTemplate } from './build.ts';
 import { removeCgroups } from './cgroup.ts';
-import { type QemuConfig, TEMPLATE_DISK_MIB } from './config.ts';
+import { QMP_COMMAND_MS, type QemuConfig, TEMPLATE_DISK_MIB } from './config.ts';
 import { command, dialVmm } from './control.ts';
 import { readHostCpu } from './cpu.ts';
 import { createSandbox } from './create.ts';
@@ -19,10 +19,12 @@ import { findLeaks } from './leaks.ts';
 import { NIC_ID } from './machine.ts';
 import { agentSocketPath, diskPath, qmpSocketPath, scratchDiskPath } from './paths.ts';
 import { probeMachine } from './probe.ts';
+import type { Qmp } from './qmp.ts';
 import { networkPlan, type StartInput, startSandbox } from './start.ts';
 import { TemplateShelf } from './template.ts';
-import { templateRecipe } from './template-key.ts';
+import { type HostCpu, templateRecipe } from './template-key.ts';
 import { inspectVmm, killVmm, vmmEnded } from './vmm.ts';
+import { allOf } from './wait.ts';
 
 export function newQemuBackend(config: QemuConfig): Backend {
   const { host } = config;
@@ -33,6 +35,17 @@ export function newQemuBackend(config: QemuConfig): Backend {
   );
   /** The one agent stream of each sandbox. */
   const agents = new Map<SandboxId, Duplex>();
+  /** Connections to machines that have just started, till their link is up: QEMU takes one at a time. */
+  const controls = new Map<SandboxId, Qmp>();
+  const letGo = async ({ id }: Pick<SandboxPlan, 'id'>): Promise<void> => {
+    const qmp = controls.get(id);
+    controls.delete(id);
+    await qmp?.[Symbol.asyncDispose]();
+  };
+  const commanded = async (op: Operation, plan: SandboxPlan, name: string): Promise<void> => {
+    await letGo(plan);
+    await command(op, host, qmpSocketPath(plan), name);
+  };
   /** Asked once; a failure is asked again. */
   let asking: Promise<Accelerated> | undefined;
   const accelerated = async (op: Operation, emulator: Emulator): Promise<Accelerated> => {
@@ -45,8 +58,12 @@ export function newQemuBackend(config: QemuConfig): Backend {
     }
   };
 
+  /** Read once: the kernel takes milliseconds to write it down, and within a boot it stays. */
+  let cpu: HostCpu | undefined;
+
   const take = async (op: Operation, plan: Pick<SandboxPlan, 'shape' | 'boot'>): Promise<StartInput> => {
-    const [emulator, cpu] = await Promise.all([finder.find(op), readHostCpu(op, host)]);
+    const emulator = await finder.find(op);
+    cpu ??= await readHostCpu(op, host);
     const { acceleration } = await accelerated(op, emulator);
     const diskBytes = (config.templateDiskMiB ?? TEMPLATE_DISK_MIB) * 1024 * 1024;
     const recipe = templateRecipe(plan.shape, machineFiles(op, plan.boot), emulator.version, acceleration, cpu, diskBytes);
@@ -69,9 +86,26 @@ export function newQemuBackend(config: QemuConfig): Backend {
       await take(op, plan);
     },
     create: (op, plan) => createSandbox(op, config, seeds, plan, async (late) => (await take(late, plan)).template),
-    start: (op, plan) => startSandbox(op, config, plan, (late) => take(late, plan)),
+    async start(op, plan) {
+      await letGo(plan);
+      return await startSandbox(
+        op,
+        config,
+        plan,
+        (late) => take(late, plan),
+        (qmp) => controls.set(plan.id, qmp),
+      );
+    },
     async linkUp(op, plan) {
-      await command(op, host, qmpSocketPath(plan), 'set_link', { name: NIC_ID, up: true });
+      const link = { name: NIC_ID, up: true };
+      const kept = controls.get(plan.id);
+      if (kept === undefined) return void (await command(op, host, qmpSocketPath(plan), 'set_link', link));
+      try {
+        using limited = op.within(QMP_COMMAND_MS, "QEMU's answer to set_link");
+        await kept.execute(limited, 'set_link', link);
+      } finally {
+        await letGo(plan);
+      }
     },
     async dialAgent(op, plan) {
       // The port takes one connection: the next would wait in the queue of a QEMU that says nothing.
@@ -83,24 +117,22 @@ export function newQemuBackend(config: QemuConfig): Backend {
       });
       return stream;
     },
-    async pause(op, plan) {
-      await command(op, host, qmpSocketPath(plan), 'stop');
-    },
-    async resume(op, plan) {
-      await command(op, host, qmpSocketPath(plan), 'cont');
-    },
+    pause: (op, plan) => commanded(op, plan, 'stop'),
+    resume: (op, plan) => commanded(op, plan, 'cont'),
     kill: (op, plan, how) => killVmm(op, host, plan.runDir, how),
     inspect: (op, plan) => inspectVmm(op, host, plan.runDir),
     ended: (op, plan) => vmmEnded(op, host, plan.runDir),
     async cleanUp(op, plan) {
-      await config.network.close(op, networkPlan(plan));
-      await removeCgroups(op, config, plan);
-      await host.remove(op, scratchDiskPath(plan));
-      await host.remove(op, plan.runDir);
+      await letGo(plan);
+      await allOf([
+        config.network.close(op, networkPlan(plan)),
+        removeCgroups(op, config, plan),
+        host.remove(op, scratchDiskPath(plan)),
+        host.remove(op, plan.runDir),
+      ]);
     },
     async remove(op, plan) {
-      await this.cleanUp(op, plan);
-      await host.remove(op, plan.dataDir);
+      await allOf([this.cleanUp(op, plan), host.remove(op, plan.dataDir)]);
     },
     async stats(op, plan) {
       const now = await inspectVmm(op, host, plan.runDir);

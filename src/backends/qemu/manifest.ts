@@ -116,6 +116,13 @@ export async function checkTemplate(op: Operation, host: Host, dir: string, key:
   return { ok: true, ...sound };
 }
 
+/** Of all that a template is; another one once anything of it was touched. Null when something of it is not there. */
+export async function filesIdentity(op: Operation, host: Host, dir: string): Promise<string | null> {
+  const infos = await Promise.all([MANIFEST_FILE, MEMORY_FILE, STATE_FILE, DISK_FILE].map((file) => host.stat(op, join(dir, file))));
+  const identities = infos.map((info) => (info === null ? null : identityOf(info)));
+  return identities.includes(null) ? null : identities.join(' ');
+}
+
 /** Any write, truncation or replacement changes at least one of these. */
 function identityOf(info: FileInfo): string {
   return `${info.device}:${info.inode}:${info.sizeBytes}:${info.modifiedNs}:${info.changedNs}`;

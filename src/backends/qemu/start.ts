@@ -29,6 +29,8 @@ export async function startSandbox(
   config: QemuConfig,
   plan: SandboxPlan,
   take: (op: Operation) => Promise<StartInput>,
+  /** Takes over the connection to a machine whose link is to go up. */
+  keep: (qmp: Qmp) => void,
 ): Promise<Started> {
   const { host } = config;
   const stages = newStages(() => host.monotonicMs());
@@ -44,11 +46,16 @@ export async function startSandbox(
   releasing((late) => removeCgroups(late, config, plan));
   releasing((late) => host.remove(late, plan.runDir));
   releasing((late) => config.network.close(late, networkPlan(plan)));
-  const [{ emulator, machine, template }, link] = await allOf([
-    take(op),
-    makePlaces(op, config, plan).then(() => config.network.wire(op, networkPlan(plan))),
+  const places = makePlaces(op, config, plan);
+  const taken = take(op);
+  const [{ emulator, machine, template }, disks, link, env] = await allOf([
+    taken,
+    taken.then(({ template }) => chooseDisks(op, config, plan, template)),
+    places.then(() => config.network.wire(op, networkPlan(plan))),
+    allOf([taken, places]).then(([{ emulator, template }]) =>
+      emulator.memory === 'preload' ? preload(op, config, plan, template.memoryPath) : {},
+    ),
   ]);
-  const disks = await chooseDisks(op, config, plan, template);
   stages.done('prepared');
 
   releasing((late) => killVmm(late, host, plan.runDir, 'now'));
@@ -65,19 +72,22 @@ export async function startSandbox(
     runAs: await vmmOwner(op, config, machine, plan),
     beside: link.kind === 'passt' ? link.argv : null,
     argv: [emulator.path, ...machineArgs(machine, files, wireOf(link), { kind: 'restore', memory: emulator.memory })],
-    env: emulator.memory === 'preload' ? await preload(op, config, plan, template.memoryPath) : {},
+    env,
   });
   stages.done('spawned');
 
   const resumed = resumeFromTemplate(op, config, plan, template, disks, diskBytes, (stage) => stages.done(stage));
+  releasing(async () => void (await (await resumed.catch(() => null))?.[Symbol.asyncDispose]()));
   // The link is down until the agent is configured, so the rules have until then.
-  await allOf([
+  const [, , qmp] = await allOf([
     config.network.admit(op, networkPlan(plan), seenRules(link, rulesGeneration)),
     makeCgroups(op, config, plan).then(() => joinCgroups(op, config, plan, evidence.pid)),
     resumed.catch(async (error: unknown) => Promise.reject(await explained(op, config, plan, error))),
   ]);
   stages.done('admitted');
   undo.move();
+  if (link.kind === 'none') await qmp[Symbol.asyncDispose]();
+  else keep(qmp);
   return {
     evidence,
     network: link.kind === 'none' ? null : link.guest,
@@ -94,8 +104,9 @@ async function resumeFromTemplate(
   disks: ChosenDisks,
   diskBytes: number,
   done: (stage: string) => void,
-): Promise<void> {
-  await using qmp = await connect(op, config, plan);
+): Promise<Qmp> {
+  await using undo = new AsyncDisposableStack();
+  const qmp = undo.use(await connect(op, config, plan));
   done('greeted');
   await load(op, config, plan, qmp, template.state);
   done('loaded');
@@ -105,6 +116,8 @@ async function resumeFromTemplate(
   await disks.settled; // from here on the guest may write
   await qmp.execute(command, 'cont');
   done('running');
+  undo.move();
+  return qmp;
 }
 
 /** A VMM that died says why in its log; one that lives has only not answered. */
@@ -201,5 +214,4 @@ async function load(op: Operation, config: QemuConfig, plan: SandboxPlan, qmp: Q
   } finally {
     stream.destroy();
   }
-  await config.host.remove(limited, path);
 }

@@ -5,12 +5,15 @@ import { HutchError } from '../../domain/errors.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import { RELEASE_MS } from './config.ts';
-import { checkTemplate, MEMORY_FILE, type Sound } from './manifest.ts';
+import { checkTemplate, filesIdentity, MEMORY_FILE, type Sound } from './manifest.ts';
 import type { TemplateKey, TemplateRecipe } from './template-key.ts';
 import { asLongAs, pause } from './wait.ts';
 
 /** Building, with a wait for a slow machine's boot and for somebody else's build. */
 const LOCKED_AGAIN_MS = 100;
+
+/** Templates whose state and disk are kept in memory, some 300 KiB each. */
+const KEPT_MAX = 8;
 
 export type Template = Sound & { readonly memoryPath: string };
 
@@ -22,6 +25,8 @@ export class TemplateShelf {
   readonly #dir: string;
   readonly #build: BuildTemplate;
   readonly #underWay = new Map<TemplateKey, Promise<Template>>();
+  /** What was read and found right, as long as the files are the same. */
+  readonly #kept = new Map<TemplateKey, { readonly identity: string; readonly template: Template }>();
 
   constructor(host: Host, dir: string, build: BuildTemplate) {
     this.#host = host;
@@ -52,6 +57,7 @@ export class TemplateShelf {
 
   /** Hashes everything. What is found wrong is removed, so that the next start builds it again. */
   async verify(op: Operation, key: TemplateKey): Promise<{ readonly ok: true } | { readonly ok: false; readonly why: string }> {
+    this.#kept.delete(key);
     const checked = await checkTemplate(op, this.#host, join(this.#dir, key), key, 'full');
     if (!checked.ok) await this.#host.remove(op, join(this.#dir, key));
     return checked.ok ? { ok: true } : checked;
@@ -59,11 +65,29 @@ export class TemplateShelf {
 
   async #look(op: Operation, key: TemplateKey): Promise<Template | null> {
     const dir = join(this.#dir, key);
-    if ((await this.#host.stat(op, dir)) === null) return null;
+    const before = await filesIdentity(op, this.#host, dir);
+    if (before === null) {
+      if ((await this.#host.stat(op, dir)) === null) return null;
+    } else {
+      const kept = this.#kept.get(key);
+      if (kept?.identity === before) return kept.template;
+    }
     const checked = await checkTemplate(op, this.#host, dir, key, 'quick');
-    if (checked.ok) return { memoryPath: join(dir, MEMORY_FILE), id: checked.id, state: checked.state, disk: checked.disk };
+    if (checked.ok) {
+      const template = { memoryPath: join(dir, MEMORY_FILE), id: checked.id, state: checked.state, disk: checked.disk };
+      // Of before they were read: what was changed meanwhile is read again. The first check may set the memory's mode.
+      if (before !== null) this.#keep(key, before, template);
+      return template;
+    }
     op.log.warn({ template: key, why: checked.why }, 'template refused; it is built again');
     return null;
+  }
+
+  #keep(key: TemplateKey, identity: string, template: Template): void {
+    this.#kept.delete(key);
+    const [oldest] = this.#kept.keys();
+    if (this.#kept.size >= KEPT_MAX && oldest !== undefined) this.#kept.delete(oldest);
+    this.#kept.set(key, { identity, template });
   }
 
   async #make(op: Operation, recipe: TemplateRecipe): Promise<Template> {
