@@ -3,7 +3,7 @@
 // results after each call, and never calls two methods of one sandbox at once (but `stats` and the
 // agent stream). Every method is safe to call again after a crash at any point of an earlier call.
 import type { Duplex } from 'node:stream';
-import type { SandboxId } from '../domain/ids.ts';
+import type { ProjectId, SandboxId } from '../domain/ids.ts';
 import type { Image } from '../domain/image.ts';
 import type { BackendName, NetworkMode, Shape } from '../domain/sandbox.ts';
 import type { Operation } from '../host/operation.ts';
@@ -59,6 +59,10 @@ export type FetchedImage = Pick<Image, 'digest' | 'architecture' | 'sizeBytes' |
 /** All that a backend must know to make or start one sandbox. */
 export type SandboxPlan = {
   readonly id: SandboxId;
+  /** As it is called when it is made: its first host name. */
+  readonly name: string;
+  /** Whose it is, for labels; null where that does not matter any more. */
+  readonly projectId: ProjectId | null;
   readonly shape: Shape;
   readonly network: NetworkMode;
   readonly boot: BootFiles;
@@ -91,6 +95,16 @@ export type ProcessEvidence =
     };
 
 export type HostUse = { readonly pssBytes: number; readonly cpuUs: number; readonly diskAllocatedBytes: number };
+
+/** What a sandbox uses, from the counters of its cgroup: where the kernel that its agent asks is the host's. */
+export type Usage = {
+  readonly cpuUs: number;
+  /** Null where the kernel does not count it. */
+  readonly memory: { readonly totalBytes: number; readonly usedBytes: number; readonly cacheBytes: number } | null;
+  readonly disk: { readonly readBytes: number; readonly writtenBytes: number };
+  readonly network: { readonly rxBytes: number; readonly txBytes: number };
+  readonly processes: number | null;
+};
 
 /** What the guest needs for its network; given to the agent's `configure`. Null when there is none, or when the runtime sets it up. */
 export type GuestNetwork = {
@@ -163,6 +177,9 @@ export type Backend = {
   cleanUp(op: Operation, plan: SandboxPlan): Promise<void>;
 
   stats(op: Operation, plan: SandboxPlan): Promise<HostUse>;
+
+  /** In place of what the agent counts, which in a shared kernel is the whole host's. Absent where the agent knows. */
+  usage?(op: Operation, plan: SandboxPlan): Promise<Usage>;
 
   /** The daemon ends, and no sandbox of this backend runs: takes away what they shared on this host. */
   end?(op: Operation): Promise<void>;

@@ -33,7 +33,14 @@ export type DaemonOptions = {
   readonly log: 'stderr' | 'file';
   /** Measures how long the event loop is held up; for the bench. */
   readonly measureLoop: boolean;
-  readonly makeParts: (making: { op: Operation; host: Host; store: Store; places: Places; config: Config }) => Promise<Parts>;
+  readonly makeParts: (making: {
+    op: Operation;
+    host: Host;
+    store: Store;
+    places: Places;
+    config: Config;
+    env: Environment;
+  }) => Promise<Parts>;
   /** Called when a client asks the daemon to end. */
   readonly onStop: () => void;
 };
@@ -75,7 +82,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   undo.defer(() => logs.close());
   const op = newOperation({ id: bare.id, actor: 'daemon', log: logs.logOf(bare.id) });
   const store = undo.use(await openStore({ path: places.storePath, host, op }));
-  const parts = await options.makeParts({ op, host, store, places, config });
+  const parts = await options.makeParts({ op, host, store, places, config, env });
   const services = newServices(
     {
       host,

@@ -25,23 +25,34 @@ const LAN_6 = ['fc00::/7', '64:ff9b::/96', '64:ff9b:1::/48', '2002::/16'];
 const METADATA_6 = ['fd00:ec2::254/128'];
 const METADATA_4 = ['100.100.100.200/32'];
 
-/** Everything but the sandboxes' own entries, which stay as they are. */
-export function installScript({ table, uids, resolvers }: Ruleset): string {
-  const name = tableName(table);
+/**
+ * Where a sandbox's packet may go, in the order of the rules: `goto refuse` where it may not, and the end of
+ * the chain where it may. `lan`: what is true of a packet that may also go to private ranges.
+ */
+export function destinationRules(resolvers: readonly string[], lan: string): readonly string[] {
   const resolvers4 = resolvers.filter((address) => isIP(address) === 4);
   const resolvers6 = resolvers.filter((address) => isIPv6(address));
   const port53 = (family: 'ip' | 'ip6', addresses: readonly string[]): string[] =>
     addresses.length === 0 ? [] : [`${family} daddr { ${addresses.join(', ')} } meta l4proto { tcp, udp } th dport 53 accept`];
-  const rules = [
+  return [
     ...port53('ip', resolvers4),
     ...port53('ip6', resolvers6),
     'fib daddr type { local, broadcast, anycast, multicast } goto refuse',
     `ip daddr { ${[...NEVER_4, ...METADATA_4].join(', ')} } goto refuse`,
     `ip6 daddr { ${[...NEVER_6, ...METADATA_6].join(', ')} } goto refuse`,
-    'meta skuid @lan accept',
+    `${lan} accept`,
     `ip daddr { ${LAN_4.join(', ')} } goto refuse`,
     `ip6 daddr { ${LAN_6.join(', ')} } goto refuse`,
   ];
+}
+
+/** Resets TCP at once, and says no to the rest. */
+export const REFUSE_RULES = ['meta l4proto tcp reject with tcp reset', 'reject with icmpx admin-prohibited'] as const;
+
+/** Everything but the sandboxes' own entries, which stay as they are. */
+export function installScript({ table, uids, resolvers }: Ruleset): string {
+  const name = tableName(table);
+  const rules = destinationRules(resolvers, 'meta skuid @lan');
   return [
     `add table inet ${name}`,
     `add set inet ${name} lan { type uid; }`,
@@ -52,8 +63,7 @@ export function installScript({ table, uids, resolvers }: Ruleset): string {
     `flush chain inet ${name} sandbox`,
     `flush chain inet ${name} refuse`,
     // A reset at once: passt passes that on to the guest, and not what ICMP says.
-    `add rule inet ${name} refuse meta l4proto tcp reject with tcp reset`,
-    `add rule inet ${name} refuse reject with icmpx admin-prohibited`,
+    ...REFUSE_RULES.map((rule) => `add rule inet ${name} refuse ${rule}`),
     ...rules.map((rule) => `add rule inet ${name} sandbox ${rule}`),
     `add rule inet ${name} output meta skuid ${uid(uids.first)}-${uid(uids.last)} jump sandbox`,
     '',
@@ -79,7 +89,7 @@ export function removeScript(table: string): string {
   return `add table inet ${tableName(table)}\ndelete table inet ${tableName(table)}\n`;
 }
 
-function tableName(table: string): string {
+export function tableName(table: string): string {
   if (!/^[a-z][a-z0-9_]{0,30}$/.test(table)) throw new Error(`not a name for a table: ${JSON.stringify(table)}`);
   return table;
 }

@@ -88,7 +88,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     return await core.turns.take(op, id, async () => {
       await using undo = new AsyncDisposableStack();
       const begun = await begin(call, id, spec);
-      const run = core.runs.open(op, { id, spec }, boot.files, begun.uid);
+      const run = core.runs.open(op, { id, projectId: call.caller.projectId, spec }, boot.files, begun.uid);
       undo.defer(() => rollBack(call, run, begun.intentId));
       op.progress({ step: 'making the disk' });
       await run.backend.create(op, run.plan);

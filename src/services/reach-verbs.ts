@@ -32,15 +32,17 @@ export function reachVerbs(core: Core): Pick<Handlers, 'port.list' | 'port.conne
       const agent = await runs.agent(op, sandbox);
       const run = await runOf(core, op, sandbox);
       const [metrics, host] = await Promise.all([agent.metrics(op), run.backend.stats(op, run.plan)]);
+      // In a shared kernel the agent sees what the whole host does.
+      const own = (await run.backend.usage?.(op, run.plan)) ?? null;
       const { takenAtMs, uptimeMs, cpu, memory, disk, network, processes, oomKills } = metrics;
       return {
         takenAtMs,
         uptimeMs,
-        cpu: { usedUs: cpu.userUs + cpu.systemUs, count: cpu.count },
-        memory: { ...memory },
-        disk: { ...disk },
-        network: { ...network },
-        processes,
+        cpu: own === null ? { usedUs: cpu.userUs + cpu.systemUs, count: cpu.count } : { usedUs: own.cpuUs, count: sandbox.spec.shape.cpus },
+        memory: own?.memory == null ? { ...memory } : { ...own.memory, availableBytes: own.memory.totalBytes - own.memory.usedBytes },
+        disk: { ...disk, ...own?.disk },
+        network: { ...network, ...own?.network },
+        processes: own?.processes ?? processes,
         oomKills,
         host: { ...host },
       };

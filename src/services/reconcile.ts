@@ -166,6 +166,8 @@ async function removeStray(core: Core, op: Operation, id: SandboxId, intent: Int
   for (const backend of backends.filter((candidate) => named === undefined || candidate.name === named)) {
     const plan = {
       id,
+      name: id,
+      projectId: null,
       shape: { cpus: 1, memoryMiB: 0, diskMiB: 0 },
       network: 'none',
       boot: { kind: 'gone' },

@@ -39,12 +39,14 @@ export class Runs {
   }
 
   /** Makes the run of a sandbox; it is known from here on, until it is forgotten. */
-  open(op: Operation, sandbox: Pick<Sandbox, 'id' | 'spec'>, boot: BootFiles, uid: number | null): Run {
+  open(op: Operation, sandbox: Pick<Sandbox, 'id' | 'projectId' | 'spec'>, boot: BootFiles, uid: number | null): Run {
     const { host, places } = this.#deps;
     const { spec, id } = sandbox;
     const { vmDir, runDir, logDir } = placesOf(places, id);
     const plan = {
       id,
+      name: spec.name,
+      projectId: sandbox.projectId,
       shape: spec.shape,
       network: spec.network,
       boot,

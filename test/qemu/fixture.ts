@@ -91,7 +91,7 @@ export async function qemuUnderTest(over: Partial<QemuConfig> = {}, inside = '.'
       const id = newId('sbx', (count) => randomBytes(count));
       const uid = nextUid++;
       const dirs = { dataDir: join(home, 'data', id), runDir: join(home, 'run', id), logDir: join(home, 'log', id) };
-      return { id, shape, network, boot, ...dirs, runAs: firstUid === null ? null : { uid, gid: uid } };
+      return { id, name: id, projectId: null, shape, network, boot, ...dirs, runAs: firstUid === null ? null : { uid, gid: uid } };
     },
     async [Symbol.asyncDispose]() {
       await rm(top, { recursive: true, force: true });

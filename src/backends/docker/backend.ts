@@ -1,0 +1,359 @@
+// The Docker backend: a sandbox is a container that an Engine runs, with our agent as its first process.
+// The Engine knows what is alive; which container is whose stands in a file of the sandbox's own, and
+// only containers with this daemon's labels are ever touched.
+import { join } from 'node:path';
+import type { Duplex } from 'node:stream';
+import * as z from 'zod';
+import { HutchError } from '../../domain/errors.ts';
+import type { Operation } from '../../host/operation.ts';
+import { AgentDoors } from '../agent-door.ts';
+import { type Backend, rootFiles, type SandboxPlan, type Started } from '../backend.ts';
+import { programArchive } from './archive.ts';
+import { attachedStream } from './attached.ts';
+import { type DockerConfig, IMAGE_MS, KILL_FORCE_MS, KILL_GRACE_MS, RELEASE_MS, START_MS } from './config.ts';
+import { type Container, containerBody, containerName, findContainer, INSIDE, isOurs, type Reach } from './container.ts';
+import { Engine } from './engine.ts';
+import { type Dead, evidenceOf } from './evidence.ts';
+import { findImage, importImage, ownImageName, pullImage } from './image.ts';
+import { findLeaks, listOurs } from './leaks.ts';
+import { ensureNetwork, removeNetworks } from './networks.ts';
+import { agentSocketPath, logPath, markPath, socketDir } from './paths.ts';
+import { probeEngine, seesOurFiles } from './probe.ts';
+import { readUsage } from './usage.ts';
+import { waitAgain } from './wait.ts';
+
+const mark = z.strictObject({ containerId: z.string().regex(/^[0-9a-f]{64}$/), reach: z.enum(['mounted', 'attached']) });
+const created = z.object({ Id: z.string(), Warnings: z.array(z.string()).nullish() });
+const AGENT_BYTES_MAX = 64 * 1024 * 1024;
+const MARK_BYTES_MAX = 4_096;
+
+export function newDockerBackend(config: DockerConfig): Backend {
+  const { host, instance } = config;
+  const engine = new Engine(host, config.env);
+  const doors = new AgentDoors(host);
+  /** The one attached stream of each sandbox whose agent cannot connect out. */
+  const attached = new Map<string, Duplex>();
+  /** Images that are being brought into the Engine. */
+  const importing = new Map<string, Promise<string>>();
+  /** Whether the Engine sees our files; null until it was asked. */
+  let mounts: boolean | null = null;
+
+  /** As the container's first process may open it: as root inside, which is root here, or nobody else can. */
+  const socketMode = host.uid === 0 ? 0o600 : 0o666;
+
+  async function imageOf(op: Operation, plan: Pick<SandboxPlan, 'boot'>): Promise<string> {
+    const { boot } = plan;
+    if (boot.kind === 'engine') {
+      const image = await findImage(op, engine, boot.imageDigest);
+      if (image === null) {
+        throw op.error('failed_precondition', `the Docker Engine does not have ${boot.reference} any more (${boot.imageDigest})`, {
+          hint: `pull it again: docker pull ${boot.reference.replace(/^docker:\/\//, '')}`,
+        });
+      }
+      return image.Id;
+    }
+    const root = rootFiles(op, boot);
+    const name = ownImageName(root.imageDigest);
+    // For whoever comes second too: its own patience must not end the first one's work.
+    let coming = importing.get(name);
+    if (coming === undefined) {
+      coming = (async () => {
+        using alone = op.releasing(IMAGE_MS);
+        await host.makeDir(alone, config.workDir, 0o711);
+        return await importImage(alone, config, engine, root);
+      })().finally(() => importing.delete(name));
+      importing.set(name, coming);
+    }
+    return await waitAgain(op, coming);
+  }
+
+  /** The agent as containers see it: of its own name for each version, so that a running one keeps its own. */
+  async function agentForContainers(op: Operation): Promise<string> {
+    const path = join(config.workDir, `agent-${(await host.sha256(op, config.agentPath)).slice(0, 16)}`);
+    if ((await host.stat(op, path)) !== null) return path;
+    await host.makeDir(op, config.workDir, 0o711);
+    await host.writeFileAtomic(op, path, await host.readFile(op, config.agentPath, AGENT_BYTES_MAX), 0o755);
+    return path;
+  }
+
+  async function readMark(op: Operation, plan: SandboxPlan) {
+    if ((await host.stat(op, markPath(plan))) === null) return null;
+    return mark.parse(JSON.parse(new TextDecoder().decode(await host.readFile(op, markPath(plan), MARK_BYTES_MAX))));
+  }
+
+  /** Ours, wherever it is and whatever it is called now; null where there is none. */
+  async function containerOf(
+    op: Operation,
+    plan: SandboxPlan,
+    size: 'with-size' | 'without' = 'without',
+  ): Promise<{ readonly container: Container | null; readonly made: boolean; readonly reach: 'mounted' | 'attached' }> {
+    const known = await readMark(op, plan);
+    // Without a mark it was never finished: then only the name can lead to it, if there is an Engine at all.
+    const found =
+      known === null
+        ? await unlessAway(findContainer(op, engine, containerName(plan), size), null)
+        : await findContainer(op, engine, known.containerId, size);
+    const container = found !== null && isOurs(found, plan.id, instance) ? found : null;
+    return { container, made: known !== null, reach: known?.reach ?? 'mounted' };
+  }
+
+  async function running(op: Operation, plan: SandboxPlan): Promise<Container> {
+    const { container, made } = await containerOf(op, plan);
+    if (container?.State.Running === true) return container;
+    throw op.error(
+      'failed_precondition',
+      container === null && made ? 'its container was removed by somebody else' : 'its container does not run',
+    );
+  }
+
+  async function inspect(op: Operation, plan: SandboxPlan) {
+    const { container, made } = await containerOf(op, plan);
+    return await evidenceOf(op, host, container, made);
+  }
+
+  async function waitForEnd(op: Operation, plan: SandboxPlan): Promise<Dead> {
+    for (let pauseMs = 100; ; pauseMs = Math.min(pauseMs * 2, 5_000)) {
+      try {
+        const { container, made } = await containerOf(op, plan);
+        const found = await evidenceOf(op, host, container, made);
+        if (!found.alive) return found;
+        if (container !== null) await engine.stream(op, { method: 'POST', path: `/containers/${container.Id}/wait` }).then(drained);
+        pauseMs = 100;
+      } catch (error) {
+        // An Engine that is away says nothing about the container: it is asked again when it is back.
+        const isAway = error instanceof HutchError && ['unavailable', 'not_found', 'deadline_exceeded', 'internal'].includes(error.code);
+        if (op.signal.aborted || !isAway) throw error;
+      }
+      await waitAgain(op, new Promise<void>((resolve) => setTimeout(resolve, pauseMs).unref()));
+    }
+  }
+
+  async function make(op: Operation, plan: SandboxPlan): Promise<void> {
+    const image = await imageOf(op, plan);
+    mounts ??= await seesOurFiles(op, config, engine, image);
+    const reach: Reach = mounts
+      ? { kind: 'mounted', agentPath: await agentForContainers(op), socketDir: socketDir(plan) }
+      : { kind: 'attached' };
+    if (plan.network !== 'none') await config.network.protect(op);
+    const network = await ensureNetwork(op, config, engine, plan.network);
+    // A directory that is to be mounted must be there, or an old Engine makes it.
+    await makeSocketDir(op, plan);
+    const { Id, Warnings } = await engine
+      .json(op, created, {
+        method: 'POST',
+        path: '/containers/create',
+        query: { name: containerName(plan) },
+        body: containerBody(plan, { image, instance, reach, network }),
+      })
+      .catch(async (cause: unknown) => {
+        if (!(cause instanceof HutchError && cause.code === 'conflict')) throw cause;
+        throw op.error('conflict', `the Docker Engine has a container ${containerName(plan)} that is not Hutch's; it is not touched`, {
+          hint: `rename it: docker rename ${containerName(plan)} NAME`,
+          cause,
+        });
+      });
+    if ((Warnings ?? []).length > 0)
+      op.log.info({ sandbox: plan.id, warnings: Warnings }, 'the Docker Engine has warnings about a container');
+    await host.makeDir(op, plan.dataDir, 0o711);
+    await host.writeFileAtomic(op, markPath(plan), JSON.stringify({ containerId: Id, reach: reach.kind }), 0o600);
+    if (reach.kind === 'attached') await putAgentIn(op, Id);
+  }
+
+  async function putAgentIn(op: Operation, containerId: string): Promise<void> {
+    const agent = await host.readFile(op, config.agentPath, AGENT_BYTES_MAX);
+    const archive = programArchive(INSIDE.agent.slice(1), agent);
+    await engine.call(op, {
+      method: 'PUT',
+      path: `/containers/${containerId}/archive`,
+      query: { path: '/' },
+      content: {
+        type: 'application/x-tar',
+        chunks: (async function* () {
+          yield archive;
+        })(),
+      },
+    });
+  }
+
+  async function makeSocketDir(op: Operation, plan: SandboxPlan): Promise<void> {
+    await host.makeDir(op, plan.runDir, 0o711);
+    await host.makeDir(op, socketDir(plan), host.uid === 0 ? 0o700 : 0o755);
+  }
+
+  function hangUp(plan: SandboxPlan): Promise<void> {
+    attached.get(plan.id)?.destroy();
+    attached.delete(plan.id);
+    return doors.close(plan.id);
+  }
+
+  async function removeContainer(op: Operation, plan: SandboxPlan): Promise<void> {
+    const { container } = await containerOf(op, plan);
+    if (container === null) return;
+    try {
+      await engine.call(op, { method: 'DELETE', path: `/containers/${container.Id}`, query: { force: true, v: true } }, START_MS);
+    } catch (error) {
+      if (!(error instanceof HutchError && error.code === 'not_found')) throw error;
+    }
+  }
+
+  const backend: Backend = {
+    name: 'docker',
+    needs: 'root',
+    probe: (op) => probeEngine(op, config, engine),
+
+    async fetchImage(op, reference) {
+      return await pullImage(op, config, engine, reference);
+    },
+
+    async prepare(op, plan) {
+      await imageOf(op, plan);
+    },
+
+    async create(op, plan) {
+      await using undo = new AsyncDisposableStack();
+      undo.defer(async () => {
+        using late = op.releasing(RELEASE_MS);
+        await backend
+          .remove(late, plan)
+          .catch((cause: unknown) => op.log.warn({ sandbox: plan.id, cause }, 'a failed create left something behind'));
+      });
+      await make(op, plan);
+      undo.move();
+    },
+
+    async start(op, plan): Promise<Started> {
+      const beganMs = host.monotonicMs();
+      const { container, made, reach } = await containerOf(op, plan);
+      if (container === null) {
+        throw op.error(
+          'failed_precondition',
+          made ? 'its container was removed by somebody else, with everything on its disk' : 'it has no container',
+          {
+            hint: 'delete the sandbox; it cannot be started again',
+          },
+        );
+      }
+      await using undo = new AsyncDisposableStack();
+      undo.defer(async () => {
+        using late = op.releasing(RELEASE_MS);
+        await backend
+          .kill(late, plan, 'now')
+          .then(() => backend.cleanUp(late, plan))
+          .catch((cause: unknown) => op.log.warn({ sandbox: plan.id, cause }, 'a failed start left something behind'));
+      });
+      await host.makeDir(op, plan.logDir, 0o711);
+      await makeSocketDir(op, plan);
+      if (reach === 'mounted') await doors.open(op, plan.id, agentSocketPath(plan), socketMode);
+      if (plan.network !== 'none') {
+        await config.network.protect(op);
+        await ensureNetwork(op, config, engine, plan.network);
+      }
+      const preparedMs = host.monotonicMs();
+      await engine.call(op, { method: 'POST', path: `/containers/${container.Id}/start` }, START_MS);
+      if (plan.network !== 'none') await config.network.isolate(op);
+      const evidence = await inspect(op, plan);
+      if (!evidence.alive) throw op.error('unavailable', `its container ended at once, with exit code ${evidence.exitCode ?? 'unknown'}`);
+      await host.appendFile(op, logPath(plan), new TextEncoder().encode(`container ${container.Id} started, pid ${evidence.pid}\n`));
+      undo.move();
+      return {
+        evidence,
+        network: null,
+        disk: null,
+        stagesMs: { prepared: preparedMs - beganMs, started: host.monotonicMs() - preparedMs },
+      };
+    },
+
+    // The Engine has set it up, behind rules that stood before.
+    async linkUp() {},
+
+    async dialAgent(op, plan) {
+      const known = await readMark(op, plan);
+      if (known?.reach !== 'attached') return await doors.dial(op, plan.id, agentSocketPath(plan), socketMode);
+      attached.get(plan.id)?.destroy();
+      const raw = await engine.hijack(op, {
+        method: 'POST',
+        path: `/containers/${known.containerId}/attach`,
+        query: { stream: true, stdin: true, stdout: true },
+      });
+      const stream = attachedStream(raw);
+      attached.set(plan.id, stream);
+      return stream;
+    },
+
+    async pause(op, plan) {
+      const container = await running(op, plan);
+      if (!container.State.Paused) await engine.call(op, { method: 'POST', path: `/containers/${container.Id}/pause` });
+    },
+
+    async resume(op, plan) {
+      const container = await running(op, plan);
+      if (container.State.Paused) await engine.call(op, { method: 'POST', path: `/containers/${container.Id}/unpause` });
+    },
+
+    async kill(op, plan, how) {
+      const { container, made } = await containerOf(op, plan);
+      const before = await evidenceOf(op, host, container, made);
+      if (!before.alive || container === null) {
+        await hangUp(plan);
+        return before as Dead;
+      }
+      const asked =
+        how === 'now'
+          ? { method: 'POST', path: `/containers/${container.Id}/kill`, query: { signal: 'KILL' } }
+          : { method: 'POST', path: `/containers/${container.Id}/stop`, query: { t: Math.ceil(KILL_GRACE_MS / 1000) } };
+      await engine.call(op, asked as { method: 'POST'; path: string }, KILL_FORCE_MS).catch((error: unknown) => {
+        // It has ended in between.
+        if (!(error instanceof HutchError && ['conflict', 'not_found'].includes(error.code))) throw error;
+      });
+      using limited = op.within(KILL_FORCE_MS, 'the container to end');
+      const dead = await waitForEnd(limited, plan);
+      await hangUp(plan);
+      return dead;
+    },
+
+    inspect,
+    ended: waitForEnd,
+
+    async cleanUp(op, plan) {
+      await hangUp(plan);
+      await host.remove(op, plan.runDir);
+    },
+
+    async remove(op, plan) {
+      await removeContainer(op, plan);
+      await backend.cleanUp(op, plan);
+      await host.remove(op, plan.dataDir);
+      const others = await unlessAway(listOurs(op, engine, instance), null);
+      if (others === null || others.length > 0) return;
+      await removeNetworks(op, config, engine);
+      await config.network.end(op);
+    },
+
+    async stats(op, plan) {
+      const { container } = await containerOf(op, plan, 'with-size');
+      const usage = container?.State.Running === true ? await readUsage(op, engine, container.Id) : null;
+      return { pssBytes: usage?.memory?.usedBytes ?? 0, cpuUs: usage?.cpuUs ?? 0, diskAllocatedBytes: container?.SizeRw ?? 0 };
+    },
+
+    async usage(op, plan) {
+      return await readUsage(op, engine, (await running(op, plan)).Id);
+    },
+
+    leaks: (op, known) => findLeaks(op, engine, instance, known),
+  };
+  return backend;
+}
+
+/** Without an Engine there is nothing of ours in it. */
+async function unlessAway<T, U>(asked: Promise<T>, otherwise: U): Promise<T | U> {
+  try {
+    return await asked;
+  } catch (error) {
+    if (error instanceof HutchError && ['unavailable', 'permission_denied', 'failed_precondition'].includes(error.code)) return otherwise;
+    throw error;
+  }
+}
+
+async function drained(answer: AsyncIterable<unknown>): Promise<void> {
+  for await (const _ of answer);
+}

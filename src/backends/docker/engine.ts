@@ -1,0 +1,253 @@
+// The Engine's HTTP API over its unix socket: one connection a request, so that an Engine that was
+// restarted is simply there again. Requests and answers have bounds; what the Engine refuses becomes
+// an error of ours with its own sentence in it.
+import { type IncomingMessage, request } from 'node:http';
+import type { Duplex } from 'node:stream';
+import type * as z from 'zod';
+import type { ErrorCode } from '../../domain/errors.ts';
+import { HutchError } from '../../domain/errors.ts';
+import { errnoOf } from '../../host/errors.ts';
+import type { Host } from '../../host/host.ts';
+import type { Operation } from '../../host/operation.ts';
+import { API_MAX, API_MIN, type DockerEnvironment, PING_MS, REQUEST_MS } from './config.ts';
+import { type Endpoint, findEndpoint } from './endpoint.ts';
+
+export type Ask = {
+  readonly method: 'GET' | 'POST' | 'PUT' | 'DELETE' | 'HEAD';
+  /** Without the version, such as `/containers/json`. */
+  readonly path: string;
+  readonly query?: Readonly<Record<string, string | number | boolean>>;
+  readonly body?: object;
+  readonly headers?: Readonly<Record<string, string>>;
+  /** In place of `body`. */
+  readonly content?: { readonly type: string; readonly chunks: AsyncIterable<Uint8Array> };
+};
+
+const ANSWER_BYTES_MAX = 16 * 1024 * 1024;
+const MESSAGE_CHARS_MAX = 600;
+
+const CODES: Readonly<Record<number, ErrorCode>> = {
+  400: 'invalid_argument',
+  401: 'permission_denied',
+  403: 'permission_denied',
+  404: 'not_found',
+  409: 'conflict',
+  503: 'unavailable',
+};
+
+export class Engine {
+  readonly #host: Host;
+  readonly #env: DockerEnvironment;
+  #endpoint: Endpoint | null = null;
+  /** `/v1.41`; asked anew after the Engine was away: another one may have come back. */
+  #version: string | null = null;
+
+  constructor(host: Host, env: DockerEnvironment) {
+    this.#host = host;
+    this.#env = env;
+  }
+
+  async endpoint(op: Operation): Promise<Endpoint> {
+    this.#endpoint ??= await findEndpoint(op, this.#host, this.#env);
+    return this.#endpoint;
+  }
+
+  /** The answer as JSON, parsed. @throws HutchError as the status says; `unavailable` without an Engine. */
+  async json<T>(op: Operation, schema: z.ZodType<T>, ask: Ask, ms: number = REQUEST_MS): Promise<T> {
+    using limited = op.within(ms, `Docker's answer to ${ask.method} ${ask.path}`);
+    const text = await collect(limited, await this.#send(limited, ask));
+    try {
+      return schema.parse(JSON.parse(text));
+    } catch (cause) {
+      throw op.error('internal', `Docker's answer to ${ask.method} ${ask.path} is not understood`, { cause });
+    }
+  }
+
+  /** For its effect. */
+  async call(op: Operation, ask: Ask, ms: number = REQUEST_MS): Promise<void> {
+    using limited = op.within(ms, `Docker's answer to ${ask.method} ${ask.path}`);
+    await collect(limited, await this.#send(limited, ask));
+  }
+
+  /** The answer as it comes, for as long as the operation lasts. */
+  async stream(op: Operation, ask: Ask): Promise<IncomingMessage> {
+    return await this.#send(op, ask);
+  }
+
+  /** A connection that is ours after the Engine has agreed: HTTP's upgrade to raw bytes. */
+  async hijack(op: Operation, ask: Ask): Promise<Duplex> {
+    return await this.#upgrade(op, ask, await this.#versioned(op));
+  }
+
+  async #versioned(op: Operation): Promise<string> {
+    if (this.#version !== null) return this.#version;
+    using limited = op.within(PING_MS, 'Docker');
+    const answer = await this.#exchange(limited, { method: 'GET', path: '/_ping' }, '');
+    await collect(limited, answer);
+    const offered = /^(\d+)\.(\d+)$/.exec(String(answer.headers['api-version'] ?? ''));
+    const [major, minor] = [Number(offered?.[1] ?? 0), Number(offered?.[2] ?? 0)];
+    if (major !== API_MIN[0] || minor < API_MIN[1]) {
+      throw op.error('failed_precondition', `the Docker Engine is too old: it speaks API ${major}.${minor}`, {
+        hint: 'Hutch needs Engine 20.10 (API 1.41) or newer',
+      });
+    }
+    this.#version = `/v${major}.${Math.min(minor, API_MAX[1])}`;
+    return this.#version;
+  }
+
+  async #send(op: Operation, ask: Ask): Promise<IncomingMessage> {
+    const answer = await this.#exchange(op, ask, await this.#versioned(op));
+    const status = answer.statusCode ?? 0;
+    if (status < 400) return answer;
+    throw refused(op, ask, status, await collect(op, answer));
+  }
+
+  async #exchange(op: Operation, ask: Ask, prefix: string): Promise<IncomingMessage> {
+    const socket = await this.#connect(op);
+    const { promise, resolve, reject } = Promise.withResolvers<IncomingMessage>();
+    const sent = request({ ...this.#head(ask, prefix), createConnection: () => socket as never });
+    const onAbort = (): void => void sent.destroy(reasonOf(op));
+    op.signal.addEventListener('abort', onAbort, { once: true });
+    sent.once('response', (answer) => {
+      answer.once('close', () => {
+        op.signal.removeEventListener('abort', onAbort);
+        socket.destroy();
+      });
+      resolve(answer);
+    });
+    sent.once('error', (cause) => {
+      op.signal.removeEventListener('abort', onAbort);
+      socket.destroy();
+      reject(this.#lost(op, cause));
+    });
+    if (op.signal.aborted) onAbort();
+    else if (ask.content === undefined) sent.end(ask.body === undefined ? undefined : JSON.stringify(ask.body));
+    else feed(sent, ask.content.chunks);
+    return await promise;
+  }
+
+  async #upgrade(op: Operation, ask: Ask, prefix: string): Promise<Duplex> {
+    const socket = await this.#connect(op);
+    const { promise, resolve, reject } = Promise.withResolvers<Duplex>();
+    const head = this.#head(ask, prefix);
+    const sent = request({
+      ...head,
+      headers: { ...head.headers, Connection: 'Upgrade', Upgrade: 'tcp' },
+      createConnection: () => socket as never,
+    });
+    const onAbort = (): void => void sent.destroy(reasonOf(op));
+    op.signal.addEventListener('abort', onAbort, { once: true });
+    const over = (): void => op.signal.removeEventListener('abort', onAbort);
+    sent.once('upgrade', (_answer, raw: Duplex, first: Buffer) => {
+      over();
+      if (first.byteLength > 0) raw.unshift(first);
+      resolve(raw);
+    });
+    sent.once('response', (answer) => {
+      over();
+      collect(op, answer).then((text) => reject(refused(op, ask, answer.statusCode ?? 0, text)), reject);
+    });
+    sent.once('error', (cause) => {
+      over();
+      socket.destroy();
+      reject(this.#lost(op, cause));
+    });
+    if (op.signal.aborted) onAbort();
+    else sent.end();
+    return await promise;
+  }
+
+  #head({ method, path, query = {}, body, headers = {}, content }: Ask, prefix: string) {
+    const search = new URLSearchParams(Object.entries(query).map(([key, value]): [string, string] => [key, String(value)])).toString();
+    const type = content?.type ?? (body === undefined ? undefined : 'application/json');
+    return {
+      method,
+      path: `${prefix}${path}${search === '' ? '' : `?${search}`}`,
+      host: 'docker',
+      headers: { Host: 'docker', ...(type === undefined ? {} : { 'Content-Type': type }), ...headers },
+    };
+  }
+
+  async #connect(op: Operation): Promise<Duplex> {
+    const { socketPath, source } = await this.endpoint(op);
+    try {
+      return await this.#host.connectUnix(op, socketPath);
+    } catch (cause) {
+      if (op.signal.aborted) throw cause;
+      this.#version = null;
+      const errno = errnoOf(cause instanceof Error ? cause.cause : cause) ?? errnoOf(cause);
+      if (errno === 'EACCES' || errno === 'EPERM') {
+        throw op.error('permission_denied', `Docker's socket ${socketPath} is not ours to open`, {
+          hint: 'usermod -aG docker "$USER", then log in again; whoever may use it is root on this machine',
+          cause,
+        });
+      }
+      const why = errno === 'ENOENT' ? `there is no socket ${socketPath}` : `nobody answers at ${socketPath}`;
+      throw op.error('unavailable', `the Docker Engine does not run: ${why} (from ${source})`, {
+        hint: 'start it: systemctl start docker; or install it: apt-get install docker.io',
+        cause,
+      });
+    }
+  }
+
+  /** The connection ended in the middle. */
+  #lost(op: Operation, cause: unknown): Error {
+    if (op.signal.aborted) return reasonOf(op);
+    if (cause instanceof HutchError) return cause;
+    this.#version = null;
+    return op.error('unavailable', 'the Docker Engine hung up before it had answered', { cause });
+  }
+}
+
+function feed(sent: ReturnType<typeof request>, chunks: AsyncIterable<Uint8Array>): void {
+  const write = async (): Promise<void> => {
+    for await (const chunk of chunks) {
+      if (sent.destroyed) return;
+      if (!sent.write(chunk)) await new Promise<void>((resolve) => sent.once('drain', resolve).once('close', resolve));
+    }
+    sent.end();
+  };
+  write().catch((error: unknown) => sent.destroy(error instanceof Error ? error : new Error(String(error))));
+}
+
+async function collect(op: Operation, answer: IncomingMessage): Promise<string> {
+  const chunks: Buffer[] = [];
+  let bytes = 0;
+  try {
+    for await (const chunk of answer) {
+      bytes += (chunk as Buffer).byteLength;
+      if (bytes > ANSWER_BYTES_MAX) throw op.error('internal', `Docker's answer has more than ${ANSWER_BYTES_MAX} bytes`);
+      chunks.push(chunk as Buffer);
+    }
+  } catch (cause) {
+    if (op.signal.aborted) throw reasonOf(op);
+    if (cause instanceof HutchError) throw cause;
+    throw op.error('unavailable', 'the Docker Engine hung up in the middle of its answer', { cause });
+  }
+  return Buffer.concat(chunks).toString();
+}
+
+function refused(op: Operation, { method, path }: Ask, status: number, text: string): HutchError {
+  const code = CODES[status] ?? 'internal';
+  return op.error(code, `Docker refused ${method} ${path}: ${messageOf(text) || `HTTP ${status}`}`);
+}
+
+/** The Engine's own sentence, without what could act on a terminal. */
+function messageOf(text: string): string {
+  let message = text;
+  try {
+    const body: unknown = JSON.parse(text);
+    if (typeof body === 'object' && body !== null && 'message' in body && typeof body.message === 'string') message = body.message;
+  } catch {
+    // not JSON: as it is
+  }
+  return message
+    .replaceAll(/[^\x20-\x7e]+/g, ' ')
+    .trim()
+    .slice(0, MESSAGE_CHARS_MAX);
+}
+
+function reasonOf(op: Operation): Error {
+  const reason: unknown = op.signal.reason;
+  return reason instanceof HutchError ? reason : op.error('cancelled', 'the operation was cancelled', { cause: reason });
+}

@@ -1,0 +1,97 @@
+// What the Engine can do here, asked of itself; and whether it sees our files, found out by a mark
+// that it is asked to read back.
+import { join } from 'node:path';
+import * as z from 'zod';
+import { HutchError } from '../../domain/errors.ts';
+import type { Operation } from '../../host/operation.ts';
+import type { Backend, Capabilities, Enforcement } from '../backend.ts';
+import { type DockerConfig, PING_MS } from './config.ts';
+import type { Engine } from './engine.ts';
+
+const info = z.object({
+  ServerVersion: z.string(),
+  OSType: z.string(),
+  CgroupVersion: z.string().nullish(),
+  MemoryLimit: z.boolean().nullish(),
+  SwapLimit: z.boolean().nullish(),
+  CpuCfsQuota: z.boolean().nullish(),
+  PidsLimit: z.boolean().nullish(),
+  SecurityOptions: z.array(z.string()).nullish(),
+});
+
+export async function probeEngine(op: Operation, config: DockerConfig, engine: Engine): ReturnType<Backend['probe']> {
+  try {
+    using limited = op.within(PING_MS, 'Docker');
+    const answer = await engine.json(limited, info, { method: 'GET', path: '/info' }, PING_MS);
+    if (answer.OSType !== 'linux') {
+      return { ok: false, why: `the Docker Engine runs containers of ${answer.OSType}`, hint: 'use one that runs Linux containers' };
+    }
+    const { modes, notes } = await config.network.probe(op);
+    const { source } = await engine.endpoint(op);
+    return { ok: true, can: capabilities(answer, source, modes, notes) };
+  } catch (error) {
+    if (op.signal.aborted || !(error instanceof HutchError)) throw error;
+    return { ok: false, why: error.message, hint: error.hint ?? 'see: hutch doctor' };
+  }
+}
+
+function capabilities(
+  answer: z.infer<typeof info>,
+  source: string,
+  networks: Capabilities['networks'],
+  networkNotes: readonly string[],
+): Capabilities {
+  const held = (flag: boolean | null | undefined): Enforcement => (flag === true ? 'enforced' : 'no');
+  return {
+    isolation: 'shared-kernel',
+    securityBoundary: false,
+    pause: true,
+    suspend: false,
+    fork: false,
+    diskSnapshot: false,
+    limits: { cpu: held(answer.CpuCfsQuota), memory: held(answer.MemoryLimit), disk: 'no', processes: held(answer.PidsLimit) },
+    networks,
+    acceleration: 'none',
+    notes: [
+      `Docker Engine ${answer.ServerVersion}, cgroups version ${answer.CgroupVersion ?? '1'}, from ${source}`,
+      'no new privileges: sudo and other set-user-id programs do not raise them',
+      ...(answer.SwapLimit === false ? ['swap is not limited: the kernel does not account for it'] : []),
+      ...networkNotes,
+    ],
+  };
+}
+
+/** Whether files of ours are seen by the Engine's containers. `image`: any image that it has. */
+export async function seesOurFiles(op: Operation, config: DockerConfig, engine: Engine, image: string): Promise<boolean> {
+  const { host, workDir } = config;
+  const nonce = Buffer.from(host.randomBytes(16)).toString('hex');
+  const dir = join(workDir, `nonce-${op.id}`);
+  await using undo = new AsyncDisposableStack();
+  const releasing = (work: (late: Operation) => Promise<void>): void =>
+    undo.defer(async () => {
+      using late = op.releasing(PING_MS);
+      await work(late).catch((cause: unknown) => op.log.warn({ cause }, 'the probe of the Docker Engine left something behind'));
+    });
+  await host.makeDir(op, dir, 0o755);
+  releasing((late) => host.remove(late, dir));
+  await host.writeFileAtomic(op, join(dir, nonce), nonce, 0o644);
+  try {
+    const { Id } = await engine.json(op, z.object({ Id: z.string() }), {
+      method: 'POST',
+      path: '/containers/create',
+      body: {
+        Image: image,
+        Entrypoint: ['/nothing'],
+        Labels: { 'dev.hutch.instance': config.instance },
+        HostConfig: { NetworkMode: 'none', Mounts: [{ Type: 'bind', Source: dir, Target: '/.hutch/nonce', ReadOnly: true }] },
+      },
+    });
+    releasing((late) => engine.call(late, { method: 'DELETE', path: `/containers/${Id}`, query: { force: true, v: true } }));
+    await engine.call(op, { method: 'HEAD', path: `/containers/${Id}/archive`, query: { path: `/.hutch/nonce/${nonce}` } });
+    return true;
+  } catch (error) {
+    // It refuses a directory that it does not have, or does not find what lies in it.
+    if (error instanceof HutchError && ['invalid_argument', 'not_found'].includes(error.code)) return false;
+    throw error;
+  }
+}
