@@ -5,7 +5,7 @@ import type { SandboxId } from '../domain/ids.ts';
 import type { Host, UnixListener } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 
-type Door = { readonly listener: Promise<UnixListener>; current: Duplex | null };
+type Door = { readonly listener: Promise<UnixListener>; current: Duplex | null; early: Duplex | null };
 
 export class AgentDoors {
   readonly #host: Host;
@@ -20,12 +20,22 @@ export class AgentDoors {
     await this.#door(op, id, path, mode).listener;
   }
 
+  /** Resolves when the agent stands at the open door: `dial` then has its stream at once. */
+  async arrived(op: Operation, id: SandboxId): Promise<void> {
+    const door = this.#doors.get(id);
+    if (door === undefined) throw op.error('internal', `the door of sandbox ${id} is not open`);
+    const listener = await door.listener;
+    if (door.early === null || door.early.destroyed) door.early = await listener.accept(op);
+  }
+
   /** The next stream to the agent; opens the door where that was not done yet. */
   async dial(op: Operation, id: SandboxId, path: string, mode: number): Promise<Duplex> {
     const door = this.#door(op, id, path, mode);
     const listener = await door.listener;
     door.current?.destroy();
-    const stream = await listener.accept(op);
+    const { early } = door;
+    door.early = null;
+    const stream = early === null || early.destroyed ? await listener.accept(op) : early;
     door.current = stream;
     return stream;
   }
@@ -36,6 +46,7 @@ export class AgentDoors {
     if (door === undefined) return;
     this.#doors.delete(id);
     door.current?.destroy();
+    door.early?.destroy();
     await (await door.listener.catch(() => null))?.[Symbol.asyncDispose]();
   }
 
@@ -43,7 +54,7 @@ export class AgentDoors {
     const known = this.#doors.get(id);
     if (known !== undefined) return known;
     const listener = this.#host.listenUnix(op, path, mode);
-    const door = { listener, current: null };
+    const door = { listener, current: null, early: null };
     this.#doors.set(id, door);
     listener.catch(() => this.#doors.delete(id)); // who asked hears it; the next one tries again
     return door;

@@ -12,7 +12,7 @@ const COMMAND_MS_MAX = 600_000;
 let dir = '';
 
 function type(command: string): { output: string; errors: string } {
-  const env = { ...process.env, HUTCH_HOME: join(dir, 'h'), HUTCH_DAEMON_LISTEN: 'off' };
+  const env = { ...process.env, HUTCH_HOME: join(dir, 'h'), HUTCH_DAEMON_LISTEN: 'off', HUTCH_SANDBOX_BACKEND: 'qemu' };
   const run = spawnSync('sh', ['-c', command.replaceAll('./hutch', join(ROOT, 'hutch'))], {
     cwd: dir,
     env,

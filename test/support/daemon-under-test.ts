@@ -366,7 +366,14 @@ export async function launch(
 ): Promise<{ child: ChildProcess; ready: Ready }> {
   const child = spawn(process.execPath, ['--max-semi-space-size=1', entry, '--ready-fd', '3', ...flags], {
     stdio: ['ignore', 'inherit', 'pipe', 'pipe'],
-    env: { PATH: process.env['PATH'] ?? '', HOME: home, HUTCH_HOME: home, HUTCH_DAEMON_LISTEN: '127.0.0.1:0', ...env },
+    env: {
+      PATH: process.env['PATH'] ?? '',
+      HOME: home,
+      HUTCH_HOME: home,
+      HUTCH_DAEMON_LISTEN: '127.0.0.1:0',
+      HUTCH_SANDBOX_BACKEND: 'qemu',
+      ...env,
+    },
   });
   let said = '';
   child.stderr?.on('data', (chunk: Buffer) => {

@@ -1,0 +1,102 @@
+//! `hutch-cell`: makes the place that a container runtime is executed in, and then becomes the runtime.
+//! All of it lives in namespaces of its own, so nothing is left of it when the last process has ended,
+//! however it ended: no mount, no network device, no namespace.
+//!
+//! ```text
+//! hutch-cell --lower DIR --upper DIR --work DIR --root DIR
+//!            [--net FILE --address A.B.C.D/PREFIX --gateway A.B.C.D --mac XX:… --mtu N --uid N --gid N]
+//!            -- PROGRAM ARG...
+//! ```
+//!
+//! At `--root` lies the overlay of the three others, seen by PROGRAM and its children alone. With
+//! `--net` there is a network namespace, bound to FILE in the same way, with the device `eth0` in it.
+//! Its frames go over descriptor 3, a stream to passt, carried by a process that is user `--uid`.
+mod bridge;
+mod options;
+mod sys;
+mod tap;
+
+use options::{Net, Options};
+use std::ffi::CString;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let why = match options::parse(std::env::args_os().skip(1)) {
+        Ok(options) => match enter(&options) {
+            Ok(()) => format!("cannot run {}: {}", options.program(), sys::exec(&options.argv)),
+            Err(why) => why,
+        },
+        Err(why) => why,
+    };
+    eprintln!("hutch-cell: {why}");
+    ExitCode::from(125)
+}
+
+fn enter(options: &Options) -> Result<(), String> {
+    sys::own_mounts().map_err(|error| format!("cannot make a mount namespace: {error}"))?;
+    mount_root(options)?;
+    match &options.net {
+        Some(net) => open_network(net),
+        None => Ok(()),
+    }
+}
+
+fn mount_root(options: &Options) -> Result<(), String> {
+    let mut data = Vec::new();
+    for (name, path) in [("lowerdir", &options.lower), ("upperdir", &options.upper), ("workdir", &options.work)] {
+        if !data.is_empty() {
+            data.push(b',');
+        }
+        data.extend_from_slice(name.as_bytes());
+        data.push(b'=');
+        data.extend(escaped(path));
+    }
+    let data = CString::new(data).map_err(|_| "a path holds a NUL".to_owned())?;
+    sys::mount_overlay(&options.root, &data)
+        .map_err(|error| format!("cannot mount an overlay at {}: {error}", options.root.display()))
+}
+
+/// As overlayfs reads its options: a colon would end a directory, a comma the option.
+fn escaped(path: &Path) -> Vec<u8> {
+    let special = |byte: &u8| b"\\:,".contains(byte);
+    path.as_os_str().as_bytes().iter().flat_map(|byte| special(byte).then_some(b'\\').into_iter().chain([*byte])).collect()
+}
+
+fn open_network(net: &Net) -> Result<(), String> {
+    let to = |what: &'static str| move |error: std::io::Error| format!("cannot {what}: {error}");
+    let outside = File::open("/proc/self/ns/net").map_err(to("see the network namespace"))?;
+    sys::new_network().map_err(to("make a network namespace"))?;
+    let tap = tap::make(net).map_err(|(what, error)| format!("cannot {what}: {error}"))?;
+    // Before the way back, while `/proc/self/ns/net` is the new one.
+    let bound = File::create(&net.path).and_then(|_| sys::bind(Path::new("/proc/self/ns/net"), &net.path));
+    bound.map_err(to("bind the network namespace"))?;
+    hide_root_mark();
+    sys::enter_network(outside.as_raw_fd()).map_err(to("come back from the network namespace"))?;
+    bridge::start(tap, net).map_err(to("start the bridge"))
+}
+
+/// By this file older releases of runsc tell the machine's own network namespace, in which they refuse
+/// to work. Newer kernels show it in every one, so it is hidden here, where it tells nothing.
+fn hide_root_mark() {
+    if Path::new("/proc/sys/net/core/rmem_default").exists()
+        && let Err(error) = sys::mount_nothing(Path::new("/proc/sys/net/core"))
+    {
+        eprintln!("hutch-cell: cannot hide /proc/sys/net/core, so the network may be refused: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::escaped;
+    use std::path::Path;
+
+    #[test]
+    fn a_path_cannot_add_an_option() {
+        assert_eq!(escaped(Path::new("/a,b:c\\d")), b"/a\\,b\\:c\\\\d");
+        assert_eq!(escaped(Path::new("/plain/path")), b"/plain/path");
+    }
+}

@@ -1,0 +1,158 @@
+//! The command line. Anything that is not understood is refused before anything is made.
+use std::ffi::{CString, OsStr, OsString};
+use std::net::Ipv4Addr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+#[derive(Debug)]
+pub struct Options {
+    pub lower: PathBuf,
+    pub upper: PathBuf,
+    pub work: PathBuf,
+    pub root: PathBuf,
+    pub net: Option<Net>,
+    pub argv: Vec<CString>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct Net {
+    /// Where the namespace is bound to.
+    pub path: PathBuf,
+    pub address: Ipv4Addr,
+    pub prefix: u8,
+    pub gateway: Ipv4Addr,
+    pub mac: [u8; 6],
+    pub mtu: u32,
+    /// Who carries the frames.
+    pub uid: u32,
+    pub gid: u32,
+}
+
+const MTU_MIN: u32 = 576;
+const MTU_MAX: u32 = 65_521;
+
+impl Options {
+    pub fn program(&self) -> String {
+        self.argv.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+}
+
+pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Options, String> {
+    let mut found: Vec<(String, OsString)> = Vec::new();
+    let mut argv = Vec::new();
+    while let Some(name) = args.next() {
+        let name = name.to_string_lossy().into_owned();
+        if name == "--" {
+            argv = args.by_ref().map(|arg| word(&arg)).collect::<Result<_, _>>()?;
+            break;
+        }
+        if !NAMES.contains(&name.as_str()) {
+            return Err(format!("unknown option {name}"));
+        }
+        let value = args.next().ok_or_else(|| format!("{name} needs a value"))?;
+        found.push((name, value));
+    }
+    if argv.is_empty() {
+        return Err("a program is needed after --".into());
+    }
+    let net = if found.iter().any(|(name, _)| name == "--net") { Some(parse_net(&found)?) } else { None };
+    Ok(Options {
+        lower: directory(&found, "--lower")?,
+        upper: directory(&found, "--upper")?,
+        work: directory(&found, "--work")?,
+        root: directory(&found, "--root")?,
+        net,
+        argv,
+    })
+}
+
+const NAMES: [&str; 11] =
+    ["--lower", "--upper", "--work", "--root", "--net", "--address", "--gateway", "--mac", "--mtu", "--uid", "--gid"];
+
+type Found = [(String, OsString)];
+
+fn value<'a>(found: &'a Found, name: &str) -> Result<&'a OsStr, String> {
+    let value = found.iter().rev().find(|(found, _)| found == name).map(|(_, value)| value.as_os_str());
+    value.ok_or_else(|| format!("{name} is missing"))
+}
+
+fn directory(found: &Found, name: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(value(found, name)?);
+    if path.is_absolute() { Ok(path) } else { Err(format!("{name} needs an absolute path")) }
+}
+
+fn read<T: std::str::FromStr>(found: &Found, name: &str, wanted: &str) -> Result<T, String> {
+    let text = value(found, name)?.to_str();
+    text.and_then(|text| text.parse().ok()).ok_or_else(|| format!("{name} needs {wanted}"))
+}
+
+fn parse_net(found: &Found) -> Result<Net, String> {
+    let wanted = "--address needs the form 192.0.0.2/29";
+    let (address, prefix) = value(found, "--address")?.to_str().and_then(|text| text.split_once('/')).ok_or(wanted)?;
+    let prefix = prefix.parse().ok().filter(|prefix| (1..=30).contains(prefix)).ok_or(wanted)?;
+    let mtu = read(found, "--mtu", "a number")?;
+    if !(MTU_MIN..=MTU_MAX).contains(&mtu) {
+        return Err(format!("--mtu must lie between {MTU_MIN} and {MTU_MAX}"));
+    }
+    Ok(Net {
+        path: directory(found, "--net")?,
+        address: address.parse().map_err(|_| wanted)?,
+        prefix,
+        gateway: read(found, "--gateway", "an IPv4 address")?,
+        mac: mac(value(found, "--mac")?).ok_or("--mac needs the form 02:00:00:00:00:01")?,
+        mtu,
+        uid: read(found, "--uid", "a number")?,
+        gid: read(found, "--gid", "a number")?,
+    })
+}
+
+fn mac(text: &OsStr) -> Option<[u8; 6]> {
+    let bytes: Option<Vec<u8>> = text.to_str()?.split(':').map(|pair| u8::from_str_radix(pair, 16).ok()).collect();
+    bytes?.try_into().ok()
+}
+
+fn word(arg: &OsStr) -> Result<CString, String> {
+    CString::new(arg.as_bytes()).map_err(|_| "an argument holds a NUL".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOT: &str = "--lower /l --upper /u --work /w --root /r";
+    const NET: &str = "--net /n --address 192.0.0.2/29 --gateway 192.0.0.1 --mac 02:00:00:00:00:0a --mtu 65520 --uid 7 --gid 8";
+
+    fn parsed(line: &str) -> Result<Options, String> {
+        parse(line.split(' ').map(OsString::from))
+    }
+
+    #[test]
+    fn a_whole_command_line_is_understood() {
+        let options = parsed(&format!("{ROOT} {NET} -- runsc --root x")).unwrap();
+        assert_eq!((options.lower, options.root), (PathBuf::from("/l"), PathBuf::from("/r")));
+        assert_eq!(options.argv, [c"runsc".to_owned(), c"--root".to_owned(), c"x".to_owned()]);
+        let net = options.net.unwrap();
+        assert_eq!((net.address, net.prefix, net.gateway), (Ipv4Addr::new(192, 0, 0, 2), 29, Ipv4Addr::new(192, 0, 0, 1)));
+        assert_eq!((net.mac, net.mtu, net.uid, net.gid), ([2, 0, 0, 0, 0, 10], 65_520, 7, 8));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused() {
+        assert!(parsed(&format!("{ROOT} -- true")).is_ok());
+        for line in [
+            ROOT.to_owned(),
+            "--lower /l -- true".to_owned(),
+            format!("{} -- true", ROOT.replace("/w", "w")),
+            format!("{ROOT} --colour red -- true"),
+            format!("{ROOT} --net /n -- true"),
+            format!("{ROOT} {} -- true", NET.replace("/29", "")),
+            format!("{ROOT} {} -- true", NET.replace("/29", "/33")),
+            format!("{ROOT} {} -- true", NET.replace("65520", "65522")),
+            format!("{ROOT} {} -- true", NET.replace(":0a", "")),
+            format!("{ROOT} {} -- true", NET.replace("--uid 7", "--uid seven")),
+            "--lower".to_owned(),
+        ] {
+            assert!(parsed(&line).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The system calls that std lacks: all of this program's `unsafe`. It has one thread until its bridge,
+//! a process of its own, starts another.
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io;
+use std::mem;
+use std::net::Ipv4Addr;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr;
+
+const DEVICE: &[u8] = b"eth0";
+
+fn check(result: i32) -> io::Result<i32> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+/// Mounts made from here on are seen by nobody else; what is unmounted outside goes here too.
+pub fn own_mounts() -> io::Result<()> {
+    // SAFETY: one thread; the pointers are C strings or null, as the call allows.
+    unsafe {
+        check(libc::unshare(libc::CLONE_NEWNS))?;
+        check(libc::mount(ptr::null(), c"/".as_ptr(), ptr::null(), libc::MS_REC | libc::MS_SLAVE, ptr::null())).map(drop)
+    }
+}
+
+pub fn mount_overlay(at: &Path, data: &CStr) -> io::Result<()> {
+    let at = c_path(at)?;
+    // SAFETY: all four are C strings that live until the call returns.
+    check(unsafe { libc::mount(c"overlay".as_ptr(), at.as_ptr(), c"overlay".as_ptr(), 0, data.as_ptr().cast()) }).map(drop)
+}
+
+pub fn bind(from: &Path, to: &Path) -> io::Result<()> {
+    let (from, to) = (c_path(from)?, c_path(to)?);
+    // SAFETY: both are C strings that live until the call returns; a bind mount takes no type and no data.
+    check(unsafe { libc::mount(from.as_ptr(), to.as_ptr(), ptr::null(), libc::MS_BIND, ptr::null()) }).map(drop)
+}
+
+/// An empty file system over a directory.
+pub fn mount_nothing(at: &Path) -> io::Result<()> {
+    let at = c_path(at)?;
+    let flags = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    // SAFETY: all are C strings that live until the call returns, or null, which is no options.
+    check(unsafe { libc::mount(c"none".as_ptr(), at.as_ptr(), c"tmpfs".as_ptr(), flags, ptr::null()) }).map(drop)
+}
+
+pub fn new_network() -> io::Result<()> {
+    // SAFETY: takes a plain number.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
+}
+
+pub fn enter_network(namespace: RawFd) -> io::Result<()> {
+    // SAFETY: takes plain numbers.
+    check(unsafe { libc::setns(namespace, libc::CLONE_NEWNET) }).map(drop)
+}
+
+/// Only returns when it fails.
+pub fn exec(argv: &[CString]) -> io::Error {
+    let mut pointers: Vec<*const libc::c_char> = argv.iter().map(|arg| arg.as_ptr()).collect();
+    pointers.push(ptr::null());
+    let Some(program) = pointers.first().copied().filter(|program| !program.is_null()) else {
+        return io::Error::from_raw_os_error(libc::EINVAL);
+    };
+    // SAFETY: C strings that live as long as `argv`, ended by a null.
+    unsafe { libc::execvp(program, pointers.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// A descriptor that this process was given, as its own; closed when a program is executed.
+pub fn take(number: RawFd) -> io::Result<File> {
+    // SAFETY: a plain number; that it is open is what the call tells.
+    check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    // SAFETY: nothing else here uses that number: std opens its own after the given ones.
+    Ok(unsafe { File::from_raw_fd(number) })
+}
+
+pub enum Forked {
+    Parent,
+    Child,
+}
+
+pub fn fork() -> io::Result<Forked> {
+    // SAFETY: this process has one thread, so no lock can be held by another one.
+    Ok(if check(unsafe { libc::fork() })? == 0 { Forked::Child } else { Forked::Parent })
+}
+
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: never returns; nothing is read afterwards.
+    unsafe { libc::_exit(code) }
+}
+
+pub fn set_ids(uid: u32, gid: u32) -> io::Result<()> {
+    // SAFETY: no groups are read, as their count is 0; the others take plain numbers.
+    unsafe {
+        check(libc::setgroups(0, ptr::null()))?;
+        check(libc::setresgid(gid, gid, gid))?;
+        check(libc::setresuid(uid, uid, uid)).map(drop)
+    }
+}
+
+/// SIGKILL when `parent` dies.
+pub fn die_with(parent: u32) -> io::Result<()> {
+    // SAFETY: plain numbers, no pointers.
+    unsafe {
+        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong, 0, 0, 0))?;
+        if u32::try_from(libc::getppid()) != Ok(parent) {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH)); // it died before
+        }
+    }
+    Ok(())
+}
+
+pub fn inet_socket() -> io::Result<OwnedFd> {
+    // SAFETY: plain numbers; the descriptor is new and owned by nobody else.
+    unsafe { Ok(OwnedFd::from_raw_fd(check(libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0))?)) }
+}
+
+fn request() -> libc::ifreq {
+    // SAFETY: numbers, arrays of them, and a union that holds pointers; all of these may be zero.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    for (place, byte) in request.ifr_name.iter_mut().zip(DEVICE) {
+        *place = *byte as libc::c_char;
+    }
+    request
+}
+
+fn ask(socket: RawFd, what: libc::c_ulong, request: &libc::ifreq) -> io::Result<()> {
+    // SAFETY: each request used here reads an `ifreq`, and some write one, which is a copy's copy.
+    check(unsafe { libc::ioctl(socket, what as _, &mut { *request }) }).map(drop)
+}
+
+/// A device of frames, without further headers.
+pub fn become_tap(tun: RawFd) -> io::Result<()> {
+    let mut request = request();
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    ask(tun, libc::TUNSETIFF as libc::c_ulong, &request)
+}
+
+pub fn set_mac(socket: RawFd, mac: [u8; 6]) -> io::Result<()> {
+    let mut request = request();
+    let mut address = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: [0; 14] };
+    for (place, byte) in address.sa_data.iter_mut().zip(mac) {
+        *place = byte as libc::c_char;
+    }
+    request.ifr_ifru.ifru_hwaddr = address;
+    ask(socket, libc::SIOCSIFHWADDR, &request)
+}
+
+pub fn set_mtu(socket: RawFd, mtu: u32) -> io::Result<()> {
+    let mut request = request();
+    request.ifr_ifru.ifru_mtu = i32::try_from(mtu).unwrap_or(i32::MAX);
+    ask(socket, libc::SIOCSIFMTU, &request)
+}
+
+pub fn set_up(socket: RawFd) -> io::Result<()> {
+    let mut request = request();
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    ask(socket, libc::SIOCSIFFLAGS, &request)
+}
+
+fn internet(address: Ipv4Addr) -> libc::sockaddr {
+    let [a, b, c, d] = address.octets();
+    let mut socket_address = libc::sockaddr { sa_family: libc::AF_INET as libc::sa_family_t, sa_data: [0; 14] };
+    // As `sockaddr_in`: two bytes of port, then the address.
+    for (place, byte) in socket_address.sa_data.iter_mut().skip(2).zip([a, b, c, d]) {
+        *place = byte as libc::c_char;
+    }
+    socket_address
+}
+
+pub fn set_address(socket: RawFd, address: Ipv4Addr) -> io::Result<()> {
+    let mut request = request();
+    request.ifr_ifru.ifru_addr = internet(address);
+    ask(socket, libc::SIOCSIFADDR, &request)
+}
+
+pub fn set_netmask(socket: RawFd, mask: Ipv4Addr) -> io::Result<()> {
+    let mut request = request();
+    request.ifr_ifru.ifru_netmask = internet(mask);
+    ask(socket, libc::SIOCSIFNETMASK, &request)
+}
+
+pub fn add_default_route(socket: RawFd, gateway: Ipv4Addr) -> io::Result<()> {
+    // SAFETY: numbers and a null pointer, which may all be zero.
+    let mut route: libc::rtentry = unsafe { mem::zeroed() };
+    route.rt_dst = internet(Ipv4Addr::UNSPECIFIED);
+    route.rt_genmask = internet(Ipv4Addr::UNSPECIFIED);
+    route.rt_gateway = internet(gateway);
+    route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
+    // SAFETY: the request reads one `rtentry`.
+    check(unsafe { libc::ioctl(socket, libc::SIOCADDRT as _, &route) }).map(drop)
+}

@@ -1,0 +1,120 @@
+// The gVisor backend: sandboxes on a kernel in user space. Each method is one verb; here they are put
+// together.
+import type { SandboxId } from '../../domain/ids.ts';
+import type { Operation } from '../../host/operation.ts';
+import { shimRef } from '../../host/shim.ts';
+import { AgentDoors } from '../agent-door.ts';
+import { type Backend, rootFiles, type SandboxPlan } from '../backend.ts';
+import { Bases } from './base.ts';
+import { Cgroups } from './cgroup.ts';
+import { COMMAND_MS, type GvisorConfig, RELEASE_MS } from './config.ts';
+import { findLeaks } from './leaks.ts';
+import { agentSocketPath, layerDir, overlayWorkDir, stateDir, upperDir } from './paths.ts';
+import { findPlatform, type Platform } from './platform.ts';
+import { probeMachine } from './probe.ts';
+import { Processes } from './process.ts';
+import { type Runtime, RuntimeFinder } from './runtime.ts';
+import { networkPlan, SOCKET_MODE, startSandbox } from './start.ts';
+import { DiskUse } from './use.ts';
+
+export function newGvisorBackend(config: GvisorConfig): Backend {
+  const { host } = config;
+  const finder = new RuntimeFinder(host, config.runsc);
+  const cgroups = new Cgroups(host, config.cgroupName);
+  const processes = new Processes(host, cgroups);
+  const bases = new Bases(host, config.basesDir);
+  const doors = new AgentDoors(host);
+  const diskUse = new DiskUse(host);
+  /** Asked once; a failure is asked again. */
+  let asking: Promise<Platform> | undefined;
+  const find = async (op: Operation): Promise<{ readonly runtime: Runtime; readonly platform: Platform }> => {
+    const runtime = await finder.find(op);
+    asking ??= findPlatform(op, config, runtime);
+    try {
+      return { runtime, platform: await asking };
+    } catch (error) {
+      asking = undefined;
+      throw error;
+    }
+  };
+  const take = async (op: Operation, plan: Pick<SandboxPlan, 'boot'>) => {
+    const { runtime, platform } = await find(op);
+    return { runtime, platform: platform.name, basePath: await bases.take(op, rootFiles(op, plan.boot)) };
+  };
+  const ask = async (op: Operation, plan: SandboxPlan, command: 'pause' | 'resume'): Promise<void> => {
+    const { path } = await finder.find(op);
+    using limited = op.within(COMMAND_MS, `runsc ${command}`);
+    const { exitCode, stderr } = await host.run(limited, [path, '--root', stateDir(plan), command, plan.id]);
+    if (exitCode === 0) return;
+    throw op.error('unavailable', `runsc cannot ${command} the sandbox: ${new TextDecoder().decode(stderr).trim()}`);
+  };
+
+  return {
+    name: 'gvisor',
+    needs: 'root',
+    probe: (op) => probeMachine(op, config, cgroups, find),
+    async prepare(op, plan) {
+      await take(op, plan);
+    },
+    async create(op, plan) {
+      await using undo = new AsyncDisposableStack();
+      undo.defer(async () => {
+        using late = op.releasing(RELEASE_MS);
+        await host
+          .remove(late, plan.dataDir)
+          .catch((cause: unknown) => op.log.warn({ sandbox: plan.id, cause }, 'a failed create left something behind'));
+      });
+      await take(op, plan);
+      await host.makeDir(op, plan.dataDir, 0o711);
+      await host.makeDir(op, layerDir(plan), 0o700);
+      // This one's owner and mode are those of the sandbox's `/`.
+      await host.makeDir(op, upperDir(plan), 0o755);
+      await host.makeDir(op, overlayWorkDir(plan), 0o700);
+      undo.move();
+    },
+    start: (op, plan) => startSandbox(op, { config, cgroups, processes, doors, take: (late) => take(late, plan) }, plan),
+    async linkUp() {
+      // It is up from the start: nothing ran before the rules were there.
+    },
+    async dialAgent(op, plan) {
+      if (!(await processes.inspect(op, plan)).alive) throw op.error('unavailable', 'the sandbox does not run');
+      return await doors.dial(op, plan.id, agentSocketPath(plan), SOCKET_MODE);
+    },
+    pause: (op, plan) => ask(op, plan, 'pause'),
+    resume: (op, plan) => ask(op, plan, 'resume'),
+    kill: (op, plan, how) => processes.kill(op, plan, how),
+    inspect: (op, plan) => processes.inspect(op, plan),
+    ended: (op, plan) => processes.ended(op, plan),
+    async cleanUp(op, plan) {
+      await doors.close(plan.id);
+      await config.network.close(op, networkPlan(plan));
+      await cgroups.remove(op, plan);
+      diskUse.forget(plan);
+      await host.remove(op, plan.runDir);
+    },
+    async remove(op, plan) {
+      await this.cleanUp(op, plan);
+      await host.remove(op, plan.dataDir);
+    },
+    async stats(op, plan) {
+      const [group, single, diskAllocatedBytes] = await Promise.all([cgroups.use(op, plan), ofProcesses(op, plan), diskUse.of(op, plan)]);
+      return {
+        pssBytes: group?.memoryBytes ?? single.pssBytes,
+        cpuUs: group?.cpuUs ?? single.cpuUs,
+        diskAllocatedBytes,
+      };
+    },
+    leaks: (op, known: ReadonlySet<SandboxId>) => findLeaks(op, config, cgroups, bases, known),
+  };
+
+  /** Of the shim and the runtime alone, where there are no cgroups to ask. */
+  async function ofProcesses(op: Operation, plan: SandboxPlan): Promise<{ readonly pssBytes: number; readonly cpuUs: number }> {
+    const now = await processes.inspect(op, plan);
+    const refs = now.alive ? [now, await shimRef(op, host, plan.runDir)] : [];
+    const uses = await Promise.all(refs.map((ref) => (ref === null ? null : host.processUse(op, ref))));
+    return {
+      pssBytes: uses.reduce((sum, use) => sum + (use?.pssBytes ?? 0), 0),
+      cpuUs: uses.reduce((sum, use) => sum + (use?.cpuUs ?? 0), 0),
+    };
+  }
+}

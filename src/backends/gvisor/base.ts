@@ -1,0 +1,77 @@
+// Images unpacked on this host, once each: the read-only ground under every sandbox's private layer. A
+// directory with an image's digest as its name is whole; what is being made, or was left by a crash,
+// has another name. Nobody but us may enter: programs in there have their set-user-id bits.
+import { join } from 'node:path';
+import type { Host } from '../../host/host.ts';
+import type { Operation } from '../../host/operation.ts';
+import type { RootFiles } from '../backend.ts';
+import { pause } from './wait.ts';
+
+const UNPACK_MS = 15 * 60_000;
+const LOOK_EVERY_MS = 200;
+const RELEASE_MS = 60_000;
+const BUILDING = '.building-';
+const LOCK = '.lock-';
+
+export class Bases {
+  readonly #host: Host;
+  readonly #dir: string;
+  readonly #ready = new Set<string>();
+
+  constructor(host: Host, dir: string) {
+    this.#host = host;
+    this.#dir = dir;
+  }
+
+  /** The unpacked image; made on first use, with progress. Whoever comes second waits for the first. */
+  async take(op: Operation, { imagePath, imageDigest }: RootFiles): Promise<string> {
+    const host = this.#host;
+    const name = imageDigest.replace(/^sha256:/, '');
+    if (!/^[0-9a-f]{64}$/.test(name)) throw op.error('internal', `not an image's digest: ${imageDigest}`);
+    const path = join(this.#dir, name);
+    if (this.#ready.has(name) && (await host.stat(op, path)) !== null) return path;
+    using limited = op.within(UNPACK_MS, 'unpacking the image');
+    await host.makeDir(limited, this.#dir, 0o700);
+    while ((await host.stat(limited, path)) === null) {
+      await using lock = await host.lockFile(limited, join(this.#dir, `${LOCK}${name}`));
+      if (lock === null) await pause(limited, LOOK_EVERY_MS);
+      else if ((await host.stat(limited, path)) === null) await this.#unpack(limited, imagePath, name, path);
+    }
+    this.#ready.add(name);
+    return path;
+  }
+
+  /** What was begun and is held by nobody. */
+  async abandoned(op: Operation): Promise<readonly string[]> {
+    const host = this.#host;
+    if ((await host.stat(op, this.#dir)) === null) return [];
+    const found: string[] = [];
+    for (const name of await host.list(op, this.#dir)) {
+      if (!name.startsWith(BUILDING)) continue;
+      await using lock = await host.lockFile(op, join(this.#dir, name.replace(BUILDING, LOCK)));
+      if (lock !== null) found.push(join(this.#dir, name));
+    }
+    return found;
+  }
+
+  async #unpack(op: Operation, imagePath: string, name: string, path: string): Promise<void> {
+    const host = this.#host;
+    op.progress({ step: 'image', detail: 'unpacking it for gVisor (once)' });
+    const building = join(this.#dir, `${BUILDING}${name}`);
+    await host.remove(op, building);
+    await using undo = new AsyncDisposableStack();
+    undo.defer(async () => {
+      using late = op.releasing(RELEASE_MS);
+      await host.remove(late, building).catch((cause: unknown) => op.log.warn({ building, cause }, 'half an unpacked image is left'));
+    });
+    const options = ['--quiet', '--chmod', '--chown', '--set-times', '--set-xattr'];
+    const { exitCode, stderr } = await host.run(op, ['rdsquashfs', ...options, '--unpack-path', '/', '--unpack-root', building, imagePath]);
+    if (exitCode !== 0) throw op.error('internal', `the image cannot be unpacked: ${new TextDecoder().decode(stderr).trim()}`);
+    // Every file of it, before its name says that it is whole.
+    const synced = await host.run(op, ['sync', '--file-system', building]);
+    if (synced.exitCode !== 0)
+      throw op.error('internal', `the unpacked image cannot be written: ${new TextDecoder().decode(synced.stderr).trim()}`);
+    await host.rename(op, building, path);
+    undo.move();
+  }
+}

@@ -1,0 +1,176 @@
+// The limits of one sandbox, and what it used: its cgroups, one in the unified hierarchy or one for each
+// controller. They are made before the runtime is started, which then joins them, tells the sandbox of
+// its memory and processors from them, and leaves what it did not make.
+import { dirname, join } from 'node:path';
+import type { Host } from '../../host/host.ts';
+import type { Operation } from '../../host/operation.ts';
+import type { SandboxPlan } from '../backend.ts';
+import { allOf, pause } from './wait.ts';
+
+const CGROUP_ROOT = '/sys/fs/cgroup';
+const CONTROLLERS = ['memory', 'cpu', 'pids'] as const;
+const CPU_PERIOD_US = 100_000;
+/** Threads and processes on the host: those of the runtime, and one or more for each of the sandbox's. */
+const TASKS_MAX = 8_192;
+const REMOVE_MS = 10_000;
+const REMOVE_AGAIN_MS = 10;
+const FILE_BYTES_MAX = 64 * 1024;
+const text = new TextEncoder();
+
+type Id = Pick<SandboxPlan, 'id'>;
+
+export class Cgroups {
+  readonly #host: Host;
+  readonly #name: string | null;
+
+  constructor(host: Host, name: string | null) {
+    this.#host = host;
+    this.#name = name;
+  }
+
+  /** As the runtime is told; null where limits cannot be set here. */
+  async pathFor(op: Operation, { id }: Id): Promise<string | null> {
+    return (await this.#hierarchies(op)) === null ? null : `/${this.#name}/${id}`;
+  }
+
+  /** Whether all three limits can be set. */
+  async work(op: Operation): Promise<boolean> {
+    return (await this.#hierarchies(op)) !== null;
+  }
+
+  async make(op: Operation, plan: SandboxPlan): Promise<void> {
+    const host = this.#host;
+    const memoryBytes = plan.shape.memoryMiB * 1024 * 1024;
+    const quotaUs = plan.shape.cpus * CPU_PERIOD_US;
+    const limits = [
+      ['memory.limit_in_bytes', `${memoryBytes}`],
+      ['memory.memsw.limit_in_bytes', `${memoryBytes}`],
+      ['memory.max', `${memoryBytes}`],
+      ['memory.swap.max', '0'],
+      ['cpu.cfs_period_us', `${CPU_PERIOD_US}`],
+      ['cpu.cfs_quota_us', `${quotaUs}`],
+      ['cpu.max', `${quotaUs} ${CPU_PERIOD_US}`],
+      ['pids.max', `${TASKS_MAX}`],
+    ] as const;
+    await allOf(
+      (await this.#dirs(op, plan)).map(async (dir) => {
+        await this.#makeDelegated(op, dir);
+        const there = new Set(await host.list(op, dir));
+        for (const [file, value] of limits) if (there.has(file)) await host.appendFile(op, join(dir, file), text.encode(value));
+      }),
+    );
+  }
+
+  /** Of every controller, as the runtime makes more of them than we do. The processes are dead, though the kernel may need a moment. */
+  async remove(op: Operation, { id }: Id): Promise<void> {
+    const host = this.#host;
+    using limited = op.within(REMOVE_MS, 'removing cgroups');
+    await allOf(
+      (await this.parents(limited)).map(async (parent) => {
+        while (!(await host.removeEmptyDir(limited, join(parent, id)))) await pause(limited, REMOVE_AGAIN_MS);
+        await host.removeEmptyDir(limited, parent); // stays while another sandbox has one in it
+      }),
+    );
+  }
+
+  /** Directories that hold the sandboxes' cgroups, of which there may be none. */
+  async parents(op: Operation): Promise<readonly string[]> {
+    const host = this.#host;
+    const name = this.#name;
+    if (name === null || (await host.stat(op, CGROUP_ROOT)) === null) return [];
+    const controllers = await host.list(op, CGROUP_ROOT);
+    const candidates = [join(CGROUP_ROOT, name), ...controllers.map((controller) => join(CGROUP_ROOT, controller, name))];
+    const there = await Promise.all(candidates.map(async (dir) => ((await host.stat(op, dir))?.type === 'directory' ? dir : null)));
+    return there.filter((dir) => dir !== null);
+  }
+
+  /** How often the kernel killed a process in it for want of memory. */
+  async oomKills(op: Operation, plan: Id): Promise<number> {
+    for (const dir of await this.#dirs(op, plan)) {
+      for (const file of ['memory.events', 'memory.oom_control']) {
+        const kills = numberOf(await this.#read(op, join(dir, file)), 'oom_kill');
+        if (kills !== null) return kills;
+      }
+    }
+    return 0;
+  }
+
+  /** Null where there is no such cgroup, or no such controller. CPU time only grows. */
+  async use(op: Operation, plan: Id): Promise<{ readonly memoryBytes: number; readonly cpuUs: number } | null> {
+    const dirs = await this.#dirs(op, plan);
+    const first = async (read: (dir: string) => Promise<number | null>): Promise<number | null> => {
+      for (const dir of dirs) {
+        const value = await read(dir);
+        if (value !== null) return value;
+      }
+      return null;
+    };
+    const cpuUs = await first(async (dir) => {
+      const unified = numberOf(await this.#read(op, join(dir, 'cpu.stat')), 'usage_usec');
+      if (unified !== null) return unified;
+      const nanoseconds = numberOf(await this.#read(op, join(dir, 'cpuacct.usage')), null);
+      return nanoseconds === null ? null : Math.floor(nanoseconds / 1_000);
+    });
+    // Without what the kernel may take back at any time: files in its cache.
+    const memoryBytes = await first(async (dir) => {
+      const stat = await this.#read(op, join(dir, 'memory.stat'));
+      const own = numberOf(stat, 'anon') ?? numberOf(stat, 'total_rss');
+      return own === null ? null : own + (numberOf(stat, 'shmem') ?? numberOf(stat, 'total_shmem') ?? 0);
+    });
+    return cpuUs === null || memoryBytes === null ? null : { cpuUs, memoryBytes };
+  }
+
+  /** Directories of each controller that we limit or read. */
+  async #dirs(op: Operation, { id }: Id): Promise<readonly string[]> {
+    const hierarchies = await this.#hierarchies(op);
+    return hierarchies === null ? [] : hierarchies.map((root) => join(root, this.#name ?? '', id));
+  }
+
+  #found: Promise<readonly string[] | null> | undefined;
+
+  /** Where a directory makes a cgroup; null where we may make none, or one of the limits is missing. */
+  async #hierarchies(op: Operation): Promise<readonly string[] | null> {
+    this.#found ??= this.#look(op);
+    try {
+      return await this.#found;
+    } catch (error) {
+      this.#found = undefined;
+      throw error;
+    }
+  }
+
+  async #look(op: Operation): Promise<readonly string[] | null> {
+    const host = this.#host;
+    if (host.uid !== 0 || this.#name === null) return null;
+    const unified = await this.#read(op, join(CGROUP_ROOT, 'cgroup.controllers'));
+    if (unified !== null) return CONTROLLERS.every((name) => unified.split(/\s+/).includes(name)) ? [CGROUP_ROOT] : null;
+    const roots = [...CONTROLLERS, 'cpuacct'].map((controller) => join(CGROUP_ROOT, controller));
+    for (const root of roots) if ((await host.stat(op, join(root, 'cgroup.procs'))) === null) return null;
+    return roots;
+  }
+
+  /** In the unified hierarchy a parent must hand its controllers on, and its own parent to it. */
+  async #makeDelegated(op: Operation, dir: string): Promise<void> {
+    const host = this.#host;
+    const parent = dirname(dir);
+    await host.makeDir(op, dir, 0o755);
+    if (dirname(parent) !== CGROUP_ROOT || (await host.stat(op, join(dir, 'memory.max'))) !== null) return;
+    const enable = text.encode(CONTROLLERS.map((controller) => `+${controller}`).join(' '));
+    for (const each of [CGROUP_ROOT, parent]) {
+      const control = join(each, 'cgroup.subtree_control');
+      if ((await host.stat(op, control)) !== null) await host.appendFile(op, control, enable);
+    }
+  }
+
+  async #read(op: Operation, path: string): Promise<string | null> {
+    if ((await this.#host.stat(op, path)) === null) return null;
+    return new TextDecoder().decode(await this.#host.readFile(op, path, FILE_BYTES_MAX));
+  }
+}
+
+/** Of a line `key value`; of a file that is one number when there is no key. */
+function numberOf(content: string | null, key: string | null): number | null {
+  if (content === null) return null;
+  const match = key === null ? /^(\d+)\s*$/.exec(content) : new RegExp(`^${key} (\\d+)$`, 'm').exec(content);
+  return match === null ? null : Number(match[1]);
+}

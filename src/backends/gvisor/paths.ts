@@ -1,0 +1,24 @@
+// Where one sandbox's files lie. The run directory is ours: the shim's proofs and the runtime's own
+// state stand there. The sandbox sees one directory of it, read-only, in which the door to its agent is.
+import { join } from 'node:path';
+import type { SandboxPlan } from '../backend.ts';
+
+type Dirs = Pick<SandboxPlan, 'dataDir' | 'runDir' | 'logDir'>;
+
+/** Ours alone: what lies in there may have the set-user-id bit of a sandbox's making. */
+export const layerDir = (dirs: Pick<Dirs, 'dataDir'>): string => join(dirs.dataDir, 'layer');
+export const upperDir = (dirs: Pick<Dirs, 'dataDir'>): string => join(layerDir(dirs), 'upper');
+/** Overlayfs's own, on the same file system. */
+export const overlayWorkDir = (dirs: Pick<Dirs, 'dataDir'>): string => join(layerDir(dirs), 'work');
+
+/** Empty for us: the overlay is mounted there in the runtime's namespace alone. */
+export const rootDir = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir, 'root');
+/** As with the root: the network namespace is bound to it there. */
+export const netnsPath = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir, 'netns');
+export const stateDir = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir, 'runsc');
+export const linkDir = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir, 'link');
+export const AGENT_SOCKET = 'agent.sock';
+export const agentSocketPath = (dirs: Pick<Dirs, 'runDir'>): string => join(linkDir(dirs), AGENT_SOCKET);
+/** passt's, which is not root. */
+export const networkDir = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir, 'net');
+export const runtimeLogPath = (dirs: Pick<Dirs, 'logDir'>): string => join(dirs.logDir, 'vmm.log');

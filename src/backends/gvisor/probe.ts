@@ -1,0 +1,79 @@
+// What this backend can do on this machine, for doctor and for the choice of a backend.
+import { HutchError } from '../../domain/errors.ts';
+import type { Operation } from '../../host/operation.ts';
+import type { Backend, Capabilities } from '../backend.ts';
+import type { Cgroups } from './cgroup.ts';
+import type { GvisorConfig } from './config.ts';
+import type { Platform } from './platform.ts';
+import type { Runtime } from './runtime.ts';
+
+type Probed = Awaited<ReturnType<Backend['probe']>>;
+
+export async function probeMachine(
+  op: Operation,
+  config: GvisorConfig,
+  cgroups: Cgroups,
+  find: (op: Operation) => Promise<{ readonly runtime: Runtime; readonly platform: Platform }>,
+): Promise<Probed> {
+  const { host, network } = config;
+  if (host.uid !== 0) {
+    return {
+      ok: false,
+      why: 'the daemon does not run as root: a private layer over an image takes a mount, and its files have owners of their own',
+      hint: 'run the daemon as root, or use the backend qemu',
+    };
+  }
+  try {
+    for (const path of [config.shimPath, config.cellPath, config.agentPath]) {
+      if ((await host.which(op, path)) !== null) continue;
+      return {
+        ok: false,
+        why: `a program of ours is missing: ${path}`,
+        hint: 'take a fresh copy of Hutch: its prebuilt directory is incomplete',
+      };
+    }
+    if ((await host.which(op, 'rdsquashfs')) === null)
+      return { ok: false, why: 'rdsquashfs is not installed', hint: 'install it: apt-get install squashfs-tools-ng' };
+    const { runtime, platform } = await find(op);
+    const [limited, { modes, notes }] = await Promise.all([cgroups.work(op), networks(op, config)]);
+    return { ok: true, can: capabilities(runtime, platform, limited, modes, [...notes]) };
+  } catch (error) {
+    if (op.signal.aborted || !(error instanceof HutchError)) throw error;
+    return { ok: false, why: error.message, hint: error.hint ?? 'see: hutch doctor' };
+  }
+
+  /** The network that a sandbox's own frames go through takes a device for them. */
+  async function networks(asking: Operation, { host: here }: GvisorConfig) {
+    const found = await network.probe(asking);
+    if (!found.modes.includes('allow') || (await here.stat(asking, '/dev/net/tun')) !== null) return found;
+    return { modes: ['none'] as const, notes: [...found.notes, 'no network: there is no /dev/net/tun'] };
+  }
+}
+
+function capabilities(
+  runtime: Runtime,
+  platform: Platform,
+  limited: boolean,
+  networks: Capabilities['networks'],
+  networkNotes: readonly string[],
+): Capabilities {
+  return {
+    isolation: 'user-space-kernel',
+    securityBoundary: true,
+    pause: true,
+    suspend: false,
+    fork: false,
+    diskSnapshot: false,
+    limits: {
+      cpu: limited ? 'enforced' : 'no',
+      // The kernel counts the runtime's own memory and threads with the sandbox's, and ends all of it.
+      memory: limited ? 'host-process' : 'no',
+      processes: limited ? 'host-process' : 'no',
+      // The private layer is a directory on the host's disk.
+      disk: 'no',
+    },
+    networks,
+    acceleration: 'none',
+    notes: [`runsc ${runtime.version}, platform ${platform.name}`, ...platform.notes, ...networkNotes],
+  };
+}

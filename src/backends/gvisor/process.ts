@@ -1,0 +1,84 @@
+// The runtime of one sandbox under its shim (src/host/shim.ts): ending it, the proof of its end, and
+// what its log says of that. The runtime ends by a code of its own when the kernel kills what it runs,
+// so whether memory ran out is asked of the cgroup, which is there until `cleanUp`.
+import { HutchError } from '../../domain/errors.ts';
+import type { Host } from '../../host/host.ts';
+import type { Operation } from '../../host/operation.ts';
+import { inspectShim, shimEnded, signalShim } from '../../host/shim.ts';
+import type { ProcessEvidence, SandboxPlan } from '../backend.ts';
+import type { Cgroups } from './cgroup.ts';
+import { KILL_FORCE_MS, KILL_GRACE_MS } from './config.ts';
+
+export type Dead = ProcessEvidence & { readonly alive: false };
+
+export class Processes {
+  readonly #host: Host;
+  readonly #cgroups: Cgroups;
+
+  constructor(host: Host, cgroups: Cgroups) {
+    this.#host = host;
+    this.#cgroups = cgroups;
+  }
+
+  async inspect(op: Operation, plan: SandboxPlan): Promise<ProcessEvidence> {
+    const now = await inspectShim(op, this.#host, plan.runDir);
+    return now.alive ? now : await this.#explained(op, plan, now);
+  }
+
+  async ended(op: Operation, plan: SandboxPlan): Promise<Dead> {
+    return await this.#explained(op, plan, await shimEnded(op, this.#host, plan.runDir));
+  }
+
+  /** SIGTERM unless `now`, a bounded wait, SIGKILL, a bounded wait. */
+  async kill(op: Operation, plan: SandboxPlan, how: 'gently' | 'now'): Promise<Dead> {
+    const before = await inspectShim(op, this.#host, plan.runDir);
+    if (!before.alive) return await this.#endWithin(op, plan, KILL_FORCE_MS);
+    if (how === 'gently') {
+      try {
+        using grace = op.within(KILL_GRACE_MS, 'the runtime to end');
+        await signalShim(grace, this.#host, plan.runDir, 'SIGTERM');
+        return await this.ended(grace, plan);
+      } catch (error) {
+        if (op.signal.aborted || !(error instanceof HutchError) || error.code !== 'deadline_exceeded') throw error;
+      }
+    }
+    // Past the shim: it may itself be stopped. What the runtime started dies with it.
+    await this.#host.kill(op, before, 'SIGKILL');
+    return await this.#endWithin(op, plan, KILL_FORCE_MS);
+  }
+
+  async #endWithin(op: Operation, plan: SandboxPlan, ms: number): Promise<Dead> {
+    using limited = op.within(ms, 'the runtime to be killed');
+    return await this.ended(limited, plan);
+  }
+
+  async #explained(op: Operation, plan: SandboxPlan, dead: Dead): Promise<Dead> {
+    if (dead.oomKilled || dead.proof === 'boot-id' || dead.proof === 'never-started' || dead.exitCode === 0) return dead;
+    return (await this.#cgroups.oomKills(op, plan)) > 0 ? { ...dead, oomKilled: true } : dead;
+  }
+}
+
+export function describe(dead: Dead): string {
+  if (dead.oomKilled) return 'out of memory';
+  if (dead.signal !== null) return `signal ${dead.signal}`;
+  return dead.exitCode === null ? dead.proof : `exit code ${dead.exitCode}`;
+}
+
+const TAIL_BYTES = 2_000;
+const TAIL_LINES = 6;
+
+/** The end of a log, in one line. Guest text is in it: what could act on a terminal is taken out. */
+export async function tailOf(op: Operation, host: Host, path: string): Promise<string> {
+  const info = await host.stat(op, path);
+  if (info === null || info.type !== 'file') return '';
+  const bytes = await host.readRange(op, path, Math.max(0, info.sizeBytes - TAIL_BYTES), TAIL_BYTES);
+  const lines = new TextDecoder()
+    .decode(bytes)
+    .replaceAll(/[^\n\x20-\x7e]/g, '')
+    .split('\n')
+    .map((line) => line.trim());
+  return lines
+    .filter((line) => line !== '')
+    .slice(-TAIL_LINES)
+    .join(' | ');
+}

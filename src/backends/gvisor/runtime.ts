@@ -1,0 +1,78 @@
+// The runtime on this machine: where it is, which release, and what it can do. Releases differ in
+// options, so what is used is looked for in its own help text.
+import type { Host } from '../../host/host.ts';
+import type { Operation } from '../../host/operation.ts';
+import { COMMAND_MS } from './config.ts';
+
+export type Runtime = {
+  readonly path: string;
+  readonly version: string;
+  /** In the order of preference. */
+  readonly platforms: readonly string[];
+  /** Given with every sandbox. */
+  readonly options: readonly string[];
+  readonly canIgnoreCgroups: boolean;
+};
+
+const HINT = 'apt-get install runsc, or see https://gvisor.dev/docs/user_guide/install/';
+/** Fastest first, of those that need nothing of the machine but what is asked for by the probe. */
+const PLATFORMS = ['systrap', 'kvm', 'ptrace'] as const;
+
+export class RuntimeFinder {
+  readonly #host: Host;
+  readonly #name: string;
+  #found: Promise<Runtime> | undefined;
+
+  constructor(host: Host, name = 'runsc') {
+    this.#host = host;
+    this.#name = name;
+  }
+
+  /** Asked once; a failure is asked again. @throws HutchError `failed_precondition` when there is none that can be used. */
+  async find(op: Operation): Promise<Runtime> {
+    this.#found ??= this.#look(op);
+    try {
+      return await this.#found;
+    } catch (error) {
+      this.#found = undefined;
+      throw error;
+    }
+  }
+
+  async #look(op: Operation): Promise<Runtime> {
+    const host = this.#host;
+    const path = await host.which(op, this.#name);
+    if (path === null) throw op.error('failed_precondition', `${this.#name} is not installed`, { hint: HINT });
+    using limited = op.within(COMMAND_MS, 'asking runsc what it can do');
+    const [version, flags] = await Promise.all([host.run(limited, [path, '--version']), host.run(limited, [path, 'flags'])]);
+    const said = new TextDecoder().decode(version.stdout);
+    const help = new TextDecoder().decode(flags.stdout) + new TextDecoder().decode(flags.stderr);
+    const runtime = runtimeOf(path, said, help);
+    if ('lacking' in runtime) throw op.error('failed_precondition', `${path} cannot be used: ${runtime.lacking}`, { hint: HINT });
+    return runtime;
+  }
+}
+
+/** From what `runsc --version` and `runsc flags` say. */
+export function runtimeOf(path: string, version: string, help: string): Runtime | { readonly lacking: string } {
+  const about = (option: string): string | null => new RegExp(`^\\s*-{1,2}${option}\\b[^\\n]*\\n?[^\\n]*`, 'm').exec(help)?.[0] ?? null;
+  const has = (option: string): boolean => about(option) !== null;
+  const sockets = has('host-uds') ? '--host-uds=open' : has('fsgofer-host-uds') ? '--fsgofer-host-uds' : null;
+  if (sockets === null) return { lacking: 'it does not let a sandbox connect to a socket of the host' };
+  const platforms = PLATFORMS.filter((platform) => about('platform')?.includes(platform));
+  if (platforms.length === 0) return { lacking: 'it names no platform that we know' };
+  return {
+    path,
+    version: /version\s+(?:release-)?(\S+)/.exec(version)?.[1] ?? 'unknown',
+    platforms,
+    options: [
+      sockets,
+      // The private layer is ours and outlives the sandbox; newer releases would put their own over it.
+      ...(has('overlay2') ? ['--overlay2=none'] : []),
+      // A machine's root may ping; what it sends is looked at by nobody but passt.
+      ...(has('net-raw') ? ['--net-raw'] : []),
+      ...(has('cpu-num-from-quota') ? ['--cpu-num-from-quota'] : []),
+    ],
+    canIgnoreCgroups: has('ignore-cgroups'),
+  };
+}

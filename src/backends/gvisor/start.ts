@@ -1,0 +1,183 @@
+// Starting a sandbox: its root and network are made in namespaces that end with it, the runtime is
+// started in them under a shim, and the agent connects to us from inside. On failure nothing of it is
+// left but the logs.
+import { HutchError } from '../../domain/errors.ts';
+import type { Operation } from '../../host/operation.ts';
+import { startShim } from '../../host/shim.ts';
+import type { GuestAddress, Link, NetworkPlan } from '../../network/network.ts';
+import type { AgentDoors } from '../agent-door.ts';
+import type { SandboxPlan, Started } from '../backend.ts';
+import { bundleConfig } from './bundle.ts';
+import type { Cgroups } from './cgroup.ts';
+import { ARRIVE_MS, type GvisorConfig, RELEASE_MS } from './config.ts';
+import {
+  AGENT_SOCKET,
+  agentSocketPath,
+  linkDir,
+  netnsPath,
+  networkDir,
+  overlayWorkDir,
+  rootDir,
+  runtimeLogPath,
+  stateDir,
+  upperDir,
+} from './paths.ts';
+import { describe, type Processes, tailOf } from './process.ts';
+import type { Runtime } from './runtime.ts';
+import { allOf } from './wait.ts';
+
+export type StartInput = { readonly runtime: Runtime; readonly platform: string; readonly basePath: string };
+
+export type StartParts = {
+  readonly config: GvisorConfig;
+  readonly cgroups: Cgroups;
+  readonly processes: Processes;
+  readonly doors: AgentDoors;
+  readonly take: (op: Operation) => Promise<StartInput>;
+};
+
+export const SOCKET_MODE = 0o600;
+
+export async function startSandbox(op: Operation, parts: StartParts, plan: SandboxPlan): Promise<Started> {
+  const { config, cgroups, processes, doors } = parts;
+  const { host, network } = config;
+  const stagesMs: Record<string, number> = {};
+  let sinceMs = host.monotonicMs();
+  const done = (stage: string): void => {
+    const nowMs = host.monotonicMs();
+    stagesMs[stage] = nowMs - sinceMs;
+    sinceMs = nowMs;
+  };
+  await using undo = new AsyncDisposableStack();
+  const releasing = (release: (op: Operation) => Promise<unknown>): void =>
+    undo.defer(async () => {
+      using late = op.releasing(RELEASE_MS);
+      await release(late).catch((cause: unknown) => op.log.warn({ sandbox: plan.id, cause }, 'a failed start left something behind'));
+    });
+
+  await checkLayer(op, parts, plan);
+  releasing((late) => cgroups.remove(late, plan));
+  releasing((late) => host.remove(late, plan.runDir));
+  releasing((late) => network.close(late, networkPlan(plan)));
+  releasing(() => doors.close(plan.id));
+  await host.remove(op, plan.runDir);
+  await makePlaces(op, config, plan);
+  const [input, link, cgroupsPath] = await allOf([
+    parts.take(op),
+    network.wire(op, networkPlan(plan)),
+    cgroups.make(op, plan).then(() => cgroups.pathFor(op, plan)),
+    doors.open(op, plan.id, agentSocketPath(plan), SOCKET_MODE),
+  ]);
+  const guest = guestOf(op, link);
+  await host.writeFileAtomic(
+    op,
+    `${plan.runDir}/config.json`,
+    JSON.stringify(
+      bundleConfig({
+        rootPath: rootDir(plan),
+        hostname: plan.id,
+        agentPath: config.agentPath,
+        linkDir: linkDir(plan),
+        agentSocket: AGENT_SOCKET,
+        cgroupsPath,
+        netnsPath: guest === null ? null : netnsPath(plan),
+      }),
+    ),
+    0o600,
+  );
+  done('prepared');
+
+  releasing((late) => processes.kill(late, plan, 'now'));
+  const { child } = await startShim(op, host, config.shimPath, {
+    ...{ dir: plan.runDir, logPath: runtimeLogPath(plan), runAs: null, cgroups: [], awaitSockets: [] },
+    ...(link.kind === 'passt' ? { also: [[...link.argv, ...asUser(plan)]], pair: 'shared' as const } : { also: [] }),
+    argv: [config.cellPath, ...cellArgs(plan, input.basePath, guest), '--', ...runtimeArgs(plan, input, cgroupsPath, guest)],
+  });
+  done('spawned');
+
+  // Nobody speaks in the sandbox but the agent until it is configured, so the rules have until then.
+  await allOf([network.admit(op, networkPlan(plan), null), arrival(op, parts, plan)]);
+  done('arrived');
+  undo.move();
+  return { evidence: { alive: true, ...child }, network: guest, disk: null, stagesMs };
+}
+
+export function networkPlan(plan: SandboxPlan): NetworkPlan {
+  return { id: plan.id, mode: plan.network, socketDir: networkDir(plan), runAs: plan.runAs };
+}
+
+async function checkLayer(op: Operation, { config: { host }, processes }: StartParts, plan: SandboxPlan): Promise<void> {
+  if ((await processes.inspect(op, plan)).alive) throw op.error('conflict', `sandbox ${plan.id} runs already`);
+  if ((await host.stat(op, upperDir(plan)))?.type === 'directory') return;
+  throw op.error('failed_precondition', `the private layer of sandbox ${plan.id} is gone: ${upperDir(plan)}`);
+}
+
+/** Empty directories for sockets, state and logs. */
+async function makePlaces(op: Operation, { host }: GvisorConfig, plan: SandboxPlan): Promise<void> {
+  await allOf([host.makeDir(op, plan.runDir, 0o711), host.makeDir(op, plan.logDir, 0o711)]);
+  await allOf([rootDir(plan), linkDir(plan), stateDir(plan), networkDir(plan)].map((dir) => host.makeDir(op, dir, 0o700)));
+  if (plan.runAs !== null) await host.chown(op, networkDir(plan), plan.runAs.uid, plan.runAs.gid);
+}
+
+function guestOf(op: Operation, link: Link): GuestAddress | null {
+  switch (link.kind) {
+    case 'none':
+      return null;
+    case 'passt':
+      return link.guest;
+    case 'vmm-user':
+      throw op.error('failed_precondition', "gVisor has no network of its own that goes through this machine's", {
+        hint: 'start it with --no-net, or see: hutch doctor',
+      });
+    default:
+      return link satisfies never;
+  }
+}
+
+/** passt is started by root here, and changes to the sandbox's user by itself. */
+function asUser({ runAs }: SandboxPlan): readonly string[] {
+  return runAs === null ? [] : ['--runas', `${runAs.uid}:${runAs.gid}`];
+}
+
+function cellArgs(plan: SandboxPlan, basePath: string, guest: GuestAddress | null): readonly string[] {
+  const { runAs } = plan;
+  return [
+    ...['--lower', basePath, '--upper', upperDir(plan), '--work', overlayWorkDir(plan), '--root', rootDir(plan)],
+    ...(guest === null || runAs === null
+      ? []
+      : [
+          ...['--net', netnsPath(plan), '--address', guest.address, '--gateway', guest.gateway, '--mac', guest.mac],
+          ...['--mtu', `${guest.mtu}`, '--uid', `${runAs.uid}`, '--gid', `${runAs.gid}`],
+        ]),
+  ];
+}
+
+function runtimeArgs(plan: SandboxPlan, input: StartInput, cgroupsPath: string | null, guest: GuestAddress | null): readonly string[] {
+  const { runtime, platform } = input;
+  return [
+    ...[runtime.path, '--root', stateDir(plan), `--platform=${platform}`, `--network=${guest === null ? 'none' : 'sandbox'}`],
+    ...runtime.options,
+    ...(cgroupsPath === null && runtime.canIgnoreCgroups ? ['--ignore-cgroups'] : []),
+    ...['run', '-bundle', plan.runDir, plan.id],
+  ];
+}
+
+/** Until the agent stands at the door; one that never comes because the runtime ended says so at once. */
+async function arrival(op: Operation, { config, processes, doors }: StartParts, plan: SandboxPlan): Promise<void> {
+  using limited = op.within(ARRIVE_MS, "the agent's arrival");
+  const settled = new AbortController();
+  const watching = { ...limited, signal: AbortSignal.any([limited.signal, settled.signal]) };
+  const death = processes.ended(watching, plan).then(async (dead) => {
+    const said = await tailOf(op, config.host, runtimeLogPath(plan));
+    throw op.error('unavailable', `runsc ended while starting (${describe(dead)})${said === '' ? '' : `: ${said}`}`);
+  });
+  death.catch(() => {}); // heard by the race, or too late
+  try {
+    await Promise.race([doors.arrived(watching, plan.id), death]);
+  } catch (error) {
+    if (error instanceof HutchError) throw error;
+    throw op.error('internal', 'the agent cannot be waited for', { cause: error });
+  } finally {
+    settled.abort();
+  }
+}
