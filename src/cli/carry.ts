@@ -44,7 +44,7 @@ export async function carry(context: Context, process: RemoteProcess, options: C
   const onReaderGone = (): void => end('PIPE', 1);
   io.readerGone.addEventListener('abort', onReaderGone, { once: true });
   stack.defer(() => io.readerGone.removeEventListener('abort', onReaderGone));
-  stack.use(passInput(process, options, () => detached.resolve('detached')));
+  stack.use(passInput(context, process, options, () => detached.resolve('detached')));
   const output = Promise.all([passOutput(context, process, 'stdout'), passOutput(context, process, 'stderr')]);
   const exited = (async () => {
     const [, exit] = await Promise.all([output, process.exit]);
@@ -80,7 +80,7 @@ async function passOutput(context: Context, process: RemoteProcess, channel: 'st
 }
 
 /** Ours to its, with back-pressure: we read only what it takes. */
-function passInput(remote: RemoteProcess, options: Carry, onDetach: () => void): Disposable {
+function passInput(context: Context, remote: RemoteProcess, options: Carry, onDetach: () => void): Disposable {
   if (options.input === 'none') return { [Symbol.dispose]() {} };
   const { stdin } = process;
   const keys = options.tty && options.input === 'terminal' ? new DetachKeys(options.detachKeys) : null;
@@ -88,6 +88,11 @@ function passInput(remote: RemoteProcess, options: Carry, onDetach: () => void):
     const { bytes, detached } = keys?.push(chunk) ?? { bytes: chunk, detached: false };
     if (bytes.byteLength > 0 && !remote.stdin.destroyed && !remote.stdin.write(bytes)) stdin.pause();
     if (detached) onDetach();
+  };
+  // Of a terminal it is never lost for good; a pipe must not lose its middle without a word.
+  const onError = (error: Error): void => {
+    if (!(error instanceof HutchError) || error.code !== 'conflict') return;
+    context.io.err('warning: another client writes to it now; the rest of our input is not passed on\n').catch(() => {});
   };
   const onDrain = (): void => void stdin.resume();
   const onEnd = (): void => void remote.stdin.end();
@@ -100,6 +105,7 @@ function passInput(remote: RemoteProcess, options: Carry, onDetach: () => void):
   stdin.on('error', onEnd); // a terminal that hung up
   stdin.on('end', onEnd);
   remote.stdin.on('drain', onDrain);
+  remote.stdin.on('error', onError);
   remote.stdin.on('close', stop);
   stdin.on('data', onData);
   return { [Symbol.dispose]: stop };

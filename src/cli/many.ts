@@ -8,6 +8,7 @@ import { json } from './output.ts';
 /** Calls under way at one time. */
 const AT_ONCE_MAX = 8;
 
+/** How a result looks; null is one of which there is nothing to say. */
 export type Shown<T> = { readonly text: (result: T, ref: string) => string };
 
 export async function forEachRef<T>(
@@ -36,7 +37,7 @@ export async function forEachRef<T>(
     context.progress.clear();
     if ('result' in outcome) {
       codes.push(0);
-      await io.out(context.json ? json(outcome.result) : shown.text(outcome.result, ref));
+      if (outcome.result !== null) await io.out(context.json ? json(outcome.result) : shown.text(outcome.result, ref));
     } else
       codes.push(
         await tell(io, toHutchError(outcome.error), {

@@ -1,5 +1,6 @@
 // The user's terminal while a program in a sandbox has it: raw mode, its size, the detach keys.
 // Always true: raw mode is put back on every way out that a process can see.
+import { spawnSync } from 'node:child_process';
 import { usage } from './args.ts';
 
 export type TerminalSize = { readonly cols: number; readonly rows: number };
@@ -16,11 +17,24 @@ export function rawMode(): Disposable {
   const restore = (): void => {
     stdin.setRawMode(false);
   };
-  stdin.setRawMode(true);
+  const enter = (): void => {
+    stdin.setRawMode(true);
+    // libuv leaves output processing on, which would make the \r\n of the terminal inside \r\r\n. What it
+    // puts back are the settings from before its own change, this one with them.
+    spawnSync('stty', ['-opost'], { stdio: [0, 'ignore', 'ignore'] });
+  };
+  // A shell that stopped us has set the terminal for itself meanwhile.
+  const again = (): void => {
+    restore();
+    enter();
+  };
+  enter();
   process.on('exit', restore);
+  process.on('SIGCONT', again);
   return {
     [Symbol.dispose]() {
       process.off('exit', restore);
+      process.off('SIGCONT', again);
       restore();
     },
   };

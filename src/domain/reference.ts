@@ -61,10 +61,13 @@ function listed(matches: readonly Candidate[]): string {
   return more > 0 ? `${shown.join(', ')} and ${more} more` : shown.join(', ');
 }
 
+const LISTED_BY: Readonly<Record<string, string>> = { sandbox: 'hutch ls', key: 'hutch keys ls', operation: 'hutch ops ls --all' };
+
 function noneHint(what: string, text: string): string {
   const kind = ID_KINDS.find((known) => isId(known, text));
   if (kind === undefined && text.length < PREFIX_CHARS_MIN) return `a prefix needs at least ${PREFIX_CHARS_MIN} characters`;
-  return what === 'sandbox' ? 'see what there is: hutch ls' : 'look at the list of them';
+  const list = LISTED_BY[what];
+  return list === undefined ? 'look at the list of them' : `see what there is: ${list}`;
 }
 
 /** Whatever was typed is said back, but not a megabyte of it, and nothing that drives a terminal. */

@@ -47,6 +47,8 @@ export type AttachSpec = {
   /** Where output begins; absent: with what is kept. */
   readonly stdoutOffset?: number;
   readonly stderrOffset?: number;
+  /** Output begins with what is written next; no offsets then. */
+  readonly fromNow?: boolean;
   /** Whether this stream is the one that input comes from. */
   readonly input: boolean;
 };
@@ -199,8 +201,10 @@ export function agentProcesses(connection: AgentConnection): AgentProcesses {
       const offset = { stdout: reply.stdoutOffset, stderr: reply.stderrOffset };
       return { process: new ProcessStream(connection, stream, spec.id, reply.pid, offset), started: reply };
     },
-    async attach(op, spec) {
-      const { stream, reply } = await open(op, connection, 'process.attach', spec, attached);
+    async attach(op, { fromNow, ...spec }) {
+      // Beyond what there is means its end.
+      const params = fromNow === true ? { ...spec, stdoutOffset: Number.MAX_SAFE_INTEGER, stderrOffset: Number.MAX_SAFE_INTEGER } : spec;
+      const { stream, reply } = await open(op, connection, 'process.attach', params, attached);
       const offset = { stdout: reply.stdoutOffset, stderr: reply.stderrOffset };
       return { process: new ProcessStream(connection, stream, spec.id, reply.pid, offset), attached: reply };
     },

@@ -32,14 +32,18 @@ export type ProcessOptions = {
   /** How long a lost connection is tried again. */
   readonly reconnectForMs?: number;
   readonly onOpId?: (opId: string) => void;
+  /** Others write to it too: whoever writes takes the input over, for as long as nobody else does. Without, it is lost to them for good. */
+  readonly sharesInput?: boolean;
 };
 
 export type AttachOptions = ProcessOptions & {
   readonly execId: string;
   readonly stdoutOffset?: number;
   readonly stderrOffset?: number;
-  /** Whether to write to it as well. */
-  readonly input?: boolean;
+  /** Output from now on, instead of from the offsets. */
+  readonly fromNow?: boolean;
+  /** Whether to write to it as well; `when-written`: it is taken from nobody before there is something to write. */
+  readonly input?: boolean | 'when-written';
 };
 
 const RECONNECT_FOR_MS = 30_000;
@@ -63,7 +67,7 @@ export class RemoteProcess implements AsyncDisposable {
   readonly #client: ApiClient;
   readonly #options: ProcessOptions;
   readonly #begin: Begin;
-  readonly #input: InputBuffer;
+  #input: InputBuffer;
   readonly #exit = Promise.withResolvers<ProcessExit>();
   readonly #started = Promise.withResolvers<Started>();
   readonly #next = { stdout: 0, stderr: 0 };
@@ -73,6 +77,12 @@ export class RemoteProcess implements AsyncDisposable {
   #over = false;
   #size: TerminalSize | null = null;
   #inputTaken = false;
+  /** Whether the next connection is to have the input. */
+  #wantsInput: boolean;
+  /** The input was somebody else's: its numbering begins anew with the connection that is being made. */
+  #reclaiming = false;
+  /** How often it was taken back. */
+  #takes = 0;
   #wakeInput: (() => void) | null = null;
   /** Where the next byte of this connection stands; it may repeat what we have. */
   #arriving = { stdout: 0, stderr: 0 };
@@ -84,7 +94,7 @@ export class RemoteProcess implements AsyncDisposable {
     this.#begin = begin;
     this.#options = options;
     this.execId = options.execId ?? `x-${randomUUID()}`;
-    const takesInput = begin.how === 'start' ? begin.request.stdin === 'open' : begin.options.input === true;
+    this.#wantsInput = begin.how === 'start' ? begin.request.stdin === 'open' : begin.options.input === true;
     this.#input = new InputBuffer();
     this.exit = this.#exit.promise;
     this.exit.catch(() => {});
@@ -95,13 +105,13 @@ export class RemoteProcess implements AsyncDisposable {
       highWaterMark: INPUT_MESSAGE_BYTES,
       write: (chunk: Uint8Array, _, done) => void this.#write(chunk).then(() => done(), done),
       final: (done) => {
-        this.#input.end();
+        this.#input.end(); // one that was never written to is not ours to end
         if (this.#inputOpen) this.#socket?.sendJson({ type: 'inputEnd' });
         done();
       },
     });
     this.stdin.on('error', () => {}); // a process that ends while it is written to is no crash of its client
-    if (!takesInput) this.stdin.end();
+    if (!this.#wantsInput && !this.#sharesInput()) this.stdin.end();
   }
 
   /** Starts a command and resolves when it runs. @throws HutchError when it cannot be started. */
@@ -158,6 +168,7 @@ export class RemoteProcess implements AsyncDisposable {
         try {
           await this.#connectOnce();
           if (this.#over) return;
+          if (this.#reclaiming) continue;
           if (performance.now() - connectedAt > STEADY_MS) {
             lostSince = performance.now();
             attempt = 0;
@@ -181,23 +192,30 @@ export class RemoteProcess implements AsyncDisposable {
     const ended = Promise.withResolvers<void>();
     const { ref } = this.#options;
     const again = this.#hasStarted || this.#begin.how === 'attach';
-    const socket = await openSocket(
+    // Whatever comes by a connection that was given up for one with input is asked for again.
+    const takes = this.#takes;
+    const isOurs = (): boolean => takes === this.#takes;
+    await openSocket(
       this.#client,
       again ? 'exec.attach' : 'exec.start',
       again ? this.#attachInput() : { ref, execId: this.execId },
       {
-        onJson: (message) => this.#onMessage(message),
-        onBytes: (bytes) => this.#onBytes(bytes),
+        onOpen: (socket) => {
+          if (this.#over || !isOurs()) return socket.terminate();
+          this.#socket = socket;
+          if (!again && this.#begin.how === 'start') socket.sendJson(this.#begin.request);
+          this.#flow();
+        },
+        onJson: (message) => {
+          if (isOurs()) this.#onMessage(message);
+        },
+        onBytes: (bytes) => {
+          if (isOurs()) this.#onBytes(bytes);
+        },
         onClose: () => ended.resolve(),
       },
       { signal: this.#options.signal, ...(this.#options.onOpId === undefined ? {} : { onOpId: this.#options.onOpId }) },
     );
-    if (this.#over) socket.terminate();
-    else {
-      this.#socket = socket;
-      if (!again && this.#begin.how === 'start') socket.sendJson(this.#begin.request);
-      this.#flow();
-    }
     await ended.promise;
     this.#socket = null;
     this.#inputOpen = false;
@@ -212,13 +230,28 @@ export class RemoteProcess implements AsyncDisposable {
 
   #askedOffsets(): object {
     if (this.#begin.how !== 'attach') return {};
-    const { stdoutOffset, stderrOffset } = this.#begin.options;
+    const { stdoutOffset, stderrOffset, fromNow } = this.#begin.options;
+    if (fromNow === true) return { fromNow };
     return { ...(stdoutOffset === undefined ? {} : { stdoutOffset }), ...(stderrOffset === undefined ? {} : { stderrOffset }) };
   }
 
   #takesInput(): boolean {
-    if (this.#inputTaken) return false;
-    return this.#begin.how === 'start' ? this.#begin.request.stdin === 'open' : this.#begin.options.input === true;
+    return this.#wantsInput && !this.#inputTaken;
+  }
+
+  #sharesInput(): boolean {
+    return this.#options.sharesInput === true || (this.#begin.how === 'attach' && this.#begin.options.input === 'when-written');
+  }
+
+  /** The input is ours with the next connection, which is made at once. */
+  #takeInput(): void {
+    this.#wantsInput = true;
+    this.#inputTaken = false;
+    this.#inputOpen = false;
+    this.#reclaiming = true;
+    this.#takes += 1;
+    this.#input = new InputBuffer();
+    this.#socket?.terminate();
   }
 
   #onMessage(message: Readonly<Record<string, unknown>>): void {
@@ -268,6 +301,8 @@ export class RemoteProcess implements AsyncDisposable {
       this.#input.startAt(started.inputOffset);
       this.#started.resolve(started);
     }
+    if (this.#reclaiming) this.#input.startAt(started.inputOffset);
+    this.#reclaiming = false;
     this.#arriving = { stdout: started.stdoutOffset, stderr: started.stderrOffset };
     if (this.#size !== null) this.#socket?.sendJson({ type: 'resize', ...this.#size });
     this.#sendAgain(started.inputOffset);
@@ -355,6 +390,7 @@ export class RemoteProcess implements AsyncDisposable {
   }
 
   async #write(chunk: Uint8Array): Promise<void> {
+    if ((this.#inputTaken || !this.#wantsInput) && this.#sharesInput()) this.#takeInput();
     for (let at = 0; at < chunk.byteLength; at += INPUT_MESSAGE_BYTES) {
       const piece = chunk.subarray(at, at + INPUT_MESSAGE_BYTES);
       while (this.#input.isFull && !this.#over && !this.#inputTaken) await this.#acked();

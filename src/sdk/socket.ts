@@ -17,6 +17,8 @@ const PING_EVERY_MS = 15_000;
 const PINGS_UNANSWERED_MAX = 3;
 
 export type SocketListener = {
+  /** Before any message, which the opening's own promise is not. */
+  readonly onOpen?: (socket: Socket) => void;
   /** A message as JSON. */
   onJson(message: { readonly type?: unknown } & Readonly<Record<string, unknown>>): void;
   onBytes(bytes: Buffer): void;
@@ -71,7 +73,10 @@ export async function openSocket(
   socket.on('error', (cause: NodeJS.ErrnoException) => reject(signal?.aborted ? cancelled(signal) : unreachable(client.address, cause)));
   // Messages may come in the same packet as the answer: listen before anything else can run.
   const ours = new Socket(socket, listener, () => signal?.removeEventListener('abort', onAbort));
-  socket.on('open', () => resolve(ours));
+  socket.on('open', () => {
+    listener.onOpen?.(ours);
+    resolve(ours);
+  });
   return await promise;
 }
 

@@ -70,13 +70,13 @@ export function execVerbs(core: Core): Pick<Handlers, ExecVerbs> {
       }
     },
 
-    'exec.attach': async (call, { ref, execId, stdoutOffset, stderrOffset, input, inputOffset: _ }) => {
+    'exec.attach': async (call, { ref, execId, stdoutOffset, stderrOffset, fromNow = false, input, inputOffset: _ }) => {
       const { op } = call;
       const sandbox = await targetOf(call, ref);
       const wants = { stdout: stdoutOffset ?? 0, stderr: stderrOffset ?? 0 };
-      if (execId === MAIN && sandbox.openComputeSinceMs === null) return await replayMain(core, op, sandbox, wants);
+      if (execId === MAIN && sandbox.openComputeSinceMs === null) return await replayMain(core, op, sandbox, fromNow ? null : wants);
       const run = runs.of(op, sandbox);
-      const isFirst = execId === MAIN && wants.stdout === 0 && wants.stderr === 0;
+      const isFirst = execId === MAIN && !fromNow && wants.stdout === 0 && wants.stderr === 0;
       const held = isFirst ? run.takeHeld() : null;
       const opening =
         held === null
@@ -84,18 +84,22 @@ export function execVerbs(core: Core): Pick<Handlers, ExecVerbs> {
               if (execId === MAIN) await run.mainBegun;
               return await run.link.attach(op, {
                 id: execId,
-                stdoutOffset: wants.stdout,
-                stderrOffset: wants.stderr,
+                ...(fromNow ? { fromNow } : { stdoutOffset: wants.stdout, stderrOffset: wants.stderr }),
                 input: input ?? false,
               });
             })
           : Promise.resolve(held);
-      if (execId !== MAIN) return new Session(call, run, sandbox, await opening, wants);
+      const from = (process: LinkedProcess) => (fromNow ? process.offsets : wants);
+      if (execId !== MAIN) {
+        const process = await opening;
+        return new Session(call, run, sandbox, process, from(process));
+      }
       // The guest stays until whoever follows its main process has everything.
       const followed = Promise.withResolvers<void>();
       run.follow(followed.promise);
       try {
-        return new Session(call, run, sandbox, await opening, wants, followed.resolve);
+        const process = await opening;
+        return new Session(call, run, sandbox, process, from(process), followed.resolve);
       } catch (error) {
         followed.resolve();
         throw error;

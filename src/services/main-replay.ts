@@ -10,7 +10,8 @@ import { lastLogDir } from './take-down.ts';
 
 type Offsets = { readonly stdout: number; readonly stderr: number };
 
-export async function replayMain(core: Core, op: Operation, sandbox: Sandbox, from: Offsets): Promise<ExecSession> {
+/** `asked` null: only its end. */
+export async function replayMain(core: Core, op: Operation, sandbox: Sandbox, asked: Offsets | null): Promise<ExecSession> {
   const { name, main } = sandbox.spec;
   if (main === null)
     throw op.error('failed_precondition', `sandbox ${name} has no main process`, { hint: `run a command in it: hutch exec ${name} -- …` });
@@ -22,6 +23,7 @@ export async function replayMain(core: Core, op: Operation, sandbox: Sandbox, fr
   const { logDir } = placesOf(core.deps.places, sandbox.id);
   const used = await core.logs.use(op, sandbox.id, sandbox.state === 'deleted' ? lastLogDir(core, sandbox.id) : logDir);
   const { log } = used;
+  const from = asked ?? (log.lastRun() === null ? { stdout: 0, stderr: 0 } : log.counts);
   return {
     started: { execId: 'main', pid: 0, stdoutOffset: from.stdout, stderrOffset: from.stderr, inputOffset: 0, existing: true },
     async *items() {

@@ -183,7 +183,8 @@ async function release(core: Core, op: Operation, run: Run): Promise<void> {
 
 export function describeDeath({ proof, exitCode, signal }: Dead): string {
   if (proof !== 'exit.json' && proof !== 'engine') return proof;
-  return `${proof}: ${signal === null ? `exit code ${exitCode ?? 'unknown'}` : `signal ${signal}`}`;
+  // Not "exit code": that is the main process's.
+  return `${proof}: VMM ended ${signal === null ? `with ${exitCode ?? 'an unknown code'}` : `by signal ${signal}`}`;
 }
 
 /**

@@ -294,6 +294,7 @@ export const verbs = {
       execId: z.string().regex(/^[A-Za-z0-9._-]{1,64}$/),
       stdoutOffset: count.optional(),
       stderrOffset: count.optional(),
+      fromNow: flag.optional().describe('output from now on; `started` says the offsets'),
       input: flag.optional(),
       inputOffset: count.optional(),
     }),

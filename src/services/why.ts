@@ -31,7 +31,7 @@ function state(sandbox: Sandbox, name: string, events: readonly EventRecord[], n
     case 'suspended':
       return `${name} is suspended since ${ago(sandbox.sinceMs, nowMs)}: its memory is on disk.`;
     case 'stopped':
-      return `${name} is stopped: ${ending(sandbox.ended, nowMs)}${evidence(events)}.`;
+      return `${name} is stopped: ${ending(sandbox.ended, nowMs)}${BY_ITSELF.has(sandbox.ended.cause) ? evidence(events) : ''}.`;
     case 'error': {
       const still = sandbox.openComputeSinceMs === null ? '' : ' Its process is not proven dead, so its time goes on being counted.';
       return `${name} is in error: ${sandbox.cause}.${still}`;
@@ -74,6 +74,9 @@ function endedOf({ detail, actor, atMs }: EventRecord): Ended {
     atMs: typeof detail['endedAtMs'] === 'number' ? detail['endedAtMs'] : atMs,
   };
 }
+
+/** Ends for which nobody asked: there the machine's own end is the explanation; elsewhere it would look like the command's. */
+const BY_ITSELF: ReadonlySet<Ended['cause']> = new Set(['crashed', 'guest-shutdown', 'host-reboot']);
 
 const CAUSES: ReadonlySet<unknown> = new Set(['exited', 'stopped', 'timeout', 'crashed', 'guest-shutdown', 'host-reboot']);
 

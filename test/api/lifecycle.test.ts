@@ -89,7 +89,7 @@ test('a process that is killed is a crash, with its evidence', async () => {
   process.kill((await pidsOf(made)).vmm, 'SIGKILL');
   const stopped = await daemon.until(made.id, 'stopped');
   expect(stopped.ended).toMatchObject({ cause: 'crashed', actor: 'host', exitCode: null });
-  expect((await daemon.call('why.get', { ref: made.id })).sentence).toContain('exit.json: signal');
+  expect((await daemon.call('why.get', { ref: made.id })).sentence).toContain('exit.json: VMM ended by signal');
   expect(await ledgerOf(made.id)).toContain('vm.compute.stop stop-crash');
 });
 

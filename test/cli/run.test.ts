@@ -209,6 +209,38 @@ test('attach goes on with a main process, and ends with its code', async () => {
   await world.ok('rm', '-f', 'talk');
 });
 
+test('attach shows what comes from then on, and says where the rest is when there is nothing to come', async () => {
+  await world.ok('run', '-d', '-i', '--name', 'late', '--', 'sh', '-c', 'echo early; read line; echo "got $line"; exit 3');
+  await eventually('the first line', async () => (await world.ok('logs', 'late')) === 'early');
+  const { code, stdout } = await world.run(['attach', 'late'], { input: 'word\n' });
+  expect({ code, stdout }).toEqual({ code: 3, stdout: 'got word\n' });
+  const over = await world.run(['attach', 'late']);
+  expect(over).toMatchObject({ code: 125, stdout: '' });
+  expect(over.stderr).toMatch(/^error: sandbox late is stopped; its main process ended with 3\nhint: see what it wrote: hutch logs late/);
+  await world.ok('rm', 'late');
+});
+
+test('who attaches without typing takes no input away; a pipe that loses its input to another is told', async () => {
+  const first = world.spawn(['run', '-i', '--name', 'shared', '--', 'cat']);
+  const done = outcomeOf(first);
+  first.stdin.write('a');
+  await once(first.stdout, 'data');
+  const watcher = world.spawn(['attach', '--json', 'shared']);
+  const watched = outcomeOf(watcher);
+  await once(watcher.stdout, 'data'); // it has started
+  first.stdin.write('b');
+  await once(watcher.stdout, 'data');
+  watcher.stdin.write('c');
+  await once(watcher.stdout, 'data');
+  first.stdin.end('lost');
+  await once(first.stderr, 'data');
+  watcher.stdin.end('d');
+  const lines = (await watched).stdout.split('\n').filter((line) => line.includes('base64'));
+  expect(lines.map((line) => Buffer.from((JSON.parse(line) as { base64: string }).base64, 'base64').toString()).join('')).toBe('bcd');
+  expect(await done).toMatchObject({ code: 0, stdout: 'abcd', stderr: expect.stringContaining('another client writes to it now') });
+  await world.ok('rm', 'shared');
+});
+
 test('the daemon is killed in the middle of a stream: nothing is missed, nothing comes twice', async () => {
   const script = 'i=0; while [ $i -lt 400 ]; do echo "line $i of the whole stream"; i=$((i+1)); usleep 5000; done; exit 4';
   const child = world.spawn(['exec', '--no-stdin', 'box', '--', 'sh', '-c', script]);

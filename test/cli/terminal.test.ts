@@ -110,6 +110,40 @@ test('the detach keys let go, and the main process goes on', async () => {
   await world.ok('rm', 'stay');
 });
 
+test('lines end once: our terminal adds nothing to what the one inside writes', async () => {
+  await using screen = await Screen.open(world);
+  const file = `${world.dir}/bytes`;
+  await screen.tmux('pipe-pane', `cat >${file}`);
+  await screen.enter('$H exec -it box -- sh -c "echo first; echo second"; echo "then $((40 + 2))"');
+  await screen.shows(/^then 42$/m);
+  await eventually('the bytes', async () => (await readFile(file, 'latin1')).includes('then 42\r\n'));
+  expect(await readFile(file, 'latin1')).toContain('\nfirst\r\nsecond\r\nthen 42\r\n');
+});
+
+test('two that are attached see what comes from then on, and both may type', async () => {
+  await using first = await Screen.open(world);
+  await first.enter('$H run -it --name pair --env "PS1=inside> " -- sh -i');
+  await first.shows(/^inside>/m);
+  await first.enter('echo "before $((1 + 1))"');
+  await first.shows(/^before 2/m);
+  await using second = await Screen.open(world);
+  await second.enter('$H attach pair');
+  await second.shows(/^inside>/m); // drawn again for whoever comes
+  await first.enter('echo "one $((2 + 2))"');
+  for (const screen of [first, second]) await screen.shows(/^one 4/m);
+  expect(await second.text()).not.toContain('before');
+  await second.enter('echo "two $((3 + 3))"');
+  for (const screen of [first, second]) await screen.shows(/^two 6/m);
+  await first.enter('echo "three $((4 + 4))"; exit 5');
+  for (const screen of [first, second]) {
+    await screen.shows(/^three 8/m);
+    await screen.shows(/^ours>$/m);
+    await screen.enter('echo "ended with $?"');
+    await screen.shows('ended with 5');
+  }
+  await world.ok('rm', 'pair');
+});
+
 test('the terminal is put back when the CLI is terminated', async () => {
   await using screen = await Screen.open(world);
   await screen.enter('$H exec -it box -- sh -c "echo ready; sleep 700"');
@@ -117,7 +151,7 @@ test('the terminal is put back when the CLI is terminated', async () => {
   const pid = await cliPid('sleep 700');
   process.kill(pid, 'SIGTERM');
   await screen.shows(/^ours>$/m);
-  await screen.enter('echo "ended with $?"; stty -a | grep -c -- "-icanon"');
+  await screen.enter('echo "ended with $?"; stty -a | grep -c -e "-icanon" -e "-opost"');
   await screen.shows('ended with 143');
   await screen.shows(/^0$/m);
 });

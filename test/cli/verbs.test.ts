@@ -42,6 +42,7 @@ const DOCUMENTS: readonly (readonly [readonly string[], ZodType])[] = [
   [['keys', 'revoke', 'one'], verbs['key.revoke'].output],
   [['config', 'show'], verbs['config.get'].output],
   [['doctor', '--leaks'], verbs['doctor.leaks'].output],
+  [['backends'], verbs['backends.list'].output],
   [['daemon', 'status'], verbs['daemon.version'].output],
 ];
 
@@ -53,6 +54,25 @@ for (const [args, schema] of DOCUMENTS) {
     expect(schema.safeParse(JSON.parse(stdout)).error).toBeUndefined();
   });
 }
+
+test('what has no document of the API’s says what it did, or that it has no --json', async () => {
+  expect(await world.run(['rm', '--json', '-f', 'missing'])).toMatchObject({ code: 0, stdout: '', stderr: '' });
+  const completion = JSON.parse((await world.run(['completion', 'bash', '--json'])).stdout) as { shell: string; script: string };
+  expect(completion).toEqual({ shell: 'bash', script: (await world.run(['completion', 'bash'])).stdout });
+  const packed = await world.run(['cp', 'box:/etc/hostname', '-']);
+  const into = await world.run(['cp', '--json', '-', 'box:/tmp'], { input: packed.bytes });
+  expect(verbs['archive.put'].output.parse(JSON.parse(into.stdout))).toEqual({ entries: 1, bytes: packed.bytes.byteLength });
+  const out = await world.run(['cp', '--json', 'box:/etc/hostname', `${world.dir}/hostname`]);
+  expect(JSON.parse(out.stdout)).toEqual({ entries: 1, bytes: expect.any(Number) });
+  for (const args of [
+    ['cp', '--json', 'box:/etc/hostname', '-'],
+    ['shell', '--json', 'box'],
+  ]) {
+    const { code, stdout } = await world.run(args);
+    expect(code).toBe(args[0] === 'cp' ? 2 : 125);
+    expect(errorBody.parse(JSON.parse(stdout))).toMatchObject({ code: 'invalid_argument', hint: expect.any(String) });
+  }
+});
 
 test('doctor --json prints the API’s report, and its code tells whether sandboxes can run', async () => {
   const { code, stdout } = await world.run(['doctor', '--json']);

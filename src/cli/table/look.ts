@@ -16,7 +16,11 @@ export const lookVerbs: readonly Verb[] = [
     flags: [
       { name: 'quiet', short: 'q', about: 'Only ids' },
       { name: 'watch', about: 'Show it again whenever something happens' },
-      { name: 'state', value: 'STATES', about: 'Only these, comma-separated: created, running, paused, stopped, error, deleted' },
+      {
+        name: 'state',
+        value: 'STATES',
+        about: 'Only these, comma-separated: created, running, paused, suspended, stopped, error, deleted',
+      },
       { name: 'label', short: 'l', value: 'K[=V]', repeats: true, about: 'Only those with the label' },
     ],
     positionals: [],

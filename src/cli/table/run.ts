@@ -108,6 +108,7 @@ export const runVerbs: readonly Verb[] = [
     flags: [DETACH_KEYS, ...ENVIRONMENT, ...PLACE],
     positionals: [SANDBOX],
     passesExitCode: true,
+    notes: 'Ends with the shell’s own code. For people: without --json, which hutch exec has.',
     load: async () => (await import('../verbs/shell.ts')).run,
   },
   {
@@ -115,8 +116,8 @@ export const runVerbs: readonly Verb[] = [
     group: 'Run',
     summary: 'Go on with the main process of a sandbox',
     examples: [
-      { line: 'hutch attach web', about: 'its output from now on; Ctrl-C is passed on' },
-      { line: 'hutch attach --exec x-1f0c… dev', about: 'one that `exec -d` left running' },
+      { line: 'hutch attach web', about: 'its output from now on; Ctrl-C is passed on; several may be attached, and type' },
+      { line: 'hutch attach --exec x-1f0c… dev', about: 'one that `exec -d` left running, with what is kept of its output' },
     ],
     flags: [{ name: 'exec', value: 'ID', about: 'A command of `exec` instead' }, { name: 'no-stdin', about: 'Only watch' }, DETACH_KEYS],
     positionals: [SANDBOX],

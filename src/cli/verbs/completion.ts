@@ -4,6 +4,7 @@ import { nearest } from '../../domain/nearest.ts';
 import { type Args, usage } from '../args.ts';
 import { bashCompletion, fishCompletion, zshCompletion } from '../completions.ts';
 import type { Context } from '../context.ts';
+import { json } from '../output.ts';
 
 const SHELLS = { bash: bashCompletion, zsh: zshCompletion, fish: fishCompletion } as const;
 
@@ -16,6 +17,7 @@ export async function run(context: Context, args: Args): Promise<number> {
       meant === null ? undefined : `did you mean ${meant}?`,
     );
   }
-  await context.io.out(SHELLS[shell as keyof typeof SHELLS]());
+  const script = SHELLS[shell as keyof typeof SHELLS]();
+  await context.io.out(context.json ? json({ shell, script }) : script);
   return 0;
 }

@@ -46,7 +46,12 @@ export async function carryExec(
   options: { readonly detachKeys: Uint8Array; readonly detach: boolean },
 ): Promise<number> {
   const { client, io, interrupts } = context;
-  const starting: ProcessOptions = { ref, signal: interrupts.signal, reconnectForMs: RECONNECT_FOR_MS };
+  const starting: ProcessOptions = {
+    ref,
+    signal: interrupts.signal,
+    reconnectForMs: RECONNECT_FOR_MS,
+    sharesInput: stdio.input === 'terminal',
+  };
   await using process = await RemoteProcess.start(client, request, starting);
   if (context.json) await io.out(json({ type: 'started', ...process.info }));
   if (options.detach) {

@@ -48,11 +48,11 @@ export async function rm(context: Context, args: Args): Promise<number> {
     try {
       return await change(context, 'sandbox.delete', { ref, ...(force ? { force: true } : {}) });
     } catch (error) {
-      if (force && error instanceof HutchError && error.code === 'not_found' && !context.json) return null;
+      if (force && error instanceof HutchError && error.code === 'not_found') return null;
       throw error;
     }
   };
-  return await forEachRef(context, args.positionals, remove, { text: (sandbox, ref) => (sandbox === null ? '' : `${ref}\n`) });
+  return await forEachRef(context, args.positionals, remove, echo);
 }
 
 export async function wait(context: Context, args: Args): Promise<number> {

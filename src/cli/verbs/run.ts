@@ -68,6 +68,7 @@ async function foreground(context: Context, sandbox: Sandbox, stdio: Stdio, deta
       stdoutOffset: 0,
       stderrOffset: 0,
       input: stdio.input !== 'none',
+      sharesInput: stdio.input === 'terminal',
       signal: interrupts.signal,
       reconnectForMs: RECONNECT_FOR_MS,
     });

@@ -13,7 +13,7 @@ import { carryExec } from './exec.ts';
 export const LOGIN_SHELL = ['/bin/sh', '-c', 'exec "${SHELL:-/bin/sh}" -l'] as const;
 
 export async function run(context: Context, args: Args): Promise<number> {
-  if (context.json) throw usage('hutch shell is for people; use hutch exec --json');
+  if (context.json) throw usage('hutch shell is for people and has no --json', `a program runs: hutch exec --json ${args.first()} -- CMD`);
   const kind = stdinKind();
   const tty = kind === 'terminal';
   const env = await environment(context, args);
