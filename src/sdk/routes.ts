@@ -54,6 +54,7 @@ export const routes = {
   'key.list': { kind: 'unary', method: 'GET', path: '/v1/keys', idempotent: true, reads: true },
   'key.revoke': { kind: 'unary', method: 'DELETE', path: '/v1/keys/{ref}', idempotent: true, reads: false },
   'config.get': { kind: 'unary', method: 'GET', path: '/v1/config', idempotent: true, reads: true },
+  'backends.list': { kind: 'unary', method: 'GET', path: '/v1/backends', idempotent: true, reads: true },
   'doctor.check': { kind: 'unary', method: 'GET', path: '/v1/doctor', idempotent: true, reads: true },
   'doctor.leaks': { kind: 'unary', method: 'GET', path: '/v1/doctor/leaks', idempotent: true, reads: true },
   'daemon.version': { kind: 'unary', method: 'GET', path: '/v1/version', idempotent: true, reads: true },

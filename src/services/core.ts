@@ -8,6 +8,7 @@ import type { Operations } from './operations.ts';
 import type { Presenter } from './present.ts';
 import type { Runs } from './runs.ts';
 import type { Sandboxes } from './sandboxes.ts';
+import type { Templates } from './templates.ts';
 import type { Turns } from './turns.ts';
 
 export type Core = {
@@ -18,6 +19,7 @@ export type Core = {
   readonly turns: Turns;
   readonly presenter: Presenter;
   readonly logs: MainLogs;
+  readonly templates: Templates;
 };
 
 /** The logs of main processes, one object per sandbox while anybody uses it: who reads hears who writes. */

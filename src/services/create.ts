@@ -12,7 +12,6 @@ import { madeUpName } from './names.ts';
 import type { Run } from './run.ts';
 import { keepSecrets } from './secrets.ts';
 import type { Supervisor } from './supervisor.ts';
-import { newTemplates } from './templates.ts';
 import type { Parsed } from './verbs.ts';
 
 type Input = Parsed<'sandbox.create'>;
@@ -22,8 +21,7 @@ const RELEASE_MS = 60_000;
 const HELD_MS = 30_000;
 
 export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, 'sandbox.create'> {
-  const { deps } = core;
-  const templates = newTemplates(deps);
+  const { deps, templates } = core;
 
   /** Everything that has to be there before a sandbox of this kind starts quickly. */
   async function prepare(call: Call, input: Input): Promise<{ boot: Boot; spec: SandboxSpec }> {
@@ -39,6 +37,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
       diskMiB: input.diskMiB ?? settings.diskMiB,
     };
     checkLimits(call, shape);
+    await templates.checkAsked(op, backend, input);
     if (input.start !== false) core.runs.checkRoom(op);
     if (input.start !== false) await templates.ready(op, backend, shape, boot);
     const { main, secrets = {} } = input;

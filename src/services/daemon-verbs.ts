@@ -7,10 +7,20 @@ import type { Handlers } from './handlers.ts';
 export function daemonVerbs(
   core: Core,
   startedAtMs: number,
-): Pick<Handlers, 'config.get' | 'doctor.check' | 'doctor.leaks' | 'daemon.version' | 'daemon.stop'> {
+): Pick<Handlers, 'config.get' | 'backends.list' | 'doctor.check' | 'doctor.leaks' | 'daemon.version' | 'daemon.stop'> {
   const { deps } = core;
   return {
     'config.get': async () => ({ values: deps.settings.values.map((value) => ({ ...value })) }),
+
+    'backends.list': async ({ op }) => {
+      const { preferred, probes } = await core.templates.list(op);
+      const backends = probes.map(([{ name }, probe]) => {
+        if (!probe.ok) return { name, can: null, why: probe.why, fix: probe.hint };
+        const { limits, networks, notes, ...can } = probe.can;
+        return { name, can: { ...can, limits: { ...limits }, networks: [...networks], notes: [...notes] }, why: null, fix: null };
+      });
+      return { default: preferred, backends };
+    },
 
     'doctor.check': async ({ op }) => {
       const checks = await checkMachine(deps, op);

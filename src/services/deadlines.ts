@@ -58,6 +58,7 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'key.list': READ_MS,
   'key.revoke': READ_MS,
   'config.get': READ_MS,
+  'backends.list': CHANGE_MS,
   'doctor.check': CHANGE_MS,
   'doctor.leaks': CHANGE_MS,
   'daemon.version': READ_MS,

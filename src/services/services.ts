@@ -21,6 +21,7 @@ import { recordVerbs } from './records.ts';
 import { Runs } from './runs.ts';
 import { Sandboxes } from './sandboxes.ts';
 import { Supervisor } from './supervisor.ts';
+import { newTemplates } from './templates.ts';
 import type { Tracer } from './tracing.ts';
 import { Turns } from './turns.ts';
 
@@ -55,6 +56,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     turns: new Turns(),
     presenter: new Presenter(deps.store, operations),
     logs: new MainLogs(deps),
+    templates: newTemplates(deps),
   };
   const supervisor = new Supervisor(core);
   const keys = new Keys(core);

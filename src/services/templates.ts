@@ -13,9 +13,17 @@ export type Templates = {
    * machine that can give no network still runs sandboxes. `doctor` says why.
    */
   network(op: Operation, backend: Backend, asked: NetworkMode | undefined): Promise<NetworkMode>;
+  /** Refuses a limit that is asked for and would not hold. @throws HutchError `failed_precondition`. */
+  checkAsked(op: Operation, backend: Backend, asked: Asked): Promise<void>;
+  /** Each with what it can do here, in the order of preference; and what runs a sandbox that names none. */
+  list(op: Operation): Promise<{ readonly preferred: BackendName | null; readonly probes: readonly (readonly [Backend, Probe])[] }>;
   /** Makes the template of a shape, unless that was done before. */
   ready(op: Operation, backend: Backend, shape: Shape, boot: Boot): Promise<void>;
 };
+
+export type Asked = { readonly [K in keyof Shape]?: number | undefined };
+
+const LIMITED_BY = { cpus: 'cpu', memoryMiB: 'memory', diskMiB: 'disk' } as const satisfies Record<keyof Shape, string>;
 
 type Probe = Awaited<ReturnType<Backend['probe']>>;
 
@@ -69,6 +77,28 @@ export function newTemplates(deps: Deps): Templates {
       throw op.error('failed_precondition', `the network ${wanted} does not work on this machine`, {
         hint: 'see why: hutch doctor; without any network: --no-net',
       });
+    },
+
+    async checkAsked(op, backend, asked) {
+      const keys = (Object.keys(LIMITED_BY) as (keyof Shape)[]).filter((key) => asked[key] !== undefined);
+      if (keys.length === 0) return;
+      const probe = await probed(op, backend);
+      if (!probe.ok) return; // it says so itself
+      for (const key of keys) {
+        if (probe.can.limits[LIMITED_BY[key]] !== 'no') continue;
+        throw op.error('failed_precondition', `${key} cannot be limited by the backend ${backend.name} on this machine`, {
+          hint: `leave it out, or take a backend whose limit ${LIMITED_BY[key]} is enforced: hutch backends`,
+        });
+      }
+    },
+
+    async list(op) {
+      const probes = await Promise.all(backends.map(async (backend) => [backend, await probed(op, backend)] as const));
+      const preferred = await this.backend(op, undefined).then(
+        ({ name }) => name,
+        () => null,
+      );
+      return { preferred, probes };
     },
 
     async ready(op, backend, shape, boot) {

@@ -658,6 +658,20 @@ export const verbs = {
     idempotent: true,
     reads: true,
   },
+  'backends.list': {
+    kind: 'unary',
+    method: 'GET',
+    path: '/v1/backends',
+    summary: 'What runs sandboxes here, and what each can do on this machine',
+    input: none,
+    output: z.object({
+      default: z.enum(BACKENDS).nullable().describe('what runs a sandbox that names none'),
+      backends: z.array(view.backend),
+    }),
+    errors: [],
+    idempotent: true,
+    reads: true,
+  },
   'doctor.check': {
     kind: 'unary',
     method: 'GET',

@@ -186,6 +186,32 @@ export const check = z
   })
   .meta({ id: 'Check' });
 
+const enforcement = z.enum(['enforced', 'host-process', 'no']);
+
+export const backend = z
+  .object({
+    name: z.enum(BACKENDS),
+    /** Null where it does not work on this machine. */
+    can: z
+      .object({
+        isolation: z.enum(['vm', 'user-space-kernel', 'shared-kernel']),
+        securityBoundary: z.boolean().describe('a shared kernel is none'),
+        acceleration: z.enum(['kvm', 'tcg', 'none']),
+        pause: z.boolean(),
+        suspend: z.boolean(),
+        fork: z.boolean(),
+        diskSnapshot: z.boolean(),
+        limits: z.object({ cpu: enforcement, memory: enforcement, disk: enforcement, processes: enforcement }),
+        networks: z.array(z.enum(['none', 'allow', 'allow-lan'])),
+        notes: z.array(z.string()),
+      })
+      .nullable(),
+    /** Why it does not work here, and what mends it. */
+    why: z.string().nullable(),
+    fix: z.string().nullable(),
+  })
+  .meta({ id: 'Backend' });
+
 export const leak = z.object({ kind: z.string(), what: z.string() }).meta({ id: 'Leak' });
 
 export const why = z

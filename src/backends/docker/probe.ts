@@ -54,6 +54,7 @@ function capabilities(
     acceleration: 'none',
     notes: [
       `Docker Engine ${answer.ServerVersion}, cgroups version ${answer.CgroupVersion ?? '1'}, from ${source}`,
+      'disk: a container has no limit of its own, it shares what the Engine has',
       'no new privileges: sudo and other set-user-id programs do not raise them',
       ...(answer.SwapLimit === false ? ['swap is not limited: the kernel does not account for it'] : []),
       ...networkNotes,

@@ -18,6 +18,16 @@ export const machineVerbs: readonly Verb[] = [
     load: async () => (await import('../verbs/doctor.ts')).run,
   },
   {
+    name: 'backends',
+    group: 'Machine',
+    summary: 'Tell what runs sandboxes here, and what each can do',
+    examples: [{ line: 'hutch backends', about: 'one column for each; * is what runs a sandbox that names none' }],
+    flags: [],
+    positionals: [],
+    notes: 'Take another than the default with: hutch run --backend NAME, or sandbox.backend in the configuration.',
+    load: async () => (await import('../verbs/backends.ts')).run,
+  },
+  {
     name: 'daemon',
     group: 'Machine',
     summary: 'Start, stop and look at the daemon',
