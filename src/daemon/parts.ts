@@ -1,13 +1,17 @@
-// The parts that a real daemon is made of: the QEMU backend with its network, and what boots in it.
+// The parts that a real daemon is made of: the backends with their networks, and what boots in them.
 import { createHash } from 'node:crypto';
 import { fileURLToPath } from 'node:url';
+import type { Backend } from '../backends/backend.ts';
+import { newDockerBackend } from '../backends/docker/backend.ts';
+import { newGvisorBackend } from '../backends/gvisor/backend.ts';
 import { newQemuBackend } from '../backends/qemu/backend.ts';
 import { findCgroups } from '../backends/qemu/cgroup.ts';
-import type { Places } from '../config/places.ts';
+import type { Environment, Places } from '../config/places.ts';
 import type { Config } from '../config/schema.ts';
 import { connectAgent } from '../guest/agent.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
+import { bridgeNetwork } from '../network/bridge.ts';
 import { type Network, withoutNetwork } from '../network/network.ts';
 import { guestAddress } from '../network/passt.ts';
 import { rootedNetwork } from '../network/rooted.ts';
@@ -24,11 +28,12 @@ const ANY_RESOLVER = '203.0.113.53';
 /** What every sandbox reads first. */
 const WARM_PATHS = ['/bin/sh', '/bin/true', '/usr/bin/env', '/etc/passwd', '/etc/group'];
 
-export const makeParts: DaemonOptions['makeParts'] = async ({ op, host, store, places, config }) => {
+export const makeParts: DaemonOptions['makeParts'] = async ({ op, host, store, places, config, env }) => {
   const prebuilt = await prebuiltDir(op, host);
   const agentPath = `${prebuilt}/hutch-agent`;
   const isRoot = host.uid === 0;
   if (isRoot) await checkReachable(op, host, [places.dataDir, places.runDir]);
+  const network = networkOf(host, places, config);
   const qemu = newQemuBackend({
     host,
     templatesDir: `${places.dataDir}/templates`,
@@ -38,7 +43,7 @@ export const makeParts: DaemonOptions['makeParts'] = async ({ op, host, store, p
     templateOwner: isRoot ? { uid: TEMPLATE_UID, gid: TEMPLATE_UID } : null,
     runRoot: `${places.runDir}/sandboxes`,
     cgroups: await findCgroups(op, host, ownName(places, '-')),
-    network: networkOf(host, places, config),
+    network,
     templateDiskMiB: config.sandbox.disk,
     warmAgent: async (warming, dial, disk) => {
       using agent = await connectAgent(warming, await dial(warming));
@@ -55,12 +60,38 @@ export const makeParts: DaemonOptions['makeParts'] = async ({ op, host, store, p
     },
   });
   return {
-    backends: [qemu],
+    // In the order of preference.
+    backends: [qemu, gvisorBackend(host, places, prebuilt, network), dockerBackend(host, places, env, agentPath)],
     boots: bootSource({ host, store, dataDir: places.dataDir, agentPath }),
     agentDigest: `sha256:${await host.sha256(op, agentPath)}`,
     qemuVersion: qemuVersion(host),
   };
 };
+
+function gvisorBackend(host: Host, places: Places, prebuilt: string, network: Network): Backend {
+  return newGvisorBackend({
+    host,
+    basesDir: `${places.dataDir}/bases`,
+    workDir: `${places.runDir}/work`,
+    shimPath: `${prebuilt}/hutch-shim`,
+    cellPath: `${prebuilt}/hutch-cell`,
+    agentPath: `${prebuilt}/hutch-agent`,
+    cgroupName: host.uid === 0 ? `${ownName(places, '-')}-gvisor` : null,
+    runRoot: `${places.runDir}/sandboxes`,
+    network,
+  });
+}
+
+function dockerBackend(host: Host, places: Places, env: Environment, agentPath: string): Backend {
+  const instance = ownName(places, '-');
+  const bridge = instance.replace('-', '');
+  const network = bridgeNetwork({
+    host,
+    table: `${ownName(places, '_')}_bridge`,
+    bridges: { internet: `${bridge}n`, lan: `${bridge}l` },
+  });
+  return newDockerBackend({ host, env, agentPath, workDir: `${places.dataDir}/docker`, instance, network });
+}
 
 function networkOf(host: Host, places: Places, config: Config): Network {
   const uids = { first: UID_FIRST, last: UID_LAST };
