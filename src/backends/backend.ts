@@ -92,6 +92,8 @@ export type ProcessEvidence =
       readonly oomKilled: boolean;
       /** When it died, as well as is known: never later than the moment of proof. */
       readonly diedAtMs: number | null;
+      /** What the guest's kernel panicked of, as its console says, where that ended it. */
+      readonly panic?: string;
     };
 
 export type HostUse = { readonly pssBytes: number; readonly cpuUs: number; readonly diskAllocatedBytes: number };

@@ -254,6 +254,8 @@ export function causeOf(run: Run, dead: Dead): { readonly cause: EndCause; reado
   if (dead.proof === 'boot-id') return { cause: 'host-reboot', actor: 'host' };
   if (run.mainEnd !== null) return { cause: 'exited', actor: 'guest' };
   if (run.ending !== null && performance.now() < run.ending.untilMs) return { cause: run.ending.cause, actor: run.ending.actor };
+  // A kernel that panics resets its machine: for the VMM that is an end like any other.
+  if (dead.panic !== undefined) return { cause: 'crashed', actor: 'guest' };
   if ((dead.proof === 'exit.json' || dead.proof === 'engine') && dead.exitCode === 0) return { cause: 'guest-shutdown', actor: 'guest' };
   return { cause: 'crashed', actor: 'host' };
 }

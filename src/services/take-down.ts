@@ -181,10 +181,11 @@ async function release(core: Core, op: Operation, run: Run): Promise<void> {
   }
 }
 
-export function describeDeath({ proof, exitCode, signal }: Dead): string {
+export function describeDeath({ proof, exitCode, signal, panic }: Dead): string {
   if (proof !== 'exit.json' && proof !== 'engine') return proof;
   // Not "exit code": that is the main process's.
-  return `${proof}: VMM ended ${signal === null ? `with ${exitCode ?? 'an unknown code'}` : `by signal ${signal}`}`;
+  const how = `${proof}: VMM ended ${signal === null ? `with ${exitCode ?? 'an unknown code'}` : `by signal ${signal}`}`;
+  return panic === undefined ? how : `${how}; the guest's kernel panicked: ${panic}`;
 }
 
 /**

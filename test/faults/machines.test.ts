@@ -23,6 +23,13 @@ async function remove(...ids: string[]): Promise<void> {
   await expectNoLeaks(daemon);
 }
 
+/** How the ledger has its last end. */
+async function lastEnd(id: string): Promise<unknown> {
+  const entries: { kind: string; sandboxId: string }[] = [];
+  for await (const entry of daemon.lines('ledger.list', {})) entries.push(entry as { kind: string; sandboxId: string });
+  return entries.findLast(({ kind, sandboxId }) => sandboxId === id && kind === 'vm.compute.stop');
+}
+
 /** What a command that was running hears when its machine goes. */
 async function lostBy(id: string, act: () => unknown): Promise<ApiError> {
   const client = await daemon.exec(id, { argv: ['sleep', '100000'] });
@@ -63,10 +70,16 @@ describe('a machine that dies is a crash, its commands are lost and not ended, a
       (await daemon.exec(id, { argv: ['sh', '-c', 'echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger'] })).closed;
     expect((await lostBy(id, panic)).code).toBe('unavailable');
     const { ended } = await daemon.until(id, 'stopped');
-    expect(ended).toMatchObject({ exitCode: null, oomKilled: false });
+    expect(ended).toMatchObject({ cause: 'crashed', actor: 'guest', exitCode: null, oomKilled: false });
+    expect((await daemon.call('why.get', { ref: id })).sentence).toContain("the guest's kernel panicked: sysrq triggered crash");
+    expect(await lastEnd(id)).toMatchObject({ kind: 'vm.compute.stop', reason: 'stop-crash' });
     expect((await daemon.send('GET', `/v1/sandboxes/${id}/logs?source=boot`)).body.toString('latin1')).toContain('panic');
     await daemon.call('sandbox.start', { ref: id });
     await works(daemon, id);
+    // What it panicked of before is of before.
+    await (await daemon.exec(id, { argv: ['sh', '-c', 'echo 1 > /proc/sys/kernel/sysrq; echo o > /proc/sysrq-trigger'] })).closed;
+    expect((await daemon.until(id, 'stopped')).ended).toMatchObject({ cause: 'guest-shutdown', actor: 'guest' });
+    expect(await lastEnd(id)).toMatchObject({ kind: 'vm.compute.stop', reason: 'stop-user' });
     await remove(id);
   });
 
@@ -167,6 +180,47 @@ test('a daemon starts while a machine is stopped, and has it when it goes on', {
   await expectInOrder(daemon);
   await remove(id, other);
 });
+
+test('files larger than the memory are written in every way, and nothing is killed for it', { timeout: 240_000 }, async () => {
+  const { id } = await daemon.call('sandbox.create', { memoryMiB: 128, network: 'none', main: { argv: ['sleep', '100000'] } });
+  const mebibytes = 192;
+  async function* zeros(): AsyncGenerator<Uint8Array> {
+    for (let count = 0; count < mebibytes; count += 1) yield new Uint8Array(1 << 20);
+  }
+  async function* archive(): AsyncGenerator<Uint8Array> {
+    yield tarHeader('from-tar', mebibytes << 20);
+    yield* zeros();
+    yield new Uint8Array(1024);
+  }
+  const sizes = `stat -c %s /root/from-tar /root/written /root/copied`;
+  for (let round = 0; round < 2; round += 1) {
+    const paths = ['files?path=/root/written', 'archive?path=/root'];
+    for (const [index, path] of paths.entries())
+      expect((await daemon.send('PUT', `/v1/sandboxes/${id}/${path}`, { body: index === 0 ? zeros() : archive() })).status).toBe(200);
+    await daemon.run(id, ['dd', 'if=/dev/zero', 'of=/root/copied', 'bs=1M', `count=${mebibytes}`]);
+    expect((await daemon.run(id, ['sh', '-c', sizes])).stdout).toBe(`${mebibytes << 20}\n`.repeat(3));
+  }
+  await expectMain(daemon, id);
+  expect((await daemon.call('sandbox.stats', { ref: id })).oomKills).toBe(0);
+  await works(daemon, id);
+  await remove(id);
+});
+
+/** One file's, in the oldest form. */
+function tarHeader(name: string, bytes: number): Buffer {
+  const header = Buffer.alloc(512);
+  const octal = (value: number, digits: number): string => value.toString(8).padStart(digits, '0');
+  header.write(name, 0);
+  header.write(`${octal(0o644, 7)}\0${octal(0, 7)}\0${octal(0, 7)}\0${octal(bytes, 11)}\0${octal(0, 11)}\0        0`, 100);
+  header.write(
+    `${octal(
+      header.reduce((sum, byte) => sum + byte, 0),
+      6,
+    )}\0 `,
+    148,
+  );
+  return header;
+}
 
 const GLUTTON = ['python3', '-c', 'held = []\nwhile True: held.append(bytearray(4 << 20))'];
 

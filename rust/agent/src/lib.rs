@@ -17,6 +17,7 @@ pub mod jobs;
 pub mod kernel;
 pub mod link;
 pub mod machine;
+pub mod memory_guard;
 pub mod metrics;
 pub mod netlink;
 pub mod oom;

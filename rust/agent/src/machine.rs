@@ -79,11 +79,12 @@ pub fn boot() -> (Machine, BootOptions) {
     let safe = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount_at("proc", "/proc", safe, "");
     mount_at("sysfs", "/sys", safe, "");
-    mount_at("devtmpfs", "/dev", MountFlags::NOSUID, "mode=0755");
+    // What lies in memory, all of it full, leaves room to live: pages of files there can be taken from nobody.
+    mount_at("devtmpfs", "/dev", MountFlags::NOSUID, "mode=0755,size=4m");
     crate::console::to_kernel_log();
     mount_at("devpts", "/dev/pts", MountFlags::NOSUID | MountFlags::NOEXEC, "mode=620,gid=5,ptmxmode=666");
-    mount_at("tmpfs", "/dev/shm", MountFlags::NOSUID | MountFlags::NODEV, "mode=1777");
-    mount_at("tmpfs", "/run", MountFlags::NOSUID | MountFlags::NODEV, "mode=755");
+    mount_at("tmpfs", "/dev/shm", MountFlags::NOSUID | MountFlags::NODEV, "mode=1777,size=50%");
+    mount_at("tmpfs", "/run", MountFlags::NOSUID | MountFlags::NODEV, "mode=755,size=10%");
     mount_at("cgroup2", "/sys/fs/cgroup", safe, "");
     for (target, path) in [
         ("/proc/self/fd", "/dev/fd"),
@@ -94,15 +95,14 @@ pub fn boot() -> (Machine, BootOptions) {
         let _ = symlink(target, path);
     }
     make_directory(BASE);
-    mount_at("devtmpfs", DEVICES, MountFlags::NOSUID, "");
+    mount_at("devtmpfs", DEVICES, MountFlags::NOSUID, "mode=0755,size=4m");
     let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let options = BootOptions::parse(&command_line);
     load_modules();
     raise_limits();
-    // Out of memory must end the workload soon. Without these the kernel may for minutes throw away and
-    // read again the pages of programs, ours among them, before it gives up. Kernels before 6.1 lack them.
-    let _ = fs::write("/sys/kernel/mm/lru_gen/enabled", "y");
-    let _ = fs::write("/sys/kernel/mm/lru_gen/min_ttl_ms", "1000");
+    if let Err(errno) = crate::memory_guard::start() {
+        say(&format!("the machine has no memory guard: {}", describe(errno)));
+    }
     // As in a container: who is not root may ping and bind low ports.
     let _ = fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
     let _ = fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");

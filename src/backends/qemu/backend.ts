@@ -9,7 +9,7 @@ import { type Backend, machineFiles, type SandboxPlan } from '../backend.ts';
 import { type Accelerated, findAcceleration, giveUpKvm } from './acceleration.ts';
 import { buildTemplate } from './build.ts';
 import { removeCgroups } from './cgroup.ts';
-import { QMP_COMMAND_MS, type QemuConfig, TEMPLATE_DISK_MIB } from './config.ts';
+import { type QemuConfig, QMP_COMMAND_MS, TEMPLATE_DISK_MIB } from './config.ts';
 import { command, dialVmm } from './control.ts';
 import { readHostCpu } from './cpu.ts';
 import { createSandbox } from './create.ts';
@@ -17,6 +17,7 @@ import { DiskSeeds } from './disk.ts';
 import { type Emulator, EmulatorFinder } from './emulator.ts';
 import { findLeaks } from './leaks.ts';
 import { NIC_ID } from './machine.ts';
+import { withPanic } from './panic.ts';
 import { agentSocketPath, diskPath, qmpSocketPath, scratchDiskPath } from './paths.ts';
 import { probeMachine } from './probe.ts';
 import type { Qmp } from './qmp.ts';
@@ -119,9 +120,12 @@ export function newQemuBackend(config: QemuConfig): Backend {
     },
     pause: (op, plan) => commanded(op, plan, 'stop'),
     resume: (op, plan) => commanded(op, plan, 'cont'),
-    kill: (op, plan, how) => killVmm(op, host, plan.runDir, how),
-    inspect: (op, plan) => inspectVmm(op, host, plan.runDir),
-    ended: (op, plan) => vmmEnded(op, host, plan.runDir),
+    kill: async (op, plan, how) => await withPanic(op, host, plan, await killVmm(op, host, plan.runDir, how)),
+    async inspect(op, plan) {
+      const now = await inspectVmm(op, host, plan.runDir);
+      return now.alive ? now : await withPanic(op, host, plan, now);
+    },
+    ended: async (op, plan) => await withPanic(op, host, plan, await vmmEnded(op, host, plan.runDir)),
     async cleanUp(op, plan) {
       await letGo(plan);
       await allOf([

@@ -11,6 +11,7 @@ import { dialVmm, dialWhenThere, IGNORE_SHARED, migrated } from './control.ts';
 import { type ChosenDisks, chooseDisks } from './drives.ts';
 import type { Emulator } from './emulator.ts';
 import { type MachineShape, machineArgs, type Wire } from './machine.ts';
+import { startMark } from './panic.ts';
 import { bootLogPath, diskPath, incomingSocketPath, qmpSocketPath, SOCKETS, scratchDiskPath, socketDir, vmmLogPath } from './paths.ts';
 import { openQmp, type Qmp } from './qmp.ts';
 import { newStages } from './stages.ts';
@@ -146,7 +147,7 @@ async function checkDisk(op: Operation, { host }: QemuConfig, plan: SandboxPlan)
 async function makePlaces(op: Operation, { host }: QemuConfig, plan: SandboxPlan): Promise<void> {
   await host.remove(op, plan.runDir);
   await allOf([host.makeDir(op, plan.runDir, 0o711), host.makeDir(op, plan.logDir, 0o711)]);
-  await host.makeDir(op, socketDir(plan), 0o700);
+  await allOf([host.makeDir(op, socketDir(plan), 0o700), host.appendFile(op, bootLogPath(plan), startMark(host.nowMs()))]);
   if (plan.runAs === null) return;
   const { uid, gid } = plan.runAs;
   await host.chown(op, socketDir(plan), uid, gid);
