@@ -1,7 +1,7 @@
 // docs/specification.md holds sentences that users rely on. Each bullet ends with the names of the
 // tests that prove it, in backquotes after "Proof:". This check fails for a bullet without one and
 // for a name that no test has. `${…}` in a test's name stands for anything.
-import { readdirSync, readFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 
 const TEST_CALL = /\b(?:test|it)(?:\.\w+(?:\([^)]*\))?)*\(\s*(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"|`((?:[^`\\]|\\.)*)`)/g;
@@ -21,7 +21,9 @@ function literal(text: string): string {
 export function testNames(root: string): RegExp[] {
   const names: string[] = [];
   for (const dir of ['src', 'test']) {
-    for (const path of filesBelow(join(root, dir), '.test.ts')) {
+    // The conformance suite's tests lie in modules of its own, for every backend.
+    const modules = dir === 'test' && existsSync(join(root, 'test/conformance')) ? filesBelow(join(root, 'test/conformance'), '.ts') : [];
+    for (const path of [...filesBelow(join(root, dir), '.test.ts'), ...modules]) {
       for (const match of readFileSync(path, 'utf8').matchAll(TEST_CALL))
         names.push((match[1] ?? match[2] ?? match[3] ?? '').replaceAll("\\'", "'"));
     }

@@ -1,8 +1,9 @@
 // `./dev test`: everything, in the order in which a failure is cheapest to see: checks, Rust, the
 // TypeScript tests (which start the real parts), the lab. Prints the seed; ends with one line
 // "N passed, N failed". `--long` runs the full figures and keeps its summary in docs/test-runs.md.
+// `--backend NAME` runs the conformance suite of that one alone, and fails where it cannot be run.
 import { spawn, spawnSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { availableParallelism, tmpdir, totalmem } from 'node:os';
 import { join } from 'node:path';
 
@@ -18,7 +19,13 @@ type Section = {
   readonly unsteady: string[];
   seconds: number;
 };
-type Options = { readonly long: boolean; readonly filters: readonly string[]; readonly only: string | null; readonly noLab: boolean };
+type Options = {
+  readonly long: boolean;
+  readonly filters: readonly string[];
+  readonly only: string | null;
+  readonly noLab: boolean;
+  readonly backend: string | null;
+};
 
 const SECTIONS = ['checks', 'rust', 'tests', 'lab'] as const;
 
@@ -27,15 +34,29 @@ function parse(argv: readonly string[]): Options {
   let long = false;
   let noLab = false;
   let only: string | null = null;
-  for (const arg of argv) {
+  let backend: string | null = null;
+  const rest = [...argv];
+  for (let arg = rest.shift(); arg !== undefined; arg = rest.shift()) {
     if (arg === '--long') long = true;
     else if (arg === '--no-lab') noLab = true;
     else if (arg.startsWith('--only=')) only = arg.slice('--only='.length);
-    else if (arg.startsWith('-')) fail(`unknown option ${arg}; there are --long, --no-lab, --only=${SECTIONS.join('|')}`);
+    else if (arg === '--backend') backend = rest.shift() ?? '';
+    else if (arg.startsWith('--backend=')) backend = arg.slice('--backend='.length);
+    else if (arg.startsWith('-')) fail(`unknown option ${arg}; there are --long, --no-lab, --backend NAME, --only=${SECTIONS.join('|')}`);
     else filters.push(arg);
   }
   if (only !== null && !(SECTIONS as readonly string[]).includes(only)) fail(`--only takes one of ${SECTIONS.join(', ')}`);
-  return { long, filters, only, noLab };
+  if (backend !== null && !existsSync(suiteOf(backend))) fail(`--backend takes one of ${backends().join(', ')}`);
+  if (backend !== null) filters.push(suiteOf(backend));
+  return { long, filters, only, noLab, backend };
+}
+
+const SUITES = 'test/conformance';
+const suiteOf = (backend: string): string => `${SUITES}/${backend}.test.ts`;
+
+/** Those that the conformance suite knows: a file each. */
+function backends(): readonly string[] {
+  return readdirSync(SUITES).flatMap((name) => /^([\w-]+)\.test\.ts$/.exec(name)?.[1] ?? []);
 }
 
 function fail(message: string): never {
@@ -117,7 +138,7 @@ async function tests(options: Options, env: NodeJS.ProcessEnv): Promise<Section>
     for (const { status, title, fullName } of file.assertionResults) {
       if (status === 'passed') result.passed += 1;
       else if (status === 'failed') failed.push({ file: file.name, title, fullName });
-      else if (options.filters.length === 0) result.notRun.push(fullName);
+      else if (options.filters.length === 0 || options.backend !== null) result.notRun.push(fullName);
     }
     if (file.status === 'failed' && failed.length === before) result.failures.push(`${file.name}: ${file.message ?? 'did not load'}`);
   }
@@ -181,7 +202,12 @@ function record(sections: readonly Section[], seed: number, seconds: number): vo
 
 const options = parse(process.argv.slice(2));
 const seed = Number(process.env['HUTCH_TEST_SEED'] ?? Date.now() % 2 ** 31);
-const env = { ...process.env, HUTCH_TEST_SEED: String(seed), ...(options.long ? { HUTCH_TEST_LONG: '1' } : {}) };
+const env = {
+  ...process.env,
+  HUTCH_TEST_SEED: String(seed),
+  ...(options.long ? { HUTCH_TEST_LONG: '1' } : {}),
+  ...(options.backend === null ? {} : { HUTCH_TEST_REQUIRE_BACKEND: options.backend }),
+};
 const wanted = (name: (typeof SECTIONS)[number]) =>
   (options.only === null ? options.filters.length === 0 || name === 'tests' : options.only === name) && !(name === 'lab' && options.noLab);
 

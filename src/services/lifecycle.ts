@@ -3,6 +3,7 @@
 import type { Sandbox } from '../domain/sandbox.ts';
 import { type BringUp, bringUp, putDown, startMain } from './bring-up.ts';
 import type { Call } from './call.ts';
+import { Claims } from './claims.ts';
 import type { Core } from './core.ts';
 import { followMain } from './create.ts';
 import { backendOf, placesOf } from './deps.ts';
@@ -30,6 +31,7 @@ const INTERRUPTED: ReadonlySet<string> = new Set(['sandbox.start', 'sandbox.rest
 
 export function lifecycleVerbs(core: Core, supervisor: Supervisor): Pick<Handlers, LifecycleVerbs> {
   const { deps, sandboxes, turns, presenter } = core;
+  const claims = new Claims();
 
   /** Resolves the reference, waits for the turn, and hands in the sandbox as it is then. */
   async function inTurn(call: Call, ref: string, work: (sandbox: Sandbox) => Promise<Sandbox>): Promise<SandboxView> {
@@ -176,6 +178,7 @@ export function lifecycleVerbs(core: Core, supervisor: Supervisor): Pick<Handler
       inTurn(call, ref, async (sandbox) => {
         if (sandbox.state === 'paused') return sandbox;
         const run = core.runs.of(call.op, sandbox);
+        await claims.need(call.op, run.backend, 'pause');
         run.freeze();
         await using undo = new AsyncDisposableStack();
         undo.defer(async () => {

@@ -69,8 +69,13 @@ export function newReferenceBackend({ host, before = () => {} }: ReferenceOption
   async function signalAgent(op: Operation, plan: SandboxPlan, signal: 'SIGSTOP' | 'SIGCONT'): Promise<void> {
     const found = await inspectShim(op, host, plan.runDir);
     if (!found.alive) throw op.error('failed_precondition', 'it does not run');
-    const children = (await fs.readFile(`/proc/${found.pid}/task/${found.pid}/children`, 'utf8')).trim().split(' ').map(Number);
-    for (const pid of children) process.kill(pid, signal);
+    // One that starts another while it is looked at is looked at again: until nobody new is found.
+    for (let seen = 0; ; ) {
+      const all = await descendants(found.pid);
+      for (const pid of all) sendSignal(pid, signal);
+      if (signal === 'SIGCONT' || all.length === seen) return;
+      seen = all.length;
+    }
   }
 
   const backend: Backend = {
@@ -87,9 +92,12 @@ export function newReferenceBackend({ host, before = () => {} }: ReferenceOption
           fork: false,
           diskSnapshot: false,
           limits: { cpu: 'no', memory: 'no', disk: 'no', processes: 'no' },
-          networks: ['none', 'allow', 'allow-lan'],
+          networks: ['none'],
           acceleration: 'none',
-          notes: ['for tests'],
+          notes: [
+            'for tests: cpu, memory, disk and processes are the host’s',
+            'no network: it has a namespace of its own, and nothing in it',
+          ],
         },
       };
     },
@@ -196,6 +204,23 @@ export function newReferenceBackend({ host, before = () => {} }: ReferenceOption
     leaks: async () => [],
   };
   return backend;
+}
+
+/** Everything that runs below a process, but not itself. */
+async function descendants(pid: number): Promise<readonly number[]> {
+  const threads = await fs.readdir(`/proc/${pid}/task`).catch(() => []); // each has children of its own
+  const listed = await Promise.all(threads.map((thread) => fs.readFile(`/proc/${pid}/task/${thread}/children`, 'utf8').catch(() => '')));
+  const children = listed.join(' ').split(' ').filter(Boolean).map(Number);
+  return [...children, ...(await Promise.all(children.map(descendants))).flat()];
+}
+
+/** That it has ended meanwhile is no failure. */
+function sendSignal(pid: number, signal: 'SIGSTOP' | 'SIGCONT'): void {
+  try {
+    process.kill(pid, signal);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error;
+  }
 }
 
 const rootOf = (plan: Pick<SandboxPlan, 'dataDir'>): string => join(plan.dataDir, 'root');

@@ -1,0 +1,25 @@
+// What a backend does not claim is refused by the name of the capability, before anything is tried.
+import type { Backend, Capabilities } from '../backends/backend.ts';
+import type { Operation } from '../host/operation.ts';
+
+type Claim = 'pause' | 'suspend' | 'fork' | 'diskSnapshot';
+
+/** Each backend is asked once; one that does not work says so itself when it is used. */
+export class Claims {
+  readonly #known = new Map<Backend, Capabilities>();
+
+  /** @throws HutchError `failed_precondition` when the backend does not claim it. */
+  async need(op: Operation, backend: Backend, claim: Claim): Promise<void> {
+    let can = this.#known.get(backend);
+    if (can === undefined) {
+      const probe = await backend.probe(op);
+      if (!probe.ok) return;
+      can = probe.can;
+      this.#known.set(backend, can);
+    }
+    if (can[claim]) return;
+    throw op.error('failed_precondition', `the backend ${backend.name} cannot do this on this machine: ${claim}`, {
+      hint: 'what each backend can do: hutch doctor',
+    });
+  }
+}

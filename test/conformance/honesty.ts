@@ -1,0 +1,79 @@
+// A backend's word: what it claims works, what it does not claim refuses by the name of the capability.
+import { expect, test } from 'vitest';
+import { type VerbName, verbs } from '../../src/services/verbs.ts';
+import { eventually } from '../support/eventually.ts';
+import { refusal, type Subject } from './subject.ts';
+
+/** How long a paused sandbox is left alone. */
+const STILL_MS = 1_200;
+const MODES = ['none', 'allow', 'allow-lan'] as const;
+
+export function honesty(subject: Subject): void {
+  const { daemon, can } = subject;
+
+  test('honesty: a shared kernel is no security boundary, anything else is one', () => {
+    expect(can.securityBoundary).toBe(can.isolation !== 'shared-kernel');
+  });
+
+  test('honesty: nothing is claimed for which there is no verb', () => {
+    const has = (word: string) => (Object.keys(verbs) as VerbName[]).some((verb) => verb.endsWith(`.${word}`));
+    const claims = { suspend: can.suspend, fork: can.fork, snapshot: can.diskSnapshot };
+    for (const [word, claimed] of Object.entries(claims)) if (!has(word)) expect(claimed, word).toBe(false);
+  });
+
+  test(`honesty: pause is ${can.pause ? 'claimed: what is paused stands still, and goes on' : 'not claimed: it refuses by name'}`, async () => {
+    const { id } = await subject.make();
+    if (!can.pause) {
+      expect(await refusal(daemon.call('sandbox.pause', { ref: id }))).toMatchObject({
+        code: 'failed_precondition',
+        message: expect.stringMatching(/\bpause\b/),
+      });
+      expect((await subject.get(id)).state).toBe('running');
+      return await subject.remove(id);
+    }
+    const began = Date.now();
+    await daemon.exec(
+      id,
+      { argv: ['sh', '-c', 'while read now rest < /proc/uptime; do echo $now >> /tmp/ticks; sleep 0.02; done'] },
+      { execId: 'ticks' },
+    );
+    const ticks = async () =>
+      (await subject.sh(id, 'cat /tmp/ticks 2>/dev/null || true'))
+        .trim()
+        .split('\n')
+        .map((seconds) => Number(seconds) * 1_000);
+    await eventually('it ticks', async () => (await ticks()).length > 3);
+    expect((await daemon.call('sandbox.pause', { ref: id })).state).toBe('paused');
+    await new Promise((resolve) => setTimeout(resolve, STILL_MS));
+    expect((await daemon.call('sandbox.resume', { ref: id })).state).toBe('running');
+    const before = (await ticks()).length;
+    await eventually('it ticks on', async () => (await ticks()).length > before);
+    // A tick made while it was paused would fill the gap. Where the guest's clock stood still with it, less time has passed inside.
+    const times = await ticks();
+    const gap = Math.max(...times.slice(1).map((time, nth) => time - (times[nth] ?? time)));
+    const missing = Date.now() - began - ((times.at(-1) ?? 0) - (times[0] ?? 0));
+    expect(Math.max(gap, missing), 'milliseconds in which nothing ticked').toBeGreaterThanOrEqual(STILL_MS - 50);
+    await subject.remove(id);
+  });
+
+  for (const mode of MODES) {
+    const claimed = can.networks.includes(mode);
+    test(`honesty: the network ${mode} is ${claimed ? 'claimed, and starts' : 'not claimed: it refuses by name'}`, async () => {
+      const making = subject.make({ network: mode });
+      if (claimed) {
+        const made = await making;
+        expect(made).toMatchObject({ network: mode, state: 'running' });
+        return await subject.remove(made.id);
+      }
+      expect(await refusal(making)).toMatchObject({ code: 'failed_precondition', message: expect.stringContaining(mode) });
+    });
+  }
+
+  test('honesty: an image that only an engine has is refused by every other backend, which it names', async (here) => {
+    if (subject.name === 'docker' || subject.name === 'reference') return here.skip('this backend has images of its own');
+    expect(await refusal(subject.make({ image: 'docker://hutch.invalid/none:1' }))).toMatchObject({
+      code: 'failed_precondition',
+      message: expect.stringContaining(subject.name),
+    });
+  });
+}

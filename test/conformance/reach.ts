@@ -1,0 +1,114 @@
+// Ports of a sandbox, and its figures: counters with units that never go backwards.
+import { createHash, randomBytes } from 'node:crypto';
+import { expect, test } from 'vitest';
+import { eventually } from '../support/eventually.ts';
+import type { Subject } from './subject.ts';
+
+const PORT = 7_411;
+
+export function reach(subject: Subject): void {
+  const { daemon } = subject;
+  let servers = 0;
+
+  /** A server that gives back what it gets, by what the image has. */
+  const listen = async (box: string) => {
+    servers += 1;
+    const execId = `echo-server-${servers}`;
+    const python = `import socket,sys
+s=socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind(("127.0.0.1",${PORT})); s.listen(8)
+while True:
+  c,_=s.accept()
+  while True:
+    d=c.recv(65536)
+    if not d: break
+    c.sendall(d)
+  c.close()`;
+    const client = await daemon.exec(
+      box,
+      { argv: ['sh', '-c', `if command -v python3 >/dev/null; then exec python3 -c '${python}'; else exec nc -ll -p ${PORT} -e cat; fi`] },
+      { execId },
+    );
+    await client.saw('started');
+    await eventually('it is listed', async () => (await daemon.call('port.list', { ref: box })).ports.some(({ port }) => port === PORT));
+    return async () => {
+      await daemon.call('exec.signal', { ref: box, execId, signal: 'KILL' });
+      await client.exit();
+    };
+  };
+
+  test('ports: a listener on the loopback inside is listed, and carries bytes both ways', async () => {
+    const box = await subject.box();
+    const end = await listen(box);
+    const listed = (await daemon.call('port.list', { ref: box })).ports.find(({ port }) => port === PORT);
+    expect(listed).toMatchObject({ protocol: 'tcp', port: PORT });
+    expect(['127.0.0.1', '0.0.0.0', '::']).toContain(listed?.address); // busybox has no choice of address
+    const bytes = randomBytes(300_000);
+    const client = await daemon.socket(`/v1/sandboxes/${box}/connect?port=${PORT}`);
+    await client.saw('connected');
+    let got = Buffer.alloc(0);
+    client.socket.on('message', (data: Buffer, isBinary: boolean) => {
+      if (isBinary) got = Buffer.concat([got, data]);
+    });
+    for (let at = 0; at < bytes.byteLength; at += 50_000) client.socket.send(bytes.subarray(at, at + 50_000));
+    await eventually('all of it came back', () => got.byteLength === bytes.byteLength);
+    expect(createHash('sha256').update(got).digest('hex')).toBe(createHash('sha256').update(bytes).digest('hex'));
+    client.socket.terminate();
+    await end();
+    await eventually(
+      'it is listed no more',
+      async () => !(await daemon.call('port.list', { ref: box })).ports.some(({ port }) => port === PORT),
+    );
+  });
+
+  test('ports: where nobody listens is an answer', async () => {
+    const client = await daemon.socket(`/v1/sandboxes/${await subject.box()}/connect?port=9`);
+    await client.closed;
+    expect(client.message('error')).toMatchObject({ error: { code: 'unavailable' } });
+    expect(client.message('connected')).toBeUndefined();
+  });
+
+  test('ports: two sandboxes may listen on one port', async () => {
+    const [box, { id }] = await Promise.all([subject.box(), subject.make()]);
+    const ends = [await listen(box), await listen(id)];
+    await Promise.all(ends.map((end) => end()));
+    await subject.remove(id);
+  });
+
+  test('metrics: figures are counters with their units, and never go backwards', async () => {
+    const box = await subject.box();
+    const before = await daemon.call('sandbox.stats', { ref: box });
+    await subject.sh(box, 'i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; head -c 2000000 /dev/zero > /tmp/written; sync');
+    const after = await daemon.call('sandbox.stats', { ref: box });
+    for (const counter of [
+      (stats: typeof before) => stats.cpu.usedUs,
+      (stats: typeof before) => stats.host.cpuUs,
+      (stats: typeof before) => stats.disk.writtenBytes,
+      (stats: typeof before) => stats.disk.readBytes,
+      (stats: typeof before) => stats.network.rxBytes,
+      (stats: typeof before) => stats.network.txBytes,
+      (stats: typeof before) => stats.oomKills,
+      (stats: typeof before) => stats.uptimeMs,
+      (stats: typeof before) => stats.takenAtMs,
+    ])
+      expect(counter(after), String(counter)).toBeGreaterThanOrEqual(counter(before));
+    // Work was done: a counter that stands still was never connected (processor time as percent, or always zero).
+    expect(after.cpu.usedUs - before.cpu.usedUs).toBeGreaterThan(1_000);
+    expect(after.cpu.usedUs - before.cpu.usedUs).toBeLessThan((after.uptimeMs - before.uptimeMs + 1_000) * 1_000 * 64);
+    expect(after.memory.totalBytes).toBeGreaterThan(50_000_000);
+    expect(after.memory.usedBytes).toBeGreaterThan(0);
+    expect(after.memory.usedBytes).toBeLessThanOrEqual(after.memory.totalBytes);
+    expect(after.disk.usedBytes).toBeGreaterThan(0);
+    expect(after.processes).toBeGreaterThan(0);
+    expect(after.host.pssBytes).toBeGreaterThan(0);
+  });
+
+  test('metrics: reading them changes nothing, and two readings agree', async () => {
+    const box = await subject.box();
+    const { generation, changedAtMs } = await subject.get(box);
+    const [one, two] = await Promise.all([daemon.call('sandbox.stats', { ref: box }), daemon.call('sandbox.stats', { ref: box })]);
+    expect(one.memory.totalBytes).toBe(two.memory.totalBytes);
+    expect(one.cpu.count).toBe(two.cpu.count);
+    expect(Math.abs(one.cpu.usedUs - two.cpu.usedUs)).toBeLessThan(10_000_000);
+    expect(await subject.get(box)).toMatchObject({ generation, changedAtMs });
+  });
+}
