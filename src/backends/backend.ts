@@ -183,7 +183,7 @@ export type Backend = {
   /** In place of what the agent counts, which in a shared kernel is the whole host's. Absent where the agent knows. */
   usage?(op: Operation, plan: SandboxPlan): Promise<Usage>;
 
-  /** The daemon ends, and no sandbox of this backend runs: takes away what they shared on this host. */
+  /** The daemon ends, and no sandbox runs: takes away what they shared on this host. */
   end?(op: Operation): Promise<void>;
 
   /** Everything on this host that looks like this backend's and belongs to none of `known`. */

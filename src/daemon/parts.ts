@@ -8,26 +8,20 @@ import { newQemuBackend } from '../backends/qemu/backend.ts';
 import { findCgroups } from '../backends/qemu/cgroup.ts';
 import type { Environment, Places } from '../config/places.ts';
 import type { Config } from '../config/schema.ts';
-import { connectAgent } from '../guest/agent.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { bridgeNetwork } from '../network/bridge.ts';
 import { type Network, withoutNetwork } from '../network/network.ts';
-import { guestAddress } from '../network/passt.ts';
 import { rootedNetwork } from '../network/rooted.ts';
 import { orVmmUser } from '../network/vmm-user.ts';
 import { UID_FIRST, UID_LAST } from '../store/contract.ts';
 import { bootSource } from './boots.ts';
 import type { DaemonOptions } from './daemon.ts';
 import { checkReachable } from './reachable.ts';
+import { warmGuest } from './warm.ts';
 
 /** Builds templates; no sandbox's user is ever this one. */
 const TEMPLATE_UID = UID_LAST + 1;
-/** Only whether there is one counts: guests ask an address of passt's. */
-const ANY_RESOLVER = '203.0.113.53';
-/** What every sandbox reads first. */
-const WARM_PATHS = ['/bin/sh', '/bin/true', '/usr/bin/env', '/etc/passwd', '/etc/group'];
-
 export const makeParts: DaemonOptions['makeParts'] = async ({ op, host, store, places, config, env }) => {
   const prebuilt = await prebuiltDir(op, host);
   const agentPath = `${prebuilt}/hutch-agent`;
@@ -45,19 +39,7 @@ export const makeParts: DaemonOptions['makeParts'] = async ({ op, host, store, p
     cgroups: await findCgroups(op, host, ownName(places, '-')),
     network,
     templateDiskMiB: config.sandbox.disk,
-    warmAgent: async (warming, dial, disk) => {
-      using agent = await connectAgent(warming, await dial(warming));
-      await agent.hello(warming);
-      // What every sandbox has in common: then each is only told what differs.
-      const { mac: _, ...network } = guestAddress('', [ANY_RESOLVER]);
-      await agent.configure(warming, {
-        ...{ generation: 'template', hostname: 'template', clockMs: host.nowMs(), entropy: host.randomBytes(64), env: {}, secrets: {} },
-        disk: { ...disk, mount: 'overlay' },
-        ...(isRoot ? { network: { ...network, up: true } } : {}),
-      });
-      await agent.warm(warming, WARM_PATHS);
-      await agent.sync(warming);
-    },
+    warmAgent: (warming, dial, disk) => warmGuest(warming, host, dial, disk, isRoot ? 'with a network' : 'without'),
   });
   return {
     // In the order of preference.

@@ -87,7 +87,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
       await operations.close(graceMs);
       const runs = core.runs.all();
       for (const run of runs) core.runs.forget(run);
-      for (const backend of deps.backends) if (!runs.some((run) => run.backend === backend)) await leave(core, backend, graceMs);
+      if (runs.length === 0) for (const backend of deps.backends) await leave(core, backend, graceMs);
     },
   };
 }

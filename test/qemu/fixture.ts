@@ -8,6 +8,7 @@ import type { Backend, MachineFiles, SandboxPlan, Started } from '../../src/back
 import { newQemuBackend } from '../../src/backends/qemu/backend.ts';
 import { findCgroups } from '../../src/backends/qemu/cgroup.ts';
 import type { QemuConfig } from '../../src/backends/qemu/config.ts';
+import { warmGuest } from '../../src/daemon/warm.ts';
 import { newId } from '../../src/domain/ids.ts';
 import type { NetworkMode, Shape } from '../../src/domain/sandbox.ts';
 import { type Agent, connectAgent } from '../../src/guest/agent.ts';
@@ -19,14 +20,10 @@ import { prepareInitramfs } from '../../src/images/initramfs.ts';
 import { prepareKernel } from '../../src/images/kernel.ts';
 import { imagePaths } from '../../src/images/layout.ts';
 import { withoutNetwork } from '../../src/network/network.ts';
-import { guestAddress } from '../../src/network/passt.ts';
 import { testOperation } from '../support/operation.ts';
 
 const ROOT = resolve(import.meta.dirname, '../..');
 const PREBUILT = join(ROOT, 'prebuilt', 'x86_64');
-/** What every sandbox reads first. */
-export const WARM_PATHS = ['/bin/sh', '/bin/true', '/usr/bin/env', '/etc/passwd', '/etc/group'];
-
 export const SHAPE: Shape = { cpus: 1, memoryMiB: 512, diskMiB: 8192 };
 
 /** The first user of a range that is ours alone, beyond that of any daemon on this machine, whose rules would apply too; null where we are not root. */
@@ -77,7 +74,7 @@ export async function qemuUnderTest(over: Partial<QemuConfig> = {}, inside = '.'
     runRoot: join(home, 'run'),
     cgroups: await findCgroups(testOperation(), nodeHost(), basename(top)),
     network: withoutNetwork('the test wants none'),
-    warmAgent,
+    warmAgent: (warming, dial, disk) => warmGuest(warming, nodeHost(), dial, disk, 'with a network'),
     ...over,
   };
   let nextUid = (firstUid ?? 0) + 1;
@@ -98,19 +95,6 @@ export async function qemuUnderTest(over: Partial<QemuConfig> = {}, inside = '.'
     },
   };
 }
-
-const warmAgent: QemuConfig['warmAgent'] = async (op, dial, disk) => {
-  using agent = await connectAgent(op, await dial(op));
-  await agent.hello(op);
-  const { mac: _, ...network } = guestAddress('', ['203.0.113.53']);
-  await agent.configure(op, {
-    ...{ generation: 'template', hostname: 'template', clockMs: Date.now(), entropy: randomBytes(64), env: {}, secrets: {} },
-    disk: { ...disk, mount: 'overlay' },
-    network: { ...network, up: true },
-  });
-  await agent.warm(op, WARM_PATHS);
-  await agent.sync(op);
-};
 
 /** Configures a started sandbox as the service does. */
 export async function configuredAgent(op: Operation, { backend }: UnderTest, plan: SandboxPlan, started: Started): Promise<Agent> {
