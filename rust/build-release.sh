@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds the agent, the shim, the cell and the preloaded library as they are shipped, into prebuilt/ beside this folder, with a
-# manifest. The same sources and the same rustc give the same bytes, wherever the checkout lies.
+# Builds the agent, the shim, the cell and the preloaded libraries as they are shipped, into prebuilt/ beside this folder, with
+# a manifest. The same sources and the same rustc give the same bytes, wherever the checkout lies.
 #
 #   rust/build-release.sh           build and write prebuilt/
 #   rust/build-release.sh --check   is what lies in prebuilt/ made from these sources?
@@ -14,7 +14,7 @@ export LC_ALL
 target=x86_64-unknown-linux-gnu
 prebuilt=$here/../prebuilt/x86_64
 built=$here/target/$target/release
-programs='hutch-agent hutch-cell hutch-shim hutch-readonly.so'
+programs='hutch-agent hutch-automount.so hutch-cell hutch-readonly.so hutch-shim'
 
 case ${1-} in
   '' | --check) mode=${1-} ;;
@@ -23,7 +23,7 @@ esac
 
 # Over the names and bytes of all that goes into the binaries.
 source_digest() {
-  find agent cell shim sys readonly Cargo.toml Cargo.lock .cargo build-release.sh -type f \
+  find agent automount cell shim sys readonly Cargo.toml Cargo.lock .cargo build-release.sh -type f \
     ! -path '*/tests/*' ! -path '*/target/*' | sort | while read -r file; do
     printf '%s  %s\n' "$(sha256sum < "$file" | cut -d' ' -f1)" "$file"
   done | sha256sum | cut -d' ' -f1
@@ -44,10 +44,12 @@ build() {
   RUSTFLAGS="$RUSTFLAGS --remap-path-prefix=$(rustc --print sysroot)=/rustc"
   export RUSTFLAGS
   cargo build --release --locked --target "$target" -p hutch-agent -p hutch-cell -p hutch-shim
-  # A library to be preloaded, without a libc of its own: cargo would make it a static one, or refuse.
-  rustc --edition 2024 --target "$target" --crate-type cdylib -C opt-level=s -C panic=abort -C strip=symbols \
-    -C link-arg=-nostdlib -C link-arg=-Wl,--build-id=none --remap-path-prefix="$here=/hutch" \
-    -o "$built/hutch-readonly.so" readonly/lib.rs
+  # Libraries to be preloaded, without a libc of their own: cargo would make them static ones, or refuse.
+  for library in readonly automount; do
+    rustc --edition 2024 --target "$target" --crate-type cdylib -C opt-level=s -C panic=abort -C strip=symbols \
+      -C link-arg=-nostdlib -C link-arg=-Wl,--build-id=none --remap-path-prefix="$here=/hutch" \
+      -o "$built/hutch-$library.so" "$library/lib.rs"
+  done
 }
 
 manifest() {

@@ -57,6 +57,7 @@ function gvisorBackend(host: Host, places: Places, prebuilt: string, network: Ne
     workDir: `${places.runDir}/work`,
     shimPath: `${prebuilt}/hutch-shim`,
     cellPath: `${prebuilt}/hutch-cell`,
+    automountLibraryPath: `${prebuilt}/hutch-automount.so`,
     agentPath: `${prebuilt}/hutch-agent`,
     cgroupName: host.uid === 0 ? `${ownName(places, '-')}-gvisor` : null,
     runRoot: `${places.runDir}/sandboxes`,

@@ -3,10 +3,14 @@
 //! however it ended: no mount, no network device, no namespace.
 //!
 //! ```text
+//! hutch-cell --look
 //! hutch-cell --lower DIR --upper DIR --work DIR --root DIR
 //!            [--net FILE --address A.B.C.D/PREFIX --gateway A.B.C.D --mac XX:… --mtu N --uid N --gid N]
 //!            -- PROGRAM ARG...
 //! ```
+//!
+//! `--look` is what a probe of a runtime runs: it ends with 0, or with 3 where the runtime's kernel refuses
+//! `AT_NO_AUTOMOUNT`.
 //!
 //! At `--root` lies the overlay of the three others, seen by PROGRAM and its children alone. With
 //! `--net` there is a network namespace, bound to FILE in the same way, with the device `eth0` in it.
@@ -24,7 +28,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
 
+/// A program in a sandbox may not say that a look at a file mounts nothing.
+const FLAG_REFUSED: u8 = 3;
+
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == "--look") {
+        return if sys::looks_without_automount() { ExitCode::SUCCESS } else { ExitCode::from(FLAG_REFUSED) };
+    }
     let why = match options::parse(std::env::args_os().skip(1)) {
         Ok(options) => match enter(&options) {
             Ok(()) => format!("cannot run {}: {}", options.program(), sys::exec(&options.argv)),

@@ -20,6 +20,17 @@ fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }
 
+/// The call itself: the C library might go another way.
+pub fn looks_without_automount() -> bool {
+    // SAFETY: numbers only; all zeros is one of them.
+    let mut found: libc::statx = unsafe { mem::zeroed() };
+    // SAFETY: a C string, numbers, and room for the answer.
+    let result = unsafe {
+        libc::syscall(libc::SYS_statx, libc::AT_FDCWD, c"/".as_ptr(), libc::AT_NO_AUTOMOUNT, libc::STATX_MODE, &mut found)
+    };
+    result == 0
+}
+
 /// Mounts made from here on are seen by nobody else; what is unmounted outside goes here too.
 pub fn own_mounts() -> io::Result<()> {
     // SAFETY: one thread; the pointers are C strings or null, as the call allows.

@@ -39,7 +39,7 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
   };
   const take = async (op: Operation, plan: Pick<SandboxPlan, 'boot'>) => {
     const { runtime, platform } = await find(op);
-    return { runtime, platform: platform.name, basePath: await bases.take(op, rootFiles(op, plan.boot)) };
+    return { runtime, platform, basePath: await bases.take(op, rootFiles(op, plan.boot)) };
   };
   const ask = async (op: Operation, plan: SandboxPlan, command: 'pause' | 'resume'): Promise<void> => {
     const { path } = await finder.find(op);

@@ -9,6 +9,8 @@ export type BundleSpec = {
   /** The directory with the agent's socket. */
   readonly linkDir: string;
   readonly agentSocket: string;
+  /** A library that every program in the sandbox loads, and the file that says so; null: none. */
+  readonly preload: { readonly libraryPath: string; readonly listPath: string } | null;
   /** In the hierarchy's own terms, as `/hutch/sbx…`; null: none. */
   readonly cgroupsPath: string | null;
   /** The network namespace; null: one of its own with nothing in it. */
@@ -17,6 +19,9 @@ export type BundleSpec = {
 
 const AGENT = '/run/hutch/agent';
 const LINK = '/run/hutch/link';
+const PRELOADED = '/run/hutch/preload.so';
+/** What the file at `preload.listPath` must hold. */
+export const PRELOAD_LIST = `${PRELOADED}\n`;
 /** What Docker gives. */
 const OPEN_FILES = { soft: 65_536, hard: 1_048_576 };
 
@@ -57,7 +62,7 @@ export function bundleConfig(spec: BundleSpec): object {
   };
 }
 
-function mounts({ rootPath, agentPath, linkDir }: BundleSpec): readonly object[] {
+function mounts({ rootPath, agentPath, linkDir, preload }: BundleSpec): readonly object[] {
   const memory = (destination: string, ...options: string[]) => ({ destination, type: 'tmpfs', source: 'tmpfs', options });
   const bind = (destination: string, source: string, ...options: string[]) => ({ destination, type: 'bind', source, options });
   return [
@@ -71,5 +76,8 @@ function mounts({ rootPath, agentPath, linkDir }: BundleSpec): readonly object[]
     // Nothing that lies on the host can be written: a sandbox must not fill what is not its own.
     bind(AGENT, agentPath, 'bind', 'ro'),
     bind(LINK, linkDir, 'bind', 'ro', 'nosuid', 'nodev', 'noexec'),
+    ...(preload === null
+      ? []
+      : [bind(PRELOADED, preload.libraryPath, 'bind', 'ro'), bind('/etc/ld.so.preload', preload.listPath, 'bind', 'ro')]),
   ];
 }

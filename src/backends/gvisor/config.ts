@@ -14,10 +14,10 @@ export type GvisorConfig = {
   readonly cellPath: string;
   /** The entry process of every sandbox. */
   readonly agentPath: string;
+  /** The built rust/automount: for a runtime that needs it. */
+  readonly automountLibraryPath: string;
   /** Name or absolute path of the runtime. */
   readonly runsc?: string;
-  /** Skips the choice. */
-  readonly platform?: string;
   /** Of the cgroups of this daemon's sandboxes; null: none are made. */
   readonly cgroupName: string | null;
   /** Parent of the sandboxes' run directories: tells our shims from others' when leaks are looked for. */

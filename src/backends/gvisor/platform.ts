@@ -1,7 +1,7 @@
 // How the runtime runs a sandbox's code: the best way that really does here. A way can be offered and
 // hang, so a program is run by each in turn, under a deadline. The answer is kept for this boot of the
 // host and this runtime.
-import { dirname, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { z } from 'zod';
 import { HutchError } from '../../domain/errors.ts';
 import type { Operation } from '../../host/operation.ts';
@@ -13,11 +13,15 @@ const PROBE_MS = 10_000;
 const ANSWER_FILE = 'gvisor-platform.json';
 const ANSWER_BYTES_MAX = 16 * 1024;
 const WHY_CHARS_MAX = 400;
+/** Of `hutch-cell --look`. */
+const FLAG_REFUSED = 3;
 
 export type Platform = {
   readonly name: string;
   /** Why not a better one: one sentence each. */
   readonly notes: readonly string[];
+  /** Older releases refuse a flag that `ls -l` sets; then a library goes with every sandbox that leaves it out. */
+  readonly automount: 'taken' | 'refused';
 };
 
 const answerSchema = z.strictObject({
@@ -25,34 +29,40 @@ const answerSchema = z.strictObject({
   runtime: z.string().max(4096),
   name: z.string().max(32),
   notes: z.array(z.string().max(1024)).max(8),
+  automount: z.enum(['taken', 'refused']),
 });
 
 /** @throws HutchError `failed_precondition` when none runs a program here. */
 export async function findPlatform(op: Operation, config: GvisorConfig, runtime: Runtime): Promise<Platform> {
-  const { host, workDir, platform } = config;
-  if (platform !== undefined) return { name: platform, notes: ['the configuration says so'] };
+  const { host, workDir } = config;
   const question = { bootId: host.bootId(), runtime: `${runtime.path} ${runtime.version}` };
   const path = join(workDir, ANSWER_FILE);
   const known = await readAnswer(op, config, path);
   if (known !== null && known.bootId === question.bootId && known.runtime === question.runtime) return known;
   const notes: string[] = [];
   for (const name of runtime.platforms) {
-    const why = await whyNot(op, config, runtime, name);
-    if (why !== null) {
-      notes.push(`not ${name}: ${why}`);
+    const found = await tryOut(op, config, runtime, name);
+    if ('why' in found) {
+      notes.push(`not ${name}: ${found.why}`);
       continue;
     }
+    const answer = { name, notes, ...found };
     await host.makeDir(op, workDir, 0o711);
-    await host.writeFileAtomic(op, path, `${JSON.stringify({ ...question, name, notes })}\n`, 0o600);
-    return { name, notes };
+    await host.writeFileAtomic(op, path, `${JSON.stringify({ ...question, ...answer })}\n`, 0o600);
+    return answer;
   }
   throw op.error('failed_precondition', `runsc runs no program here: ${notes.join('; ')}`, { hint: 'see: hutch doctor' });
 }
 
-/** Null when a program of ours ran to its end. */
-async function whyNot(op: Operation, config: GvisorConfig, runtime: Runtime, platform: string): Promise<string | null> {
-  const { host, agentPath } = config;
-  if (platform === 'kvm' && (await host.stat(op, '/dev/kvm')) === null) return 'there is no /dev/kvm';
+/** Runs a program of ours to its end, which tells by its code what the kernel in user space is like. */
+async function tryOut(
+  op: Operation,
+  config: GvisorConfig,
+  runtime: Runtime,
+  platform: string,
+): Promise<Pick<Platform, 'automount'> | { readonly why: string }> {
+  const { host, cellPath } = config;
+  if (platform === 'kvm' && (await host.stat(op, '/dev/kvm')) === null) return { why: 'there is no /dev/kvm' };
   const name = `probe-${Buffer.from(host.randomBytes(8)).toString('hex')}`;
   const dir = join(config.workDir, name);
   await using undo = new AsyncDisposableStack();
@@ -61,24 +71,26 @@ async function whyNot(op: Operation, config: GvisorConfig, runtime: Runtime, pla
     await host.remove(late, dir);
   });
   await host.makeDir(op, join(dir, 'root'), 0o711);
-  await host.writeFileAtomic(op, join(dir, 'config.json'), JSON.stringify(probeConfig(dirname(agentPath))), 0o600);
+  await host.writeFileAtomic(op, join(dir, 'config.json'), JSON.stringify(probeConfig(cellPath)), 0o600);
   const options = ['--root', join(dir, 'state'), `--platform=${platform}`, '--network=none'];
   const unlimited = runtime.canIgnoreCgroups ? ['--ignore-cgroups'] : [];
   try {
     using limited = op.within(PROBE_MS, 'a program of a moment');
     const { exitCode, stderr } = await host.run(limited, [runtime.path, ...options, ...unlimited, 'run', '-bundle', dir, name]);
-    return exitCode === 0 ? null : lastLine(stderr) || `it ended with ${exitCode}`;
+    if (exitCode === 0) return { automount: 'taken' };
+    if (exitCode === FLAG_REFUSED) return { automount: 'refused' };
+    return { why: lastLine(stderr) || `it ended with ${exitCode}` };
   } catch (error) {
     if (op.signal.aborted || !(error instanceof HutchError)) throw error;
-    return error.code === 'deadline_exceeded' ? `a program of a moment hung under it for ${PROBE_MS / 1_000} s` : error.message;
+    return { why: error.code === 'deadline_exceeded' ? `a program of a moment hung under it for ${PROBE_MS / 1_000} s` : error.message };
   }
 }
 
-function probeConfig(rootPath: string): object {
+function probeConfig(cellPath: string): object {
   return {
     ociVersion: '1.0.2',
-    process: { user: { uid: 0, gid: 0 }, args: ['/hutch-agent', '--version'], env: [], cwd: '/' },
-    root: { path: rootPath, readonly: true },
+    process: { user: { uid: 0, gid: 0 }, args: [`/${basename(cellPath)}`, '--look'], env: [], cwd: '/' },
+    root: { path: dirname(cellPath), readonly: true },
     linux: { namespaces: ['pid', 'ipc', 'uts', 'mount', 'network'].map((type) => ({ type })) },
   };
 }

@@ -24,7 +24,7 @@ export async function probeMachine(
     };
   }
   try {
-    for (const path of [config.shimPath, config.cellPath, config.agentPath]) {
+    for (const path of [config.shimPath, config.cellPath, config.agentPath, config.automountLibraryPath]) {
       if ((await host.which(op, path)) !== null) continue;
       return {
         ok: false,

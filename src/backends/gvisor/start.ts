@@ -7,7 +7,7 @@ import { startShim } from '../../host/shim.ts';
 import type { GuestAddress, Link, NetworkPlan } from '../../network/network.ts';
 import type { AgentDoors } from '../agent-door.ts';
 import type { SandboxPlan, Started } from '../backend.ts';
-import { bundleConfig } from './bundle.ts';
+import { type BundleSpec, bundleConfig, PRELOAD_LIST } from './bundle.ts';
 import type { Cgroups } from './cgroup.ts';
 import { ARRIVE_MS, type GvisorConfig, RELEASE_MS } from './config.ts';
 import {
@@ -17,16 +17,19 @@ import {
   netnsPath,
   networkDir,
   overlayWorkDir,
+  passtLogPath,
+  preloadListPath,
   rootDir,
   runtimeLogPath,
   stateDir,
   upperDir,
 } from './paths.ts';
+import type { Platform } from './platform.ts';
 import { describe, type Processes, tailOf } from './process.ts';
 import type { Runtime } from './runtime.ts';
 import { allOf } from './wait.ts';
 
-export type StartInput = { readonly runtime: Runtime; readonly platform: string; readonly basePath: string };
+export type StartInput = { readonly runtime: Runtime; readonly platform: Platform; readonly basePath: string };
 
 export type StartParts = {
   readonly config: GvisorConfig;
@@ -79,6 +82,7 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
         agentPath: config.agentPath,
         linkDir: linkDir(plan),
         agentSocket: AGENT_SOCKET,
+        preload: await preloadOf(op, config, plan, input),
         cgroupsPath,
         netnsPath: guest === null ? null : netnsPath(plan),
       }),
@@ -116,7 +120,21 @@ async function checkLayer(op: Operation, { config: { host }, processes }: StartP
 async function makePlaces(op: Operation, { host }: GvisorConfig, plan: SandboxPlan): Promise<void> {
   await allOf([host.makeDir(op, plan.runDir, 0o711), host.makeDir(op, plan.logDir, 0o711)]);
   await allOf([rootDir(plan), linkDir(plan), stateDir(plan), networkDir(plan)].map((dir) => host.makeDir(op, dir, 0o700)));
-  if (plan.runAs !== null) await host.chown(op, networkDir(plan), plan.runAs.uid, plan.runAs.gid);
+  if (plan.runAs === null || plan.network === 'none') return;
+  // Releases of passt open it as root without root's rights over files, or as the user that they become.
+  await host.chmod(op, networkDir(plan), 0o711);
+  await host.appendFile(op, passtLogPath(plan), new Uint8Array());
+  await host.chown(op, passtLogPath(plan), plan.runAs.uid, 0);
+  await host.chmod(op, passtLogPath(plan), 0o660);
+}
+
+/** Not over a list of the image's own: its libraries matter more. */
+async function preloadOf(op: Operation, config: GvisorConfig, plan: SandboxPlan, input: StartInput): Promise<BundleSpec['preload']> {
+  const { host, automountLibraryPath } = config;
+  if (input.platform.automount === 'taken' || (await host.stat(op, `${input.basePath}/etc/ld.so.preload`)) !== null) return null;
+  const listPath = preloadListPath(plan);
+  await host.writeFileAtomic(op, listPath, PRELOAD_LIST, 0o444);
+  return { libraryPath: automountLibraryPath, listPath };
 }
 
 function guestOf(op: Operation, link: Link): GuestAddress | null {
@@ -155,7 +173,7 @@ function cellArgs(plan: SandboxPlan, basePath: string, guest: GuestAddress | nul
 function runtimeArgs(plan: SandboxPlan, input: StartInput, cgroupsPath: string | null, guest: GuestAddress | null): readonly string[] {
   const { runtime, platform } = input;
   return [
-    ...[runtime.path, '--root', stateDir(plan), `--platform=${platform}`, `--network=${guest === null ? 'none' : 'sandbox'}`],
+    ...[runtime.path, '--root', stateDir(plan), `--platform=${platform.name}`, `--network=${guest === null ? 'none' : 'sandbox'}`],
     ...runtime.options,
     ...(cgroupsPath === null && runtime.canIgnoreCgroups ? ['--ignore-cgroups'] : []),
     ...['run', '-bundle', plan.runDir, plan.id],
