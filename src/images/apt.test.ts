@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest';
 import { testOperation } from '../../test/support/operation.ts';
 import { aptError, followDownload, parsePackageFacts } from './apt.ts';
-import { parseMirrors } from './debian-sources.ts';
+import { parseMirrors, proxyVariables } from './debian-sources.ts';
 import { followMmdebstrap } from './mmdebstrap-output.ts';
 
 const op = testOperation();
@@ -135,4 +135,11 @@ nobody understands this
     { detail: 'installing bash', done: 2, total: 2, unit: 'items' },
     { detail: 'installing one-more', done: 2, total: 2, unit: 'items' },
   ]);
+});
+
+test('the user’s proxies reach downloads by the names that apt reads, whichever way they are written', () => {
+  expect(proxyVariables({ http_proxy: 'http://one:1', HTTPS_PROXY: 'http://two:2', NO_PROXY: '', PATH: '/bin' })).toEqual({
+    http_proxy: 'http://one:1',
+    https_proxy: 'http://two:2',
+  });
 });

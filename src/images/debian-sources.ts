@@ -38,6 +38,16 @@ export function parseMirrors(listed: string): ReadonlyMap<string, string> {
   return mirrors;
 }
 
+/** The user's own proxies, by the names that apt and mmdebstrap read; apt's configuration goes before them. */
+export function proxyVariables(env: Readonly<Record<string, string | undefined>>): DownloadEnv {
+  const found: Record<string, string> = {};
+  for (const name of ['http_proxy', 'https_proxy', 'no_proxy']) {
+    const value = env[name] || env[name.toUpperCase()];
+    if (value !== undefined && value !== '') found[name] = value;
+  }
+  return found;
+}
+
 /** The proxies of this machine's apt as environment variables: mmdebstrap reads no apt configuration. */
 export async function machineProxies(op: Operation, host: Host): Promise<DownloadEnv> {
   const env: Record<string, string> = {};

@@ -158,7 +158,7 @@ async function makeTar(op: Operation, host: Host, paths: ImagePaths, staging: st
     ...(await mirrorLines(op, host)),
   ]);
   const made = await host.run(op, argv, {
-    env: { ...(await machineProxies(op, host)), ...env, TMPDIR: scratch.path, SOURCE_DATE_EPOCH: String(startOfDay(host.nowMs())) },
+    env: { ...env, ...(await machineProxies(op, host)), TMPDIR: scratch.path, SOURCE_DATE_EPOCH: String(startOfDay(host.nowMs())) },
     cwd: '/', // mmdebstrap enters it as another user
     outputBytesMax: OUTPUT_BYTES_MAX,
     onOutput: followMmdebstrap((progress) => op.progress({ step: STEP, ...progress })),

