@@ -31,7 +31,7 @@ test('without a file, variables or flags there are the defaults', async () => {
   const { config, values, file } = await load();
   expect(file).toBeNull();
   expect(config).toEqual({
-    daemon: { listen: '127.0.0.1:4880', socket: null, log_level: 'info' },
+    daemon: { listen: '127.0.0.1:4880', socket: null, allowed_hosts: [], allowed_origins: [], log_level: 'info' },
     sandbox: { image: 'debian', cpus: 1, memory: 512, disk: 8_192, timeout: null, stop_grace: 10_000, network: 'allow', backend: 'auto' },
     network: { allow_qemu_user_network: false },
     limits: { sandboxes: 1_000, cpus: 64, memory: 262_144, disk: 131_072 },
@@ -190,4 +190,20 @@ test('the configuration page lists every key as the code has it', async () => {
   // The formatter aligns the columns of tables.
   const plain = (text: string) => text.replaceAll(/ {2,}/g, ' ').replaceAll(/-{3,}/g, '---');
   expect(plain(page.slice(page.indexOf('## [')))).toBe(plain(configurationTables()));
+});
+
+test('a list is an array in the file and has commas elsewhere; what is wrong in it is named', async () => {
+  const toml = '[daemon]\nallowed_hosts = ["box.example", "[fd00::1]"]\n';
+  expect((await load({ toml })).config.daemon.allowed_hosts).toEqual(['box.example', '[fd00::1]']);
+  const { config, values } = await load({ toml, env: { HUTCH_DAEMON_ALLOWED_HOSTS: 'a.example, b' } });
+  expect(config.daemon.allowed_hosts).toEqual(['a.example', 'b']);
+  expect(values.find(({ key }) => key === 'daemon.allowed_hosts')).toMatchObject({
+    value: 'a.example,b',
+    source: 'HUTCH_DAEMON_ALLOWED_HOSTS',
+  });
+  expect((await load({ toml, env: { HUTCH_DAEMON_ALLOWED_HOSTS: 'none' } })).config.daemon.allowed_hosts).toEqual([]);
+  for (const wrong of ['box.example:80', 'http://box', 'a,,b']) {
+    expect(await complaint({ env: { HUTCH_DAEMON_ALLOWED_HOSTS: wrong } })).toContain('HUTCH_DAEMON_ALLOWED_HOSTS: daemon.allowed_hosts');
+  }
+  expect(await complaint({ toml: '[daemon]\nallowed_origins = "dash.example"\n' })).toContain('an origin, like https://dash.example.com');
 });

@@ -62,6 +62,22 @@ export function durationLeaf({ fallback, about, minMs, maxMs }: Common & { minMs
   return { schema, fallback, about, show: formatDuration };
 }
 
+/** Several words: an array in a file, else separated by commas. None is written `none`. */
+export function listLeaf({
+  about,
+  pattern,
+  must,
+  max,
+}: Omit<Common, 'fallback'> & { pattern: RegExp; must: string; max: number }): Leaf<readonly string[]> {
+  const schema = z.unknown().transform((raw, context): readonly string[] => {
+    const words = raw === 'none' || raw === '' ? [] : typeof raw === 'string' ? raw.split(',').map((word) => word.trim()) : raw;
+    if (Array.isArray(words) && words.length <= max && words.every((word) => typeof word === 'string' && pattern.test(word))) return words;
+    context.addIssue(`must be at most ${max}, separated by commas, each ${must}, or none`);
+    return z.NEVER;
+  });
+  return { schema, fallback: 'none', about, show: (words) => (words.length === 0 ? 'none' : words.join(',')) };
+}
+
 /** The leaf's value, or null for `word`. */
 export function orWord<T>(word: string, leaf: Leaf<T>): Leaf<T | null> {
   return {

@@ -2,8 +2,9 @@
 // `config show`, the documentation and the error for a misspelt key are all made from this table.
 import type * as z from 'zod';
 import { BACKENDS } from '../domain/sandbox.ts';
-import { countLeaf, durationLeaf, flagLeaf, type Leaf, mebibytesLeaf, orWord, textLeaf, wordLeaf } from './leaf.ts';
+import { countLeaf, durationLeaf, flagLeaf, type Leaf, listLeaf, mebibytesLeaf, orWord, textLeaf, wordLeaf } from './leaf.ts';
 
+const ADDRESSES_MAX = 64;
 const DAY_MS = 86_400_000;
 const YEAR_MS = 365 * DAY_MS;
 
@@ -29,6 +30,18 @@ export const KEYS = {
         must: 'an absolute path of at most 107 characters',
       }),
     ),
+    allowed_hosts: listLeaf({
+      about: 'Names, beside those of loopback, by which clients may address the API: what stands in Host, without a port',
+      pattern: /^(\[[0-9a-f:.]{2,45}\]|[a-z0-9.-]{1,253})$/,
+      must: 'a name or address in lower case, like box.example.com or [fd00::1]',
+      max: ADDRESSES_MAX,
+    }),
+    allowed_origins: listLeaf({
+      about: 'Origins whose web pages may call the API',
+      pattern: /^https?:\/\/(\[[0-9a-f:.]{2,45}\]|[a-z0-9.-]{1,253})(:\d{1,5})?$/,
+      must: 'an origin, like https://dash.example.com',
+      max: ADDRESSES_MAX,
+    }),
     log_level: wordLeaf({
       fallback: 'info',
       about: 'What the daemon logs: this and what is more important',

@@ -103,7 +103,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   undo.defer(() => services.close(CLOSE_GRACE_MS));
   const api = newApi(services, {
     version: VERSION,
-    guard: { hosts: [], origins: [] },
+    guard: { hosts: config.daemon.allowed_hosts, origins: config.daemon.allowed_origins },
     log: logs.log,
     monotonicMs: () => host.monotonicMs(),
     health: loop,

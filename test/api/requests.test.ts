@@ -52,6 +52,26 @@ test('web pages and rebound names are refused', async () => {
   expect(socket.code).toBe('permission_denied');
 });
 
+test('names and web pages that the configuration allows are served, and no others', async () => {
+  await using open = await DaemonUnderTest.start({
+    env: { HUTCH_DAEMON_ALLOWED_HOSTS: 'box.example, [fd00::1]', HUTCH_DAEMON_ALLOWED_ORIGINS: 'https://dash.example:8443' },
+  });
+  const status = async (headers: Record<string, string>) => (await open.send('GET', '/v1/sandboxes', { headers, via: 'tcp' })).status;
+  expect(await status({ Host: 'box.example:4880' })).toBe(200);
+  expect(await status({ Host: '[FD00::1]' })).toBe(200);
+  expect(await status({ Host: 'sub.box.example' })).toBe(403);
+  expect(await status({ Origin: 'https://dash.example' })).toBe(403);
+  const origin = 'https://dash.example:8443';
+  const answer = await open.send('GET', '/v1/sandboxes', { headers: { Origin: origin }, via: 'tcp' });
+  expect([answer.status, answer.headers['access-control-allow-origin'], answer.headers['vary']]).toEqual([200, origin, 'Origin']);
+  const asked = { Origin: origin, 'Access-Control-Request-Method': 'POST', Authorization: '' };
+  const may = await open.send('OPTIONS', '/v1/sandboxes', { headers: asked, via: 'tcp' });
+  expect([may.status, may.headers['access-control-allow-headers']]).toEqual([204, expect.stringContaining('Authorization')]);
+  expect((await open.send('OPTIONS', '/v1/sandboxes', { headers: { ...asked, Origin: 'https://evil.example' }, via: 'tcp' })).status).toBe(
+    403,
+  );
+});
+
 test('a wrong method names the right ones', async () => {
   const answer = await daemon.send('PATCH', '/v1/sandboxes');
   expect([answer.status, answer.headers['allow']]).toEqual([400, 'POST, GET']);

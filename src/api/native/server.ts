@@ -11,7 +11,7 @@ import type { ApiServices, ExecStartInput } from '../../services/handlers.ts';
 import { type Ask, requestHash } from '../../services/operations.ts';
 import type { Verb, VerbName } from '../../services/verbs.ts';
 import { carryExec, carryTunnel, receiveExecRequest } from './exec-socket.ts';
-import { admit, bearerOf, type GuardOptions } from './guard.ts';
+import { admit, answerBrowser, bearerOf, type GuardOptions } from './guard.ts';
 import { invalid, parseInput, queryOf, readJsonBody, takesBody } from './input.ts';
 import { MESSAGE_BYTES_MAX, MessageSocket } from './message-socket.ts';
 import { openApi } from './openapi.ts';
@@ -87,6 +87,7 @@ export function newApi(services: ApiServices, options: ApiOptions): Api {
     });
     try {
       admit(request, from, options.guard);
+      if (answerBrowser(request, response)) return;
       const url = new URL(request.url ?? '/', 'http://localhost');
       if (url.pathname === '/health' && request.method === 'GET') return sendJson(response, 200, { ok: true, ...options.health() });
       const route = routes(request.method ?? '', url.pathname);
