@@ -74,6 +74,7 @@ reason() {
     qemu-utils) echo 'the lab: disks of the outer virtual machine' ;;
     strace) echo 'tests: makes single system calls fail' ;;
     expect | tmux) echo 'tests: real terminals' ;;
+    docker.io | iptables) echo 'tests: a Docker Engine of their own' ;;
     cargo-web | rustc-web | build-essential) echo 'tests: rebuild the agent and the shim' ;;
     *) echo 'tests' ;;
   esac
@@ -91,6 +92,8 @@ dev_programs() {
   echo 'xz:xz-utils busybox:busybox-static socat:socat ip:iproute2 setpriv:util-linux newuidmap:uidmap cc:build-essential'
   echo 'qemu-img:qemu-utils /usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1:libfaketime'
   has cargo || echo 'cargo:cargo-web rustc:rustc-web'
+  # Only root can start an Engine.
+  [ "$(id -u)" -ne 0 ] || echo 'dockerd:docker.io iptables:iptables'
 }
 
 node_programs() {

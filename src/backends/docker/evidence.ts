@@ -4,7 +4,6 @@ import type { Operation } from '../../host/operation.ts';
 import type { ProcessEvidence } from '../backend.ts';
 import type { Container } from './container.ts';
 
-export type Alive = ProcessEvidence & { readonly alive: true };
 export type Dead = ProcessEvidence & { readonly alive: false };
 
 /** Exit codes above this are 128 and a signal. */

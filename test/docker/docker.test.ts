@@ -1,0 +1,248 @@
+// Containers of a real Engine, from outside: what only this backend can get wrong. What all backends
+// share is in test/conformance.
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import type { SandboxView } from '../support/daemon-under-test.ts';
+import { ApiError } from '../support/daemon-under-test.ts';
+import { eventually } from '../support/eventually.ts';
+import { DockerWorld } from './world.ts';
+
+let world: DockerWorld;
+beforeAll(async () => {
+  world = await DockerWorld.start();
+}, 300_000);
+afterAll(async () => {
+  await world[Symbol.asyncDispose]();
+}, 120_000);
+
+async function state(id: string): Promise<SandboxView['state']> {
+  return (await world.daemon.call('sandbox.get', { ref: id })).state;
+}
+
+async function refused(call: Promise<unknown>): Promise<ApiError> {
+  const error = await call.then(
+    () => null,
+    (cause: unknown) => cause,
+  );
+  if (error instanceof ApiError) return error;
+  throw new Error(`it was not refused: ${String(error)}`);
+}
+
+async function gone(...ids: readonly string[]): Promise<void> {
+  await Promise.all(ids.map((id) => world.daemon.call('sandbox.delete', { ref: id, force: true })));
+}
+
+test('a container has a minimal set of capabilities, no new privileges, its limits, and labels that say whose it is', async () => {
+  const { daemon, engine } = world;
+  const { id, projectId } = await daemon.call('sandbox.create', { name: 'hard', cpus: 1, memoryMiB: 256 });
+  const { Id } = await world.container(id);
+  const { body } = (await engine.ask('GET', `/containers/${Id}/json`)) as {
+    body: { Config: { Labels: object }; HostConfig: object; Mounts: { RW: boolean; Source: string }[] };
+  };
+  expect(body.HostConfig).toMatchObject({
+    Privileged: false,
+    CapDrop: ['ALL'],
+    SecurityOpt: ['no-new-privileges:true'],
+    NetworkMode: 'none',
+    PidMode: '',
+    IpcMode: 'private',
+    UTSMode: '',
+    UsernsMode: '',
+    Memory: 256 * 2 ** 20,
+    MemorySwap: 256 * 2 ** 20,
+    NanoCpus: 1e9,
+    PidsLimit: 4096,
+    RestartPolicy: { Name: 'no' },
+    LogConfig: { Type: 'none' },
+  });
+  expect(body.Mounts.every(({ RW, Source }) => !RW && !Source.includes('docker.sock'))).toBe(true);
+  expect(body.Config.Labels).toMatchObject({ 'dev.hutch.sandbox': id, 'dev.hutch.project': projectId });
+  const inside = await daemon.run(id, ['sh', '-c', 'hostname; grep -E "^(CapEff|NoNewPrivs)" /proc/self/status']);
+  expect(inside.stdout).toBe('hard\nCapEff:\t00000000000405fb\nNoNewPrivs:\t1\n');
+  const raised = await daemon.run(id, ['sudo', '-n', 'id', '-u'], { user: 'user' });
+  expect(raised).toMatchObject({ exitCode: 1, stdout: '', stderr: expect.stringMatching(/no new privileges/) });
+  await gone(id);
+});
+
+test('what is used is counted by the container’s cgroup, and the counters never go backwards', async () => {
+  const { daemon } = world;
+  const { id } = await daemon.call('sandbox.create', { memoryMiB: 256 });
+  const samples = [await daemon.call('sandbox.stats', { ref: id })];
+  for (let n = 0; n < 3; n += 1) {
+    await daemon.run(id, ['sh', '-c', 'i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; head -c 4000000 /dev/urandom > /tmp/x; sync']);
+    samples.push(await daemon.call('sandbox.stats', { ref: id }));
+  }
+  for (const [n, sample] of samples.entries()) {
+    // The limit of the container, not the memory of the machine.
+    expect(sample.memory.totalBytes).toBe(256 * 2 ** 20);
+    expect(sample.memory.usedBytes).toBeLessThan(sample.memory.totalBytes);
+    const before = samples[n - 1];
+    if (before === undefined) continue;
+    expect(sample.cpu.usedUs).toBeGreaterThan(before.cpu.usedUs);
+    expect(sample.host.cpuUs).toBeGreaterThanOrEqual(sample.cpu.usedUs);
+    expect(sample.disk.writtenBytes).toBeGreaterThanOrEqual(before.disk.writtenBytes);
+  }
+  await gone(id);
+});
+
+test('a container that dies tells its exit code and whether it ran out of memory', async () => {
+  const { daemon, engine } = world;
+  const { id } = await daemon.call('sandbox.create', {});
+  const { Id } = await world.container(id);
+  await engine.ask('POST', `/containers/${Id}/kill?signal=KILL`);
+  await eventually('the sandbox to be known as stopped', async () => (await state(id)) === 'stopped');
+  expect(await daemon.call('sandbox.get', { ref: id })).toMatchObject({
+    ended: { cause: 'crashed', oomKilled: false },
+    openComputeSinceMs: null,
+  });
+
+  await daemon.call('sandbox.start', { ref: id });
+  expect((await daemon.run(id, ['echo', 'again'])).stdout).toBe('again\n');
+  await gone(id);
+
+  const main = { argv: ['sh', '-c', 'exec head -c 400000000 /dev/zero | tail -c 400000000'] };
+  const greedy = await daemon.call('sandbox.create', { memoryMiB: 128, main });
+  const { sandbox } = await daemon.call('sandbox.wait', { ref: greedy.id });
+  expect(sandbox).toMatchObject({ state: 'stopped', ended: { cause: 'exited', oomKilled: true } });
+  await gone(greedy.id);
+});
+
+test('a container that somebody else removed puts its sandbox in error with the cause, running or not', async () => {
+  const { daemon, engine } = world;
+  const [running, stopped] = await Promise.all([daemon.call('sandbox.create', {}), daemon.call('sandbox.create', {})]);
+  await daemon.call('sandbox.stop', { ref: stopped.id, force: true });
+  for (const { id } of [running, stopped]) await engine.ask('DELETE', `/containers/${(await world.container(id)).Id}?force=1`);
+  await eventually('the sandbox to be in error', async () => (await state(running.id)) === 'error');
+  const lost = await daemon.call('sandbox.get', { ref: running.id });
+  expect(lost).toMatchObject({ errorCause: expect.stringMatching(/somebody else removed/), openComputeSinceMs: null });
+  for (const { id } of [running, stopped]) {
+    const start = await refused(daemon.call('sandbox.start', { ref: id }));
+    expect(start.body).toMatchObject({ code: 'failed_precondition', message: expect.stringMatching(/removed by somebody else/) });
+  }
+  await gone(running.id, stopped.id);
+  expect(await state(running.id)).toBe('deleted');
+});
+
+test('one that somebody else renamed is still found, and one that was paused goes on when it is unpaused', async () => {
+  const { daemon, engine } = world;
+  const { id } = await daemon.call('sandbox.create', {});
+  const { Id } = await world.container(id);
+  await engine.ask('POST', `/containers/${Id}/rename?name=called-otherwise`);
+  expect((await daemon.run(id, ['echo', 'here'])).stdout).toBe('here\n');
+  await engine.ask('POST', `/containers/${Id}/pause`);
+  await daemon.call('sandbox.pause', { ref: id });
+  expect(await state(id)).toBe('paused');
+  await daemon.call('sandbox.resume', { ref: id });
+  expect((await daemon.run(id, ['echo', 'on'])).stdout).toBe('on\n');
+  await daemon.call('sandbox.stop', { ref: id, force: true });
+  await daemon.call('sandbox.start', { ref: id });
+  await gone(id);
+  expect((await engine.containers()).map(({ Id: left }) => left)).not.toContain(Id);
+});
+
+test('a first process that ignores SIGTERM is ended all the same, after the grace', async () => {
+  const { daemon } = world;
+  const { id } = await daemon.call('sandbox.create', {
+    main: { argv: ['sh', '-c', 'trap "" TERM; echo ready; while :; do sleep 1; done'] },
+  });
+  const stopped = await daemon.call('sandbox.stop', { ref: id, graceMs: 300 });
+  expect(stopped).toMatchObject({ state: 'stopped', ended: { cause: 'stopped' } });
+  await gone(id);
+});
+
+test('containers that are not Hutch’s are never touched, not even one that carries a sandbox’s name', async () => {
+  const { daemon, engine } = world;
+  const { id } = await daemon.call('sandbox.create', { start: false });
+  const own = await world.container(id);
+  const image = ((await engine.ask('GET', `/containers/${own.Id}/json`)).body as { Config: { Image: string } }).Config.Image;
+  const foreign = {
+    Image: image,
+    Entrypoint: ['sleep', '1000'],
+    Labels: { 'dev.hutch.sandbox': id, 'dev.hutch.instance': 'somebody-else' },
+  };
+  // Somebody takes the name that a sandbox's container had.
+  await engine.ask('POST', `/containers/${own.Id}/rename?name=moved-away`);
+  const made = await engine.ask('POST', `/containers/create?name=hutch-${id}`, foreign);
+  expect(made.status).toBe(201);
+  const { Id } = made.body as { Id: string };
+  await engine.ask('POST', `/containers/${Id}/start`);
+
+  await daemon.call('sandbox.start', { ref: id });
+  await daemon.call('sandbox.stop', { ref: id, force: true });
+  await gone(id);
+  await daemon.kill9();
+  await daemon.startAgain();
+  const left = await engine.containers();
+  expect(left.find((container) => container.Id === Id)?.State).toBe('running');
+  expect(left.map((container) => container.Id)).not.toContain(own.Id);
+  await engine.ask('DELETE', `/containers/${Id}?force=1`);
+});
+
+test('a killed daemon costs a container nothing: it is adopted, with its processes and its output', async () => {
+  const { daemon } = world;
+  const { id } = await daemon.call('sandbox.create', {
+    main: { argv: ['sh', '-c', 'n=0; while :; do n=$((n+1)); echo $n > /tmp/n; sleep 0.05; done'] },
+  });
+  const first = Number((await daemon.run(id, ['cat', '/tmp/n'])).stdout);
+  await daemon.kill9();
+  await daemon.startAgain();
+  expect(await state(id)).toBe('running');
+  await eventually('the process to have gone on', async () => Number((await daemon.run(id, ['cat', '/tmp/n'])).stdout) > first + 2);
+  expect((await daemon.call('sandbox.get', { ref: id })).startCount).toBe(1);
+  await gone(id);
+});
+
+test('an Engine that is stopped, killed and restarted: calls fail as unavailable at once, and recover by themselves', {
+  timeout: 180_000,
+}, async () => {
+  const { daemon, engine } = world;
+  const { id } = await daemon.call('sandbox.create', {});
+  await engine.kill9();
+  const began = performance.now();
+  for (const call of [() => daemon.call('sandbox.create', {}), () => daemon.call('sandbox.stats', { ref: id })]) {
+    expect((await refused(call())).body).toMatchObject({
+      code: 'unavailable',
+      message: expect.stringMatching(/Docker Engine/),
+      hint: expect.stringMatching(/start/),
+    });
+  }
+  expect(performance.now() - began, 'a refusal is not a timeout').toBeLessThan(15_000);
+  // The container has nothing to do with its Engine's end, nor has our way to its agent.
+  expect((await daemon.run(id, ['echo', 'alive'])).stdout).toBe('alive\n');
+  await engine.startAgain();
+  const { id: second } = await daemon.call('sandbox.create', {});
+  await gone(second);
+
+  await engine.stop();
+  await engine.startAgain();
+  await eventually('the end that came with the Engine’s to be known', async () => (await state(id)) === 'stopped', 30_000);
+  await daemon.call('sandbox.start', { ref: id });
+  expect((await daemon.run(id, ['echo', 'back'])).stdout).toBe('back\n');
+  await gone(id);
+});
+
+test('what a container cannot do is refused by name, and a limit that would not hold is not dropped', async () => {
+  const { daemon } = world;
+  const { backends } = await daemon.call('backends.list', {});
+  expect(backends.find(({ name }) => name === 'docker')?.can).toMatchObject({
+    isolation: 'shared-kernel',
+    securityBoundary: false,
+    suspend: false,
+    fork: false,
+    limits: { cpu: 'enforced', memory: 'enforced', disk: 'no', processes: 'enforced' },
+  });
+  const disk = await refused(daemon.call('sandbox.create', { diskMiB: 1024 }));
+  expect(disk.body).toMatchObject({
+    code: 'failed_precondition',
+    message: expect.stringMatching(/diskMiB cannot be limited by the backend docker/),
+  });
+});
+
+test('twenty are made, used and removed at once, and nothing is left', { timeout: 300_000 }, async () => {
+  const { daemon, engine } = world;
+  const made = await Promise.all(Array.from({ length: 20 }, (_, n) => daemon.call('sandbox.create', { name: `many-${n}` })));
+  const names = await Promise.all(made.map(async ({ id }) => (await daemon.run(id, ['hostname'])).stdout.trim()));
+  expect(names).toEqual(made.map(({ name }) => name));
+  await gone(...made.map(({ id }) => id));
+  expect(await engine.containers()).toEqual([]);
+  expect(await daemon.call('doctor.leaks', {})).toEqual({ leaks: [] });
+});

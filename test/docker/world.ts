@@ -1,0 +1,66 @@
+// A Docker Engine of its own and a real daemon over it.
+import { execFile } from 'node:child_process';
+import { mkdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+import { nodeHost } from '../../src/host/node-host.ts';
+import { realBootFiles } from '../qemu/fixture.ts';
+import { DaemonUnderTest } from '../support/daemon-under-test.ts';
+import { DockerEngine } from '../support/docker-engine.ts';
+import { testOperation } from '../support/operation.ts';
+
+const ROOT = join(import.meta.dirname, '../..');
+const run = promisify(execFile);
+
+export class DockerWorld implements AsyncDisposable {
+  readonly engine: DockerEngine;
+  readonly daemon: DaemonUnderTest;
+
+  private constructor(engine: DockerEngine, daemon: DaemonUnderTest) {
+    this.engine = engine;
+    this.daemon = daemon;
+  }
+
+  static async start(
+    options: { readonly elsewhere?: boolean; readonly env?: Readonly<Record<string, string>> } = {},
+  ): Promise<DockerWorld> {
+    await realBootFiles(testOperation(), nodeHost()); // made once for all tests
+    const engine = await DockerEngine.start(options);
+    if (engine === null) throw new Error('no Docker Engine can be started: ./dev installs docker.io, and root is needed');
+    try {
+      const daemon = await DaemonUnderTest.start({
+        entry: join(ROOT, 'src/daemon/main.ts'),
+        env: {
+          ...engine.env,
+          HUTCH_SANDBOX_BACKEND: 'docker',
+          HUTCH_SANDBOX_NETWORK: 'none',
+          HUTCH_SANDBOX_STOP_GRACE: '2s',
+          ...options.env,
+        },
+        async before(home) {
+          await mkdir(join(home, 'data'), { mode: 0o711 });
+          await run('cp', ['-al', join(ROOT, '.tools/data/images'), join(home, 'data')]);
+        },
+      });
+      return new DockerWorld(engine, daemon);
+    } catch (error) {
+      await engine[Symbol.asyncDispose]();
+      throw error;
+    }
+  }
+
+  /** The container of a sandbox, as the Engine lists it. */
+  async container(id: string) {
+    const found = (await this.engine.containers()).find(({ Labels }) => Labels['dev.hutch.sandbox'] === id);
+    if (found === undefined) throw new Error(`the Engine has no container of ${id}`);
+    return found;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    try {
+      await this.daemon[Symbol.asyncDispose]();
+    } finally {
+      await this.engine[Symbol.asyncDispose]();
+    }
+  }
+}

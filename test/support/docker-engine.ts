@@ -1,0 +1,169 @@
+// A Docker Engine of the tests' own: its data, its state and its socket lie in one directory that is
+// gone afterwards, with every process, mount and firewall rule that it has made.
+import { type ChildProcess, execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { closeSync, existsSync, openSync } from 'node:fs';
+import { chmod, mkdtemp, readFile, rm } from 'node:fs/promises';
+import { request } from 'node:http';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+import { nodeHost } from '../../src/host/node-host.ts';
+import { eventually } from './eventually.ts';
+import { testOperation } from './operation.ts';
+
+const run = promisify(execFile);
+const STOP_MS = 30_000;
+const LOCK_MS = 10 * 60_000;
+const LOCK_PATH = '/tmp/hutch-test-docker-engine.lock';
+
+type Options = {
+  /** In a network namespace of its own: its bridges are then not on this machine, as in a remote Engine. */
+  readonly elsewhere?: boolean;
+};
+
+export class DockerEngine implements AsyncDisposable {
+  readonly dir: string;
+  readonly #options: Options;
+  readonly #release: () => Promise<void>;
+  #containerd: ChildProcess | null = null;
+  #child: ChildProcess | null = null;
+
+  private constructor(dir: string, options: Options, release: () => Promise<void>) {
+    this.dir = dir;
+    this.#options = options;
+    this.#release = release;
+  }
+
+  /** Null when this machine has none: only root can start one, and `dockerd` must be installed. */
+  static async start(options: Options = {}): Promise<DockerEngine | null> {
+    if (process.getuid?.() !== 0) return null;
+    const host = nodeHost();
+    if ((await host.which(testOperation(), 'dockerd')) === null) return null;
+    // They all keep their rules in the same chains of this machine: one at a time.
+    const lock = await held(async () => await host.lockFile(testOperation(), LOCK_PATH));
+    const rules = (await run('iptables-save')).stdout;
+    const dir = await mkdtemp('/tmp/hutch-de-');
+    await chmod(dir, 0o711);
+    const engine = new DockerEngine(dir, options, async () => {
+      const restoring = run('iptables-restore');
+      restoring.child.stdin?.end(rules);
+      await restoring;
+      await lock[Symbol.asyncDispose]();
+    });
+    await engine.startAgain();
+    return engine;
+  }
+
+  get socketPath(): string {
+    return join(this.dir, 'docker.sock');
+  }
+
+  /** For a daemon under test. */
+  get env(): Readonly<Record<string, string>> {
+    return { DOCKER_HOST: `unix://${this.socketPath}` };
+  }
+
+  async startAgain(): Promise<void> {
+    // A process of its own, as on any machine: it does not end with dockerd.
+    const containerd = join(this.dir, 'containerd.sock');
+    this.#containerd ??= this.#spawn([
+      'containerd',
+      ...['--root', join(this.dir, 'containerd'), '--state', join(this.dir, 'containerd-run'), '--address', containerd],
+    ]);
+    await eventually('containerd to listen', () => existsSync(containerd), 60_000);
+    const child = this.#spawn([
+      ...(this.#options.elsewhere === true ? ['unshare', '--net', '--'] : []),
+      'dockerd',
+      ...['--data-root', join(this.dir, 'data'), '--exec-root', join(this.dir, 'exec'), '--pidfile', join(this.dir, 'pid')],
+      ...['--host', `unix://${this.socketPath}`, '--containerd', containerd, '--bridge', 'none', '--userland-proxy=false'],
+      ...['--shutdown-timeout', '1'],
+    ]);
+    this.#child = child;
+    const ended = once(child, 'exit').then(async () => {
+      throw new Error(`dockerd ended:\n${(await readFile(join(this.dir, 'log'), 'utf8')).slice(-2_000)}`);
+    });
+    ended.catch(() => {});
+    const answers = async () => (await this.ask('GET', '/_ping').catch(() => null))?.status === 200;
+    await Promise.race([eventually('the Docker Engine to answer', answers, 60_000), ended]);
+  }
+
+  #spawn([program = '', ...args]: readonly string[]): ChildProcess {
+    const log = openSync(join(this.dir, 'log'), 'a');
+    try {
+      return spawn(program, args, { stdio: ['ignore', log, log], detached: true });
+    } finally {
+      closeSync(log);
+    }
+  }
+
+  /** Its containers go on, and its containerd, as on any machine. */
+  async kill9(): Promise<void> {
+    await this.#end('SIGKILL');
+  }
+
+  /** As `systemctl stop docker`: its containers are stopped. */
+  async stop(): Promise<void> {
+    await this.#end('SIGTERM');
+  }
+
+  async ask(method: string, path: string, body?: object): Promise<{ readonly status: number; readonly body: unknown }> {
+    const sent = request({ socketPath: this.socketPath, method, path: `/v1.41${path}`, headers: { 'Content-Type': 'application/json' } });
+    sent.end(body === undefined ? undefined : JSON.stringify(body));
+    const [answer] = await once(sent, 'response');
+    const chunks: Buffer[] = [];
+    for await (const chunk of answer) chunks.push(chunk);
+    const text = Buffer.concat(chunks).toString();
+    return { status: answer.statusCode, body: text.startsWith('{') || text.startsWith('[') ? JSON.parse(text) : text };
+  }
+
+  async containers(): Promise<readonly { Id: string; Names: string[]; State: string; Labels: Record<string, string> }[]> {
+    return (await this.ask('GET', '/containers/json?all=1')).body as never;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#child === null) await this.startAgain();
+    for (const { Id } of await this.containers()) await this.ask('DELETE', `/containers/${Id}?force=1&v=1`);
+    await this.stop();
+    const containerd = this.#containerd;
+    if (containerd !== null) {
+      const gone = once(containerd, 'exit');
+      containerd.kill('SIGTERM');
+      await gone;
+    }
+    for (const pid of await this.#processes()) process.kill(pid, 'SIGKILL');
+    const mounts = (await readFile('/proc/self/mountinfo', 'utf8')).split('\n').map((line) => line.split(' ')[4] ?? '');
+    for (const mount of mounts.filter((path) => path.startsWith(`${this.dir}/`)).reverse()) await run('umount', ['-l', mount]);
+    await rm(this.dir, { recursive: true, force: true, maxRetries: 5 });
+    await this.#release();
+  }
+
+  async #end(signal: 'SIGTERM' | 'SIGKILL'): Promise<void> {
+    const child = this.#child;
+    this.#child = null;
+    if (child === null || child.exitCode !== null) return;
+    child.kill(signal);
+    await eventually('dockerd to end', () => child.exitCode !== null || child.signalCode !== null, STOP_MS);
+  }
+
+  /** Of this Engine alone: its directory stands in their arguments. */
+  async #processes(): Promise<readonly number[]> {
+    const { stdout } = await run('ps', ['-eo', 'pid=,args=']);
+    return stdout
+      .split('\n')
+      .filter((line) => line.includes(`${this.dir}/`) && !line.includes('ps -eo'))
+      .map((line) => Number(line.trim().split(' ')[0]));
+  }
+}
+
+async function held(take: () => Promise<AsyncDisposable | null>): Promise<AsyncDisposable> {
+  let lock: AsyncDisposable | null = null;
+  await eventually(
+    'another Docker Engine of the tests to end',
+    async () => {
+      lock = await take();
+      return lock !== null;
+    },
+    LOCK_MS,
+  );
+  return lock as unknown as AsyncDisposable;
+}
