@@ -84,7 +84,8 @@ reason() {
 machine_programs() {
   echo 'qemu-system-x86_64:qemu-system-x86 passt:passt mmdebstrap:mmdebstrap tar2sqfs:squashfs-tools-ng mkfs.ext4:e2fsprogs'
   echo '/usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring'
-  if [ "$(id -u)" -eq 0 ]; then echo 'nft:nftables'; else echo 'newuidmap:uidmap'; fi
+  echo 'nft:nftables'
+  [ "$(id -u)" -eq 0 ] || echo 'newuidmap:uidmap'
 }
 
 dev_programs() {

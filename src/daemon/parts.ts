@@ -12,8 +12,9 @@ import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { proxyVariables } from '../images/debian-sources.ts';
 import { bridgeNetwork } from '../network/bridge.ts';
-import { type Network, withoutNetwork } from '../network/network.ts';
+import type { Network } from '../network/network.ts';
 import { rootedNetwork } from '../network/rooted.ts';
+import { rootlessNetwork } from '../network/rootless.ts';
 import { orVmmUser } from '../network/vmm-user.ts';
 import { UID_FIRST, UID_LAST } from '../store/contract.ts';
 import { bootSource } from './boots.ts';
@@ -40,7 +41,7 @@ export const makeParts: DaemonOptions['makeParts'] = async ({ op, host, store, p
     cgroups: await findCgroups(op, host, ownName(places, '-')),
     network,
     templateDiskMiB: config.sandbox.disk,
-    warmAgent: (warming, dial, disk) => warmGuest(warming, host, dial, disk, isRoot ? 'with a network' : 'without'),
+    warmAgent: (warming, dial, disk) => warmGuest(warming, host, dial, disk),
   });
   return {
     // In the order of preference.
@@ -79,10 +80,7 @@ function dockerBackend(host: Host, places: Places, env: Environment, agentPath: 
 
 function networkOf(host: Host, places: Places, config: Config): Network {
   const uids = { first: UID_FIRST, last: UID_LAST };
-  const own =
-    host.uid === 0
-      ? rootedNetwork({ host, uids, table: ownName(places, '_') })
-      : withoutNetwork('the daemon does not run as root, so nothing would keep a sandbox from this machine');
+  const own = host.uid === 0 ? rootedNetwork({ host, uids, table: ownName(places, '_') }) : rootlessNetwork({ host });
   return config.network.allow_qemu_user_network ? orVmmUser(own) : own;
 }
 

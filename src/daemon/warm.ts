@@ -21,7 +21,6 @@ export async function warmGuest(
   host: Pick<Host, 'nowMs' | 'randomBytes'>,
   dial: (op: Operation) => Promise<Duplex>,
   disk: GuestDisk,
-  network: 'with a network' | 'without',
 ): Promise<void> {
   using agent = await connectAgent(op, await dial(op));
   await agent.hello(op);
@@ -30,7 +29,7 @@ export async function warmGuest(
     ...NOBODY,
     ...{ clockMs: host.nowMs(), entropy: host.randomBytes(64) },
     disk: { ...disk, mount: 'overlay' },
-    ...(network === 'without' ? {} : { network: { ...address, up: true } }),
+    network: { ...address, up: true },
   });
   await agent.warm(op, WARM_PATHS);
   await agent.sync(op);

@@ -33,13 +33,23 @@ export type Passt = { readonly path: string; readonly options: readonly string[]
 export async function findPasst(op: Operation, host: Host): Promise<Passt | { readonly missing: string }> {
   const path = await host.which(op, 'passt');
   if (path === null) return { missing: 'passt is not installed' };
-  using limited = op.within(10_000, 'asking passt what it can do');
-  const { stdout, stderr } = await host.run(limited, [path, '--help']);
-  const help = new TextDecoder().decode(stdout) + new TextDecoder().decode(stderr);
-  const has = (option: string): boolean => new RegExp(`(^|[\\s,])${option}\\b`, 'm').test(help);
+  const has = await optionsOf(op, host, path);
   const lacking = NEEDED.filter((option) => !has(option));
   if (lacking.length > 0) return { missing: `passt lacks ${lacking.join(', ')}: it is too old` };
-  return { path, options: UNMAP.filter(([option]) => has(option)).flat() };
+  return { path, options: unmapOptions(has) };
+}
+
+/** Whether the program's help names an option. For pasta too, which is passt under another name. */
+export async function optionsOf(op: Operation, host: Host, path: string): Promise<(option: string) => boolean> {
+  using limited = op.within(10_000, `asking ${path} what it can do`);
+  const { stdout, stderr } = await host.run(limited, [path, '--help']);
+  const help = new TextDecoder().decode(stdout) + new TextDecoder().decode(stderr);
+  return (option) => new RegExp(`(^|[\\s,])${option}\\b`, 'm').test(help);
+}
+
+/** What switches off all mappings of the host's addresses that this version has. */
+export function unmapOptions(has: (option: string) => boolean): readonly string[] {
+  return UNMAP.filter(([option]) => has(option)).flat();
 }
 
 export function passtArgv(passt: Passt, logPath: string): readonly string[] {

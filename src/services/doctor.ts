@@ -67,16 +67,13 @@ export async function checkMachine(deps: Deps, op: Operation): Promise<Check[]> 
         ];
       },
     ]),
-    ['KVM', async (checking) => [await kvm(host, checking)]],
+    ['KVM', async (checking) => [await kvm(deps, checking)]],
     [
       'QEMU',
       async (checking) => [await program(host, checking, 'QEMU', 'qemu-system-x86_64', 'apt-get install qemu-system-x86', 'missing')],
     ],
     ['passt', async (checking) => [await program(host, checking, 'passt', 'passt', 'apt-get install passt', 'warning')]],
-    [
-      'nftables',
-      async (checking) => (host.uid === 0 ? [await program(host, checking, 'nftables', 'nft', 'apt-get install nftables', 'warning')] : []),
-    ],
+    ['nftables', async (checking) => [await program(host, checking, 'nftables', 'nft', 'apt-get install nftables', 'warning')]],
     ['mkfs', async (checking) => [await program(host, checking, 'mkfs', 'mkfs.ext4', 'apt-get install e2fsprogs', 'missing')]],
     ['images', async () => await images(deps)],
     ['disk space', async (checking) => [await diskSpace(deps, checking)]],
@@ -119,19 +116,25 @@ async function program(
   return path === null ? { name, status: otherwise, detail: 'is not installed', fix } : { name, status: 'ok', detail: path, fix: null };
 }
 
-/** Whether the device is there; whether guests really run under it, the backend's own probe tells. */
-async function kvm(host: Host, op: Operation): Promise<Check> {
+/** Whether guests run under it: a device that is there may run none, so the backend's own probe, which runs a small one, decides. */
+async function kvm({ host, backends }: Deps, op: Operation): Promise<Check> {
+  const name = 'KVM';
   const device = await host.stat(op, '/dev/kvm');
-  if (device === null)
-    return {
-      name: 'KVM',
-      status: 'warning',
-      detail: 'there is no /dev/kvm',
-      fix: 'turn on virtualization in the firmware, or nested virtualization in the outer machine',
-    };
+  if (device === null) {
+    const fix = 'turn on virtualization in the firmware, or nested virtualization in the outer machine';
+    return { name, status: 'warning', detail: 'no: there is no /dev/kvm', fix };
+  }
   const usable = host.uid === 0 || (device.mode & 0o006) === 0o006 || device.gid === host.gid;
-  if (usable) return { name: 'KVM', status: 'ok', detail: '/dev/kvm is there', fix: null };
-  return { name: 'KVM', status: 'warning', detail: '/dev/kvm is not ours to open', fix: 'usermod -aG kvm "$USER", then log in again' };
+  if (!usable) {
+    const fix = 'usermod -aG kvm "$USER", then log in again';
+    return { name, status: 'warning', detail: 'not tried: /dev/kvm is there, but not ours to open', fix };
+  }
+  const probes = await Promise.all(backends.map((backend) => backend.probe(op)));
+  const ways = probes.flatMap((probe) => (probe.ok ? [probe.can.acceleration] : []));
+  if (ways.includes('kvm')) return { name, status: 'ok', detail: 'yes: a small guest ran under /dev/kvm', fix: null };
+  if (ways.includes('tcg'))
+    return { name, status: 'warning', detail: 'no: /dev/kvm is there, but is not used; the backend says why', fix: null };
+  return { name, status: 'warning', detail: 'not tried: /dev/kvm is there, but no backend that could use it works', fix: null };
 }
 
 async function images(deps: Deps): Promise<readonly Check[]> {

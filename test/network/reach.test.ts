@@ -1,10 +1,13 @@
 // What a real guest reaches, by canaries: each address is tried from inside a sandbox. Decision 10.
 import { spawnSync } from 'node:child_process';
+import { chmodSync, statSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
 import type { NetworkMode } from '../../src/domain/sandbox.ts';
+import type { Host } from '../../src/host/host.ts';
 import { nodeHost } from '../../src/host/node-host.ts';
-import type { NetworkPlan } from '../../src/network/network.ts';
+import type { Network, NetworkPlan } from '../../src/network/network.ts';
 import { rootedNetwork } from '../../src/network/rooted.ts';
+import { rootlessNetwork } from '../../src/network/rootless.ts';
 import { configuredAgent, firstUid, qemuUnderTest } from '../qemu/fixture.ts';
 import { outputOf } from '../qemu/guest-command.ts';
 import { newPlace } from '../shim/place.ts';
@@ -40,9 +43,10 @@ describe.runIf(firstUid !== null)('as root', () => {
 
   const REACHED: Record<NetworkMode, readonly string[]> = { none: [], allow: [PUBLIC], 'allow-lan': [LAN, PUBLIC] };
 
-  test('a guest reaches the internet, private ranges only when it may, and the host never', { timeout: 240_000 }, async () => {
+  /** What a guest reaches with each mode. */
+  async function reachedBy(network: Network): Promise<Partial<Record<NetworkMode, unknown>>> {
     await using around = await neighbours();
-    await using it = await qemuUnderTest({ network: rootedNetwork({ host: nodeHost(), uids, table: TABLE }) });
+    await using it = await qemuUnderTest({ network });
     const targets = [...new Set([...around.hostAddresses, HOST_EXTRA, '127.0.0.1', GUEST_GATEWAY, LAN, PUBLIC, METADATA])];
     const reached: Partial<Record<NetworkMode, unknown>> = {};
     for (const mode of ['none', 'allow', 'allow-lan'] as const) {
@@ -54,10 +58,38 @@ describe.runIf(firstUid !== null)('as root', () => {
       await it.backend.kill(op, plan, 'now');
       await it.backend.remove(op, plan);
     }
-    expect(reached).toEqual(REACHED);
     await it.backend.end?.(op);
+    return reached;
+  }
+
+  test('a guest reaches the internet, private ranges only when it may, and the host never', { timeout: 240_000 }, async () => {
+    expect(await reachedBy(rootedNetwork({ host: nodeHost(), uids, table: TABLE }))).toEqual(REACHED);
     expect(table()).toBe('');
   });
+
+  test('without root, a guest reaches the same', { timeout: 240_000 }, async () => {
+    // As the sandboxes' own users, who may do nothing else, on a machine that is as distributions make it.
+    const { mode } = statSync('/dev/net/tun');
+    chmodSync('/dev/net/tun', 0o666);
+    try {
+      expect(await rootlessNetwork({ host: asUser(uids.first) }).probe(op)).toEqual({ modes: ['none', 'allow', 'allow-lan'], notes: [] });
+      expect(await reachedBy(rootlessNetwork({ host: nodeHost() }))).toEqual(REACHED);
+      chmodSync('/dev/net/tun', 0o600);
+      expect(await rootlessNetwork({ host: asUser(uids.first) }).probe(op)).toEqual({
+        modes: ['none'],
+        notes: ['no network: a network namespace of its own does not work here: Failed to open tun socket in namespace'],
+      });
+    } finally {
+      chmodSync('/dev/net/tun', mode & 0o777);
+    }
+  });
+
+  /** Runs programs as a user who is not root. */
+  function asUser(uid: number): Host {
+    const host = nodeHost();
+    const user = ['setpriv', '--reuid', `${uid}`, '--regid', `${uid}`, '--clear-groups'];
+    return { ...host, run: (runOp, argv, options) => host.run(runOp, [...user, ...argv], options) };
+  }
 
   const sandbox = (mode: 'allow' | 'allow-lan', nth: number) => ({
     id: 'sbx00000000000000000' as never,

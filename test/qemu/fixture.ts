@@ -74,7 +74,7 @@ export async function qemuUnderTest(over: Partial<QemuConfig> = {}, inside = '.'
     runRoot: join(home, 'run'),
     cgroups: await findCgroups(testOperation(), nodeHost(), basename(top)),
     network: withoutNetwork('the test wants none'),
-    warmAgent: (warming, dial, disk) => warmGuest(warming, nodeHost(), dial, disk, 'with a network'),
+    warmAgent: (warming, dial, disk) => warmGuest(warming, nodeHost(), dial, disk),
     ...over,
   };
   let nextUid = (firstUid ?? 0) + 1;

@@ -47,7 +47,6 @@ function capabilities(
   networks: Capabilities['networks'],
   networkNotes: readonly string[],
 ): Capabilities {
-  const slow = `software emulation: CPU work is 5 to 17 times slower${how.why === null ? '' : ` (${how.why})`}`;
   return {
     isolation: 'vm',
     securityBoundary: true,
@@ -59,6 +58,6 @@ function capabilities(
     limits: { cpu: 'enforced', memory: 'enforced', disk: 'enforced', processes: 'enforced' },
     networks,
     acceleration: how.acceleration,
-    notes: [`QEMU ${emulator.version}`, ...(how.acceleration === 'tcg' ? [slow] : []), ...networkNotes],
+    notes: [`QEMU ${emulator.version}`, ...(how.acceleration === 'kvm' || how.why === null ? [] : [`no KVM: ${how.why}`]), ...networkNotes],
   };
 }
