@@ -82,6 +82,28 @@ export const KEYS = {
       about: 'Use QEMU’s own user network where passt is missing. Sandboxes then reach servers on this machine',
     }),
   },
+  roles: {
+    vm: orWord(
+      'here',
+      textLeaf({
+        fallback: 'here',
+        about: 'The daemon that has the sandboxes: here, or the address of another on this machine',
+        charsMax: 256,
+        pattern: /^(unix:\/[^\0]{1,107}|http:\/\/(127\.0\.0\.1|localhost|\[::1\]):\d{1,5})$/,
+        must: 'unix:/PATH or http://127.0.0.1:PORT',
+      }),
+    ),
+    vm_key: orWord(
+      'none',
+      textLeaf({
+        fallback: 'none',
+        about: 'File with the API key for that daemon',
+        charsMax: 1_024,
+        pattern: /^\/[^\0]*$/,
+        must: 'an absolute path',
+      }),
+    ),
+  },
   limits: {
     sandboxes: countLeaf({ fallback: 1_000, about: 'Sandboxes that run at one time', min: 1, max: 65_536 }),
     cpus: countLeaf({ fallback: 64, about: 'Virtual CPUs of one sandbox', min: 1, max: 64 }),

@@ -17,6 +17,7 @@ import { newTracer, tracedHost } from '../services/tracing.ts';
 import type { Store } from '../store/contract.ts';
 import { openStore } from '../store/store.ts';
 import { openLog } from './log.ts';
+import { openPeers, type RoleFlag, rolesHere } from './peers.ts';
 import { parseAddress, portOwner } from './port-owner.ts';
 import { VERSION } from './version.ts';
 
@@ -33,6 +34,7 @@ export type DaemonOptions = {
   readonly log: 'stderr' | 'file';
   /** Measures how long the event loop is held up; for the bench. */
   readonly measureLoop: boolean;
+  readonly role: RoleFlag;
   readonly makeParts: (making: {
     op: Operation;
     host: Host;
@@ -55,6 +57,17 @@ export type Daemon = {
   close(): Promise<void>;
   /** Writes down an error that nobody caught, before the process ends of it. */
   fatal(error: unknown): void;
+};
+
+/** Of a daemon whose sandboxes are another's. */
+const NO_PARTS: Parts = {
+  backends: [],
+  boots: {
+    prepare: async (op) => Promise.reject(op.error('failed_precondition', 'this daemon has no images')),
+    of: async (op) => Promise.reject(op.error('failed_precondition', 'this daemon has no images')),
+  },
+  agentDigest: null,
+  qemuVersion: async () => null,
 };
 
 const CLOSE_GRACE_MS = 5_000;
@@ -82,7 +95,8 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   undo.defer(() => logs.close());
   const op = newOperation({ id: bare.id, actor: 'daemon', log: logs.logOf(bare.id) });
   const store = undo.use(await openStore({ path: places.storePath, host, op }));
-  const parts = await options.makeParts({ op, host, store, places, config, env });
+  const roles = rolesHere(options.role, config);
+  const parts = roles.has('vm') ? await options.makeParts({ op, host, store, places, config, env }) : NO_PARTS;
   const services = newServices(
     {
       host,
@@ -101,7 +115,11 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   await services.ensureOwnerKey(op, places.ownerKeyPath);
   await services.reconcile();
   undo.defer(() => services.close(CLOSE_GRACE_MS));
+  const peers = openPeers(op, host, config, roles);
+  for (const peer of peers) undo.use(peer);
   const api = newApi(services, {
+    roles,
+    peers,
     version: VERSION,
     guard: { hosts: config.daemon.allowed_hosts, origins: config.daemon.allowed_origins },
     log: logs.log,
@@ -116,6 +134,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
       pid: process.pid,
       version: VERSION,
       socketPath,
+      roles: [...roles].join(','),
       ...(address === null ? {} : { address: `${address.host}:${address.port}` }),
       lastClose: store.lastClose,
       tookMs: Math.round(host.monotonicMs() - beganMs),

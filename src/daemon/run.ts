@@ -1,12 +1,15 @@
 // Life of the daemon's process: starts it, tells the starter, ends it on a signal.
 import { Socket } from 'node:net';
 import { HutchError } from '../domain/errors.ts';
+import { ROLES } from '../services/roles.ts';
 import { type Daemon, type DaemonOptions, startDaemon } from './daemon.ts';
+import type { RoleFlag } from './peers.ts';
 
-type Flags = { readonly foreground: boolean; readonly readyFd: number | null; readonly measureLoop: boolean };
+type Flags = { readonly foreground: boolean; readonly readyFd: number | null; readonly measureLoop: boolean; readonly role: RoleFlag };
 
-const USAGE = `usage: hutchd [--foreground] [--ready-fd N] [--measure-loop]
+const USAGE = `usage: hutchd [--role all|vm] [--foreground] [--ready-fd N] [--measure-loop]
 
+  --role ROLE      what this daemon is: all (but what roles.* says to be elsewhere), or vm alone
   --foreground     log to stderr instead of the log file
   --ready-fd N     write one line of JSON to this descriptor once it is ready, or has failed
   --measure-loop   measure how long the event loop is held up: /health tells
@@ -16,19 +19,28 @@ const USAGE = `usage: hutchd [--foreground] [--ready-fd N] [--measure-loop]
 function parseFlags(argv: readonly string[]): Flags {
   let [foreground, measureLoop] = [false, false];
   let readyFd: number | null = null;
+  let role: RoleFlag = 'all';
   const rest = [...argv];
   for (let arg = rest.shift(); arg !== undefined; arg = rest.shift()) {
     if (arg === '--foreground') foreground = true;
     else if (arg === '--measure-loop') measureLoop = true;
+    else if (arg === '--role') role = roleFlag(rest.shift());
     else if (arg === '--ready-fd') readyFd = descriptor(rest.shift());
     else throw new HutchError({ code: 'invalid_argument', message: `unknown argument ${arg}`, hint: USAGE });
   }
-  return { foreground, readyFd, measureLoop };
+  return { foreground, readyFd, measureLoop, role };
 }
 
 function descriptor(text: string | undefined): number {
   if (text !== undefined && /^\d{1,3}$/.test(text) && Number(text) > 2) return Number(text);
   throw new HutchError({ code: 'invalid_argument', message: '--ready-fd needs the number of a descriptor above 2' });
+}
+
+function roleFlag(text: string | undefined): RoleFlag {
+  const known = [...ROLES, 'all'] as const;
+  const found = known.find((role) => role === text);
+  if (found !== undefined) return found;
+  throw new HutchError({ code: 'invalid_argument', message: `--role takes one of ${known.join(', ')}, not '${text ?? ''}'` });
 }
 
 const EXIT_BUG = 70;
@@ -61,7 +73,13 @@ export async function runDaemon(argv: readonly string[], options: Pick<DaemonOpt
     process.exit(EXIT_BUG);
   });
   try {
-    daemon = await startDaemon({ ...options, log: flags.foreground ? 'stderr' : 'file', measureLoop: flags.measureLoop, onStop: end(0) });
+    daemon = await startDaemon({
+      ...options,
+      log: flags.foreground ? 'stderr' : 'file',
+      measureLoop: flags.measureLoop,
+      role: flags.role,
+      onStop: end(0),
+    });
   } catch (error) {
     const failure =
       error instanceof HutchError

@@ -76,6 +76,8 @@ export type ApiServices = {
   readonly handlers: Handlers;
   readonly operations: Pick<Operations, 'run' | 'isClosing'>;
   newOpId(): OpId;
+  /** The id under which another daemon was asked already, if it is one and nothing here has it; else null. */
+  adoptOpId(told: string): Promise<OpId | null>;
   /** Null for a key that does not exist or was revoked. */
   authenticate(secret: string): Promise<Caller | null>;
 };

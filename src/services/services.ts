@@ -1,6 +1,6 @@
 // Puts the services together: everything between the APIs and the parts that do the work.
 import type { Backend } from '../backends/backend.ts';
-import { newOpId, type OpId } from '../domain/ids.ts';
+import { isOpId, newOpId, type OpId } from '../domain/ids.ts';
 import { type Log, newOperation, type Operation } from '../host/operation.ts';
 import { type Core, MainLogs } from './core.ts';
 import { createVerb } from './create.ts';
@@ -77,6 +77,10 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     operations,
     authenticate: (secret) => keys.authenticate(secret),
     newOpId: () => newOpId((count) => deps.host.randomBytes(count)),
+    async adoptOpId(told) {
+      if (!isOpId(told) || operations.get(told) !== null) return null;
+      return (await deps.store.query('operation', { id: told })) === null ? told : null;
+    },
     ensureOwnerKey: (op, path) => keys.ensureOwner(op, path),
     async reconcile() {
       await reconcile(core, supervisor);

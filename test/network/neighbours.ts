@@ -5,7 +5,13 @@ import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { nodeHost } from '../../src/host/node-host.ts';
+import { testOperation } from '../support/operation.ts';
 
+/** Another test may have its own so long. */
+const ALONE_MS = 120_000;
 export const CANARY = 'reached';
 
 /** In the namespace: a private address, one of documentation's (public to every rule), the metadata address. */
@@ -25,8 +31,9 @@ export type Neighbours = AsyncDisposable & {
 };
 
 export async function neighbours(): Promise<Neighbours> {
-  removeStale();
   await using undo = new AsyncDisposableStack();
+  undo.use(await alone());
+  removeStale();
   const tag = randomBytes(3).toString('hex');
   const [namespace, inside, outside] = [`hutch-${tag}`, `hti${tag}`, `hto${tag}`];
   run('ip', 'netns', 'add', namespace);
@@ -57,6 +64,17 @@ export async function neighbours(): Promise<Neighbours> {
   await once(server.stdout, 'data');
   const kept = undo.move();
   return { port, hostAddresses: ownAddresses(), [Symbol.asyncDispose]: () => kept[Symbol.asyncDispose]() };
+}
+
+/** There is one such world at a time: its addresses are fixed, and tests run side by side. */
+async function alone(): Promise<AsyncDisposable> {
+  const path = join(tmpdir(), 'hutch-neighbours.lock');
+  for (const until = performance.now() + ALONE_MS; performance.now() < until; ) {
+    const lock = await nodeHost().lockFile(testOperation(), path);
+    if (lock !== null) return lock;
+    await new Promise((resolve) => setTimeout(resolve, 200));
+  }
+  throw new Error(`waited ${ALONE_MS} ms in vain for another test to take its neighbours away: ${path}`);
 }
 
 /** What a test that was killed has left: a namespace of ours in which nothing runs. */

@@ -91,11 +91,11 @@ export function newReferenceBackend({ host, before = () => {} }: ReferenceOption
           suspend: false,
           fork: false,
           diskSnapshot: false,
-          limits: { cpu: 'no', memory: 'no', disk: 'no', processes: 'no' },
+          limits: { cpu: 'host-process', memory: 'host-process', disk: 'host-process', processes: 'no' },
           networks: ['none'],
           acceleration: 'none',
           notes: [
-            'for tests: cpu, memory, disk and processes are the host’s',
+            'for tests: cpu, memory, disk are taken and bound nothing, processes are the host’s',
             'no network: it has a namespace of its own, and nothing in it',
           ],
         },

@@ -19,13 +19,16 @@ export function sendJson(response: ServerResponse, status: number, body: unknown
 /** The error as the answer; where an answer has begun already, its end shows that it is not whole. */
 export function sendError(request: IncomingMessage, response: ServerResponse, error: HutchError): void {
   if (response.headersSent) return void response.destroy();
-  if (!request.complete) {
-    const linger = setTimeout(() => request.destroy(), LINGER_MS);
-    request.once('close', () => clearTimeout(linger));
-    request.resume();
-  }
+  if (!request.complete) finishReading(request);
   if (error.code === 'unauthenticated') response.setHeader('WWW-Authenticate', 'Bearer realm="hutch"');
   sendJson(response, ERROR_CODES[error.code].httpStatus, error.toBody());
+}
+
+/** The rest of what a client still sends is read and dropped. */
+export function finishReading(request: IncomingMessage): void {
+  const linger = setTimeout(() => request.destroy(), LINGER_MS);
+  request.once('close', () => clearTimeout(linger));
+  request.resume();
 }
 
 /** Resolves when the socket has taken what it was given; rejects when the client is gone. */

@@ -6,11 +6,13 @@ import { WebSocketServer } from 'ws';
 import { ERROR_CODES, HutchError } from '../../domain/errors.ts';
 import type { OpId } from '../../domain/ids.ts';
 import type { Log } from '../../host/operation.ts';
-import type { Call } from '../../services/call.ts';
+import type { Call, Caller } from '../../services/call.ts';
 import type { ApiServices, ExecStartInput } from '../../services/handlers.ts';
 import { type Ask, requestHash } from '../../services/operations.ts';
+import { type Role, roleOf } from '../../services/roles.ts';
 import type { Verb, VerbName } from '../../services/verbs.ts';
 import { carryExec, carryTunnel, receiveExecRequest } from './exec-socket.ts';
+import type { Peer } from './forward.ts';
 import { admit, answerBrowser, bearerOf, type GuardOptions } from './guard.ts';
 import { invalid, parseInput, queryOf, readJsonBody, takesBody } from './input.ts';
 import { MESSAGE_BYTES_MAX, MessageSocket } from './message-socket.ts';
@@ -21,6 +23,9 @@ import { newRoutes, type Route } from './routes.ts';
 export type ApiOptions = {
   readonly version: string;
   readonly guard: GuardOptions;
+  /** What this daemon is; the verbs of every other role go to the peer that has it, if there is one. */
+  readonly roles: ReadonlySet<Role>;
+  readonly peers: readonly Peer[];
   /** For one line per request. */
   readonly log: Log;
   readonly monotonicMs: () => number;
@@ -47,7 +52,7 @@ const IDEMPOTENCY_KEY = /^[\x21-\x7e]{1,128}$/;
 const LOST_CANCELS: ReadonlySet<VerbName> = new Set(['sandbox.create', 'sandbox.restart', 'key.create']);
 
 type Arrival = {
-  readonly opId: OpId;
+  opId: OpId;
   readonly from: 'tcp' | 'unix';
   readonly startedMs: number;
   /** Of the connection, which may carry many requests. */
@@ -92,6 +97,7 @@ export function newApi(services: ApiServices, options: ApiOptions): Api {
       if (url.pathname === '/health' && request.method === 'GET') return sendJson(response, 200, { ok: true, ...options.health() });
       const route = routes(request.method ?? '', url.pathname);
       const caller = await authenticate(request, arrival);
+      response.setHeader('Hutch-Op-Id', arrival.opId);
       if (url.pathname === '/openapi.json' && request.method === 'GET') {
         response.writeHead(200, { 'Content-Type': 'application/json' });
         return void response.end(description);
@@ -101,6 +107,9 @@ export function newApi(services: ApiServices, options: ApiOptions): Api {
       if (verb.kind === 'socket') throw invalid(`${name} is a WebSocket: connect with Upgrade: websocket`);
       const given = takesBody(verb) ? await readJsonBody(request) : queryOf(url.search);
       const input = parseInput(verb, params, given);
+      const peer = peerFor(name);
+      if (peer !== null)
+        return await peer.request(request, response, { opId: arrival.opId, verb, body: takesBody(verb) ? JSON.stringify(given) : null });
       await serve(request, response, { ask: askOf(request, arrival, name, verb, caller, input), name, verb, input });
     } catch (error) {
       const failure = toHutchError(error, arrival.opId);
@@ -185,6 +194,11 @@ export function newApi(services: ApiServices, options: ApiOptions): Api {
       arrival.verb = name;
       if (verb.kind !== 'socket') throw invalid(`${name} is not a WebSocket`);
       const input = parseInput(verb, params, queryOf(url.search));
+      const peer = peerFor(name);
+      if (peer !== null) {
+        socket.once('close', () => logRequest(options, arrival, request, 101, true));
+        return await peer.upgrade(request, socket, head, { opId: arrival.opId, verb, body: null });
+      }
       const ask = askOf(request, arrival, name, verb, caller, input);
       const onHeaders = (headers: string[], ours: IncomingMessage): void => {
         if (ours === request) headers.push(`Hutch-Op-Id: ${arrival.opId}`);
@@ -239,11 +253,26 @@ export function newApi(services: ApiServices, options: ApiOptions): Api {
     }
   }
 
-  async function authenticate(request: IncomingMessage, arrival: Arrival) {
+  async function authenticate(request: IncomingMessage, arrival: Arrival): Promise<Caller> {
     const caller = await services.authenticate(bearerOf(request));
     if (caller === null) throw new HutchError({ code: 'unauthenticated', message: 'this API key does not exist or was revoked' });
     arrival.keyId = caller.actor;
+    const told = request.headers['hutch-op-id'];
+    if (typeof told === 'string') arrival.opId = (await services.adoptOpId(told)) ?? arrival.opId;
     return caller;
+  }
+
+  /** Null for what is done here. @throws HutchError `failed_precondition` for what is done nowhere. */
+  function peerFor(verb: VerbName): Peer | null {
+    const role = roleOf(verb);
+    if (role === 'every' || options.roles.has(role)) return null;
+    const peer = options.peers.find((candidate) => candidate.role === role);
+    if (peer !== undefined) return peer;
+    throw new HutchError({
+      code: 'failed_precondition',
+      message: `this daemon does not have the role ${role}, which ${verb} needs`,
+      hint: `start it with --role all, or say where the other is: roles.${role} in the configuration`,
+    });
   }
 
   function newServer(from: 'tcp' | 'unix'): Server {
