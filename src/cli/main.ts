@@ -10,6 +10,7 @@ import { tell, toHutchError } from './fail.ts';
 import { newInterrupts } from './interrupts.ts';
 import { newIo, ReaderGone } from './io.ts';
 import { newProgressLine } from './progress.ts';
+import { refuseLostBytes } from './text.ts';
 import { isBranch, type Leaf } from './verb.ts';
 import { VERBS } from './verbs.ts';
 
@@ -20,8 +21,8 @@ type Found =
 const argv = process.argv.slice(2);
 const io = newIo();
 const interrupts = newInterrupts();
-const progress = newProgressLine(io);
 const json = wantsJson(argv);
+const progress = newProgressLine(io, json);
 let passesExitCode = false;
 
 process.on('uncaughtException', (error) => void end(error));
@@ -50,6 +51,7 @@ async function main(): Promise<number> {
     await io.out(leafHelp(path, leaf));
     return 0;
   }
+  refuseLostBytes(argv, leaf, args);
   const run = await leaf.load();
   // What is about the daemon itself must not start it.
   const start = path.startsWith('daemon') || path === 'version' || path === 'completion' ? 'no' : 'when-needed';

@@ -1,4 +1,5 @@
-// What is under way, as one line on stderr that rewrites itself. Only on a terminal: elsewhere nothing.
+// What is under way, as one line on stderr that rewrites itself. Only on a terminal: elsewhere one plain
+// line at the beginning of what is done once on a machine and takes long, and with --json nothing.
 import type { Progress } from '../sdk/client.ts';
 import type { Io } from './io.ts';
 import { cut, roughSize, safe } from './output.ts';
@@ -11,8 +12,16 @@ export type ProgressLine = {
 
 const EVERY_MS = 80;
 
-export function newProgressLine(io: Io): ProgressLine {
-  if (!io.isTerminal.stderr) return { show() {}, clear() {} };
+const FIRST = 'preparing the kernel and the image (only the first time; a minute or two)…';
+/** By the step at which it begins. */
+const NOTICES: Readonly<Record<string, string>> = {
+  kernel: FIRST,
+  image: FIRST,
+  template: 'booting a machine of this shape (only the first time; some seconds)…',
+};
+
+export function newProgressLine(io: Io, json: boolean): ProgressLine {
+  if (!io.isTerminal.stderr) return json ? { show() {}, clear() {} } : notices();
   let lastMs = Number.NEGATIVE_INFINITY;
   let lastStep = '';
   let shown = false;
@@ -29,6 +38,19 @@ export function newProgressLine(io: Io): ProgressLine {
       if (shown) process.stderr.write('\r\u001b[K');
       shown = false;
     },
+  };
+}
+
+function notices(): ProgressLine {
+  const told = new Set<string>();
+  return {
+    show({ step }) {
+      const notice = NOTICES[step];
+      if (notice === undefined || told.has(notice)) return;
+      told.add(notice);
+      process.stderr.write(`hutch: ${notice}\n`);
+    },
+    clear() {},
   };
 }
 

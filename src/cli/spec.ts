@@ -5,6 +5,8 @@ import { bytesToMiB, MIB, type ParsedText, parseSize } from '../domain/size.ts';
 import type { Input } from '../services/verbs.ts';
 import { type Args, usage } from './args.ts';
 import type { Context } from './context.ts';
+import { checkFits } from './limits.ts';
+import { ownVariable, textOf } from './text.ts';
 
 type CreateInput = Input<'sandbox.create'>;
 
@@ -24,6 +26,8 @@ export async function createSpec(context: Context, args: Args): Promise<CreateIn
   if (args.has('no-net') && args.has('allow-lan')) throw usage('--no-net and --allow-lan exclude each other');
   const env = await environment(context, args);
   const secrets = await secretsOf(args);
+  checkFits(args.command, {});
+  checkFits([], { ...env, ...secrets });
   const labels = pairs('label', args.values('label'));
   const backend = args.value('backend');
   return {
@@ -60,7 +64,7 @@ function set(env: Record<string, string>, text: string, context: Pick<Context, '
   const at = text.indexOf('=');
   const name = at < 0 ? text.trim() : text.slice(0, at).trimStart();
   if (!/^[A-Za-z_][A-Za-z0-9_]*$/.test(name)) throw usage(`${where}: '${name}' is no name of a variable`, 'write it like NAME=value');
-  const value = at < 0 ? context.env[name] : text.slice(at + 1);
+  const value = at < 0 ? ownVariable(context.env, name, where) : text.slice(at + 1);
   if (value !== undefined) env[name] = value;
 }
 
@@ -77,7 +81,7 @@ async function readText(flag: string, path: string): Promise<string> {
   try {
     const content = await readFile(path);
     if (content.byteLength > ENV_FILE_BYTES_MAX) throw usage(`--${flag}: ${path} is larger than ${ENV_FILE_BYTES_MAX} bytes`);
-    return content.toString('utf8');
+    return textOf(content, `--${flag}: ${path}`);
   } catch (cause) {
     const { code } = cause as NodeJS.ErrnoException;
     if (code === 'ENOENT') throw usage(`--${flag}: there is no file ${path}`);

@@ -1,4 +1,6 @@
 // run, exec and attach as programs and people without a terminal use them.
+
+import { spawn } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { readFile, writeFile } from 'node:fs/promises';
@@ -178,6 +180,37 @@ test('environment, files of it, working directory and user reach the command', a
     { env: { FROM_US: 'ours' } },
   );
   expect(stdout).toBe('1 ours two words x=y\n/tmp\n');
+});
+
+test('what is no text, and what is too long, is refused by its place in what was typed', async () => {
+  const shell = async (line: string, env: Record<string, string> = {}) => {
+    const child = spawn('bash', ['-c', line], {
+      env: { ...world.env, ...env, H: `${process.execPath} -- ${world.bundle}` },
+      cwd: world.dir,
+    });
+    child.stdin.end();
+    return await outcomeOf(child, [line]);
+  };
+  const refused = async (line: string, said: RegExp) => {
+    const { code, stdout, stderr } = await shell(line);
+    expect({ code, stdout }, line).toEqual({ code: 125, stdout: '' });
+    expect(stderr).toMatch(said);
+  };
+  await refused("$H exec box -- echo one $'caf\\xe9'", /^error: CMD argument 2 is not UTF-8: 'caf\\xe9'\nhint: /);
+  await refused("$H exec -w $'\\xff' box -- pwd", /^error: argument 3 is not UTF-8: '\\xff'/);
+  await refused("X=$'a\\xff' $H exec -e X box -- env", /^error: --env: the value of X is not UTF-8/);
+  await refused("printf 'A=\\xff' >bad; $H run --rm --env-file bad -- env", /^error: --env-file: bad is not UTF-8/);
+  await refused(
+    '$H exec box -- echo "$(yes | head -c 70000)"',
+    /^error: CMD and its variables have 70,0\d\d bytes; at most 61,440 .*CMD argument 1/,
+  );
+  await refused('$H run --rm -- echo $(seq 5000)', /^error: CMD has 5,000 arguments; at most 4,095/);
+  await refused('$H run --rm -e "A=$(yes | head -c 65000)" -- true', /the largest is the variable A/);
+  // What a person typed as U+FFFD is text; and what just fits, fits.
+  expect((await shell("$H exec box -- echo $'\\uFFFD' ü", { LANG: 'C.UTF-8', LC_ALL: 'C.UTF-8' })).stdout).toBe('\ufffd ü\n');
+  expect((await shell('$H exec box -- printf %s "$(yes | head -c 61200)" | wc -c')).stdout.trim()).toBe('61199');
+  // biome-ignore lint/suspicious/noTemplateCurlyInString: the shell's, not ours
+  expect((await shell('$H run --rm -e "A=$(yes | head -c 61000)" -- sh -c \'echo "${#A}"\'')).stdout).toBe('60999\n');
 });
 
 test('a secret reaches the command and is not shown', async () => {

@@ -110,6 +110,22 @@ test('the detach keys let go, and the main process goes on', async () => {
   await world.ok('rm', 'stay');
 });
 
+test('after a detach it is said that --rm still holds, and it does', async () => {
+  await using screen = await Screen.open(world, { cols: 140 });
+  await screen.enter('$H run --rm -it --name brief --env "PS1=inside> " -- sh -i');
+  await screen.shows(/^inside>/m);
+  await screen.press('C-p', 'C-q');
+  await screen.shows('detached; it is deleted when its command ends (--rm); go on with: hutch attach brief');
+  await screen.shows(/^ours>$/m);
+  await screen.enter('$H attach brief');
+  await screen.shows(/^inside>[^]*^inside>/m); // drawn again
+  await screen.enter('exit 6');
+  await screen.shows(/^ours>$/m);
+  await screen.enter('echo "ended with $?"');
+  await screen.shows('ended with 6');
+  expect((await world.run(['inspect', 'brief'])).code).toBe(3);
+});
+
 test('lines end once: our terminal adds nothing to what the one inside writes', async () => {
   await using screen = await Screen.open(world);
   const file = `${world.dir}/bytes`;

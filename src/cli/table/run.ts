@@ -6,7 +6,13 @@ const BACKENDS = ['qemu', 'gvisor', 'docker', 'firecracker', 'cloud-hypervisor']
 
 const ENVIRONMENT: readonly Flag[] = [
   { name: 'env', short: 'e', value: 'K=V', repeats: true, about: 'Set a variable; K alone takes our own' },
-  { name: 'env-file', value: 'FILE', repeats: true, about: 'Variables from a file, one K=V a line' },
+  {
+    name: 'env-file',
+    value: 'FILE',
+    repeats: true,
+    about:
+      'Variables from a file, one K=V a line, as it stands: # begins a comment line, quotes are part of the value, K alone takes our own',
+  },
 ];
 const PLACE: readonly Flag[] = [
   { name: 'workdir', short: 'w', value: 'DIR', about: 'Where it runs; default: the image’s, else the user’s home' },

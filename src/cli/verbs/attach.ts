@@ -44,7 +44,8 @@ export async function run(context: Context, args: Args): Promise<number> {
   const kill = async () => void (await client.call('exec.signal', { ref: sandbox.id, execId, signal: 'KILL' }));
   const carried = await carry(context, process, { input, tty, detachKeys, kill });
   if (carried.outcome === 'detached') {
-    await io.err(`\r\ndetached; go on with: hutch attach ${sandbox.name}\n`);
+    const then = sandbox.autoRemove ? '; it is deleted when its command ends (--rm)' : '';
+    await io.err(`\r\ndetached${then}; go on with: hutch attach ${execId === 'main' ? '' : `--exec ${execId} `}${sandbox.name}\n`);
     return 0;
   }
   if (context.json) await io.out(json({ type: 'exit', ...carried.exit }));

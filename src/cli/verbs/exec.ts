@@ -4,6 +4,7 @@ import type { ExecRequest } from '../../services/verbs.ts';
 import { type Args, usage } from '../args.ts';
 import { carry } from '../carry.ts';
 import type { Context } from '../context.ts';
+import { checkFits } from '../limits.ts';
 import { outcome } from '../outcome.ts';
 import { json } from '../output.ts';
 import { durationMs, environment } from '../spec.ts';
@@ -21,6 +22,7 @@ export async function run(context: Context, args: Args): Promise<number> {
   if (detach && args.has('interactive')) throw usage('-d and -i exclude each other');
   const timeout = args.value('timeout');
   const env = await environment(context, args);
+  checkFits(args.command, env);
   const request: ExecRequest = {
     argv: [...args.command],
     stdin: stdio.input === 'none' || detach ? 'null' : 'open',

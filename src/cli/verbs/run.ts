@@ -82,7 +82,8 @@ async function foreground(context: Context, sandbox: Sandbox, stdio: Stdio, deta
     throw error;
   }
   if (carried.outcome === 'detached') {
-    await io.err(`\r\ndetached; go on with: hutch attach ${sandbox.name}\n`);
+    const then = sandbox.autoRemove ? '; it is deleted when its command ends (--rm)' : '';
+    await io.err(`\r\ndetached${then}; go on with: hutch attach ${sandbox.name}\n`);
     return 0;
   }
   const exit: ProcessExit = carried.exit;
