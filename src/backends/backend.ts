@@ -98,13 +98,13 @@ export type ProcessEvidence =
 
 export type HostUse = { readonly pssBytes: number; readonly cpuUs: number; readonly diskAllocatedBytes: number };
 
-/** What a sandbox uses, from the counters of its cgroup: where the kernel that its agent asks is the host's. */
+/** What a sandbox uses, from the counters of its cgroup: where the kernel that its agent asks is the host's, or does not count. */
 export type Usage = {
   readonly cpuUs: number;
-  /** Null where the kernel does not count it. */
+  /** Null, as all below: the agent's own count is as good, or this machine's kernel has none. */
   readonly memory: { readonly totalBytes: number; readonly usedBytes: number; readonly cacheBytes: number } | null;
-  readonly disk: { readonly readBytes: number; readonly writtenBytes: number };
-  readonly network: { readonly rxBytes: number; readonly txBytes: number };
+  readonly disk: { readonly readBytes: number; readonly writtenBytes: number } | null;
+  readonly network: { readonly rxBytes: number; readonly txBytes: number } | null;
   readonly processes: number | null;
 };
 
@@ -180,8 +180,8 @@ export type Backend = {
 
   stats(op: Operation, plan: SandboxPlan): Promise<HostUse>;
 
-  /** In place of what the agent counts, which in a shared kernel is the whole host's. Absent where the agent knows. */
-  usage?(op: Operation, plan: SandboxPlan): Promise<Usage>;
+  /** In place of what the agent counts, which in a shared kernel is the whole host's. Absent, or null, where the agent knows. */
+  usage?(op: Operation, plan: SandboxPlan): Promise<Usage | null>;
 
   /** The daemon ends, and no sandbox runs: takes away what they shared on this host. */
   end?(op: Operation): Promise<void>;

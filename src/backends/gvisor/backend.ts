@@ -104,6 +104,11 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
         diskAllocatedBytes,
       };
     },
+    /** The kernel in user space counts no processor time and no traffic of disks. */
+    async usage(op, plan) {
+      const [group, disk] = await Promise.all([cgroups.use(op, plan), cgroups.disk(op, plan)]);
+      return group === null ? null : { cpuUs: group.cpuUs, memory: null, disk, network: null, processes: null };
+    },
     leaks: (op, known: ReadonlySet<SandboxId>) => findLeaks(op, config, cgroups, bases, known),
   };
 

@@ -120,6 +120,16 @@ export class Cgroups {
     return cpuUs === null || memoryBytes === null ? null : { cpuUs, memoryBytes };
   }
 
+  /** Bytes to and from disks; null where no controller counts them. They only grow. */
+  async disk(op: Operation, { id }: Id): Promise<{ readonly readBytes: number; readonly writtenBytes: number } | null> {
+    const name = this.#name ?? '';
+    // The runtime makes this one; we set nothing in it.
+    const one = await this.#read(op, join(CGROUP_ROOT, 'blkio', name, id, 'blkio.throttle.io_service_bytes'));
+    const two = await this.#read(op, join(CGROUP_ROOT, name, id, 'io.stat'));
+    if (one !== null) return { readBytes: sumOf(one, / Read (\d+)$/gm), writtenBytes: sumOf(one, / Write (\d+)$/gm) };
+    return two === null ? null : { readBytes: sumOf(two, / rbytes=(\d+)/g), writtenBytes: sumOf(two, / wbytes=(\d+)/g) };
+  }
+
   /** Directories of each controller that we limit or read. */
   async #dirs(op: Operation, { id }: Id): Promise<readonly string[]> {
     const hierarchies = await this.#hierarchies(op);
@@ -166,6 +176,11 @@ export class Cgroups {
     if ((await this.#host.stat(op, path)) === null) return null;
     return new TextDecoder().decode(await this.#host.readFile(op, path, FILE_BYTES_MAX));
   }
+}
+
+/** One entry for each device. */
+function sumOf(content: string, figure: RegExp): number {
+  return [...content.matchAll(figure)].reduce((total, [, digits]) => total + Number(digits), 0);
 }
 
 /** Of a line `key value`; of a file that is one number when there is no key. */

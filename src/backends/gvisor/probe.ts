@@ -74,6 +74,14 @@ function capabilities(
     },
     networks,
     acceleration: 'none',
-    notes: [`runsc ${runtime.version}, platform ${platform.name}`, ...platform.notes, ...networkNotes],
+    notes: [
+      `runsc ${runtime.version}, platform ${platform.name}`,
+      ...platform.notes,
+      ...(limited
+        ? ["memory and processes are limited together with the runtime's own: a sandbox that exceeds them ends as a whole"]
+        : ['no limits of cpu, memory and processes: there are no cgroups that we may make']),
+      "the disk's size is not limited: the private layer is a directory on the host's",
+      ...networkNotes,
+    ],
   };
 }

@@ -10,10 +10,10 @@ use crate::timers::Timer;
 use crate::users::User;
 use crate::wire::fields::Fields;
 use hutch_sys::{Credentials, Program, SpawnFailure, SpawnStage};
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
@@ -353,7 +353,7 @@ fn terminal(pty: &Fields<'_>, user: &User) -> Result<([OwnedFd; 3], Ends), Fault
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let master = openpt(flags).map_err(failed("/dev/ptmx"))?;
     unlockpt(&master).map_err(failed("the terminal"))?;
-    let slave = ioctl_tiocgptpeer(&master, flags).map_err(failed("the terminal"))?;
+    let slave = slave_of(&master, flags).map_err(failed("the terminal"))?;
     tcsetwinsize(&slave, size).map_err(failed("the terminal's size"))?;
     if user.uid != 0 {
         // So that the user can open /dev/tty's own path again. Not fatal: descriptors work without.
@@ -363,6 +363,17 @@ fn terminal(pty: &Fields<'_>, user: &User) -> Result<([OwnedFd; 3], Ends), Fault
     rustix::fs::fcntl_setfl(&master, OFlags::NONBLOCK).map_err(failed("the terminal"))?;
     let input = copy(&master)?;
     Ok(([copy(&slave)?, copy(&slave)?, slave], Ends { stdin: Some(input), stdout: master, stderr: None }))
+}
+
+/// By the master where the kernel can, else by its name: kernels in user space lack that request.
+fn slave_of(master: &OwnedFd, flags: OpenptFlags) -> Result<OwnedFd, Errno> {
+    match ioctl_tiocgptpeer(master, flags) {
+        Err(Errno::NOTTY | Errno::INVAL) => {
+            let name = ptsname(master, Vec::new())?;
+            open(name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())
+        }
+        slave => slave,
+    }
 }
 
 pub fn window_size(p: &Fields<'_>) -> Result<Winsize, Fault> {
