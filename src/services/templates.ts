@@ -38,6 +38,7 @@ export function newTemplates(deps: Deps): Templates {
   async function probed(op: Operation, backend: Backend): Promise<Probe> {
     const known = probes.get(backend);
     if (known !== undefined) return known;
+    op.progress({ step: 'trying what this machine can do', detail: backend.name }); // takes seconds, once in a daemon's life
     const probe = await backend.probe(op);
     // What does not work may be mended while we run.
     if (probe.ok && probe.can.networks.includes(settings.network)) probes.set(backend, probe);
