@@ -7,7 +7,7 @@ import type { Socket } from 'node:net';
 import { join } from 'node:path';
 import { readHostCpu } from '../../src/backends/qemu/cpu.ts';
 import { MKFS_OPTIONS } from '../../src/backends/qemu/disk.ts';
-import { accelerationArgs, kernelCommandLine } from '../../src/backends/qemu/machine.ts';
+import { accelerationArgs, kernelCommandLine, QUICK_BOOT } from '../../src/backends/qemu/machine.ts';
 import { nodeHost } from '../../src/host/node-host.ts';
 import { type CpioEntry, cpioArchive } from '../../src/images/cpio.ts';
 import { benchOperation } from '../operation.ts';
@@ -79,9 +79,18 @@ export async function bareBoot(place: Place, template: BareTemplate): Promise<Ba
   return {
     kernelPath: join(kernelDir, 'vmlinux'),
     initramfsPath,
-    commandLine: kernelCommandLine(template.machine.acceleration, tscKhz),
+    commandLine: plain(kernelCommandLine(template.machine.acceleration, tscKhz)),
     agentInitramfsPath: onlyEntry(join(place.dataDir, 'initramfs')),
   };
+}
+
+/** What makes Hutch's boot quicker than anybody's is Hutch's. */
+function plain(commandLine: string): string {
+  const words: readonly string[] = QUICK_BOOT;
+  return commandLine
+    .split(' ')
+    .filter((word) => !words.includes(word))
+    .join(' ');
 }
 
 function onlyEntry(dir: string): string {

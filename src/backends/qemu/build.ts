@@ -56,7 +56,6 @@ async function attemptBuild(
 
   const place = await makeWorkplace(op, config, recipe, owner, undo);
   const memoryPath = join(dir, MEMORY_FILE);
-  await makeMemory(op, config, recipe, memoryPath, owner);
   const vdb = join(dir, 'vdb');
   await seeds.makeDisk(op, vdb, recipe.diskBytes, owner);
 
@@ -65,13 +64,13 @@ async function attemptBuild(
     await killVmm(release, host, place.runDir, 'now');
   });
   const files = {
-    memoryPath,
+    memoryPath: null,
     imagePath: recipe.boot.imagePath,
     disks: { vdb, vdc: null },
   };
   const { kernelPath, initramfsPath } = recipe.boot;
   const role = { kind: 'boot', kernelPath, initramfsPath, commandLine: recipe.commandLine } as const;
-  await startVmm(op, host, config.shimPath, {
+  const { evidence } = await startVmm(op, host, config.shimPath, {
     runDir: place.runDir,
     cwd: socketDir(place),
     logPath: vmmLogPath(place),
@@ -86,11 +85,11 @@ async function attemptBuild(
 
   op.progress({ step: 'template', detail: 'saving the machine' });
   const state = await save(op, config, place, qmp, owner);
+  await host.cloneFile(op, await memoryOf(op, config, evidence.pid), memoryPath);
   await qmp.execute(op, 'quit');
   using ending = op.within(KILL_FORCE_MS, "the template's machine to end");
   await vmmEnded(ending, host, place.runDir);
 
-  await host.chown(op, memoryPath, host.uid, host.gid);
   await host.chmod(op, memoryPath, MEMORY_MODE);
   await host.sync(op, memoryPath);
   await host.writeFileAtomic(op, join(dir, STATE_FILE), state, 0o400);
@@ -127,11 +126,18 @@ async function makeWorkplace(
   return place;
 }
 
-/** The memory's file, sparse, and the machine's own while it is being written. */
-async function makeMemory(op: Operation, { host }: QemuConfig, recipe: TemplateRecipe, path: string, owner: Owner | null): Promise<void> {
-  await host.remove(op, path);
-  await host.truncate(op, path, recipe.machine.memoryMiB * 1024 * 1024);
-  if (owner !== null) await host.chown(op, path, owner.uid, owner.gid);
+/** The guest's memory, in the process that has it; nobody else has a name for it. */
+async function memoryOf(op: Operation, { host }: QemuConfig, pid: number): Promise<string> {
+  const descriptors = `/proc/${pid}/fd`;
+  for (const name of await host.list(op, descriptors)) {
+    const path = join(descriptors, name);
+    const target = await host.readLink(op, path).catch((error: unknown) => {
+      if (error instanceof HutchError && error.code === 'not_found') return ''; // closed since
+      throw error;
+    });
+    if (target.startsWith('/memfd:memory-backend-memfd')) return path;
+  }
+  throw op.error('internal', 'the memory of the machine that was booted cannot be found');
 }
 
 async function connect(op: Operation, config: QemuConfig, place: Workplace): Promise<Qmp> {

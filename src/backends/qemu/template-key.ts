@@ -33,7 +33,7 @@ export function templateRecipe(
 ): TemplateRecipe {
   const machine = { acceleration, cpus: shape.cpus, memoryMiB: roundedMemoryMiB(shape.memoryMiB) };
   const commandLine = kernelCommandLine(acceleration, cpu.tscKhz);
-  const named = { memoryPath: 'm', imagePath: 'i', disks: { vdb: 'd', vdc: null } };
+  const named = { memoryPath: null, imagePath: 'i', disks: { vdb: 'd', vdc: null } };
   const facts = [
     TEMPLATE_FORMAT,
     boot.imageDigest,
