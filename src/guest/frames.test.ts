@@ -1,8 +1,8 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { encodeFrame, type Frame, FrameDecoder, FrameError, payloadOf } from './frames.ts';
+import { encodeFrame, type Frame, FrameDecoder, FrameError, payloadOf, writeU32 } from './frames.ts';
 import { preambleOf } from './preamble.ts';
-import { FRAME, FRAME_BYTES_MAX, FRAME_OVERHEAD_BYTES, HEADER_BYTES } from './protocol.ts';
+import { FRAME, FRAME_BYTES_MAX, FRAME_OVERHEAD_BYTES, type FrameType, HEADER_BYTES, OUTPUT_FRAME_BYTES_MAX } from './protocol.ts';
 
 const MARK = 0x8765_4321;
 
@@ -110,7 +110,7 @@ test('any bytes decode to frames or one typed error, the same for every chunking
         expect(other.frames.map((frame) => Buffer.from(payloadOf(frame)).toString('hex'))).toEqual(
           whole.frames.map((frame) => Buffer.from(payloadOf(frame)).toString('hex')),
         );
-        expect(other.held).toBeLessThanOrEqual(FRAME_BYTES_MAX + FRAME_OVERHEAD_BYTES);
+        expect(other.held).toBeLessThanOrEqual(OUTPUT_FRAME_BYTES_MAX + FRAME_OVERHEAD_BYTES);
       }
     }),
   );
@@ -122,6 +122,26 @@ test('a frame that announces 4 GiB is refused at its header', () => {
   const { error, held } = decodeAll([header]);
   expect(error?.reason).toBe('too_long');
   expect(held).toBeLessThanOrEqual(HEADER_BYTES);
+});
+
+test('only data from the agent may be larger than other frames', () => {
+  const announced = (from: 'agent' | 'host', type: FrameType, length: number) => {
+    const header = encodeFrame(MARK, type, 0, 1, Uint8Array.of(1)).subarray(0, HEADER_BYTES);
+    writeU32(header, 0, length);
+    const frames = new FrameDecoder({ mark: MARK, from });
+    frames.push(header);
+    try {
+      return frames.next();
+    } catch (error) {
+      return error instanceof FrameError ? error.reason : error;
+    }
+  };
+  expect(announced('agent', FRAME.data, OUTPUT_FRAME_BYTES_MAX)).toBeNull();
+  expect(announced('agent', FRAME.data, OUTPUT_FRAME_BYTES_MAX + 1)).toBe('too_long');
+  expect(announced('agent', FRAME.event, FRAME_BYTES_MAX)).toBeNull();
+  expect(announced('agent', FRAME.event, FRAME_BYTES_MAX + 1)).toBe('too_long');
+  expect(announced('host', FRAME.data, FRAME_BYTES_MAX)).toBeNull();
+  expect(announced('host', FRAME.data, FRAME_BYTES_MAX + 1)).toBe('too_long');
 });
 
 test.each([

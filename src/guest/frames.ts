@@ -1,7 +1,18 @@
 // Frames to bytes and bytes to frames: pure, without I/O. The other side is hostile: whatever bytes
 // come, in whatever pieces, the decoder gives frames or throws one FrameError, and it never holds
 // more than one frame that is not whole.
-import { CHANNEL, FRAME, FRAME_BYTES_MAX, FRAME_OVERHEAD_BYTES, type FrameType, HEADER_BYTES, MARK_BYTES, OUTCOME } from './protocol.ts';
+import { takeBuffer } from '../host/large-buffers.ts';
+import {
+  CHANNEL,
+  FRAME,
+  FRAME_BYTES_MAX,
+  FRAME_OVERHEAD_BYTES,
+  type FrameType,
+  HEADER_BYTES,
+  MARK_BYTES,
+  OUTCOME,
+  OUTPUT_FRAME_BYTES_MAX,
+} from './protocol.ts';
 
 export type Frame = {
   readonly type: FrameType;
@@ -10,7 +21,7 @@ export type Frame = {
   readonly stream: number;
   /** Payload, in bytes. */
   readonly length: number;
-  /** The payload as it arrived: views into the chunks given to `push`, in order, none of them empty. */
+  /** The payload in order, none of the pieces empty: a large one whole, in a buffer of its own, a small one as views into the chunks. */
   readonly pieces: readonly Uint8Array[];
 };
 
@@ -33,7 +44,7 @@ const RULES: Readonly<
 > = {
   [FRAME.open]: { from: 'host', flagMax: 0, min: 1, max: FRAME_BYTES_MAX, stream: 'other' },
   [FRAME.reply]: { from: 'agent', flagMax: OUTCOME.error, min: 1, max: FRAME_BYTES_MAX, stream: 'other' },
-  [FRAME.data]: { from: 'both', flagMax: CHANNEL.stderr, min: 1, max: FRAME_BYTES_MAX, stream: 'other' },
+  [FRAME.data]: { from: 'both', flagMax: CHANNEL.stderr, min: 1, max: OUTPUT_FRAME_BYTES_MAX, stream: 'other' },
   [FRAME.event]: { from: 'agent', flagMax: 0, min: 1, max: FRAME_BYTES_MAX, stream: 'other' },
   [FRAME.credit]: { from: 'both', flagMax: 0, min: 4, max: 4, stream: 'other' },
   [FRAME.end]: { from: 'both', flagMax: CHANNEL.stderr, min: 0, max: 0, stream: 'other' },
@@ -76,7 +87,8 @@ export function encodeFrame(
   payload: Uint8Array = NOTHING,
 ): Uint8Array<ArrayBuffer> {
   const length = payload.byteLength;
-  if (length > FRAME_BYTES_MAX) throw new RangeError(`a frame carries at most ${FRAME_BYTES_MAX} bytes, not ${length}`);
+  const lengthMax = type === FRAME.data ? OUTPUT_FRAME_BYTES_MAX : FRAME_BYTES_MAX;
+  if (length > lengthMax) throw new RangeError(`a frame carries at most ${lengthMax} bytes, not ${length}`);
   const frame = Buffer.allocUnsafe(FRAME_OVERHEAD_BYTES + length);
   writeHeader(frame, 0, type, flag, stream, length);
   frame.set(payload, HEADER_BYTES);
@@ -92,6 +104,8 @@ export function payloadOf(frame: Frame): Uint8Array {
 
 /** Beyond this many pieces a payload is gathered into one buffer: a sender of single bytes must not cost an object each. */
 const PIECES_MAX = 8;
+/** From this size on it is gathered at once: what keeps neither chunks nor objects alive costs the collector least. */
+const GATHERED_BYTES_MIN = 16_384;
 
 export type DecoderOptions = {
   /** The first four bytes of the nonce, little-endian. */
@@ -233,8 +247,9 @@ export class FrameDecoder {
     if (rule === undefined || (rule.from !== 'both' && rule.from !== this.#from)) {
       throw new FrameError('unknown_type', `the ${this.#from} may not send frames of type ${type}`);
     }
-    if (length > FRAME_BYTES_MAX) {
-      throw new FrameError('too_long', `a frame announces ${length} bytes; at most ${FRAME_BYTES_MAX} are allowed`);
+    const lengthMax = type === FRAME.data && this.#from === 'agent' ? OUTPUT_FRAME_BYTES_MAX : FRAME_BYTES_MAX;
+    if (length > lengthMax) {
+      throw new FrameError('too_long', `a frame announces ${length} bytes; at most ${lengthMax} are allowed`);
     }
     if (bytes[at + 6] !== 0 || bytes[at + 7] !== 0) throw new FrameError('reserved', 'the reserved bytes of a frame are not zero');
     // Input has one channel.
@@ -250,6 +265,7 @@ export class FrameDecoder {
     this.#flag = flag;
     this.#stream = stream;
     this.#length = length;
+    if (length >= GATHERED_BYTES_MIN) this.#gathered = takeBuffer(length);
   }
 
   /** Takes what the chunk has of the payload; true when it is whole. */

@@ -2,7 +2,7 @@
 // left. Pure. Its memory is bounded whatever the agent sends: bytes by the credit, events by count
 // and size, objects by gathering small pieces.
 import type { FrameError } from './frames.ts';
-import { CREDIT_PIECE_BYTES, CREDIT_START_BYTES, EVENTS_QUEUED_MAX } from './protocol.ts';
+import { CREDIT_PIECE_BYTES, EVENTS_QUEUED_MAX, OUTPUT_CREDIT_START_BYTES } from './protocol.ts';
 
 /** Payload of events that wait for their reader, per stream. */
 export const EVENT_BYTES_QUEUED_MAX = 8 * 1024 * 1024;
@@ -35,7 +35,7 @@ export class Inbox {
   readonly #budget: EventBudget;
   readonly #queue: Queued[] = [];
   #head = 0;
-  #credit = CREDIT_START_BYTES;
+  #credit = OUTPUT_CREDIT_START_BYTES;
   #owed = 0;
   #events = 0;
   #eventBytes = 0;

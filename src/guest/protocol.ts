@@ -1,7 +1,9 @@
 // The numbers of the agent protocol, version 1 (docs/agent-protocol.md). The agent has the same ones.
 
-/** Payload of one frame, in bytes. */
+/** Payload of one frame, in bytes, but for DATA from the agent. */
 export const FRAME_BYTES_MAX = 65_536;
+/** Payload of one DATA frame from the agent, in bytes. */
+export const OUTPUT_FRAME_BYTES_MAX = 262_144;
 export const HEADER_BYTES = 12;
 export const MARK_BYTES = 4;
 /** What a frame takes beside its payload. */
@@ -9,10 +11,12 @@ export const FRAME_OVERHEAD_BYTES = HEADER_BYTES + MARK_BYTES;
 /** Streams that may be open at once on one connection. */
 export const STREAMS_MAX = 1_024;
 export const STREAM_ID_MAX = 0xffff_ffff;
-/** Each stream starts with this much credit, in both directions. */
+/** What the host may send on a new stream. */
 export const CREDIT_START_BYTES = 262_144;
-/** Credit goes back in pieces of at least this size. */
-export const CREDIT_PIECE_BYTES = 65_536;
+/** What the agent may send on a new stream. */
+export const OUTPUT_CREDIT_START_BYTES = 1_048_576;
+/** The host gives credit back in pieces of at least this size. */
+export const CREDIT_PIECE_BYTES = 262_144;
 /** Events that wait for their reader, per stream. */
 export const EVENTS_QUEUED_MAX = 4_096;
 

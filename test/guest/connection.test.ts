@@ -4,7 +4,7 @@ import { HutchError } from '../../src/domain/errors.ts';
 import { agentOn, connectAgent } from '../../src/guest/agent.ts';
 import { type AgentConnection, connect } from '../../src/guest/connection.ts';
 import { preambleOf } from '../../src/guest/preamble.ts';
-import { CREDIT_START_BYTES, STREAMS_MAX } from '../../src/guest/protocol.ts';
+import { CREDIT_START_BYTES, OUTPUT_CREDIT_START_BYTES, STREAMS_MAX } from '../../src/guest/protocol.ts';
 import { EXIT, type FakeAgent, type FakeStream, fakeAgent, type Handler, HELLO } from './fake-agent.ts';
 import { eventually, rejection, testOperation, text } from './support.ts';
 
@@ -190,7 +190,7 @@ test('no more streams are opened than the protocol allows', async () => {
 // Flow
 
 test('a reader that is stuck stops its own stream only', async () => {
-  let left = 4 * CREDIT_START_BYTES;
+  let left = 4 * OUTPUT_CREDIT_START_BYTES;
   const pour = (stream: FakeStream) => {
     while (left > 0 && stream.credit > 0) {
       const bytes = Math.min(left, stream.credit, 65_536);
@@ -208,9 +208,9 @@ test('a reader that is stuck stops its own stream only', async () => {
   });
   const { stream } = await connection.open(op, 'pour', null);
   for (let count = 0; count < 20; count += 1) expect((await agentOn(connection).hello(op)).pid).toBe(1);
-  expect(left).toBe(3 * CREDIT_START_BYTES);
+  expect(left).toBe(3 * OUTPUT_CREDIT_START_BYTES);
   let received = 0;
-  while (received < 4 * CREDIT_START_BYTES) {
+  while (received < 4 * OUTPUT_CREDIT_START_BYTES) {
     const item = await stream.next(op);
     if (item.kind === 'data') received += item.bytes.byteLength;
     await turn();

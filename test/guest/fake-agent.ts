@@ -11,6 +11,7 @@ import {
   FRAME_OVERHEAD_BYTES,
   type FrameType,
   HEADER_BYTES,
+  OUTPUT_CREDIT_START_BYTES,
 } from '../../src/guest/protocol.ts';
 
 const FIXED = Buffer.from('HUTCH\x01\r\n', 'latin1');
@@ -193,7 +194,7 @@ export class FakeAgent {
       inputEnded: false,
       cancelled: false,
       hostCredit: CREDIT_START_BYTES,
-      credit: CREDIT_START_BYTES,
+      credit: OUTPUT_CREDIT_START_BYTES,
       reply: (value = null) => message(FRAME.reply, 0, value),
       answer(value = null) {
         message(FRAME.reply, 0, value);

@@ -7,7 +7,7 @@ import { expect, test } from 'vitest';
 import { HutchError } from '../../src/domain/errors.ts';
 import { agentOn } from '../../src/guest/agent.ts';
 import { connect } from '../../src/guest/connection.ts';
-import { CREDIT_START_BYTES, FRAME, type FrameType } from '../../src/guest/protocol.ts';
+import { FRAME, type FrameType, OUTPUT_CREDIT_START_BYTES } from '../../src/guest/protocol.ts';
 import { EXIT, FakeAgent, type FakeStream, fakeAgent, HELLO } from './fake-agent.ts';
 import { eventually, keptBytes as kept, rejection, seeded, testOperation } from './support.ts';
 
@@ -56,7 +56,7 @@ const VIOLATIONS: Record<string, Attack> = {
   },
   'data beyond the credit': (_, stream) => {
     stream.reply();
-    for (let sent = 0; sent <= CREDIT_START_BYTES; sent += 65_536) stream.data(0, Buffer.alloc(65_536));
+    for (let sent = 0; sent <= OUTPUT_CREDIT_START_BYTES; sent += 65_536) stream.data(0, Buffer.alloc(65_536));
   },
   'credit of nothing': (agent, stream) => {
     stream.reply();
@@ -233,7 +233,7 @@ test('a cancelled stream that goes on sending is heard no more, but its credit s
   fake?.event({ e: 'x' });
   fake?.end(1);
   expect((await agentOn(connection).hello(op)).pid).toBe(1);
-  for (let sent = 0; sent < CREDIT_START_BYTES; sent += 65_536) fake?.data(2, Buffer.alloc(65_536));
+  for (let sent = 0; sent < OUTPUT_CREDIT_START_BYTES; sent += 65_536) fake?.data(2, Buffer.alloc(65_536));
   await eventually('the loss', () => connection.lost.aborted);
 });
 

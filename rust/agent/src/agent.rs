@@ -127,6 +127,8 @@ pub struct Agent {
 }
 
 const EVENTS_PER_TURN: usize = 32;
+const LINK_IN: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::RDHUP).union(epoll::EventFlags::ET);
+const LINK_OUT: epoll::EventFlags = epoll::EventFlags::OUT.union(epoll::EventFlags::ET);
 const DISK_FAILURE_AGAIN: Duration = Duration::from_secs(30);
 
 impl Agent {
@@ -189,6 +191,35 @@ impl Agent {
             .map_err(|errno| Fault::system("a descriptor cannot be watched", errno))
     }
 
+    /// Watches the link for what comes, and for room only while that is missing: a port wakes whoever waits for
+    /// room after each write.
+    pub fn watch_link(&self) -> Result<(), Fault> {
+        let both = self.link.fds().count() == 1;
+        for (index, fd) in self.link.fds().enumerate() {
+            let flags = if index == 0 { LINK_IN } else { LINK_OUT };
+            let flags = if both && !self.link.writable { LINK_IN | LINK_OUT } else { flags };
+            epoll::add(&self.epoll, fd, epoll::EventData::new_u64(Token::Link.pack()), flags)
+                .map_err(|errno| Fault::system("the link cannot be watched", errno))?;
+        }
+        Ok(())
+    }
+
+    /// The link takes no more: an event tells when it does.
+    pub fn await_link(&mut self) {
+        self.link.writable = false;
+        self.watch_link_room(true);
+    }
+
+    fn watch_link_room(&self, wanted: bool) {
+        let mut fds = self.link.fds();
+        // Two descriptors: the second is watched for room all the time.
+        let (Some(fd), None) = (fds.next(), fds.next()) else { return };
+        let flags = if wanted { LINK_IN | LINK_OUT } else { LINK_IN };
+        if let Err(errno) = epoll::modify(&self.epoll, fd, epoll::EventData::new_u64(Token::Link.pack()), flags) {
+            say(&format!("the link cannot be watched: {}", crate::fault::describe(errno)));
+        }
+    }
+
     /// Runs until the end of the machine, or of the process.
     pub fn run(&mut self) {
         self.open_link();
@@ -233,8 +264,9 @@ impl Agent {
         use epoll::EventFlags;
         match token {
             Token::Link => {
-                if flags.contains(EventFlags::OUT) {
+                if flags.contains(EventFlags::OUT) && !self.link.writable {
                     self.link.writable = true;
+                    self.watch_link_room(false);
                 }
                 if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR | EventFlags::RDHUP) {
                     self.receive();

@@ -21,7 +21,7 @@ impl Agent {
         match self.link.open() {
             Ok(()) => {
                 self.decoder.clear();
-                let watched = self.link.fds().try_for_each(|fd| self.watch(fd, crate::agent::Token::Link));
+                let watched = self.watch_link();
                 if let Err(fault) = watched {
                     // A plain file as stdin cannot be watched: nobody is there.
                     say(&fault.message);
@@ -279,6 +279,9 @@ impl Agent {
         match kind {
             Kind::Process { process } | Kind::Wait { process } => self.leave_process(process, number),
             _ => {}
+        }
+        if self.streams.is_empty() {
+            self.output.shrink();
         }
     }
 }

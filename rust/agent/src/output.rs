@@ -1,13 +1,25 @@
 //! Bytes on their way to the host: whole frames, written as far as the link takes them.
 //! Little is kept here (frames are made only when the link can take more), so what one stream sends
 //! never stands long before another's.
-use crate::wire::frame::{FRAME_BYTES_MAX, FrameType, HEADER_BYTES, Header, MARK_BYTES};
+use crate::wire::frame::{FRAME_BYTES_MAX, FRAME_OVERHEAD, FrameType, HEADER_BYTES, Header, MARK_BYTES, OUTPUT_FRAME_BYTES_MAX};
 use std::io;
 
 /// No further frame is made while so much waits.
 const WAITING_BYTES_MAX: usize = FRAME_BYTES_MAX;
-/// Data in one frame: with header and mark it is two writes to a virtio port, which takes 32 KiB each.
-pub const DATA_BYTES_MAX: usize = FRAME_BYTES_MAX - HEADER_BYTES - MARK_BYTES;
+/// Data in one frame: with header and mark it is a whole number of writes to a virtio port, which takes 32 KiB each.
+pub const DATA_BYTES_MAX: usize = OUTPUT_FRAME_BYTES_MAX - FRAME_OVERHEAD;
+
+/// A payload that is written from the ring of a process's output where it lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Body {
+    pub stream: u32,
+    pub process: u64,
+    pub channel: usize,
+    /// Of the next byte to write.
+    pub offset: u64,
+    /// Bytes still to write.
+    pub left: usize,
+}
 
 #[derive(Debug, Default)]
 pub struct Output {
@@ -15,12 +27,13 @@ pub struct Output {
     bytes: Vec<u8>,
     sent: usize,
     end: usize,
+    /// Comes after the bytes, and after it a mark.
+    body: Option<Body>,
     mark: [u8; MARK_BYTES],
 }
 
-/// More than this is given back once it is empty. Frames are only made when nothing waits, so it is
-/// two of the largest.
-const KEPT_BYTES_MAX: usize = 2 * (FRAME_BYTES_MAX + HEADER_BYTES + MARK_BYTES);
+/// More than this is given back once no stream is open.
+const KEPT_BYTES_MAX: usize = 2 * (FRAME_BYTES_MAX + FRAME_OVERHEAD);
 
 impl Output {
     /// Forgets what waits, be it a cut frame.
@@ -33,7 +46,46 @@ impl Output {
     }
 
     pub fn is_full(&self) -> bool {
-        self.end - self.sent >= WAITING_BYTES_MAX
+        self.body.is_some() || self.end - self.sent >= WAITING_BYTES_MAX
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.body.is_none() && self.sent == self.end
+    }
+
+    /// Frames may be added: nothing waits, but for a mark that goes out together with what comes next.
+    pub fn wants_more(&self) -> bool {
+        self.body.is_none() && self.end - self.sent <= MARK_BYTES
+    }
+
+    pub fn body(&self) -> Option<Body> {
+        self.body
+    }
+
+    /// So many bytes of the body have been written.
+    pub fn advance_body(&mut self, written: usize) {
+        let Some(body) = self.body.as_mut() else { return };
+        body.left = body.left.saturating_sub(written);
+        body.offset += written as u64;
+        if body.left == 0 {
+            self.body = None;
+            let mark = self.mark;
+            self.raw(&mark);
+        }
+    }
+
+    /// A DATA frame whose payload is written from where it lies.
+    pub fn data_of(&mut self, channel: u8, body: Body) {
+        debug_assert!(self.body.is_none());
+        self.raw(&Header { kind: FrameType::Data, flag: channel, stream: body.stream, length: body.left }.to_bytes());
+        self.body = Some(body);
+    }
+
+    /// No stream is open: a large place is no longer needed.
+    pub fn shrink(&mut self) {
+        if self.sent == self.end && self.bytes.len() > KEPT_BYTES_MAX {
+            self.bytes = Vec::new();
+        }
     }
 
     pub fn advance(&mut self, written: usize) {
@@ -41,9 +93,6 @@ impl Output {
         if self.sent == self.end {
             self.sent = 0;
             self.end = 0;
-            if self.bytes.len() > KEPT_BYTES_MAX {
-                self.bytes = Vec::new();
-            }
         }
     }
 
@@ -57,14 +106,15 @@ impl Output {
     }
 
     pub fn raw(&mut self, bytes: &[u8]) {
+        debug_assert!(self.body.is_none());
         self.place(bytes.len()).copy_from_slice(bytes);
         self.end += bytes.len();
     }
 
-    /// The payload is at most `FRAME_BYTES_MAX` long.
+    /// The payload is at most `FRAME_BYTES_MAX` long, of DATA `OUTPUT_FRAME_BYTES_MAX`.
     pub fn frame(&mut self, kind: FrameType, flag: u8, stream: u32, payload: &[&[u8]]) {
         let length = payload.iter().map(|part| part.len()).sum();
-        debug_assert!(length <= FRAME_BYTES_MAX);
+        debug_assert!(length <= if kind == FrameType::Data { OUTPUT_FRAME_BYTES_MAX } else { FRAME_BYTES_MAX });
         self.raw(&Header { kind, flag, stream, length }.to_bytes());
         for part in payload {
             self.raw(part);
@@ -117,5 +167,23 @@ mod tests {
         assert_eq!(output.waiting(), &whole[5..]);
         output.advance(1000);
         assert!(output.waiting().is_empty());
+    }
+
+    #[test]
+    fn a_body_stands_between_its_header_and_its_mark() {
+        let mut output = Output::default();
+        output.reset(*b"MARK");
+        output.data_of(2, Body { stream: 7, process: 1, channel: 1, offset: 100, left: 5 });
+        assert_eq!(output.waiting(), b"\x05\0\0\0\x03\x02\0\0\x07\0\0\0");
+        assert!(output.is_full() && !output.wants_more());
+        output.advance(12);
+        output.advance_body(3);
+        assert_eq!(output.body(), Some(Body { stream: 7, process: 1, channel: 1, offset: 103, left: 2 }));
+        assert!(output.waiting().is_empty() && !output.is_empty());
+        output.advance_body(2);
+        assert_eq!(output.waiting(), b"MARK");
+        assert!(output.wants_more(), "the mark goes out with the next frame");
+        output.frame(FrameType::Credit, 0, 7, &[&[1, 0, 0, 0]]);
+        assert_eq!(output.waiting(), b"MARK\x04\0\0\0\x05\0\0\0\x07\0\0\0\x01\0\0\0MARK");
     }
 }

@@ -2,7 +2,7 @@
 use crate::agent::Agent;
 use crate::fault::Fault;
 use crate::jobs::Pulled;
-use crate::output::{DATA_BYTES_MAX, Output};
+use crate::output::{Body, DATA_BYTES_MAX, Output};
 use crate::process::logs::LogTurn;
 use crate::shutdown::Ending;
 use crate::stream::{Kind, Stream, encode_event};
@@ -10,40 +10,64 @@ use crate::timers::Timer;
 use crate::wire::frame::FrameType;
 use rustix::io::Errno;
 
-const WRITES_PER_TURN: usize = 16;
+const WRITES_PER_TURN: usize = 32;
 
 impl Agent {
     pub fn has_output(&self) -> bool {
-        !self.output.waiting().is_empty() || !self.turns.is_empty() || !self.pongs.is_empty()
+        !self.output.is_empty() || !self.turns.is_empty() || !self.pongs.is_empty()
     }
 
     /// Makes frames and writes them, as far as the link takes them or a turn goes.
     pub fn flush(&mut self) {
         for _ in 0..WRITES_PER_TURN {
             // Only then: what is made waits for nothing but its own write.
-            if self.output.waiting().is_empty() {
+            if self.output.wants_more() {
                 self.make_frames();
             }
-            if self.output.waiting().is_empty() {
+            if self.output.is_empty() {
                 self.check_ending();
                 return;
             }
             if !self.link.writable {
                 return;
             }
-            match self.link.write(self.output.waiting()) {
-                Ok(count) => self.output.advance(count),
+            match self.write_some() {
+                Ok(()) | Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
-                    self.link.writable = false;
+                    self.await_link();
                     return;
                 }
-                Err(Errno::INTR) => {}
                 Err(_) => {
                     self.hung_up();
                     return;
                 }
             }
         }
+    }
+
+    fn write_some(&mut self) -> Result<(), Errno> {
+        if !self.output.waiting().is_empty() {
+            let count = self.link.write(self.output.waiting())?;
+            self.output.advance(count);
+            return Ok(());
+        }
+        let Some(Body { stream, process, channel, offset, left }) = self.output.body() else { return Ok(()) };
+        let ring = self.processes.get(process).and_then(|process| process.channels.get(channel)).map(|channel| &channel.ring);
+        match ring.filter(|ring| ring.start() <= offset).map(|ring| ring.slices(offset, left).0) {
+            Some(bytes) if !bytes.is_empty() => {
+                let count = self.link.write(bytes)?;
+                self.output.advance_body(count);
+            }
+            // The process was forgotten while its reader stood still.
+            _ if self.streams.get(&stream).is_some_and(|stream| !stream.abandoned) => self.disconnect("output was forgotten"),
+            // Overwritten, because its reader has given it up: nobody looks at the rest of the frame.
+            _ => {
+                let zeros = [0; 4_096];
+                let count = self.link.write(zeros.get(..left.min(zeros.len())).unwrap_or_default())?;
+                self.output.advance_body(count);
+            }
+        }
+        Ok(())
     }
 
     fn make_frames(&mut self) {

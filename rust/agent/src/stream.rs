@@ -5,7 +5,7 @@ use crate::fault::{Fault, Outcome};
 use crate::files::stream::{FileReader, FileWriter};
 use crate::jobs::JobStream;
 use crate::process::log::LogReader;
-use crate::wire::frame::{CREDIT_START_BYTES, FRAME_BYTES_MAX, FrameType};
+use crate::wire::frame::{CREDIT_START_BYTES, FRAME_BYTES_MAX, FrameType, OUTPUT_CREDIT_START_BYTES};
 use crate::wire::value::Value;
 use std::collections::VecDeque;
 
@@ -40,6 +40,8 @@ pub struct Stream {
     pub window: u32,
     /// Bytes that were taken and not granted again yet.
     taken: u32,
+    /// Granted with them, once.
+    extra: u32,
     pub replied: bool,
     /// In the ring of those that have something to send.
     pub queued: bool,
@@ -71,9 +73,10 @@ impl Stream {
     pub fn new(kind: Kind) -> Stream {
         Stream {
             kind,
-            credit: u64::from(CREDIT_START_BYTES),
+            credit: u64::from(OUTPUT_CREDIT_START_BYTES),
             window: CREDIT_START_BYTES,
             taken: 0,
+            extra: 0,
             replied: false,
             queued: false,
             waiting: VecDeque::new(),
@@ -148,6 +151,11 @@ impl Stream {
         self.close.take()
     }
 
+    /// Lets the host send `bytes` more than a new stream may, once it sends much: for what is taken as fast as it comes.
+    pub fn widen(&mut self, bytes: u32) {
+        self.extra = bytes;
+    }
+
     /// The reader took `bytes` of what the host sent.
     pub fn take(&mut self, bytes: usize) {
         self.taken = self.taken.saturating_add(bytes as u32);
@@ -162,7 +170,7 @@ impl Stream {
         if self.taken < GRANT_BYTES || self.close.is_some() {
             return None;
         }
-        let bytes = std::mem::take(&mut self.taken);
+        let bytes = std::mem::take(&mut self.taken).saturating_add(std::mem::take(&mut self.extra));
         self.window = self.window.saturating_add(bytes);
         Some(bytes)
     }

@@ -248,7 +248,7 @@ fn listed(client: &mut Client, id: &str) -> Option<Value> {
 fn a_reader_that_drops_is_told_what_it_missed() {
     let agent = Agent::start();
     let mut client = agent.accept();
-    let total = 2_000_000u64;
+    let total = 8_000_000u64;
     let params = replace(start("drop", &["head", "-c", &total.to_string(), "/dev/zero"]), "whenUnread", "drop".into());
     let stream = client.open("process.start", params);
     client.reply(stream).expect("it starts");

@@ -1,6 +1,7 @@
 // Commands over a WebSocket: docs/api.md has the messages.
 import { z } from 'zod';
 import { HutchError } from '../../domain/errors.ts';
+import { giveBack, withByteBefore } from '../../host/large-buffers.ts';
 import type { ExecItem, ExecSession, Tunnel } from '../../services/handlers.ts';
 import { execRequest } from '../../services/verbs.ts';
 import { invalid, parseBySchema } from './input.ts';
@@ -55,13 +56,11 @@ async function carryOutput(socket: MessageSocket, session: ExecSession): Promise
   }
 }
 
-function sendItem(socket: MessageSocket, item: ExecItem): Promise<void> {
+async function sendItem(socket: MessageSocket, item: ExecItem): Promise<void> {
   switch (item.type) {
     case 'output': {
-      const message = Buffer.allocUnsafe(item.bytes.byteLength + 1);
-      message[0] = CHANNEL_NUMBER[item.channel];
-      message.set(item.bytes, 1);
-      return socket.sendBytes(message);
+      await socket.sendBytes(withByteBefore(CHANNEL_NUMBER[item.channel], item.bytes));
+      return giveBack(item.bytes);
     }
     case 'dropped':
       return socket.sendJson({ type: 'dropped', channel: item.channel, offset: item.offset, bytes: item.bytes });

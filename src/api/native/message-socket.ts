@@ -66,11 +66,15 @@ export class MessageSocket {
   }
 
   sendJson(value: unknown): Promise<void> {
-    return this.#send(JSON.stringify(value));
+    const socket = this.#socket;
+    if (socket.readyState !== socket.OPEN || socket.bufferedAmount >= SEND_WINDOW_BYTES) return this.#sent(JSON.stringify(value));
+    socket.send(JSON.stringify(value), () => {}); // a failure is followed by 'close'
+    return Promise.resolve();
   }
 
+  /** Resolves once the system has the bytes: what is only ours is lost with the daemon, and must not count as taken. */
   sendBytes(bytes: Uint8Array): Promise<void> {
-    return this.#send(bytes);
+    return this.#sent(bytes);
   }
 
   close(code: number, reason: string): void {
@@ -80,19 +84,12 @@ export class MessageSocket {
     this.#socket.once('close', () => clearTimeout(timer));
   }
 
-  #send(data: string | Uint8Array): Promise<void> {
+  #sent(data: string | Uint8Array): Promise<void> {
     const socket = this.#socket;
-    if (socket.readyState !== socket.OPEN) return Promise.reject(new HutchError({ code: 'cancelled', message: 'the client went away' }));
-    if (socket.bufferedAmount < SEND_WINDOW_BYTES) {
-      socket.send(data, () => {}); // a failure is followed by 'close'
-      return Promise.resolve();
-    }
+    const gone = (cause?: Error) => new HutchError({ code: 'cancelled', message: 'the client went away', cause });
+    if (socket.readyState !== socket.OPEN) return Promise.reject(gone());
     return new Promise((resolve, reject) => {
-      socket.send(data, (error) =>
-        error === undefined || error === null
-          ? resolve()
-          : reject(new HutchError({ code: 'cancelled', message: 'the client went away', cause: error })),
-      );
+      socket.send(data, (error) => (error === undefined || error === null ? resolve() : reject(gone(error))));
     });
   }
 

@@ -2,6 +2,7 @@
 // source is asked for more only when the socket has taken the last.
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { ERROR_CODES, HutchError } from '../../domain/errors.ts';
+import { giveBack } from '../../host/large-buffers.ts';
 import type { Download } from '../../services/handlers.ts';
 
 /** A stream that is quiet says so this often, as an empty line, so that a dead client is noticed. */
@@ -32,9 +33,12 @@ export function finishReading(request: IncomingMessage): void {
 }
 
 /** Resolves when the socket has taken what it was given; rejects when the client is gone. */
-export async function write(response: ServerResponse, chunk: Uint8Array | string): Promise<void> {
+export async function write(response: ServerResponse, chunk: Uint8Array | string, onSent?: () => void): Promise<void> {
   if (response.destroyed) throw gone();
-  if (response.write(chunk)) return;
+  const onWritten = (error?: Error | null): void => {
+    if (error === undefined || error === null) onSent?.();
+  };
+  if (response.write(chunk, onWritten)) return;
   await new Promise<void>((resolve, reject) => {
     const settle = (): void => {
       response.off('drain', onDrain);
@@ -60,7 +64,7 @@ function gone(): HutchError {
 export async function sendDownload(response: ServerResponse, download: Download): Promise<void> {
   response.writeHead(200, { 'Content-Type': download.contentType, ...download.headers });
   response.flushHeaders();
-  for await (const chunk of download.bytes) await write(response, chunk);
+  for await (const chunk of download.bytes) await write(response, chunk, () => giveBack(chunk));
   response.end();
 }
 

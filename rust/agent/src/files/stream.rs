@@ -18,6 +18,9 @@ use rustix::fs::{
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 
+/// Content that the host may send before it hears that some was written, beyond what any stream may.
+const WRITE_WINDOW_BYTES: u32 = 768 * 1024;
+
 pub struct FileReader {
     file: OwnedFd,
     offset: u64,
@@ -158,6 +161,7 @@ impl Agent {
                         stream.reply(&Value::Nil);
                         if !stream.is_finishing() {
                             stream.kind = Kind::Write(Box::new(writer));
+                            stream.widen(WRITE_WINDOW_BYTES);
                         }
                     });
                     agent.deliver_early(ticket.stream);

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 /// How long the place of a lost follower is kept.
-const LOST_KEPT: Duration = Duration::from_secs(30);
+pub const LOST_KEPT: Duration = Duration::from_secs(30);
 
 impl Agent {
     /// Reads one channel and tells who follows it.
@@ -50,7 +50,7 @@ impl Agent {
     /// One frame for a follower. Says how many bytes it was, and whether to come again.
     pub fn emit_process(&mut self, key: u64, stream: u32, credit: u64, output: &mut Output) -> (usize, bool) {
         let Some(process) = self.processes.get_mut(key) else { return (0, false) };
-        process.emit(stream, credit, output)
+        process.emit(key, stream, credit, output)
     }
 
     /// The reader has taken `bytes`: a program that is held back may go on.
@@ -88,7 +88,7 @@ impl Agent {
             for subscriber in &mut process.subscribers {
                 subscriber.lost_until.get_or_insert(until);
             }
-            if !process.subscribers.is_empty() {
+            if !process.subscribers.is_empty() || process.is_untidy() {
                 self.timers.after(LOST_KEPT, Timer::Lost(key));
             }
         }
@@ -98,6 +98,7 @@ impl Agent {
         let now = Instant::now();
         if let Some(process) = self.processes.get_mut(key) {
             process.subscribers.retain(|subscriber| subscriber.lost_until.is_none_or(|until| until > now));
+            process.tidy();
         }
         self.read_later(key);
     }
@@ -109,6 +110,10 @@ impl Agent {
         process.waiters.retain(|waiter| *waiter != stream);
         if process.input.as_ref().is_some_and(|input| input.stream == stream) {
             process.input = None;
+        }
+        if process.is_untidy() {
+            // Whoever lost it may come back.
+            self.timers.after(LOST_KEPT, Timer::Lost(key));
         }
         // It may have been the one that held the program back.
         self.read_later(key);

@@ -1,7 +1,8 @@
 //! Output on its way from the pipe into the ring, and from the ring into frames.
+use super::ring::RING_BYTES_MAX;
 use super::table::{Channel, Process, WhenUnread};
 use crate::clock::wall_ms;
-use crate::output::{DATA_BYTES_MAX, Output};
+use crate::output::{Body, DATA_BYTES_MAX, Output};
 use crate::wire::frame::FrameType;
 use crate::wire::value::Value;
 use rustix::io::Errno;
@@ -9,9 +10,14 @@ use rustix::pipe::fcntl_setpipe_size;
 use std::time::Instant;
 
 /// Reads of one channel before others get their turn.
-const READS_PER_TURN: usize = 8;
+const READS_PER_TURN: usize = 2;
 const LARGE_READ: usize = 16 * 1024;
 const PIPE_BYTES: usize = 256 * 1024;
+const LARGE_PIPE_BYTES: usize = 1024 * 1024;
+/// A file of the log is larger than asked for by one record at most.
+const LOG_RECORD_BYTES: usize = 64 * 1024;
+/// Less is copied beside its header: one write instead of two.
+const BODY_BYTES_MIN: usize = 16 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
@@ -27,7 +33,8 @@ impl Process {
         let mut progress = Progress { news: false, again: false };
         for _ in 0..READS_PER_TURN {
             let slowest = self.slowest(index);
-            let blocking = self.when_unread == WhenUnread::Block;
+            // Whoever waits for the start gets the first byte, whether they keep up then or not.
+            let blocking = self.when_unread == WhenUnread::Block || self.pid.is_none();
             let terminal = self.terminal;
             let Some(channel) = self.channels.get_mut(index) else { return progress };
             let Some(fd) = channel.fd.as_ref().filter(|_| channel.readable) else { return progress };
@@ -43,9 +50,9 @@ impl Process {
                 asked = scratch.len();
                 rustix::io::read(fd, &mut scratch).map_err(std::io::Error::from)
             } else {
-                channel.ring.fill(room, keep_from, |place| {
-                    asked = place.len();
-                    Ok(rustix::io::read(fd, place)?)
+                channel.ring.fill(room, keep_from, |places| {
+                    asked = places.iter().map(|place| place.len()).sum();
+                    Ok(rustix::io::readv(fd, places)?)
                 })
             };
             match result {
@@ -55,15 +62,20 @@ impl Process {
                     if count >= LARGE_READ && !channel.enlarged && !terminal {
                         // A program that writes much: fewer changes between it and us.
                         channel.enlarged = true;
-                        let _ = fcntl_setpipe_size(fd, PIPE_BYTES);
+                        let bytes = if channel.ring.enlarge() { LARGE_PIPE_BYTES } else { PIPE_BYTES };
+                        let _ = fcntl_setpipe_size(fd, bytes);
                     }
                     self.last_output = Instant::now();
                     if let Some(log) = self.log.as_mut() {
-                        let (first, second) = match channel.closed {
-                            true => (scratch.get(..count).unwrap_or_default(), [].as_slice()),
-                            false => channel.ring.slices(before, count),
-                        };
-                        log.append(index as u8 + 1, wall_ms(), &[first, second]);
+                        let number = index as u8 + 1;
+                        if channel.closed {
+                            log.append(number, wall_ms(), &[scratch.get(..count).unwrap_or_default()]);
+                        } else {
+                            for at in (0..count).step_by(LOG_RECORD_BYTES) {
+                                let (first, second) = channel.ring.slices(before + at as u64, LOG_RECORD_BYTES);
+                                log.append(number, wall_ms(), &[first, second]);
+                            }
+                        }
                     }
                     progress.news |= !channel.closed;
                 }
@@ -86,7 +98,7 @@ impl Process {
 
     /// One frame for the subscriber with stream number `stream`. Returns the bytes sent and whether
     /// there may be more to send now.
-    pub fn emit(&mut self, stream: u32, credit: u64, output: &mut Output) -> (usize, bool) {
+    pub fn emit(&mut self, key: u64, stream: u32, credit: u64, output: &mut Output) -> (usize, bool) {
         let Some(subscriber) = self.subscribers.iter_mut().find(|s| s.stream == stream && s.lost_until.is_none()) else {
             return (0, false);
         };
@@ -114,7 +126,12 @@ impl Process {
                 }
                 let (first, second) = channel.ring.slices(*position, limit);
                 let count = first.len() + second.len();
-                output.frame(FrameType::Data, number, stream, &[first, second]);
+                // What this subscriber has not taken stays in the ring, so it can be written from there.
+                if self.when_unread == WhenUnread::Block && count >= BODY_BYTES_MIN {
+                    output.data_of(number, Body { stream, process: key, channel: index, offset: *position, left: count });
+                } else {
+                    output.frame(FrameType::Data, number, stream, &[first, second]);
+                }
                 *position += count as u64;
                 subscriber.sent += count as u64;
                 return (count, true);
@@ -136,6 +153,19 @@ impl Process {
                 .iter()
                 .find(|s| s.stream == stream && s.lost_until.is_none())
                 .is_none_or(|s| s.ended == [true, true])
+    }
+
+    /// It has ended, nobody follows it, and more is held than is kept in any case.
+    pub fn is_untidy(&self) -> bool {
+        let large = self.channels.iter().any(|channel| channel.ring.memory() > RING_BYTES_MAX);
+        large && self.exit.is_some() && self.subscribers.is_empty()
+    }
+
+    /// Gives back what was held for readers.
+    pub fn tidy(&mut self) {
+        if self.is_untidy() {
+            self.channels.iter_mut().for_each(|channel| channel.ring.settle());
+        }
     }
 
     pub fn output_complete(&self) -> bool {

@@ -1,4 +1,5 @@
 //! The end of processes: only the kernel's wait says it, and it is told after the last output.
+use super::attach::LOST_KEPT;
 use super::table::{Cause, Exit, MAIN, Process};
 use crate::agent::Agent;
 use crate::clock::wall_ms;
@@ -76,6 +77,9 @@ impl Agent {
         let exit = exit_of(process, status);
         process.exit = Some(exit.clone());
         process.exited_at = Some(Instant::now());
+        if process.is_untidy() {
+            self.timers.after(LOST_KEPT, Timer::Lost(key));
+        }
         let (is_main, waiters) = (process.id == MAIN, std::mem::take(&mut process.waiters));
         for stream in process.live_streams() {
             self.ready(stream);

@@ -1,19 +1,46 @@
-//! The last 256 KiB of one output channel (up to 512 KiB while a reader has not taken them), numbered by byte offset from the start of the process.
+//! The last 256 KiB of one output channel (up to 512 KiB, or 2 MiB of a program that writes much, while a reader has not taken
+//! them), numbered by byte offset from the start of the process.
 //! `start ≤ end` always; the bytes `start..end` are held. Memory grows with what was written.
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Kept in any case.
 pub const RING_BYTES_MAX: usize = 256 * 1024;
 /// Held for a reader that is behind; then the program waits.
 pub const HELD_BYTES_MAX: usize = 512 * 1024;
+/// The same for a program that writes much: what a reader may be granted, and as much again.
+pub const LARGE_HELD_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// So many may be large at one time: the machine's memory is small.
+const LARGE_MAX: usize = 16;
 const RING_BYTES_MIN: usize = 4 * 1024;
-const READ_BYTES_MAX: usize = 64 * 1024;
+/// Read at once, at most: all of the largest pipe, so that a program that waits for room is woken once for it.
+pub const READ_BYTES_MAX: usize = 1024 * 1024;
+
+static LARGE: AtomicUsize = AtomicUsize::new(0);
+
+/// The right to be large, given back when it is dropped.
+#[derive(Debug)]
+struct Large;
+
+impl Large {
+    fn take() -> Option<Large> {
+        let more = |count: usize| Some(count + 1).filter(|count| *count <= LARGE_MAX);
+        LARGE.fetch_update(Relaxed, Relaxed, more).is_ok().then_some(Large)
+    }
+}
+
+impl Drop for Large {
+    fn drop(&mut self) {
+        LARGE.fetch_sub(1, Relaxed);
+    }
+}
 
 #[derive(Debug, Default)]
 pub struct Ring {
     data: Vec<u8>,
     start: u64,
     end: u64,
+    large: Option<Large>,
 }
 
 impl Ring {
@@ -29,21 +56,43 @@ impl Ring {
         self.data.len()
     }
 
+    /// From here on it may hold more for a reader that is behind. False: too many others do.
+    pub fn enlarge(&mut self) -> bool {
+        self.large = self.large.take().or_else(Large::take);
+        self.large.is_some()
+    }
+
+    /// Nobody reads any more: what is kept in any case is all that stays.
+    pub fn settle(&mut self) {
+        if self.data.len() > RING_BYTES_MAX {
+            let start = self.start.max(self.end.saturating_sub(RING_BYTES_MAX as u64));
+            let mut data = vec![0; RING_BYTES_MAX];
+            self.copy_to(&mut data, start);
+            self.data = data;
+            self.start = start;
+        }
+        self.large = None;
+    }
+
+    fn held_max(&self) -> usize {
+        if self.large.is_some() { LARGE_HELD_BYTES_MAX } else { HELD_BYTES_MAX }
+    }
+
     /// How much may be added without losing what lies at or after `keep_from`.
     pub fn room(&self, keep_from: Option<u64>) -> usize {
         match keep_from {
             None => READ_BYTES_MAX,
-            Some(offset) => HELD_BYTES_MAX.saturating_sub(self.end.saturating_sub(offset) as usize),
+            Some(offset) => self.held_max().saturating_sub(self.end.saturating_sub(offset) as usize),
         }
     }
 
-    /// Lets `read` fill the place of the next bytes, at most `limit` of them. The oldest bytes make room.
-    /// What lies at or after `keep_from` stays (`limit` comes from `room`).
+    /// Lets `read` fill the place of the next bytes, at most `limit` of them, which lies in two parts where it
+    /// wraps round. The oldest bytes make room. What lies at or after `keep_from` stays (`limit` comes from `room`).
     pub fn fill(
         &mut self,
         limit: usize,
         keep_from: Option<u64>,
-        read: impl FnOnce(&mut [u8]) -> io::Result<usize>,
+        read: impl FnOnce(&mut [IoSliceMut<'_>]) -> io::Result<usize>,
     ) -> io::Result<usize> {
         let held = (self.end - self.start) as usize;
         // What must stay: in a small ring all of it, in a large one what a reader still wants.
@@ -53,14 +102,17 @@ impl Ring {
                 self.grow(RING_BYTES_MAX);
             }
         } else if wanted >= self.data.len() {
-            self.grow(HELD_BYTES_MAX);
+            self.grow(self.held_max());
         }
         let size = self.data.len();
         let at = (self.end % size as u64) as usize;
         let free = size - if size < RING_BYTES_MAX { held } else { wanted.min(size) };
-        let length = (size - at).min(free).min(limit).min(READ_BYTES_MAX);
-        let place = self.data.get_mut(at..at + length).unwrap_or_default();
-        let count = read(place)?.min(length);
+        let length = free.min(limit).min(READ_BYTES_MAX);
+        let (before, after) = self.data.split_at_mut(at);
+        let first = length.min(after.len());
+        let parts = [after.get_mut(..first), before.get_mut(..length - first)];
+        let mut places = parts.map(|part| IoSliceMut::new(part.unwrap_or_default()));
+        let count = read(&mut places)?.min(length);
         self.end += count as u64;
         self.start = self.start.max(self.end.saturating_sub(size as u64));
         Ok(count)
@@ -69,13 +121,24 @@ impl Ring {
     fn grow(&mut self, most: usize) {
         let size = (self.data.len() * 4).clamp(RING_BYTES_MIN, most);
         let mut data = vec![0; size];
-        let (first, second) = self.slices(self.start, usize::MAX);
-        for (offset, byte) in (self.start..).zip(first.iter().chain(second)) {
-            if let Some(place) = data.get_mut((offset % size as u64) as usize) {
-                *place = *byte;
+        self.copy_to(&mut data, self.start);
+        self.data = data;
+    }
+
+    /// Puts the bytes from `start` on where they belong in a ring of the size of `data`, into which they fit.
+    fn copy_to(&self, data: &mut [u8], start: u64) {
+        let size = data.len() as u64;
+        let mut offset = start;
+        let (first, second) = self.slices(start, usize::MAX);
+        for mut part in [first, second] {
+            while !part.is_empty() {
+                let place = data.get_mut((offset % size) as usize..).unwrap_or_default();
+                let (now, later) = part.split_at(part.len().min(place.len()));
+                place.iter_mut().zip(now).for_each(|(to, from)| *to = *from);
+                part = later;
+                offset += now.len() as u64;
             }
         }
-        self.data = data;
     }
 
     /// Up to `max` bytes from `offset` on, in two parts where they wrap round.
@@ -95,6 +158,7 @@ impl Ring {
     pub fn forget(&mut self) {
         self.data = Vec::new();
         self.start = self.end;
+        self.large = None;
     }
 }
 
@@ -105,10 +169,11 @@ mod tests {
     fn put(ring: &mut Ring, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let count = ring
-                .fill(ring.room(None), None, |place| {
-                    let count = place.len().min(bytes.len());
-                    place.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
-                    Ok(count)
+                .fill(ring.room(None), None, |places| {
+                    let room = places.iter().map(|place| place.len()).sum::<usize>();
+                    let to = places.iter_mut().flat_map(|place| place.iter_mut());
+                    to.zip(bytes).for_each(|(to, from)| *to = *from);
+                    Ok(room.min(bytes.len()))
                 })
                 .unwrap_or_default();
             assert!(count > 0);
@@ -147,13 +212,13 @@ mod tests {
     }
 
     #[test]
-    fn holds_twice_as_much_for_a_reader_that_is_behind_and_then_has_no_room() {
+    fn holds_more_for_a_reader_that_is_behind_and_then_has_no_room() {
         let mut ring = Ring::default();
         while ring.room(Some(0)) > 0 {
             let at = ring.end();
-            ring.fill(ring.room(Some(0)), Some(0), |place| {
-                place.iter_mut().enumerate().for_each(|(n, byte)| *byte = ((at as usize + n) % 251) as u8);
-                Ok(place.len())
+            ring.fill(ring.room(Some(0)), Some(0), |places| {
+                let bytes = places.iter_mut().flat_map(|place| place.iter_mut());
+                Ok(bytes.enumerate().map(|(n, byte)| *byte = ((at as usize + n) % 251) as u8).count())
             })
             .expect("fills");
         }
@@ -161,5 +226,26 @@ mod tests {
         assert!(all(&ring, 0).iter().enumerate().all(|(n, byte)| *byte == (n % 251) as u8));
         assert_eq!(ring.room(Some(100)), 100);
         assert_eq!(ring.room(None), READ_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_large_one_holds_more_and_gives_it_back_when_nobody_reads_any_more() {
+        let mut ring = Ring::default();
+        assert!(ring.enlarge() && ring.enlarge());
+        while ring.room(Some(100)) > 0 {
+            let at = ring.end();
+            ring.fill(ring.room(Some(100)), Some(100), |places| {
+                let bytes = places.iter_mut().flat_map(|place| place.iter_mut());
+                Ok(bytes.enumerate().map(|(n, byte)| *byte = ((at as usize + n) % 251) as u8).count())
+            })
+            .expect("fills");
+        }
+        assert_eq!((ring.start(), ring.end()), (100, 100 + LARGE_HELD_BYTES_MAX as u64));
+        let kept = all(&ring, ring.end() - RING_BYTES_MAX as u64);
+        ring.settle();
+        assert_eq!((ring.memory(), ring.start()), (RING_BYTES_MAX, ring.end() - RING_BYTES_MAX as u64));
+        assert_eq!(all(&ring, 0), kept);
+        let mut others: Vec<Ring> = (0..LARGE_MAX + 1).map(|_| Ring::default()).collect();
+        assert!(!others.iter_mut().all(Ring::enlarge), "so many cannot all be large");
     }
 }

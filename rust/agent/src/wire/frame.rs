@@ -7,9 +7,15 @@ pub const HEADER_BYTES: usize = 12;
 pub const MARK_BYTES: usize = 4;
 /// Header and mark together.
 pub const FRAME_OVERHEAD: usize = HEADER_BYTES + MARK_BYTES;
+/// Payload of a frame, but for DATA from the agent.
 pub const FRAME_BYTES_MAX: usize = 65_536;
+/// Payload of DATA from the agent.
+pub const OUTPUT_FRAME_BYTES_MAX: usize = 262_144;
 pub const STREAMS_MAX: usize = 1_024;
+/// What the host may send on a new stream.
 pub const CREDIT_START_BYTES: u32 = 262_144;
+/// What the agent may send on a new stream.
+pub const OUTPUT_CREDIT_START_BYTES: u32 = 1_048_576;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]

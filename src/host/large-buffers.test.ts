@@ -1,0 +1,33 @@
+import { expect, test } from 'vitest';
+import { giveBack, LARGE_BYTES_MAX, takeBuffer, withByteBefore } from './large-buffers.ts';
+
+test('a large buffer is handed out again only after it was given back, and once', () => {
+  const first = takeBuffer(LARGE_BYTES_MAX);
+  const second = takeBuffer(LARGE_BYTES_MAX - 1);
+  expect(second.buffer).not.toBe(first.buffer);
+  giveBack(first.subarray(0)); // another object: somebody may still have the whole
+  const third = takeBuffer(LARGE_BYTES_MAX);
+  expect(third.buffer).not.toBe(first.buffer);
+  giveBack(first);
+  giveBack(first);
+  const [again, other] = [takeBuffer(LARGE_BYTES_MAX), takeBuffer(LARGE_BYTES_MAX)];
+  expect(again.buffer).toBe(first.buffer);
+  expect(other.buffer).not.toBe(first.buffer);
+});
+
+test.each([0, 1, 5_000, LARGE_BYTES_MAX / 2, LARGE_BYTES_MAX, LARGE_BYTES_MAX + 1])('a byte stands before %i bytes', (length) => {
+  const bytes = takeBuffer(length);
+  expect(bytes.byteLength).toBe(length);
+  bytes.fill(7);
+  const message = withByteBefore(2, bytes);
+  expect(message.byteLength).toBe(1 + length);
+  expect(Buffer.compare(message, Buffer.concat([Uint8Array.of(2), Buffer.alloc(length, 7)]))).toBe(0);
+});
+
+test('what is not from here is copied, and cannot be given back', () => {
+  const bytes = Buffer.alloc(LARGE_BYTES_MAX, 1);
+  const message = withByteBefore(1, bytes);
+  expect(message.buffer).not.toBe(bytes.buffer);
+  giveBack(bytes);
+  expect(takeBuffer(LARGE_BYTES_MAX).buffer).not.toBe(bytes.buffer);
+});

@@ -1,0 +1,40 @@
+// Buffers for large payloads that are used again. What passes through the daemon would otherwise be
+// garbage by the hundred megabytes, and each round of the collector goes over the whole heap.
+// Always true: a buffer is handed out again only after `giveBack` of the very object that was handed
+// out last; who forgets to give back leaves it to the collector. A view of it gives nothing back.
+
+/** The largest payload. */
+export const LARGE_BYTES_MAX = 262_144;
+/** Smaller ones get a buffer of their own, so that none is kept that is many times as large. */
+const LARGE_BYTES_MIN = LARGE_BYTES_MAX / 2;
+const KEPT_MAX = 8;
+
+const free: Buffer[] = [];
+const lent = new WeakMap<Uint8Array, Buffer>();
+
+/** So many bytes, whatever they hold. */
+export function takeBuffer(length: number): Uint8Array {
+  if (length < LARGE_BYTES_MIN || length > LARGE_BYTES_MAX) return Buffer.allocUnsafeSlow(length);
+  // One byte more, before it: see `withByteBefore`.
+  const whole = free.pop() ?? Buffer.allocUnsafeSlow(1 + LARGE_BYTES_MAX);
+  const bytes = whole.subarray(1, 1 + length);
+  lent.set(bytes, whole);
+  return bytes;
+}
+
+/** Nobody looks at these bytes any more. Harmless for bytes that are not from here. */
+export function giveBack(bytes: Uint8Array): void {
+  const whole = lent.get(bytes);
+  if (whole === undefined) return;
+  lent.delete(bytes);
+  if (free.length < KEPT_MAX) free.push(whole);
+}
+
+/** The bytes with one more before them: in place where they are from here, else a copy. */
+export function withByteBefore(byte: number, bytes: Uint8Array): Uint8Array {
+  const whole = lent.get(bytes);
+  const message = whole === undefined ? Buffer.allocUnsafe(1 + bytes.byteLength) : whole.subarray(0, 1 + bytes.byteLength);
+  message[0] = byte;
+  if (whole === undefined) message.set(bytes, 1);
+  return message;
+}
