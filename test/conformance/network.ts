@@ -32,7 +32,7 @@ const SHELL = `port=$1; shift; for a in "$@"; do (test "$(nc -w 2 $a $port < /de
 function foreignTables(home: string): readonly string[] {
   const own = `hutch_${createHash('sha256').update(join(home, 'data')).digest('hex').slice(0, 8)}`;
   const { stdout } = spawnSync('nft', ['list', 'tables'], { encoding: 'utf8' });
-  return [...stdout.matchAll(/^table inet (hutch\S*)$/gm)].map(([, table]) => table ?? '').filter((table) => table !== own);
+  return [...stdout.matchAll(/^table inet (hutch\S*)$/gm)].map(([, table]) => table ?? '').filter((table) => !table.startsWith(own));
 }
 
 export function network(subject: Subject): void {

@@ -10,6 +10,7 @@ import { nodeHost } from '../../src/host/node-host.ts';
 import type { Input } from '../../src/services/verbs.ts';
 import { realBootFiles } from '../qemu/fixture.ts';
 import { ApiError, DaemonUnderTest, type SandboxView } from '../support/daemon-under-test.ts';
+import { DockerEngine } from '../support/docker-engine.ts';
 import { testOperation } from '../support/operation.ts';
 
 const ROOT = join(import.meta.dirname, '../..');
@@ -26,10 +27,13 @@ export class Subject implements AsyncDisposable {
   readonly name: SubjectName;
   readonly daemon: DaemonUnderTest;
   readonly can: Capabilities;
+  /** For the backend that needs one. */
+  readonly #engine: DockerEngine | null;
   #box: Promise<SandboxView> | undefined;
 
-  private constructor(name: SubjectName, daemon: DaemonUnderTest, can: Capabilities) {
+  private constructor(name: SubjectName, daemon: DaemonUnderTest, can: Capabilities, engine: DockerEngine | null) {
     this.name = name;
+    this.#engine = engine;
     this.daemon = daemon;
     this.can = can;
   }
@@ -38,6 +42,9 @@ export class Subject implements AsyncDisposable {
   static async start(name: SubjectName, env: Readonly<Record<string, string>> = {}): Promise<Subject | string> {
     if (process.getuid?.() !== 0) return 'only root can run this suite';
     if (name !== 'reference') await realBootFiles(testOperation(), nodeHost()); // made once for all tests
+    await using undo = new AsyncDisposableStack();
+    const engine = name === 'docker' ? await DockerEngine.start() : null;
+    if (engine !== null) undo.use(engine);
     const daemon = await DaemonUnderTest.start({
       entry: join(import.meta.dirname, 'daemon.ts'),
       env: {
@@ -46,6 +53,7 @@ export class Subject implements AsyncDisposable {
         ...(name === 'reference' ? {} : { HUTCH_SANDBOX_BACKEND: name }),
         HUTCH_SANDBOX_NETWORK: 'none',
         HUTCH_SANDBOX_STOP_GRACE: '2s',
+        ...engine?.env,
         ...env,
       },
       async before(home) {
@@ -57,7 +65,10 @@ export class Subject implements AsyncDisposable {
       },
     });
     const probe = JSON.parse(await readFile(join(daemon.home, 'capabilities.json'), 'utf8')) as Probe;
-    if (probe.ok) return new Subject(name, daemon, probe.can);
+    if (probe.ok) {
+      undo.move();
+      return new Subject(name, daemon, probe.can, engine);
+    }
     await daemon[Symbol.asyncDispose]();
     return probe.why;
   }
@@ -121,7 +132,11 @@ export class Subject implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.daemon[Symbol.asyncDispose]();
+    try {
+      await this.daemon[Symbol.asyncDispose]();
+    } finally {
+      await this.#engine?.[Symbol.asyncDispose]();
+    }
   }
 }
 

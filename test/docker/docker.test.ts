@@ -50,7 +50,7 @@ test('a container has a minimal set of capabilities, no new privileges, its limi
     Memory: 256 * 2 ** 20,
     MemorySwap: 256 * 2 ** 20,
     NanoCpus: 1e9,
-    PidsLimit: 4096,
+    PidsLimit: 2048,
     RestartPolicy: { Name: 'no' },
     LogConfig: { Type: 'none' },
   });

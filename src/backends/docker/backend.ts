@@ -138,8 +138,11 @@ export function newDockerBackend(config: DockerConfig): Backend {
     const network = await ensureNetwork(op, config, engine, plan.network);
     // A directory that is to be mounted must be there, or an old Engine makes it.
     await makeSocketDir(op, plan);
+    await host.makeDir(op, plan.dataDir, 0o711);
+    // To the end, whoever gives up: the Engine would go on, and make what nobody has a mark of.
+    using whole = op.releasing(START_MS);
     const { Id, Warnings } = await engine
-      .json(op, created, {
+      .json(whole, created, {
         method: 'POST',
         path: '/containers/create',
         query: { name: containerName(plan) },
@@ -154,8 +157,7 @@ export function newDockerBackend(config: DockerConfig): Backend {
       });
     if ((Warnings ?? []).length > 0)
       op.log.info({ sandbox: plan.id, warnings: Warnings }, 'the Docker Engine has warnings about a container');
-    await host.makeDir(op, plan.dataDir, 0o711);
-    await host.writeFileAtomic(op, markPath(plan), JSON.stringify({ containerId: Id, reach: reach.kind }), 0o600);
+    await host.writeFileAtomic(whole, markPath(plan), JSON.stringify({ containerId: Id, reach: reach.kind }), 0o600);
     if (reach.kind === 'attached') await putAgentIn(op, Id);
   }
 
@@ -249,7 +251,11 @@ export function newDockerBackend(config: DockerConfig): Backend {
         await ensureNetwork(op, config, engine, plan.network);
       }
       const preparedMs = host.monotonicMs();
-      await engine.call(op, { method: 'POST', path: `/containers/${container.Id}/start` }, START_MS);
+      {
+        // To the end, whoever gives up: else it would start after it was found not to run.
+        using whole = op.releasing(START_MS);
+        await engine.call(whole, { method: 'POST', path: `/containers/${container.Id}/start` }, START_MS);
+      }
       if (plan.network !== 'none') await config.network.isolate(op);
       const evidence = await inspect(op, plan);
       if (!evidence.alive) throw op.error('unavailable', `its container ended at once, with exit code ${evidence.exitCode ?? 'unknown'}`);

@@ -42,7 +42,7 @@ export const API_MIN = [1, 41] as const;
 export const API_MAX = [1, 47] as const;
 
 /** Processes and threads of one sandbox. */
-export const PIDS_MAX = 4_096;
+export const PIDS_MAX = 2_048;
 
 export const LABEL = {
   sandbox: 'dev.hutch.sandbox',
