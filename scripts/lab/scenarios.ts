@@ -130,9 +130,17 @@ const scenarios: readonly Scenario[] = [
   {
     name: 'a user without privileges gets sandboxes under KVM, and leaves nothing',
     run: async () => {
+      await must('./hutch version'); // builds what the checkout's owner alone may write
       await must('mkdir -p ~/.local/share/hutch && cp -a .tools/data/{images,kernels,initramfs} ~/.local/share/hutch/', 'dev');
       const ran = await must('export HUTCH_DAEMON_LISTEN=off; ./hutch run --rm -- sh -c "id -u; dmesg | grep Hypervisor"', 'dev');
       expect(/^0\n.*KVM/.test(ran), 'root in the guest, under KVM', ran);
+      const doctor = await must('export HUTCH_DAEMON_LISTEN=off; ./hutch doctor --json', 'dev');
+      expect(/works: none, allow, allow-lan/.test(doctor), 'they have a network, without root', doctor);
+      const reached = await must(
+        `export HUTCH_DAEMON_LISTEN=off; ./hutch run --rm -- sh -c 'curl -sI -m 20 http://deb.debian.org | head -1; curl -s -m 5 http://$0:4880; echo $?' $(hostname -I | cut -d' ' -f1)`,
+        'dev',
+      );
+      expect(/^HTTP.*\n7\n$/.test(reached), 'the internet is reached, the host is not', reached);
       const leaks = await must(
         'export HUTCH_DAEMON_LISTEN=off; ./hutch doctor --leaks; ./hutch daemon stop; pgrep -u dev -l "qemu|hutch|passt" || echo none',
         'dev',

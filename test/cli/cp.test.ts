@@ -1,6 +1,22 @@
 // hutch cp: docker's rules, both ways, and archives that mean harm.
+import { spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { chmod, lstat, mkdir, mkdtemp, readdir, readFile, readlink, rm, stat, symlink, utimes, writeFile } from 'node:fs/promises';
+import {
+  appendFile,
+  chmod,
+  lstat,
+  mkdir,
+  mkdtemp,
+  readdir,
+  readFile,
+  readlink,
+  rm,
+  stat,
+  symlink,
+  truncate,
+  utimes,
+  writeFile,
+} from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type Header, pack } from 'tar-stream';
@@ -74,6 +90,31 @@ test('a tree goes in and comes out as it was: modes, times, links, names', async
   expect(info.mode & 0o7777).toBe(0o751);
   expect(Math.floor(info.mtimeMs / 1_000)).toBe(1_600_000_000);
   expect(await readlink(join(here, 'back/link'))).toBe('run.sh');
+});
+
+test('files that the kernel makes as they are read go both ways, and times to the last digit that the system keeps', async () => {
+  expect((await world.run(['cp', 'box:/proc/self/limits', 'box:/proc/sys/kernel/ostype', here])).code).toBe(0);
+  expect(await readFile(join(here, 'limits'), 'utf8')).toMatch(/^Limit .*\nMax cpu time /);
+  expect(await readFile(join(here, 'ostype'), 'utf8')).toBe('Linux\n');
+  expect((await world.run(['cp', '/proc/sys/kernel/ostype', '/proc/self/limits', 'box:/w'])).code).toBe(0);
+  expect(await inside('cat /w/ostype; head -c 5 /w/limits')).toBe('Linux\nLimit');
+  await writeFile(join(here, 'timed'), '');
+  await utimes(join(here, 'timed'), 0, Date.parse('2001-02-03T04:05:06.250Z') / 1_000);
+  await world.ok('cp', join(here, 'timed'), 'box:/w');
+  await world.ok('cp', 'box:/w/timed', join(here, 'back'));
+  expect((await stat(join(here, 'back'))).mtimeMs).toBe(Date.parse('2001-02-03T04:05:06.250Z'));
+});
+
+test('a tar stream with holes is unpacked', async () => {
+  await writeFile(join(here, 'holes'), '');
+  await truncate(join(here, 'holes'), 3_000_000);
+  await appendFile(join(here, 'holes'), 'end');
+  for (const format of ['gnu', 'pax']) {
+    const { stdout: tar } = spawnSync('tar', ['-cSf', '-', `--format=${format}`, '-C', here, 'holes']);
+    expect(tar.length).toBeLessThan(100_000);
+    expect((await world.run(['cp', '-', 'box:/w'], { input: tar })).code).toBe(0);
+    expect(await inside('stat -c %s /w/holes; tail -c 3 /w/holes; rm /w/holes')).toBe('3000003\nend');
+  }
 });
 
 test('a directory goes into one that exists, and with /. only its content', async () => {

@@ -255,6 +255,73 @@ fn a_tree_goes_out_as_an_archive_and_comes_back_the_same() {
     assert_eq!(listing(&tree), listing(&third));
 }
 
+#[test]
+fn files_with_holes_come_in_with_their_holes_however_tar_writes_them() {
+    let agent = Agent::start();
+    let mut client = agent.accept();
+    let name = format!("{}file with holes", "long-".repeat(30));
+    let path = agent.path(&name);
+    let mut content = vec![0; 8 << 20];
+    // So many pieces that a map of the header's own does not hold them; the file ends in a hole.
+    for piece in 0..60usize {
+        let from = piece * 131_072 + 4096;
+        content[from..from + 4096 + piece].fill(1 + piece as u8);
+    }
+    std::fs::write(&path, &content).expect("writes");
+    let dug = std::process::Command::new("fallocate").args(["--dig-holes", &path]).status();
+    assert!(dug.expect("fallocate runs").success());
+    for format in [
+        &["--format=gnu"] as &[&str],
+        &["--format=pax", "--sparse-version=0.0"],
+        &["--format=pax", "--sparse-version=0.1"],
+        &["--format=pax", "--sparse-version=1.0"],
+    ] {
+        let tar = std::process::Command::new("tar").args(["-cSf", "-", "-C", &agent.path("")]).args(format).arg(&name).output();
+        let archive = tar.expect("tar runs").stdout;
+        assert!(archive.len() < content.len() / 4, "{format:?} has holes");
+        let target = agent.path("target");
+        upload(&mut client, "tar.unpack", at(&target).with("mkdirs", Some(true.into())), &archive).expect("unpacked");
+        let copy = format!("{target}/{name}");
+        assert!(std::fs::read(&copy).expect("reads") == content, "{format:?}");
+        assert!(std::fs::metadata(&copy).expect("there").blocks() * 512 < content.len() as u64 / 2, "{format:?}");
+        // Cut anywhere, it is refused or the file is not there whole: never a file that looks right.
+        for end in [512, 1024, 1536, 2048, 4096] {
+            upload(&mut client, "tar.unpack", at(&target), &archive[..end]).expect_err("it is cut off");
+        }
+        std::fs::remove_dir_all(&target).expect("removes");
+    }
+}
+
+#[test]
+fn files_that_the_kernel_makes_go_out_whole_and_times_to_the_nanosecond() {
+    let agent = Agent::start();
+    let mut client = agent.accept();
+    for path in ["/proc/sys/kernel/ostype", "/proc/self/limits", "/sys/kernel/mm/transparent_hugepage/enabled"] {
+        if !exists(path) {
+            continue;
+        }
+        let (archive, _) = download(&mut client, "tar.pack", at(path)).expect("packed");
+        let target = agent.path("made");
+        upload(&mut client, "tar.unpack", at(&target).with("mkdirs", Some(true.into())), &archive).expect("unpacked");
+        let copy = std::fs::read(format!("{target}/{}", path.rsplit('/').next().expect("a name"))).expect("reads");
+        assert!(!copy.is_empty() && !copy.contains(&0), "{path}");
+        if !path.contains("/self/") {
+            assert_eq!(copy, std::fs::read(path).expect("reads"));
+        }
+    }
+    let path = agent.path("timed");
+    std::fs::write(&path, "x").expect("writes");
+    for time in ["2001-02-03 04:05:06.123456789", "1969-12-31 23:59:58.250000001"] {
+        let touched = std::process::Command::new("touch").env("TZ", "UTC").args(["-m", "-d", time, &path]).status();
+        assert!(touched.expect("touch runs").success());
+        let (archive, _) = download(&mut client, "tar.pack", at(&path)).expect("packed");
+        let target = agent.path("copied");
+        upload(&mut client, "tar.unpack", at(&target).with("mkdirs", Some(true.into())), &archive).expect("unpacked");
+        let of = |path: &str| std::fs::metadata(path).map(|stat| (stat.mtime(), stat.mtime_nsec())).expect("there");
+        assert_eq!(of(&format!("{target}/timed")), of(&path), "{time}");
+    }
+}
+
 fn header(path: &[u8], kind: Kind, link: &[u8], size: u64) -> Vec<u8> {
     let header = Header {
         kind,
@@ -266,6 +333,7 @@ fn header(path: &[u8], kind: Kind, link: &[u8], size: u64) -> Vec<u8> {
         gid: 0,
         mtime: (0, 0),
         device: (0, 0),
+        sparse: None,
     };
     header.encode()
 }

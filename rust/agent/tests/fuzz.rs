@@ -204,9 +204,30 @@ fn any_archive_is_read_to_its_end_or_refused() {
             .expect("tar runs")
             .stdout
     };
-    let seeds = [tar("gnu"), tar("pax"), tar("ustar"), tar("v7")];
+    let holes = std::env::temp_dir().join(format!("hutch-fuzz-holes-{}", std::process::id()));
+    std::fs::create_dir_all(&holes).expect("makes");
+    let with_holes = std::fs::File::create(holes.join("file")).expect("makes");
+    for piece in 0..40u64 {
+        std::os::unix::fs::FileExt::write_at(&with_holes, b"piece", piece * 65_536).expect("writes");
+    }
+    let sparse = |arguments: &[&str]| {
+        let tar =
+            std::process::Command::new("tar").arg("-C").arg(&holes).args(["-cSf", "-"]).args(arguments).arg("file").output();
+        tar.expect("tar runs").stdout
+    };
+    let seeds = [
+        tar("gnu"),
+        tar("pax"),
+        tar("ustar"),
+        tar("v7"),
+        sparse(&["--format=gnu"]),
+        sparse(&["--format=pax", "--sparse-version=0.0"]),
+        sparse(&["--format=pax", "--sparse-version=0.1"]),
+        sparse(&["--format=pax", "--sparse-version=1.0"]),
+    ];
+    std::fs::remove_dir_all(&holes).expect("removes");
     run("archives", |random| {
-        let mut bytes = seeds[random.below(4)].clone();
+        let mut bytes = seeds[random.below(seeds.len())].clone();
         // Mostly in the headers: they are at the beginnings of blocks.
         let block = random.below(bytes.len() / 512) * 512;
         let mut part = bytes[block..].to_vec();
@@ -222,6 +243,14 @@ fn any_archive_is_read_to_its_end_or_refused() {
                 Ok(Some(header)) => {
                     if let Ok(names) = names(&header.path) {
                         assert!(names.iter().all(|name| !name.is_empty() && name != b".." && !name.contains(&b'/')));
+                    }
+                    if let Some(sparse) = &header.sparse {
+                        let mut end = 0;
+                        for piece in &sparse.pieces {
+                            assert!(piece.offset >= end && piece.bytes <= sparse.size - piece.offset, "{sparse:?}");
+                            end = piece.offset + piece.bytes;
+                        }
+                        assert_eq!(sparse.pieces.iter().map(|piece| piece.bytes).sum::<u64>(), header.size);
                     }
                     if reader.skip(header.size).and_then(|()| reader.skip_padding(header.size)).is_err() {
                         return;

@@ -8,6 +8,9 @@ import { pipeline } from 'node:stream/promises';
 import { type Header, type Pack, pack } from 'tar-stream';
 import { HutchError } from '../../domain/errors.ts';
 
+const PAGE_BYTES = 4_096;
+const MADE_BYTES_MAX = 16 * 1024 * 1024;
+
 type NewHeader = Partial<Header> & Pick<Header, 'name'>;
 
 export type Source = {
@@ -52,12 +55,34 @@ async function addTree(archive: Pack, path: string, name: string | null, onSkipp
 async function addOne(archive: Pack, path: string, name: string, info: Stats, onSkipped: (path: string) => void): Promise<void> {
   if (info.isSymbolicLink()) return await entry(archive, { ...headerOf(info), name, type: 'symlink', linkname: await readlink(path) });
   if (!info.isFile()) return onSkipped(path);
+  if (info.blocks === 0 && info.size <= PAGE_BYTES) return await addMade(archive, path, name, info);
   const sink = archive.entry({ ...headerOf(info), name, type: 'file', size: info.size });
   // A file that grows meanwhile is cut where it ended; one that shrinks breaks the archive, loudly.
   const content = info.size === 0 ? Readable.from([]) : createReadStream(path, { end: info.size - 1, highWaterMark: 256 * 1024 });
   await pipeline(content, sink as unknown as NodeJS.WritableStream).catch((error: unknown) => {
     const shrank = error instanceof Error && error.message === 'Size mismatch';
     throw shrank ? new HutchError({ code: 'conflict', message: `${path} became shorter while it was copied`, hint: 'try again' }) : error;
+  });
+}
+
+/** What the kernel makes as it is read: files in /proc say that they have no bytes, those in /sys a page. */
+async function addMade(archive: Pack, path: string, name: string, info: Stats): Promise<void> {
+  const pieces: Buffer[] = [];
+  let bytes = 0;
+  for await (const piece of createReadStream(path) as AsyncIterable<Buffer>) {
+    pieces.push(piece);
+    bytes += piece.byteLength;
+    if (bytes > MADE_BYTES_MAX)
+      throw new HutchError({
+        code: 'invalid_argument',
+        message: `${path} does not say its size and has more than ${MADE_BYTES_MAX} bytes`,
+        hint: `pipe it: hutch exec -i SANDBOX -- sh -c 'cat > FILE' < ${path}`,
+      });
+  }
+  await new Promise<void>((resolve, reject) => {
+    archive.entry({ ...headerOf(info), name, type: 'file', size: bytes }, Buffer.concat(pieces), (error) =>
+      error ? reject(error) : resolve(),
+    );
   });
 }
 

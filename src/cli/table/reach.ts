@@ -14,7 +14,7 @@ export const reachVerbs: readonly Verb[] = [
     flags: [{ name: 'user', short: 'u', value: 'USER', about: 'As whom, inside' }],
     positionals: [{ name: 'SRC… DST', takes: 'several', completes: 'path' }],
     notes:
-      'A place in a sandbox is SANDBOX:PATH; `-` is a tar stream on stdin or stdout. As with docker cp: a directory\ncopied onto one that exists goes into it, one whose path ends with /. gives its content. Modes and times are\nkept. A relative PATH begins where commands start: the sandbox’s working directory, else the user’s home. A local path\nwith a colon is written ./like:this. --json says how many entries and bytes of the tar stream were copied.',
+      'A place in a sandbox is SANDBOX:PATH; `-` is a tar stream on stdin or stdout. As with docker cp: a directory\ncopied onto one that exists goes into it, one whose path ends with /. gives its content. Modes and times are\nkept, but for the set-user-id and set-group-id bits on the way out: what a sandbox made must not run here as\nsomebody else. A relative PATH begins where commands start: the sandbox’s working directory, else the user’s home. A local path\nwith a colon is written ./like:this. --json says how many entries and bytes of the tar stream were copied.',
     load: async () => (await import('../verbs/cp.ts')).run,
   },
   {

@@ -1,4 +1,5 @@
 //! One 512-byte header, and the PAX records that say what does not fit into it.
+use super::sparse::{Rest, Sparse};
 use crate::fault::Fault;
 
 pub const BLOCK: usize = 512;
@@ -36,14 +37,16 @@ pub struct Header {
     /// Seconds and nanoseconds.
     pub mtime: (i64, u32),
     pub device: (u32, u32),
+    /// Of a file with holes: where the content belongs.
+    pub sparse: Option<Sparse>,
 }
 
-fn bad(what: &str) -> Fault {
+pub fn bad(what: &str) -> Fault {
     Fault::invalid_argument(format!("the archive cannot be read: {what}"))
 }
 
 /// A field of octal digits, or GNU's binary form with its first bit set.
-fn number(field: &[u8], what: &str) -> Result<i64, Fault> {
+pub fn number(field: &[u8], what: &str) -> Result<i64, Fault> {
     if let Some((first, rest)) = field.split_first()
         && first & 0x80 != 0
     {
@@ -85,9 +88,9 @@ impl Header {
         if told != sum(false) && told != sum(true) {
             return Err(bad("a checksum does not fit; is it a tar archive, not compressed?"));
         }
-        let [kind] = *field(156, 1) else { return Err(bad("a header is cut off")) };
-        let kind = match kind {
-            0 | b'0' | b'7' => Kind::File,
+        let [letter] = *field(156, 1) else { return Err(bad("a header is cut off")) };
+        let kind = match letter {
+            0 | b'0' | b'7' | b'S' => Kind::File,
             b'1' => Kind::HardLink,
             b'2' => Kind::Symlink,
             b'3' => Kind::Char,
@@ -98,7 +101,6 @@ impl Header {
             b'g' => Kind::PaxGlobal,
             b'L' => Kind::LongName,
             b'K' => Kind::LongLink,
-            b'S' => return Err(bad("sparse entries are not supported; make the archive without --sparse")),
             other => return Err(bad(&format!("entries of type {:?} are not supported", char::from(other)))),
         };
         let mut path = text(field(0, 100)).to_vec();
@@ -125,11 +127,13 @@ impl Header {
                 narrow(number(field(329, 8), "a device")?, "a device")?,
                 narrow(number(field(337, 8), "a device")?, "a device")?,
             ),
+            sparse: if letter == b'S' { Some(Sparse::parse(block)?) } else { None },
         }))
     }
 
-    /// Takes over what PAX records say. Unknown ones are ignored, but for those of sparse files.
+    /// Takes over what PAX records say. Unknown ones are ignored.
     pub fn apply_pax(&mut self, mut records: &[u8]) -> Result<(), Fault> {
+        let (mut version, mut offset, mut name) = ((0, 0), None, None);
         while !records.is_empty() {
             let (key, value, rest) = pax_record(records)?;
             records = rest;
@@ -142,13 +146,33 @@ impl Header {
                 b"uid" => self.uid = u32::try_from(whole()?).map_err(|_| bad("an owner is out of range"))?,
                 b"gid" => self.gid = u32::try_from(whole()?).map_err(|_| bad("a group is out of range"))?,
                 b"mtime" => self.mtime = pax_time(value_text()?).ok_or_else(|| bad("a time"))?,
-                _ if key.starts_with(b"GNU.sparse") => {
-                    return Err(bad("sparse entries are not supported; make the archive without --sparse"));
+                b"GNU.sparse.major" => version.0 = whole()?,
+                b"GNU.sparse.minor" => version.1 = whole()?,
+                b"GNU.sparse.name" => name = Some(value.to_vec()),
+                b"GNU.sparse.size" | b"GNU.sparse.realsize" => self.sparse_mut().size = whole()?,
+                b"GNU.sparse.map" => self.sparse_mut().push_list(value_text()?)?,
+                b"GNU.sparse.offset" => offset = Some(whole()?),
+                b"GNU.sparse.numbytes" => {
+                    let at = offset.take().ok_or_else(|| bad("a map of a sparse file has no offset"))?;
+                    self.sparse_mut().push(at, whole()?)?;
                 }
                 _ => {}
             }
         }
+        match version {
+            (0, 0 | 1) => {}
+            (1, 0) => self.sparse_mut().rest = Rest::Content,
+            (major, minor) => return Err(bad(&format!("sparse files of version {major}.{minor} are not supported"))),
+        }
+        // In its place `path` has a name for those who do not know of sparse files.
+        if let Some(name) = name {
+            self.path = name;
+        }
         Ok(())
+    }
+
+    fn sparse_mut(&mut self) -> &mut Sparse {
+        self.sparse.get_or_insert_default()
     }
 
     /// The header blocks of this entry, PAX records first where they are needed.
@@ -170,9 +194,9 @@ impl Header {
                 record(key, id.to_string().as_bytes());
             }
         }
-        let (seconds, _) = self.mtime;
-        if !(0..1 << 33).contains(&seconds) {
-            record("mtime", seconds.to_string().as_bytes());
+        let (seconds, nanos) = self.mtime;
+        if nanos != 0 || !(0..1 << 33).contains(&seconds) {
+            record("mtime", time_text(seconds, nanos).as_bytes());
         }
         let mut out = Vec::new();
         if !records.is_empty() {
@@ -252,11 +276,21 @@ fn pax_record(records: &[u8]) -> Result<Record<'_>, Fault> {
     Ok((key, value.get(1..).unwrap_or_default(), records.get(length..).unwrap_or_default()))
 }
 
-/// `1700000000.25`
+/// `1700000000.25`, and for a time before 1970 the distance to it, as in `-4.75`.
 fn pax_time(text: &str) -> Option<(i64, u32)> {
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
     let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
-    Some((seconds.parse().ok()?, digits.parse().ok()?))
+    let (whole, nanos): (i64, u32) = (seconds.parse().ok()?, digits.parse().ok()?);
+    if text.starts_with('-') && nanos > 0 { Some((whole.checked_sub(1)?, 1_000_000_000 - nanos)) } else { Some((whole, nanos)) }
+}
+
+fn time_text(seconds: i64, nanos: u32) -> String {
+    let (sign, whole, nanos) = match (seconds, nanos) {
+        (i64::MIN..0, 1..) => ("-", (seconds + 1).unsigned_abs(), 1_000_000_000 - nanos),
+        (i64::MIN..0, 0) => ("-", seconds.unsigned_abs(), 0),
+        _ => ("", seconds.unsigned_abs(), nanos),
+    };
+    if nanos == 0 { format!("{sign}{whole}") } else { format!("{sign}{whole}.{nanos:09}") }
 }
 
 #[cfg(test)]
@@ -274,6 +308,7 @@ mod tests {
             gid: 1001,
             mtime: (1_700_000_000, 0),
             device: (0, 0),
+            sparse: None,
         }
     }
 
@@ -297,7 +332,7 @@ mod tests {
             link: vec![b'l'; 200],
             size: 1 << 40,
             uid: u32::MAX - 1,
-            mtime: (-5, 0),
+            mtime: (-5, 250_000_000),
             kind: Kind::Symlink,
             ..header()
         };
@@ -319,13 +354,23 @@ mod tests {
         let mut block: [u8; BLOCK] = header().block(b'0');
         block[0] ^= 1;
         assert!(Header::parse(&block).is_err());
-        assert!(Header::parse(&header().block(b'S')).is_err());
         assert!(Header::parse(&header().block(b'?')).is_err());
         assert_eq!(Header::parse(&[0; BLOCK]), Ok(None));
-        for records in ["5 a=b", "99999999 a=b\n", "x a=b\n", "6 ab\n\n", "11 size=-1\n", "22 GNU.sparse.major=1\n"] {
+        for records in [
+            "5 a=b",
+            "99999999 a=b\n",
+            "x a=b\n",
+            "6 ab\n\n",
+            "11 size=-1\n",
+            "22 GNU.sparse.major=2\n",
+            "28 GNU.sparse.numbytes=100\n",
+        ] {
             assert!(header().apply_pax(records.as_bytes()).is_err(), "{records}");
         }
-        assert_eq!(pax_time("12.5"), Some((12, 500_000_000)));
+        for time in [(12, 500_000_000), (0, 1), (-1, 250_000_000), (-5, 999_999_999), (-5, 0), (1 << 40, 7), (i64::MIN, 0)] {
+            assert_eq!(pax_time(&time_text(time.0, time.1)), Some(time));
+        }
+        assert_eq!((pax_time("12.5"), pax_time("-4.75")), (Some((12, 500_000_000)), Some((-5, 250_000_000))));
         assert_eq!(number(&[0x80, 0, 0, 1, 0], "x"), Ok(256));
         assert!(number(&[0x80 | 0x3f, 255, 255, 255, 255, 255, 255, 255, 255, 255], "x").is_err());
     }

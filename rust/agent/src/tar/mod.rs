@@ -3,4 +3,5 @@
 pub mod header;
 pub mod pack;
 pub mod reader;
+pub mod sparse;
 pub mod unpack;

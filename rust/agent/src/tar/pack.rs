@@ -12,6 +12,8 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 const CHUNK: usize = 64 * 1024;
+const PAGE_BYTES: i64 = 4096;
+const MADE_BYTES_MAX: usize = 16 << 20;
 /// Deeper trees are refused: each level holds a descriptor.
 const DEPTH_MAX: usize = 512;
 /// So many files with several names are remembered; further ones are packed once per name.
@@ -126,8 +128,9 @@ impl Packer<'_> {
             mode: stat.st_mode & 0o7777,
             uid: stat.st_uid,
             gid: stat.st_gid,
-            mtime: (stat.st_mtime, 0),
+            mtime: (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)),
             device: (0, 0),
+            sparse: None,
         };
         self.entries += 1;
         match kind {
@@ -188,6 +191,13 @@ impl Packer<'_> {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Ok(());
         }
+        if stat.st_blocks == 0 && stat.st_size <= PAGE_BYTES {
+            let content = read_made(&file).map_err(failed(&name))?.ok_or_else(|| too_long(&name))?;
+            header.size = content.len() as u64;
+            self.header(&header)?;
+            self.buffer.extend_from_slice(&content);
+            return self.pad(header.size);
+        }
         header.size = u64::try_from(stat.st_size).unwrap_or(0);
         self.header(&header)?;
         let mut left = header.size;
@@ -207,8 +217,36 @@ impl Packer<'_> {
             left -= count as u64;
             self.flush(CHUNK)?;
         }
-        let padding = (BLOCK as u64 - header.size % BLOCK as u64) % BLOCK as u64;
-        self.buffer.resize(self.buffer.len() + padding as usize, 0);
-        Ok(())
+        self.pad(header.size)
     }
+
+    fn pad(&mut self, size: u64) -> Result<(), Fault> {
+        let padding = (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64;
+        self.buffer.resize(self.buffer.len() + padding as usize, 0);
+        self.flush(CHUNK)
+    }
+}
+
+/// The whole of a file that the kernel makes as it is read: those in /proc say that they have no bytes, those in /sys
+/// a page. None: it does not end.
+fn read_made(file: &OwnedFd) -> Result<Option<Vec<u8>>, Errno> {
+    let mut content = Vec::new();
+    let mut chunk = vec![0; CHUNK];
+    while content.len() <= MADE_BYTES_MAX {
+        match rustix::io::read(file, &mut chunk) {
+            // What would only come later does not belong to it.
+            Ok(0) | Err(Errno::AGAIN) => return Ok(Some(content)),
+            Ok(count) => content.extend_from_slice(chunk.get(..count).unwrap_or_default()),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(None)
+}
+
+fn too_long(name: &[u8]) -> Fault {
+    Fault::invalid_argument(format!(
+        "{} does not say its size and has more than {MADE_BYTES_MAX} bytes",
+        String::from_utf8_lossy(name)
+    ))
 }

@@ -1,5 +1,6 @@
 //! An archive as a sequence of entries, out of chunks of any size.
 use super::header::{BLOCK, EXTENSION_BYTES_MAX, Header, Kind};
+use super::sparse::Rest;
 use crate::fault::Fault;
 
 /// Where the bytes come from: None is the end.
@@ -84,6 +85,23 @@ impl<S: Source> Reader<S> {
         Ok(bytes)
     }
 
+    /// Of a file with holes: reads the rest of its map, after which its size is that of the pieces.
+    fn map(&mut self, header: &mut Header) -> Result<(), Fault> {
+        let Some(sparse) = &mut header.sparse else { return Ok(()) };
+        while sparse.rest == Rest::Blocks {
+            sparse.extend(&self.block()?)?;
+        }
+        if sparse.rest == Rest::Content {
+            header.size -= sparse.read_content(header.size, || self.block())?;
+        }
+        sparse.check(header.size)
+    }
+
+    fn block(&mut self) -> Result<[u8; BLOCK], Fault> {
+        let mut block = [0; BLOCK];
+        if self.fill(&mut block)? { Ok(block) } else { Err(cut()) }
+    }
+
     /// The next entry with all that its extensions say; its content is to be read next. None at the
     /// end, after which everything was read.
     pub fn entry(&mut self) -> Result<Option<Header>, Fault> {
@@ -93,6 +111,9 @@ impl<S: Source> Reader<S> {
             let mut block = [0; BLOCK];
             let header = if self.fill(&mut block)? { Header::parse(&block)? } else { None };
             let Some(mut header) = header else {
+                if pax.is_some() || long_name.is_some() || long_link.is_some() {
+                    return Err(cut());
+                }
                 // The rest is padding: tar fills up its last record.
                 while !self.some(usize::MAX)?.is_empty() {}
                 return Ok(None);
@@ -118,7 +139,9 @@ impl<S: Source> Reader<S> {
                         self.skip(header.size)?;
                         self.skip_padding(header.size)?;
                     }
-                    if header.kind != Kind::File {
+                    if header.kind == Kind::File {
+                        self.map(&mut header)?;
+                    } else {
                         // Links and devices have no content, whatever their size says.
                         header.size = 0;
                     }

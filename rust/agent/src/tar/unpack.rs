@@ -11,8 +11,8 @@ use crate::jobs::{JobPort, Ticket};
 use crate::wire::fields::{Fields, PATH_BYTES_MAX};
 use crate::wire::value::Value;
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid, chmodat, chownat, fchmod, linkat,
-    makedev, mkdirat, mknodat, open, openat, openat2, statat, symlinkat, unlinkat, utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid, chmodat, chownat, fchmod,
+    ftruncate, linkat, makedev, mkdirat, mknodat, open, openat, openat2, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
@@ -165,20 +165,13 @@ impl Unpacker<'_> {
     fn file<S: Source>(&self, directory: &OwnedFd, base: &[u8], header: &Header, reader: &mut Reader<S>) -> Result<(), Fault> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(directory, base, flags, Mode::from_raw_mode(0o600)).map_err(system)?;
-        let mut left = header.size;
-        while left > 0 {
-            let bytes = reader.some(usize::try_from(left).unwrap_or(usize::MAX))?;
-            if bytes.is_empty() {
-                return Err(Fault::invalid_argument("the archive ends in the middle of it"));
-            }
-            left -= bytes.len() as u64;
-            let mut rest = bytes;
-            while !rest.is_empty() {
-                match rustix::io::write(&file, rest) {
-                    Ok(count) => rest = rest.get(count..).unwrap_or_default(),
-                    Err(Errno::INTR) => {}
-                    Err(errno) => return Err(system(errno)),
+        match &header.sparse {
+            None => write_at(&file, 0, header.size, reader)?,
+            Some(sparse) => {
+                for piece in &sparse.pieces {
+                    write_at(&file, piece.offset, piece.bytes, reader)?;
                 }
+                ftruncate(&file, sparse.size).map_err(system)?;
             }
         }
         if self.keep_owner {
@@ -270,6 +263,29 @@ impl Unpacker<'_> {
             result => result,
         }
     }
+}
+
+/// Writes the next `bytes` of the content.
+fn write_at<S: Source>(file: &OwnedFd, mut offset: u64, bytes: u64, reader: &mut Reader<S>) -> Result<(), Fault> {
+    let mut left = bytes;
+    while left > 0 {
+        let mut rest = reader.some(usize::try_from(left).unwrap_or(usize::MAX))?;
+        if rest.is_empty() {
+            return Err(Fault::invalid_argument("the archive ends in the middle of it"));
+        }
+        left -= rest.len() as u64;
+        while !rest.is_empty() {
+            match rustix::io::pwrite(file, rest, offset) {
+                Ok(count) => {
+                    offset += count as u64;
+                    rest = rest.get(count..).unwrap_or_default();
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(system(errno)),
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Where the kernel has no openat2: name by name, and no link is followed at all.
