@@ -121,6 +121,8 @@ function wantsJson(words: readonly string[]): boolean {
 async function end(error: unknown): Promise<never> {
   progress.clear();
   let code = exitOf('readerGone');
+  // Ctrl-C is how one ends `ls --watch` or `forward`: nothing went wrong, and nothing is left to say.
+  if (interrupts.exitCode !== null && !json && error === interrupts.signal.reason) process.exit(interrupts.exitCode);
   if (!(error instanceof ReaderGone)) {
     try {
       code = await tell(io, toHutchError(error), { json, passesExitCode });

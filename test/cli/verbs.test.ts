@@ -89,6 +89,40 @@ test('streams are lines of JSON in the API’s schema', async () => {
   for (const one of await lines('ledger', 'export', '--format', 'cocoon')) expect(one).toHaveProperty('kind');
 });
 
+test('events -n gives the last ones, and with --cursor the first ones from there', async () => {
+  const lines = async (...args: string[]) =>
+    (await world.ok('events', '--json', ...args)).split('\n').map((line) => JSON.parse(line) as { cursor: number });
+  const all = await lines();
+  expect(all.length).toBeGreaterThan(5);
+  expect(await lines('-n', '3')).toEqual(all.slice(-3));
+  expect(await lines('-n', '2', '--cursor', String(all[1]?.cursor))).toEqual(all.slice(2, 4));
+  const child = world.spawn(['events', '-f', '-n', '2', '--json']);
+  const seen: unknown[] = [];
+  createInterface({ input: child.stdout }).on('line', (line) => seen.push(JSON.parse(line)));
+  await eventually('the last two', () => seen.length === 2);
+  await world.ok('pause', 'box');
+  await world.ok('resume', 'box');
+  await eventually('what comes', () => seen.length === 4);
+  const done = outcomeOf(child);
+  child.kill('SIGINT');
+  expect((await done).code).toBe(130);
+  expect(seen.slice(0, 4)).toEqual((await lines()).slice(all.length - 2));
+});
+
+test('Ctrl-C ends what goes on until then with 130, and without a complaint', async () => {
+  for (const args of [
+    ['ls', '--watch'],
+    ['ledger', 'tail', '-f'],
+    ['forward', 'box', '0:80'],
+  ]) {
+    const child = world.spawn(args);
+    const done = outcomeOf(child, args);
+    await once(child.stdout, 'data');
+    child.kill('SIGINT');
+    expect(await done, args.join(' ')).toMatchObject({ code: 130, stderr: '' });
+  }
+});
+
 test('exec --json tells start, output and exit as lines', async () => {
   const { stdout, code } = await world.run(['exec', '--json', 'box', '--', 'sh', '-c', 'printf out; printf err >&2; exit 3']);
   const lines = stdout

@@ -23,7 +23,7 @@ export const traceVerbs: readonly Verb[] = [
       { name: 'follow', short: 'f', about: 'Go on with what comes' },
       { name: 'sandbox', value: 'SANDBOX', about: 'Only its events' },
       { name: 'cursor', value: 'N', about: 'From this event on' },
-      { name: 'limit', short: 'n', value: 'N', about: 'At most so many' },
+      { name: 'limit', short: 'n', value: 'N', about: 'Only the last N; with --cursor the first N from there' },
     ],
     positionals: [],
     load: async () => (await import('../verbs/events.ts')).run,

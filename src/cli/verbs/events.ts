@@ -15,24 +15,37 @@ export async function run(context: Context, args: Args): Promise<number> {
   const sandbox = args.value('sandbox');
   const limit = args.value('limit');
   const cursor = args.value('cursor');
-  const input = {
-    ...(follow ? { follow: true } : {}),
-    ...(sandbox === undefined ? {} : { sandbox }),
-    ...(limit === undefined ? {} : { limit: wholeNumber('limit', limit, 1, LIMIT_MAX) }),
-  };
+  const { signal } = context.interrupts;
+  const show = async (event: Event): Promise<void> =>
+    await context.io.out(context.json ? json(event) : `${eventRow(event).map(safe).join('  ')}\n`);
+  const only = sandbox === undefined ? {} : { sandbox };
+  const count = limit === undefined ? null : wholeNumber('limit', limit, 1, LIMIT_MAX);
+  let from = cursor === undefined ? null : wholeNumber('cursor', cursor, 0, Number.MAX_SAFE_INTEGER);
+  // From a place on, the first ones; otherwise, as in every log, the last ones.
+  if (count !== null && from === null) {
+    const last: Event[] = [];
+    for await (const event of context.client.lines('event.list', only, { signal })) {
+      last.push(event);
+      if (last.length > count) last.shift();
+    }
+    for (const event of last) await show(event);
+    if (!follow) return 0;
+    from = last.at(-1)?.cursor ?? null;
+  }
+  const input = { ...(follow ? { follow: true } : {}), ...only, ...(count === null || follow ? {} : { limit: count }) };
   const events = resumed<Event>(context, {
-    open: (from) =>
-      context.client.lines('event.list', { ...input, ...(from === null ? {} : { cursor: from }) }, { signal: context.interrupts.signal }),
+    open: (from) => context.client.lines('event.list', { ...input, ...(from === null ? {} : { cursor: from }) }, { signal }),
     cursorAfter: (event) => event.cursor,
-    from: cursor === undefined ? null : wholeNumber('cursor', cursor, 0, Number.MAX_SAFE_INTEGER),
+    from,
     ends: !follow,
   });
-  for await (const event of events) await context.io.out(context.json ? json(event) : `${eventRow(event).map(safe).join('  ')}\n`);
+  for await (const event of events) await show(event);
   return 0;
 }
 
 export function eventRow(event: Event): string[] {
   const { atMs, type, sandboxName, sandboxId, actor, opId, detail } = event;
-  const facts = Object.entries(detail).map(([name, value]) => `${name}=${typeof value === 'string' ? value : JSON.stringify(value)}`);
+  const said = Object.entries(detail).filter(([, value]) => value !== null && value !== false);
+  const facts = said.map(([name, value]) => `${name}=${typeof value === 'string' ? value : JSON.stringify(value)}`);
   return [clock(atMs), type, sandboxName ?? sandboxId ?? '-', actor, opId ?? '-', facts.join(' ')];
 }
