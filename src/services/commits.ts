@@ -17,6 +17,8 @@ export class Commits {
   readonly #ask: Ask;
   /** Whether the record and the claim are in the store. */
   #begun = false;
+  /** The commit that brings them, while it is under way: two at once would both bring them. */
+  #first: Promise<void> | null = null;
   #claimed = false;
   #concluded = false;
 
@@ -73,6 +75,23 @@ export class Commits {
     changes: T,
     more: readonly Change[],
     durability: Durability = 'durable',
+  ): Promise<ChangeResults<T>> {
+    while (this.#first !== null) await this.#first;
+    if (this.#begun) return await this.#commitNow(changes, more, durability);
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#first = promise;
+    try {
+      return await this.#commitNow(changes, more, durability);
+    } finally {
+      this.#first = null;
+      resolve();
+    }
+  }
+
+  async #commitNow<const T extends readonly Change[]>(
+    changes: T,
+    more: readonly Change[],
+    durability: Durability,
   ): Promise<ChangeResults<T>> {
     const head: readonly Change[] = this.#begun ? [] : [this.#beginning()];
     const all = [...head, ...changes, ...more];
