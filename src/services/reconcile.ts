@@ -1,7 +1,6 @@
 // At the start of the daemon: what the last one left is brought in order. Sandboxes that run are
 // adopted, those that do not are recorded as ended with the proof, what was half done is undone or
 // finished, and what belongs to nothing is removed.
-import { HutchError } from '../domain/errors.ts';
 import { isId, type SandboxId } from '../domain/ids.ts';
 import type { Intent } from '../domain/records.ts';
 import type { Sandbox } from '../domain/sandbox.ts';
@@ -9,7 +8,7 @@ import type { Operation } from '../host/operation.ts';
 import { PAGE_ROWS_MAX } from '../store/contract.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
-import { backendOf, placesOf } from './deps.ts';
+import { placesOf } from './deps.ts';
 import { releaseRun, runOf } from './release.ts';
 import { causeOf, ownCaller, type Supervisor } from './supervisor.ts';
 import { recordEnd, removeSandbox } from './take-down.ts';
@@ -81,9 +80,8 @@ function actorOf(intent: Intent): string {
 /** A sandbox whose process may be alive. */
 async function adopt(core: Core, supervisor: Supervisor, call: Call, sandbox: Sandbox): Promise<void> {
   const { op } = call;
-  const boot = await bootOf(core, op, sandbox);
-  const uid = core.deps.settings.uidPerSandbox ? await core.deps.store.query('uid', { sandboxId: sandbox.id }) : null;
-  const run = boot === null ? await runOf(core, op, sandbox) : core.runs.open(op, sandbox, boot.files, uid);
+  // What it was booted from does not matter to one that runs; the next start looks for that.
+  const run = await runOf(core, op, sandbox);
   using limited = op.within(INSPECT_MS, `looking at sandbox ${sandbox.spec.name}`);
   const evidence = await run.backend.inspect(limited, run.plan);
   if (evidence.alive) {
@@ -122,16 +120,6 @@ async function recover(core: Core, call: Call, sandbox: Sandbox): Promise<Sandbo
   const [after] = await call.commit([{ change: 'applyEvent', sandboxId: sandbox.id, event }]);
   core.sandboxes.changed(after);
   return after;
-}
-
-async function bootOf(core: Core, op: Operation, sandbox: Sandbox) {
-  try {
-    return await core.deps.boots.of(op, sandbox.spec, backendOf(core.deps, op, sandbox.spec.backend).needs);
-  } catch (error) {
-    // A sandbox that runs does not need it; one that is ended does not either.
-    if (error instanceof HutchError && (error.code === 'not_found' || error.code === 'failed_precondition')) return null;
-    throw error;
-  }
 }
 
 /** One that fails must not keep the others, or the daemon, from starting. */
