@@ -19,7 +19,7 @@ export class Claims {
     }
     if (can[claim]) return;
     throw op.error('failed_precondition', `the backend ${backend.name} cannot do this on this machine: ${claim}`, {
-      hint: 'what each backend can do: hutch doctor',
+      hint: 'what each backend can do: hutch backends',
     });
   }
 }

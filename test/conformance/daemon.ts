@@ -79,7 +79,8 @@ function claiming(backend: Backend): Backend {
     ...backend,
     async probe(op) {
       const probe = await backend.probe(op);
-      return probe.ok ? { ok: true, can: { ...probe.can, pause: false, networks: ['none'] } } : probe;
+      const limits = { cpu: 'no', memory: 'no', disk: 'no', processes: 'no' } as const;
+      return probe.ok ? { ok: true, can: { ...probe.can, pause: false, networks: ['none'], limits } } : probe;
     },
     async pause() {
       report('pause was called, which this backend does not claim');

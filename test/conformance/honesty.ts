@@ -15,6 +15,24 @@ export function honesty(subject: Subject): void {
     expect(can.securityBoundary).toBe(can.isolation !== 'shared-kernel');
   });
 
+  test('honesty: what the API lists of it is what it said itself', async () => {
+    const { backends } = await daemon.call('backends.list', {});
+    expect(backends.map(({ can: listed }) => listed)).toEqual([can]);
+  });
+
+  for (const [asked, limit] of Object.entries({ cpus: 'cpu', memoryMiB: 'memory', diskMiB: 'disk' } as const)) {
+    const how = can.limits[limit];
+    test(`honesty: ${asked} that are asked for ${how === 'no' ? 'would not hold, and are refused by name' : 'are taken'}`, async () => {
+      const shape = { cpus: 1, memoryMiB: 512, diskMiB: 8192 };
+      const making = subject.make({ start: false, [asked]: shape[asked as keyof typeof shape] });
+      if (how === 'no')
+        return expect(await refusal(making)).toMatchObject({ code: 'failed_precondition', message: expect.stringContaining(asked) });
+      const made = await making;
+      expect(made.shape).toMatchObject({ [asked]: shape[asked as keyof typeof shape] });
+      await subject.remove(made.id);
+    });
+  }
+
   test('honesty: nothing is claimed for which there is no verb', () => {
     const has = (word: string) => (Object.keys(verbs) as VerbName[]).some((verb) => verb.endsWith(`.${word}`));
     const claims = { suspend: can.suspend, fork: can.fork, snapshot: can.diskSnapshot };

@@ -1,5 +1,8 @@
 import { afterAll, describe, expect, test } from 'vitest';
+import { files } from './files.ts';
 import { honesty } from './honesty.ts';
+import { lifecycle } from './lifecycle.ts';
+import { processes } from './processes.ts';
 import { Subject } from './subject.ts';
 import { conformance } from './suite.ts';
 
@@ -16,4 +19,16 @@ describe.runIf(typeof humble !== 'string')('a backend that claims nothing', () =
   });
 
   afterAll(() => humble[Symbol.asyncDispose]());
+});
+
+// The same behaviours when the sandboxes are another daemon's: clients must not be able to tell.
+const behind = await Subject.start('reference');
+const front = typeof behind === 'string' ? behind : await behind.through();
+describe.runIf(typeof front !== 'string')('through a daemon of another role', () => {
+  if (typeof front === 'string') return;
+  lifecycle(front);
+  processes(front);
+  files(front);
+
+  afterAll(() => front[Symbol.asyncDispose]());
 });

@@ -29,13 +29,36 @@ export class Subject implements AsyncDisposable {
   readonly can: Capabilities;
   /** For the backend that needs one. */
   readonly #engine: DockerEngine | null;
+  /** The daemon that has the sandboxes, where `daemon` only hands on to it. */
+  readonly #behind: DaemonUnderTest | null = null;
   #box: Promise<SandboxView> | undefined;
 
-  private constructor(name: SubjectName, daemon: DaemonUnderTest, can: Capabilities, engine: DockerEngine | null) {
+  private constructor(
+    name: SubjectName,
+    daemon: DaemonUnderTest,
+    can: Capabilities,
+    engine: DockerEngine | null,
+    behind: DaemonUnderTest | null = null,
+  ) {
     this.name = name;
     this.#engine = engine;
+    this.#behind = behind;
     this.daemon = daemon;
     this.can = can;
+  }
+
+  /** Behind another daemon that hands on to it: the role `vm`, and all the rest. */
+  async through(): Promise<Subject> {
+    const { ready } = this.daemon;
+    const front = await DaemonUnderTest.start({
+      env: { HUTCH_ROLES_VM: `unix:${ready.socketPath}`, HUTCH_ROLES_VM_KEY: ready.ownerKeyPath },
+    });
+    return new Subject(this.name, front, this.can, this.#engine, this.daemon);
+  }
+
+  /** Of the daemon that has the backend. */
+  get home(): string {
+    return (this.#behind ?? this.daemon).home;
   }
 
   /** The reason, when this machine cannot run that backend. */
@@ -101,7 +124,7 @@ export class Subject implements AsyncDisposable {
 
   /** From now on that step of that sandbox (or of any) fails or hangs, until the result is disposed of. */
   async fault(how: 'fail' | 'hang', step: Step, id?: string): Promise<AsyncDisposable> {
-    const path = join(this.daemon.home, 'faults', id === undefined ? step : `${step}-${id}`);
+    const path = join(this.home, 'faults', id === undefined ? step : `${step}-${id}`);
     await writeFile(path, how);
     return { [Symbol.asyncDispose]: () => rm(path, { force: true }) };
   }
@@ -128,12 +151,13 @@ export class Subject implements AsyncDisposable {
 
   /** What the services did to the backend against its contract. */
   async violations(): Promise<string> {
-    return await readFile(join(this.daemon.home, 'violations'), 'utf8').catch(() => '');
+    return await readFile(join(this.home, 'violations'), 'utf8').catch(() => '');
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     try {
       await this.daemon[Symbol.asyncDispose]();
+      await this.#behind?.[Symbol.asyncDispose]();
     } finally {
       await this.#engine?.[Symbol.asyncDispose]();
     }
