@@ -17,7 +17,7 @@ const LOCK_MS = 10 * 60_000;
 const LOCK_PATH = '/tmp/hutch-test-docker-engine.lock';
 
 type Options = {
-  /** In a network namespace of its own: its bridges are then not on this machine, as in a remote Engine. */
+  /** As on another machine: it has neither our network nor our temporary directories, and its own containerd. */
   readonly elsewhere?: boolean;
 };
 
@@ -42,7 +42,7 @@ export class DockerEngine implements AsyncDisposable {
     // They all keep their rules in the same chains of this machine: one at a time.
     const lock = await held(async () => await host.lockFile(testOperation(), LOCK_PATH));
     const rules = (await run('iptables-save')).stdout;
-    const dir = await mkdtemp('/tmp/hutch-de-');
+    const dir = await mkdtemp(options.elsewhere === true ? '/var/tmp/hutch-de-' : '/tmp/hutch-de-');
     await chmod(dir, 0o711);
     const engine = new DockerEngine(dir, options, async () => {
       const restoring = run('iptables-restore');
@@ -64,19 +64,20 @@ export class DockerEngine implements AsyncDisposable {
   }
 
   async startAgain(): Promise<void> {
-    // A process of its own, as on any machine: it does not end with dockerd.
-    const containerd = join(this.dir, 'containerd.sock');
-    this.#containerd ??= this.#spawn([
-      'containerd',
-      ...['--root', join(this.dir, 'containerd'), '--state', join(this.dir, 'containerd-run'), '--address', containerd],
-    ]);
-    await eventually('containerd to listen', () => existsSync(containerd), 60_000);
+    const isElsewhere = this.#options.elsewhere === true;
+    const own = join(this.dir, 'containerd.sock');
+    if (!isElsewhere) {
+      // A process of its own, as on any machine: it does not end with dockerd.
+      const state = ['--root', join(this.dir, 'containerd'), '--state', join(this.dir, 'containerd-run'), '--address', own];
+      this.#containerd ??= this.#spawn(['containerd', ...state]);
+      await eventually('containerd to listen', () => existsSync(own), 60_000);
+    }
     const child = this.#spawn([
-      ...(this.#options.elsewhere === true ? ['unshare', '--net', '--'] : []),
+      ...(isElsewhere ? ['unshare', '--net', '--mount', '--', 'sh', '-c', 'mount -t tmpfs none /tmp && exec "$@"', 'elsewhere'] : []),
       'dockerd',
       ...['--data-root', join(this.dir, 'data'), '--exec-root', join(this.dir, 'exec'), '--pidfile', join(this.dir, 'pid')],
-      ...['--host', `unix://${this.socketPath}`, '--containerd', containerd, '--bridge', 'none', '--userland-proxy=false'],
-      ...['--shutdown-timeout', '1'],
+      ...['--host', `unix://${this.socketPath}`, '--bridge', 'none', '--userland-proxy=false', '--shutdown-timeout', '1'],
+      ...(isElsewhere ? [] : ['--containerd', own]),
     ]);
     this.#child = child;
     const ended = once(child, 'exit').then(async () => {

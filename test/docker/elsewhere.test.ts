@@ -1,0 +1,134 @@
+// An Engine that sees neither our files nor our network, as one on another machine or one beside a Hutch
+// that itself runs in a container; and images that only an Engine has.
+import { spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { once } from 'node:events';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { request } from 'node:http';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { ApiError } from '../support/daemon-under-test.ts';
+import { DockerWorld } from './world.ts';
+
+const IMAGE = 'local/tool:1';
+
+let world: DockerWorld;
+beforeAll(async () => {
+  world = await DockerWorld.start({ elsewhere: true });
+}, 300_000);
+afterAll(async () => {
+  await world[Symbol.asyncDispose]();
+}, 120_000);
+
+/** An image of one program, with a configuration of its own. */
+async function importImage(): Promise<void> {
+  const dir = mkdtempSync(join(tmpdir(), 'hutch-image-'));
+  try {
+    const made = spawnSync(
+      'sh',
+      [
+        '-c',
+        'mkdir -p bin etc work && cp /bin/busybox bin/ && for a in sh cat id pwd echo env ls; do ln -s busybox bin/$a; done && echo "tool:x:1234:1234::/work:/bin/sh" > etc/passwd && echo "tool:x:1234:" > etc/group && tar cf - bin etc work',
+      ],
+      { cwd: dir, maxBuffer: 64 * 1024 * 1024 },
+    );
+    if (made.status !== 0) throw new Error(made.stderr.toString());
+    const changes = ['ENV FROM_IMAGE=yes', 'USER tool', 'WORKDIR /work', 'ENTRYPOINT ["/bin/cat"]', 'CMD ["/etc/passwd"]', 'EXPOSE 80/tcp'];
+    const query = new URLSearchParams([
+      ['fromSrc', '-'],
+      ['repo', 'local/tool'],
+      ['tag', '1'],
+      ...changes.map((change) => ['changes', change] as [string, string]),
+    ]);
+    const sent = request({ socketPath: world.engine.socketPath, method: 'POST', path: `/v1.41/images/create?${query}` });
+    sent.end(made.stdout);
+    const [answer] = await once(sent, 'response');
+    const chunks: Buffer[] = [];
+    for await (const chunk of answer) chunks.push(chunk);
+    expect(Buffer.concat(chunks).toString()).toContain('sha256:');
+  } finally {
+    rmSync(dir, { recursive: true });
+  }
+}
+
+async function refused(call: Promise<unknown>): Promise<ApiError> {
+  const error = await call.then(
+    () => null,
+    (cause: unknown) => cause,
+  );
+  if (error instanceof ApiError) return error;
+  throw new Error(`it was not refused: ${String(error)}`);
+}
+
+test('the agent is put in and speaks over the attached container: commands, files, floods, and a killed daemon', {
+  timeout: 180_000,
+}, async () => {
+  const { daemon, engine } = world;
+  const { id } = await daemon.call('sandbox.create', { name: 'far' });
+  const found = (await world.container(id)).Id;
+  const { body } = (await engine.ask('GET', `/containers/${found}/json`)) as {
+    body: { Mounts: unknown[]; HostConfig: { LogConfig: object } };
+  };
+  expect(body.Mounts).toEqual([]);
+  expect(body.HostConfig.LogConfig).toMatchObject({ Type: 'none' });
+
+  expect(await daemon.run(id, ['sh', '-c', 'hostname; cat; echo err >&2; exit 3'], { stdin: 'null' })).toMatchObject({
+    exitCode: 3,
+    stdout: 'far\n',
+    stderr: 'err\n',
+  });
+  // Longer than any buffer on the way, and every byte value.
+  const flood = await daemon.run(id, ['sh', '-c', 'head -c 8000000 /dev/urandom > /tmp/x; sha256sum < /tmp/x; wc -c < /tmp/x']);
+  expect(flood.stdout).toMatch(/\n8000000\n$/);
+  const sum = flood.stdout.split(' ')[0];
+  const copy = await daemon.send('GET', `/v1/sandboxes/${id}/files?path=/tmp/x`);
+  expect(copy.body.byteLength).toBe(8_000_000);
+  expect(createHash('sha256').update(copy.body).digest('hex')).toBe(sum);
+
+  await daemon.kill9();
+  await daemon.startAgain();
+  expect((await daemon.run(id, ['echo', 'adopted'])).stdout).toBe('adopted\n');
+  await daemon.call('sandbox.pause', { ref: id });
+  await daemon.call('sandbox.resume', { ref: id });
+  await daemon.call('sandbox.restart', { ref: id });
+  expect((await daemon.run(id, ['sh', '-c', 'wc -c < /tmp/x'])).stdout).toBe('8000000\n');
+  await daemon.call('sandbox.delete', { ref: id, force: true });
+  expect(await engine.containers()).toEqual([]);
+});
+
+test('where its networks are not on this machine, a sandbox gets none rather than one without rules', async () => {
+  const { daemon } = world;
+  const error = await refused(daemon.call('sandbox.create', { network: 'allow' }));
+  expect(error.body).toMatchObject({
+    code: 'failed_precondition',
+    message: expect.stringMatching(/not on this machine/),
+    hint: expect.stringMatching(/--no-net/),
+  });
+  expect(await world.engine.containers()).toEqual([]);
+});
+
+test('an image that only an Engine has runs with its environment, user and directory; a command given runs as it is', {
+  timeout: 120_000,
+}, async () => {
+  const { daemon } = world;
+  await importImage();
+  const main = { argv: ['sh', '-c', 'id -u; pwd; echo $FROM_IMAGE'] };
+  const made = await daemon.call('sandbox.create', { image: `docker://${IMAGE}`, main });
+  const { sandbox } = await daemon.call('sandbox.wait', { ref: made.id });
+  expect(sandbox.ended).toMatchObject({ cause: 'exited', exitCode: 0 });
+  const log = (await daemon.send('GET', `/v1/sandboxes/${made.id}/logs`)).body.toString('latin1');
+  expect(log).toContain('1234\n');
+  expect(log).toContain('/work\n');
+  expect(log).toContain('yes\n');
+  await daemon.call('sandbox.start', { ref: made.id });
+  await daemon.call('sandbox.delete', { ref: made.id, force: true });
+
+  const qemu = await refused(daemon.call('sandbox.create', { image: `docker://${IMAGE}`, backend: 'qemu' }));
+  expect(qemu.body).toMatchObject({ code: 'failed_precondition', message: expect.stringMatching(/backend qemu cannot run docker:/) });
+  const wrong = await refused(daemon.call('sandbox.create', { image: 'docker://No Such Name' }));
+  expect(wrong.body).toMatchObject({ code: 'invalid_argument' });
+  const nowhere = await refused(daemon.call('sandbox.create', { image: 'docker://127.0.0.1:1/nowhere/image:1' }));
+  expect(['not_found', 'unavailable']).toContain(nowhere.code);
+  expect(nowhere.body.message).toContain('127.0.0.1:1/nowhere/image:1');
+});
