@@ -7,7 +7,7 @@ import { setMaxListeners } from 'node:events';
 import type { Duplex } from 'node:stream';
 import type { Operation } from '../host/operation.ts';
 import { type Failure, failureError } from './failure.ts';
-import { type Frame, FrameDecoder, FrameError, payloadOf } from './frames.ts';
+import { type Frame, FrameDecoder, FrameError } from './frames.ts';
 import type { EventBudget, Violation } from './inbox.ts';
 import { KeepAlive, PONG_MS, SILENCE_MS } from './keepalive.ts';
 import { encodeMessage, MessageError } from './messagepack.ts';
@@ -205,10 +205,10 @@ export class AgentConnection implements Disposable {
   #receive(frame: Frame): Violation | null {
     this.#keepAlive.heard();
     if (frame.type === FRAME.ping) {
-      return this.#sender.onConnection(FRAME.pong, payloadOf(frame)) ? null : { violation: 'sent PING faster than it reads the answers' };
+      return this.#sender.onConnection(FRAME.pong, frame.payload) ? null : { violation: 'sent PING faster than it reads the answers' };
     }
     if (frame.type === FRAME.pong) {
-      return this.#keepAlive.pong(payloadOf(frame)) ? null : { violation: 'sent a PONG that nobody asked for' };
+      return this.#keepAlive.pong(frame.payload) ? null : { violation: 'sent a PONG that nobody asked for' };
     }
     const stream = this.#streams.get(frame.stream);
     if (stream === undefined) return { violation: `sent a frame of type ${frame.type} on stream ${frame.stream}, which is not open` };

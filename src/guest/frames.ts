@@ -21,8 +21,8 @@ export type Frame = {
   readonly stream: number;
   /** Payload, in bytes. */
   readonly length: number;
-  /** The payload in order, none of the pieces empty: a large one whole, in a buffer of its own, a small one as views into the chunks. */
-  readonly pieces: readonly Uint8Array[];
+  /** In memory of its own: the chunks that it came in may be written over. */
+  readonly payload: Uint8Array;
 };
 
 export type FrameErrorReason = 'too_long' | 'wrong_length' | 'unknown_type' | 'wrong_flag' | 'wrong_stream' | 'reserved' | 'wrong_mark';
@@ -96,17 +96,6 @@ export function encodeFrame(
   return frame;
 }
 
-/** The payload in one piece; copies only when it arrived in several. */
-export function payloadOf(frame: Frame): Uint8Array {
-  const [first = NOTHING, second] = frame.pieces;
-  return second === undefined ? first : Buffer.concat(frame.pieces, frame.length);
-}
-
-/** Beyond this many pieces a payload is gathered into one buffer: a sender of single bytes must not cost an object each. */
-const PIECES_MAX = 8;
-/** From this size on it is gathered at once: what keeps neither chunks nor objects alive costs the collector least. */
-const GATHERED_BYTES_MIN = 16_384;
-
 export type DecoderOptions = {
   /** The first four bytes of the nonce, little-endian. */
   readonly mark: number;
@@ -139,8 +128,7 @@ export class FrameDecoder {
   #stream = 0;
   #length = 0;
   #payloadBytes = 0;
-  #pieces: Uint8Array[] = [];
-  #gathered: Uint8Array | null = null;
+  #payload: Uint8Array = NOTHING;
   #broken: FrameError | null = null;
 
   constructor(options: DecoderOptions) {
@@ -170,8 +158,7 @@ export class FrameDecoder {
       if (error instanceof FrameError) {
         this.#broken = error;
         this.#chunk = NOTHING;
-        this.#pieces = [];
-        this.#gathered = null;
+        this.#payload = NOTHING;
       }
       throw error;
     }
@@ -265,40 +252,24 @@ export class FrameDecoder {
     this.#flag = flag;
     this.#stream = stream;
     this.#length = length;
-    if (length >= GATHERED_BYTES_MIN) this.#gathered = takeBuffer(length);
+    this.#payload = length === 0 ? NOTHING : takeBuffer(length);
   }
 
   /** Takes what the chunk has of the payload; true when it is whole. */
   #readPayload(): boolean {
     const take = Math.min(this.#chunk.byteLength - this.#at, this.#length - this.#payloadBytes);
-    if (take > 0) {
-      const piece = this.#chunk.subarray(this.#at, this.#at + take);
-      if (this.#gathered !== null) {
-        this.#gathered.set(piece, this.#payloadBytes);
-      } else if (this.#pieces.length === PIECES_MAX) {
-        this.#gathered = Buffer.allocUnsafeSlow(this.#length);
-        let at = 0;
-        for (const earlier of [...this.#pieces, piece]) {
-          this.#gathered.set(earlier, at);
-          at += earlier.byteLength;
-        }
-        this.#pieces = [];
-      } else {
-        this.#pieces.push(piece);
-      }
-      this.#at += take;
-      this.#payloadBytes += take;
-    }
+    this.#payload.set(this.#chunk.subarray(this.#at, this.#at + take), this.#payloadBytes);
+    this.#at += take;
+    this.#payloadBytes += take;
     return this.#payloadBytes === this.#length;
   }
 
   #finish(): Frame {
-    const pieces = this.#gathered === null ? this.#pieces : [this.#gathered];
-    this.#pieces = [];
-    this.#gathered = null;
+    const payload = this.#payload;
+    this.#payload = NOTHING;
     this.#payloadBytes = 0;
     this.#state = 'header';
-    return { type: this.#type, flag: this.#flag, stream: this.#stream, length: this.#length, pieces };
+    return { type: this.#type, flag: this.#flag, stream: this.#stream, length: this.#length, payload };
   }
 }
 

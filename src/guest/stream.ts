@@ -3,7 +3,7 @@
 // on it has ended. Credit is granted when the reader asks for the next thing: it has taken the last.
 import type { Operation } from '../host/operation.ts';
 import { type Failure, failureError, readFailure } from './failure.ts';
-import { encodeFrame, type Frame, payloadOf, readU32, writeU32 } from './frames.ts';
+import { encodeFrame, type Frame, readU32, writeU32 } from './frames.ts';
 import { type EventBudget, Inbox, type Received, type Violation } from './inbox.ts';
 import { MessageError } from './messagepack.ts';
 import { Outbox, type Outgoing } from './outbox.ts';
@@ -177,13 +177,13 @@ export class AgentStream implements Disposable {
     const abandoned = this.#cancel !== 'no';
     switch (frame.type) {
       case FRAME.data: {
-        const violation = this.#inbox.data(frame.flag, frame.length, frame.pieces, abandoned);
+        const violation = this.#inbox.data(frame.flag, frame.length, [frame.payload], abandoned);
         if (violation !== null) return violation;
         break;
       }
       case FRAME.event:
         if (abandoned) break;
-        if (!this.#inbox.event(payloadOf(frame))) {
+        if (!this.#inbox.event(frame.payload)) {
           this.#abandon({ code: 'resource_exhausted', message: `${this.method}: events came faster than they were read` });
         }
         break;
@@ -193,7 +193,7 @@ export class AgentStream implements Disposable {
         break;
       }
       case FRAME.credit:
-        if (!this.#outbox.credit(readU32(payloadOf(frame), 0))) return { violation: 'granted credit that makes no sense' };
+        if (!this.#outbox.credit(readU32(frame.payload, 0))) return { violation: 'granted credit that makes no sense' };
         this.#onCredit?.();
         if (this.#outbox.canSend) this.#wire.wake(this);
         break;
@@ -258,7 +258,7 @@ export class AgentStream implements Disposable {
       this.#wire.over(this);
     }
     if (this.#cancel !== 'no') return null;
-    this.#reply = payloadOf(frame);
+    this.#reply = frame.payload;
     const waiter = this.#replyWaiter;
     this.#replyWaiter = null;
     waiter?.resolve(this.#reply);
@@ -277,7 +277,7 @@ export class AgentStream implements Disposable {
       this.#end(failure);
       return null;
     }
-    this.#inbox.close(payloadOf(frame));
+    this.#inbox.close(frame.payload);
     for (const writer of this.#writers)
       writer.reject(writer.op.error('failed_precondition', `the agent has closed this ${this.method} stream`));
     this.#writers.clear();
@@ -288,7 +288,7 @@ export class AgentStream implements Disposable {
 
   #failureOf(frame: Frame): Failure | Violation {
     try {
-      return readFailure(payloadOf(frame));
+      return readFailure(frame.payload);
     } catch (error) {
       if (error instanceof MessageError) return { violation: `sent an error that cannot be read: ${error.message}` };
       throw error;

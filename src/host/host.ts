@@ -59,6 +59,12 @@ export type UnixListener = AsyncDisposable & { accept(op: Operation): Promise<Du
 
 export type FileSystemInfo = { readonly totalBytes: number; readonly freeBytes: number; readonly type: string };
 
+/**
+ * `in-place`: all that a socket gives comes to lie in the same memory, so what is to be kept of a chunk must be copied
+ * before the next, and nothing but `data` events gives it. For much that comes: a fresh buffer each time is work for the collector.
+ */
+export type Reads = 'fresh' | 'in-place';
+
 export type Host = {
   // Files
   /** The whole file; `payload_too_large` beyond `bytesMax`. */
@@ -124,7 +130,7 @@ export type Host = {
   which(op: Operation, program: string): Promise<string | null>;
 
   // Sockets
-  connectUnix(op: Operation, path: string): Promise<Duplex>;
+  connectUnix(op: Operation, path: string, reads?: Reads): Promise<Duplex>;
   /** Listens for one peer and gathers what it sends until it hangs up; more than `bytesMax` fails. */
   receiveUnix(op: Operation, path: string, bytesMax: number): Promise<Receiver>;
   /** Listens at `path`, in place of whatever is there, until disposed; the socket has that mode. */

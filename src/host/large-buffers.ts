@@ -14,7 +14,8 @@ const lent = new WeakMap<Uint8Array, Buffer>();
 
 /** So many bytes, whatever they hold. */
 export function takeBuffer(length: number): Uint8Array {
-  if (length < LARGE_BYTES_MIN || length > LARGE_BYTES_MAX) return Buffer.allocUnsafeSlow(length);
+  // Node cuts small ones out of a larger one.
+  if (length < LARGE_BYTES_MIN || length > LARGE_BYTES_MAX) return Buffer.allocUnsafe(length);
   // One byte more, before it: see `withByteBefore`.
   const whole = free.pop() ?? Buffer.allocUnsafeSlow(1 + LARGE_BYTES_MAX);
   const bytes = whole.subarray(1, 1 + length);

@@ -1,31 +1,34 @@
 // Unix sockets that somebody else listens on.
 import * as fs from 'node:fs/promises';
-import { connect } from 'node:net';
+import { connect, type Socket } from 'node:net';
 import { basename, dirname } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { heed } from './errors.ts';
+import type { Reads } from './host.ts';
 import type { Operation } from './operation.ts';
 
 /** `sun_path` without its final NUL. */
 export const SOCKET_PATH_BYTES_MAX = 107;
 
-export function connectUnix(op: Operation, path: string): Promise<Duplex> {
+const IN_PLACE_BYTES = 64 * 1024;
+
+export function connectUnix(op: Operation, path: string, reads: Reads = 'fresh'): Promise<Duplex> {
   return heed(
     op,
     `connect to ${path}`,
     async () => {
-      if (Buffer.byteLength(path) <= SOCKET_PATH_BYTES_MAX) return await dial(op, path);
+      if (Buffer.byteLength(path) <= SOCKET_PATH_BYTES_MAX) return await dial(op, path, reads);
       // A longer path does not fit into an address; one through the directory's descriptor does.
       await using dir = await fs.open(dirname(path), 'r');
-      return await dial(op, `/proc/self/fd/${dir.fd}/${basename(path)}`);
+      return await dial(op, `/proc/self/fd/${dir.fd}/${basename(path)}`, reads);
     },
     (late) => late.destroy(),
   );
 }
 
-function dial(op: Operation, path: string): Promise<Duplex> {
+function dial(op: Operation, path: string, reads: Reads): Promise<Duplex> {
   const { promise, resolve, reject } = Promise.withResolvers<Duplex>();
-  const socket = connect({ path });
+  const socket = reads === 'fresh' ? connect({ path }) : connectInPlace(path);
   const onAbort = (): void => void socket.destroy(new Error('aborted'));
   op.signal.addEventListener('abort', onAbort, { once: true });
   const settled = (): void => {
@@ -44,4 +47,11 @@ function dial(op: Operation, path: string): Promise<Duplex> {
   socket.once('connect', onConnect);
   socket.once('error', onError);
   return promise;
+}
+
+/** Paused until somebody listens: nothing is kept for a listener that is not there yet. */
+function connectInPlace(path: string): Socket {
+  const callback = (length: number, memory: Uint8Array): boolean => socket.emit('data', memory.subarray(0, length)) || true;
+  const socket: Socket = connect({ path, onread: { buffer: Buffer.allocUnsafeSlow(IN_PLACE_BYTES), callback } });
+  return socket.pause();
 }

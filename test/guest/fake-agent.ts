@@ -2,7 +2,7 @@
 // empty), answers `unimplemented` to what it was not told to do, and can send anything, true or not.
 import { type Duplex, duplexPair } from 'node:stream';
 import { encode } from '@msgpack/msgpack';
-import { encodeFrame, type Frame, payloadOf, readU32, writeU32 } from '../../src/guest/frames.ts';
+import { encodeFrame, type Frame, readU32, writeU32 } from '../../src/guest/frames.ts';
 import { decodeMessage } from '../../src/guest/messagepack.ts';
 import {
   CREDIT_START_BYTES,
@@ -118,14 +118,14 @@ export class FakeAgent {
       return true;
     }
     this.#bytes = bytes.subarray(length + FRAME_OVERHEAD_BYTES);
-    const pieces = length === 0 ? [] : [bytes.subarray(HEADER_BYTES, HEADER_BYTES + length)];
-    this.#onFrame({ type: type as FrameType, flag: bytes[5] ?? 0, stream: readU32(bytes, 8), length, pieces });
+    const payload = bytes.subarray(HEADER_BYTES, HEADER_BYTES + length);
+    this.#onFrame({ type: type as FrameType, flag: bytes[5] ?? 0, stream: readU32(bytes, 8), length, payload });
     return true;
   }
 
   #onFrame(frame: Frame): void {
     if (frame.type === FRAME.ping) {
-      if (this.answersPing) this.frame(FRAME.pong, 0, 0, payloadOf(frame));
+      if (this.answersPing) this.frame(FRAME.pong, 0, 0, frame.payload);
       return;
     }
     if (frame.type === FRAME.pong) {
@@ -148,7 +148,7 @@ export class FakeAgent {
         if (stream.inputEnded) this.violations.push('input after its end');
         if (frame.length > stream.hostCredit) this.violations.push('input beyond the credit');
         stream.hostCredit -= frame.length;
-        stream.input.push(...frame.pieces.map((piece) => Uint8Array.from(piece)));
+        stream.input.push(Uint8Array.from(frame.payload));
         if (this.grantsInput) stream.grant(frame.length);
         this.onInput(stream);
         break;
@@ -158,7 +158,7 @@ export class FakeAgent {
         this.onInput(stream);
         break;
       case FRAME.credit:
-        stream.credit += readU32(payloadOf(frame), 0);
+        stream.credit += readU32(frame.payload, 0);
         this.onCredit(stream);
         break;
       case FRAME.cancel:
@@ -174,7 +174,7 @@ export class FakeAgent {
   #open(frame: Frame): void {
     if (frame.stream <= this.#lastStream) this.violations.push(`stream ${frame.stream} after ${this.#lastStream}`);
     this.#lastStream = Math.max(this.#lastStream, frame.stream);
-    const message = decodeMessage(payloadOf(frame)) as { m: string; p?: unknown };
+    const message = decodeMessage(frame.payload) as { m: string; p?: unknown };
     const stream = this.#newStream(frame.stream, message.m, message.p);
     this.streams.set(stream.id, stream);
     const handler = this.handlers[stream.method];

@@ -1,9 +1,11 @@
 import { spawn } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import * as fs from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { TEMP_NAME } from '../../src/host/files.ts';
 import { nodeHost } from '../../src/host/node-host.ts';
@@ -308,6 +310,36 @@ test('a unix socket is connected to, also by a path longer than an address holds
   await expect(host.connectUnix(op, join(deep, 'absent'))).rejects.toMatchObject({ code: 'not_found' });
   await fs.writeFile(join(dir, 'file'), '');
   await expect(host.connectUnix(op, join(dir, 'file'))).rejects.toMatchObject({ code: 'unavailable', cause: { code: 'ECONNREFUSED' } });
+});
+
+test('what is read in place comes whole and in order, waits while it is paused, and ends', async () => {
+  const op = testOperation();
+  const path = join(dir, 'in-place');
+  const bytes = randomBytes(1_000_003);
+  const server = createServer((socket) => socket.end(bytes)).listen(path);
+  try {
+    await once(server, 'listening');
+    const stream = await host.connectUnix(op, path, 'in-place');
+    await sleep(20); // nobody listens yet
+    const copies: Buffer[] = [];
+    const memory = new Set<ArrayBufferLike>();
+    stream.on('data', (chunk: Uint8Array) => {
+      copies.push(Buffer.from(chunk));
+      memory.add(chunk.buffer);
+      stream.pause();
+      setImmediate(() => {
+        expect(Buffer.compare(chunk, copies.at(-1) ?? Buffer.alloc(0))).toBe(0); // not written over while it is paused
+        stream.resume();
+      });
+    });
+    stream.resume();
+    await once(stream, 'end');
+    expect(Buffer.compare(Buffer.concat(copies), bytes)).toBe(0);
+    expect(copies.length).toBeGreaterThan(1);
+    expect(memory.size).toBe(1);
+  } finally {
+    server.close();
+  }
 });
 
 test('one peer is listened to until it hangs up, and the socket is gone afterwards', async () => {

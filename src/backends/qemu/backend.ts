@@ -111,7 +111,7 @@ export function newQemuBackend(config: QemuConfig): Backend {
     async dialAgent(op, plan) {
       // The port takes one connection: the next would wait in the queue of a QEMU that says nothing.
       agents.get(plan.id)?.destroy();
-      const stream = await dialVmm(op, host, agentSocketPath(plan));
+      const stream = await dialVmm(op, host, agentSocketPath(plan), 'in-place');
       agents.set(plan.id, stream);
       stream.once('close', () => {
         if (agents.get(plan.id) === stream) agents.delete(plan.id);

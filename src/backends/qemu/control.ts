@@ -3,7 +3,7 @@
 import { dirname } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { HutchError } from '../../domain/errors.ts';
-import type { Host } from '../../host/host.ts';
+import type { Host, Reads } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import { MIGRATION_MS, QMP_COMMAND_MS, QMP_READY_MS } from './config.ts';
 import { openQmp, type Qmp } from './qmp.ts';
@@ -13,11 +13,11 @@ import { asLongAs, pause } from './wait.ts';
 const REFUSED_AGAIN_MS = 1;
 
 /** Dials a socket of the VMM's. Its directory is the VMM's own, so a link there could lead anywhere: refused. */
-export async function dialVmm(op: Operation, host: Host, path: string): Promise<Duplex> {
+export async function dialVmm(op: Operation, host: Host, path: string, reads: Reads = 'fresh'): Promise<Duplex> {
   const info = await host.stat(op, path);
   if (info === null) throw op.error('unavailable', `the virtual machine has no socket ${path}`);
   if (info.type !== 'socket') throw op.error('internal', `${path} is not a socket but a ${info.type}`);
-  return await host.connectUnix(op, path);
+  return await host.connectUnix(op, path, reads);
 }
 
 /** Dials a socket as soon as there is one. `stillWanted` throws when it will never come; it is not asked any more once this has returned. */
