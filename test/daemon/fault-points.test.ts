@@ -1,6 +1,7 @@
 // The daemon is killed at fault points: before and after the N-th call to the system of one operation.
 // The next daemon must find a state that is right: the operation happened or it did not, the ledger
-// agrees, and nothing is left over. Sampled by the seed; `--long` tries every point.
+// agrees, and nothing is left over. Or the call fails, or never comes back: then the operation ends in time,
+// and the daemon goes on as if it had not been asked. Sampled by the seed; `--long` tries every point.
 import { readFileSync } from 'node:fs';
 import { expect, test } from 'vitest';
 import { ApiError, DaemonUnderTest } from '../support/daemon-under-test.ts';
@@ -9,6 +10,10 @@ const seed = Number(process.env['HUTCH_TEST_SEED'] ?? 1);
 const isLong = process.env['HUTCH_TEST_LONG'] !== undefined;
 const SAMPLES = 4;
 const POINTS_MAX = 400;
+/** Deadlines of minutes end after this where a call hangs. */
+const WAIT_MS_MAX = 3_000;
+/** An operation has several steps, each with its deadline, and is undone. */
+const ANSWER_MS_MAX = 30_000;
 
 type Case = {
   readonly verb: string;
@@ -92,21 +97,24 @@ const CASES: readonly Case[] = [
 ];
 
 /** Whether the point was reached. */
-async function strike(one: Case, action: 'die-before' | 'die-after' | 'fail', n: number): Promise<boolean> {
+async function strike(one: Case, action: 'die-before' | 'die-after' | 'fail' | 'hang', n: number): Promise<boolean> {
   await using daemon = await DaemonUnderTest.start();
   const id = await one.prepare(daemon);
   const report = `${daemon.home}/fault.json`;
   await daemon.terminate();
-  await daemon.startAgain({ env: { HUTCH_TEST_FAULT: `${action}:${n}:${one.verb}`, HUTCH_TEST_FAULT_REPORT: report } });
-  const done = await one.act(daemon, id).then(
+  const fault = { HUTCH_TEST_FAULT: `${action}:${n}:${one.verb}`, HUTCH_TEST_FAULT_REPORT: report };
+  await daemon.startAgain({ env: action === 'hang' ? { ...fault, HUTCH_TEST_WAIT_MS_MAX: `${WAIT_MS_MAX}` } : fault });
+  const done = await inTime(one.act(daemon, id), () => reportOf(report)).then(
     () => true,
     (error: unknown) => {
+      if (!(error instanceof ApiError) && action === 'hang') throw error;
       if (error instanceof ApiError && action !== 'fail' && error.code === 'internal') throw error;
       return false;
     },
   );
   const hit = reportOf(report);
-  if (action !== 'fail' || hit === null) {
+  const goesOn = action === 'fail' || action === 'hang';
+  if (!goesOn || hit === null) {
     await daemon.kill9(); // it is dead, or about to be; or the fault lies in wait for a later call
     await daemon.startAgain({});
   }
@@ -119,6 +127,14 @@ async function strike(one: Case, action: 'die-before' | 'die-after' | 'fail', n:
     );
   }
   return hit !== null;
+}
+
+async function inTime(answer: Promise<unknown>, hit: () => string | null): Promise<unknown> {
+  const late = AbortSignal.timeout(ANSWER_MS_MAX);
+  const lateness = new Promise((_resolve, reject) =>
+    late.addEventListener('abort', () => reject(new Error(`no answer in ${ANSWER_MS_MAX} ms: ${hit()} hangs`)), { once: true }),
+  );
+  return await Promise.race([answer, lateness]);
 }
 
 function reportOf(path: string): string | null {
@@ -138,7 +154,7 @@ function* numbers(from: number): Generator<number, never> {
 }
 
 for (const [index, one] of CASES.entries()) {
-  for (const action of ['die-before', 'die-after', 'fail'] as const) {
+  for (const action of ['die-before', 'die-after', 'fail', 'hang'] as const) {
     test(
       `${one.verb}: ${action} at ${isLong ? 'every' : 'some'} call${isLong ? '' : 's'} (seed ${seed})`,
       async () => {
@@ -148,9 +164,10 @@ for (const [index, one] of CASES.entries()) {
         }
         const random = numbers(seed + index);
         // The early points are the densest; one beyond the end must change nothing.
-        for (let sample = 0; sample < SAMPLES; sample += 1) await strike(one, action, 1 + Math.floor(random.next().value ** 2 * 30));
+        for (let sample = 0; sample < (action === 'hang' ? SAMPLES / 2 : SAMPLES); sample += 1)
+          await strike(one, action, 1 + Math.floor(random.next().value ** 2 * 30));
       },
-      isLong ? 1_800_000 : 120_000,
+      isLong ? 1_800_000 : 180_000,
     );
   }
 }
