@@ -1,6 +1,9 @@
 // What a real guest reaches, by canaries: each address is tried from inside a sandbox. Decision 10.
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { chmodSync, statSync } from 'node:fs';
+import { type AddressInfo, createServer } from 'node:net';
+import { networkInterfaces } from 'node:os';
 import { describe, expect, test } from 'vitest';
 import type { NetworkMode } from '../../src/domain/sandbox.ts';
 import type { Host } from '../../src/host/host.ts';
@@ -124,6 +127,39 @@ describe.runIf(firstUid !== null)('as root', () => {
     return { network, list, installs, letIn };
   };
 
+  test('by IPv6 a sandbox’s user reaches the host no more than by IPv4', async () => {
+    const server = createServer((client) => {
+      client.on('error', () => {});
+      client.end(CANARY);
+    }).listen(0, '::');
+    await once(server, 'listening');
+    const port = String((server.address() as AddressInfo).port);
+    const own = Object.entries(networkInterfaces()).flatMap(([name, addresses = []]) =>
+      addresses.flatMap(({ family, address }) => (family !== 'IPv6' ? [] : [address.startsWith('fe80:') ? `${address}%${name}` : address])),
+    );
+    const targets = [...new Set(['::1', '::ffff:127.0.0.1', ...own])];
+    const plan = sandbox('allow-lan', 9);
+    const reached = async (): Promise<readonly string[]> => {
+      const user = ['--reuid', `${plan.runAs.uid}`, '--regid', `${plan.runAs.gid}`, '--clear-groups'];
+      const child = spawn('setpriv', [...user, 'python3', '-c', PROBE, port, ...targets], {
+        env: { PATH: '/usr/bin:/bin' },
+        stdio: ['ignore', 'pipe', 'inherit'],
+      });
+      let said = '';
+      for await (const chunk of child.stdout) said += String(chunk);
+      return JSON.parse(said) as string[];
+    };
+    const network = rootedNetwork({ host: nodeHost(), uids, table: `${TABLE}_6` });
+    try {
+      expect(await reached()).toEqual(targets.toSorted()); // without rules
+      await network.admit(op, plan, null);
+      expect(await reached()).toEqual([]);
+    } finally {
+      await network.end(op);
+      server.close();
+    }
+  });
+
   test('the rules are installed once, and again as soon as anybody has changed any', async () => {
     const { network, list, installs, letIn } = counted(`${TABLE}_2`);
     await letIn(sandbox('allow', 0));
@@ -179,7 +215,7 @@ async function rulesGeneration(): Promise<number> {
   return generation;
 }
 
-test.runIf(firstUid === null)('without root there is no network, and the reason is told', async () => {
+test.runIf(firstUid === null)('rules of the whole machine need root, and the reason is told', async () => {
   const network = rootedNetwork({ host: nodeHost(), uids: { first: 960_000, last: 960_999 }, table: TABLE });
   expect(await network.probe(testOperation())).toMatchObject({ modes: ['none'], notes: [expect.stringContaining('no network')] });
 });
