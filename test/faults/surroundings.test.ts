@@ -40,6 +40,18 @@ test('without passt there is no network: the error and doctor say why, and a san
   }
 });
 
+test('doctor says of KVM what was tried, and not that a device is there', async () => {
+  await using daemon = await DaemonUnderTest.start(options());
+  const [{ checks }, { backends }] = [await daemon.call('doctor.check', {}), await daemon.call('backends.list', {})];
+  const uses = backends.find(({ name }) => name === 'qemu')?.can?.acceleration;
+  const kvm = checks.find(({ name }) => name === 'KVM');
+  if (uses === 'kvm') expect(kvm).toMatchObject({ status: 'ok', detail: 'yes: a small guest ran under /dev/kvm' });
+  else {
+    expect(kvm).toMatchObject({ status: 'warning', detail: expect.stringMatching(/^no: /) });
+    expect(checks.find(({ name }) => name === 'backend qemu')?.detail).toContain('; no KVM: ');
+  }
+});
+
 test('a clock that steps back by an hour breaks no interval and holds up no time limit', { timeout: 240_000 }, async () => {
   expect(existsSync(FAKETIME), 'needs the package libfaketime').toBe(true);
   const clock = join(mkdtempSync(join(tmpdir(), 'hutch-clock-')), 'offset');
