@@ -56,7 +56,7 @@ echo x > /etc/passwd; echo $?; echo mine > mine; chmod 600 mine; cat mine; chown
     script: `for s in HUP INT TERM USR1 USR2 KILL PIPE ALRM ABRT; do sh -c "kill -$s \\$\\$"; echo "$s $?"; done 2>/dev/null
 sh -c 'trap "echo caught; exit 3" TERM; kill -TERM $$'; echo $?
 sh -c 'trap "" TERM; kill -TERM $$; echo survived'; sh -c 'trap "echo bye" EXIT; exit 4'; echo $?
-sleep 30 & p=$!; kill $p; wait $p; echo $?; sleep 30 & p=$!; kill -STOP $p; kill -CONT $p; kill -KILL $p; wait $p; echo $?
+(sleep 30 & p=$!; kill $p; wait $p; echo $?; sleep 30 & p=$!; kill -STOP $p; kill -CONT $p; kill -KILL $p; wait $p; echo $?) 2>/dev/null
 kill -0 $$ && echo here; kill -0 999999; echo $?
 (trap 'echo child got it; exit 0' USR1; while :; do sleep 0.02; done) & c=$!; sleep 0.2; kill -USR1 $c; wait $c; echo $?`,
   },

@@ -1,10 +1,10 @@
-import { afterAll, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { files } from './files.ts';
 import { honesty } from './honesty.ts';
 import { lifecycle } from './lifecycle.ts';
 import { processes } from './processes.ts';
 import { Subject } from './subject.ts';
-import { conformance } from './suite.ts';
+import { conformance, endWith } from './suite.ts';
 
 await conformance('reference');
 
@@ -17,9 +17,8 @@ describe.runIf(typeof humble !== 'string')('a backend that claims nothing', () =
   test('what is not claimed is not called', async () => {
     expect(await humble.violations()).toBe('');
   });
-
-  afterAll(() => humble[Symbol.asyncDispose]());
 });
+if (typeof humble !== 'string') endWith(humble);
 
 // The same behaviours when the sandboxes are another daemon's: clients must not be able to tell.
 const behind = await Subject.start('reference');
@@ -29,6 +28,5 @@ describe.runIf(typeof front !== 'string')('through a daemon of another role', ()
   lifecycle(front);
   processes(front);
   files(front);
-
-  afterAll(() => front[Symbol.asyncDispose]());
 });
+if (typeof front !== 'string') endWith(front);

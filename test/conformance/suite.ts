@@ -14,6 +14,11 @@ import { Subject, type SubjectName } from './subject.ts';
 import { survival } from './survival.ts';
 import { together } from './together.ts';
 
+/** Of the file, not of a group: a group of which no test was chosen runs no hook, and its daemon would stay. */
+export function endWith(subject: Subject): void {
+  afterAll(() => subject[Symbol.asyncDispose]());
+}
+
 export async function conformance(name: SubjectName): Promise<void> {
   const subject = await Subject.start(name);
   if (typeof subject === 'string') {
@@ -38,7 +43,6 @@ export async function conformance(name: SubjectName): Promise<void> {
     test('the services kept the contract of backends through all of it', async () => {
       expect(await subject.violations()).toBe('');
     });
-
-    afterAll(() => subject[Symbol.asyncDispose]());
   });
+  endWith(subject);
 }
