@@ -97,7 +97,13 @@ sh -c 'sleep 0.2 & echo $! > orphan; exit 0'; kill -0 $(cat orphan) && echo live
   {
     what: 'pty: size, modes, line discipline',
     terminal: true,
-    script: `tty > /dev/null && echo a terminal; stty size; stty -a | tr ';' '\\n' | grep -c . > /dev/null; stty -echo; stty -a | grep -o -- '-echo ' | head -1; stty echo; stty raw; stty -a | grep -o -- '-icanon' ; stty sane; stty -a | grep -o -- ' icanon' ; printf 'a\\tb\\n'; test -c /dev/tty && echo mine > /dev/tty; sh -c 'test -t 0; echo $?' < /dev/null; ps -o tty= -p $$ 2>/dev/null | grep -q . ; stty rows 5 cols 7; stty size`,
+    script: `tty > /dev/null && echo a terminal; stty size; stty -a | tr ';' '\\n' | grep -c . > /dev/null; stty -echo; stty -a | grep -o -- '-echo ' | head -1; stty echo; stty raw; stty -a | grep -o -- '-icanon' ; stty sane; stty -a | grep -o -- ' icanon' ; printf 'a\\tb\\n'; sh -c 'test -t 0; echo $?' < /dev/null; ps -o tty= -p $$ 2>/dev/null | grep -q . ; stty rows 5 cols 7; stty size`,
+  },
+  {
+    what: 'pty: /dev/tty is the terminal',
+    terminal: true,
+    script: `test -c /dev/tty && echo mine > /dev/tty`,
+    unlike: { 'user-space-kernel': '/dev/tty cannot be opened' },
   },
 ];
 

@@ -2,6 +2,7 @@
 //! has them; what was received and not written is forgotten with its stream and sent again.
 use super::output::is_transient;
 use super::table::{InputStream, Process};
+use super::typed;
 use std::collections::VecDeque;
 
 /// Types end-of-file on a terminal: ^D, unless the program changed it.
@@ -76,6 +77,18 @@ impl Process {
                 written = bytes.len();
                 break;
             };
+            let mut rest = rest;
+            if self.terminal && typed::is_left_to_us() {
+                match typed::first_signal(fd, rest) {
+                    Some((0, signal)) => {
+                        typed::tell(fd, self.pid, signal);
+                        written += 1;
+                        continue;
+                    }
+                    Some((at, _)) => rest = rest.get(..at).unwrap_or_default(),
+                    None => {}
+                }
+            }
             match rustix::io::write(fd, rest) {
                 Ok(count) => written += count,
                 Err(errno) if is_transient(errno) => break,

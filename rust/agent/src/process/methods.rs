@@ -1,6 +1,7 @@
 //! The other `process.*` methods: attach, signal, resize, list, wait.
 use super::start::{check_id, window_size};
 use super::table::{Process, Starter, Subscriber};
+use super::typed;
 use crate::agent::Agent;
 use crate::fault::{Fault, Outcome};
 use crate::jobs::Ticket;
@@ -9,7 +10,7 @@ use crate::stream::Kind;
 use crate::wire::fields::Fields;
 use crate::wire::value::Value;
 use rustix::io::Errno;
-use rustix::process::{Pid, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use rustix::termios::tcsetwinsize;
 
 /// `process.list` shows so much of each argv.
@@ -131,7 +132,12 @@ impl Agent {
             return Err(Fault::failed_precondition(format!("process {} has no terminal", process.id)));
         }
         match process.channels.first().and_then(|channel| channel.fd.as_ref()) {
-            Some(fd) => tcsetwinsize(fd, size).map_err(|errno| Fault::system("the terminal's size", errno))?,
+            Some(fd) => {
+                tcsetwinsize(fd, size).map_err(|errno| Fault::system("the terminal's size", errno))?;
+                if typed::is_left_to_us() {
+                    typed::tell(fd, process.pid, Signal::WINCH);
+                }
+            }
             None => return Err(Fault::failed_precondition(format!("process {} has ended", process.id))),
         }
         Ok(Value::Nil)

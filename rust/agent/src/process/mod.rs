@@ -9,3 +9,4 @@ pub mod reap;
 pub mod ring;
 pub mod start;
 pub mod table;
+pub mod typed;

@@ -1,7 +1,7 @@
 //! `process.start`: from the request to a running program. Pipes and table entry exist before the
 //! program does, so that its first byte is not lost and a repeated start finds it.
 use super::table::{Cause, Channel, MAIN, Process, Starter, WhenUnread};
-use crate::agent::{Agent, Token};
+use crate::agent::{Agent, Place, Token};
 use crate::clock::wall_ms;
 use crate::fault::{Fault, errno_name};
 use crate::jobs::Ticket;
@@ -142,7 +142,12 @@ impl Agent {
         }
         let (candidates, argv) = program(&argv, &env, login.then_some(user.shell.as_str()))?;
         let (stdio, ends) = match &pty {
-            Some(pty) => terminal(pty, &user)?,
+            Some(pty) => {
+                if self.place == Place::Init {
+                    super::typed::look();
+                }
+                terminal(pty, &user)?
+            }
             None => pipes(input, &self.null)?,
         };
         let plan = Plan {
@@ -366,7 +371,7 @@ fn terminal(pty: &Fields<'_>, user: &User) -> Result<([OwnedFd; 3], Ends), Fault
 }
 
 /// By the master where the kernel can, else by its name: kernels in user space lack that request.
-fn slave_of(master: &OwnedFd, flags: OpenptFlags) -> Result<OwnedFd, Errno> {
+pub fn slave_of(master: &OwnedFd, flags: OpenptFlags) -> Result<OwnedFd, Errno> {
     match ioctl_tiocgptpeer(master, flags) {
         Err(Errno::NOTTY | Errno::INVAL) => {
             let name = ptsname(master, Vec::new())?;
