@@ -183,6 +183,9 @@ export type Backend = {
   /** In place of what the agent counts, which in a shared kernel is the whole host's. Absent, or null, where the agent knows. */
   usage?(op: Operation, plan: SandboxPlan): Promise<Usage | null>;
 
+  /** Removes templates that no start has used for so long; gives what was removed, with the bytes that it took. */
+  prune?(op: Operation, unusedMs: number): Promise<readonly { readonly template: string; readonly bytes: number }[]>;
+
   /** The daemon ends, and no sandbox runs: takes away what they shared on this host. */
   end?(op: Operation): Promise<void>;
 

@@ -119,6 +119,12 @@ export const KEYS = {
       minMs: 3_600_000,
       maxMs: 10 * YEAR_MS,
     }),
+    templates: durationLeaf({
+      fallback: '14d',
+      about: 'How long a template stays that no start has used; it is made anew when it is wanted again',
+      minMs: 3_600_000,
+      maxMs: 10 * YEAR_MS,
+    }),
   },
 } as const satisfies Record<string, Record<string, Leaf<never> | Leaf<unknown>>>;
 

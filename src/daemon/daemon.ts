@@ -225,7 +225,12 @@ function settingsOf(config: Config, values: Settings['values'], host: Host): Set
     stopGraceMs: sandbox.stop_grace,
     backend: sandbox.backend,
     limits: { sandboxes: limits.sandboxes, cpus: limits.cpus, memoryMiB: limits.memory, diskMiB: limits.disk },
-    retention: { eventsMs: retention.events, operationsMs: retention.operations, deletedMs: retention.deleted },
+    retention: {
+      eventsMs: retention.events,
+      operationsMs: retention.operations,
+      deletedMs: retention.deleted,
+      templatesMs: retention.templates,
+    },
     uidPerSandbox: host.uid === 0,
     values: values.map(({ key, value, source }) => ({ key, value, source })),
   };

@@ -34,7 +34,12 @@ export type Settings = {
   readonly stopGraceMs: number;
   /** Whether each sandbox's VMM runs as a user of its own: as root only. */
   readonly uidPerSandbox: boolean;
-  readonly retention: { readonly eventsMs: number; readonly operationsMs: number; readonly deletedMs: number };
+  readonly retention: {
+    readonly eventsMs: number;
+    readonly operationsMs: number;
+    readonly deletedMs: number;
+    readonly templatesMs: number;
+  };
   /** For `config.get`: each value and where it came from. */
   readonly values: readonly { readonly key: string; readonly value: unknown; readonly source: string }[];
 };

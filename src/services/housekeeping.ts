@@ -25,6 +25,7 @@ export function startHousekeeping(core: Core): Disposable {
   const prune = guarded('prune', async (op) => {
     await pruneStore(core, op);
     await pruneLogs(core, op);
+    await pruneTemplates(core, op);
   });
   const timers = [setInterval(beat, BEAT_EVERY_MS), setInterval(prune, PRUNE_EVERY_MS)];
   prune();
@@ -54,6 +55,20 @@ async function pruneStore(core: Core, op: Operation): Promise<void> {
       'relaxed',
     );
     more = result.more;
+  }
+}
+
+/** Of a kernel, agent, image or emulator that was replaced, or of a shape that nobody asks for any more. */
+async function pruneTemplates(core: Core, op: Operation): Promise<void> {
+  const { backends, store, host, settings } = core.deps;
+  for (const backend of backends) {
+    const removed = (await backend.prune?.(op, settings.retention.templatesMs)) ?? [];
+    for (const { template, bytes } of removed) {
+      const detail = { backend: backend.name, template, bytes };
+      op.log.info(detail, 'a template that was not used for long is removed');
+      const event = { type: 'template.removed', atMs: host.nowMs(), projectId: store.defaultProjectId, detail } as const;
+      await store.commit(op, [{ change: 'addEvent', ...event }], 'relaxed');
+    }
   }
 }
 

@@ -149,6 +149,7 @@ export function newQemuBackend(config: QemuConfig): Backend {
         diskAllocatedBytes: disk?.allocatedBytes ?? 0,
       };
     },
+    prune: (op, unusedMs) => shelf.prune(op, unusedMs),
     end: (op) => config.network.end(op),
     leaks: (op, known) => findLeaks(op, config, known),
   };

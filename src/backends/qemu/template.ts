@@ -12,6 +12,11 @@ import { asLongAs, pause } from './wait.ts';
 /** Building, with a wait for a slow machine's boot and for somebody else's build. */
 const LOCKED_AGAIN_MS = 100;
 
+/** A template's last use is written down so often. */
+const MARK_EVERY_MS = 60 * 60_000;
+const KEY = /^[0-9a-f]{40}$/;
+const BUILDING = '.building-';
+
 /** Templates whose state and disk are kept in memory, some 300 KiB each. */
 const KEPT_MAX = 8;
 
@@ -34,8 +39,76 @@ export class TemplateShelf {
     this.#build = build;
   }
 
+  /** When this daemon used each of them last. */
+  readonly #usedAtMs = new Map<TemplateKey, number>();
+
   /** The template, checked; built first where it is missing or refused. */
   async take(op: Operation, recipe: TemplateRecipe): Promise<Template> {
+    const { key } = recipe;
+    const nowMs = this.#host.nowMs();
+    const isMarked = nowMs - (this.#usedAtMs.get(key) ?? 0) < MARK_EVERY_MS;
+    if (!isMarked) this.#usedAtMs.set(key, nowMs);
+    const template = await this.#take(op, recipe);
+    if (!isMarked) await this.#markUse(op, key);
+    return template;
+  }
+
+  /**
+   * Removes those that nobody has used for so long. One that is wanted again is built again; who runs on one that is
+   * removed keeps it.
+   */
+  async prune(op: Operation, unusedMs: number): Promise<readonly { readonly template: string; readonly bytes: number }[]> {
+    const host = this.#host;
+    if ((await host.stat(op, this.#dir)) === null) return [];
+    const removed: { template: string; bytes: number }[] = [];
+    for (const name of await host.list(op, this.#dir)) {
+      if (name.startsWith(BUILDING)) await this.#removeAbandoned(op, name);
+      if (!KEY.test(name)) continue;
+      const key = name as TemplateKey;
+      const usedAtMs = await this.#lastUse(op, key);
+      if (host.nowMs() - usedAtMs <= unusedMs) continue;
+      // Held while it goes: who wants it meanwhile waits and builds it.
+      await using lock = await host.lockFile(op, join(this.#dir, `.lock-${key}`));
+      const bytes = (await host.stat(op, join(this.#dir, key, MEMORY_FILE)))?.allocatedBytes ?? 0;
+      const going = join(this.#dir, `${BUILDING}${key}`); // as what a builder left that died: found by whoever looks
+      if (lock !== null) await host.remove(op, going);
+      // Asked last, and nothing happens between this and the rename: what was taken since stays.
+      if (lock === null || host.nowMs() - (this.#usedAtMs.get(key) ?? 0) <= unusedMs) continue;
+      this.#kept.delete(key);
+      await host.rename(op, join(this.#dir, key), going);
+      await Promise.all([host.remove(op, going), host.remove(op, this.#usePath(key))]);
+      removed.push({ template: key, bytes });
+    }
+    return removed;
+  }
+
+  /** Of a builder, or a removal, that was cut short: nobody holds its lock. */
+  async #removeAbandoned(op: Operation, name: string): Promise<void> {
+    await using lock = await this.#host.lockFile(op, join(this.#dir, name.replace(BUILDING, '.lock-')));
+    if (lock !== null) await this.#host.remove(op, join(this.#dir, name));
+  }
+
+  #usePath(key: TemplateKey): string {
+    return join(this.#dir, `.used-${key}`);
+  }
+
+  /** Its time is what counts. Only a hint: a use that is not written down costs a template too early. */
+  async #markUse(op: Operation, key: TemplateKey): Promise<void> {
+    try {
+      await this.#host.appendFile(op, this.#usePath(key), new TextEncoder().encode('.'));
+    } catch (cause) {
+      if (op.signal.aborted) throw cause;
+      op.log.warn({ template: key, cause }, 'that a template was used could not be written down');
+    }
+  }
+
+  async #lastUse(op: Operation, key: TemplateKey): Promise<number> {
+    const infos = await Promise.all([this.#usePath(key), join(this.#dir, key)].map((path) => this.#host.stat(op, path)));
+    const times = infos.map((info) => (info === null ? 0 : Number(info.modifiedNs / 1_000_000n)));
+    return Math.max(...times, this.#usedAtMs.get(key) ?? 0);
+  }
+
+  async #take(op: Operation, recipe: TemplateRecipe): Promise<Template> {
     const there = await this.#look(op, recipe.key);
     if (there !== null) return there;
     for (;;) {
@@ -97,7 +170,7 @@ export class TemplateShelf {
     // Another daemon may have built it while we waited for the lock.
     const there = await this.#look(op, key);
     if (there !== null) return there;
-    const staging = join(this.#dir, `.building-${key}`);
+    const staging = join(this.#dir, `${BUILDING}${key}`);
     await this.#host.remove(op, staging); // of a builder that died: the lock says that there is none now
     await using undo = new AsyncDisposableStack();
     undo.defer(async () => {
