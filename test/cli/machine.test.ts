@@ -30,6 +30,12 @@ test('run answers from a machine with its own kernel', async () => {
   expect(stdout.trim()).not.toBe(release());
 });
 
+test('doctor says that sandboxes run, whatever the ways lack that are not used', async () => {
+  const { code, stdout } = await world.run(['doctor']);
+  expect(code, stdout).toBe(0);
+  expect(stdout).not.toContain('Sandboxes cannot run');
+});
+
 test('exit codes, and those of programs that are not there, are the guest’s', async () => {
   expect((await world.run(['exec', 'box', '--', 'python3', '-c', 'import sys; sys.exit(42)'])).code).toBe(42);
   expect((await world.run(['exec', 'box', 'no-such-program'])).code).toBe(127);
@@ -42,7 +48,7 @@ test('input and output pass unchanged, and files too', async () => {
   expect((await world.run(['exec', 'box', 'cat'], { input: bytes })).bytes.equals(bytes)).toBe(true);
   const { bytes: archive } = await world.run(['exec', 'box', '--', 'sh', '-c', 'head -c 3000000 /dev/urandom | tee /root/data']);
   const { bytes: tar } = await world.run(['cp', 'box:/root/data', '-']);
-  expect(tar.subarray(512, 512 + 3_000_000).equals(archive)).toBe(true);
+  expect([archive.byteLength, tar.includes(archive)]).toEqual([3_000_000, true]);
 });
 
 test('the daemon is killed while input is sent: all of it arrives once', async () => {

@@ -37,6 +37,8 @@ export class World implements AsyncDisposable {
       HUTCH_DAEMON_LISTEN: 'off',
       HUTCH_SANDBOX_BACKEND: 'qemu', // whatever else this machine can do
       HUTCH_DEV_DAEMON: daemon,
+      // What runs sandboxes where several ways would: these tests are about virtual machines.
+      ...(daemon === MACHINES ? { HUTCH_SANDBOX_BACKEND: 'qemu' } : {}),
       NODE_COMPILE_CACHE: join(dir, 'compile-cache'),
     };
   }
