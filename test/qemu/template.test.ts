@@ -1,5 +1,5 @@
 // Templates: built once, refused when they are not what was built, and told about when they cannot be.
-import { appendFile, chmod, cp, open, readdir, readFile, truncate } from 'node:fs/promises';
+import { appendFile, chmod, cp, open, readdir, readFile, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { newQemuBackend } from '../../src/backends/qemu/backend.ts';
@@ -164,6 +164,21 @@ test('a boot that never gets ready is an error with the end of its console', asy
     message: expect.stringMatching(/did not get ready in 4000 ms; its console ends: /),
   });
   await nothingLeft(fresh);
+});
+
+test('KVM is given up where a guest boots without it, and not where nothing boots in time', { timeout: 240_000 }, async () => {
+  await using fresh = await qemuUnderTest();
+  await fresh.backend.probe(op);
+  const path = join(fresh.config.workDir, 'acceleration.json');
+  const answer = JSON.parse(await readFile(path, 'utf8')) as { acceleration: string };
+  const kept = async (): Promise<unknown> => (JSON.parse(await readFile(path, 'utf8')) as { acceleration: string }).acceleration;
+  await writeFile(path, JSON.stringify({ ...answer, acceleration: 'kvm', why: null }));
+  const slow = newQemuBackend({ ...fresh.config, bootMs: 50 });
+  await expect(slow.prepare(op, fresh.plan())).rejects.toMatchObject({ code: 'deadline_exceeded' });
+  expect(await kept()).toBe('kvm');
+  if (answer.acceleration === 'kvm') return; // a guest does boot under it here
+  await newQemuBackend(fresh.config).prepare(op, fresh.plan());
+  expect(await kept()).toBe('tcg');
 });
 
 test('a kernel that cannot boot is an error with its last words', async () => {

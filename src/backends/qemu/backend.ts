@@ -73,9 +73,21 @@ export function newQemuBackend(config: QemuConfig): Backend {
     } catch (error) {
       const hopeless = acceleration !== 'kvm' || config.acceleration === 'kvm' || op.signal.aborted || !(error instanceof HutchError);
       if (hopeless || (error.code !== 'deadline_exceeded' && error.code !== 'unavailable')) throw error;
-      op.log.warn({ why: error.message }, 'no guest boots under KVM; software emulation is used until the next boot of the host');
-      asking = giveUpKvm(op, config, emulator, error.message);
-      return await take(op, plan);
+      return await withoutKvm(op, emulator, error.message, () => take(op, plan));
+    }
+  };
+
+  /** No guest has booted under KVM. Where one does without, KVM is at fault; else the machine is broken, or only too slow just now. */
+  const withoutKvm = async <T>(op: Operation, emulator: Emulator, why: string, again: () => Promise<T>): Promise<T> => {
+    asking = Promise.resolve({ acceleration: 'tcg', why });
+    try {
+      const taken = await again();
+      op.log.warn({ why }, 'no guest boots under KVM; software emulation is used until the next boot of the host');
+      await giveUpKvm(op, config, emulator, why);
+      return taken;
+    } catch (error) {
+      asking = undefined;
+      throw error;
     }
   };
 
