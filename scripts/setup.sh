@@ -394,7 +394,12 @@ prepare_bundle() {
     [ -z "$(find "$root/src" "$root/scripts/bundle.ts" "$root/package-lock.json" -newer "$root/dist/stamp" -print -quit)" ]; then
     return 0
   fi
+  [ -f "$root/dist/stamp" ] && updated=yes || updated=no
   "$node" "$root/scripts/bundle.ts" >&2 || fail 'building Hutch from its sources failed.'
+  # It goes on with the code that it has loaded, beside an agent and a CLI that may be newer.
+  if [ "$updated" = yes ] && "$node" -- "$root/dist/hutch.cjs" daemon status >/dev/null 2>&1; then
+    say 'A daemon from before this update is running. To use the new one (sandboxes go on): hutch daemon stop'
+  fi
 }
 
 prepare_dev_libraries() {

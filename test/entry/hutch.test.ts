@@ -95,6 +95,20 @@ test('a source that has changed is built before the command runs', async () => {
   expect((await copy.run([join(copy.dir, 'hutch'), 'version'])).stdout).toBe('changed\n');
 });
 
+test('after an update it is said when a daemon from before still runs', async () => {
+  using copy = checkout();
+  const source = join(copy.dir, 'src/cli/main.ts');
+  const build = async (daemonStatus: number): Promise<string> => {
+    writeFileSync(source, `if (process.argv[2] === 'daemon') process.exit(${daemonStatus});`);
+    const later = new Date(Date.now() + 5_000);
+    utimesSync(source, later, later);
+    return (await copy.run([join(copy.dir, 'hutch'), 'version'])).stderr;
+  };
+  expect(await build(0)).not.toContain('A daemon from before'); // the first build is no update
+  expect(await build(0)).toContain('A daemon from before this update is running');
+  expect(await build(7)).not.toContain('A daemon from before');
+});
+
 test('a source that cannot be built fails with its place, and the old build is not run', async () => {
   using copy = checkout();
   await copy.run([join(copy.dir, 'hutch'), 'version']);
