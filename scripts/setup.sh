@@ -74,6 +74,7 @@ reason() {
     qemu-utils) echo 'the lab: disks of the outer virtual machine' ;;
     strace) echo 'tests: makes single system calls fail' ;;
     expect | tmux) echo 'tests: real terminals' ;;
+    runsc) echo 'tests: sandboxes on a kernel in user space' ;;
     docker.io | iptables) echo 'tests: a Docker Engine of their own' ;;
     cargo-web | rustc-web | build-essential) echo 'tests: rebuild the agent and the shim' ;;
     *) echo 'tests' ;;
@@ -93,8 +94,8 @@ dev_programs() {
   echo 'xz:xz-utils busybox:busybox-static socat:socat ip:iproute2 setpriv:util-linux newuidmap:uidmap cc:build-essential'
   echo 'qemu-img:qemu-utils /usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1:libfaketime'
   has cargo || echo 'cargo:cargo-web rustc:rustc-web'
-  # Only root can start an Engine.
-  [ "$(id -u)" -ne 0 ] || echo 'dockerd:docker.io iptables:iptables'
+  # Only root can start an Engine, or gVisor.
+  [ "$(id -u)" -ne 0 ] || echo 'dockerd:docker.io iptables:iptables runsc:runsc'
 }
 
 node_programs() {
