@@ -3,7 +3,7 @@
 import { HutchError } from '../domain/errors.ts';
 import { isName, newId, type SandboxId } from '../domain/ids.ts';
 import { newSandbox, type Sandbox, type SandboxSpec, type Shape, transition } from '../domain/sandbox.ts';
-import { type BringUp, bringUp, type MainStarted, startMain } from './bring-up.ts';
+import type { BringUp } from './bring-up.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import { type Boot, placesOf } from './deps.ts';
@@ -11,14 +11,13 @@ import type { Handlers } from './handlers.ts';
 import { madeUpName } from './names.ts';
 import type { Run } from './run.ts';
 import { keepSecrets } from './secrets.ts';
+import { startUp } from './start-up.ts';
 import type { Supervisor } from './supervisor.ts';
 import type { Parsed } from './verbs.ts';
 
 type Input = Parsed<'sandbox.create'>;
 
 const RELEASE_MS = 60_000;
-/** The first stream of the main process waits so long for the client that said it would attach. */
-const HELD_MS = 30_000;
 
 export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, 'sandbox.create'> {
   const { deps, templates } = core;
@@ -116,35 +115,19 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     undo: AsyncDisposableStack,
   ): Promise<Sandbox> {
     const { op } = call;
-    const up = await bringUp(op, deps.host, run, what);
-    const { pid, startTicks } = up.started.evidence;
-    const { timeoutMs } = bare.spec;
-    const event = {
-      type: 'started',
-      atMs: up.startedAtMs,
-      opId: op.id,
+    core.presenter.sandbox(bare).catch(() => {}); // the name of its image, so that it is known when it is wanted
+    return await startUp(core, supervisor, call, run, what, {
       reason: 'boot',
-      deadlineAtMs: timeoutMs === null ? null : up.startedAtMs + timeoutMs,
-      evidence: `pid ${pid}, started at tick ${startTicks}`,
-    } as const;
-    const running = transition(bare, event);
-    if ('illegal' in running) throw new Error('a new sandbox cannot be started');
-    // The main process begins while the disk writes the record: if that fails, both are undone.
-    const beginning = startMain(run, what);
-    beginning.catch(() => {}); // awaited below
-    const [, , sandbox] = await call.conclude(
-      [...creation(intentId, bare), { change: 'applyEvent', sandboxId: bare.id, event }],
-      await core.presenter.sandbox(running, op.id),
-    );
-    // It is on record as running: from here on nothing is undone, it is watched to its end.
-    undo.move();
-    core.sandboxes.changed(sandbox);
-    const main = await beginning.catch((cause: unknown) => {
-      supervisor.adopt(run, sandbox);
-      throw cause;
+      attach,
+      undo,
+      async record(event) {
+        const running = transition(bare, event);
+        if ('illegal' in running) throw new Error('a new sandbox cannot be started');
+        const changes = [...creation(intentId, bare), { change: 'applyEvent', sandboxId: bare.id, event }] as const;
+        const [, , sandbox] = await call.conclude(changes, await core.presenter.sandbox(running, op.id));
+        return sandbox;
+      },
     });
-    supervisor.watch(run, sandbox);
-    return await followMain(supervisor, call, run, sandbox, main, attach);
   }
 
   async function begin(call: Call, id: SandboxId, spec: SandboxSpec): Promise<{ intentId: number; uid: number | null }> {
@@ -217,24 +200,6 @@ function checkName(call: Call, name: string): void {
     'invalid_argument',
     `name must be lower-case letters, digits and inner hyphens, at most 63, and not look like an id; '${name}' is not`,
   );
-}
-
-/** What the start of the main process came to: kept for its client, let go of, or an end. */
-export async function followMain(
-  supervisor: Supervisor,
-  call: Call,
-  run: Run,
-  sandbox: Sandbox,
-  main: MainStarted | null,
-  attach: boolean,
-): Promise<Sandbox> {
-  if (main === null) return sandbox;
-  if ('process' in main) {
-    if (!attach) main.process[Symbol.dispose]();
-    else run.hold(main.process, HELD_MS);
-    return sandbox;
-  }
-  return await supervisor.endUnstarted(call, run, sandbox, main);
 }
 
 /** Kept under the operation's id, for whoever wants to know why it failed. */

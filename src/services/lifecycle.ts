@@ -1,17 +1,17 @@
 // Start, stop, restart, pause, resume, rename, delete and wait: each takes its turn on the sandbox,
 // looks at the state that it then has, and does what is left to do.
 import type { Sandbox } from '../domain/sandbox.ts';
-import { type BringUp, bringUp, putDown, startMain } from './bring-up.ts';
+import { type BringUp, putDown } from './bring-up.ts';
 import type { Call } from './call.ts';
 import { Claims } from './claims.ts';
 import type { Core } from './core.ts';
-import { followMain } from './create.ts';
 import { backendOf, placesOf } from './deps.ts';
 import type { Handlers } from './handlers.ts';
 import { waitFor } from './operations.ts';
 import type { SandboxView } from './present.ts';
 import { releaseRun, runOf } from './release.ts';
 import { readSecrets } from './secrets.ts';
+import { startUp } from './start-up.ts';
 import type { Supervisor } from './supervisor.ts';
 import { recordEnd, removeSandbox, takeDown } from './take-down.ts';
 
@@ -69,35 +69,15 @@ export function lifecycleVerbs(core: Core, supervisor: Supervisor): Pick<Handler
         .catch((cause: unknown) => op.log.warn({ cause }, 'an intent was left behind'));
     });
     const what: BringUp = { sandbox: current, boot, secrets, terminal: undefined };
-    const up = await bringUp(op, host, run, what);
-    const { pid, startTicks } = up.started.evidence;
-    const { timeoutMs } = current.spec;
-    const beginning = startMain(run, what);
-    beginning.catch(() => {}); // awaited below
-    const [after] = await call.commit([
-      {
-        change: 'applyEvent',
-        sandboxId: current.id,
-        event: {
-          type: 'started',
-          atMs: up.startedAtMs,
-          opId: op.id,
-          reason,
-          deadlineAtMs: timeoutMs === null ? null : up.startedAtMs + timeoutMs,
-          evidence: `pid ${pid}, started at tick ${startTicks}`,
-        },
+    return await startUp(core, supervisor, call, run, what, {
+      reason,
+      attach: false,
+      undo,
+      async record(event) {
+        const started = { change: 'applyEvent', sandboxId: current.id, event } as const;
+        return (await call.commit([started, { change: 'finishIntent', id: intent.id }]))[0];
       },
-      { change: 'finishIntent', id: intent.id },
-    ]);
-    // It is on record as running: from here on nothing is undone, it is watched to its end.
-    undo.move();
-    sandboxes.changed(after);
-    const main = await beginning.catch((cause: unknown) => {
-      supervisor.adopt(run, after);
-      throw cause;
     });
-    supervisor.watch(run, after);
-    return await followMain(supervisor, call, run, after, main, false);
   }
 
   /** Of a sandbox in error: only what is dead is started anew. */
