@@ -7,6 +7,7 @@ import { HEADER, line, type Row } from './harness.ts';
 import { listenForNoise, machineFacts, type Noise } from './machine.ts';
 import { mustRun, Place, ROOT } from './place.ts';
 import { type Result, report } from './report.ts';
+import { BACKENDS } from './rows/backends.ts';
 import { BOOT } from './rows/boot.ts';
 import { EXEC } from './rows/exec.ts';
 import { FIRST_RUN } from './rows/first-run.ts';
@@ -16,7 +17,7 @@ import { START } from './rows/start.ts';
 import { STREAMS } from './rows/streams.ts';
 import { WORK_INSIDE } from './rows/work.ts';
 
-const ALL: readonly Measurement[] = [...FIRST_RUN, ...START, ...EXEC, ...STREAMS, ...WORK_INSIDE, ...MEMORY, ...LOOP, ...BOOT];
+const ALL: readonly Measurement[] = [...FIRST_RUN, ...START, ...EXEC, ...STREAMS, ...WORK_INSIDE, ...MEMORY, ...LOOP, ...BOOT, ...BACKENDS];
 const RUNS_MAX = 1_000;
 
 const USAGE = `Usage: hutch bench [WHAT…] [--runs N] [--json] [--quick | --long] [--write]

@@ -35,6 +35,8 @@ export function newDockerBackend(config: DockerConfig): Backend {
   const attached = new Map<string, Duplex>();
   /** Images that are being brought into the Engine. */
   const importing = new Map<string, Promise<string>>();
+  /** Where the agent for containers lies, once it has been put there. */
+  let agent: string | null = null;
   /** Whether the Engine sees our files; null until it was asked. */
   let mounts: boolean | null = null;
 
@@ -69,7 +71,10 @@ export function newDockerBackend(config: DockerConfig): Backend {
 
   /** The agent as containers see it: of its own name for each version, so that a running one keeps its own. */
   async function agentForContainers(op: Operation): Promise<string> {
+    const known = agent !== null && (await host.stat(op, agent)) !== null;
+    if (known) return agent as string;
     const path = join(config.workDir, `agent-${(await host.sha256(op, config.agentPath)).slice(0, 16)}`);
+    agent = path;
     if ((await host.stat(op, path)) !== null) return path;
     await host.makeDir(op, config.workDir, 0o711);
     await host.writeFileAtomic(op, path, await host.readFile(op, config.agentPath, AGENT_BYTES_MAX), 0o755);
@@ -111,20 +116,29 @@ export function newDockerBackend(config: DockerConfig): Backend {
     return await evidenceOf(op, host, container, made);
   }
 
+  /** One that somebody is removing has ended, but not yet as what it will be found to have ended. */
+  async function lookAt(op: Operation, plan: SandboxPlan) {
+    const { container, made } = await containerOf(op, plan);
+    const evidence = await evidenceOf(op, host, container, made);
+    return { container, evidence, isOver: !evidence.alive && container?.State.Status !== 'removing' };
+  }
+
   async function waitForEnd(op: Operation, plan: SandboxPlan): Promise<Dead> {
-    for (let pauseMs = 100; ; pauseMs = Math.min(pauseMs * 2, 5_000)) {
+    for (let pauseMs = 0; ; pauseMs = Math.min(Math.max(100, pauseMs * 2), 5_000)) {
+      // At once the first time; the Engine's answer is then nearly always that it has ended.
+      if (pauseMs > 0) await waitAgain(op, new Promise<void>((resolve) => setTimeout(resolve, pauseMs).unref()));
       try {
-        const { container, made } = await containerOf(op, plan);
-        const found = await evidenceOf(op, host, container, made);
-        if (!found.alive) return found;
-        if (container !== null) await engine.stream(op, { method: 'POST', path: `/containers/${container.Id}/wait` }).then(drained);
-        pauseMs = 100;
+        const before = await lookAt(op, plan);
+        if (before.isOver) return before.evidence as Dead;
+        if (before.container === null) continue;
+        await engine.stream(op, { method: 'POST', path: `/containers/${before.container.Id}/wait` }).then(drained);
+        const after = await lookAt(op, plan);
+        if (after.isOver) return after.evidence as Dead;
       } catch (error) {
         // An Engine that is away says nothing about the container: it is asked again when it is back.
         const isAway = error instanceof HutchError && ['unavailable', 'not_found', 'deadline_exceeded', 'internal'].includes(error.code);
         if (op.signal.aborted || !isAway) throw error;
       }
-      await waitAgain(op, new Promise<void>((resolve) => setTimeout(resolve, pauseMs).unref()));
     }
   }
 
@@ -162,8 +176,8 @@ export function newDockerBackend(config: DockerConfig): Backend {
   }
 
   async function putAgentIn(op: Operation, containerId: string): Promise<void> {
-    const agent = await host.readFile(op, config.agentPath, AGENT_BYTES_MAX);
-    const archive = programArchive(INSIDE.agent.slice(1), agent);
+    const program = await host.readFile(op, config.agentPath, AGENT_BYTES_MAX);
+    const archive = programArchive(INSIDE.agent.slice(1), program);
     await engine.call(op, {
       method: 'PUT',
       path: `/containers/${containerId}/archive`,
@@ -329,9 +343,13 @@ export function newDockerBackend(config: DockerConfig): Backend {
       await removeContainer(op, plan);
       await backend.cleanUp(op, plan);
       await host.remove(op, plan.dataDir);
-      const others = await unlessAway(listOurs(op, engine, instance), null);
-      if (others === null || others.length > 0) return;
-      await removeNetworks(op, config, engine);
+    },
+
+    async end(op) {
+      const left = await unlessAway(listOurs(op, engine, instance), null);
+      // A container that is stopped needs its network again.
+      if (left !== null && left.length > 0) return;
+      if (left !== null) await removeNetworks(op, config, engine);
       await config.network.end(op);
     },
 

@@ -1,0 +1,111 @@
+// Backends against what they are made of: the `docker` command over the same Engine, with the same image.
+import { DockerEngine } from '../../test/support/docker-engine.ts';
+import type { Bench, Measurement } from '../context.ts';
+import { figures, judge, type Row, short, timed } from '../harness.ts';
+import { execOk, mustRun, Place } from '../place.ts';
+
+const IMAGE_PREFIX = 'hutch/img';
+const RUN_FACTOR = 0.8;
+const EXEC_FACTOR = 0.1;
+const AT_ONCE_FACTOR = 1.3;
+
+const median = (taken: readonly number[]) => figures(taken).median;
+
+async function docker(bench: Bench): Promise<readonly Row[]> {
+  await using engine = await DockerEngine.start();
+  if (engine === null) throw new Error('no Docker Engine can be started here: it takes root, and dockerd');
+  await using place = await Place.make();
+  Object.assign(place.env, engine.env, { HUTCH_SANDBOX_BACKEND: 'docker', HUTCH_SANDBOX_NETWORK: 'none' });
+  await place.startDaemon();
+  const { api } = place.hutch;
+
+  /** From the request until nothing of it is left, as `docker run --rm`. */
+  const whole = async (): Promise<void> => {
+    const { id } = await api.call('sandbox.create', { main: { argv: ['true'] } });
+    const { exitCode } = await api.call('sandbox.wait', { ref: id });
+    if (exitCode !== 0) throw new Error(`true ended with ${exitCode}`);
+    await api.call('sandbox.delete', { ref: id });
+  };
+  const cli = (...argv: string[]) => mustRun(['docker', ...argv], { ...process.env, ...engine.env });
+
+  await whole(); // brings the image into the Engine
+  const image = (await cli('images', '--format', '{{.Repository}}:{{.Tag}}', IMAGE_PREFIX)).trim();
+  const bare = () => cli('run', '--rm', '--network', 'none', '--log-driver', 'none', image, 'true');
+  const [runBase, runOurs]: [number[], number[]] = [[], []];
+  const runs = bench.runs(15);
+  for (let i = -1; i < runs; i += 1) {
+    const base = await timed(bare);
+    const ours = await timed(whole);
+    if (i < 0) continue;
+    runBase.push(base);
+    runOurs.push(ours);
+  }
+
+  const name = (await cli('run', '-d', '--network', 'none', '--log-driver', 'none', image, 'sleep', '100000')).trim();
+  const sandbox = await place.hutch.create();
+  const [execBase, execOurs]: [number[], number[]] = [[], []];
+  const execs = bench.runs(40, 3);
+  for (let i = -2; i < execs; i += 1) {
+    const base = await timed(() => cli('exec', name, 'true'));
+    const ours = await timed(() => execOk(sandbox, ['true']));
+    if (i < 0) continue;
+    execBase.push(base);
+    execOurs.push(ours);
+  }
+  await sandbox.delete();
+  await cli('rm', '-f', name);
+
+  const count = bench.pick({ quick: 3, usual: 20, long: 20 });
+  const [manyBase, manyOurs]: [number[], number[]] = [[], []];
+  const rounds = bench.runs(3, 1);
+  for (let i = 0; i < rounds; i += 1) {
+    const several = Array.from({ length: count });
+    manyBase.push(
+      await timed(() => Promise.all(several.map(() => cli('run', '-d', '--rm', '--network', 'none', image, 'sleep', '100000')))),
+    );
+    await cli('kill', ...(await cli('ps', '-q')).trim().split('\n'));
+    manyOurs.push(await timed(() => Promise.all(several.map(() => api.call('sandbox.create', {})))));
+    await place.deleteAll();
+  }
+
+  return [
+    judge(
+      {
+        what: 'docker: `run --rm` to exit, through the API',
+        unit: 'ms',
+        baselineName: '`docker run --rm IMAGE true`',
+        target: `≤ ${RUN_FACTOR}×`,
+        meets: (ratio) => ratio <= RUN_FACTOR,
+        note: 'The Engine makes, starts, stops and removes a container in both. Ours waits for the record of each step to be on the disk; the other starts a program of 40 MB.',
+      },
+      runBase,
+      runOurs,
+    ),
+    judge(
+      {
+        what: 'docker: exec round trip, p50',
+        unit: 'ms',
+        baselineName: '`docker exec C true`',
+        target: `≤ ${EXEC_FACTOR}×`,
+        meets: (ratio) => ratio <= EXEC_FACTOR,
+        note: `The agent starts the program; the Engine is not asked. \`docker exec\` starts a shim and runc each time (${short(median(execBase))} ms).`,
+      },
+      execBase,
+      execOurs,
+    ),
+    judge(
+      {
+        what: `docker: ${count} sandboxes at once`,
+        unit: 'ms',
+        baselineName: `${count} × \`docker run -d\` at once`,
+        target: `≤ ${AT_ONCE_FACTOR}×`,
+        meets: (ratio) => ratio <= AT_ONCE_FACTOR,
+        note: 'Until each has said that it runs. Bound by the processors: runc, and the mounts of each container.',
+      },
+      manyBase,
+      manyOurs,
+    ),
+  ];
+}
+
+export const BACKENDS: readonly Measurement[] = [{ name: 'backends', about: 'other backends against their own tools', rows: docker }];
