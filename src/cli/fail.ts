@@ -19,9 +19,10 @@ export function toHutchError(error: unknown): HutchError {
   return new HutchError({ code: 'internal', message: `something went wrong inside Hutch: ${said}`, cause: error });
 }
 
-/** `ENOENT: no such file or directory, open 'x'` without the first word. */
+/** `x: no such file or directory`, of `ENOENT: no such file or directory, open 'x'`. */
 function plain(message: string): string {
-  return message.replace(/^E[A-Z]+: /, '');
+  const [, why, path] = /^E[A-Z]+: ([^,]+), \w+ '(.*?)'(?: -> '.*')?$/s.exec(message) ?? [];
+  return path === undefined ? message.replace(/^E[A-Z]+: /, '') : `${path}: ${why}`;
 }
 
 /** Tells it, and gives the exit code. */

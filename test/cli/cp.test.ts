@@ -43,6 +43,13 @@ afterEach(async () => {
   await rm(here, { recursive: true, force: true });
 });
 
+test('a file of ours that is not there, or may not be written, is named with the reason', async () => {
+  const missing = await world.run(['cp', 'absent', 'box:/w'], { cwd: here });
+  expect(missing).toMatchObject({ code: 3, stderr: 'error: absent: no such file or directory\n' });
+  const refused = await world.run(['cp', 'box:/etc/hostname', '/proc/version'], { cwd: here });
+  expect(refused.stderr).toMatch(/^error: \/proc\/[^:]*: [a-z ]+\n$/);
+});
+
 test('exec, run, shell and cp begin in the same directory: the sandbox’s own, else the home of the user', async () => {
   await writeFile(join(here, 'note'), 'here');
   await world.ok('create', '--name', 'placed', '--workdir', '/srv/made');

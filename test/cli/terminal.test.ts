@@ -118,7 +118,7 @@ test('after a detach it is said that --rm still holds, and it does', async () =>
   await screen.shows('detached; it is deleted when its command ends (--rm); go on with: hutch attach brief');
   await screen.shows(/^ours>$/m);
   await screen.enter('$H attach brief');
-  await screen.shows(/^inside>[^]*^inside>/m); // drawn again
+  await screen.shows(/^inside>[\s\S]*^inside>/m); // drawn again
   await screen.enter('exit 6');
   await screen.shows(/^ours>$/m);
   await screen.enter('echo "ended with $?"');
