@@ -57,6 +57,7 @@ export function processes(subject: Subject): void {
   test('exec: a flood that nobody reads holds up its command, not its neighbours', async () => {
     const flood = await exec('yes aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa', {}, 'flood');
     flood.keep = false;
+    await flood.saw('started');
     flood.socket.pause();
     expect(await subject.sh(await subject.box(), 'echo alive')).toBe('alive\n');
     await daemon.call('exec.signal', { ref: await subject.box(), execId: 'flood', signal: 'KILL' });

@@ -1,7 +1,7 @@
 // One backend under the suite: a daemon over it, what it says that it can do, and the short ways in which
 // the tests ask. Everything goes through the API, as a user's program would.
 import { execFile } from 'node:child_process';
-import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import type { Capabilities } from '../../src/backends/backend.ts';
@@ -147,6 +147,11 @@ export class Subject implements AsyncDisposable {
     }
     if (pid === null) throw new Error(`the ledger knows no process of ${id}`);
     return pid;
+  }
+
+  /** Sandboxes of which something lies on disk. */
+  async kept(): Promise<readonly string[]> {
+    return (await readdir(join(this.home, 'data/sandboxes'))).sort();
   }
 
   /** What the services did to the backend against its contract. */

@@ -53,8 +53,15 @@ export function together(subject: Subject): void {
     gone.abort();
     expect(await making).toBe('gone');
     await eventually('it is undone', async () => (await daemon.call('operation.list', {})).operations.length === 0);
-    expect((await daemon.call('sandbox.list', {})).sandboxes.map((sandbox) => sandbox.name)).not.toContain(name);
+    const { sandboxes } = await daemon.call('sandbox.list', {});
+    expect(sandboxes.map((sandbox) => sandbox.name)).not.toContain(name);
     expect((await daemon.call('doctor.leaks', {})).leaks).toEqual([]);
+    const known = new Set(sandboxes.map(({ id }) => id));
+    expect(
+      (await subject.kept()).filter((id) => !known.has(id)),
+      'what lies on disk',
+    ).toEqual([]);
+    await subject.remove((await subject.make({ name, start: false })).id); // its name is free
   });
 
   test('a start that is cancelled leaves it as it was', async () => {
