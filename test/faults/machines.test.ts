@@ -193,13 +193,16 @@ test('files larger than the memory are written in every way, and nothing is kill
     yield new Uint8Array(1024);
   }
   const sizes = `stat -c %s /root/from-tar /root/written /root/copied`;
-  for (let round = 0; round < 2; round += 1) {
-    const paths = ['files?path=/root/written', 'archive?path=/root'];
-    for (const [index, path] of paths.entries())
-      expect((await daemon.send('PUT', `/v1/sandboxes/${id}/${path}`, { body: index === 0 ? zeros() : archive() })).status).toBe(200);
-    await daemon.run(id, ['dd', 'if=/dev/zero', 'of=/root/copied', 'bs=1M', `count=${mebibytes}`]);
-    expect((await daemon.run(id, ['sh', '-c', sizes])).stdout).toBe(`${mebibytes << 20}\n`.repeat(3));
-  }
+  for (const [path, body] of [
+    ['files?path=/root/written', zeros()],
+    ['archive?path=/root', archive()],
+  ] as const)
+    expect((await daemon.send('PUT', `/v1/sandboxes/${id}/${path}`, { body })).status).toBe(200);
+  await daemon.run(id, ['dd', 'if=/dev/zero', 'of=/root/copied', 'bs=1M', `count=${mebibytes}`]);
+  expect((await daemon.run(id, ['sh', '-c', sizes])).stdout).toBe(`${mebibytes << 20}\n`.repeat(3));
+  // With this, such writes made the kernel panic now and then: too seldom for a test to see it.
+  const ttl = 'cat /sys/kernel/mm/lru_gen/min_ttl_ms 2>/dev/null || echo 0';
+  expect((await daemon.run(id, ['sh', '-c', ttl])).stdout).toBe('0\n');
   await expectMain(daemon, id);
   expect((await daemon.call('sandbox.stats', { ref: id })).oomKills).toBe(0);
   await works(daemon, id);
