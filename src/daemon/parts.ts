@@ -4,6 +4,7 @@ import { fileURLToPath } from 'node:url';
 import type { Backend } from '../backends/backend.ts';
 import { newDockerBackend } from '../backends/docker/backend.ts';
 import { newGvisorBackend } from '../backends/gvisor/backend.ts';
+import type { GvisorConfig } from '../backends/gvisor/config.ts';
 import { newQemuBackend } from '../backends/qemu/backend.ts';
 import { findCgroups } from '../backends/qemu/cgroup.ts';
 import type { Environment, Places } from '../config/places.ts';
@@ -45,14 +46,22 @@ export const makeParts: DaemonOptions['makeParts'] = async ({ op, host, store, p
   });
   return {
     // In the order of preference.
-    backends: [qemu, gvisorBackend(host, places, prebuilt, network), dockerBackend(host, places, env, agentPath)],
+    backends: [qemu, gvisorBackend(host, places, prebuilt, network, whyNoKvm(qemu)), dockerBackend(host, places, env, agentPath)],
     boots: bootSource({ host, store, dataDir: places.dataDir, agentPath, downloadEnv: proxyVariables(env) }),
     agentDigest: `sha256:${await host.sha256(op, agentPath)}`,
     qemuVersion: qemuVersion(host),
   };
 };
 
-function gvisorBackend(host: Host, places: Places, prebuilt: string, network: Network): Backend {
+/** Asked of the backend that runs a small guest under it to find out, and remembers the answer for this boot. */
+function whyNoKvm(qemu: Backend): GvisorConfig['whyNoKvm'] {
+  return async (op) => {
+    const probe = await qemu.probe(op);
+    return probe.ok && probe.can.acceleration !== 'kvm' ? 'a small guest of QEMU did not run under /dev/kvm' : null;
+  };
+}
+
+function gvisorBackend(host: Host, places: Places, prebuilt: string, network: Network, noKvm: GvisorConfig['whyNoKvm']): Backend {
   return newGvisorBackend({
     host,
     basesDir: `${places.dataDir}/bases`,
@@ -64,6 +73,7 @@ function gvisorBackend(host: Host, places: Places, prebuilt: string, network: Ne
     cgroupName: host.uid === 0 ? `${ownName(places, '-')}-gvisor` : null,
     runRoot: `${places.runDir}/sandboxes`,
     network,
+    whyNoKvm: noKvm,
   });
 }
 

@@ -1,6 +1,7 @@
 // What the composition root gives to the gVisor backend. Everything that the backend touches comes in
 // here: it reads no environment, no configuration file and no clock of its own.
 import type { Host } from '../../host/host.ts';
+import type { Operation } from '../../host/operation.ts';
 import type { Network } from '../../network/network.ts';
 
 export type GvisorConfig = {
@@ -23,6 +24,8 @@ export type GvisorConfig = {
   /** Parent of the sandboxes' run directories: tells our shims from others' when leaks are looked for. */
   readonly runRoot: string;
   readonly network: Network;
+  /** Why /dev/kvm runs no guest here, where somebody has tried; null where one ran, or nobody knows. */
+  readonly whyNoKvm: (op: Operation) => Promise<string | null>;
 };
 
 /** From the start of the runtime until the agent has connected: fifty at once on two cores take their time. */

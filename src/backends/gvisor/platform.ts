@@ -62,7 +62,12 @@ async function tryOut(
   platform: string,
 ): Promise<Pick<Platform, 'automount'> | { readonly why: string }> {
   const { host, cellPath } = config;
-  if (platform === 'kvm' && (await host.stat(op, '/dev/kvm')) === null) return { why: 'there is no /dev/kvm' };
+  if (platform === 'kvm') {
+    if ((await host.stat(op, '/dev/kvm')) === null) return { why: 'there is no /dev/kvm' };
+    // A runtime that hangs under it burns a processor until the deadline: what is known already is not tried again.
+    const why = await config.whyNoKvm(op);
+    if (why !== null) return { why };
+  }
   const name = `probe-${Buffer.from(host.randomBytes(8)).toString('hex')}`;
   const dir = join(config.workDir, name);
   await using undo = new AsyncDisposableStack();

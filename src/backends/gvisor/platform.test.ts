@@ -1,0 +1,47 @@
+// Which ways of running a program are tried out: over the real host, with a runtime that only writes down
+// how it was called.
+import { chmod, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { expect, onTestFinished, test } from 'vitest';
+import { testOperation } from '../../../test/support/operation.ts';
+import { nodeHost } from '../../host/node-host.ts';
+import type { GvisorConfig } from './config.ts';
+import { findPlatform } from './platform.ts';
+
+/** Finds the platform; gives it with the platforms that programs were really run under. */
+async function found(whyNoKvm: string | null) {
+  const dir = await mkdtemp(join(tmpdir(), 'hutch-platform-'));
+  onTestFinished(() => rm(dir, { recursive: true }));
+  const path = join(dir, 'runsc');
+  await writeFile(path, `#!/bin/sh\necho "$*" >> ${dir}/calls\ncase "$*" in *platform=kvm*) exit 1;; esac\n`);
+  await chmod(path, 0o755);
+  const host = nodeHost();
+  const here: Partial<typeof host> = {
+    stat: async (op, file) => (file === '/dev/kvm' ? await host.stat(op, '/dev/null') : await host.stat(op, file)),
+  };
+  const config = {
+    host: Object.assign(Object.create(host) as typeof host, here),
+    workDir: dir,
+    cellPath: path,
+    whyNoKvm: async () => whyNoKvm,
+  } as unknown as GvisorConfig;
+  const runtime = { path, version: '1', platforms: ['kvm', 'ptrace'], options: [], canIgnoreCgroups: false };
+  const platform = await findPlatform(testOperation(), config, runtime);
+  const again = await findPlatform(testOperation(), config, runtime);
+  expect(again).toMatchObject(platform);
+  const calls = await readFile(join(dir, 'calls'), 'utf8');
+  return { platform, tried: [...calls.matchAll(/--platform=(\w+)/g)].map((match) => match[1]) };
+}
+
+test('kvm is not tried where a guest is known not to run under it, and the answer says why; it is asked for once', async () => {
+  const { platform, tried } = await found('a small guest did not run');
+  expect(tried).toEqual(['ptrace']);
+  expect(platform).toMatchObject({ name: 'ptrace', notes: ['not kvm: a small guest did not run'] });
+});
+
+test('kvm is tried where nothing is known against it', async () => {
+  const { platform, tried } = await found(null);
+  expect(tried).toEqual(['kvm', 'ptrace']);
+  expect(platform.notes).toEqual(['not kvm: it ended with 1']);
+});
