@@ -55,6 +55,8 @@ export function containerBody(plan: SandboxPlan, { image, instance, reach, netwo
     StopSignal: 'SIGTERM',
     Healthcheck: { Test: ['NONE'] },
     Tty: false,
+    // It gets a network namespace with a loopback all the same; the Engine need not run itself once more in it, which is half of a start.
+    NetworkDisabled: network === 'none',
     OpenStdin: reach.kind === 'attached',
     StdinOnce: false,
     Labels: {
