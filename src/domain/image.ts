@@ -11,6 +11,10 @@ export type ImageConfig = {
   readonly command: readonly string[];
   readonly workdir: string | null;
   readonly user: string | null;
+  /** As the image writes it, such as `SIGQUIT` or `3`; null: SIGTERM. */
+  readonly stopSignal: string | null;
+  /** Such as `80/tcp`: what it says that it listens on. Opens nothing by itself. */
+  readonly exposedPorts: readonly string[];
 };
 
 export type Image = {
@@ -26,6 +30,27 @@ export type Image = {
   /** How it was made: facts for `inspect` and for rebuilding, of the maker's own form. */
   readonly detail: Readonly<Record<string, unknown>>;
 };
+
+/** By their number less one, on every architecture that sandboxes have. */
+const SIGNALS =
+  'HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP TSTP TTIN TTOU URG XCPU XFSZ VTALRM PROF WINCH IO PWR SYS'.split(
+    ' ',
+  );
+
+/**
+ * What every process gets when a sandbox of this image is asked to stop, by name without `SIG`. An image that
+ * names none, or one that we do not know (a real-time signal), gets TERM: whatever it says, it can be stopped.
+ */
+export function stopSignalOf({ stopSignal }: Pick<ImageConfig, 'stopSignal'>): string {
+  const said = (stopSignal ?? '').trim().toUpperCase();
+  const name = /^\d{1,2}$/.test(said) ? SIGNALS[Number(said) - 1] : said.replace(/^SIG/, '');
+  return name !== undefined && SIGNALS.includes(name) ? name : 'TERM';
+}
+
+/** What a sandbox runs whose maker wants what the image is made for: entrypoint, then command. Empty where it says neither. */
+export function ownCommandOf({ entrypoint, command }: Pick<ImageConfig, 'entrypoint' | 'command'>): readonly string[] {
+  return [...entrypoint, ...command];
+}
 
 export type Kernel = {
   readonly id: KernelId;

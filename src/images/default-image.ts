@@ -8,7 +8,7 @@ import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { aptError, type DownloadEnv } from './apt.ts';
 import { machineProxies, mirrorLines, SUITE } from './debian-sources.ts';
-import { commitImage, type ImageManifest, listImages, type PreparedImage, ROOTFS, verifyImage } from './image.ts';
+import { commitImage, listImages, type PreparedImage, ROOTFS, verifyImage } from './image.ts';
 import { alone, type ImagePaths, leashed, SHARED_DIR_MODE, unlessDamaged } from './layout.ts';
 import { followMmdebstrap } from './mmdebstrap-output.ts';
 import { scratchDir } from './scratch.ts';
@@ -31,7 +31,7 @@ const PACKAGES = [
   'vim-tiny',
 ];
 
-const CONFIG: ImageManifest['config'] = {
+const CONFIG = {
   env: { PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin', LANG: 'C.UTF-8' },
   entrypoint: [],
   command: [],
@@ -133,7 +133,7 @@ async function makeImage(op: Operation, host: Host, paths: ImagePaths, staging: 
     fileSystem: 'squashfs',
     sha256: await host.sha256(op, join(out, ROOTFS)),
     sizeBytes,
-    config: CONFIG,
+    config: { ...CONFIG, stopSignal: null, exposedPorts: [] },
     createdAtMs: host.nowMs(),
     source: { kind: 'mmdebstrap', suite: SUITE, packages: PACKAGES, recipe: RECIPE },
   });

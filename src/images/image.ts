@@ -25,6 +25,9 @@ const configSchema = z.strictObject({
   command: z.array(z.string().max(32_768)).max(256),
   workdir: z.string().max(4096).nullable(),
   user: z.string().max(256).nullable(),
+  // Manifests of before have neither.
+  stopSignal: z.string().max(64).nullable().default(null),
+  exposedPorts: z.array(z.string().max(64)).max(1_024).default([]),
 });
 
 const manifestSchema = z.strictObject({

@@ -2,6 +2,7 @@
 // cancelled, all of it is undone and only the logs of the boot stay.
 import { HutchError } from '../domain/errors.ts';
 import { isName, newId, type SandboxId } from '../domain/ids.ts';
+import { ownCommandOf } from '../domain/image.ts';
 import { newSandbox, type Sandbox, type SandboxSpec, type Shape, transition } from '../domain/sandbox.ts';
 import type { BringUp } from './bring-up.ts';
 import type { Call } from './call.ts';
@@ -29,7 +30,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     if (input.name !== undefined) checkName(call, input.name);
     const backend = await templates.backend(op, input.backend);
     const boot = await deps.boots.prepare(op, input.image ?? settings.image, backend);
-    core.presenter.forgetImageNames();
+    core.presenter.forgetImages();
     const shape = {
       cpus: input.cpus ?? settings.cpus,
       memoryMiB: input.memoryMiB ?? settings.memoryMiB,
@@ -56,7 +57,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
         labels: input.labels ?? {},
         workdir: input.workdir ?? null,
         user: input.user ?? null,
-        main: main === undefined ? null : { argv: main.argv, tty: main.tty, stdin: main.stdin },
+        main: main === undefined ? null : { argv: main.argv ?? ownCommand(call, boot), tty: main.tty, stdin: main.stdin },
         autoRemove: input.autoRemove ?? false,
         timeoutMs: input.timeoutMs ?? settings.timeoutMs,
       },
@@ -192,6 +193,14 @@ function creation(intentId: number, { id, projectId, spec, createdAtMs }: Sandbo
     { change: 'finishIntent', id: intentId },
     { change: 'createSandbox', id, projectId, spec, atMs: createdAtMs },
   ] as const;
+}
+
+function ownCommand({ op }: Call, { image }: Boot): readonly string[] {
+  const argv = ownCommandOf(image.config);
+  if (argv.length > 0) return argv;
+  throw op.error('invalid_argument', 'main.argv is missing, and the image has neither ENTRYPOINT nor CMD', {
+    hint: 'say what to run, such as: hutch run --image IMAGE -- sh',
+  });
 }
 
 function checkName(call: Call, name: string): void {

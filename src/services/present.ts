@@ -1,6 +1,7 @@
 // From records to what the API shows (views.ts). Secrets cannot appear: they are in no record.
 import type { z } from 'zod';
 import type { ImageId, OpId } from '../domain/ids.ts';
+import { type Image, type ImageConfig, stopSignalOf } from '../domain/image.ts';
 import type { LedgerEntry } from '../domain/ledger.ts';
 import type { ApiKey, EventRecord, OperationRecord } from '../domain/records.ts';
 import type { Sandbox } from '../domain/sandbox.ts';
@@ -17,7 +18,7 @@ export type SandboxView = z.output<typeof view.sandbox>;
 export class Presenter {
   readonly #store: Store;
   readonly #operations: Operations;
-  readonly #imageNames = new Map<ImageId, string | null>();
+  readonly #images = new Map<ImageId, Image | null>();
 
   constructor(store: Store, operations: Operations) {
     this.#store = store;
@@ -25,15 +26,15 @@ export class Presenter {
   }
 
   /** Names may have moved. */
-  forgetImageNames(): void {
-    this.#imageNames.clear();
+  forgetImages(): void {
+    this.#images.clear();
   }
 
   /** `self` is the operation that asks: it is not what keeps the sandbox busy. */
   async sandbox(sandbox: Sandbox, self: OpId | null = null): Promise<SandboxView> {
     const { imageId } = sandbox.spec;
-    if (!this.#imageNames.has(imageId)) this.#imageNames.set(imageId, (await this.#store.query('image', { id: imageId }))?.name ?? null);
-    return sandboxView(sandbox, this.#imageNames.get(imageId) ?? null, this.#operations.busyOn(sandbox.id, self));
+    if (!this.#images.has(imageId)) this.#images.set(imageId, await this.#store.query('image', { id: imageId }));
+    return sandboxView(sandbox, this.#images.get(imageId) ?? null, this.#operations.busyOn(sandbox.id, self));
   }
 
   async sandboxes(sandboxes: readonly Sandbox[]): Promise<SandboxView[]> {
@@ -43,7 +44,7 @@ export class Presenter {
   }
 }
 
-function sandboxView(sandbox: Sandbox, imageName: string | null, busyOpId: string | null): SandboxView {
+function sandboxView(sandbox: Sandbox, image: Image | null, busyOpId: string | null): SandboxView {
   const { spec } = sandbox;
   return {
     id: sandbox.id,
@@ -52,7 +53,8 @@ function sandboxView(sandbox: Sandbox, imageName: string | null, busyOpId: strin
     state: sandbox.state,
     backend: spec.backend,
     imageId: spec.imageId,
-    imageName,
+    imageName: image?.name ?? null,
+    imageConfig: image === null ? null : imageConfigView(image.config),
     kernelId: spec.kernelId,
     shape: { ...spec.shape },
     network: spec.network,
@@ -75,6 +77,19 @@ function sandboxView(sandbox: Sandbox, imageName: string | null, busyOpId: strin
     errorCause: sandbox.state === 'error' ? sandbox.cause : null,
     lastOpId: sandbox.lastOpId,
     busyOpId,
+  };
+}
+
+function imageConfigView(config: ImageConfig): SandboxView['imageConfig'] {
+  const { entrypoint, command, env, workdir, user, exposedPorts } = config;
+  return {
+    entrypoint: [...entrypoint],
+    command: [...command],
+    env: { ...env },
+    workdir,
+    user,
+    stopSignal: `SIG${stopSignalOf(config)}`,
+    exposedPorts: [...exposedPorts],
   };
 }
 

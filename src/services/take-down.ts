@@ -2,6 +2,7 @@
 // and only what is proven dead is recorded as ended. Every end has a cause, an actor and evidence.
 import type { ProcessEvidence } from '../backends/backend.ts';
 import { HutchError } from '../domain/errors.ts';
+import { stopSignalOf } from '../domain/image.ts';
 import { deathTimeMs } from '../domain/ledger.ts';
 import type { EndCause, Ended, Sandbox } from '../domain/sandbox.ts';
 import type { Operation } from '../host/operation.ts';
@@ -42,7 +43,7 @@ export async function takeDown(core: Core, call: Call, run: Run, wish: Wish): Pr
   if (sandbox.openComputeSinceMs === null) return sandbox;
   op.progress({ step: 'stopping' });
   run.ending = { cause: wish.cause, actor: wish.actor, untilMs: performance.now() + (wish.graceMs ?? 0) + ENDING_MS };
-  const left = wish.graceMs === null ? null : await leave(op, run, sandbox, wish.graceMs);
+  const left = wish.graceMs === null ? null : await leave(core, op, run, sandbox, wish.graceMs);
   const dead = left ?? (await killed(core, call, run, sandbox, wish.graceMs === null ? 'now' : 'gently'));
   await lastWord(op, run, sandbox);
   const after = await recordEnd(core, call, run, sandbox, dead, wish);
@@ -51,12 +52,13 @@ export async function takeDown(core: Core, call: Call, run: Run, wish: Wish): Pr
 }
 
 /** Asks the guest to end; null when it has not in time. */
-async function leave(op: Operation, run: Run, sandbox: Sandbox, graceMs: number): Promise<Dead | null> {
+async function leave(core: Core, op: Operation, run: Run, sandbox: Sandbox, graceMs: number): Promise<Dead | null> {
   try {
     if (sandbox.state === 'paused') await letGoOn(op, run);
     using asking = op.within(ASK_MS, 'asking the guest to shut down');
     const agent = await reach(asking, sandbox.spec.name, run);
-    await agent.shutdown(asking, { graceMs });
+    const image = await core.deps.store.query('image', { id: sandbox.spec.imageId });
+    await agent.shutdown(asking, { graceMs, ...(image === null ? {} : { signal: stopSignalOf(image.config) }) });
   } catch (cause) {
     if (op.signal.aborted) throw cause;
     op.log.info({ sandbox: run.id, cause }, 'the guest could not be asked to shut down; it is killed');

@@ -65,7 +65,9 @@ const createInput = z.strictObject({
   backend: z.enum(BACKENDS).optional(),
   main: z
     .strictObject({
-      argv,
+      argv: argv
+        .optional()
+        .describe("absent: what the image is made for, its ENTRYPOINT and CMD; given: runs as it is, without the image's entrypoint"),
       tty: z.boolean().default(false),
       terminal: terminal.optional(),
       stdin: z.enum(['open', 'null']).default('null'),

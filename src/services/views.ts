@@ -37,6 +37,18 @@ export const sandbox = z
     backend: z.enum(BACKENDS),
     imageId: z.string(),
     imageName: z.string().nullable(),
+    imageConfig: z
+      .object({
+        entrypoint: z.array(z.string()),
+        command: z.array(z.string()),
+        env: z.record(z.string(), z.string()),
+        workdir: z.string().nullable(),
+        user: z.string().nullable(),
+        stopSignal: z.string().describe('what every process gets when the sandbox is asked to stop'),
+        exposedPorts: z.array(z.string()),
+      })
+      .nullable()
+      .describe("what the image says: the sandbox's own env, workdir, user and command come before; null: the image is gone"),
     kernelId: z.string().nullable(),
     shape,
     network: z.enum(['none', 'allow', 'allow-lan']),

@@ -19,6 +19,9 @@ const imageBody = z.object({
     command: z.array(z.string()),
     workdir: z.string().nullable(),
     user: z.string().nullable(),
+    // Records of before have neither.
+    stopSignal: z.string().nullable().default(null),
+    exposedPorts: z.array(z.string()).default([]),
   }),
   detail: objectSchema,
 });

@@ -1,14 +1,16 @@
 // An Engine that sees neither our files nor our network, as one on another machine or one beside a Hutch
 // that itself runs in a container; and images that only an Engine has.
-import { spawnSync } from 'node:child_process';
+import { execFile, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { request } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { ApiError } from '../support/daemon-under-test.ts';
+import { eventually } from '../support/eventually.ts';
 import { DockerWorld } from './world.ts';
 
 const IMAGE = 'local/tool:1';
@@ -29,7 +31,7 @@ async function importImage(): Promise<void> {
       'sh',
       [
         '-c',
-        'mkdir -p bin etc work && cp /bin/busybox bin/ && for a in sh cat id pwd echo env ls; do ln -s busybox bin/$a; done && echo "tool:x:1234:1234::/work:/bin/sh" > etc/passwd && echo "tool:x:1234:" > etc/group && tar cf - bin etc work',
+        'mkdir -p bin etc work && cp /bin/busybox bin/ && for a in sh cat id pwd echo env ls sleep; do ln -s busybox bin/$a; done && echo "tool:x:1234:1234::/work:/bin/sh" > etc/passwd && echo "tool:x:1234:" > etc/group && tar cf - bin etc work',
       ],
       { cwd: dir, maxBuffer: 64 * 1024 * 1024 },
     );
@@ -108,6 +110,15 @@ test('where its networks are not on this machine, a sandbox gets none rather tha
   expect(await world.engine.containers()).toEqual([]);
 });
 
+/** The same with a signal that asks it to stop: an import takes none, a commit does. */
+async function commitWithStopSignal(tag: string, signal: string): Promise<void> {
+  const made = await world.engine.ask('POST', '/containers/create', { Image: IMAGE, StopSignal: signal, NetworkDisabled: true });
+  const { Id } = made.body as { Id: string };
+  const committed = await world.engine.ask('POST', `/commit?container=${Id}&repo=local/tool&tag=${tag}`);
+  expect(committed.status).toBe(201);
+  await world.engine.ask('DELETE', `/containers/${Id}`);
+}
+
 test('an image that only an Engine has runs with its environment, user and directory; a command given runs as it is', {
   timeout: 120_000,
 }, async () => {
@@ -124,6 +135,10 @@ test('an image that only an Engine has runs with its environment, user and direc
   await daemon.call('sandbox.start', { ref: made.id });
   await daemon.call('sandbox.delete', { ref: made.id, force: true });
 
+  const idle = await daemon.call('sandbox.create', { image: `docker://${IMAGE}` });
+  expect(idle).toMatchObject({ state: 'running', main: null });
+  await daemon.call('sandbox.delete', { ref: idle.id, force: true });
+
   const qemu = await refused(daemon.call('sandbox.create', { image: `docker://${IMAGE}`, backend: 'qemu' }));
   expect(qemu.body).toMatchObject({ code: 'failed_precondition', message: expect.stringMatching(/backend qemu cannot run docker:/) });
   const wrong = await refused(daemon.call('sandbox.create', { image: 'docker://No Such Name' }));
@@ -131,4 +146,47 @@ test('an image that only an Engine has runs with its environment, user and direc
   const nowhere = await refused(daemon.call('sandbox.create', { image: 'docker://127.0.0.1:1/nowhere/image:1' }));
   expect(['not_found', 'unavailable']).toContain(nowhere.code);
   expect(nowhere.body.message).toContain('127.0.0.1:1/nowhere/image:1');
+});
+
+test('without a command an image runs what it is made for; inspect shows what it says, and its stop signal is sent', {
+  timeout: 120_000,
+}, async () => {
+  const { daemon } = world;
+  await importImage();
+  await commitWithStopSignal('2', 'SIGUSR1');
+  const image = 'docker://local/tool:2';
+  const cli = [join(import.meta.dirname, '../../src/cli/main.ts'), 'run', '--rm', '--backend', 'docker', '--image', image];
+  const env = { PATH: process.env['PATH'], HOME: daemon.home, HUTCH_HOME: daemon.home, HUTCH_DAEMON_LISTEN: 'off' };
+  const { stdout, stderr } = await promisify(execFile)(process.execPath, cli, { env });
+  expect({ stdout, stderr }).toEqual({ stdout: 'tool:x:1234:1234::/work:/bin/sh\n', stderr: '' });
+
+  const made = await daemon.call('sandbox.create', { image, main: {} });
+  expect(made.main?.argv).toEqual(['/bin/cat', '/etc/passwd']);
+  expect(made.imageConfig).toMatchObject({
+    entrypoint: ['/bin/cat'],
+    command: ['/etc/passwd'],
+    env: { FROM_IMAGE: 'yes' },
+    workdir: '/work',
+    user: 'tool',
+    stopSignal: 'SIGUSR1',
+    exposedPorts: ['80/tcp'],
+  });
+  expect((await daemon.call('sandbox.wait', { ref: made.id })).exitCode).toBe(0);
+  await daemon.call('sandbox.delete', { ref: made.id });
+
+  // One that hears nothing else.
+  const script = 'trap "exit 7" USR1; trap "" TERM; echo ready; while :; do sleep 0.1; done';
+  const { id } = await daemon.call('sandbox.create', { image, main: { argv: ['sh', '-c', script] } });
+  await eventually('its traps to be set', async () =>
+    (await daemon.send('GET', `/v1/sandboxes/${id}/logs`)).body.toString('latin1').includes('ready'),
+  );
+  const stopped = await daemon.call('sandbox.stop', { ref: id, graceMs: 30_000 });
+  expect(stopped).toMatchObject({ state: 'stopped', ended: { cause: 'stopped', exitCode: 7 } });
+  await daemon.call('sandbox.delete', { ref: id });
+
+  const nothing = await refused(daemon.call('sandbox.create', { main: {} }));
+  expect(nothing.body).toMatchObject({
+    code: 'invalid_argument',
+    message: expect.stringMatching(/main\.argv.*neither ENTRYPOINT nor CMD/),
+  });
 });

@@ -260,7 +260,7 @@ test('an image name moves to the newest image, and an image in use stays', async
     digest: `sha256:${String(fill).repeat(64)}`,
     architecture: 'x86_64' as const,
     sizeBytes: 10,
-    config: { env: { PATH: '/bin' }, entrypoint: [], command: ['sh'], workdir: null, user: null },
+    config: { env: { PATH: '/bin' }, entrypoint: [], command: ['sh'], workdir: null, user: null, stopSignal: null, exposedPorts: [] },
     createdAtMs: fill,
     detail: { packages: ['git'] },
   });

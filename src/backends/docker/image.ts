@@ -146,12 +146,12 @@ export function fetchedImage(op: Operation, name: string, image: ImageAnswer): F
       command: config.Cmd ?? [],
       workdir: config.WorkingDir || null,
       user: config.User || null,
+      stopSignal: config.StopSignal || null,
+      exposedPorts: Object.keys(config.ExposedPorts ?? {}),
     },
     detail: {
       engine: 'docker',
       repoDigests: image.RepoDigests ?? [],
-      stopSignal: config.StopSignal ?? null,
-      exposedPorts: Object.keys(config.ExposedPorts ?? {}),
     },
   };
 }

@@ -61,7 +61,8 @@ export const runVerbs: readonly Verb[] = [
     positionals: [],
     command: 'optional',
     passesExitCode: true,
-    notes: 'Ends with the command’s own code. With -t and without a command it runs a login shell.',
+    notes:
+      'Ends with the command’s own code. Without a command it runs what an image of a registry is made for (its ENTRYPOINT and CMD), and with -t on our own image a login shell.',
     load: async () => (await import('../verbs/run.ts')).run,
   },
   {

@@ -24,15 +24,14 @@ const STOP_GRACE_MS = 2_000;
 export async function run(context: Context, args: Args): Promise<number> {
   const detach = args.has('detach');
   const stdio = detach ? detachedStdio(args) : stdioOf(context, args);
-  const argv = args.command.length > 0 ? [...args.command] : stdio.tty ? [...LOGIN_SHELL] : null;
-  if (argv === null) throw usage('hutch run needs a command to run', 'like: hutch run --rm -- uname -a; for a shell: hutch run --rm -it');
+  const argv = commandOf(args, stdio);
   const detachKeys = parseDetachKeys(args.value('detach-keys'));
   const spec = await createSpec(context, args);
   const loading = detach ? null : preloadSockets();
   const sandbox = await change(context, 'sandbox.create', {
     ...spec,
     main: {
-      argv,
+      ...(argv === null ? {} : { argv }),
       tty: stdio.tty,
       stdin: stdio.input === 'none' ? 'null' : 'open',
       ...(stdio.terminal === null ? {} : { terminal: stdio.terminal }),
@@ -45,6 +44,14 @@ export async function run(context: Context, args: Args): Promise<number> {
     return 0;
   }
   return await foreground(context, sandbox, stdio, detachKeys);
+}
+
+/** Null: what the image is made for. Our own images are made for nothing but a shell. */
+function commandOf(args: Args, stdio: Stdio): string[] | null {
+  if (args.command.length > 0) return [...args.command];
+  if (args.value('image')?.includes('://') === true) return null;
+  if (stdio.tty) return [...LOGIN_SHELL];
+  throw usage('hutch run needs a command to run', 'like: hutch run --rm -- uname -a; for a shell: hutch run --rm -it');
 }
 
 /** With -d nobody types; what reads from its terminal waits for who attaches. */
