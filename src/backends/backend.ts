@@ -127,6 +127,13 @@ export type Started = {
   readonly stagesMs: Readonly<Record<string, number>>;
 };
 
+export type OthersPause = {
+  /** Whether it is paused now, by whomever. @throws HutchError when it does not run, or cannot be asked. */
+  isPaused(op: Operation, plan: SandboxPlan): Promise<boolean>;
+  /** Yields when that may have changed, the first time at once, for as long as the operation lasts. */
+  hints(op: Operation, plan: SandboxPlan): AsyncIterable<void>;
+};
+
 export type Backend = {
   readonly name: BackendName;
   readonly needs: BootNeed;
@@ -162,6 +169,9 @@ export type Backend = {
 
   pause(op: Operation, plan: SandboxPlan): Promise<void>;
   resume(op: Operation, plan: SandboxPlan): Promise<void>;
+
+  /** Where others than us can pause what runs, such as whoever may use a container engine. */
+  readonly othersPause?: OthersPause;
 
   /** SIGTERM to the process unless `now`, bounded wait, SIGKILL, bounded wait. Returns the proof of death. */
   kill(op: Operation, plan: SandboxPlan, how: 'gently' | 'now'): Promise<ProcessEvidence & { alive: false }>;

@@ -1,10 +1,12 @@
 // Watches every sandbox that runs: for the end of its process, for what its guest reports, for its
 // time limit; and copies its main process's log. What it sees becomes an operation of the daemon's own.
 
+import type { OthersPause } from '../backends/backend.ts';
 import type { HutchError } from '../domain/errors.ts';
 import type { EndCause, Sandbox } from '../domain/sandbox.ts';
 import { exitCode } from '../guest/exit-code.ts';
 import type { AgentEvent } from '../guest/messages.ts';
+import type { Operation } from '../host/operation.ts';
 import { MAIN, startMain } from './bring-up.ts';
 import type { Call, Caller } from './call.ts';
 import type { Core } from './core.ts';
@@ -44,6 +46,8 @@ export class Supervisor {
     if (sandbox.state === 'paused') run.freeze();
     void this.#guarded(run, 'its end', () => this.#watchProcess(run));
     void this.#guarded(run, 'its guest', () => this.#watchGuest(run));
+    const { othersPause } = run.backend;
+    if (othersPause !== undefined) void this.#guarded(run, 'whether it is paused', () => this.#watchPauses(run, othersPause));
     if (sandbox.spec.main !== null) run.mirrored = this.#guarded(run, 'its log', () => this.#mirror(run, sandbox));
     this.#arm(run, sandbox);
     run.op.signal.addEventListener('abort', () => clearTimeout(this.#timers.get(run)), { once: true });
@@ -100,6 +104,42 @@ export class Supervisor {
       }
       await this.removeIfAsked(call, run, after);
     });
+  }
+
+  /** Somebody else pauses it and lets it go on: it is shown, and billed, as what it is. */
+  async #watchPauses(run: Run, others: OthersPause): Promise<void> {
+    while (!run.isOver) {
+      try {
+        for await (const _ of others.hints(run.op, run.plan)) {
+          // In its turn, so that a pause of ours that is under way is no news; and without an operation where there is none.
+          const news = await this.#core.turns.take(run.op, run.id, () => this.#pauseNews(run, run.op, others));
+          if (news !== null) await this.#insist(run, 'daemon.pause', (call) => this.#followPause(call, run, others));
+        }
+      } catch (cause) {
+        if (run.isOver) return;
+        run.op.log.debug({ sandbox: run.id, cause }, 'whether a sandbox is paused cannot be told; it is asked again');
+      }
+      await pause(run.op, RETRY_MS);
+    }
+  }
+
+  async #pauseNews(run: Run, op: Operation, others: OthersPause): Promise<'paused' | 'resumed' | null> {
+    const { state } = await this.#core.sandboxes.get(op, run.id);
+    if (run.isOver || (state !== 'running' && state !== 'paused')) return null;
+    const isPaused = await others.isPaused(op, run.plan);
+    if (isPaused === (state === 'paused')) return null;
+    return isPaused ? 'paused' : 'resumed';
+  }
+
+  /** In the sandbox's turn. */
+  async #followPause(call: Call, run: Run, others: OthersPause): Promise<void> {
+    const type = await this.#pauseNews(run, call.op, others);
+    if (type === null) return;
+    if (type === 'resumed') run.thaw();
+    const event = { type, atMs: this.#core.deps.host.nowMs(), opId: call.op.id } as const;
+    const [after] = await call.commit([{ change: 'applyEvent', sandboxId: run.id, event }]);
+    if (type === 'paused') run.freeze();
+    this.#core.sandboxes.changed(after);
   }
 
   async #watchGuest(run: Run): Promise<void> {

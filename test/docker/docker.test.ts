@@ -139,6 +139,42 @@ test('one that somebody else renamed is still found, and one that was paused goe
   expect((await engine.containers()).map(({ Id: left }) => left)).not.toContain(Id);
 });
 
+test('a container that somebody else pauses is shown as paused, and as running when it goes on, also by the next daemon', async () => {
+  const { daemon, engine } = world;
+  const { id } = await daemon.call('sandbox.create', {});
+  const { Id } = await world.container(id);
+  const outside = async (what: 'pause' | 'unpause'): Promise<void> => {
+    expect((await engine.ask('POST', `/containers/${Id}/${what}`)).status).toBe(204);
+  };
+  await outside('pause');
+  await eventually('it to be shown as paused', async () => (await state(id)) === 'paused');
+  const exec = await refused(daemon.call('sandbox.stats', { ref: id }));
+  expect(exec.body).toMatchObject({ code: 'failed_precondition', message: expect.stringMatching(/is paused/) });
+  await outside('unpause');
+  await eventually('it to be shown as running', async () => (await state(id)) === 'running');
+  expect((await daemon.run(id, ['echo', 'on'])).stdout).toBe('on\n');
+
+  await daemon.kill9();
+  await outside('pause');
+  await daemon.startAgain();
+  await eventually('the next daemon to know', async () => (await state(id)) === 'paused');
+  await outside('unpause');
+  await eventually('the next daemon to know that too', async () => (await state(id)) === 'running');
+  expect((await daemon.run(id, ['echo', 'again'])).stdout).toBe('again\n');
+  const followed = async (): Promise<number> => {
+    const { operations } = await daemon.call('operation.list', { all: true });
+    return operations.filter(({ verb, targetId }) => verb === 'daemon.pause' && targetId === id).length;
+  };
+  expect(await followed(), 'one operation for each change').toBe(4);
+
+  // Ours are no news.
+  await daemon.call('sandbox.pause', { ref: id });
+  await daemon.call('sandbox.resume', { ref: id });
+  expect((await daemon.run(id, ['echo', 'ours'])).stdout).toBe('ours\n');
+  expect(await followed()).toBe(4);
+  await gone(id);
+});
+
 test('a first process that ignores SIGTERM is ended all the same, after the grace', async () => {
   const { daemon } = world;
   const { id } = await daemon.call('sandbox.create', {

@@ -13,6 +13,7 @@ import { attachedStream } from './attached.ts';
 import { type DockerConfig, IMAGE_MS, KILL_FORCE_MS, KILL_GRACE_MS, RELEASE_MS, START_MS } from './config.ts';
 import { type Container, containerBody, containerName, findContainer, INSIDE, isOurs, type Reach } from './container.ts';
 import { Engine } from './engine.ts';
+import { pauseHints } from './events.ts';
 import { type Dead, evidenceOf } from './evidence.ts';
 import { findImage, importImage, ownImageName, pullImage } from './image.ts';
 import { findLeaks, listOurs } from './leaks.ts';
@@ -308,6 +309,13 @@ export function newDockerBackend(config: DockerConfig): Backend {
     async resume(op, plan) {
       const container = await running(op, plan);
       if (container.State.Paused) await engine.call(op, { method: 'POST', path: `/containers/${container.Id}/unpause` });
+    },
+
+    othersPause: {
+      isPaused: async (op, plan) => (await running(op, plan)).State.Paused,
+      async *hints(op, plan) {
+        yield* pauseHints(op, engine, (await running(op, plan)).Id);
+      },
     },
 
     async kill(op, plan, how) {
