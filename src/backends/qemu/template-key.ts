@@ -7,7 +7,7 @@ import { MEMORY_STEP_MIB } from './config.ts';
 import { kernelCommandLine, type MachineShape, machineArgs } from './machine.ts';
 
 /** Raise it when what the template's guest has done before it is saved changes in a way that nothing below shows. */
-const TEMPLATE_FORMAT = 2;
+const TEMPLATE_FORMAT = 3;
 
 export type TemplateKey = string & { readonly templateKey: unique symbol };
 
