@@ -1,13 +1,22 @@
 // Backends against what they are made of: the `docker` command over the same Engine, with the same image.
+import { existsSync, mkdtempSync, writeFileSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { Sandbox } from '../../src/sdk/sandbox.ts';
 import { DockerEngine } from '../../test/support/docker-engine.ts';
 import type { Bench, Measurement } from '../context.ts';
 import { figures, judge, type Row, short, timed } from '../harness.ts';
 import { execOk, mustRun, Place } from '../place.ts';
+import { gvisor } from './gvisor.ts';
+import { fileRows, workRows } from './native.ts';
+import { WORK } from './work.ts';
 
 const IMAGE_PREFIX = 'hutch/img';
 const RUN_FACTOR = 0.8;
 const EXEC_FACTOR = 0.1;
 const AT_ONCE_FACTOR = 1.3;
+const WORK_FACTOR = 1.05;
 
 const median = (taken: readonly number[]) => figures(taken).median;
 
@@ -52,8 +61,9 @@ async function docker(bench: Bench): Promise<readonly Row[]> {
     execBase.push(base);
     execOurs.push(ours);
   }
-  await sandbox.delete();
   await cli('rm', '-f', name);
+  const inside = [...(await work(bench, sandbox)), ...(await fileRows(bench, 'docker', sandbox))];
+  await sandbox.delete();
 
   const count = bench.pick({ quick: 3, usual: 20, long: 20 });
   const [manyBase, manyOurs]: [number[], number[]] = [[], []];
@@ -105,7 +115,31 @@ async function docker(bench: Bench): Promise<readonly Row[]> {
       manyBase,
       manyOurs,
     ),
+    ...inside,
   ];
 }
 
-export const BACKENDS: readonly Measurement[] = [{ name: 'backends', about: 'other backends against their own tools', rows: docker }];
+async function work(bench: Bench, sandbox: Sandbox): Promise<readonly Row[]> {
+  const here = mkdtempSync(join(tmpdir(), 'hutch-bench-work-'));
+  try {
+    writeFileSync(join(here, 'work.py'), WORK);
+    await sandbox.files.write('/root/work.py', WORK);
+    const python = existsSync('/usr/bin/python3') ? '/usr/bin/python3' : 'python3'; // the distribution’s, as in the image
+    return await workRows(bench, 'docker', sandbox, {
+      name: 'the host',
+      run: (kind, size) => mustRun([python, join(here, 'work.py'), kind, String(size), here]),
+      factor: WORK_FACTOR,
+      note: 'The same kernel; small files lie on the overlayfs of the Engine, and on the host’s own file system in the baseline.',
+    });
+  } finally {
+    await rm(here, { recursive: true, force: true });
+  }
+}
+
+export const BACKENDS: readonly Measurement[] = [
+  {
+    name: 'backends',
+    about: 'other backends against their own tools',
+    rows: async (bench) => [...(await docker(bench)), ...(await gvisor(bench))],
+  },
+];

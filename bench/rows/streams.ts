@@ -60,13 +60,13 @@ async function stdoutRate(sandbox: Sandbox, mebibytes: number): Promise<number> 
   return rate(mebibytes * MIB, performance.now() - started);
 }
 
-async function readRate(sandbox: Sandbox, mebibytes: number): Promise<number> {
+export async function readRate(sandbox: Sandbox, mebibytes: number): Promise<number> {
   const started = performance.now();
   await drained(await sandbox.files.readStream(FILE), mebibytes * MIB);
   return rate(mebibytes * MIB, performance.now() - started);
 }
 
-async function writeRate(sandbox: Sandbox, mebibytes: number): Promise<number> {
+export async function writeRate(sandbox: Sandbox, mebibytes: number): Promise<number> {
   async function* content() {
     for (let sent = 0; sent < mebibytes * MIB; sent += CHUNK.byteLength) yield CHUNK;
   }

@@ -130,7 +130,7 @@ export type Started = {
 export type OthersPause = {
   /** Whether it is paused now, by whomever. @throws HutchError when it does not run, or cannot be asked. */
   isPaused(op: Operation, plan: SandboxPlan): Promise<boolean>;
-  /** Yields when that may have changed, the first time at once, for as long as the operation lasts. */
+  /** Yields when that may have changed, the first time soon, for as long as the operation lasts. */
   hints(op: Operation, plan: SandboxPlan): AsyncIterable<void>;
 };
 

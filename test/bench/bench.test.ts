@@ -46,6 +46,16 @@ test(
       'stopped sandboxes: processor time',
       'event loop',
       'cold boot',
+      'docker: `run --rm`',
+      'docker: exec',
+      'docker, inside: CPU loop',
+      'docker: push a file',
+      'docker: pull a file',
+      'gVisor: create, start, first exec',
+      'gVisor: exec',
+      'gVisor, inside: small files',
+      'gVisor: push a file',
+      'gVisor: pull a file',
     ]) {
       const row = rows.find((each) => each.what.includes(what));
       expect(row, `a row about ${what}`).toBeDefined();

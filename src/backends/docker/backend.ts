@@ -313,9 +313,7 @@ export function newDockerBackend(config: DockerConfig): Backend {
 
     othersPause: {
       isPaused: async (op, plan) => (await running(op, plan)).State.Paused,
-      async *hints(op, plan) {
-        yield* pauseHints(op, engine, (await running(op, plan)).Id);
-      },
+      hints: (op, plan) => pauseHints(op, engine, async () => (await running(op, plan)).Id),
     },
 
     async kill(op, plan, how) {

@@ -1,0 +1,163 @@
+// gVisor against the runtime itself: the same `runsc`, platform and image, without Hutch around it.
+import { mkdirSync, readdirSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import type { Bench } from '../context.ts';
+import { judge, type Row, timed } from '../harness.ts';
+import { execOk, mustRun, Place, runProgram } from '../place.ts';
+import { fileRows, workRows } from './native.ts';
+import { WORK } from './work.ts';
+
+const START_FACTOR = 1.3;
+const EXEC_FACTOR = 0.1;
+const WORK_FACTOR = 1.02;
+const PATH = 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
+
+/** The runtime over a root of its own, made as ours are: the unpacked image under a layer of the host's overlayfs. */
+class BareRuntime implements AsyncDisposable {
+  readonly #dir: string;
+  readonly #platform: string;
+  #count = 0;
+
+  private constructor(dir: string, platform: string) {
+    this.#dir = dir;
+    this.#platform = platform;
+  }
+
+  static async make(dir: string, basePath: string, platform: string): Promise<BareRuntime> {
+    for (const name of ['upper', 'work', 'root']) mkdirSync(join(dir, name), { recursive: true });
+    await mustRun([
+      'mount',
+      ...['-t', 'overlay', 'bench', '-o', `lowerdir=${basePath},upperdir=${join(dir, 'upper')},workdir=${join(dir, 'work')}`],
+      join(dir, 'root'),
+    ]);
+    return new BareRuntime(dir, platform);
+  }
+
+  get root(): string {
+    return join(this.#dir, 'root');
+  }
+
+  /** A sandbox from start to end. */
+  async run(argv: readonly string[]): Promise<void> {
+    const { name, bundle } = this.#bundle(argv);
+    await mustRun([...this.#runsc(), 'run', '-bundle', bundle, name]);
+  }
+
+  /** One that goes on; its name. */
+  async begin(argv: readonly string[]): Promise<string> {
+    const { name, bundle } = this.#bundle(argv);
+    // It keeps its caller's output, and whoever reads that would wait for its end.
+    await mustRun(['sh', '-c', 'exec "$@" </dev/null >/dev/null 2>&1', 'sh', ...this.#runsc(), 'run', '-detach', '-bundle', bundle, name]);
+    return name;
+  }
+
+  exec(name: string, argv: readonly string[]): Promise<string> {
+    return mustRun([...this.#runsc(), 'exec', '-env', PATH, name, ...argv]);
+  }
+
+  async end(name: string): Promise<void> {
+    await mustRun([...this.#runsc(), 'kill', name, 'KILL']);
+    await runProgram([...this.#runsc(), 'wait', name]);
+    await mustRun([...this.#runsc(), 'delete', '-force', name]);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await mustRun(['umount', '-l', this.root]);
+  }
+
+  #runsc(): readonly string[] {
+    return ['runsc', '--root', join(this.#dir, 'state'), `--platform=${this.#platform}`, '--network=none', '--ignore-cgroups'];
+  }
+
+  #bundle(argv: readonly string[]): { readonly name: string; readonly bundle: string } {
+    this.#count += 1;
+    const name = `bench-${process.pid}-${this.#count}`;
+    const bundle = join(this.#dir, name);
+    mkdirSync(bundle);
+    const config = {
+      ociVersion: '1.0.2',
+      process: { user: { uid: 0, gid: 0 }, args: argv, env: [PATH], cwd: '/' },
+      root: { path: this.root, readonly: false },
+      mounts: [{ destination: '/proc', type: 'proc', source: 'proc' }],
+      linux: { namespaces: ['pid', 'ipc', 'uts', 'mount', 'network'].map((type) => ({ type })) },
+    };
+    writeFileSync(join(bundle, 'config.json'), JSON.stringify(config));
+    return { name, bundle };
+  }
+}
+
+export async function gvisor(bench: Bench): Promise<readonly Row[]> {
+  await using place = await Place.make();
+  Object.assign(place.env, { HUTCH_SANDBOX_BACKEND: 'gvisor', HUTCH_SANDBOX_NETWORK: 'none' });
+  await place.startDaemon();
+  const { api } = place.hutch;
+  const { backends } = await api.call('backends.list', {});
+  const found = backends.find(({ name }) => name === 'gvisor');
+  const platform = /platform (\w+)/.exec(found?.can?.notes.join(' ') ?? '')?.[1];
+  if (platform === undefined) throw new Error(`gVisor does not work here: ${found?.why ?? 'it does not say why'}`);
+  await using sandbox = await place.hutch.create(); // unpacks the image
+  const base = readdirSync(join(place.dataDir, 'bases')).find((name) => /^[0-9a-f]{64}$/.test(name));
+  if (base === undefined) throw new Error('there is no unpacked image');
+  await using bare = await BareRuntime.make(join(place.home, 'bare'), join(place.dataDir, 'bases', base), platform);
+
+  const [startBase, startOurs]: [number[], number[]] = [[], []];
+  const starts = bench.runs(10);
+  for (let i = -1; i < starts; i += 1) {
+    const runtime = await timed(() => bare.run(['true']));
+    const began = performance.now();
+    await using fresh = await place.hutch.create();
+    await execOk(fresh, ['true']);
+    if (i < 0) continue;
+    startBase.push(runtime);
+    startOurs.push(performance.now() - began);
+  }
+
+  const name = await bare.begin(['sleep', '100000']);
+  const [execBase, execOurs]: [number[], number[]] = [[], []];
+  const execs = bench.runs(40, 3);
+  for (let i = -2; i < execs; i += 1) {
+    const runtime = await timed(() => bare.exec(name, ['true']));
+    const ours = await timed(() => execOk(sandbox, ['true']));
+    if (i < 0) continue;
+    execBase.push(runtime);
+    execOurs.push(ours);
+  }
+
+  await sandbox.files.write('/root/work.py', WORK);
+  writeFileSync(join(bare.root, 'root/work.py'), WORK);
+  const rows = [
+    judge(
+      {
+        what: 'gVisor: create, start, first exec',
+        unit: 'ms',
+        baselineName: '`runsc run` of `true`',
+        target: `≤ ${START_FACTOR}×`,
+        meets: (ratio) => ratio <= START_FACTOR,
+        note: 'The runtime starts in both; ours has the record on the disk, cgroups and an agent besides, the other the end of the sandbox.',
+      },
+      startBase,
+      startOurs,
+    ),
+    judge(
+      {
+        what: 'gVisor: exec round trip, p50',
+        unit: 'ms',
+        baselineName: '`runsc exec C true`',
+        target: `≤ ${EXEC_FACTOR}×`,
+        meets: (ratio) => ratio <= EXEC_FACTOR,
+        note: 'The agent starts the program, and no program of the host is run. What remains is a new process in the kernel in user space.',
+      },
+      execBase,
+      execOurs,
+    ),
+    ...(await workRows(bench, 'gVisor', sandbox, {
+      name: 'bare runsc',
+      run: (kind, size) => bare.exec(name, ['python3', '/root/work.py', kind, String(size), '/root']),
+      factor: WORK_FACTOR,
+      note: 'Hutch is not part of it: the same runtime, over the same file systems.',
+    })),
+    ...(await fileRows(bench, 'gVisor', sandbox)),
+  ];
+  await bare.end(name);
+  return rows;
+}
