@@ -1,10 +1,12 @@
 // One HTTP exchange with the daemon, over its unix socket or TCP. Resolves with the head of a good
 // answer, its body still to be read; everything else is a HutchError. Retries are the caller's.
-import { Agent, type IncomingMessage, type RequestOptions, request as startRequest } from 'node:http';
+import { Agent, type AgentOptions, type IncomingMessage, type RequestOptions, request as startRequest } from 'node:http';
+import type { Socket } from 'node:net';
 import { pipeline } from 'node:stream/promises';
 import { HutchError } from '../domain/errors.ts';
 import { type Address, formatAddress } from './address.ts';
 import { ConnectionError, cancelled, errorFromBody } from './errors.ts';
+import { connectForBodies } from './reading.ts';
 
 const ERROR_BODY_BYTES_MAX = 1024 * 1024;
 
@@ -16,13 +18,27 @@ export type Exchange = {
   readonly signal?: AbortSignal | undefined;
 };
 
+class UnixAgent extends Agent {
+  readonly #path: string;
+
+  constructor(path: string, options: AgentOptions) {
+    super(options);
+    this.#path = path;
+  }
+
+  override createConnection(): Socket {
+    return connectForBodies(this.#path);
+  }
+}
+
 export class HttpClient implements Disposable {
   readonly address: Address;
   readonly #agent: Agent;
 
   constructor(address: Address) {
     this.address = address;
-    this.#agent = new Agent({ keepAlive: true, maxFreeSockets: 4 });
+    const options = { keepAlive: true, maxFreeSockets: 4 };
+    this.#agent = address.type === 'unix' ? new UnixAgent(address.path, options) : new Agent(options);
   }
 
   /** @throws ConnectionError when the daemon cannot be reached or is lost, HutchError as it says, `cancelled`. */

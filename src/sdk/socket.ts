@@ -1,16 +1,18 @@
 // One WebSocket to the daemon, pushed to its owner and held back by it. `ws` is loaded at the first
 // use: most calls need none. Always true: a socket ends exactly once, by `onClose`.
-import { connect } from 'node:net';
 import type { RawData, WebSocket } from 'ws';
 import type { Address } from './address.ts';
 import { formatAddress } from './address.ts';
 import type { ApiClient, CallOptions, SocketVerb } from './client.ts';
 import { cancelled, errorFromBody } from './errors.ts';
 import { jsonBody, opIdOf, unreachable } from './http.ts';
+import { connectForFrames } from './reading.ts';
 import { encodeRequest } from './request.ts';
 import { routes } from './routes.ts';
 
 export const MESSAGE_BYTES_MAX = 1024 * 1024;
+/** With the byte that names the channel, and some more. */
+const PAYLOAD_BYTES_MAX = MESSAGE_BYTES_MAX + 64;
 /** Beyond this many unsent bytes a writer waits. */
 const SEND_WINDOW_BYTES = 512 * 1024;
 const PING_EVERY_MS = 15_000;
@@ -48,10 +50,10 @@ export async function openSocket(
   const socket = new Client(socketUrl(client.address, path), {
     headers,
     perMessageDeflate: false,
-    maxPayload: MESSAGE_BYTES_MAX + 64,
+    maxPayload: PAYLOAD_BYTES_MAX,
     skipUTF8Validation: true,
     // Not a `ws+unix:` address: it cannot have a colon in its path.
-    ...(address.type === 'unix' ? { createConnection: () => connect(address.path) } : {}),
+    ...(address.type === 'unix' ? { createConnection: () => connectForFrames(address.path, PAYLOAD_BYTES_MAX) } : {}),
   });
   socket.binaryType = 'nodebuffer';
   const onAbort = (): void => {
