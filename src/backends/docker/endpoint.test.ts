@@ -44,10 +44,18 @@ test('the Engine is found as docker finds it: DOCKER_HOST, DOCKER_CONTEXT, the c
     code: 'failed_precondition',
     message: /nowhere does not exist/,
   });
-  await expect(where({ DOCKER_HOST: 'tcp://10.0.0.1:2375' })).rejects.toMatchObject({
-    code: 'failed_precondition',
-    message: expect.stringMatching(/only a Docker Engine behind a unix socket/),
-  });
+  const refusals = [
+    ['tcp://10.0.0.1:2376', '10.0.0.1'],
+    ['ssh://me@far.example:2222', 'me@far.example'],
+    ['npipe:////./pipe/docker', 'HOST'],
+  ] as const;
+  for (const [DOCKER_HOST, target] of refusals) {
+    await expect(where({ DOCKER_HOST })).rejects.toMatchObject({
+      code: 'failed_precondition',
+      message: expect.stringMatching(/DOCKER_HOST names .*; only a Docker Engine behind a unix socket is used/),
+      hint: expect.stringContaining(`/var/run/docker.sock ${target}, and`),
+    });
+  }
 });
 
 test('the login for a registry is the user’s own, and goes only to that registry', async () => {

@@ -57,7 +57,12 @@ export async function readJson<T>(op: Operation, host: Host, path: string, schem
 function parse(op: Operation, text: string, source: string): Endpoint {
   const path = /^unix:\/\/(\/.+)$/.exec(text)?.[1];
   if (path !== undefined) return { socketPath: path, source };
-  throw op.error('failed_precondition', `${source} names ${text.slice(0, 200)}; only a Docker Engine behind a unix socket is used`, {
-    hint: 'forward its socket to this machine: ssh -L /run/docker-remote.sock:/var/run/docker.sock HOST, and DOCKER_HOST=unix:///run/docker-remote.sock',
-  });
+  const there = /^(?:ssh|tcp|https?):\/\/((?:[\w.-]+@)?[\w.-]+)/.exec(text)?.[1] ?? 'HOST';
+  throw op.error(
+    'failed_precondition',
+    `${source} names ${text.slice(0, 200)}; only a Docker Engine behind a unix socket is used, not over TCP, TLS or SSH`,
+    {
+      hint: `forward its socket to this machine: ssh -nNT -L /run/docker-remote.sock:/var/run/docker.sock ${there}, and DOCKER_HOST=unix:///run/docker-remote.sock`,
+    },
+  );
 }
