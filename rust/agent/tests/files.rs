@@ -77,6 +77,24 @@ fn a_file_goes_in_whole_and_comes_out_in_parts() {
     assert_eq!(std::fs::read(&path).expect("reads")[..4], [0, b'X', b'Y', 3]);
 }
 
+/// In the build's own folder: most file systems for temporary files have no disk to go to directly.
+#[test]
+fn a_large_file_comes_out_as_it_went_in_whatever_its_length() {
+    let agent = Agent::start();
+    let mut client = agent.accept();
+    let on_disk = format!("{}/large-{}", env!("CARGO_TARGET_TMPDIR"), std::process::id());
+    const MIB: usize = 1024 * 1024;
+    for path in [on_disk, "/dev/shm/hutch-large".to_string() + &std::process::id().to_string(), agent.path("large")] {
+        for length in [4 * MIB, 5 * MIB, 7 * MIB - 1] {
+            let content: Vec<u8> = (0..length as u32).map(|n| (n % 253) as u8).collect();
+            let entry = upload(&mut client, "file.write", at(&path), &content).expect("written");
+            assert_eq!(number(&entry, "size"), length as u64, "{path}");
+            assert!(std::fs::read(&path).expect("reads") == content, "{path}: {length} bytes differ");
+        }
+        std::fs::remove_file(&path).expect("removes");
+    }
+}
+
 #[test]
 fn a_write_that_is_given_up_leaves_the_old_file() {
     let agent = Agent::start();

@@ -1,5 +1,6 @@
 //! `file.*` and `tar.*`. Everything that may block runs on a thread, and there as the user who was
 //! named: the kernel itself refuses what that user may not do.
+mod direct;
 pub mod entry;
 pub mod list;
 pub mod remove;

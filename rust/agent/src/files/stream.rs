@@ -1,5 +1,6 @@
 //! `file.read` and `file.write`. They are opened on a thread; the content of local files then goes
 //! between descriptor and connection directly, without another copy or thread between.
+use super::direct::{DIRECT_FROM, Gathered};
 use super::entry::entry;
 use super::simple::{make_parent, mode_of};
 use super::{Scene, failed, name_of, parent_of};
@@ -74,6 +75,8 @@ pub struct FileWriter {
     beside: Option<Beside>,
     /// None: at the end of a pipe or device.
     offset: Option<u64>,
+    /// What comes at the offset, of a large new file.
+    gathered: Option<Gathered>,
     mode: Option<u32>,
     mtime_ms: Option<u64>,
     path: Vec<u8>,
@@ -84,7 +87,20 @@ impl FileWriter {
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         let mut rest = bytes;
         while !rest.is_empty() {
+            if let Some(gathered) = self.gathered.as_mut() {
+                let count = gathered.take(rest);
+                rest = rest.get(count..).unwrap_or_default();
+                if gathered.is_full() {
+                    self.put_gathered()?;
+                }
+                continue;
+            }
+            let is_new = self.beside.is_some();
             let result = match self.offset {
+                Some(offset) if is_new && offset < DIRECT_FROM => {
+                    let most = usize::try_from(DIRECT_FROM - offset).unwrap_or(usize::MAX).min(rest.len());
+                    rustix::io::pwrite(&self.file, rest.get(..most).unwrap_or_default(), offset)
+                }
                 Some(offset) => rustix::io::pwrite(&self.file, rest, offset),
                 None => rustix::io::write(&self.file, rest),
             };
@@ -92,6 +108,9 @@ impl FileWriter {
                 Ok(count) => {
                     self.offset = self.offset.map(|offset| offset + count as u64);
                     rest = rest.get(count..).unwrap_or_default();
+                    if is_new && self.offset == Some(DIRECT_FROM) {
+                        self.gathered = Gathered::begin(&self.file);
+                    }
                 }
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(failed(&self.path)(errno)),
@@ -100,9 +119,19 @@ impl FileWriter {
         Ok(())
     }
 
+    fn put_gathered(&mut self) -> Result<(), Fault> {
+        let (Some(mut gathered), Some(offset)) = (self.gathered.take(), self.offset) else { return Ok(()) };
+        let count = gathered.held();
+        let direct = gathered.put(&self.file, offset).map_err(failed(&self.path))?;
+        self.offset = Some(offset + count as u64);
+        self.gathered = direct.then_some(gathered);
+        Ok(())
+    }
+
     /// All is there: it gets its mode and time, reaches the disk, and takes its place.
     fn complete(mut self) -> Outcome {
         let users = &mut Users::default();
+        self.put_gathered()?;
         let path = std::mem::take(&mut self.path);
         {
             let _acting = self.scene.act()?;
@@ -215,7 +244,16 @@ fn open_for_writing(scene: Scene, path: Vec<u8>, mode: Option<u32>, at: Option<u
     let (file, beside) = opened.map_err(failed(&path))?;
     let stat = fstat(&file).map_err(failed(&path))?;
     let seekable = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-    Ok(FileWriter { file, beside, offset: seekable.then_some(at.unwrap_or(0)), mode, mtime_ms: None, path, scene })
+    Ok(FileWriter {
+        file,
+        beside,
+        offset: seekable.then_some(at.unwrap_or(0)),
+        gathered: None,
+        mode,
+        mtime_ms: None,
+        path,
+        scene,
+    })
 }
 
 fn open_in_place(path: &[u8], mode: Option<u32>, extra: OFlags) -> Result<OwnedFd, Errno> {
