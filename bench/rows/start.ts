@@ -44,7 +44,7 @@ async function run(bench: Bench): Promise<readonly Row[]> {
         baselineName: SCRIPT,
         target: `≤ ${BARE_FACTOR}× + ${LS_FACTOR} × \`hutch ls\`; < ${HEADLINE_MS} ms without hardware virtualization`,
         meets: (_ratio, { median: ms }) => share <= 1 && ms < HEADLINE_MS,
-        note: `Takes ${short(share)}× of what is allowed (${short(median(allowed))} ms); \`hutch ls\` took ${short(median(list))} ms, with \`--no-net\` the whole took ${short(median(without))} ms. Bound by the guest’s first program after a restore, whose code the emulator translates anew each time, and by starting Node.js for the CLI; then come the sandbox’s identity (some 25 ms in the guest, of which 9 are its hardware address) and deleting it, which \`--rm\` waits for (some 20 ms). Three runs of nft, a second clean-up and a second sync are gone. Tried without gain: a larger young generation for the daemon.`,
+        note: `Takes ${short(share)}× of what is allowed (${short(median(allowed))} ms); \`hutch ls\` took ${short(median(list))} ms, with \`--no-net\` the whole took ${short(median(without))} ms. Bound by the guest’s first program after a restore, whose code the emulator translates anew each time, and by starting Node.js for the CLI; then come the sandbox’s identity (some 21 ms in the guest, of which 8 are its hardware address) and deleting it, which \`--rm\` waits for (some 20 ms). Three runs of nft, a second clean-up, a second sync and making the main process’s log in the guest (a tenth of its work) are gone. Tried without gain: a larger young generation for the daemon; for the CLI no worker threads of V8, no optimizing compiler, no OpenSSL configuration.`,
       },
       base,
       ours,

@@ -3,8 +3,7 @@
 // every sandbox needs is done here once.
 import type { Duplex } from 'node:stream';
 import type { GuestDisk } from '../backends/qemu/config.ts';
-import { HutchError } from '../domain/errors.ts';
-import { type Agent, connectAgent } from '../guest/agent.ts';
+import { connectAgent } from '../guest/agent.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { guestAddress } from '../network/passt.ts';
@@ -13,9 +12,6 @@ import { guestAddress } from '../network/passt.ts';
 const ANY_RESOLVER = '203.0.113.53';
 /** What every sandbox reads first. */
 export const WARM_PATHS = ['/bin/sh', '/bin/true', '/usr/bin/env', '/etc/passwd', '/etc/group'] as const;
-
-/** Where the agent keeps the log of the main process, where the image lets it. */
-const LOG_DIR = '/var/log/hutch';
 
 /** Its files in /etc are there and no longer than any sandbox's: to write over them is cheap, to cut or make them is not. */
 const NOBODY = { generation: 'template', hostname: 't', machineId: '0'.repeat(32), env: {}, secrets: {} } as const;
@@ -35,18 +31,6 @@ export async function warmGuest(
     disk: { ...disk, mount: 'overlay' },
     network: { ...address, up: true },
   });
-  await makeLogDir(op, agent);
   await agent.warm(op, WARM_PATHS);
   await agent.sync(op);
-}
-
-/** The first directory in the private layer copies those above it up, with all that ext4 does for that. */
-async function makeLogDir(op: Operation, agent: Agent): Promise<void> {
-  try {
-    await agent.file.mkdir(op, { path: LOG_DIR, mode: 0o755, parents: true });
-  } catch (error) {
-    if (op.signal.aborted || !(error instanceof HutchError)) throw error;
-    // The agent finds another place when it needs one; a guest that is gone is noticed by what comes next.
-    op.log.debug({ err: error }, 'the directory for logs was not made in the template');
-  }
 }

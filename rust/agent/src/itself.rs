@@ -3,6 +3,7 @@ use crate::agent::{Agent, Place};
 use crate::clock::uptime_ms;
 use crate::fault::{Fault, Outcome};
 use crate::jobs::Ticket;
+use crate::process::table::MAIN;
 use crate::wire::fields::Fields;
 use crate::wire::value::Value;
 use rustix::fs::{Advice, Mode, OFlags, fadvise, fstat, open, syncfs};
@@ -52,6 +53,10 @@ impl Agent {
         let root: &[u8] = if self.place == Place::Machine && !self.machine.has_root() { b"/base" } else { b"" };
         let paths: Vec<Vec<u8>> = paths.into_iter().map(|path| [root, b"/", path].concat()).collect();
         let root = root.to_vec();
+        if self.place == Place::Machine && self.machine.has_root() {
+            // The log of every main process begins in this file. Its making copies up the directories above it.
+            drop(self.open_log(MAIN));
+        }
         let notes = self.notes.clone();
         // The child is not one of ours by name: its end is waited for by whoever comes first.
         self.starting += 1;

@@ -69,7 +69,9 @@ impl Log {
         let file = open_file(&directory, id, start)?;
         // A power loss may have left a record half written.
         let whole = walk(&file, u64::MAX);
-        ftruncate(&file, whole)?;
+        if u64::try_from(fstat(&file)?.st_size) != Ok(whole) {
+            ftruncate(&file, whole)?;
+        }
         let mut log = Log {
             directory,
             id: id.to_owned(),
@@ -175,6 +177,9 @@ fn open_file(directory: &OwnedFd, id: &str, start: u64) -> Result<OwnedFd, Errno
 /// last whole one.
 fn walk(file: &OwnedFd, until: u64) -> u64 {
     let size = fstat(file).map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0));
+    if size == 0 {
+        return 0;
+    }
     let mut buffer = vec![0; 64 * 1024];
     let (mut buffer_at, mut buffer_length) = (0u64, 0usize);
     let mut at = 0;
