@@ -57,6 +57,11 @@ export class Bench implements AsyncDisposable {
     return this.#guest;
   }
 
+  /** For what a measurement makes beside the place: released with it, or at the latest with the bench when that is interrupted. */
+  scope(): AsyncDisposableStack {
+    return this.#owned.use(new AsyncDisposableStack());
+  }
+
   [Symbol.asyncDispose](): Promise<void> {
     return this.#owned.disposeAsync();
   }

@@ -16,6 +16,7 @@ const PATH = 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 class BareRuntime implements AsyncDisposable {
   readonly #dir: string;
   readonly #platform: string;
+  readonly #going = new Set<string>();
   #count = 0;
 
   private constructor(dir: string, platform: string) {
@@ -48,6 +49,7 @@ class BareRuntime implements AsyncDisposable {
     const { name, bundle } = this.#bundle(argv);
     // It keeps its caller's output, and whoever reads that would wait for its end.
     await mustRun(['sh', '-c', 'exec "$@" </dev/null >/dev/null 2>&1', 'sh', ...this.#runsc(), 'run', '-detach', '-bundle', bundle, name]);
+    this.#going.add(name);
     return name;
   }
 
@@ -55,13 +57,14 @@ class BareRuntime implements AsyncDisposable {
     return mustRun([...this.#runsc(), 'exec', '-env', PATH, name, ...argv]);
   }
 
-  async end(name: string): Promise<void> {
+  async #end(name: string): Promise<void> {
     await mustRun([...this.#runsc(), 'kill', name, 'KILL']);
     await runProgram([...this.#runsc(), 'wait', name]);
     await mustRun([...this.#runsc(), 'delete', '-force', name]);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    for (const name of this.#going) await this.#end(name);
     await mustRun(['umount', '-l', this.root]);
   }
 
@@ -87,7 +90,8 @@ class BareRuntime implements AsyncDisposable {
 }
 
 export async function gvisor(bench: Bench): Promise<readonly Row[]> {
-  await using place = await Place.make();
+  await using own = bench.scope();
+  const place = own.use(await Place.make());
   Object.assign(place.env, { HUTCH_SANDBOX_BACKEND: 'gvisor', HUTCH_SANDBOX_NETWORK: 'none' });
   await place.startDaemon();
   const { api } = place.hutch;
@@ -95,21 +99,23 @@ export async function gvisor(bench: Bench): Promise<readonly Row[]> {
   const found = backends.find(({ name }) => name === 'gvisor');
   const platform = /platform (\w+)/.exec(found?.can?.notes.join(' ') ?? '')?.[1];
   if (platform === undefined) throw new Error(`gVisor does not work here: ${found?.why ?? 'it does not say why'}`);
-  await using sandbox = await place.hutch.create(); // unpacks the image
+  const sandbox = await place.hutch.create(); // unpacks the image
   const base = readdirSync(join(place.dataDir, 'bases')).find((name) => /^[0-9a-f]{64}$/.test(name));
   if (base === undefined) throw new Error('there is no unpacked image');
-  await using bare = await BareRuntime.make(join(place.home, 'bare'), join(place.dataDir, 'bases', base), platform);
+  const bare = own.use(await BareRuntime.make(join(place.home, 'bare'), join(place.dataDir, 'bases', base), platform));
 
   const [startBase, startOurs]: [number[], number[]] = [[], []];
   const starts = bench.runs(10);
   for (let i = -1; i < starts; i += 1) {
     const runtime = await timed(() => bare.run(['true']));
     const began = performance.now();
-    await using fresh = await place.hutch.create();
+    const fresh = await place.hutch.create();
     await execOk(fresh, ['true']);
+    const took = performance.now() - began;
+    await fresh.delete();
     if (i < 0) continue;
     startBase.push(runtime);
-    startOurs.push(performance.now() - began);
+    startOurs.push(took);
   }
 
   const name = await bare.begin(['sleep', '100000']);
@@ -125,7 +131,7 @@ export async function gvisor(bench: Bench): Promise<readonly Row[]> {
 
   await sandbox.files.write('/root/work.py', WORK);
   writeFileSync(join(bare.root, 'root/work.py'), WORK);
-  const rows = [
+  return [
     judge(
       {
         what: 'gVisor: create, start, first exec',
@@ -158,6 +164,4 @@ export async function gvisor(bench: Bench): Promise<readonly Row[]> {
     })),
     ...(await fileRows(bench, 'gVisor', sandbox)),
   ];
-  await bare.end(name);
-  return rows;
 }
