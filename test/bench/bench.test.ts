@@ -62,7 +62,8 @@ test(
       expect(row?.candidate.n).toBeGreaterThan(0);
       expect(row?.candidate.median).toBeGreaterThanOrEqual(0);
     }
-    expect(ours()).toEqual(before);
+    // Somebody else's bench may end meanwhile.
+    expect(ours().filter((name) => !before.includes(name))).toEqual([]);
   },
   BENCH_MS,
 );
