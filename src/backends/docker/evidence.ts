@@ -2,9 +2,8 @@
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { ProcessEvidence } from '../backend.ts';
+import type { Dead } from '../dead.ts';
 import type { Container } from './container.ts';
-
-export type Dead = ProcessEvidence & { readonly alive: false };
 
 /** Exit codes above this are 128 and a signal. */
 const SIGNALLED = 128;

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { RootFiles } from '../backend.ts';
-import { pause } from './wait.ts';
+import { pause } from '../wait.ts';
 
 const UNPACK_MS = 15 * 60_000;
 const LOOK_EVERY_MS = 200;

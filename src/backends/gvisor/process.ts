@@ -1,15 +1,14 @@
-// The runtime of one sandbox under its shim (src/host/shim.ts): ending it, the proof of its end, and
-// what its log says of that. The runtime ends by a code of its own when the kernel kills what it runs,
+// The runtime of one sandbox under its shim (src/host/shim.ts): ending it, and the proof of its end.
+// The runtime ends by a code of its own when the kernel kills what it runs,
 // so whether memory ran out is asked of the cgroup, which is there until `cleanUp`.
 import { HutchError } from '../../domain/errors.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import { inspectShim, shimEnded, signalShim } from '../../host/shim.ts';
 import type { ProcessEvidence, SandboxPlan } from '../backend.ts';
+import type { Dead } from '../dead.ts';
 import type { Cgroups } from './cgroup.ts';
 import { KILL_FORCE_MS, KILL_GRACE_MS } from './config.ts';
-
-export type Dead = ProcessEvidence & { readonly alive: false };
 
 export class Processes {
   readonly #host: Host;
@@ -56,29 +55,4 @@ export class Processes {
     if (dead.oomKilled || dead.proof === 'boot-id' || dead.proof === 'never-started' || dead.exitCode === 0) return dead;
     return (await this.#cgroups.oomKills(op, plan)) > 0 ? { ...dead, oomKilled: true } : dead;
   }
-}
-
-export function describe(dead: Dead): string {
-  if (dead.oomKilled) return 'out of memory';
-  if (dead.signal !== null) return `signal ${dead.signal}`;
-  return dead.exitCode === null ? dead.proof : `exit code ${dead.exitCode}`;
-}
-
-const TAIL_BYTES = 2_000;
-const TAIL_LINES = 6;
-
-/** The end of a log, in one line. Guest text is in it: what could act on a terminal is taken out. */
-export async function tailOf(op: Operation, host: Host, path: string): Promise<string> {
-  const info = await host.stat(op, path);
-  if (info === null || info.type !== 'file') return '';
-  const bytes = await host.readRange(op, path, Math.max(0, info.sizeBytes - TAIL_BYTES), TAIL_BYTES);
-  const lines = new TextDecoder()
-    .decode(bytes)
-    .replaceAll(/[^\n\x20-\x7e]/g, '')
-    .split('\n')
-    .map((line) => line.trim());
-  return lines
-    .filter((line) => line !== '')
-    .slice(-TAIL_LINES)
-    .join(' | ');
 }

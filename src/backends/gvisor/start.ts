@@ -7,6 +7,8 @@ import { startShim } from '../../host/shim.ts';
 import type { GuestAddress, Link, NetworkPlan } from '../../network/network.ts';
 import type { AgentDoors } from '../agent-door.ts';
 import type { SandboxPlan, Started } from '../backend.ts';
+import { describe, tailOf } from '../dead.ts';
+import { allOf } from '../wait.ts';
 import { type BundleSpec, bundleConfig, PRELOAD_LIST } from './bundle.ts';
 import type { Cgroups } from './cgroup.ts';
 import { ARRIVE_MS, type GvisorConfig, RELEASE_MS } from './config.ts';
@@ -25,9 +27,8 @@ import {
   upperDir,
 } from './paths.ts';
 import type { Platform } from './platform.ts';
-import { describe, type Processes, tailOf } from './process.ts';
+import type { Processes } from './process.ts';
 import type { Runtime } from './runtime.ts';
-import { allOf } from './wait.ts';
 
 export type StartInput = { readonly runtime: Runtime; readonly platform: Platform; readonly basePath: string };
 

@@ -6,11 +6,12 @@ import { z } from 'zod';
 import { HutchError } from '../../domain/errors.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
+import { describe, tailOf } from '../dead.ts';
 import { type Acceleration, type Owner, type QemuConfig, RELEASE_MS } from './config.ts';
 import type { Emulator } from './emulator.ts';
 import { accelerationArgs, SANDBOX_ARGS } from './machine.ts';
 import { PROBE_EXIT_CODE, probeBios } from './probe-guest.ts';
-import { describe, killVmm, startVmm, tailOf, vmmEnded } from './vmm.ts';
+import { killVmm, startVmm, vmmEnded } from './vmm.ts';
 
 const KVM_DEVICE = '/dev/kvm';
 /** How long the small guest may take under KVM: at least this, and this many times as long as it took under emulation here. */

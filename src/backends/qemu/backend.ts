@@ -6,6 +6,7 @@ import type { SandboxId } from '../../domain/ids.ts';
 import type { Operation } from '../../host/operation.ts';
 import { shimRef } from '../../host/shim.ts';
 import { type Backend, machineFiles, type SandboxPlan } from '../backend.ts';
+import { allOf } from '../wait.ts';
 import { type Accelerated, findAcceleration, giveUpKvm } from './acceleration.ts';
 import { buildTemplate } from './build.ts';
 import { removeCgroups } from './cgroup.ts';
@@ -25,7 +26,6 @@ import { networkPlan, type StartInput, startSandbox } from './start.ts';
 import { TemplateShelf } from './template.ts';
 import { type HostCpu, templateRecipe } from './template-key.ts';
 import { inspectVmm, killVmm, vmmEnded } from './vmm.ts';
-import { allOf } from './wait.ts';
 
 export function newQemuBackend(config: QemuConfig): Backend {
   const { host } = config;

@@ -3,6 +3,8 @@
 import { join } from 'node:path';
 import { HutchError } from '../../domain/errors.ts';
 import type { Operation } from '../../host/operation.ts';
+import { tailOf } from '../dead.ts';
+import { asLongAs } from '../wait.ts';
 import { kvmOwner } from './acceleration.ts';
 import { BOOT_ATTEMPTS, BOOT_MS, KILL_FORCE_MS, type Owner, type QemuConfig, QMP_READY_MS, RELEASE_MS } from './config.ts';
 import { dialVmm, dialWhenThere, IGNORE_SHARED, migrated } from './control.ts';
@@ -13,8 +15,7 @@ import { MEMORY_FILE, MEMORY_MODE, STATE_BYTES_MAX, STATE_FILE, writeManifest } 
 import { agentSocketPath, bootLogPath, qmpSocketPath, SOCKETS, socketDir, stateSocketPath, vmmLogPath } from './paths.ts';
 import { openQmp, type Qmp } from './qmp.ts';
 import type { TemplateRecipe } from './template-key.ts';
-import { killVmm, startVmm, tailOf, vmmEnded } from './vmm.ts';
-import { asLongAs } from './wait.ts';
+import { killVmm, startVmm, vmmEnded } from './vmm.ts';
 
 const LAST_WORDS_MS = 2_000;
 

@@ -5,8 +5,8 @@ import { dirname, join } from 'node:path';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { SandboxPlan } from '../backend.ts';
+import { allOf, pause } from '../wait.ts';
 import type { QemuConfig } from './config.ts';
-import { allOf, pause } from './wait.ts';
 
 const text = new TextEncoder();
 /** What QEMU itself may take: its heap, its code cache under emulation, thread stacks; and its passt. */

@@ -5,9 +5,9 @@ import type { Duplex } from 'node:stream';
 import { HutchError } from '../../domain/errors.ts';
 import type { Host, Reads } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
+import { asLongAs, pause } from '../wait.ts';
 import { MIGRATION_MS, QMP_COMMAND_MS, QMP_READY_MS } from './config.ts';
 import { openQmp, type Qmp } from './qmp.ts';
-import { asLongAs, pause } from './wait.ts';
 
 /** A socket that is bound but not yet listening refuses for an instant. */
 const REFUSED_AGAIN_MS = 1;

@@ -4,8 +4,8 @@
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { SandboxPlan } from '../backend.ts';
+import type { Dead } from '../dead.ts';
 import { bootLogPath } from './paths.ts';
-import type { Dead } from './vmm.ts';
 
 /** A panic's registers and trace come after its line. */
 const TAIL_BYTES = 64 * 1024;

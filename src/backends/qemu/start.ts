@@ -4,6 +4,8 @@ import { join } from 'node:path';
 import type { Operation } from '../../host/operation.ts';
 import type { Link, SeenRules } from '../../network/network.ts';
 import { machineFiles, type SandboxPlan, type Started } from '../backend.ts';
+import { describe, tailOf } from '../dead.ts';
+import { allOf } from '../wait.ts';
 import { kvmOwner } from './acceleration.ts';
 import { joinCgroups, makeCgroups, removeCgroups } from './cgroup.ts';
 import { type Owner, type QemuConfig, QMP_READY_MS, RELEASE_MS } from './config.ts';
@@ -16,8 +18,7 @@ import { bootLogPath, diskPath, incomingSocketPath, qmpSocketPath, SOCKETS, scra
 import { openQmp, type Qmp } from './qmp.ts';
 import { newStages } from './stages.ts';
 import type { Template } from './template.ts';
-import { describe, inspectVmm, killVmm, startVmm, tailOf } from './vmm.ts';
-import { allOf } from './wait.ts';
+import { inspectVmm, killVmm, startVmm } from './vmm.ts';
 
 export type StartInput = {
   readonly emulator: Emulator;

@@ -4,10 +4,10 @@ import { join } from 'node:path';
 import { HutchError } from '../../domain/errors.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
+import { asLongAs, pause } from '../wait.ts';
 import { RELEASE_MS } from './config.ts';
 import { checkTemplate, filesIdentity, MEMORY_FILE, type Sound } from './manifest.ts';
 import type { TemplateKey, TemplateRecipe } from './template-key.ts';
-import { asLongAs, pause } from './wait.ts';
 
 /** Building, with a wait for a slow machine's boot and for somebody else's build. */
 const LOCKED_AGAIN_MS = 100;

@@ -1,13 +1,13 @@
-// One VMM under its shim (src/host/shim.ts): starting it, ending it, and what its log says of a death.
+// One VMM under its shim (src/host/shim.ts): starting it and ending it.
 import { HutchError } from '../../domain/errors.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import { inspectShim, shimEnded, signalShim, startShim } from '../../host/shim.ts';
 import type { ProcessEvidence } from '../backend.ts';
+import type { Dead } from '../dead.ts';
 import { KILL_FORCE_MS, KILL_GRACE_MS, type Owner } from './config.ts';
 
 export type Alive = ProcessEvidence & { readonly alive: true };
-export type Dead = ProcessEvidence & { readonly alive: false };
 
 export type VmmStart = {
   readonly runDir: string;
@@ -68,29 +68,4 @@ export async function killVmm(op: Operation, host: Host, runDir: string, how: 'g
 async function endWithin(op: Operation, host: Host, runDir: string, ms: number): Promise<Dead> {
   using limited = op.within(ms, 'the virtual machine to be killed');
   return await shimEnded(limited, host, runDir);
-}
-
-export function describe(dead: Dead): string {
-  if (dead.oomKilled) return 'out of memory';
-  if (dead.signal !== null) return `signal ${dead.signal}`;
-  return dead.exitCode === null ? dead.proof : `exit code ${dead.exitCode}`;
-}
-
-const TAIL_BYTES = 2_000;
-const TAIL_LINES = 6;
-
-/** The end of a log, in one line. Guest text is in it: what could act on a terminal is taken out. */
-export async function tailOf(op: Operation, host: Host, path: string): Promise<string> {
-  const info = await host.stat(op, path);
-  if (info === null || info.type !== 'file') return '';
-  const bytes = await host.readRange(op, path, Math.max(0, info.sizeBytes - TAIL_BYTES), TAIL_BYTES);
-  const lines = new TextDecoder()
-    .decode(bytes)
-    .replaceAll(/[^\n\x20-\x7e]/g, '')
-    .split('\n')
-    .map((line) => line.trim());
-  return lines
-    .filter((line) => line !== '')
-    .slice(-TAIL_LINES)
-    .join(' | ');
 }

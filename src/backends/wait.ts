@@ -1,6 +1,6 @@
 // Waits that hear the operation's signal.
-import { abortError } from '../../host/errors.ts';
-import type { Operation } from '../../host/operation.ts';
+import { abortError } from '../host/errors.ts';
+import type { Operation } from '../host/operation.ts';
 
 /** As `promise`, but no longer than the operation; what `promise` does later is not heard any more. */
 export async function asLongAs<T>(op: Operation, what: string, promise: Promise<T>): Promise<T> {
