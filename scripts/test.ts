@@ -132,40 +132,47 @@ async function tests(options: Options, env: NodeJS.ProcessEnv): Promise<Section>
   if (prepared.code !== 0) return section('tests', { failures: ['kernel and image could not be prepared'] });
   const { code, report } = await vitest(options.filters, env);
   const result = section('tests');
-  const failed: { file: string; title: string; fullName: string }[] = [];
+  const failed: Failed[] = [];
   for (const file of report.testResults) {
     const before = failed.length;
     for (const { status, title, fullName } of file.assertionResults) {
       if (status === 'passed') result.passed += 1;
-      else if (status === 'failed') failed.push({ file: file.name, title, fullName });
-      else if (options.filters.length === 0 || options.backend !== null) result.notRun.push(fullName);
+      else if (status === 'failed') failed.push({ file: file.name, title, name: fullName });
     }
-    if (file.status === 'failed' && failed.length === before) result.failures.push(`${file.name}: ${file.message ?? 'did not load'}`);
+    // Its tests did not run because what they all need could not be made.
+    if (file.status === 'failed' && failed.length === before)
+      failed.push({ file: file.name, title: null, name: `${file.name}: ${file.message ?? 'did not load'}` });
+    else if (options.filters.length === 0 || options.backend !== null)
+      result.notRun.push(...file.assertionResults.filter(({ status }) => !RAN.has(status)).map(({ fullName }) => fullName));
   }
-  if (code !== 0 && result.failures.length + failed.length === 0)
-    result.failures.push(`vitest ended with ${code} (an error outside of any test?)`);
-  for (const { file, title, fullName } of failed) {
-    if (failed.length <= RETRIED && (await passesAlone(file, title, env))) {
-      result.passed += 1;
-      result.unsteady.push(fullName);
-    } else result.failures.push(fullName);
+  if (code !== 0 && failed.length === 0) result.failures.push(`vitest ended with ${code} (an error outside of any test?)`);
+  for (const it of failed) {
+    const passed = failed.length <= RETRIED ? await passesAlone(it, env) : 0;
+    result.passed += passed;
+    (passed > 0 ? result.unsteady : result.failures).push(it.name);
   }
   return result;
 }
 
+/** A test that failed, or a file (title null) none of whose tests could begin. */
+type Failed = { readonly file: string; readonly title: string | null; readonly name: string };
+
+const RAN: ReadonlySet<string> = new Set(['passed', 'failed']);
+
 /** More failures than this are no accident of a busy machine. */
-const RETRIED = 3;
+const RETRIED = 8;
 
 /**
- * Whether a test that failed passes when nothing else runs. Two processors that also run emulated
- * machines can be too slow for a deadline of the product itself; such a test is named in the summary.
+ * How many tests pass when what failed is run while nothing else does; 0 if any fails again. Two processors that
+ * also run emulated machines can be too slow for a deadline of the product itself; such a test is named in the summary.
  */
-async function passesAlone(file: string, title: string, env: NodeJS.ProcessEnv): Promise<boolean> {
-  console.log(`\nonce more, alone: ${title}`);
-  const pattern = title.replace(/[$()*+.?[\\\]^{|}]/g, '\\$&');
-  const { code, report } = await vitest([file, '-t', pattern], env);
-  const ran = report.testResults.flatMap((result) => result.assertionResults).filter(({ status }) => status === 'passed');
-  return code === 0 && ran.some((result) => result.title === title);
+async function passesAlone({ file, title }: Failed, env: NodeJS.ProcessEnv): Promise<number> {
+  console.log(`\nonce more, alone: ${title ?? file}`);
+  const pattern = title?.replace(/[$()*+.?[\\\]^{|}]/g, '\\$&');
+  const { code, report } = await vitest([file, ...(pattern === undefined ? [] : ['-t', pattern])], env);
+  const passed = report.testResults.flatMap((result) => result.assertionResults).filter(({ status }) => status === 'passed');
+  if (code !== 0) return 0;
+  return title === null ? passed.length : passed.some((result) => result.title === title) ? 1 : 0;
 }
 
 async function lab(options: Options, env: NodeJS.ProcessEnv): Promise<Section> {
