@@ -1,0 +1,112 @@
+// Commands and ports within a sandbox.
+import { z } from 'zod';
+import * as view from '../views.ts';
+import { alive, argv, count, env, flag, none, path, TIMEOUT_MS_MAX, target, terminal, user } from './fields.ts';
+import type { Verb } from './verb.ts';
+
+/** The first message on an `exec.start` socket. */
+export const execRequest = z.strictObject({
+  argv,
+  env: env.optional(),
+  cwd: path.optional(),
+  user: user.optional(),
+  loginShell: z.boolean().optional(),
+  terminal: terminal.optional().describe('a pty of this size; absent: pipes'),
+  stdin: z.enum(['open', 'null']).default('null'),
+  timeoutMs: z.int().min(1).max(TIMEOUT_MS_MAX).optional(),
+  whenUnread: z.enum(['block', 'drop']).default('block'),
+  tag: z.string().max(64).optional(),
+});
+
+export const execVerbs = {
+  'exec.start': {
+    kind: 'socket',
+    method: 'GET',
+    path: '/v1/sandboxes/{ref}/exec',
+    summary: 'Run a command in it',
+    input: target.extend({
+      execId: z
+        .string()
+        .regex(/^[A-Za-z0-9._-]{1,64}$/)
+        .optional(),
+    }),
+    output: view.processExit,
+    errors: alive,
+    idempotent: false,
+    reads: false,
+  },
+  'exec.attach': {
+    kind: 'socket',
+    method: 'GET',
+    path: '/v1/sandboxes/{ref}/execs/{execId}/attach',
+    summary: 'Go on with a running command, from a byte offset; `main` is the main process',
+    input: target.extend({
+      execId: z.string().regex(/^[A-Za-z0-9._-]{1,64}$/),
+      stdoutOffset: count.optional(),
+      stderrOffset: count.optional(),
+      fromNow: flag.optional().describe('output from now on; `started` says the offsets'),
+      input: flag.optional(),
+      inputOffset: count.optional(),
+    }),
+    output: view.processExit,
+    errors: alive,
+    idempotent: true,
+    reads: false,
+  },
+  'exec.list': {
+    kind: 'unary',
+    method: 'GET',
+    path: '/v1/sandboxes/{ref}/execs',
+    summary: 'Commands in it',
+    input: target,
+    output: z.object({
+      execs: z.array(
+        z.object({
+          execId: z.string(),
+          pid: z.int(),
+          argv: z.array(z.string()),
+          tag: z.string().nullable(),
+          running: z.boolean(),
+          startedAtMs: z.int(),
+          exit: view.processExit.nullable(),
+        }),
+      ),
+    }),
+    errors: alive,
+    idempotent: true,
+    reads: true,
+  },
+  'exec.signal': {
+    kind: 'unary',
+    method: 'POST',
+    path: '/v1/sandboxes/{ref}/execs/{execId}/signal',
+    summary: 'Send a signal to a command’s process group',
+    input: target.extend({ execId: z.string().min(1).max(64), signal: z.string().regex(/^[A-Z0-9+]{1,12}$/) }),
+    output: none,
+    errors: alive,
+    idempotent: false,
+    reads: false,
+  },
+  'port.list': {
+    kind: 'unary',
+    method: 'GET',
+    path: '/v1/sandboxes/{ref}/ports',
+    summary: 'Ports on which it listens',
+    input: target,
+    output: z.object({ ports: z.array(view.port) }),
+    errors: alive,
+    idempotent: true,
+    reads: true,
+  },
+  'port.connect': {
+    kind: 'socket',
+    method: 'GET',
+    path: '/v1/sandboxes/{ref}/connect',
+    summary: 'A byte stream to a port or unix socket inside',
+    input: target.extend({ port: count.min(1).max(65_535).optional(), host: z.string().max(255).optional(), unix: path.optional() }),
+    output: z.any(),
+    errors: alive,
+    idempotent: false,
+    reads: false,
+  },
+} as const satisfies Record<string, Verb>;
