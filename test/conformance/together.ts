@@ -1,5 +1,6 @@
 // Many at once, and calls that nobody waits for any more: turns are kept, nothing half done is left.
 import { expect, test } from 'vitest';
+import { ApiError } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
 import { codeOf, type Subject } from './subject.ts';
 
@@ -15,17 +16,28 @@ export function together(subject: Subject): void {
 
   test('contrary calls at once each get their turn, and the ledger adds up', { timeout: 120_000 }, async () => {
     const { id } = await subject.make();
-    const calls = [
-      daemon.call('sandbox.stop', { ref: id }),
-      daemon.call('sandbox.start', { ref: id }),
-      ...(subject.can.pause ? [daemon.call('sandbox.pause', { ref: id }), daemon.call('sandbox.resume', { ref: id })] : []),
-      daemon.run(id, ['true']),
-      daemon.call('sandbox.stats', { ref: id }),
-      daemon.call('sandbox.rename', { ref: id, name: `turn-${process.pid}` }),
-      daemon.call('sandbox.restart', { ref: id }),
-    ];
-    const codes = await Promise.all(calls.map(codeOf));
-    for (const code of codes) expect(['done', 'failed_precondition', 'unavailable']).toContain(code);
+    const calls = {
+      stop: daemon.call('sandbox.stop', { ref: id }),
+      start: daemon.call('sandbox.start', { ref: id }),
+      ...(subject.can.pause
+        ? { pause: daemon.call('sandbox.pause', { ref: id }), resume: daemon.call('sandbox.resume', { ref: id }) }
+        : {}),
+      exec: daemon.run(id, ['true']),
+      stats: daemon.call('sandbox.stats', { ref: id }),
+      rename: daemon.call('sandbox.rename', { ref: id, name: `turn-${process.pid}` }),
+      restart: daemon.call('sandbox.restart', { ref: id }),
+    };
+    const answers = await Promise.all(
+      Object.entries(calls).map(([what, call]) =>
+        call.then(
+          () => ({ what, code: 'done', message: '' }),
+          (error: unknown) => ({ what, ...(error instanceof ApiError ? error.body : { code: 'none', message: String(error) }) }),
+        ),
+      ),
+    );
+    // Nobody has cancelled anything, and no time was up.
+    for (const { what, code, message } of answers)
+      expect(['done', 'failed_precondition', 'unavailable'], `${what}: ${message}`).toContain(code);
     const { state } = await subject.get(id);
     expect(['running', 'paused', 'stopped']).toContain(state);
     if (state === 'running') expect(await subject.sh(id, 'echo up')).toBe('up\n');

@@ -285,6 +285,24 @@ test('a closed link refuses, and everything over it ends', async () => {
   expect(await rejection(link.agent(op))).toMatchObject({ code: 'unavailable' });
 });
 
+test('who waits for a sandbox that ends meanwhile hears that it cannot be reached, not that it was cancelled', async () => {
+  const over = new AbortController();
+  const dialled = Promise.withResolvers<void>();
+  const link = new AgentLink(testOperation(over.signal), {
+    dial: () => {
+      dialled.resolve();
+      return new Promise(() => {});
+    },
+  });
+  const agent = rejection(link.agent(testOperation()));
+  const process = rejection(link.start(testOperation(), SPEC));
+  await dialled.promise;
+  over.abort();
+  link.close();
+  expect(await agent).toMatchObject({ code: 'unavailable' });
+  expect(await process).toMatchObject({ code: 'unavailable' });
+});
+
 test('processes that are over, or were given up, leave nothing with the connection', async () => {
   const { fake, port } = fakeProcess(10);
   const op = testOperation();
