@@ -101,8 +101,9 @@ export type HostUse = { readonly pssBytes: number; readonly cpuUs: number; reado
 /** What a sandbox uses, from the counters of its cgroup: where the kernel that its agent asks is the host's, or does not count. */
 export type Usage = {
   readonly cpuUs: number;
-  /** Null, as all below: the agent's own count is as good, or this machine's kernel has none. */
+  /** Null, as below where nothing else is said: the agent's own count is as good. */
   readonly memory: { readonly totalBytes: number; readonly usedBytes: number; readonly cacheBytes: number } | null;
+  /** Null: nobody counts; what the agent sees is the whole host's. */
   readonly disk: { readonly readBytes: number; readonly writtenBytes: number } | null;
   readonly network: { readonly rxBytes: number; readonly txBytes: number } | null;
   readonly processes: number | null;

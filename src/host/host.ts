@@ -127,6 +127,11 @@ export type Host = {
   kill(op: Operation, ref: ProcessRef, signal: 'SIGTERM' | 'SIGKILL' | 'SIGSTOP' | 'SIGCONT'): Promise<boolean>;
   /** Proportional set size and CPU time, null when the process is gone. */
   processUse(op: Operation, ref: ProcessRef): Promise<{ pssBytes: number; cpuUs: number } | null>;
+  /**
+   * Bytes that it, its descendants, and those of them that have ended moved to and from disks (proc(5), `io`); null
+   * when it is gone, or not this user's to look at.
+   */
+  processTraffic(op: Operation, ref: ProcessRef): Promise<{ readBytes: number; writtenBytes: number } | null>;
   which(op: Operation, program: string): Promise<string | null>;
 
   // Sockets

@@ -6,7 +6,7 @@ import * as files from './files.ts';
 import type { Host } from './host.ts';
 import { listenUnix } from './listen.ts';
 import { lockFile } from './lock.ts';
-import { isAlive, kill, processRef, processUse, which } from './proc.ts';
+import { isAlive, kill, processRef, processTraffic, processUse, which } from './proc.ts';
 import { receiveUnix } from './receive.ts';
 import { type RunProgram, run, spawnDetached } from './run.ts';
 import { connectUnix } from './sockets.ts';
@@ -53,6 +53,7 @@ export function nodeHost(options: NodeHostOptions = {}): Host {
     isAlive,
     kill,
     processUse,
+    processTraffic,
     which: (op, program) => which(op, env.PATH, program),
 
     connectUnix,

@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { parseStat } from './proc.ts';
+import { parseIo, parseStat } from './proc.ts';
 
 const TAIL = 'S 1 2 3 0 -1 4194560 1 2 3 4 70 30 0 0 20 0 1 0 4242 100 200 18446744073709551615';
 
@@ -21,4 +21,11 @@ test('what is not a stat line is nothing, never a wrong number', () => {
     }),
   );
   for (const text of ['', '17 (a) S', `17 (a) ${TAIL.replace('4242', 'x')}`]) expect(parseStat(text)).toBeNull();
+});
+
+test('what a process moved to and from disks is read, and anything else is nothing', () => {
+  const io = 'rchar: 1\nwchar: 2\nsyscr: 3\nsyscw: 4\nread_bytes: 4096\nwrite_bytes: 8192\ncancelled_write_bytes: 100\n';
+  expect(parseIo(io)).toEqual({ readBytes: 4_096, writtenBytes: 8_192 });
+  for (const text of ['', 'read_bytes: 1\n', 'read_bytes: x\nwrite_bytes: 1\n', 'write_bytes: -1\nread_bytes: 1\n'])
+    expect(parseIo(text)).toBeNull();
 });

@@ -9,6 +9,9 @@ import type { Operation } from './operation.ts';
 
 /** USER_HZ, which the kernel's ABI fixes at 100 on every architecture that we know. */
 const TICK_US = 10_000;
+/** Of one sandbox that are looked at; it may have made any number. */
+const PROCESSES_MAX = 10_000;
+const GONE: ReadonlySet<string> = new Set(['ENOENT', 'ESRCH', 'EACCES', 'EPERM']);
 
 export type ProcessStat = { readonly state: string; readonly startTicks: number; readonly cpuUs: number };
 
@@ -87,6 +90,51 @@ export async function processUse(op: Operation, ref: ProcessRef): Promise<{ pssB
     const pssKiB = Number(/^Pss:\s+(\d+) kB$/m.exec(memory)?.[1] ?? 0);
     return { pssBytes: pssKiB * 1024, cpuUs: stat.cpuUs };
   });
+}
+
+/** Reads /proc/PID/io, see proc(5): what the process and its children that were waited for moved; null when it does not say. */
+export function parseIo(text: string): { readBytes: number; writtenBytes: number } | null {
+  const count = (name: string) => Number(new RegExp(`^${name}: (\\d+)$`, 'm').exec(text)?.[1] ?? Number.NaN);
+  const [readBytes, writtenBytes] = [count('read_bytes'), count('write_bytes')];
+  return Number.isSafeInteger(readBytes) && Number.isSafeInteger(writtenBytes) ? { readBytes, writtenBytes } : null;
+}
+
+export async function processTraffic(op: Operation, ref: ProcessRef): Promise<{ readBytes: number; writtenBytes: number } | null> {
+  return heed(op, `measure process ${ref.pid}`, async () => {
+    const sum = { readBytes: 0, writtenBytes: 0 };
+    // A parent before its children: one that ends on the way is not counted twice.
+    for (const pids = [ref.pid], seen = new Set<number>(); pids.length > 0 && seen.size < PROCESSES_MAX; ) {
+      const pid = pids.pop() ?? 0;
+      if (seen.has(pid)) continue;
+      seen.add(pid);
+      const own = parseIo((await procText(`/proc/${pid}/io`)) ?? '');
+      sum.readBytes += own?.readBytes ?? 0;
+      sum.writtenBytes += own?.writtenBytes ?? 0;
+      if (own === null && pid === ref.pid) return null;
+      for (const task of await tasksOf(pid))
+        pids.push(...((await procText(`/proc/${pid}/task/${task}/children`)) ?? '').split(' ').filter(Boolean).map(Number));
+    }
+    return look(op, ref.pid)?.startTicks === ref.startTicks ? sum : null;
+  });
+}
+
+/** Null when the process is gone, or not ours to look at. */
+async function procText(path: string): Promise<string | null> {
+  try {
+    return await fs.readFile(path, 'latin1');
+  } catch (error) {
+    if (GONE.has(errnoOf(error) ?? '')) return null;
+    throw error;
+  }
+}
+
+async function tasksOf(pid: number): Promise<readonly string[]> {
+  try {
+    return await fs.readdir(`/proc/${pid}/task`);
+  } catch (error) {
+    if (GONE.has(errnoOf(error) ?? '')) return [];
+    throw error;
+  }
 }
 
 export async function which(op: Operation, searchPath: string, program: string): Promise<string | null> {

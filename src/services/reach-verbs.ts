@@ -40,7 +40,7 @@ export function reachVerbs(core: Core): Pick<Handlers, 'port.list' | 'port.conne
         uptimeMs,
         cpu: own === null ? { usedUs: cpu.userUs + cpu.systemUs, count: cpu.count } : { usedUs: own.cpuUs, count: sandbox.spec.shape.cpus },
         memory: own?.memory == null ? { ...memory } : { ...own.memory, availableBytes: own.memory.totalBytes - own.memory.usedBytes },
-        disk: { ...disk, ...own?.disk },
+        disk: own === null ? { ...disk } : { ...disk, ...(own.disk ?? { readBytes: null, writtenBytes: null }) },
         network: { ...network, ...own?.network },
         processes: own?.processes ?? processes,
         oomKills,

@@ -146,7 +146,12 @@ export const stats = z
     uptimeMs: z.number(),
     cpu: z.object({ usedUs: z.number(), count: z.int() }),
     memory: z.object({ totalBytes: z.number(), usedBytes: z.number(), availableBytes: z.number(), cacheBytes: z.number() }),
-    disk: z.object({ totalBytes: z.number(), usedBytes: z.number(), readBytes: z.number(), writtenBytes: z.number() }),
+    disk: z.object({
+      totalBytes: z.number(),
+      usedBytes: z.number(),
+      readBytes: z.number().nullable().describe('null where nobody counts'),
+      writtenBytes: z.number().nullable(),
+    }),
     network: z.object({ rxBytes: z.number(), txBytes: z.number() }),
     processes: z.int(),
     oomKills: z.int(),

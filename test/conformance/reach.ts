@@ -74,7 +74,7 @@ while True:
     await subject.remove(id);
   });
 
-  test('metrics: figures are counters with their units, and never go backwards', async () => {
+  test('metald A.12.1: figures are counters with their units, and never go backwards', async () => {
     const box = await subject.box();
     const before = await daemon.call('sandbox.stats', { ref: box });
     await subject.sh(box, 'i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; head -c 2000000 /dev/zero > /tmp/written; sync');
@@ -82,8 +82,8 @@ while True:
     for (const counter of [
       (stats: typeof before) => stats.cpu.usedUs,
       (stats: typeof before) => stats.host.cpuUs,
-      (stats: typeof before) => stats.disk.writtenBytes,
-      (stats: typeof before) => stats.disk.readBytes,
+      (stats: typeof before) => stats.disk.writtenBytes ?? -1,
+      (stats: typeof before) => stats.disk.readBytes ?? -1,
       (stats: typeof before) => stats.network.rxBytes,
       (stats: typeof before) => stats.network.txBytes,
       (stats: typeof before) => stats.oomKills,
@@ -100,6 +100,15 @@ while True:
     expect(after.disk.usedBytes).toBeGreaterThan(0);
     expect(after.processes).toBeGreaterThan(0);
     expect(after.host.pssBytes).toBeGreaterThan(0);
+  });
+
+  test('metald A.10.12: what is written to the disk is counted', { timeout: 60_000 }, async () => {
+    const box = await subject.box();
+    const written = async () => (await daemon.call('sandbox.stats', { ref: box })).disk.writtenBytes ?? Number.NaN;
+    const before = await written();
+    await subject.sh(box, 'dd if=/dev/zero of=/root/written bs=1M count=8 conv=fsync 2>/dev/null');
+    await eventually('it is counted', async () => (await written()) - before >= 8 * 2 ** 20);
+    await subject.sh(box, 'rm /root/written');
   });
 
   test('metrics: reading them changes nothing, and two readings agree', async () => {

@@ -280,6 +280,18 @@ test('a detached program logs to its file and is known by its start time', async
   await expect(host.spawnDetached(op, ['true'], { logPath: join(dir, 'no', 'log') })).rejects.toMatchObject({ code: 'not_found' });
 });
 
+test('what a program, its children and those that have ended wrote to the disk is counted', async () => {
+  const op = testOperation();
+  const write = (name: string) => `dd if=/dev/zero of=${join(dir, name)} bs=1M count=1 conv=fsync 2>/dev/null`;
+  const script = `(${write('child')}); (${write('living')}; exec sleep 1000) & ${write('own')}; wait`;
+  const ref = await host.spawnDetached(op, ['sh', '-c', script], { logPath: join(dir, 'log') });
+  await eventually('all three', async () => ((await host.processTraffic(op, ref))?.writtenBytes ?? 0) >= 3 * 2 ** 20);
+  expect(await host.processTraffic(op, { ...ref, startTicks: ref.startTicks + 1 })).toBeNull();
+  process.kill(-ref.pid, 'SIGKILL');
+  await eventually('its end', async () => !(await host.isAlive(op, ref)));
+  expect(await host.processTraffic(op, ref)).toBeNull();
+});
+
 test('a detached program that ends at once is still one that was started', async () => {
   const op = testOperation();
   const refs = await Promise.all(Array.from({ length: 10 }, () => host.spawnDetached(op, ['true'], { logPath: join(dir, 'log') })));

@@ -9,6 +9,7 @@ import type { Operation } from '../../host/operation.ts';
 import { AgentDoors } from '../agent-door.ts';
 import { type Backend, rootFiles, type SandboxPlan, type Started } from '../backend.ts';
 import type { Dead } from '../dead.ts';
+import { DiskTraffic } from '../disk-traffic.ts';
 import { programArchive } from './archive.ts';
 import { attachedStream } from './attached.ts';
 import { type DockerConfig, IMAGE_MS, KILL_FORCE_MS, KILL_GRACE_MS, RELEASE_MS, START_MS } from './config.ts';
@@ -37,6 +38,7 @@ export function newDockerBackend(config: DockerConfig): Backend {
   const attached = new Map<string, Duplex>();
   /** Images that are being brought into the Engine. */
   const importing = new Map<string, Promise<string>>();
+  const traffic = new DiskTraffic(host);
   /** Where the agent for containers lies, once it has been put there. */
   let agent: string | null = null;
   /** Whether the Engine sees our files; null until it was asked. */
@@ -111,6 +113,13 @@ export function newDockerBackend(config: DockerConfig): Backend {
       'failed_precondition',
       container === null && made ? 'its container was removed by somebody else' : 'its container does not run',
     );
+  }
+
+  /** By its processes, where they are this machine's. */
+  async function trafficOf(op: Operation, plan: SandboxPlan) {
+    const { container, reach } = await containerOf(op, plan);
+    const root = container === null || reach === 'attached' ? null : await host.processRef(op, container.State.Pid);
+    return root === null ? null : await traffic.of(op, plan.id, root);
   }
 
   async function inspect(op: Operation, plan: SandboxPlan) {
@@ -343,6 +352,7 @@ export function newDockerBackend(config: DockerConfig): Backend {
 
     async cleanUp(op, plan) {
       await hangUp(plan);
+      traffic.forget(plan.id);
       await host.remove(op, plan.runDir);
     },
 
@@ -369,7 +379,9 @@ export function newDockerBackend(config: DockerConfig): Backend {
     },
 
     async usage(op, plan) {
-      return await readUsage(op, engine, (await running(op, plan)).Id);
+      const { Id } = await running(op, plan);
+      const usage = await readUsage(op, engine, Id);
+      return usage.disk === null ? { ...usage, disk: await trafficOf(op, plan) } : usage;
     },
 
     leaks: (op, known) => findLeaks(op, engine, instance, known),

@@ -43,8 +43,9 @@ export function usageOf({ cpu_stats, memory_stats, blkio_stats, networks, pids_s
   };
 }
 
-/** Version 1 says `Read`, version 2 `read`. One entry for each device. */
+/** Version 1 says `Read`, version 2 `read`. One entry for each device; none where the kernel does not count. */
 function diskOf(entries: readonly { readonly op: string; readonly value: number }[]) {
+  if (entries.length === 0) return null;
   const sum = (kind: string): number =>
     entries.filter((entry) => entry.op.toLowerCase() === kind).reduce((total, entry) => total + entry.value, 0);
   return { readBytes: sum('read'), writtenBytes: sum('write') };

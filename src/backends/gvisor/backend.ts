@@ -5,6 +5,7 @@ import type { Operation } from '../../host/operation.ts';
 import { shimRef } from '../../host/shim.ts';
 import { AgentDoors } from '../agent-door.ts';
 import { type Backend, rootFiles, type SandboxPlan } from '../backend.ts';
+import { DiskTraffic } from '../disk-traffic.ts';
 import { Bases } from './base.ts';
 import { Cgroups } from './cgroup.ts';
 import { COMMAND_MS, type GvisorConfig, RELEASE_MS } from './config.ts';
@@ -25,6 +26,7 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
   const bases = new Bases(host, config.basesDir);
   const doors = new AgentDoors(host);
   const diskUse = new DiskUse(host);
+  const traffic = new DiskTraffic(host);
   /** Asked once; a failure is asked again. */
   let asking: Promise<Platform> | undefined;
   const find = async (op: Operation): Promise<{ readonly runtime: Runtime; readonly platform: Platform }> => {
@@ -90,6 +92,7 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
       await config.network.close(op, networkPlan(plan));
       await cgroups.remove(op, plan);
       diskUse.forget(plan);
+      traffic.forget(plan.id);
       await host.remove(op, plan.runDir);
     },
     async remove(op, plan) {
@@ -106,8 +109,11 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
     },
     /** The kernel in user space counts no processor time and no traffic of disks. */
     async usage(op, plan) {
-      const [group, disk] = await Promise.all([cgroups.use(op, plan), cgroups.disk(op, plan)]);
-      return group === null ? null : { cpuUs: group.cpuUs, memory: null, disk, network: null, processes: null };
+      const [group, counted] = await Promise.all([cgroups.use(op, plan), cgroups.disk(op, plan)]);
+      if (group === null) return null;
+      const root = counted === null ? await shimRef(op, host, plan.runDir) : null;
+      const disk = root === null ? counted : await traffic.of(op, plan.id, root);
+      return { cpuUs: group.cpuUs, memory: null, disk, network: null, processes: null };
     },
     leaks: (op, known: ReadonlySet<SandboxId>) => findLeaks(op, config, cgroups, bases, known),
   };

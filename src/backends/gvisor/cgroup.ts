@@ -120,14 +120,15 @@ export class Cgroups {
     return cpuUs === null || memoryBytes === null ? null : { cpuUs, memoryBytes };
   }
 
-  /** Bytes to and from disks; null where no controller counts them. They only grow. */
+  /** Bytes to and from disks; null where no controller counts them: version 1 has no line of a device then. They only grow. */
   async disk(op: Operation, { id }: Id): Promise<{ readonly readBytes: number; readonly writtenBytes: number } | null> {
     const name = this.#name ?? '';
     // The runtime makes this one; we set nothing in it.
     const one = await this.#read(op, join(CGROUP_ROOT, 'blkio', name, id, 'blkio.throttle.io_service_bytes'));
     const two = await this.#read(op, join(CGROUP_ROOT, name, id, 'io.stat'));
-    if (one !== null) return { readBytes: sumOf(one, / Read (\d+)$/gm), writtenBytes: sumOf(one, / Write (\d+)$/gm) };
-    return two === null ? null : { readBytes: sumOf(two, / rbytes=(\d+)/g), writtenBytes: sumOf(two, / wbytes=(\d+)/g) };
+    if (one !== null && / Write \d+$/m.test(one))
+      return { readBytes: sumOf(one, / Read (\d+)$/gm), writtenBytes: sumOf(one, / Write (\d+)$/gm) };
+    return two === null || two === '' ? null : { readBytes: sumOf(two, / rbytes=(\d+)/g), writtenBytes: sumOf(two, / wbytes=(\d+)/g) };
   }
 
   /** Directories of each controller that we limit or read. */
