@@ -142,6 +142,11 @@ test('ids are what their kind says, and no id may be a name', () => {
   expect(['', '-a', 'a-', 'A', 'a_b', 'a.b', 'a'.repeat(64), 'ä', 'web\n'].filter(isName)).toEqual([]);
 });
 
+test('a hundred thousand ids made at once are as many different ones', () => {
+  const ids = Array.from({ length: 100_000 }, () => newId('sbx', (length) => crypto.getRandomValues(new Uint8Array(length))));
+  expect(new Set(ids).size).toBe(ids.length);
+});
+
 test('an id is never made from less randomness than it has', () => {
   expect(() => newId('sbx', () => new Uint8Array(16))).toThrow('asked for 17 random bytes, got 16');
   expect(() => newOpId(() => new Uint8Array(7))).toThrow('asked for 6 random bytes, got 7');

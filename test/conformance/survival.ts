@@ -28,7 +28,7 @@ export function survival(subject: Subject): void {
     await subject.remove(id);
   });
 
-  test('survival: the daemon killed costs nothing that ran, and what ended meanwhile is known', { timeout: 120_000 }, async () => {
+  test('metald A.10.10: the daemon killed costs nothing that ran, and what ended meanwhile is known', { timeout: 120_000 }, async () => {
     const [running, paused, stopped, doubted, ending, killed] = (
       await Promise.all([
         subject.make({ labels: { kept: 'yes' } }),
