@@ -219,6 +219,7 @@ export function agentProcesses(connection: AgentConnection): AgentProcesses {
     },
     async log(op, id, from) {
       const { stream, reply } = await open(op, connection, 'process.log', { id, ...from }, logBegins);
+      if (from.follow) connection.stands(stream);
       return { offset: reply.offset, pieces: owning(stream, logPieces(op, stream, reply.offset)) };
     },
   };

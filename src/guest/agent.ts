@@ -102,6 +102,7 @@ export function agentOn(connection: AgentConnection): Agent {
     prepareCheckpoint: (op, reconnectAfterMs) => unary(op, connection, 'prepareCheckpoint', { reconnectAfterMs }, nothing),
     async watchEvents(op) {
       const { stream } = await open(op, connection, 'watchEvents', null, nothing);
+      connection.stands(stream);
       return events(op, connection, stream, ['oom', 'mainExited', 'diskError'], agentEvent);
     },
     process: agentProcesses(connection),

@@ -9,7 +9,7 @@ import type { Operation } from '../host/operation.ts';
 import { type Failure, failureError } from './failure.ts';
 import { type Frame, FrameDecoder, FrameError } from './frames.ts';
 import type { EventBudget, Violation } from './inbox.ts';
-import { KeepAlive, PONG_MS, SILENCE_MS } from './keepalive.ts';
+import { KeepAlive, PONG_MS, SILENCE_MS, STANDING_SILENCE_MS } from './keepalive.ts';
 import { encodeMessage, MessageError } from './messagepack.ts';
 import { greet, markOf, newNonce, preambleOf } from './preamble.ts';
 import { FRAME, STREAM_ID_MAX, STREAMS_MAX } from './protocol.ts';
@@ -27,6 +27,7 @@ export type ConnectOptions = {
   readonly monotonicMs?: () => number;
   readonly greetingMs?: number;
   readonly silenceMs?: number;
+  readonly standingSilenceMs?: number;
   readonly pongMs?: number;
 };
 
@@ -62,6 +63,8 @@ export class AgentConnection implements Disposable {
   readonly #keepAlive: KeepAlive;
   readonly #wire: Wire;
   readonly #streams = new Map<number, AgentStream>();
+  /** Of these, those whose next item nobody awaits: they are open for as long as the guest runs. */
+  readonly #standing = new Set<number>();
   readonly #lost = new AbortController();
   #nextStream = 1;
   #failure: Failure | null = null;
@@ -76,6 +79,7 @@ export class AgentConnection implements Disposable {
     this.#keepAlive = new KeepAlive({
       monotonicMs: options.monotonicMs ?? (() => performance.now()),
       silenceMs: options.silenceMs ?? SILENCE_MS,
+      standingSilenceMs: options.standingSilenceMs ?? STANDING_SILENCE_MS,
       pongMs: options.pongMs ?? PONG_MS,
       ping: (payload) => void this.#sender.onConnection(FRAME.ping, payload),
       lost: () => this.#lose({ code: 'unavailable', message: 'the agent of the sandbox does not answer' }),
@@ -122,6 +126,13 @@ export class AgentConnection implements Disposable {
     }
   }
 
+  /** From here on the stream only tells what happens, if anything does: an agent that is silent meanwhile is as it should be. */
+  stands(stream: AgentStream): void {
+    if (!this.#streams.has(stream.id)) return;
+    this.#standing.add(stream.id);
+    this.#watch();
+  }
+
   /** Ends the connection; whatever waits on it gets `unavailable`. */
   close(): void {
     this.#lose({ code: 'unavailable', message: 'the connection to the agent was closed' });
@@ -151,15 +162,21 @@ export class AgentConnection implements Disposable {
     const stream = new AgentStream(this.#wire, this.#nextStream, method, kind, openPayload(op, method, params));
     this.#nextStream += 1;
     this.#streams.set(stream.id, stream);
-    this.#keepAlive.watch(true);
+    this.#watch();
     this.#sender.wake(stream);
     return stream;
   }
 
   #over(stream: AgentStream): void {
     this.#streams.delete(stream.id);
+    this.#standing.delete(stream.id);
     this.#sender.forget(stream);
-    if (this.#streams.size === 0) this.#keepAlive.watch(false);
+    this.#watch();
+  }
+
+  #watch(): void {
+    const standing = this.#standing.size;
+    this.#keepAlive.watch(this.#streams.size > standing ? 'awaited' : standing > 0 ? 'standing' : 'nothing');
   }
 
   readonly #onData = (chunk: Uint8Array): void => {
@@ -235,6 +252,7 @@ export class AgentConnection implements Disposable {
     duplex.destroy();
     const streams = [...this.#streams.values()];
     this.#streams.clear();
+    this.#standing.clear();
     for (const stream of streams) stream.fail(failure);
     this.#lost.abort(failure);
   }

@@ -1,12 +1,18 @@
 // Whether the agent still answers. While something waits for it and nothing comes, it is asked; what
 // does not answer then is lost. Where nothing waits there is no timer.
 
+/** What is asked of the agent: an answer that is awaited, or only word of what may happen some day. */
+export type Waiting = 'awaited' | 'standing' | 'nothing';
+
 export const SILENCE_MS = 10_000;
+/** An idle guest is not woken for less: whoever calls it next finds out sooner. */
+export const STANDING_SILENCE_MS = 300_000;
 export const PONG_MS = 5_000;
 
 export type KeepAliveOptions = {
   readonly monotonicMs: () => number;
   readonly silenceMs: number;
+  readonly standingSilenceMs: number;
   readonly pongMs: number;
   readonly ping: (payload: Uint8Array) => void;
   readonly lost: () => void;
@@ -15,7 +21,9 @@ export type KeepAliveOptions = {
 export class KeepAlive {
   readonly #options: KeepAliveOptions;
   #timer: ReturnType<typeof setTimeout> | undefined;
-  #watching = false;
+  /** When the timer fires, of the monotonic clock. */
+  #dueAtMs = 0;
+  #waiting: Waiting = 'nothing';
   #heardAtMs = 0;
   #pingedAtMs: number | null = null;
   #pings = 0;
@@ -25,13 +33,18 @@ export class KeepAlive {
     this.#options = options;
   }
 
-  /** Something waits for the agent, or nothing does. */
-  watch(watching: boolean): void {
-    if (watching === this.#watching) return;
-    this.#watching = watching;
-    if (!watching) return;
-    this.#heardAtMs = this.#options.monotonicMs();
-    if (this.#timer === undefined) this.#arm(this.#options.silenceMs);
+  watch(waiting: Waiting): void {
+    if (waiting === this.#waiting) return;
+    const before = this.#waiting;
+    this.#waiting = waiting;
+    if (waiting === 'nothing') return;
+    const nowMs = this.#options.monotonicMs();
+    if (before === 'nothing' || waiting === 'awaited') this.#heardAtMs = nowMs; // what was silent before that owed nothing
+    if (this.#pingedAtMs !== null && this.#timer !== undefined) return;
+    const leftMs = Math.max(0, this.#silenceMs() - (nowMs - this.#heardAtMs));
+    if (this.#timer !== undefined && this.#dueAtMs <= nowMs + leftMs) return;
+    clearTimeout(this.#timer);
+    this.#arm(leftMs);
   }
 
   /** A whole frame came. */
@@ -47,12 +60,17 @@ export class KeepAlive {
   }
 
   stop(): void {
-    this.#watching = false;
+    this.#waiting = 'nothing';
     clearTimeout(this.#timer);
     this.#timer = undefined;
   }
 
+  #silenceMs(): number {
+    return this.#waiting === 'awaited' ? this.#options.silenceMs : this.#options.standingSilenceMs;
+  }
+
   #arm(ms: number): void {
+    this.#dueAtMs = this.#options.monotonicMs() + ms;
     this.#timer = setTimeout(() => {
       // The timers come first after a long stop of this process; what has arrived meanwhile is read before judging.
       this.#timer = undefined;
@@ -62,8 +80,9 @@ export class KeepAlive {
   }
 
   #judge(): void {
-    if (this.#timer !== undefined || !this.#watching) return;
-    const { silenceMs, pongMs, monotonicMs } = this.#options;
+    if (this.#timer !== undefined || this.#waiting === 'nothing') return;
+    const { pongMs, monotonicMs } = this.#options;
+    const silenceMs = this.#silenceMs();
     const nowMs = monotonicMs();
     if (this.#pingedAtMs !== null) {
       // Whatever came since shows life as well as the PONG does.

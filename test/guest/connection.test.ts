@@ -170,6 +170,36 @@ test('an agent that falls silent is lost, one that answers PING is not', async (
   alive.connection.close();
 });
 
+test('an idle agent is not asked whether it is there, until somebody waits for it', async () => {
+  const { agent, connection } = await connected(
+    { watchEvents: (stream) => stream.reply(null), hangs: () => {} },
+    { silenceMs: 20, pongMs: 20, standingSilenceMs: 60_000 },
+  );
+  await agentOn(connection).watchEvents(op);
+  agent.answersPing = false;
+  const before = agent.pings;
+  for (let i = 0; i < 3; i += 1) {
+    // As long as three agents take that are asked.
+    const asked = await connected({ hangs: () => {} }, { silenceMs: 20, pongMs: 20 });
+    asked.agent.answersPing = false;
+    await rejection(asked.connection.call(op, 'hangs', null));
+  }
+  expect(agent.pings).toBe(before);
+  expect(connection.lost.aborted).toBe(false);
+  expect(code(await rejection(connection.call(op, 'hangs', null)))).toBe('unavailable');
+  expect(agent.pings).toBe(before + 1);
+});
+
+test('an agent from which only events are awaited is asked too, but seldom', async () => {
+  const { agent, connection } = await connected(
+    { watchEvents: (stream) => stream.reply(null) },
+    { silenceMs: 20, pongMs: 20, standingSilenceMs: 30 },
+  );
+  await agentOn(connection).watchEvents(op);
+  agent.answersPing = false;
+  await eventually('the connection to be lost', () => connection.lost.aborted);
+});
+
 test('the host answers PING', async () => {
   const { agent, connection } = await connected();
   agent.frame(9, 0, 0, Buffer.from('12345678'));

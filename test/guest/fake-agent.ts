@@ -50,6 +50,7 @@ export class FakeAgent {
   nonce: Uint8Array = new Uint8Array(0);
   greetings = 0;
   pongs = 0;
+  pings = 0;
   answersPing = true;
   answersPreamble = true;
   /** Grants input credit as it comes. */
@@ -125,6 +126,7 @@ export class FakeAgent {
 
   #onFrame(frame: Frame): void {
     if (frame.type === FRAME.ping) {
+      this.pings += 1;
       if (this.answersPing) this.frame(FRAME.pong, 0, 0, frame.payload);
       return;
     }
