@@ -1,6 +1,7 @@
 // From the flags of `run` and `create` to the API's request. What is wrong names the flag.
 import { readFile } from 'node:fs/promises';
 import { parseDuration } from '../domain/duration.ts';
+import { parsePublish } from '../domain/published-port.ts';
 import { bytesToMiB, MIB, type ParsedText, parseSize } from '../domain/size.ts';
 import type { Input } from '../services/verbs.ts';
 import { type Args, usage } from './args.ts';
@@ -30,6 +31,7 @@ export async function createSpec(context: Context, args: Args): Promise<CreateIn
   checkFits([], { ...env, ...secrets });
   const labels = pairs('label', args.values('label'));
   const backend = args.value('backend');
+  const publish = args.values('publish').flatMap((text) => parsed(parsePublish(text)));
   return {
     ...plain(args, 'name', 'image', 'workdir', 'user'),
     ...(backend === undefined ? {} : { backend: backend as NonNullable<CreateInput['backend']> }),
@@ -40,6 +42,7 @@ export async function createSpec(context: Context, args: Args): Promise<CreateIn
     ...(Object.keys(env).length === 0 ? {} : { env }),
     ...(Object.keys(secrets).length === 0 ? {} : { secrets }),
     ...(Object.keys(labels).length === 0 ? {} : { labels }),
+    ...(publish.length === 0 ? {} : { publish }),
     ...(args.has('no-net') ? { network: 'none' as const } : args.has('allow-lan') ? { network: 'allow-lan' as const } : {}),
     ...(args.has('rm') ? { autoRemove: true } : {}),
   };

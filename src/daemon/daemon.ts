@@ -11,6 +11,7 @@ import { newOpId } from '../domain/ids.ts';
 import { errnoOf } from '../host/errors.ts';
 import type { Host } from '../host/host.ts';
 import { newOperation, type Operation } from '../host/operation.ts';
+import { parseAddress, portOwner } from '../host/port-owner.ts';
 import type { BootSource, Settings } from '../services/deps.ts';
 import { newServices, type Services } from '../services/services.ts';
 import { newTracer, tracedHost } from '../services/tracing.ts';
@@ -18,7 +19,6 @@ import type { Store } from '../store/contract.ts';
 import { openStore } from '../store/store.ts';
 import { openLog } from './log.ts';
 import { openPeers, type RoleFlag, rolesHere } from './peers.ts';
-import { parseAddress, portOwner } from './port-owner.ts';
 import { VERSION } from './version.ts';
 
 export type Parts = {

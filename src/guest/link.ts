@@ -157,7 +157,8 @@ export class AgentLink implements Disposable {
       return await this.#dialWithin(op, limited);
     } catch (cause) {
       // The sandbox has ended meanwhile: whoever waits has cancelled nothing.
-      if (op.signal.aborted) throw op.error('unavailable', 'the way to the agent of this sandbox was closed while it was being reached', { cause });
+      if (op.signal.aborted)
+        throw op.error('unavailable', 'the way to the agent of this sandbox was closed while it was being reached', { cause });
       // A guest that is frozen or hangs: the caller's own time is not up.
       if (!limited.signal.aborted) throw cause;
       throw op.error('unavailable', 'the agent of the sandbox does not answer', { cause });

@@ -17,6 +17,12 @@ const CODE_OF_ERRNO: Readonly<Record<string, ErrorCode>> = {
   ENFILE: 'resource_exhausted',
   ECONNREFUSED: 'unavailable',
   ECONNRESET: 'unavailable',
+  EADDRINUSE: 'conflict',
+  EADDRNOTAVAIL: 'failed_precondition',
+  ENOTFOUND: 'unavailable',
+  EHOSTUNREACH: 'unavailable',
+  ENETUNREACH: 'unavailable',
+  ETIMEDOUT: 'unavailable',
   EPIPE: 'unavailable',
 };
 

@@ -57,6 +57,26 @@ export type Receiver = AsyncDisposable & { readonly content: Promise<Uint8Array>
 /** Peers that come to us. `accept` waits for the next one; of those that come while nobody asks, one may wait. */
 export type UnixListener = AsyncDisposable & { accept(op: Operation): Promise<Duplex> };
 
+/** `host` is an address or, to connect to, also a name. */
+export type TcpAddress = { readonly host: string; readonly port: number };
+/** One that came to us, paused and half-open. */
+export type TcpPeer = Duplex & {
+  /** Ends it when all that was written is sent. */
+  destroySoon(): void;
+  /** Ends it so that the other end hears of a failure, and not of an end. */
+  resetAndDestroy(): void;
+};
+/** `port`: the one that was taken where 0 was asked for. Disposing it ends its connections too. */
+export type TcpListener = AsyncDisposable & { readonly port: number };
+/** Certificates and key as PEM. */
+export type TlsOptions = {
+  readonly ca?: Uint8Array;
+  readonly cert?: Uint8Array;
+  readonly key?: Uint8Array;
+  /** Whether the other end must prove who it is. */
+  readonly verify: boolean;
+};
+
 export type FileSystemInfo = { readonly totalBytes: number; readonly freeBytes: number; readonly type: string };
 
 /**
@@ -140,6 +160,9 @@ export type Host = {
   receiveUnix(op: Operation, path: string, bytesMax: number): Promise<Receiver>;
   /** Listens at `path`, in place of whatever is there, until disposed; the socket has that mode. */
   listenUnix(op: Operation, path: string, mode: number): Promise<UnixListener>;
+  connectTcp(op: Operation, address: TcpAddress, tls?: TlsOptions): Promise<Duplex>;
+  /** Has tried by itself that connections come in. `arrived` gets each, and destroys the one that it does not want. */
+  listenTcp(op: Operation, address: TcpAddress, arrived: (peer: TcpPeer) => void): Promise<TcpListener>;
 
   // Clock, randomness, identity
   nowMs(): number;

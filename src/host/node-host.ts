@@ -11,6 +11,7 @@ import { receiveUnix } from './receive.ts';
 import { type RunProgram, run, spawnDetached } from './run.ts';
 import { connectUnix } from './sockets.ts';
 import { writeSparse } from './sparse.ts';
+import { connectTcp, listenTcp } from './tcp.ts';
 import { watchDir } from './watch.ts';
 
 const SEARCH_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
@@ -59,6 +60,8 @@ export function nodeHost(options: NodeHostOptions = {}): Host {
     connectUnix,
     receiveUnix,
     listenUnix,
+    connectTcp,
+    listenTcp,
 
     ...clock(),
     uid: process.getuid?.() ?? 0,

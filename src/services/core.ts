@@ -6,6 +6,7 @@ import { placesOf } from './deps.ts';
 import { MainLog } from './main-log.ts';
 import type { Operations } from './operations.ts';
 import type { Presenter } from './present.ts';
+import type { Publisher } from './publisher.ts';
 import type { Runs } from './runs.ts';
 import type { Sandboxes } from './sandboxes.ts';
 import type { Templates } from './templates.ts';
@@ -18,6 +19,7 @@ export type Core = {
   readonly runs: Runs;
   readonly turns: Turns;
   readonly presenter: Presenter;
+  readonly publisher: Publisher;
   readonly logs: MainLogs;
   readonly templates: Templates;
 };

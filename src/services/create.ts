@@ -3,6 +3,7 @@
 import { HutchError } from '../domain/errors.ts';
 import { isName, newId, type SandboxId } from '../domain/ids.ts';
 import { ownCommandOf } from '../domain/image.ts';
+import type { PublishedPort } from '../domain/published-port.ts';
 import { newSandbox, type Sandbox, type SandboxSpec, type Shape, transition } from '../domain/sandbox.ts';
 import type { BringUp } from './bring-up.ts';
 import type { Call } from './call.ts';
@@ -86,9 +87,11 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     call.target(id);
     return await core.turns.take(op, id, async () => {
       await using undo = new AsyncDisposableStack();
-      const begun = await begin(call, id, spec);
+      undo.defer(() => core.publisher.close(id));
+      const begun = await begin(call, id, spec, input.publish ?? []);
       const run = core.runs.open(op, { id, projectId: call.caller.projectId, spec }, boot.files, begun.uid);
       undo.defer(() => rollBack(call, run, begun.intentId));
+      if (input.start !== false) await core.publisher.open(op, run);
       op.progress({ step: 'making the disk' });
       await run.backend.create(op, run.plan);
       const { secrets = {} } = input;
@@ -98,6 +101,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
       if (input.start === false) {
         await call.conclude(creation(begun.intentId, bare), await core.presenter.sandbox(bare, op.id));
         undo.move();
+        await core.publisher.close(id);
         core.runs.forget(run);
         return bare;
       }
@@ -131,7 +135,16 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     });
   }
 
-  async function begin(call: Call, id: SandboxId, spec: SandboxSpec): Promise<{ intentId: number; uid: number | null }> {
+  async function begin(
+    call: Call,
+    id: SandboxId,
+    spec: SandboxSpec,
+    publish: readonly PublishedPort[],
+  ): Promise<{ intentId: number; uid: number | null }> {
+    return await core.publisher.reserve(call.op, id, publish, (ports) => record(call, id, spec, ports));
+  }
+
+  async function record(call: Call, id: SandboxId, spec: SandboxSpec, ports: readonly PublishedPort[]) {
     const intent = {
       change: 'addIntent',
       kind: 'create',
@@ -141,9 +154,10 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
       atMs: deps.host.nowMs(),
       detail: { backend: spec.backend, imageId: spec.imageId, kernelId: spec.kernelId },
     } as const;
+    const reserving = ports.length === 0 ? [] : ([{ change: 'reservePorts', sandboxId: id, ports }] as const);
     // What a power loss takes is gone with all that it is about; a killed daemon takes nothing.
-    if (!deps.settings.uidPerSandbox) return { intentId: (await call.commit([intent], 'relaxed'))[0].id, uid: null };
-    const [{ id: intentId }, uid] = await call.commit([intent, { change: 'allocateUid', sandboxId: id }], 'relaxed');
+    if (!deps.settings.uidPerSandbox) return { intentId: (await call.commit([intent, ...reserving], 'relaxed'))[0].id, uid: null };
+    const [{ id: intentId }, uid] = await call.commit([intent, { change: 'allocateUid', sandboxId: id }, ...reserving], 'relaxed');
     return { intentId, uid };
   }
 
@@ -162,9 +176,11 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
         [
           { change: 'finishIntent', id: intentId },
           { change: 'releaseUid', sandboxId: run.id },
+          { change: 'releasePorts', sandboxId: run.id },
         ],
         'relaxed',
       );
+      await core.publisher.released(run.id);
     } catch (cause) {
       op.log.warn(
         { sandbox: run.id, cause },
@@ -180,7 +196,8 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
           return await core.presenter.sandbox(await create(call, input), call.op.id);
         } catch (error) {
           // A name that we made up is taken: make up another.
-          const isOurs = input.name === undefined && error instanceof HutchError && error.code === 'conflict' && /name/.test(error.message);
+          const isOurs =
+            input.name === undefined && error instanceof HutchError && error.code === 'conflict' && /^the name/.test(error.message);
           if (!isOurs || tries === 3) throw error;
         }
       }

@@ -68,6 +68,7 @@ export function lifecycleVerbs(core: Core, supervisor: Supervisor): Pick<Handler
         .commit(late, [{ change: 'finishIntent', id: intent.id }], 'relaxed')
         .catch((cause: unknown) => op.log.warn({ cause }, 'an intent was left behind'));
     });
+    await core.publisher.open(op, run);
     const what: BringUp = { sandbox: current, boot, secrets, terminal: undefined };
     return await startUp(core, supervisor, call, run, what, {
       reason,

@@ -10,6 +10,7 @@ import type { Entry, Exit, GuestPath } from '../guest/messages.ts';
 import { showPath } from '../guest/paths.ts';
 import type { Store } from '../store/contract.ts';
 import type { Operations } from './operations.ts';
+import type { Publisher } from './publisher.ts';
 import type * as view from './views.ts';
 
 export type SandboxView = z.output<typeof view.sandbox>;
@@ -18,11 +19,13 @@ export type SandboxView = z.output<typeof view.sandbox>;
 export class Presenter {
   readonly #store: Store;
   readonly #operations: Operations;
+  readonly #publisher: Publisher;
   readonly #images = new Map<ImageId, Image | null>();
 
-  constructor(store: Store, operations: Operations) {
+  constructor(store: Store, operations: Operations, publisher: Publisher) {
     this.#store = store;
     this.#operations = operations;
+    this.#publisher = publisher;
   }
 
   /** Names may have moved. */
@@ -34,7 +37,11 @@ export class Presenter {
   async sandbox(sandbox: Sandbox, self: OpId | null = null): Promise<SandboxView> {
     const { imageId } = sandbox.spec;
     if (!this.#images.has(imageId)) this.#images.set(imageId, await this.#store.query('image', { id: imageId }));
-    return sandboxView(sandbox, this.#images.get(imageId) ?? null, this.#operations.busyOn(sandbox.id, self));
+    const publish = await this.#publisher.of(sandbox.id);
+    return {
+      ...sandboxView(sandbox, this.#images.get(imageId) ?? null, this.#operations.busyOn(sandbox.id, self)),
+      publish: publish.map((port) => ({ ...port })),
+    };
   }
 
   async sandboxes(sandboxes: readonly Sandbox[]): Promise<SandboxView[]> {
@@ -44,7 +51,7 @@ export class Presenter {
   }
 }
 
-function sandboxView(sandbox: Sandbox, image: Image | null, busyOpId: string | null): SandboxView {
+function sandboxView(sandbox: Sandbox, image: Image | null, busyOpId: string | null): Omit<SandboxView, 'publish'> {
   const { spec } = sandbox;
   return {
     id: sandbox.id,

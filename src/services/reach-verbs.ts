@@ -7,8 +7,12 @@ export function reachVerbs(core: Core): Pick<Handlers, 'port.list' | 'port.conne
   const { sandboxes, runs } = core;
   return {
     'port.list': async ({ op, caller }, { ref }) => {
-      const agent = await runs.agent(op, await sandboxes.resolve(caller.projectId, ref));
-      return { ports: (await agent.ports.list(op)).map((port) => ({ ...port })) };
+      const sandbox = await sandboxes.resolve(caller.projectId, ref);
+      const agent = await runs.agent(op, sandbox);
+      return {
+        ports: (await agent.ports.list(op)).map((port) => ({ ...port })),
+        published: (await core.publisher.states(sandbox.id)).map((port) => ({ ...port })),
+      };
     },
 
     'port.connect': async (call, { ref, port, host, unix }) => {

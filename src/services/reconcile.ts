@@ -48,7 +48,15 @@ async function finish(core: Core, call: Call, intent: Intent): Promise<void> {
     if (sandboxId !== null) await removeStray(core, op, sandboxId, intent);
     await store.commit(
       op,
-      [{ change: 'finishIntent', id: intent.id }, ...(sandboxId === null ? [] : [{ change: 'releaseUid', sandboxId } as const])],
+      [
+        { change: 'finishIntent', id: intent.id },
+        ...(sandboxId === null
+          ? []
+          : ([
+              { change: 'releaseUid', sandboxId },
+              { change: 'releasePorts', sandboxId },
+            ] as const)),
+      ],
       'relaxed',
     );
     return;

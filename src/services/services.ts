@@ -15,6 +15,7 @@ import { lifecycleVerbs } from './lifecycle.ts';
 import { logVerbs } from './logs.ts';
 import { Operations } from './operations.ts';
 import { Presenter } from './present.ts';
+import { Publisher } from './publisher.ts';
 import { reachVerbs } from './reach-verbs.ts';
 import { reconcile } from './reconcile.ts';
 import { recordVerbs } from './records.ts';
@@ -48,13 +49,15 @@ export type ServicesOptions = {
 
 export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Services {
   const operations = new Operations({ store: deps.store, host: deps.host, log: logOf, tracer });
+  const publisher = new Publisher(deps);
   const core: Core = {
     deps,
     operations,
     sandboxes: new Sandboxes(deps.store),
     runs: new Runs(deps, logOf),
     turns: new Turns(),
-    presenter: new Presenter(deps.store, operations),
+    presenter: new Presenter(deps.store, operations, publisher),
+    publisher,
     logs: new MainLogs(deps),
     templates: newTemplates(deps),
   };

@@ -39,6 +39,7 @@ export class Supervisor {
   adopt(run: Run, sandbox: Sandbox): void {
     if (sandbox.spec.main !== null) run.mainBegun = this.#guarded(run, 'its main process', () => this.#ensureMain(run, sandbox));
     this.watch(run, sandbox);
+    void this.#guarded(run, 'its published ports', () => this.#core.publisher.adopt(run));
   }
 
   /** From the commit that says it runs on. */

@@ -223,8 +223,10 @@ export async function removeSandbox(
   const [after] = await call.commit([
     { change: 'applyEvent', sandboxId: sandbox.id, event: { type: 'deleted', atMs: deps.host.nowMs(), opId: op.id, process } },
     { change: 'releaseUid', sandboxId: sandbox.id },
+    { change: 'releasePorts', sandboxId: sandbox.id },
     ...(end.intentId === null ? [] : [{ change: 'finishIntent', id: end.intentId } as const]),
   ]);
+  await core.publisher.released(sandbox.id);
   core.sandboxes.changed(after);
   return after;
 }

@@ -16,6 +16,8 @@ export const errorBody = z
   })
   .meta({ id: 'Error' });
 
+export const publishedPort = z.object({ hostAddress: z.string(), hostPort: z.int(), guestPort: z.int() }).meta({ id: 'PublishedPort' });
+
 export const shape = z.object({ cpus: z.int(), memoryMiB: z.int(), diskMiB: z.int() }).meta({ id: 'Shape' });
 
 export const ended = z
@@ -52,6 +54,7 @@ export const sandbox = z
     kernelId: z.string().nullable(),
     shape,
     network: z.enum(['none', 'allow', 'allow-lan']),
+    publish: z.array(publishedPort).describe('ports of this machine at which ports of the sandbox answer while it runs'),
     env: z.record(z.string(), z.string()),
     secretNames: z.array(z.string()),
     labels: z.record(z.string(), z.string()),

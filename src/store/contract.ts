@@ -7,6 +7,7 @@ import type { ErrorBody } from '../domain/errors.ts';
 import type { ImageId, KernelId, KeyId, OpId, ProjectId, SandboxId } from '../domain/ids.ts';
 import type { Image, Kernel } from '../domain/image.ts';
 import type { LedgerEntry } from '../domain/ledger.ts';
+import type { PublishedPort } from '../domain/published-port.ts';
 import type {
   ApiKey,
   EventRecord,
@@ -115,6 +116,11 @@ export type ChangeMap = {
   allocateUid: { args: { readonly sandboxId: SandboxId }; result: number };
   releaseUid: { args: { readonly sandboxId: SandboxId }; result: null };
 
+  /** `conflict`, naming the owner, when another sandbox has one of them, running or not. */
+  reservePorts: { args: { readonly sandboxId: SandboxId; readonly ports: readonly PublishedPort[] }; result: null };
+  /** Idempotent. */
+  releasePorts: { args: { readonly sandboxId: SandboxId }; result: null };
+
   /** The reply that a repeated request gets. */
   finishRequest: { args: { readonly apiKeyId: KeyId; readonly key: string; readonly reply: unknown }; result: null };
   /** Forgets the first call, because it changed nothing: the next one starts anew. */
@@ -207,6 +213,7 @@ export type QueryMap = {
   intents: { args: { readonly sandboxId?: SandboxId }; result: readonly Intent[] };
   uid: { args: { readonly sandboxId: SandboxId }; result: number | null };
   uids: { args: Record<never, never>; result: readonly { readonly uid: number; readonly sandboxId: SandboxId }[] };
+  publishedPorts: { args: Record<never, never>; result: readonly (PublishedPort & { readonly sandboxId: SandboxId })[] };
   /** Requests without a reply yet: the start of the daemon decides about each. */
   openRequests: { args: Record<never, never>; result: readonly RequestRecord[] };
 

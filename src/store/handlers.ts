@@ -16,6 +16,7 @@ import {
   readOperation,
   updateOperation,
 } from './operations.ts';
+import { listPorts, releasePorts, reservePorts } from './ports.ts';
 import { finishRequest, openRequests, releaseRequest } from './requests.ts';
 import {
   applyChange,
@@ -43,6 +44,8 @@ export const CHANGES: { readonly [K in ChangeName]: (tx: Tx, args: ChangeMap[K][
   finishIntent,
   allocateUid,
   releaseUid,
+  reservePorts,
+  releasePorts,
   finishRequest,
   releaseRequest,
   putImage,
@@ -72,6 +75,7 @@ export const QUERIES: { readonly [K in QueryName]: (db: Db, args: QueryMap[K]['a
   intents: listIntents,
   uid: (db, { sandboxId }) => readUid(db, sandboxId),
   uids: listUids,
+  publishedPorts: listPorts,
   openRequests,
   image: (db, { id }) => readImage(db, id),
   images: listImages,

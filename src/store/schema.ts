@@ -173,6 +173,20 @@ export const MIGRATIONS: readonly Migration[] = [
       ) STRICT;
     `,
   },
+  {
+    version: 3,
+    what: 'published ports',
+    sql: `
+      CREATE TABLE published_ports (
+        host_address TEXT NOT NULL,
+        host_port INTEGER NOT NULL,
+        sandbox_id TEXT NOT NULL,
+        guest_port INTEGER NOT NULL,
+        PRIMARY KEY (host_port, host_address)
+      ) STRICT, WITHOUT ROWID;
+      CREATE INDEX published_ports_sandbox ON published_ports (sandbox_id);
+    `,
+  },
 ];
 
 export const SCHEMA_VERSION = MIGRATIONS.length;

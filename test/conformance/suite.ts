@@ -8,6 +8,7 @@ import { limits } from './limits.ts';
 import { network } from './network.ts';
 import { oracle } from './oracle.ts';
 import { processes } from './processes.ts';
+import { publish } from './publish.ts';
 import { reach } from './reach.ts';
 import { sequences } from './sequences.ts';
 import { Subject, type SubjectName } from './subject.ts';
@@ -33,6 +34,7 @@ export async function conformance(name: SubjectName): Promise<void> {
     processes(subject);
     files(subject);
     reach(subject);
+    publish(subject);
     limits(subject);
     honesty(subject);
     oracle(subject);

@@ -35,6 +35,13 @@ const CREATE: readonly Flag[] = [
   { name: 'secret-file', value: 'K=FILE', repeats: true, about: 'A variable whose value is a file’s content and is never shown' },
   ...PLACE,
   { name: 'timeout', value: 'TIME', about: 'Stop it this long after each start, like 90s or 5m' },
+  {
+    name: 'publish',
+    short: 'p',
+    value: 'PORTS',
+    repeats: true,
+    about: 'Answer at a port of this machine: [ADDRESS:]HOST:GUEST, on the loopback without ADDRESS; GUEST alone takes a free one',
+  },
   { name: 'no-net', about: 'No network' },
   { name: 'allow-lan', about: 'Reach private addresses too' },
   { name: 'label', short: 'l', value: 'K=V', repeats: true, about: 'A label' },
@@ -49,7 +56,7 @@ export const runVerbs: readonly Verb[] = [
     examples: [
       { line: "hutch run --rm -- python3 -c 'print(2**100)'", about: 'one command, nothing left behind' },
       { line: 'hutch run --rm -it -- bash', about: 'a shell in a new sandbox' },
-      { line: 'hutch run -d --name web -- python3 -m http.server 8000', about: 'in the background' },
+      { line: 'hutch run -d --name web -p 8080:8000 -- python3 -m http.server 8000', about: 'in the background, at http://127.0.0.1:8080' },
     ],
     flags: [
       { name: 'rm', about: 'Delete the sandbox when the command has ended' },

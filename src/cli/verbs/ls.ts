@@ -1,4 +1,5 @@
 // hutch ls: the table of sandboxes, once or again after each event.
+import { showPublished } from '../../domain/published-port.ts';
 import type { Output } from '../../services/verbs.ts';
 import type { Args } from '../args.ts';
 import type { Context } from '../context.ts';
@@ -51,6 +52,8 @@ async function everything(context: Context, args: Args): Promise<Page> {
 }
 
 export function sandboxTable(sandboxes: readonly Sandbox[], nowMs: number = Date.now()): string {
+  // Most have none, and the line is long.
+  const hasPorts = sandboxes.some(({ publish }) => publish.length > 0);
   const rows = sandboxes.map((sandbox) => [
     sandbox.id.slice(0, ID_CHARS_SHOWN),
     sandbox.name,
@@ -59,9 +62,10 @@ export function sandboxTable(sandboxes: readonly Sandbox[], nowMs: number = Date
     String(sandbox.shape.cpus),
     `${sandbox.shape.memoryMiB}M`,
     `${roughAge(nowMs - sandbox.createdAtMs)} ago`,
+    ...(hasPorts ? [sandbox.publish.length === 0 ? '-' : sandbox.publish.map(showPublished).join(', ')] : []),
     sandbox.main === null ? '-' : cut(commandLine(sandbox.main.argv), COMMAND_CHARS_SHOWN),
   ]);
-  return table(['ID', 'NAME', 'STATE', 'IMAGE', 'CPUS', 'MEMORY', 'CREATED', 'COMMAND'], rows);
+  return table(['ID', 'NAME', 'STATE', 'IMAGE', 'CPUS', 'MEMORY', 'CREATED', ...(hasPorts ? ['PORTS'] : []), 'COMMAND'], rows);
 }
 
 function stateText({ state, ended, startedAtMs, changedAtMs, busyOpId }: Sandbox, nowMs: number): string {

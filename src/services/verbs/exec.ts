@@ -91,9 +91,14 @@ export const execVerbs = {
     kind: 'unary',
     method: 'GET',
     path: '/v1/sandboxes/{ref}/ports',
-    summary: 'Ports on which it listens',
+    summary: 'Ports on which it listens, and those that are published',
     input: target,
-    output: z.object({ ports: z.array(view.port) }),
+    output: z.object({
+      ports: z.array(view.port),
+      published: z.array(
+        view.publishedPort.extend({ problem: z.string().nullable().describe('why this machine does not answer at it now') }),
+      ),
+    }),
     errors: alive,
     idempotent: true,
     reads: true,

@@ -1,5 +1,6 @@
 // Sandboxes: made, listed, started, ended.
 import { z } from 'zod';
+import { LOOPBACK, PUBLISHED_PORTS_MAX } from '../../domain/published-port.ts';
 import { BACKENDS } from '../../domain/sandbox.ts';
 import * as view from '../views.ts';
 import {
@@ -40,6 +41,17 @@ const createInput = z.strictObject({
   timeoutMs: z.int().min(TIMEOUT_MS_MIN).max(TIMEOUT_MS_MAX).optional().describe('stopped this long after each start'),
   network: z.enum(['none', 'allow', 'allow-lan']).optional(),
   backend: z.enum(BACKENDS).optional(),
+  publish: z
+    .array(
+      z.strictObject({
+        hostAddress: z.union([z.ipv4(), z.ipv6()]).default(LOOPBACK).describe('of this machine; 0.0.0.0 or :: is all of them'),
+        hostPort: z.int().min(0).max(65_535).default(0).describe('0: one that is free'),
+        guestPort: z.int().min(1).max(65_535),
+      }),
+    )
+    .max(PUBLISHED_PORTS_MAX)
+    .optional()
+    .describe('TCP ports inside at which this machine answers, from each start on'),
   main: z
     .strictObject({
       argv: argv
