@@ -25,6 +25,20 @@ if (nearest === undefined) {
 }
 const { build }: typeof Esbuild = createRequire(join(nearest, 'package.json'))('esbuild');
 
+/**
+ * The WebSocket client asks for TLS, HTTPS and ciphers when it is loaded. Over a unix socket it uses none
+ * of the first two, and they take as long to load as all the rest: each comes when a function of it is called.
+ */
+const lazyTls: Esbuild.Plugin = {
+  name: 'lazy-tls',
+  setup({ onResolve, onLoad }) {
+    onResolve({ filter: /^(?:https|tls|crypto)$/ }, ({ path }) => ({ path, namespace: 'lazy' }));
+    onLoad({ filter: /^/, namespace: 'lazy' }, ({ path }) => ({
+      contents: `module.exports = new Proxy({}, { get: (_, name) => (...args) => require('node:${path}')[name](...args) });`,
+    }));
+  },
+};
+
 const common = {
   bundle: true,
   platform: 'node',
@@ -59,6 +73,8 @@ try {
     format: 'cjs',
     entryPoints: { hutch: 'src/cli/main.ts' },
     outExtension: { '.js': '.cjs' },
+    plugins: [lazyTls],
+    supported: { 'dynamic-import': false }, // Node's loader of modules takes a while to begin; `require` is there
     define: { 'import.meta.url': '__ourUrl' },
     banner: { js: "const __ourUrl = require('node:url').pathToFileURL(__filename).href;" },
   });

@@ -5,14 +5,15 @@ import { usage } from './args.ts';
 export const CALL_BYTES_MAX = 61_440;
 export const ARGUMENTS_MAX = 4_096;
 
-const numbers = new Intl.NumberFormat('en-US');
+/** Not `Intl`: it takes longer to load than all of this verb. */
+const withCommas = (count: number): string => String(count).replace(/\B(?=(?:\d{3})+$)/g, ',');
 const bytesOf = (text: string): number => Buffer.byteLength(text) + 3; // with what says its length
 
 /** @throws HutchError `invalid_argument`. */
 export function checkFits(command: readonly string[], variables: Readonly<Record<string, string>>): void {
   if (command.length > ARGUMENTS_MAX)
     throw usage(
-      `CMD has ${numbers.format(command.length - 1)} arguments; at most ${numbers.format(ARGUMENTS_MAX - 1)} are possible`,
+      `CMD has ${withCommas(command.length - 1)} arguments; at most ${withCommas(ARGUMENTS_MAX - 1)} are possible`,
       'give them in several commands, as xargs does, or in a file',
     );
   const all = Object.entries(variables);
@@ -24,7 +25,7 @@ export function checkFits(command: readonly string[], variables: Readonly<Record
   ];
   const largest = named.reduce((most, one) => (one.bytes > most.bytes ? one : most));
   throw usage(
-    `CMD and its variables have ${numbers.format(bytes)} bytes; at most ${numbers.format(CALL_BYTES_MAX)} are possible (the largest is ${largest.what}, with ${numbers.format(largest.bytes)})`,
+    `CMD and its variables have ${withCommas(bytes)} bytes; at most ${withCommas(CALL_BYTES_MAX)} are possible (the largest is ${largest.what}, with ${withCommas(largest.bytes)})`,
     'what is larger goes by stdin, or as a file with hutch cp',
   );
 }

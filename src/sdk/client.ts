@@ -10,6 +10,7 @@ import { jsonLines } from './lines.ts';
 import { encodeRequest } from './request.ts';
 import { backOff } from './retry.ts';
 import { type Route, routes } from './routes.ts';
+import { uniqueId } from './unique.ts';
 
 type OfKind<K extends Route['kind']> = { [N in VerbName]: (typeof routes)[N]['kind'] extends K ? N : never }[VerbName];
 export type UnaryVerb = OfKind<'unary'>;
@@ -82,7 +83,7 @@ export class ApiClient implements Disposable {
   ): Promise<Output<N>> {
     const { onProgress } = options;
     const route: Route = routes[verb];
-    const key = route.reads || NEVER_REPEATED.has(verb) ? undefined : (options.idempotencyKey ?? (await madeUpKey()));
+    const key = route.reads || NEVER_REPEATED.has(verb) ? undefined : (options.idempotencyKey ?? uniqueId());
     return await this.#retrying(verb, options, key, async (headers) => {
       if (onProgress === undefined) return (await jsonBody(await this.#send(verb, input, headers, options), ANSWER_BYTES_MAX)) as Output<N>;
       const response = await this.#send(verb, input, { ...headers, Accept: 'application/x-ndjson' }, options);
@@ -192,12 +193,6 @@ export class ApiClient implements Disposable {
     if (opId !== null) options.onOpId?.(opId);
     return response;
   }
-}
-
-/** Loaded when it is needed: reads do without, and it takes a while. */
-async function madeUpKey(): Promise<string> {
-  const { randomUUID } = await import('node:crypto');
-  return randomUUID();
 }
 
 function bodyHeaders(body: string | Uint8Array | AsyncIterable<Uint8Array> | null): Record<string, string> {

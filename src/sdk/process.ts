@@ -4,7 +4,6 @@
 //      Where bytes are gone for good, the process fails with `unavailable` instead of going on.
 //   2. Input is kept until the server has acknowledged it, at most INPUT_WINDOW_BYTES.
 //   3. `exit` comes only from the server's own `exit` message, after the last byte of output.
-import { randomUUID } from 'node:crypto';
 import { Readable, Writable } from 'node:stream';
 import { HutchError } from '../domain/errors.ts';
 import type { ExecRequest, Output } from '../services/verbs.ts';
@@ -12,6 +11,7 @@ import type { ApiClient } from './client.ts';
 import { ConnectionError, cancelled, errorFromBody } from './errors.ts';
 import { InputBuffer } from './input-buffer.ts';
 import { openSocket, type Socket } from './socket.ts';
+import { uniqueId } from './unique.ts';
 
 export type ProcessExit = Output<'exec.start'>;
 export type TerminalSize = { readonly cols: number; readonly rows: number };
@@ -93,7 +93,7 @@ export class RemoteProcess implements AsyncDisposable {
     this.#client = client;
     this.#begin = begin;
     this.#options = options;
-    this.execId = options.execId ?? `x-${randomUUID()}`;
+    this.execId = options.execId ?? `x-${uniqueId()}`;
     this.#wantsInput = begin.how === 'start' ? begin.request.stdin === 'open' : begin.options.input === true;
     this.#input = new InputBuffer();
     this.exit = this.#exit.promise;

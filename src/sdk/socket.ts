@@ -1,5 +1,6 @@
 // One WebSocket to the daemon, pushed to its owner and held back by it. `ws` is loaded at the first
 // use: most calls need none. Always true: a socket ends exactly once, by `onClose`.
+import { setImmediate as turn } from 'node:timers/promises';
 import type { RawData, WebSocket } from 'ws';
 import type { Address } from './address.ts';
 import { formatAddress } from './address.ts';
@@ -28,8 +29,10 @@ export type SocketListener = {
   onClose(code: number): void;
 };
 
-/** Loads the WebSocket client, so that it is there when it is needed. */
-export async function preloadSockets(): Promise<void> {
+/** Loads the WebSocket client, so that it is there when it is needed; `once-idle`: after what is being sent now. */
+export async function preloadSockets(when: 'now' | 'once-idle'): Promise<void> {
+  // One turn to be connected, one to send.
+  for (let turns = when === 'now' ? 0 : 2; turns > 0; turns -= 1) await turn();
   await import('ws');
 }
 

@@ -18,7 +18,7 @@ export async function run(context: Context, args: Args): Promise<number> {
   const pairs = texts.map(parsePair);
   // Checked at once: a mistyped name must not look like a port that works.
   const sandbox = await ask(context, 'sandbox.get', { ref });
-  await preloadSockets();
+  await preloadSockets('now');
   await using servers = new AsyncDisposableStack();
   const failed = Promise.withResolvers<never>();
   failed.promise.catch(() => {});

@@ -27,7 +27,7 @@ export async function run(context: Context, args: Args): Promise<number> {
   const argv = commandOf(args, stdio);
   const detachKeys = parseDetachKeys(args.value('detach-keys'));
   const spec = await createSpec(context, args);
-  const loading = detach ? null : preloadSockets();
+  const loading = detach ? null : preloadSockets('once-idle');
   const sandbox = await change(context, 'sandbox.create', {
     ...spec,
     main: {
