@@ -4,6 +4,7 @@ import { randomBytes } from 'node:crypto';
 import { mkdirSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { isId, newId } from '../src/domain/ids.ts';
+import { BLOCKS, blockOf } from '../src/domain/users.ts';
 import { nodeHost } from '../src/host/node-host.ts';
 import type { Change } from '../src/store/contract.ts';
 import { openStore } from '../src/store/store.ts';
@@ -27,7 +28,7 @@ export async function addStopped(place: Place, like: string, count: number): Pro
       const ended = { cause: 'stopped', exitCode: null, oomKilled: false, actor: 'daemon', atMs } as const;
       const stamp = { atMs, opId: op.id } as const;
       return [
-        { change: 'allocateUid', sandboxId: id },
+        { change: 'allocateUid', sandboxId: id, uids: blockOf(BLOCKS[0] ?? 0) },
         { change: 'createSandbox', id, projectId, spec: { ...spec, name: `stopped-${made + i}` }, atMs },
         { change: 'applyEvent', sandboxId: id, event: { ...stamp, type: 'started', reason: 'boot', deadlineAtMs: null } },
         {

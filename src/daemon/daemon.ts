@@ -8,11 +8,12 @@ import { type Environment, type Places, placesOf } from '../config/places.ts';
 import type { Config } from '../config/schema.ts';
 import type { HutchError } from '../domain/errors.ts';
 import { newOpId } from '../domain/ids.ts';
+import type { UidRange } from '../domain/users.ts';
 import { errnoOf } from '../host/errors.ts';
 import type { Host } from '../host/host.ts';
 import { newOperation, type Operation } from '../host/operation.ts';
 import { parseAddress, portOwner } from '../host/port-owner.ts';
-import type { BootSource, Settings } from '../services/deps.ts';
+import type { BootSource, Deps, Settings } from '../services/deps.ts';
 import { newServices, type Services } from '../services/services.ts';
 import { newTracer, tracedHost } from '../services/tracing.ts';
 import type { Store } from '../store/contract.ts';
@@ -26,6 +27,11 @@ export type Parts = {
   readonly boots: BootSource;
   readonly agentDigest: string | null;
   readonly qemuVersion: (op: Operation) => Promise<string | null>;
+  /** Null where sandboxes run as ourselves. */
+  readonly uids: UidRange | null;
+  readonly leftovers: Deps['leftovers'];
+  /** Lets go of what it has of the machine; sandboxes go on running. */
+  close(op: Operation): Promise<void>;
 };
 
 export type DaemonOptions = {
@@ -68,6 +74,9 @@ const NO_PARTS: Parts = {
   },
   agentDigest: null,
   qemuVersion: async () => null,
+  uids: null,
+  leftovers: async () => [],
+  close: async () => {},
 };
 
 const CLOSE_GRACE_MS = 5_000;
@@ -97,16 +106,20 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   const store = undo.use(await openStore({ path: places.storePath, host, op }));
   const roles = rolesHere(options.role, config);
   const parts = roles.has('vm') ? await options.makeParts({ op, host, store, places, config, env }) : NO_PARTS;
+  undo.defer(() =>
+    parts.close(op).catch((cause: unknown) => op.log.warn({ cause }, 'what the daemon had of the machine is not given back')),
+  );
   const services = newServices(
     {
       host,
       store,
       log: logs.log,
-      settings: settingsOf(config, values, host),
+      settings: settingsOf(config, values, parts.uids),
       places,
       versions: { daemon: VERSION, agentDigest: parts.agentDigest, qemu: parts.qemuVersion },
       backends: parts.backends,
       boots: parts.boots,
+      leftovers: parts.leftovers,
       stopDaemon: () => setImmediate(options.onStop),
     },
     { tracer, logOf: logs.logOf },
@@ -213,7 +226,7 @@ async function readConfig(op: Operation, host: Host, path: string): Promise<stri
   return new TextDecoder().decode(await host.readFile(op, path, CONFIG_BYTES_MAX));
 }
 
-function settingsOf(config: Config, values: Settings['values'], host: Host): Settings {
+function settingsOf(config: Config, values: Settings['values'], uids: UidRange | null): Settings {
   const { sandbox, limits, retention } = config;
   return {
     image: sandbox.image,
@@ -231,7 +244,7 @@ function settingsOf(config: Config, values: Settings['values'], host: Host): Set
       deletedMs: retention.deleted,
       templatesMs: retention.templates,
     },
-    uidPerSandbox: host.uid === 0,
+    uids,
     values: values.map(({ key, value, source }) => ({ key, value, source })),
   };
 }

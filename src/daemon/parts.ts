@@ -9,6 +9,7 @@ import { newQemuBackend } from '../backends/qemu/backend.ts';
 import { findCgroups } from '../backends/qemu/cgroup.ts';
 import type { Environment, Places } from '../config/places.ts';
 import type { Config } from '../config/schema.ts';
+import { SANDBOX_UIDS } from '../domain/users.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { proxyVariables } from '../images/debian-sources.ts';
@@ -17,20 +18,22 @@ import type { Network } from '../network/network.ts';
 import { rootedNetwork } from '../network/rooted.ts';
 import { rootlessNetwork } from '../network/rootless.ts';
 import { orVmmUser } from '../network/vmm-user.ts';
-import { UID_FIRST, UID_LAST } from '../store/contract.ts';
 import { bootSource } from './boots.ts';
 import type { DaemonOptions } from './daemon.ts';
 import { checkReachable } from './reachable.ts';
+import { openUsers, type Users } from './users.ts';
 import { warmGuest } from './warm.ts';
 
 /** Builds templates; no sandbox's user is ever this one. */
-const TEMPLATE_UID = UID_LAST + 1;
+const TEMPLATE_UID = SANDBOX_UIDS.last + 1;
+
 export const makeParts: DaemonOptions['makeParts'] = async ({ op, host, store, places, config, env }) => {
   const prebuilt = await prebuiltDir(op, host);
   const agentPath = `${prebuilt}/hutch-agent`;
   const isRoot = host.uid === 0;
   if (isRoot) await checkReachable(op, host, [places.dataDir, places.runDir]);
-  const network = networkOf(host, places, config);
+  const users = isRoot ? await openUsers(op, { host, store, places, oldTable: ownName(places, '_') }) : null;
+  const network = networkOf(host, users, config);
   const qemu = newQemuBackend({
     host,
     templatesDir: `${places.dataDir}/templates`,
@@ -50,6 +53,9 @@ export const makeParts: DaemonOptions['makeParts'] = async ({ op, host, store, p
     boots: bootSource({ host, store, dataDir: places.dataDir, agentPath, downloadEnv: proxyVariables(env) }),
     agentDigest: `sha256:${await host.sha256(op, agentPath)}`,
     qemuVersion: qemuVersion(host),
+    uids: users?.uids ?? null,
+    leftovers: async (asking) => (await users?.leftovers(asking)) ?? [],
+    close: async (closing) => await users?.close(closing),
   };
 };
 
@@ -88,9 +94,8 @@ function dockerBackend(host: Host, places: Places, env: Environment, agentPath: 
   return newDockerBackend({ host, env, agentPath, workDir: `${places.dataDir}/docker`, instance, network });
 }
 
-function networkOf(host: Host, places: Places, config: Config): Network {
-  const uids = { first: UID_FIRST, last: UID_LAST };
-  const own = host.uid === 0 ? rootedNetwork({ host, uids, table: ownName(places, '_') }) : rootlessNetwork({ host });
+function networkOf(host: Host, users: Users | null, config: Config): Network {
+  const own = users === null ? rootlessNetwork({ host }) : rootedNetwork({ host, ...users });
   return config.network.allow_qemu_user_network ? orVmmUser(own) : own;
 }
 

@@ -6,7 +6,7 @@ import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { destinationRules, REFUSE_RULES, tableName } from './firewall.ts';
 import type { NetworkAbilities } from './network.ts';
-import { parseResolvers } from './resolvers.ts';
+import { hostResolvers } from './resolvers.ts';
 
 export type Bridges = { readonly internet: string; readonly lan: string };
 
@@ -30,7 +30,6 @@ export type BridgeConfig = {
 
 const ONE = new TextEncoder().encode('1');
 const NFT_MS = 10_000;
-const RESOLV_CONF = '/etc/resolv.conf';
 /** Before anybody else's chains of the same hook. */
 const PRIORITY = -10;
 
@@ -52,11 +51,6 @@ export function bridgeNetwork({ host, table, bridges }: BridgeConfig): BridgeNet
     return mine;
   }
 
-  async function resolvers(op: Operation): Promise<readonly string[]> {
-    if ((await host.stat(op, RESOLV_CONF)) === null) return [];
-    return parseResolvers(new TextDecoder().decode(await host.readRange(op, RESOLV_CONF, 0, 65_536)));
-  }
-
   return {
     bridges,
     async probe(op) {
@@ -72,7 +66,7 @@ export function bridgeNetwork({ host, table, bridges }: BridgeConfig): BridgeNet
       return { modes: ['none', 'allow', 'allow-lan'], notes: [] };
     },
     async protect(op) {
-      const refused = await inTurn(op, bridgeScript(table, bridges, await resolvers(op)));
+      const refused = await inTurn(op, bridgeScript(table, bridges, await hostResolvers(op, host)));
       if (refused !== '') {
         throw op.error('failed_precondition', `the firewall rules cannot be installed: ${refused}`, {
           hint: 'start it with --no-net, or see: hutch doctor',

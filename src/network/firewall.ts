@@ -2,14 +2,14 @@
 // runs as its sandbox's own user, so packets are told apart by the user that sends them. One
 // transaction installs everything and heals whatever is missing; nothing here depends on the guest.
 import { isIP, isIPv6 } from 'node:net';
-
-/** Users that sandboxes run as, both ends included. */
-export type UidRange = { readonly first: number; readonly last: number };
+import type { UidRange } from '../domain/users.ts';
 
 export type Ruleset = {
-  /** Name of the table in the `inet` family: `hutch`, or another for a second daemon on the same machine. */
+  /** Name of the table in the `inet` family. */
   readonly table: string;
   readonly uids: UidRange;
+  /** Users beside those: of sandboxes that run since before their data directory had its block. */
+  readonly others: Iterable<number>;
   /** The host's resolvers, which answer sandboxes on port 53 wherever they are. */
   readonly resolvers: readonly string[];
 };
@@ -50,8 +50,9 @@ export function destinationRules(resolvers: readonly string[], lan: string): rea
 export const REFUSE_RULES = ['meta l4proto tcp reject with tcp reset', 'reject with icmpx admin-prohibited'] as const;
 
 /** Everything but the sandboxes' own entries, which stay as they are. */
-export function installScript({ table, uids, resolvers }: Ruleset): string {
+export function installScript({ table, uids, others, resolvers }: Ruleset): string {
   const name = tableName(table);
+  const users = [`${uid(uids.first)}-${uid(uids.last)}`, ...[...others].map(uid)];
   const rules = destinationRules(resolvers, 'meta skuid @lan');
   return [
     `add table inet ${name}`,
@@ -65,7 +66,7 @@ export function installScript({ table, uids, resolvers }: Ruleset): string {
     // A reset at once: passt passes that on to the guest, and not what ICMP says.
     ...REFUSE_RULES.map((rule) => `add rule inet ${name} refuse ${rule}`),
     ...rules.map((rule) => `add rule inet ${name} sandbox ${rule}`),
-    `add rule inet ${name} output meta skuid ${uid(uids.first)}-${uid(uids.last)} jump sandbox`,
+    `add rule inet ${name} output meta skuid { ${users.join(', ')} } jump sandbox`,
     '',
   ].join('\n');
 }

@@ -2,28 +2,30 @@
 // nftables judges that user's packets. The rules stand before a sandbox's link goes up; at each start it
 // is looked whether they are still ours, so a firewall that was reloaded meanwhile does not open the host.
 import { join } from 'node:path';
+import { isWithin, type UidRange } from '../domain/users.ts';
 import type { Host, RunResult } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
-import { installScript, removeScript, type UidRange } from './firewall.ts';
+import { installScript, removeScript } from './firewall.ts';
 import type { Link, Network, NetworkAbilities, NetworkPlan } from './network.ts';
+import { runNft, transact } from './nft.ts';
 import { findPasst, guestAddress, type Passt, passtArgv } from './passt.ts';
-import { parseResolvers } from './resolvers.ts';
+import { hostResolvers } from './resolvers.ts';
 import { Rules } from './rules.ts';
-
-const RESOLV_CONF = '/etc/resolv.conf';
-const NFT_MS = 10_000;
 
 export type RootedNetworkConfig = {
   readonly host: Host;
+  /** Nobody else's on this machine. */
   readonly uids: UidRange;
-  /** One per daemon on this machine. */
+  /** Users beside those that sandboxes run as from before; each is taken out when its sandbox has ended. */
+  readonly others?: Set<number>;
+  /** One per block of users. */
   readonly table: string;
 };
 
 type Tools = { readonly passt: Passt; readonly nft: string } | { readonly missing: string };
 
 export function rootedNetwork(config: RootedNetworkConfig): Network {
-  const { host, uids, table } = config;
+  const { host, uids, table, others = new Set() } = config;
   let found: Tools | undefined;
   const tools = async (op: Operation): Promise<Tools> => {
     if (found !== undefined && !('missing' in found)) return found;
@@ -40,62 +42,65 @@ export function rootedNetwork(config: RootedNetworkConfig): Network {
     throw op.error('failed_precondition', `no network: ${have.missing}`, { hint: 'start it with --no-net, or see: hutch doctor' });
   };
 
-  const resolvers = async (op: Operation): Promise<readonly string[]> => {
-    if ((await host.stat(op, RESOLV_CONF)) === null) return [];
-    return parseResolvers(new TextDecoder().decode(await host.readRange(op, RESOLV_CONF, 0, 65_536)));
-  };
-
-  /** Deaf to its caller's cancellation: other sandboxes may wait for the same transaction. */
-  const nft = async (op: Operation, args: readonly string[], input = ''): Promise<RunResult> => {
-    using limited = op.releasing(NFT_MS);
-    return await host.run(limited, [(await host.which(limited, 'nft')) ?? 'nft', ...args], { input: new TextEncoder().encode(input) });
-  };
+  const ruleset = async (op: Operation): Promise<string> =>
+    installScript({ table, uids, others, resolvers: await hostResolvers(op, host) });
 
   const rules = new Rules(
     table,
-    async (op, script) => {
-      const { exitCode, stderr } = await nft(op, ['-f', '-'], script);
-      return exitCode === 0 ? '' : new TextDecoder().decode(stderr).trim() || `nft ended with ${exitCode}`;
-    },
-    async (op) => usersIn(await nft(op, ['-n', 'list', 'set', 'inet', table, 'lan'])),
+    (op, script) => transact(op, host, script),
+    async (op) => usersIn(await runNft(op, host, ['-n', 'list', 'set', 'inet', table, 'lan'])),
   );
+
+  const isOurs = (user: number): boolean => isWithin(uids, user) || others.has(user);
+
+  function userOf(op: Operation, plan: NetworkPlan): number {
+    const user = plan.runAs?.uid;
+    // Without a user of its own, its packets could not be told from the daemon's, or another sandbox's.
+    if (user === undefined || !isOurs(user)) {
+      throw op.error('failed_precondition', `a sandbox with a network needs a user between ${uids.first} and ${uids.last}`, {
+        hint: 'start it with --no-net',
+      });
+    }
+    return user;
+  }
 
   return {
     async probe(op): Promise<NetworkAbilities> {
       const have = await tools(op);
       if ('missing' in have) return { modes: ['none'], notes: [`no network: ${have.missing}`] };
       const trial = `${table}_probe`;
-      const refused = await rules.other(op, installScript({ table: trial, uids, resolvers: [] }) + removeScript(trial));
+      const refused = await rules.other(op, installScript({ table: trial, uids, others, resolvers: [] }) + removeScript(trial));
       if (refused !== '') return { modes: ['none'], notes: [`no network: nftables does not work here: ${refused}`] };
       return { modes: ['none', 'allow', 'allow-lan'], notes: [] };
     },
 
     async wire(op, plan): Promise<Link> {
       if (plan.mode === 'none') return { kind: 'none' };
-      userOf(op, plan, uids);
+      userOf(op, plan);
       const { passt } = await needed(op);
       return {
         kind: 'passt',
         argv: passtArgv(passt, join(plan.socketDir, 'passt.log')),
-        guest: guestAddress(plan.id, await resolvers(op)),
+        guest: guestAddress(plan.id, await hostResolvers(op, host)),
         wiredAt: rules.now,
       };
     },
 
     async admit(op, plan, seen) {
       if (plan.mode === 'none') return;
-      const user = userOf(op, plan, uids);
+      const user = userOf(op, plan);
       await needed(op);
-      const script = installScript({ table, uids, resolvers: await resolvers(op) });
-      const refused = await rules.admit(op, script, user, reachOf(plan), seen);
+      const refused = await rules.admit(op, await ruleset(op), user, reachOf(plan), seen);
       if (refused !== '') throw op.error('failed_precondition', `the firewall rules cannot be installed: ${refused}`);
     },
 
     async close(op, plan) {
-      if (plan.mode === 'none' || plan.runAs === null) return;
-      const user = userOf(op, plan, uids);
+      const user = plan.runAs?.uid;
+      // One that is not ours has no entry here: its sandbox has not run since the directory has its block.
+      if (plan.mode === 'none' || user === undefined || !isOurs(user)) return;
       if ((await host.which(op, 'nft')) === null) return;
-      const refused = await rules.dismiss(op, user, reachOf(plan));
+      const refused =
+        (await rules.dismiss(op, user, reachOf(plan))) || (others.delete(user) ? await rules.other(op, await ruleset(op)) : '');
       if (refused !== '') throw op.error('internal', `the firewall entry of user ${user} cannot be removed: ${refused}`);
     },
 
@@ -109,17 +114,6 @@ export function rootedNetwork(config: RootedNetworkConfig): Network {
 }
 
 const reachOf = ({ mode }: NetworkPlan) => (mode === 'allow-lan' ? 'lan' : 'internet');
-
-function userOf(op: Operation, plan: NetworkPlan, uids: UidRange): number {
-  const user = plan.runAs?.uid;
-  // Without a user of its own, its packets could not be told from the daemon's.
-  if (user === undefined || user < uids.first || user > uids.last) {
-    throw op.error('failed_precondition', `a sandbox with a network needs a user between ${uids.first} and ${uids.last}`, {
-      hint: 'start it with --no-net',
-    });
-  }
-  return user;
-}
 
 /** Of nft's list of a set; none where it could not be listed. */
 function usersIn({ exitCode, stdout }: RunResult): readonly number[] {

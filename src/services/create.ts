@@ -156,8 +156,9 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     } as const;
     const reserving = ports.length === 0 ? [] : ([{ change: 'reservePorts', sandboxId: id, ports }] as const);
     // What a power loss takes is gone with all that it is about; a killed daemon takes nothing.
-    if (!deps.settings.uidPerSandbox) return { intentId: (await call.commit([intent, ...reserving], 'relaxed'))[0].id, uid: null };
-    const [{ id: intentId }, uid] = await call.commit([intent, { change: 'allocateUid', sandboxId: id }, ...reserving], 'relaxed');
+    const { uids } = deps.settings;
+    if (uids === null) return { intentId: (await call.commit([intent, ...reserving], 'relaxed'))[0].id, uid: null };
+    const [{ id: intentId }, uid] = await call.commit([intent, { change: 'allocateUid', sandboxId: id, uids }, ...reserving], 'relaxed');
     return { intentId, uid };
   }
 

@@ -28,7 +28,7 @@ export function daemonVerbs(
     },
 
     'doctor.leaks': async ({ op }) => {
-      const { store, host, places, backends } = deps;
+      const { store, host, places, backends, leftovers } = deps;
       const known = new Set<SandboxId>(await store.query('liveSandboxIds', {}));
       // What is being made now has no row yet.
       for (const { sandboxId } of await store.query('intents', {})) if (sandboxId !== null) known.add(sandboxId);
@@ -40,6 +40,7 @@ export function daemonVerbs(
       }
       for (const { sandboxId, uid } of await store.query('uids', {}))
         if (!known.has(sandboxId)) leaks.push({ kind: 'uid', what: `${uid} (${sandboxId})` });
+      leaks.push(...(await leftovers(op)).map((leak) => ({ ...leak })));
       const seen = new Set<string>();
       return { leaks: leaks.filter(({ kind, what }) => !seen.has(`${kind} ${what}`) && seen.add(`${kind} ${what}`) !== undefined) };
     },

@@ -3,6 +3,7 @@ import type { Backend, BootFiles, BootNeed } from '../backends/backend.ts';
 import type { ImageId, KernelId, SandboxId } from '../domain/ids.ts';
 import type { Image } from '../domain/image.ts';
 import type { BackendName, NetworkMode } from '../domain/sandbox.ts';
+import type { UidRange } from '../domain/users.ts';
 import type { Host } from '../host/host.ts';
 import type { Log, Operation } from '../host/operation.ts';
 import type { Store } from '../store/contract.ts';
@@ -32,8 +33,8 @@ export type Settings = {
   readonly limits: { readonly sandboxes: number; readonly cpus: number; readonly memoryMiB: number; readonly diskMiB: number };
   /** From asking the processes to end until they are killed. */
   readonly stopGraceMs: number;
-  /** Whether each sandbox's VMM runs as a user of its own: as root only. */
-  readonly uidPerSandbox: boolean;
+  /** Each sandbox's VMM runs as one of these users, its own; null: as ourselves, where we are not root. */
+  readonly uids: UidRange | null;
   readonly retention: {
     readonly eventsMs: number;
     readonly operationsMs: number;
@@ -67,6 +68,8 @@ export type Deps = {
   /** In the order of preference. */
   readonly backends: readonly Backend[];
   readonly boots: BootSource;
+  /** What Hutch has left on this machine that no backend knows of. */
+  readonly leftovers: (op: Operation) => Promise<readonly { readonly kind: string; readonly what: string }[]>;
   /** Ends the daemon, once the answer has left. */
   readonly stopDaemon: () => void;
 };

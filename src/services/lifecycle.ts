@@ -1,6 +1,7 @@
 // Start, stop, restart, pause, resume, rename, delete and wait: each takes its turn on the sandbox,
 // looks at the state that it then has, and does what is left to do.
 import type { Sandbox } from '../domain/sandbox.ts';
+import { isWithin } from '../domain/users.ts';
 import { type BringUp, putDown } from './bring-up.ts';
 import type { Call } from './call.ts';
 import { Claims } from './claims.ts';
@@ -58,7 +59,7 @@ export function lifecycleVerbs(core: Core, supervisor: Supervisor): Pick<Handler
       [{ change: 'addIntent', kind: 'start', projectId: current.projectId, sandboxId: current.id, atMs: host.nowMs() }],
       'relaxed',
     );
-    const run = core.runs.open(op, current, boot.files, await uidOf(current));
+    const run = core.runs.open(op, current, boot.files, await uidOf(call, current));
     await using undo = new AsyncDisposableStack();
     undo.defer(async () => {
       using late = op.releasing(RELEASE_MS);
@@ -96,9 +97,13 @@ export function lifecycleVerbs(core: Core, supervisor: Supervisor): Pick<Handler
     return after;
   }
 
-  async function uidOf(sandbox: Sandbox): Promise<number | null> {
-    if (!deps.settings.uidPerSandbox) return null;
-    return await deps.store.query('uid', { sandboxId: sandbox.id });
+  /** The one that it had, unless another data directory may have it by now: then one of ours. */
+  async function uidOf(call: Call, { id }: Sandbox): Promise<number | null> {
+    const { uids } = deps.settings;
+    if (uids === null) return null;
+    const uid = await deps.store.query('uid', { sandboxId: id });
+    if (uid !== null && isWithin(uids, uid)) return uid;
+    return (await call.commit([{ change: 'allocateUid', sandboxId: id, uids }], 'relaxed'))[0];
   }
 
   async function stop(call: Call, sandbox: Sandbox, graceMs: number | null, then: 'kept' | 'removed' = 'kept'): Promise<Sandbox> {

@@ -8,7 +8,7 @@ import type { Run } from './run.ts';
 export async function runOf(core: Core, op: Operation, sandbox: Sandbox): Promise<Run> {
   const known = core.runs.get(sandbox.id);
   if (known !== null) return known;
-  const uid = core.deps.settings.uidPerSandbox ? await core.deps.store.query('uid', { sandboxId: sandbox.id }) : null;
+  const uid = core.deps.settings.uids !== null ? await core.deps.store.query('uid', { sandboxId: sandbox.id }) : null;
   return core.runs.open(op, sandbox, { kind: 'gone' }, uid);
 }
 

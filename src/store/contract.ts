@@ -20,13 +20,12 @@ import type {
   RequestRecord,
 } from '../domain/records.ts';
 import type { Sandbox, SandboxEvent, SandboxSpec, SandboxState, SnapshotSource } from '../domain/sandbox.ts';
+import type { UidRange } from '../domain/users.ts';
 
 /** The most rows that one query answers; ask again with the cursor. */
 export const PAGE_ROWS_MAX = 1_000;
 /** An Idempotency-Key means the same request for this long. */
 export const REQUEST_LIFETIME_MS = 24 * 60 * 60 * 1_000;
-export const UID_FIRST = 900_000;
-export const UID_LAST = 965_535;
 
 export type ChangeMap = {
   /** Its disk exists: the row, its `created` event and `vm.storage.start`. `conflict` when the name is taken or reserved. */
@@ -112,8 +111,11 @@ export type ChangeMap = {
   /** Idempotent. Frees the reserved name: put it before `createSandbox` in the same commit. */
   finishIntent: { args: { readonly id: number }; result: null };
 
-  /** A uid that no other sandbox has; the same one when asked again. `resource_exhausted` when all are taken. */
-  allocateUid: { args: { readonly sandboxId: SandboxId }; result: number };
+  /**
+   * A uid of these that no other sandbox has; the same one when asked again, unless it is none of these.
+   * `resource_exhausted` when all are taken.
+   */
+  allocateUid: { args: { readonly sandboxId: SandboxId; readonly uids: UidRange }; result: number };
   releaseUid: { args: { readonly sandboxId: SandboxId }; result: null };
 
   /** `conflict`, naming the owner, when another sandbox has one of them, running or not. */

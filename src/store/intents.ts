@@ -4,8 +4,9 @@ import * as z from 'zod';
 import { HutchError } from '../domain/errors.ts';
 import type { SandboxId } from '../domain/ids.ts';
 import type { Intent } from '../domain/records.ts';
+import { isWithin } from '../domain/users.ts';
 import { DETAIL_BYTES_MAX, idColumn, jsonColumn, objectSchema, opIdColumn, timeColumn, toJson } from './columns.ts';
-import { type ChangeMap, type QueryMap, UID_FIRST, UID_LAST } from './contract.ts';
+import type { ChangeMap, QueryMap } from './contract.ts';
 import type { Db, Row } from './db.ts';
 import { meta, setMeta } from './open.ts';
 import { claimName } from './sandboxes.ts';
@@ -75,15 +76,17 @@ function existing(db: Db, id: number): Intent {
 const LAST_UID = 'last-uid';
 
 /** Goes round the range, so that a uid that was given back rests before the next sandbox has it. */
-export function allocateUid(tx: Tx, { sandboxId }: ChangeMap['allocateUid']['args']): number {
+export function allocateUid(tx: Tx, { sandboxId, uids }: ChangeMap['allocateUid']['args']): number {
   const own = readUid(tx.db, sandboxId);
-  if (own !== null) return own;
-  const last = Number(meta(tx.db, LAST_UID) ?? UID_FIRST - 1);
-  const uid = freeUidFrom(tx.db, last + 1, UID_LAST) ?? freeUidFrom(tx.db, UID_FIRST, UID_LAST);
+  if (own !== null && isWithin(uids, own)) return own;
+  releaseUid(tx, { sandboxId });
+  const last = Number(meta(tx.db, LAST_UID) ?? uids.first - 1);
+  const next = isWithin(uids, last) ? last + 1 : uids.first;
+  const uid = freeUidFrom(tx.db, next, uids.last) ?? freeUidFrom(tx.db, uids.first, uids.last);
   if (uid === null) {
     throw new HutchError({
       code: 'resource_exhausted',
-      message: `all ${UID_LAST - UID_FIRST + 1} user ids for sandboxes are taken`,
+      message: `all ${uids.last - uids.first + 1} user ids for sandboxes are taken`,
       hint: 'remove sandboxes that are not needed: hutch rm',
     });
   }

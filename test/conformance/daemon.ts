@@ -11,7 +11,7 @@ import { makeParts } from '../../src/daemon/parts.ts';
 import { runDaemon } from '../../src/daemon/run.ts';
 import { nodeHost } from '../../src/host/node-host.ts';
 import type { Operation } from '../../src/host/operation.ts';
-import { newReferenceBackend, referenceBoots } from '../support/reference-backend.ts';
+import { referenceParts } from '../support/reference-backend.ts';
 import { strictBackend } from '../support/strict-backend.ts';
 
 const { env } = process;
@@ -23,15 +23,7 @@ process.exitCode = await runDaemon(process.argv.slice(2), {
   host: nodeHost(),
   env,
   makeParts: async (making) => {
-    const parts: Parts =
-      name === 'reference'
-        ? {
-            backends: [newReferenceBackend({ host: making.host })],
-            boots: referenceBoots(making.store, making.host),
-            agentDigest: null,
-            qemuVersion: async () => null,
-          }
-        : await makeParts(making);
+    const parts: Parts = name === 'reference' ? referenceParts(making.store, { host: making.host }) : await makeParts(making);
     const chosen = name === 'reference' ? parts.backends[0] : parts.backends.find((backend) => backend.name === name);
     const claimed = chosen === undefined ? undefined : claiming(strictBackend(breakable(chosen), report));
     const probe =

@@ -147,6 +147,6 @@ export function survival(subject: Subject): void {
 
   test('survival: nothing is left of what is gone', async () => {
     await eventually('nothing is under way', async () => (await daemon.call('operation.list', {})).operations.length === 0);
-    expect((await daemon.call('doctor.leaks', {})).leaks).toEqual([]);
+    expect(await daemon.leaks()).toEqual([]);
   });
 }

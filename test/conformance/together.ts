@@ -67,7 +67,7 @@ export function together(subject: Subject): void {
     await eventually('it is undone', async () => (await daemon.call('operation.list', {})).operations.length === 0);
     const { sandboxes } = await daemon.call('sandbox.list', {});
     expect(sandboxes.map((sandbox) => sandbox.name)).not.toContain(name);
-    expect((await daemon.call('doctor.leaks', {})).leaks).toEqual([]);
+    expect(await daemon.leaks()).toEqual([]);
     const known = new Set(sandboxes.map(({ id }) => id));
     expect(
       (await subject.kept()).filter((id) => !known.has(id)),
@@ -100,7 +100,7 @@ export function together(subject: Subject): void {
       expect(await codeOf(daemon.call('sandbox.start', { ref: id }))).toBe('unavailable');
     }
     expect(await subject.get(id)).toMatchObject({ state: 'created', openComputeSinceMs: null });
-    expect((await daemon.call('doctor.leaks', {})).leaks).toEqual([]);
+    expect(await daemon.leaks()).toEqual([]);
     expect((await daemon.call('sandbox.start', { ref: id })).state).toBe('running');
     await subject.remove(id);
   });

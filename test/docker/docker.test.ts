@@ -280,5 +280,5 @@ test('twenty are made, used and removed at once, and nothing is left', { timeout
   expect(names).toEqual(made.map(({ name }) => name));
   await gone(...made.map(({ id }) => id));
   expect(await engine.containers()).toEqual([]);
-  expect(await daemon.call('doctor.leaks', {})).toEqual({ leaks: [] });
+  expect(await daemon.leaks()).toEqual([]);
 });

@@ -124,5 +124,5 @@ export async function expectMain(daemon: DaemonUnderTest, ref: string): Promise<
 }
 
 export async function expectNoLeaks(daemon: DaemonUnderTest): Promise<void> {
-  expect((await daemon.call('doctor.leaks', {})).leaks).toEqual([]);
+  expect(await daemon.leaks()).toEqual([]);
 }

@@ -4,20 +4,20 @@ import { once } from 'node:events';
 import { chmodSync, statSync } from 'node:fs';
 import { type AddressInfo, createServer } from 'node:net';
 import { networkInterfaces } from 'node:os';
-import { describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { NetworkMode } from '../../src/domain/sandbox.ts';
 import type { Host } from '../../src/host/host.ts';
 import { nodeHost } from '../../src/host/node-host.ts';
 import type { Network, NetworkPlan } from '../../src/network/network.ts';
 import { rootedNetwork } from '../../src/network/rooted.ts';
 import { rootlessNetwork } from '../../src/network/rootless.ts';
-import { configuredAgent, firstUid, qemuUnderTest } from '../qemu/fixture.ts';
+import { configuredAgent, qemuUnderTest } from '../qemu/fixture.ts';
 import { outputOf } from '../qemu/guest-command.ts';
 import { newPlace } from '../shim/place.ts';
 import { testOperation } from '../support/operation.ts';
+import { isRoot, type TestUsers, takeUsers } from '../support/users.ts';
 import { CANARY, HOST_EXTRA, LAN, METADATA, neighbours, PUBLIC } from './neighbours.ts';
 
-const TABLE = 'hutch_test_reach';
 const GUEST_GATEWAY = '192.0.0.1';
 
 /** Tries every address at once; prints which said the word. */
@@ -36,20 +36,22 @@ for t in tries: t.join()
 print(json.dumps(sorted(found)))
 `;
 
-function table(): string {
-  return spawnSync('nft', ['list', 'table', 'inet', TABLE], { encoding: 'utf8' }).stdout;
-}
+const listed = (table: string): string => spawnSync('nft', ['list', 'table', 'inet', table], { encoding: 'utf8' }).stdout;
 
-describe.runIf(firstUid !== null)('as root', () => {
+describe.runIf(isRoot)('as root', () => {
   const op = testOperation();
-  const uids = { first: firstUid ?? 0, last: (firstUid ?? 0) + 999 };
+  let users: TestUsers;
+  beforeAll(async () => {
+    users = await takeUsers();
+  });
+  afterAll(() => users[Symbol.asyncDispose]());
 
   const REACHED: Record<NetworkMode, readonly string[]> = { none: [], allow: [PUBLIC], 'allow-lan': [LAN, PUBLIC] };
 
   /** What a guest reaches with each mode. */
   async function reachedBy(network: Network): Promise<Partial<Record<NetworkMode, unknown>>> {
     await using around = await neighbours();
-    await using it = await qemuUnderTest({ network });
+    await using it = await qemuUnderTest({ network, users });
     const targets = [...new Set([...around.hostAddresses, HOST_EXTRA, '127.0.0.1', GUEST_GATEWAY, LAN, PUBLIC, METADATA])];
     const reached: Partial<Record<NetworkMode, unknown>> = {};
     for (const mode of ['none', 'allow', 'allow-lan'] as const) {
@@ -66,8 +68,8 @@ describe.runIf(firstUid !== null)('as root', () => {
   }
 
   test('a guest reaches the internet, private ranges only when it may, and the host never', { timeout: 240_000 }, async () => {
-    expect(await reachedBy(rootedNetwork({ host: nodeHost(), uids, table: TABLE }))).toEqual(REACHED);
-    expect(table()).toBe('');
+    expect(await reachedBy(rootedNetwork({ host: nodeHost(), ...users }))).toEqual(REACHED);
+    expect(listed(users.table)).toBe('');
   });
 
   test('without root, a guest reaches the same', { timeout: 240_000 }, async () => {
@@ -75,10 +77,13 @@ describe.runIf(firstUid !== null)('as root', () => {
     const { mode } = statSync('/dev/net/tun');
     chmodSync('/dev/net/tun', 0o666);
     try {
-      expect(await rootlessNetwork({ host: asUser(uids.first) }).probe(op)).toEqual({ modes: ['none', 'allow', 'allow-lan'], notes: [] });
+      expect(await rootlessNetwork({ host: asUser(users.uids.first) }).probe(op)).toEqual({
+        modes: ['none', 'allow', 'allow-lan'],
+        notes: [],
+      });
       expect(await reachedBy(rootlessNetwork({ host: nodeHost() }))).toEqual(REACHED);
       chmodSync('/dev/net/tun', 0o600);
-      expect(await rootlessNetwork({ host: asUser(uids.first) }).probe(op)).toEqual({
+      expect(await rootlessNetwork({ host: asUser(users.uids.first) }).probe(op)).toEqual({
         modes: ['none'],
         notes: ['no network: a network namespace of its own does not work here: Failed to open tun socket in namespace'],
       });
@@ -98,11 +103,12 @@ describe.runIf(firstUid !== null)('as root', () => {
     id: 'sbx00000000000000000' as never,
     mode,
     socketDir: '/nonexistent',
-    runAs: { uid: uids.first + nth, gid: uids.first + nth },
+    runAs: { uid: users.uids.first + nth, gid: users.uids.first + nth },
   });
 
   /** A network whose nft runs are counted, and what its table holds. */
-  const counted = (name: string) => {
+  const counted = () => {
+    const name = users.table;
     const host = nodeHost();
     const runs: string[] = [];
     const network = rootedNetwork({
@@ -113,10 +119,9 @@ describe.runIf(firstUid !== null)('as root', () => {
           return host.run(runOp, argv, options);
         },
       },
-      uids,
-      table: name,
+      ...users,
     });
-    const list = (): string => spawnSync('nft', ['list', 'table', 'inet', name], { encoding: 'utf8' }).stdout;
+    const list = (): string => listed(name);
     const installs = (): number => runs.splice(0).filter((run) => run.endsWith('nft -f -')).length;
     /** As a start does it: wired, then the rules are seen by the shim of the sandbox, then it is let in. */
     const letIn = async (plan: NetworkPlan, seen: 'seen' | 'not seen' = 'seen'): Promise<void> => {
@@ -149,7 +154,7 @@ describe.runIf(firstUid !== null)('as root', () => {
       for await (const chunk of child.stdout) said += String(chunk);
       return JSON.parse(said) as string[];
     };
-    const network = rootedNetwork({ host: nodeHost(), uids, table: `${TABLE}_6` });
+    const network = rootedNetwork({ host: nodeHost(), ...users });
     try {
       expect(await reached()).toEqual(targets.toSorted()); // without rules
       await network.admit(op, plan, null);
@@ -161,7 +166,7 @@ describe.runIf(firstUid !== null)('as root', () => {
   });
 
   test('the rules are installed once, and again as soon as anybody has changed any', async () => {
-    const { network, list, installs, letIn } = counted(`${TABLE}_2`);
+    const { network, list, installs, letIn } = counted();
     await letIn(sandbox('allow', 0));
     const before = list();
     installs();
@@ -171,7 +176,11 @@ describe.runIf(firstUid !== null)('as root', () => {
       if (installs() === 0) break;
       expect(tries, 'the rules were installed again each time').toBeLessThan(20);
     }
-    for (const foreign of [`flush table inet ${TABLE}_2`, `delete table inet ${TABLE}_2`, `flush chain inet ${TABLE}_2 output`]) {
+    for (const foreign of [
+      `flush table inet ${users.table}`,
+      `delete table inet ${users.table}`,
+      `flush chain inet ${users.table} output`,
+    ]) {
       spawnSync('nft', foreign.split(' '));
       await letIn(sandbox('allow', 2));
       expect(installs(), foreign).toBe(1);
@@ -185,9 +194,9 @@ describe.runIf(firstUid !== null)('as root', () => {
   });
 
   test('private ranges are open to those that may, as long as they are there', async () => {
-    const { network, list, letIn } = counted(`${TABLE}_3`);
+    const { network, list, letIn } = counted();
     const lan = (): string | undefined => /set lan \{[^}]*elements = \{([^}]*)\}/.exec(list())?.[1]?.trim();
-    const first = uids.first;
+    const first = users.uids.first;
     await letIn(sandbox('allow-lan', 0));
     await Promise.all([letIn(sandbox('allow-lan', 1)), letIn(sandbox('allow', 2)), letIn(sandbox('allow', 3), 'not seen')]);
     expect(lan()).toBe(`${first}, ${first + 1}`);
@@ -195,7 +204,7 @@ describe.runIf(firstUid !== null)('as root', () => {
     await network.close(op, sandbox('allow-lan', 1));
     expect(lan()).toBe(`${first}`);
     // The next daemon knows of nobody: a user who is left over gets in no further than its own sandbox may.
-    const next = counted(`${TABLE}_3`);
+    const next = counted();
     await next.letIn(sandbox('allow', 5));
     await next.letIn(sandbox('allow', 0));
     expect(lan()).toBeUndefined();
@@ -215,7 +224,7 @@ async function rulesGeneration(): Promise<number> {
   return generation;
 }
 
-test.runIf(firstUid === null)('rules of the whole machine need root, and the reason is told', async () => {
-  const network = rootedNetwork({ host: nodeHost(), uids: { first: 960_000, last: 960_999 }, table: TABLE });
+test.runIf(!isRoot)('rules of the whole machine need root, and the reason is told', async () => {
+  const network = rootedNetwork({ host: nodeHost(), uids: { first: 960_000, last: 960_999 }, table: 'hutch_test' });
   expect(await network.probe(testOperation())).toMatchObject({ modes: ['none'], notes: [expect.stringContaining('no network')] });
 });

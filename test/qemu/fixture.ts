@@ -21,13 +21,11 @@ import { prepareKernel } from '../../src/images/kernel.ts';
 import { imagePaths } from '../../src/images/layout.ts';
 import { withoutNetwork } from '../../src/network/network.ts';
 import { testOperation } from '../support/operation.ts';
+import { isRoot, type TestUsers, takeUsers } from '../support/users.ts';
 
 const ROOT = resolve(import.meta.dirname, '../..');
 const PREBUILT = join(ROOT, 'prebuilt', 'x86_64');
 export const SHAPE: Shape = { cpus: 1, memoryMiB: 512, diskMiB: 8192 };
-
-/** The first user of a range that is ours alone, beyond that of any daemon on this machine, whose rules would apply too; null where we are not root. */
-export const firstUid = process.getuid?.() === 0 ? 970_000 : null;
 
 export type MachineBoot = { readonly kind: 'machine' } & MachineFiles;
 
@@ -56,11 +54,18 @@ export type UnderTest = AsyncDisposable & {
   plan(options?: { readonly network?: NetworkMode; readonly shape?: Shape }): SandboxPlan;
 };
 
-/** `over` changes the backend's configuration; `inside` is a path of directories to put everything into. */
-export async function qemuUnderTest(over: Partial<QemuConfig> = {}, inside = '.'): Promise<UnderTest> {
+/** `over` changes the backend's configuration; `users` are its own unless given; `inside` is a path of directories to put everything into. */
+export async function qemuUnderTest(
+  { users, ...over }: Partial<QemuConfig> & { readonly users?: TestUsers } = {},
+  inside = '.',
+): Promise<UnderTest> {
+  await using undo = new AsyncDisposableStack();
+  const own = users ?? (isRoot ? undo.use(await takeUsers()) : undefined);
+  const firstUid = own?.uids.first ?? null;
   const host = over.host ?? nodeHost();
   const boot = await realBootFiles(testOperation(), nodeHost());
   const top = await mkdtemp(join(tmpdir(), 'hutch-qemu-'));
+  undo.defer(() => rm(top, { recursive: true, force: true }));
   const home = join(top, inside);
   await chmod(top, 0o711); // the sandboxes' users go through it
   await host.makeDir(testOperation(), home, 0o711);
@@ -78,6 +83,7 @@ export async function qemuUnderTest(over: Partial<QemuConfig> = {}, inside = '.'
     ...over,
   };
   let nextUid = (firstUid ?? 0) + 1;
+  const kept = undo.move();
   return {
     backend: newQemuBackend(config),
     host,
@@ -90,9 +96,7 @@ export async function qemuUnderTest(over: Partial<QemuConfig> = {}, inside = '.'
       const dirs = { dataDir: join(home, 'data', id), runDir: join(home, 'run', id), logDir: join(home, 'log', id) };
       return { id, name: id, projectId: null, shape, network, boot, ...dirs, runAs: firstUid === null ? null : { uid, gid: uid } };
     },
-    async [Symbol.asyncDispose]() {
-      await rm(top, { recursive: true, force: true });
-    },
+    [Symbol.asyncDispose]: () => kept[Symbol.asyncDispose](),
   };
 }
 

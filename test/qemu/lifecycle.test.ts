@@ -7,7 +7,8 @@ import { newQemuBackend } from '../../src/backends/qemu/backend.ts';
 import { shimRef } from '../../src/host/shim.ts';
 import { eventually } from '../support/eventually.ts';
 import { testOperation } from '../support/operation.ts';
-import { configuredAgent, firstUid, qemuUnderTest, type UnderTest } from './fixture.ts';
+import { isRoot } from '../support/users.ts';
+import { configuredAgent, qemuUnderTest, type UnderTest } from './fixture.ts';
 import { outputOf } from './guest-command.ts';
 
 const op = testOperation();
@@ -168,7 +169,7 @@ test('remove leaves nothing of a sandbox but its logs, and may be called again',
 
 test('a VMM has a ceiling of its own, where cgroups can be made, and leaves none behind', async () => {
   const parents = it.config.cgroups ?? [];
-  expect(parents.length > 0).toBe(firstUid !== null); // as root on any Linux of today
+  expect(parents.length > 0).toBe(isRoot); // as root on any Linux of today
   await using plan = await created();
   const { evidence } = await it.backend.start(op, plan);
   for (const parent of parents) {

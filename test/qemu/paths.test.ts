@@ -3,7 +3,8 @@ import { expect, test } from 'vitest';
 import { nodeHost } from '../../src/host/node-host.ts';
 import { rootedNetwork } from '../../src/network/rooted.ts';
 import { testOperation } from '../support/operation.ts';
-import { configuredAgent, firstUid, qemuUnderTest } from './fixture.ts';
+import { isRoot, takeUsers } from '../support/users.ts';
+import { configuredAgent, qemuUnderTest } from './fixture.ts';
 import { outputOf } from './guest-command.ts';
 
 const op = testOperation();
@@ -13,10 +14,10 @@ test.each([
   ['more than a socket or an option can hold', Array.from({ length: 6 }, () => 'x'.repeat(200)).join('/')],
   ['letters of other scripts', 'дом-家-🏠'],
 ])('a sandbox runs under a path with %s', async (_, inside) => {
-  const uids = { first: firstUid ?? 0, last: (firstUid ?? 0) + 999 };
-  const network = rootedNetwork({ host: nodeHost(), uids, table: 'hutch_test_paths' });
-  await using it = await qemuUnderTest(firstUid === null ? {} : { network }, inside);
-  const plan = it.plan({ network: firstUid === null ? 'none' : 'allow' });
+  await using users = isRoot ? await takeUsers() : undefined;
+  const over = users === undefined ? {} : { users, network: rootedNetwork({ host: nodeHost(), ...users }) };
+  await using it = await qemuUnderTest(over, inside);
+  const plan = it.plan({ network: isRoot ? 'allow' : 'none' });
   await it.backend.create(op, plan);
   using agent = await configuredAgent(op, it, plan, await it.backend.start(op, plan));
   expect(await outputOf(op, agent, ['echo', 'here'])).toMatchObject({ stdout: 'here\n', exit: { code: 0 } });

@@ -10,6 +10,7 @@ import { deleted, someSandboxId, someSpec, started, stopped } from './support/sa
 import { openAt, tempDir, tempStore } from './support/stores.ts';
 
 const op = testOperation();
+const UIDS = { first: 900_000, last: 900_999 };
 const key = { apiKeyId: newId('key', () => new Uint8Array(17)), key: 'retry-1', requestHash: 'a'.repeat(64) };
 
 test('a sandbox comes back as it was written, from every state', async () => {
@@ -66,7 +67,7 @@ test('a commit happens whole or not at all', async () => {
   const id = someSandboxId();
   const refused = store.commit(op, [
     { change: 'createSandbox', id, projectId, spec: someSpec('web'), atMs: 1 },
-    { change: 'allocateUid', sandboxId: id },
+    { change: 'allocateUid', sandboxId: id, uids: UIDS },
     { change: 'applyEvent', sandboxId: id, event: { type: 'paused', atMs: 2, opId: op.id } },
   ]);
   await expect(refused).rejects.toMatchObject({
@@ -121,7 +122,7 @@ test('a repeated request gets the first reply, another one with its key is refus
   await using store = await tempStore();
   const { defaultProjectId: projectId } = store;
   const id = someSandboxId();
-  const begin = () => store.claim(op, { ...key, targetId: id }, [{ change: 'allocateUid', sandboxId: id }]);
+  const begin = () => store.claim(op, { ...key, targetId: id }, [{ change: 'allocateUid', sandboxId: id, uids: UIDS }]);
   expect(await begin()).toEqual({ outcome: 'claimed', results: [900_000] });
   expect(await begin()).toMatchObject({ outcome: 'running', request: { opId: op.id, targetId: id, reply: null } });
   expect(await store.query('openRequests', {})).toHaveLength(1);
@@ -160,12 +161,18 @@ test('two clients that race to delete: one deletes, the other is told that it is
 test('uids differ among what lives, go round, and are kept when asked for again', async () => {
   await using store = await tempStore();
   const ids = Array.from({ length: 4 }, someSandboxId);
-  const allocate = async (sandboxId: (typeof ids)[number]) => (await store.commit(op, [{ change: 'allocateUid', sandboxId }]))[0];
+  const allocate = async (sandboxId: (typeof ids)[number], uids = UIDS) =>
+    (await store.commit(op, [{ change: 'allocateUid', sandboxId, uids }]))[0];
   const [a, b, c, d] = ids as [(typeof ids)[0], (typeof ids)[0], (typeof ids)[0], (typeof ids)[0]];
   expect([await allocate(a), await allocate(b), await allocate(b)]).toEqual([900_000, 900_001, 900_001]);
   await store.commit(op, [{ change: 'releaseUid', sandboxId: a }]);
   expect(await allocate(c), 'one that was given back rests').toBe(900_002);
   expect(await allocate(d)).toBe(900_003);
+  expect(await allocate(b, { first: 910_000, last: 910_001 }), 'one that is none of these any more').toBe(910_000);
+  expect(await allocate(d, { first: 910_000, last: 910_001 })).toBe(910_001);
+  expect(await allocate(d, { first: 910_000, last: 910_001 })).toBe(910_001);
+  await expect(allocate(a, { first: 910_000, last: 910_001 })).rejects.toMatchObject({ code: 'resource_exhausted' });
+  expect(await allocate(a), 'the others are free again').toBe(900_000);
 });
 
 test('lists go newest first, page by page, by label and state', async () => {

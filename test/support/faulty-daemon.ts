@@ -11,7 +11,7 @@ import { runDaemon } from '../../src/daemon/run.ts';
 import { nodeHost } from '../../src/host/node-host.ts';
 import type { Operation } from '../../src/host/operation.ts';
 import { hostWithFault } from './host-faults.ts';
-import { newReferenceBackend, referenceBoots } from './reference-backend.ts';
+import { referenceParts } from './reference-backend.ts';
 
 const { env } = process;
 const waitMsMax = Number(env['HUTCH_TEST_WAIT_MS_MAX'] ?? Number.POSITIVE_INFINITY);
@@ -41,11 +41,6 @@ async function before(step: string, _plan: unknown, op: Operation): Promise<void
 process.exitCode = await runDaemon(process.argv.slice(2), {
   host,
   env,
-  makeParts: async ({ host: wrapped, store }) => ({
-    backends: [newReferenceBackend({ host: wrapped, before })],
-    boots: referenceBoots(store, wrapped),
-    agentDigest: null,
-    qemuVersion: async () => null,
-  }),
+  makeParts: async ({ host: wrapped, store }) => referenceParts(store, { host: wrapped, before }),
 });
 process.exit();

@@ -6,8 +6,10 @@ import * as fs from 'node:fs/promises';
 import { createServer, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
 import type { Backend, BootFiles, SandboxPlan } from '../../src/backends/backend.ts';
+import type { Parts } from '../../src/daemon/daemon.ts';
 import { newId } from '../../src/domain/ids.ts';
 import type { Image } from '../../src/domain/image.ts';
+import { blockOf, SANDBOX_UIDS } from '../../src/domain/users.ts';
 import type { Host } from '../../src/host/host.ts';
 import type { Operation } from '../../src/host/operation.ts';
 import { inspectShim, type ShimDead, shimEnded, signalShim, startShim } from '../../src/host/shim.ts';
@@ -246,6 +248,21 @@ const FILES = {
   imagePath: '/nowhere/image',
   imageDigest: `sha256:${'1'.repeat(64)}`,
 } as const satisfies BootFiles;
+
+/** A daemon's parts with this backend alone. */
+export function referenceParts(store: Store, options: ReferenceOptions): Parts {
+  const { host } = options;
+  return {
+    backends: [newReferenceBackend(options)],
+    boots: referenceBoots(store, host),
+    agentDigest: null,
+    qemuVersion: async () => null,
+    // Handed out, and used by nobody: its sandboxes run as root.
+    uids: host.uid === 0 ? blockOf(SANDBOX_UIDS.first) : null,
+    leftovers: async () => [],
+    close: async () => {},
+  };
+}
 
 /** One image, `debian`, which needs no making; anything else is not found. */
 export function referenceBoots(store: Store, host: Host): BootSource {

@@ -141,6 +141,9 @@ async function checkDisk(op: Operation, { host }: QemuConfig, plan: SandboxPlan)
   if (before.alive) throw op.error('conflict', `sandbox ${plan.id} runs already`);
   const disk = await host.stat(op, diskPath(plan));
   if (disk?.type !== 'file') throw op.error('failed_precondition', `the disk of sandbox ${plan.id} is gone: ${diskPath(plan)}`);
+  const { runAs } = plan;
+  // Its user may be another than at its last start.
+  if (runAs !== null && disk.uid !== runAs.uid) await host.chown(op, diskPath(plan), runAs.uid, runAs.gid);
   return disk.sizeBytes;
 }
 
