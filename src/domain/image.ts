@@ -19,7 +19,7 @@ export type ImageConfig = {
 
 export type Image = {
   readonly id: ImageId;
-  /** What people call it; unique among images, and moved when a newer one takes its name (null: has lost it). */
+  /** What people call it, the oldest of its names; unique among images, and moved when a newer one takes it (null: has none). */
   readonly name: string | null;
   /** `sha256:` and 64 hex, of the root file system. */
   readonly digest: string;
@@ -30,6 +30,9 @@ export type Image = {
   /** How it was made: facts for `inspect` and for rebuilding, of the maker's own form. */
   readonly detail: Readonly<Record<string, unknown>>;
 };
+
+/** As it is on record: with every name that it has, the oldest first. */
+export type NamedImage = Image & { readonly names: readonly string[] };
 
 /** By their number less one, on every architecture that sandboxes have. */
 const SIGNALS =
@@ -50,6 +53,38 @@ export function stopSignalOf({ stopSignal }: Pick<ImageConfig, 'stopSignal'>): s
 /** What a sandbox runs whose maker wants what the image is made for: entrypoint, then command. Empty where it says neither. */
 export function ownCommandOf({ entrypoint, command }: Pick<ImageConfig, 'entrypoint' | 'command'>): readonly string[] {
   return [...entrypoint, ...command];
+}
+
+/** As images say it in their configuration, and Docker in its API. */
+export type SaidByImage = {
+  readonly Env?: readonly string[] | null | undefined;
+  readonly Entrypoint?: readonly string[] | null | undefined;
+  readonly Cmd?: readonly string[] | null | undefined;
+  readonly WorkingDir?: string | null | undefined;
+  readonly User?: string | null | undefined;
+  readonly StopSignal?: string | null | undefined;
+  readonly ExposedPorts?: Readonly<Record<string, unknown>> | null | undefined;
+};
+
+/** What is empty is not said. */
+export function imageConfigOf(said: SaidByImage): ImageConfig {
+  return {
+    env: environmentOf(said.Env ?? []),
+    entrypoint: said.Entrypoint ?? [],
+    command: said.Cmd ?? [],
+    workdir: said.WorkingDir || null,
+    user: said.User || null,
+    stopSignal: said.StopSignal || null,
+    exposedPorts: Object.keys(said.ExposedPorts ?? {}),
+  };
+}
+
+function environmentOf(lines: readonly string[]): Record<string, string> {
+  const pairs = lines.map((line): [string, string] => {
+    const at = line.indexOf('=');
+    return at < 0 ? [line, ''] : [line.slice(0, at), line.slice(at + 1)];
+  });
+  return Object.fromEntries(pairs.filter(([name, value]) => name !== '' && !`${name}${value}`.includes('\0')));
 }
 
 export type Kernel = {

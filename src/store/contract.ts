@@ -5,7 +5,7 @@
 // has happened and the commit rejects with a HutchError that names it.
 import type { ErrorBody } from '../domain/errors.ts';
 import type { ImageId, KernelId, KeyId, OpId, ProjectId, SandboxId } from '../domain/ids.ts';
-import type { Image, Kernel } from '../domain/image.ts';
+import type { Image, Kernel, NamedImage } from '../domain/image.ts';
 import type { LedgerEntry } from '../domain/ledger.ts';
 import type { PublishedPort } from '../domain/published-port.ts';
 import type {
@@ -129,8 +129,12 @@ export type ChangeMap = {
   releaseRequest: { args: { readonly apiKeyId: KeyId; readonly key: string }; result: null };
 
   /** A new digest takes the name away from the image that had it. The same digest again changes nothing but the name. */
-  putImage: { args: { readonly image: Image }; result: Image };
-  /** `failed_precondition` while a sandbox that is not deleted uses it. */
+  putImage: { args: { readonly image: Image }; result: NamedImage };
+  /** One more name, taken from the image that had it. */
+  nameImage: { args: { readonly id: ImageId; readonly name: string; readonly atMs: number }; result: NamedImage };
+  /** Idempotent; another image's name stays that image's. */
+  unnameImage: { args: { readonly id: ImageId; readonly name: string }; result: NamedImage };
+  /** With its names. `failed_precondition`, naming them, while sandboxes that are not deleted use it or are made of it. */
   removeImage: { args: { readonly id: ImageId }; result: null };
   putKernel: { args: { readonly kernel: Kernel }; result: Kernel };
   removeKernel: { args: { readonly id: KernelId }; result: null };
@@ -219,8 +223,9 @@ export type QueryMap = {
   /** Requests without a reply yet: the start of the daemon decides about each. */
   openRequests: { args: Record<never, never>; result: readonly RequestRecord[] };
 
-  image: { args: { readonly id: ImageId }; result: Image | null };
-  images: { args: Record<never, never>; result: readonly Image[] };
+  image: { args: { readonly id: ImageId }; result: NamedImage | null };
+  /** Newest first. */
+  images: { args: Record<never, never>; result: readonly NamedImage[] };
   kernel: { args: { readonly id: KernelId }; result: Kernel | null };
   kernels: { args: Record<never, never>; result: readonly Kernel[] };
 

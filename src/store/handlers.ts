@@ -3,7 +3,18 @@
 import type { ChangeMap, ChangeName, QueryMap, QueryName } from './contract.ts';
 import type { Db } from './db.ts';
 import { addEvent, lastEvents, listEvents } from './events.ts';
-import { listImages, listKernels, putImage, putKernel, readImage, readKernel, removeImage, removeKernel } from './images.ts';
+import {
+  listImages,
+  listKernels,
+  nameImage,
+  putImage,
+  putKernel,
+  readImage,
+  readKernel,
+  removeImage,
+  removeKernel,
+  unnameImage,
+} from './images.ts';
 import { addIntent, allocateUid, finishIntent, listIntents, listUids, readUid, releaseUid, updateIntent } from './intents.ts';
 import { createKey, keyByHash, listKeys, listProjects, revokeKey, touchKey } from './keys.ts';
 import { checkLedger, ledgerHead, ledgerPage } from './ledger.ts';
@@ -49,6 +60,8 @@ export const CHANGES: { readonly [K in ChangeName]: (tx: Tx, args: ChangeMap[K][
   finishRequest,
   releaseRequest,
   putImage,
+  nameImage,
+  unnameImage,
   removeImage,
   putKernel,
   removeKernel,

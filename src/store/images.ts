@@ -1,8 +1,9 @@
-// The tables of images and kernels: immutable, found by digest. A name belongs to one image at a time.
+// The tables of images and kernels: immutable, found by digest. An image has any number of names; a name
+// belongs to one image at a time.
 import * as z from 'zod';
 import { HutchError } from '../domain/errors.ts';
 import type { ImageId, KernelId } from '../domain/ids.ts';
-import { ARCHITECTURES, type Image, type Kernel } from '../domain/image.ts';
+import { ARCHITECTURES, type Kernel, type NamedImage } from '../domain/image.ts';
 import { DETAIL_BYTES_MAX, idColumn, jsonColumn, objectSchema, timeColumn, toJson } from './columns.ts';
 import type { ChangeMap } from './contract.ts';
 import type { Db, Row } from './db.ts';
@@ -30,16 +31,17 @@ const kernelBody = z.object({ version: z.string(), architecture: z.enum(ARCHITEC
 
 const imageRow = z.object({
   id: idColumn('img'),
-  name: z.string().nullable(),
   digest,
   body: jsonColumn(imageBody),
   created_at_ms: timeColumn,
 });
+const idRow = z.object({ id: idColumn('img') });
+const nameRow = z.object({ name: z.string(), image_id: idColumn('img') });
 const kernelRow = z.object({ id: idColumn('krn'), digest, body: jsonColumn(kernelBody), created_at_ms: timeColumn });
 
-function imageFromRow(raw: Row): Image {
-  const { id, name, digest: imageDigest, body, created_at_ms } = imageRow.parse(raw);
-  return { id, name, digest: imageDigest, createdAtMs: created_at_ms, ...body };
+function imageFromRow(raw: Row, names: readonly string[]): NamedImage {
+  const { id, digest: imageDigest, body, created_at_ms } = imageRow.parse(raw);
+  return { id, name: names[0] ?? null, names, digest: imageDigest, createdAtMs: created_at_ms, ...body };
 }
 
 function kernelFromRow(raw: Row): Kernel {
@@ -47,22 +49,45 @@ function kernelFromRow(raw: Row): Kernel {
   return { id, digest: kernelDigest, createdAtMs: created_at_ms, ...body };
 }
 
-export function putImage(tx: Tx, { image }: ChangeMap['putImage']['args']): Image {
+export function putImage(tx: Tx, { image }: ChangeMap['putImage']['args']): NamedImage {
   digest.parse(image.digest);
-  if (image.name !== null) tx.db.run('UPDATE images SET name = NULL WHERE name = ? AND digest <> ?', image.name, image.digest);
   tx.db.run(
-    'INSERT INTO images (id, name, digest, body, created_at_ms) VALUES (?, ?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE SET name = coalesce(excluded.name, name)',
+    'INSERT INTO images (id, digest, body, created_at_ms) VALUES (?, ?, ?, ?) ON CONFLICT (digest) DO NOTHING',
     image.id,
-    image.name,
     image.digest,
     toJson(imageBody.parse(image), DETAIL_BYTES_MAX, 'the description of the image'),
     image.createdAtMs,
   );
-  return imageFromRow(tx.db.get('SELECT * FROM images WHERE digest = ?', image.digest) ?? {});
+  // One that was there keeps its id.
+  const { id } = idRow.parse(tx.db.get('SELECT id FROM images WHERE digest = ?', image.digest));
+  if (image.name !== null) setName(tx.db, image.name, id, image.createdAtMs);
+  return requireImage(tx.db, id);
+}
+
+export function nameImage(tx: Tx, { id, name, atMs }: ChangeMap['nameImage']['args']): NamedImage {
+  requireImage(tx.db, id);
+  setName(tx.db, name, id, atMs);
+  return requireImage(tx.db, id);
+}
+
+export function unnameImage(tx: Tx, { id, name }: ChangeMap['unnameImage']['args']): NamedImage {
+  tx.db.run('DELETE FROM image_names WHERE name = ? AND image_id = ?', name, id);
+  return requireImage(tx.db, id);
+}
+
+/** The same name for the same image keeps its place among the names. */
+function setName(db: Db, name: string, id: ImageId, atMs: number): void {
+  db.run(
+    'INSERT INTO image_names (name, image_id, created_at_ms) VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET image_id = excluded.image_id, created_at_ms = excluded.created_at_ms WHERE image_id <> excluded.image_id',
+    name,
+    id,
+    atMs,
+  );
 }
 
 export function removeImage(tx: Tx, { id }: ChangeMap['removeImage']['args']): null {
   refuseUsed(tx.db, 'image', id);
+  tx.db.run('DELETE FROM image_names WHERE image_id = ?', id);
   if (tx.db.run('DELETE FROM images WHERE id = ?', id).changes === 0)
     throw new HutchError({ code: 'not_found', message: `there is no image ${id}` });
   return null;
@@ -87,13 +112,31 @@ export function removeKernel(tx: Tx, { id }: ChangeMap['removeKernel']['args']):
   return null;
 }
 
-export function readImage(db: Db, id: ImageId): Image | null {
-  const found = db.get('SELECT * FROM images WHERE id = ?', id);
-  return found === undefined ? null : imageFromRow(found);
+export function readImage(db: Db, id: ImageId): NamedImage | null {
+  const found = db.get('SELECT id, digest, body, created_at_ms FROM images WHERE id = ?', id);
+  return found === undefined ? null : imageFromRow(found, namesOf(db, id));
 }
 
-export function listImages(db: Db): readonly Image[] {
-  return db.all('SELECT * FROM images ORDER BY created_at_ms DESC, id').map(imageFromRow);
+function requireImage(db: Db, id: ImageId): NamedImage {
+  const image = readImage(db, id);
+  if (image === null) throw new HutchError({ code: 'not_found', message: `there is no image ${id}` });
+  return image;
+}
+
+function namesOf(db: Db, id: ImageId): readonly string[] {
+  const rows = db.all('SELECT name, image_id FROM image_names WHERE image_id = ? ORDER BY created_at_ms, name', id);
+  return rows.map((row) => nameRow.parse(row).name);
+}
+
+export function listImages(db: Db): readonly NamedImage[] {
+  const names = new Map<ImageId, string[]>();
+  for (const row of db.all('SELECT name, image_id FROM image_names ORDER BY created_at_ms, name')) {
+    const { name, image_id } = nameRow.parse(row);
+    names.set(image_id, [...(names.get(image_id) ?? []), name]);
+  }
+  return db
+    .all('SELECT id, digest, body, created_at_ms FROM images ORDER BY created_at_ms DESC, id')
+    .map((row) => imageFromRow(row, names.get(imageRow.parse(row).id) ?? []));
 }
 
 export function readKernel(db: Db, id: KernelId): Kernel | null {
@@ -105,13 +148,25 @@ export function listKernels(db: Db): readonly Kernel[] {
   return db.all('SELECT * FROM kernels ORDER BY created_at_ms DESC, id').map(kernelFromRow);
 }
 
+/** How many of its users a refusal names. */
+const USERS_SHOWN_MAX = 10;
+
+/** Sandboxes, and those that are being made just now. */
 function refuseUsed(db: Db, what: 'image' | 'kernel', id: ImageId | KernelId): void {
   const column = what === 'image' ? 'image_id' : 'kernel_id';
-  const user = db.get(`SELECT name FROM sandboxes WHERE ${column} = ? AND state <> 'deleted' LIMIT 1`, id)?.['name'];
-  if (user === undefined) return;
+  const users = db.all(
+    `SELECT name FROM sandboxes WHERE ${column} = ?1 AND state <> 'deleted'
+     UNION SELECT coalesce(reserved_name, sandbox_id) AS name FROM intents WHERE kind = 'create' AND detail ->> '${what}Id' = ?1
+     ORDER BY name LIMIT ${USERS_SHOWN_MAX + 1}`,
+    id,
+  );
+  if (users.length === 0) return;
+  const names = users.map((row) => String(row['name']));
+  const shown = names.slice(0, USERS_SHOWN_MAX);
+  const more = names.length > shown.length ? ' and more' : '';
   throw new HutchError({
     code: 'failed_precondition',
-    message: `${what} ${id} is used by sandbox ${user}`,
-    hint: `remove the sandbox first: hutch rm ${user}`,
+    message: `${what} ${id} is used by ${names.length === 1 ? 'sandbox' : 'sandboxes'} ${shown.join(', ')}${more}`,
+    hint: `remove ${names.length === 1 ? 'the sandbox' : 'these'} first: hutch rm ${shown.join(' ')}`,
   });
 }

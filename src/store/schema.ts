@@ -187,6 +187,21 @@ export const MIGRATIONS: readonly Migration[] = [
       CREATE INDEX published_ports_sandbox ON published_ports (sandbox_id);
     `,
   },
+  {
+    version: 4,
+    what: 'an image may have several names',
+    sql: `
+      CREATE TABLE image_names (
+        name TEXT PRIMARY KEY,
+        image_id TEXT NOT NULL REFERENCES images (id),
+        created_at_ms INTEGER NOT NULL
+      ) STRICT, WITHOUT ROWID;
+      CREATE INDEX image_names_image ON image_names (image_id);
+      -- The column stays, empty: what it held lies in the new table.
+      INSERT INTO image_names (name, image_id, created_at_ms) SELECT name, id, created_at_ms FROM images WHERE name IS NOT NULL;
+      UPDATE images SET name = NULL;
+    `,
+  },
 ];
 
 export const SCHEMA_VERSION = MIGRATIONS.length;

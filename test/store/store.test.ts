@@ -259,9 +259,8 @@ test('a key is known by its hash and its name is free once it is revoked', async
   expect(await store.query('keyByHash', { sha256: '9'.repeat(64) })).toBeNull();
 });
 
-test('an image name moves to the newest image, and an image in use stays', async () => {
-  await using store = await tempStore();
-  const image = (fill: number) => ({
+function someImage(fill: number) {
+  return {
     id: newId('img', () => new Uint8Array(17).fill(fill)),
     name: 'debian',
     digest: `sha256:${String(fill).repeat(64)}`,
@@ -270,14 +269,18 @@ test('an image name moves to the newest image, and an image in use stays', async
     config: { env: { PATH: '/bin' }, entrypoint: [], command: ['sh'], workdir: null, user: null, stopSignal: null, exposedPorts: [] },
     createdAtMs: fill,
     detail: { packages: ['git'] },
-  });
-  const [first] = await store.commit(op, [{ change: 'putImage', image: image(1) }]);
-  expect(first).toEqual(image(1));
-  await store.commit(op, [{ change: 'putImage', image: { ...image(1), id: newId('img', () => new Uint8Array(17).fill(9)) } }]);
-  await store.commit(op, [{ change: 'putImage', image: image(2) }]);
+  };
+}
+
+test('an image name moves to the newest image, and an image in use stays', async () => {
+  await using store = await tempStore();
+  const [first] = await store.commit(op, [{ change: 'putImage', image: someImage(1) }]);
+  expect(first).toEqual({ ...someImage(1), names: ['debian'] });
+  await store.commit(op, [{ change: 'putImage', image: { ...someImage(1), id: newId('img', () => new Uint8Array(17).fill(9)) } }]);
+  await store.commit(op, [{ change: 'putImage', image: someImage(2) }]);
   expect((await store.query('images', {})).map(({ id, name }) => [id, name])).toEqual([
-    [image(2).id, 'debian'],
-    [image(1).id, null],
+    [someImage(2).id, 'debian'],
+    [someImage(1).id, null],
   ]);
   await store.commit(op, [
     {
@@ -287,10 +290,39 @@ test('an image name moves to the newest image, and an image in use stays', async
       spec: someSpec('web', { imageId: first.id }),
       atMs: 1,
     },
+    {
+      change: 'addIntent',
+      kind: 'create',
+      projectId: store.defaultProjectId,
+      reserveName: 'coming',
+      atMs: 1,
+      detail: { imageId: first.id },
+    },
   ]);
-  await expect(store.commit(op, [{ change: 'removeImage', id: first.id }])).rejects.toMatchObject({ code: 'failed_precondition' });
-  await store.commit(op, [{ change: 'removeImage', id: image(2).id }]);
-  expect(await store.query('image', { id: image(2).id })).toBeNull();
+  await expect(store.commit(op, [{ change: 'removeImage', id: first.id }])).rejects.toMatchObject({
+    code: 'failed_precondition',
+    message: expect.stringContaining('coming, web'),
+  });
+  await store.commit(op, [{ change: 'removeImage', id: someImage(2).id }]);
+  expect(await store.query('image', { id: someImage(2).id })).toBeNull();
+});
+
+test('an image has several names, and each goes to one image at a time', async () => {
+  await using store = await tempStore();
+  const [one, two] = await store.commit(op, [
+    { change: 'putImage', image: someImage(1) },
+    { change: 'putImage', image: { ...someImage(2), name: null } },
+  ]);
+  expect(two.name).toBeNull();
+  await store.commit(op, [{ change: 'nameImage', id: one.id, name: 'web:1', atMs: 5 }]);
+  expect(await store.query('image', { id: one.id })).toMatchObject({ name: 'debian', names: ['debian', 'web:1'] });
+  const [moved] = await store.commit(op, [{ change: 'nameImage', id: two.id, name: 'web:1', atMs: 6 }]);
+  expect(moved.names).toEqual(['web:1']);
+  const [same] = await store.commit(op, [{ change: 'unnameImage', id: one.id, name: 'web:1' }]);
+  expect(same.names).toEqual(['debian']);
+  expect(await store.query('image', { id: two.id })).toMatchObject({ names: ['web:1'] });
+  await store.commit(op, [{ change: 'unnameImage', id: two.id, name: 'web:1' }]);
+  expect(await store.query('image', { id: two.id })).toMatchObject({ name: null, names: [] });
 });
 
 test('old events, operations, tombstones and requests go; the ledger and cursors stay', async () => {

@@ -3,7 +3,7 @@
 import { join } from 'node:path';
 import * as z from 'zod';
 import { HutchError } from '../../domain/errors.ts';
-import type { Architecture } from '../../domain/image.ts';
+import { type Architecture, imageConfigOf } from '../../domain/image.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { FetchedImage, RootFiles } from '../backend.ts';
@@ -135,34 +135,16 @@ export function fetchedImage(op: Operation, name: string, image: ImageAnswer): F
   if (image.Os !== 'linux' || architecture === undefined) {
     throw op.error('failed_precondition', `${name} is for ${image.Os} on ${image.Architecture}, which sandboxes cannot run`);
   }
-  const config = image.Config ?? {};
   return {
     digest: image.Id,
     architecture,
     sizeBytes: image.Size,
-    config: {
-      env: environmentOf(config.Env ?? []),
-      entrypoint: config.Entrypoint ?? [],
-      command: config.Cmd ?? [],
-      workdir: config.WorkingDir || null,
-      user: config.User || null,
-      stopSignal: config.StopSignal || null,
-      exposedPorts: Object.keys(config.ExposedPorts ?? {}),
-    },
+    config: imageConfigOf(image.Config ?? {}),
     detail: {
       engine: 'docker',
       repoDigests: image.RepoDigests ?? [],
     },
   };
-}
-
-function environmentOf(lines: readonly string[]): Record<string, string> {
-  return Object.fromEntries(
-    lines.map((line) => {
-      const at = line.indexOf('=');
-      return at < 0 ? [line, ''] : [line.slice(0, at), line.slice(at + 1)];
-    }),
-  );
 }
 
 function nameOf(op: Operation, reference: string): string {
