@@ -76,6 +76,22 @@ export function appendFile(op: Operation, path: string, content: Uint8Array): Pr
   return heed(op, `append to ${path}`, () => fs.appendFile(path, content, { mode: 0o600 }));
 }
 
+export async function appendStream(op: Operation, path: string, chunks: AsyncIterable<Uint8Array>): Promise<number> {
+  const what = `append to ${path}`;
+  await using file = await heed(
+    op,
+    what,
+    () => fs.open(path, 'a', 0o600),
+    (late) => void late.close(),
+  );
+  let total = 0;
+  for await (const chunk of chunks) {
+    await heed(op, what, () => file.writeFile(chunk));
+    total += chunk.byteLength;
+  }
+  return total;
+}
+
 export function readRange(op: Operation, path: string, offset: number, length: number): Promise<Uint8Array> {
   return heed(op, `read ${path}`, async () => {
     await using file = await fs.open(path, 'r');

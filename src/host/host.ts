@@ -17,7 +17,8 @@ export type RunOptions = {
   /** Added to PATH, HOME and LANG: nothing of the daemon's own environment is passed on. */
   readonly env?: Readonly<Record<string, string>>;
   readonly cwd?: string;
-  readonly input?: Uint8Array;
+  /** A stream is read as fast as the program takes it; when it fails, the program is ended and that is the failure. */
+  readonly input?: Uint8Array | AsyncIterable<Uint8Array>;
   /** Output beyond this many bytes per stream is an error, not a truncation. Default 1 MiB. */
   readonly outputBytesMax?: number;
   /** Called with each chunk of both streams, for progress. */
@@ -85,6 +86,32 @@ export type FileSystemInfo = { readonly totalBytes: number; readonly freeBytes: 
  */
 export type Reads = 'fresh' | 'in-place';
 
+export type HttpRequest = {
+  readonly method: 'GET' | 'HEAD' | 'POST';
+  readonly url: URL;
+  readonly headers: Readonly<Record<string, string>>;
+  readonly body?: string;
+  /** Certificates, in PEM, that are trusted beside the well-known ones. */
+  readonly trusted?: string;
+  /** The server's certificate is not looked at. */
+  readonly anyCertificate?: boolean;
+  /** `http_proxy` and its kin, lower case. Never used for loopback. */
+  readonly proxy?: Readonly<Record<string, string>>;
+  /** Asked about the address that is to be connected to. Not where a proxy resolves the name. */
+  readonly mayConnect?: (address: string) => boolean;
+  /** How long nothing may come, milliseconds. */
+  readonly idleMs: number;
+};
+
+/** Whoever has it reads `body` to its end, or disposes it. */
+export type HttpAnswer = Disposable & {
+  readonly status: number;
+  /** Names in lower case. */
+  readonly headers: Readonly<Record<string, string>>;
+  /** Fails when the connection ends before the answer does. */
+  readonly body: AsyncIterable<Uint8Array>;
+};
+
 export type Host = {
   // Files
   /** The whole file; `payload_too_large` beyond `bytesMax`. */
@@ -93,6 +120,8 @@ export type Host = {
   writeFileAtomic(op: Operation, path: string, content: Uint8Array | string, mode: number): Promise<void>;
   /** Makes the file (0600) if there is none. */
   appendFile(op: Operation, path: string, content: Uint8Array): Promise<void>;
+  /** At the end of the file, made (0600) if there is none; the next chunk is asked for when the last one is written. Gives their bytes. */
+  appendStream(op: Operation, path: string, chunks: AsyncIterable<Uint8Array>): Promise<number>;
   /** Fewer bytes than `length` where the file ends before. */
   readRange(op: Operation, path: string, offset: number, length: number): Promise<Uint8Array>;
   /** Chunks from `offset` to the end of the file as it is then. */
@@ -160,6 +189,8 @@ export type Host = {
   receiveUnix(op: Operation, path: string, bytesMax: number): Promise<Receiver>;
   /** Listens at `path`, in place of whatever is there, until disposed; the socket has that mode. */
   listenUnix(op: Operation, path: string, mode: number): Promise<UnixListener>;
+  /** One request over HTTP or HTTPS; redirects are the caller's. Resolves with the answer's headers, whatever its status. */
+  request(op: Operation, request: HttpRequest): Promise<HttpAnswer>;
   connectTcp(op: Operation, address: TcpAddress, tls?: TlsOptions): Promise<Duplex>;
   /** Has tried by itself that connections come in. `arrived` gets each, and destroys the one that it does not want. */
   listenTcp(op: Operation, address: TcpAddress, arrived: (peer: TcpPeer) => void): Promise<TcpListener>;

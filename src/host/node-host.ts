@@ -4,6 +4,7 @@ import { clock } from './clock.ts';
 import { cloneFile } from './copy.ts';
 import * as files from './files.ts';
 import type { Host } from './host.ts';
+import { request } from './http.ts';
 import { listenUnix } from './listen.ts';
 import { lockFile } from './lock.ts';
 import { isAlive, kill, processRef, processTraffic, processUse, which } from './proc.ts';
@@ -28,6 +29,7 @@ export function nodeHost(options: NodeHostOptions = {}): Host {
     readFile: files.readFile,
     writeFileAtomic: files.writeFileAtomic,
     appendFile: files.appendFile,
+    appendStream: files.appendStream,
     readRange: files.readRange,
     readStream: files.readStream,
     stat: files.stat,
@@ -60,6 +62,7 @@ export function nodeHost(options: NodeHostOptions = {}): Host {
     connectUnix,
     receiveUnix,
     listenUnix,
+    request,
     connectTcp,
     listenTcp,
 

@@ -4,6 +4,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import * as fs from 'node:fs/promises';
 import { constants as osConstants } from 'node:os';
+import type { Writable } from 'node:stream';
 import { abortError, errnoOf, heed, systemError, throwIfAborted } from './errors.ts';
 import type { ProcessRef, RunOptions, RunResult, SpawnOptions } from './host.ts';
 import type { Operation } from './operation.ts';
@@ -56,7 +57,8 @@ export async function run(
   const [stdout, stderr] = [collect('stdout'), collect('stderr')];
   // A program that does not read its input to the end is its own business: the exit code tells.
   child.stdin.on('error', () => {});
-  child.stdin.end(options.input);
+  if (options.input === undefined || options.input instanceof Uint8Array) child.stdin.end(options.input);
+  else feed(child, options.input).catch((error: unknown) => fail(systemError(op, what, error)));
 
   const onAbort = (): void => fail(abortError(op, what));
   op.signal.addEventListener('abort', onAbort, { once: true });
@@ -82,6 +84,28 @@ async function endOf(child: ChildProcess): Promise<number> {
   await closed;
   clearTimeout(drained);
   return code ?? 128 + (signal === null ? 0 : osConstants.signals[signal]);
+}
+
+/** As fast as it reads. What it does not want to read any more is not asked for. */
+async function feed({ stdin }: ChildProcess, chunks: AsyncIterable<Uint8Array>): Promise<void> {
+  if (stdin === null) return;
+  for await (const chunk of chunks) {
+    if (stdin.destroyed) return;
+    if (!stdin.write(chunk)) await drained(stdin);
+  }
+  stdin.end();
+}
+
+function drained(stream: Writable): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const done = (): void => {
+    stream.removeListener('drain', done);
+    stream.removeListener('close', done);
+    resolve();
+  };
+  stream.once('drain', done);
+  stream.once('close', done);
+  return promise;
 }
 
 /** TERM, then KILL, then `giveUp` for a program that not even that ends: one stuck in the kernel. */

@@ -11,6 +11,7 @@ import { machineProxies, mirrorLines, SUITE } from './debian-sources.ts';
 import { commitImage, listImages, type PreparedImage, ROOTFS, verifyImage } from './image.ts';
 import { alone, type ImagePaths, leashed, SHARED_DIR_MODE, unlessDamaged } from './layout.ts';
 import { followMmdebstrap } from './mmdebstrap-output.ts';
+import { PACK_OPTIONS } from './pack.ts';
 import { scratchDir } from './scratch.ts';
 
 export const DEFAULT_IMAGE = 'debian';
@@ -74,9 +75,6 @@ rm -f "$1/etc/machine-id" "$1"/etc/*- "$1"/var/cache/debconf/*-old "$1"/var/lib/
 : > "$1/etc/machine-id"
 rm -rf "$1"/var/log/apt/* "$1"/var/log/*.log "$1"/var/cache/ldconfig/* "$1"/var/tmp/*
 `;
-
-/** LZ4 in blocks of 64 KiB: docs/decisions/0005-image-file-system.md. */
-const PACK_OPTIONS = ['--quiet', '--force', '--no-skip', '--compressor=lz4', '--block-size=65536'];
 
 const STEP = 'image';
 const RECIPE = recipeOf([SUITE, PACKAGES, DPKG_OPTIONS, CUSTOMIZE, CONFIG, PACK_OPTIONS]);

@@ -12,6 +12,8 @@ export type ImagePaths = {
   readonly kernels: string;
   readonly initramfs: string;
   readonly staging: string;
+  /** Layers as they came, each under the hex digits of its digest. */
+  readonly blobs: string;
 };
 
 /** What is made in a staging directory of its own. */
@@ -35,6 +37,7 @@ export function imagePaths(dataDir: string): ImagePaths {
     kernels: join(dataDir, 'kernels'),
     initramfs: join(dataDir, 'initramfs'),
     staging: join(dataDir, 'staging'),
+    blobs: join(dataDir, 'blobs'),
   };
 }
 

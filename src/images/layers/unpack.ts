@@ -1,0 +1,55 @@
+// A layer's bytes, unpacked as they are read. How it is packed is told by its first bytes and not by
+// what somebody says of it.
+import type { Transform } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
+import { createGunzip, createZstdDecompress } from 'node:zlib';
+import type { Host } from '../../host/host.ts';
+import type { Operation } from '../../host/operation.ts';
+import { ArchiveError } from '../archive-error.ts';
+
+const CHUNK_BYTES = 256 * 1024;
+const MAGIC_BYTES = 6;
+
+export type Packing = 'gzip' | 'zstd' | 'none';
+
+/** @throws ArchiveError for a form that nothing here unpacks. */
+export function packingOf(start: Uint8Array): Packing {
+  const hex = Buffer.from(start).toString('hex');
+  if (hex.startsWith('1f8b')) return 'gzip';
+  if (hex.startsWith('28b52ffd') || /^5[0-9a-f]2a4d18/.test(hex)) return 'zstd';
+  if (hex.startsWith('fd377a585a00')) throw new ArchiveError('it is packed with xz; gzip and zstd are understood');
+  if (hex.startsWith('425a68')) throw new ArchiveError('it is packed with bzip2; gzip and zstd are understood');
+  if (hex.startsWith('514649fb')) throw new ArchiveError('it is a disk image (qcow2), and no archive');
+  return 'none';
+}
+
+/** @throws ArchiveError when it is damaged, or has more than `bytesMax`. */
+export async function* unpacked(op: Operation, host: Host, path: string, bytesMax: number): AsyncGenerator<Uint8Array> {
+  const packing = packingOf(await host.readRange(op, path, 0, MAGIC_BYTES));
+  let total = 0;
+  for await (const chunk of packing === 'none' ? host.readStream(op, path) : through(host.readStream(op, path), packing)) {
+    total += chunk.byteLength;
+    if (total > bytesMax) throw new ArchiveError(`it has more than ${bytesMax} bytes when it is unpacked`);
+    yield chunk;
+  }
+}
+
+async function* through(packed: AsyncIterable<Uint8Array>, packing: 'gzip' | 'zstd'): AsyncGenerator<Uint8Array> {
+  const unpacker: Transform =
+    packing === 'gzip' ? createGunzip({ chunkSize: CHUNK_BYTES }) : createZstdDecompress({ chunkSize: CHUNK_BYTES });
+  const feeding = pipeline(packed, unpacker);
+  feeding.catch(() => {}); // what goes wrong comes out of the unpacker as well
+  try {
+    for await (const chunk of unpacker) yield chunk as Uint8Array;
+  } catch (error) {
+    if (isDamage(error)) throw new ArchiveError(`it does not unpack (${packing}): ${(error as Error).message}`);
+    throw error;
+  } finally {
+    unpacker.destroy();
+  }
+}
+
+/** zlib's own errors, which name themselves so. */
+function isDamage(error: unknown): boolean {
+  return error instanceof Error && 'code' in error && /^(Z_|ZSTD_)/.test(String(error.code));
+}
