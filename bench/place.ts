@@ -43,11 +43,12 @@ export class Place implements AsyncDisposable {
     this.#places = placesOf({ env: this.env, uid: process.getuid?.() ?? 0 });
   }
 
-  static async make(): Promise<Place> {
+  /** `prepared`: image and kernel are there already. */
+  static async make(start: 'prepared' | 'empty' = 'prepared'): Promise<Place> {
     const home = await mkdtemp(join(tmpdir(), 'hutch-bench-'));
     await chmod(home, 0o711); // the sandboxes' users go through it
     const place = new Place(home);
-    await place.#linkPrepared();
+    if (start === 'prepared') await place.#linkPrepared();
     return place;
   }
 

@@ -49,7 +49,7 @@ export function report(result: Result): string {
     '## What is not measured',
     '',
     '- Hardware virtualization: this machine has none that runs guests. There, the guest’s part shrinks and the daemon’s stays.',
-    '- The time of a first run, which is mostly a network’s: only its size is.',
+    '- What apt-get takes in a first run on a machine that lacks the programs.',
     '- Many sandboxes that work at once, other shapes than the default one, disks that are nearly full, IPv6.',
     '- The network’s throughput, and terminals.',
     '',

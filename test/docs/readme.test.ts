@@ -1,9 +1,10 @@
 // What the README shows is typed in as it stands, and must come out as it stands.
 import { spawnSync } from 'node:child_process';
-import { chmodSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { buildSdk } from '../../scripts/build-sdk.ts';
 import { examples, matches } from './examples.ts';
 
 const ROOT = resolve(import.meta.dirname, '../..');
@@ -11,8 +12,15 @@ const ROOT = resolve(import.meta.dirname, '../..');
 const COMMAND_MS_MAX = 600_000;
 let dir = '';
 
+const environment = () => ({
+  ...process.env,
+  HUTCH_HOME: join(dir, 'h'),
+  HUTCH_DAEMON_LISTEN: 'off',
+  HUTCH_SANDBOX_BACKEND: 'qemu',
+});
+
 function type(command: string): { output: string; errors: string } {
-  const env = { ...process.env, HUTCH_HOME: join(dir, 'h'), HUTCH_DAEMON_LISTEN: 'off', HUTCH_SANDBOX_BACKEND: 'qemu' };
+  const env = environment();
   const run = spawnSync('sh', ['-c', command.replaceAll('./hutch', join(ROOT, 'hutch'))], {
     cwd: dir,
     env,
@@ -43,4 +51,27 @@ test(
     }
   },
   COMMAND_MS_MAX * 2,
+);
+
+test(
+  'the programs that the README and the SDK’s page show print what they say that they print',
+  async () => {
+    const modules = join(dir, 'node_modules');
+    mkdirSync(modules);
+    await buildSdk(join(modules, 'hutch-sdk'));
+    symlinkSync(join(ROOT, 'node_modules', 'zod'), join(modules, 'zod'));
+    type('./hutch daemon start');
+    const pages = ['README.md', 'docs/sdk.md'].map((page) => readFileSync(join(ROOT, page), 'utf8')).join('\n');
+    const programs = [...pages.matchAll(/^```ts\n([\s\S]*?)^```$/gm)].map(([, program = '']) => program);
+    expect(programs.length).toBeGreaterThan(3);
+    for (const program of programs) {
+      const expected = [...program.matchAll(/\/\/ prints: (.*)$/gm)].map(([, line]) => `${line}\n`).join('');
+      expect(expected, program).not.toBe('');
+      const file = join(dir, 'program.mts');
+      writeFileSync(file, program);
+      const run = spawnSync(process.execPath, [file], { cwd: dir, env: environment(), encoding: 'utf8', timeout: COMMAND_MS_MAX });
+      expect(run.stdout, `${program}\n${run.stderr}`).toBe(expected);
+    }
+  },
+  COMMAND_MS_MAX,
 );
