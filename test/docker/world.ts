@@ -6,7 +6,7 @@ import { promisify } from 'node:util';
 import { nodeHost } from '../../src/host/node-host.ts';
 import { realBootFiles } from '../qemu/fixture.ts';
 import { DaemonUnderTest } from '../support/daemon-under-test.ts';
-import { DockerEngine } from '../support/docker-engine.ts';
+import { DockerEngine, type EngineOptions } from '../support/docker-engine.ts';
 import { testOperation } from '../support/operation.ts';
 
 const ROOT = join(import.meta.dirname, '../..');
@@ -21,9 +21,7 @@ export class DockerWorld implements AsyncDisposable {
     this.daemon = daemon;
   }
 
-  static async start(
-    options: { readonly elsewhere?: boolean; readonly env?: Readonly<Record<string, string>> } = {},
-  ): Promise<DockerWorld> {
+  static async start(options: EngineOptions & { readonly env?: Readonly<Record<string, string>> } = {}): Promise<DockerWorld> {
     await realBootFiles(testOperation(), nodeHost()); // made once for all tests
     const engine = await DockerEngine.start(options);
     if (engine === null) throw new Error('no Docker Engine can be started: ./dev installs docker.io, and root is needed');

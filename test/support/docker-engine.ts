@@ -16,33 +16,35 @@ const STOP_MS = 30_000;
 const LOCK_MS = 10 * 60_000;
 const LOCK_PATH = '/tmp/hutch-test-docker-engine.lock';
 
-type Options = {
-  /** As on another machine: it has neither our network nor our temporary directories, and its own containerd. */
-  readonly elsewhere?: boolean;
+export type EngineOptions = {
+  /** As on another machine: it has neither our network nor our temporary directories, and its own containerd. `files`: it has the network. */
+  readonly elsewhere?: boolean | 'files';
+  /** Beside its own. */
+  readonly args?: readonly string[];
 };
 
 export class DockerEngine implements AsyncDisposable {
   readonly dir: string;
-  readonly #options: Options;
+  readonly #options: EngineOptions;
   readonly #release: () => Promise<void>;
   #containerd: ChildProcess | null = null;
   #child: ChildProcess | null = null;
 
-  private constructor(dir: string, options: Options, release: () => Promise<void>) {
+  private constructor(dir: string, options: EngineOptions, release: () => Promise<void>) {
     this.dir = dir;
     this.#options = options;
     this.#release = release;
   }
 
   /** Null when this machine has none: only root can start one, and `dockerd` must be installed. */
-  static async start(options: Options = {}): Promise<DockerEngine | null> {
+  static async start(options: EngineOptions = {}): Promise<DockerEngine | null> {
     if (process.getuid?.() !== 0) return null;
     const host = nodeHost();
     if ((await host.which(testOperation(), 'dockerd')) === null) return null;
     // They all keep their rules in the same chains of this machine: one at a time.
     const lock = await held(async () => await host.lockFile(testOperation(), LOCK_PATH));
     const rules = (await run('iptables-save')).stdout;
-    const dir = await mkdtemp(options.elsewhere === true ? '/var/tmp/hutch-de-' : '/tmp/hutch-de-');
+    const dir = await mkdtemp((options.elsewhere ?? false) !== false ? '/var/tmp/hutch-de-' : '/tmp/hutch-de-');
     await chmod(dir, 0o711);
     const engine = new DockerEngine(dir, options, async () => {
       const restoring = run('iptables-restore');
@@ -64,7 +66,8 @@ export class DockerEngine implements AsyncDisposable {
   }
 
   async startAgain(): Promise<void> {
-    const isElsewhere = this.#options.elsewhere === true;
+    const { elsewhere = false, args = [] } = this.#options;
+    const isElsewhere = elsewhere !== false;
     const own = join(this.dir, 'containerd.sock');
     if (!isElsewhere) {
       // A process of its own, as on any machine: it does not end with dockerd.
@@ -73,11 +76,23 @@ export class DockerEngine implements AsyncDisposable {
       await eventually('containerd to listen', () => existsSync(own), 60_000);
     }
     const child = this.#spawn([
-      ...(isElsewhere ? ['unshare', '--net', '--mount', '--', 'sh', '-c', 'mount -t tmpfs none /tmp && exec "$@"', 'elsewhere'] : []),
+      ...(isElsewhere
+        ? [
+            'unshare',
+            ...(elsewhere === 'files' ? [] : ['--net']),
+            '--mount',
+            '--',
+            'sh',
+            '-c',
+            'mount -t tmpfs none /tmp && exec "$@"',
+            'elsewhere',
+          ]
+        : []),
       'dockerd',
       ...['--data-root', join(this.dir, 'data'), '--exec-root', join(this.dir, 'exec'), '--pidfile', join(this.dir, 'pid')],
       ...['--host', `unix://${this.socketPath}`, '--bridge', 'none', '--userland-proxy=false', '--shutdown-timeout', '1'],
       ...(isElsewhere ? [] : ['--containerd', own]),
+      ...args,
     ]);
     this.#child = child;
     const ended = once(child, 'exit').then(async () => {

@@ -8,6 +8,9 @@ export type DockerEnvironment = {
   readonly DOCKER_HOST?: string | undefined;
   readonly DOCKER_CONTEXT?: string | undefined;
   readonly DOCKER_CONFIG?: string | undefined;
+  readonly DOCKER_TLS?: string | undefined;
+  readonly DOCKER_TLS_VERIFY?: string | undefined;
+  readonly DOCKER_CERT_PATH?: string | undefined;
   readonly HOME?: string | undefined;
 };
 

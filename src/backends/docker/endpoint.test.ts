@@ -31,7 +31,10 @@ async function context(name: string, address: string): Promise<void> {
 }
 
 test('the Engine is found as docker finds it: DOCKER_HOST, DOCKER_CONTEXT, the chosen context, the usual socket', async () => {
-  const where = async (env: object) => (await findEndpoint(op, host, { HOME: home, ...env })).socketPath;
+  const where = async (env: object) => {
+    const endpoint = await findEndpoint(op, host, { HOME: home, ...env });
+    return endpoint.kind === 'unix' ? endpoint.socketPath : endpoint;
+  };
   expect(await where({})).toBe('/var/run/docker.sock');
   await context('work', 'unix:///run/work.sock');
   await context('rootless', 'unix:///run/user/1000/docker.sock');
@@ -45,17 +48,57 @@ test('the Engine is found as docker finds it: DOCKER_HOST, DOCKER_CONTEXT, the c
     message: /nowhere does not exist/,
   });
   const refusals = [
-    ['tcp://10.0.0.1:2376', '10.0.0.1'],
     ['ssh://me@far.example:2222', 'me@far.example'],
     ['npipe:////./pipe/docker', 'HOST'],
+    ['tcp://10.0.0.1:99999', '10.0.0.1'],
+    ['tcp://', 'HOST'],
   ] as const;
   for (const [DOCKER_HOST, target] of refusals) {
     await expect(where({ DOCKER_HOST })).rejects.toMatchObject({
       code: 'failed_precondition',
-      message: expect.stringMatching(/DOCKER_HOST names .*; only a Docker Engine behind a unix socket is used/),
+      message: expect.stringMatching(/DOCKER_HOST names .*; a Docker Engine is reached over unix:\/\/ or tcp:\/\//),
       hint: expect.stringContaining(`/var/run/docker.sock ${target}, and`),
     });
   }
+});
+
+test('an Engine behind TCP is found with the certificates that docker would use for it', async () => {
+  const where = async (env: object) => await findEndpoint(op, host, { HOME: home, ...env });
+  expect(await where({ DOCKER_HOST: 'tcp://10.0.0.1' })).toMatchObject({ kind: 'tcp', host: '10.0.0.1', port: 2375, tls: null });
+  expect(await where({ DOCKER_HOST: 'tcp://[fd00::1]:99' })).toMatchObject({ host: 'fd00::1', port: 99 });
+  const bytes = (text: string) => Buffer.from(text);
+  const put = async (dir: string, names: readonly string[]): Promise<void> => {
+    await mkdir(dir, { recursive: true });
+    for (const name of names) await writeFile(join(dir, name), `${name} of ${dir}`);
+  };
+  // With nothing but the wish: the well-known authorities.
+  expect(await where({ DOCKER_HOST: 'tcp://far', DOCKER_TLS_VERIFY: '1' })).toMatchObject({ port: 2376, tls: { verify: true } });
+  const own = join(home, '.docker');
+  await put(own, ['ca.pem']);
+  expect(await where({ DOCKER_HOST: 'tcp://far', DOCKER_TLS_VERIFY: '1' })).toMatchObject({
+    tls: { ca: bytes(`ca.pem of ${own}`), verify: true },
+  });
+  const dir = join(home, 'certs');
+  const env = { DOCKER_HOST: 'tcp://far:2376', DOCKER_CERT_PATH: dir };
+  expect(await where(env)).toMatchObject({ tls: null });
+  await expect(where({ ...env, DOCKER_TLS_VERIFY: '1' })).rejects.toMatchObject({
+    code: 'failed_precondition',
+    message: /has no certificates/,
+  });
+  await put(dir, ['ca.pem', 'cert.pem']);
+  await expect(where({ ...env, DOCKER_TLS_VERIFY: '1' })).rejects.toMatchObject({
+    message: expect.stringContaining('cert.pem without key.pem'),
+  });
+  await put(dir, ['key.pem']);
+  const tls = { ca: bytes(`ca.pem of ${dir}`), cert: bytes(`cert.pem of ${dir}`), key: bytes(`key.pem of ${dir}`) };
+  expect(await where({ ...env, DOCKER_TLS_VERIFY: '1' })).toMatchObject({ tls: { ...tls, verify: true } });
+  expect(await where({ ...env, DOCKER_TLS: '1' })).toMatchObject({ tls: { ...tls, verify: false } });
+
+  await context('far', 'tcp://far:2376');
+  expect(await where({ DOCKER_CONTEXT: 'far' })).toMatchObject({ source: 'the context far', tls: null });
+  const material = join(home, '.docker/contexts/tls', createHash('sha256').update('far').digest('hex'), 'docker');
+  await put(material, ['ca.pem', 'cert.pem', 'key.pem']);
+  expect(await where({ DOCKER_CONTEXT: 'far' })).toMatchObject({ tls: { ca: bytes(`ca.pem of ${material}`), verify: true } });
 });
 
 test('the login for a registry is the user’s own, and goes only to that registry', async () => {

@@ -1,4 +1,4 @@
-// The Engine's HTTP API over its unix socket: one connection a request, so that an Engine that was
+// The Engine's HTTP API, over its unix socket or TCP: one connection a request, so that an Engine that was
 // restarted is simply there again. Requests and answers have bounds; what the Engine refuses becomes
 // an error of ours with its own sentence in it.
 import { type IncomingMessage, request } from 'node:http';
@@ -6,11 +6,11 @@ import type { Duplex } from 'node:stream';
 import type * as z from 'zod';
 import type { ErrorCode } from '../../domain/errors.ts';
 import { HutchError } from '../../domain/errors.ts';
-import { errnoOf } from '../../host/errors.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import { API_MAX, API_MIN, type DockerEnvironment, PING_MS, REQUEST_MS } from './config.ts';
 import { type Endpoint, findEndpoint } from './endpoint.ts';
+import { notReached, notTrusted, tlsCode } from './reach.ts';
 
 export type Ask = {
   readonly method: 'GET' | 'POST' | 'PUT' | 'DELETE' | 'HEAD';
@@ -83,7 +83,13 @@ export class Engine {
     if (this.#version !== null) return this.#version;
     using limited = op.within(PING_MS, 'Docker');
     const answer = await this.#exchange(limited, { method: 'GET', path: '/_ping' }, '');
-    await collect(limited, answer);
+    const said = await collect(limited, answer);
+    const endpoint = await this.endpoint(op);
+    if (endpoint.kind === 'tcp' && endpoint.tls === null && /HTTP request to an HTTPS server/i.test(said)) {
+      throw op.error('failed_precondition', `the Docker Engine at ${endpoint.address} wants TLS (from ${endpoint.source})`, {
+        hint: 'set DOCKER_TLS_VERIFY=1, and DOCKER_CERT_PATH to the directory with ca.pem, cert.pem and key.pem',
+      });
+    }
     const offered = /^(\d+)\.(\d+)$/.exec(String(answer.headers['api-version'] ?? ''));
     const [major, minor] = [Number(offered?.[1] ?? 0), Number(offered?.[2] ?? 0)];
     if (major !== API_MIN[0] || minor < API_MIN[1]) {
@@ -169,32 +175,31 @@ export class Engine {
   }
 
   async #connect(op: Operation): Promise<Duplex> {
-    const { socketPath, source } = await this.endpoint(op);
+    const endpoint = await this.endpoint(op);
     try {
-      return await this.#host.connectUnix(op, socketPath);
+      if (endpoint.kind === 'unix') return await this.#host.connectUnix(op, endpoint.socketPath);
+      return await this.#host.connectTcp(op, endpoint, endpoint.tls ?? undefined);
     } catch (cause) {
       if (op.signal.aborted) throw cause;
-      this.#version = null;
-      const errno = errnoOf(cause instanceof Error ? cause.cause : cause) ?? errnoOf(cause);
-      if (errno === 'EACCES' || errno === 'EPERM') {
-        throw op.error('permission_denied', `Docker's socket ${socketPath} is not ours to open`, {
-          hint: 'usermod -aG docker "$USER", then log in again; whoever may use it is root on this machine',
-          cause,
-        });
-      }
-      const why = errno === 'ENOENT' ? `there is no socket ${socketPath}` : `nobody answers at ${socketPath}`;
-      throw op.error('unavailable', `the Docker Engine does not run: ${why} (from ${source})`, {
-        hint: 'start it: systemctl start docker; or install it: apt-get install docker.io',
-        cause,
-      });
+      this.#forget();
+      throw notReached(op, endpoint, cause);
     }
+  }
+
+  /** Another Engine may come back, or be configured, with other certificates. */
+  #forget(): void {
+    this.#version = null;
+    this.#endpoint = null;
   }
 
   /** The connection ended in the middle. */
   #lost(op: Operation, cause: unknown): Error {
     if (op.signal.aborted) return reasonOf(op);
     if (cause instanceof HutchError) return cause;
-    this.#version = null;
+    const endpoint = this.#endpoint;
+    this.#forget();
+    const refusal = tlsCode(cause);
+    if (refusal !== null && endpoint !== null) return notTrusted(op, endpoint, refusal, cause);
     return op.error('unavailable', 'the Docker Engine hung up before it had answered', { cause });
   }
 }

@@ -6,6 +6,7 @@ import { HutchError } from '../../domain/errors.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { Backend, Capabilities, Enforcement } from '../backend.ts';
 import { type DockerConfig, PING_MS } from './config.ts';
+import type { Endpoint } from './endpoint.ts';
 import type { Engine } from './engine.ts';
 
 const info = z.object({
@@ -27,8 +28,7 @@ export async function probeEngine(op: Operation, config: DockerConfig, engine: E
       return { ok: false, why: `the Docker Engine runs containers of ${answer.OSType}`, hint: 'use one that runs Linux containers' };
     }
     const { modes, notes } = await config.network.probe(op);
-    const { source } = await engine.endpoint(op);
-    return { ok: true, can: capabilities(answer, source, modes, notes) };
+    return { ok: true, can: capabilities(answer, await engine.endpoint(op), modes, notes) };
   } catch (error) {
     if (op.signal.aborted || !(error instanceof HutchError)) throw error;
     return { ok: false, why: error.message, hint: error.hint ?? 'see: hutch doctor' };
@@ -37,7 +37,7 @@ export async function probeEngine(op: Operation, config: DockerConfig, engine: E
 
 function capabilities(
   answer: z.infer<typeof info>,
-  source: string,
+  endpoint: Endpoint,
   networks: Capabilities['networks'],
   networkNotes: readonly string[],
 ): Capabilities {
@@ -53,7 +53,10 @@ function capabilities(
     networks,
     acceleration: 'none',
     notes: [
-      `Docker Engine ${answer.ServerVersion}, cgroups version ${answer.CgroupVersion ?? '1'}, from ${source}`,
+      `Docker Engine ${answer.ServerVersion}, cgroups version ${answer.CgroupVersion ?? '1'}, from ${endpoint.source}`,
+      ...(endpoint.kind === 'tcp' && endpoint.tls === null
+        ? [`in the clear: whoever is on the way to ${endpoint.address} has the machine`]
+        : []),
       'disk: a container has no limit of its own, it shares what the Engine has',
       'no new privileges: sudo and other set-user-id programs do not raise them',
       ...(answer.SwapLimit === false ? ['swap is not limited: the kernel does not account for it'] : []),
