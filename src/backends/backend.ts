@@ -183,6 +183,12 @@ export type Backend = {
   /** Resolves when the process has ended; at once if it has. */
   ended(op: Operation, plan: SandboxPlan): Promise<ProcessEvidence & { alive: false }>;
 
+  /**
+   * Resolves with true when what carries the sandbox's network has ended while the sandbox goes on, also when that was
+   * before the call; with false when that cannot happen any more. Absent where nothing of ours carries it.
+   */
+  networkLost?(op: Operation, plan: SandboxPlan): Promise<boolean>;
+
   /** Removes everything under dataDir and runDir and whatever else `start` made. The process must be dead. */
   remove(op: Operation, plan: SandboxPlan): Promise<void>;
 

@@ -65,6 +65,11 @@ const exitRecord = z.object({
 /** `rulesGeneration`: of this host's nftables rules, when it was asked for and the kernel told. */
 const startReply = z.union([shimRecord.extend({ rulesGeneration: z.int().nonnegative().optional() }), z.object({ error: z.string() })]);
 
+/** To a request over the socket. */
+const answer = z.object({ ok: z.boolean() });
+/** Said without being asked. */
+const companionNews = z.object({ companion: z.int().nonnegative(), endedAtMs: timeMs });
+
 export type ShimAlive = { readonly alive: true; readonly pid: number; readonly startTicks: number };
 export type ShimDead = {
   readonly alive: false;
@@ -280,12 +285,29 @@ async function askShim(op: Operation, host: Host, path: string, signal: string):
   if (stream === null) return false;
   try {
     stream.write(`${JSON.stringify({ signal })}\n`);
-    let line = 0;
     for await (const text of lines(op, stream)) {
-      line += 1;
-      if (line > 1) return z.object({ ok: z.literal(true) }).safeParse(parseJson(text)).success; // the first is the greeting
+      const said = answer.safeParse(parseJson(text));
+      if (said.success) return said.data.ok; // what is none is the greeting, or news
     }
     return false;
+  } finally {
+    stream.destroy();
+  }
+}
+
+/**
+ * Resolves when a program that was started beside the main one has ended while that goes on, with its place in `also`;
+ * null: nobody tells any more, as the main program has ended or its shim has.
+ */
+export async function companionEnded(op: Operation, host: Host, dir: string): Promise<{ companion: number; endedAtMs: number } | null> {
+  const stream = await connect(op, host, join(dir, 'shim.sock'));
+  if (stream === null) return null;
+  try {
+    for await (const text of lines(op, stream)) {
+      const told = companionNews.safeParse(parseJson(text));
+      if (told.success) return told.data;
+    }
+    return null;
   } finally {
     stream.destroy();
   }

@@ -12,6 +12,7 @@ import type { Call, Caller } from './call.ts';
 import type { Core } from './core.ts';
 import type { OwnWork } from './deadlines.ts';
 import { mirror } from './mirror.ts';
+import { watchNetwork } from './network-loss.ts';
 import { pause } from './pause.ts';
 import type { Run } from './run.ts';
 import { atMost, type Dead, recordEnd, removeSandbox, takeDown } from './take-down.ts';
@@ -47,6 +48,7 @@ export class Supervisor {
     if (sandbox.state === 'paused') run.freeze();
     void this.#guarded(run, 'its end', () => this.#watchProcess(run));
     void this.#guarded(run, 'its guest', () => this.#watchGuest(run));
+    void this.#guarded(run, 'its network', () => watchNetwork(this.#core, run));
     const { othersPause } = run.backend;
     if (othersPause !== undefined) void this.#guarded(run, 'whether it is paused', () => this.#watchPauses(run, othersPause));
     if (sandbox.spec.main !== null) run.mirrored = this.#guarded(run, 'its log', () => this.#mirror(run, sandbox));

@@ -2,9 +2,10 @@ import { expect, test } from 'vitest';
 import type { OpId, SandboxId } from '../domain/ids.ts';
 import type { EventRecord, OperationRecord } from '../domain/records.ts';
 import type { Sandbox } from '../domain/sandbox.ts';
-import { operationSentence, sandboxSentence } from './why.ts';
+import { operationSentence, sandboxSentence, whoOf } from './why.ts';
 
 const NOW = 10_000_000;
+const who = whoOf(new Map());
 const base = {
   id: 'sbx1' as SandboxId,
   spec: { name: 'web' },
@@ -34,6 +35,16 @@ test.each([
     of({ state: 'running', sinceMs: NOW, openComputeSinceMs: NOW - 120_000, deadlineAtMs: NOW + 60_000 }),
     [event('sandbox.started')],
     'web runs: it was started 2 minutes ago by the key key1 (op-1a2b3c4d5e6f); its time is up in 1 minute.',
+  ],
+  [
+    of({ state: 'running', sinceMs: NOW, openComputeSinceMs: NOW - 120_000, deadlineAtMs: null }),
+    [event('sandbox.started'), event('sandbox.network-lost')],
+    'web runs: it was started 2 minutes ago by the key key1 (op-1a2b3c4d5e6f). Its network is lost: what carried it ended just now. Stopping and starting it brings it back.',
+  ],
+  [
+    of({ state: 'running', sinceMs: NOW, openComputeSinceMs: NOW, deadlineAtMs: null }),
+    [event('sandbox.network-lost'), event('sandbox.started')],
+    'web runs: it was started just now by the key key1 (op-1a2b3c4d5e6f).',
   ],
   [
     of({ state: 'paused', sinceMs: NOW - 61_000, deadlineAtMs: null }),
@@ -66,12 +77,12 @@ test.each([
     'web was deleted 1 second ago by the key key1 (op-1a2b3c4d5e6f); before, its main process ended 2 seconds ago, exit code 0.',
   ],
 ] as const)('a person is told: %#', (sandbox, events, sentence) => {
-  expect(sandboxSentence(sandbox as Sandbox, events as readonly EventRecord[], [], NOW)).toBe(sentence);
+  expect(sandboxSentence(sandbox as Sandbox, events as readonly EventRecord[], [], { nowMs: NOW, who })).toBe(sentence);
 });
 
 test('what is under way is told too', () => {
   const running = { id: 'op-000000000001', verb: 'sandbox.stop', actor: 'daemon' } as unknown as OperationRecord;
-  expect(sandboxSentence(of({ state: 'created' }), [], [running], NOW)).toContain(
+  expect(sandboxSentence(of({ state: 'created' }), [], [running], { nowMs: NOW, who })).toContain(
     'Now the daemon is at it with sandbox.stop (op-000000000001).',
   );
 });
@@ -99,5 +110,14 @@ test.each([
     endedAtMs: 1_250,
     ...more,
   } as unknown as OperationRecord;
-  expect(operationSentence(operation, [], base)).toBe(sentence);
+  expect(operationSentence(operation, [], base, who)).toBe(sentence);
+});
+
+test('a key is called by its name where it is known', () => {
+  const known = whoOf(new Map([['key1', 'ci']]));
+  expect(sandboxSentence(ended('stopped'), [], [], { nowMs: NOW, who: known })).toBe(
+    'web is stopped: the key ci stopped it 5 seconds ago.',
+  );
+  expect(known('key2')).toBe('the key key2');
+  expect(known('daemon')).toBe('the daemon');
 });

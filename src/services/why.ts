@@ -2,19 +2,22 @@
 // Pure: made from the records alone.
 import type { EventRecord, OperationRecord } from '../domain/records.ts';
 import type { Ended, Sandbox } from '../domain/sandbox.ts';
+import { lossOf } from './network-loss.ts';
+
+export type Who = (actor: string) => string;
 
 export function sandboxSentence(
   sandbox: Sandbox,
   events: readonly EventRecord[],
   running: readonly OperationRecord[],
-  nowMs: number,
+  { nowMs, who }: { readonly nowMs: number; readonly who: Who },
 ): string {
   const { name } = sandbox.spec;
   const busy = running[0] === undefined ? '' : ` Now ${who(running[0].actor)} is at it with ${running[0].verb} (${running[0].id}).`;
-  return `${state(sandbox, name, events, nowMs)}${busy}`;
+  return `${state(sandbox, name, events, nowMs, who)}${busy}`;
 }
 
-function state(sandbox: Sandbox, name: string, events: readonly EventRecord[], nowMs: number): string {
+function state(sandbox: Sandbox, name: string, events: readonly EventRecord[], nowMs: number, who: Who): string {
   switch (sandbox.state) {
     case 'created':
       return `${name} was made ${ago(sandbox.createdAtMs, nowMs)} and has not been started.`;
@@ -22,16 +25,16 @@ function state(sandbox: Sandbox, name: string, events: readonly EventRecord[], n
       const started = events.findLast((event) => event.type === 'sandbox.started');
       const by = started === undefined ? '' : ` by ${who(started.actor)}${inOperation(started)}`;
       const limit = sandbox.deadlineAtMs === null ? '' : `; its time is up in ${span(sandbox.deadlineAtMs - nowMs)}`;
-      return `${name} runs: it was started ${ago(sandbox.openComputeSinceMs ?? sandbox.sinceMs, nowMs)}${by}${limit}.`;
+      return `${name} runs: it was started ${ago(sandbox.openComputeSinceMs ?? sandbox.sinceMs, nowMs)}${by}${limit}.${network(events, nowMs)}`;
     }
     case 'paused': {
       const paused = events.findLast((event) => event.type === 'sandbox.paused');
-      return `${name} is paused: ${paused === undefined ? 'somebody' : who(paused.actor)} froze it ${ago(sandbox.sinceMs, nowMs)}${inOperation(paused)}.`;
+      return `${name} is paused: ${paused === undefined ? 'somebody' : who(paused.actor)} froze it ${ago(sandbox.sinceMs, nowMs)}${inOperation(paused)}.${network(events, nowMs)}`;
     }
     case 'suspended':
       return `${name} is suspended since ${ago(sandbox.sinceMs, nowMs)}: its memory is on disk.`;
     case 'stopped':
-      return `${name} is stopped: ${ending(sandbox.ended, nowMs)}${BY_ITSELF.has(sandbox.ended.cause) ? evidence(events) : ''}.`;
+      return `${name} is stopped: ${ending(sandbox.ended, nowMs, who)}${BY_ITSELF.has(sandbox.ended.cause) ? evidence(events) : ''}.`;
     case 'error': {
       const still = sandbox.openComputeSinceMs === null ? '' : ' Its process is not proven dead, so its time goes on being counted.';
       return `${name} is in error: ${sandbox.cause}.${still}`;
@@ -39,13 +42,19 @@ function state(sandbox: Sandbox, name: string, events: readonly EventRecord[], n
     case 'deleted': {
       const deleted = events.findLast((event) => event.type === 'sandbox.deleted');
       const ended = events.findLast((event) => event.type === 'sandbox.ended');
-      const cause = ended === undefined ? '' : `; before, ${ending(endedOf(ended), nowMs)}`;
+      const cause = ended === undefined ? '' : `; before, ${ending(endedOf(ended), nowMs, who)}`;
       return `${name} was deleted ${ago(sandbox.deletedAtMs, nowMs)} by ${deleted === undefined ? 'somebody' : who(deleted.actor)}${inOperation(deleted)}${cause}.`;
     }
   }
 }
 
-function ending(ended: Ended, nowMs: number): string {
+function network(events: readonly EventRecord[], nowMs: number): string {
+  const loss = lossOf(events);
+  if (loss === null) return '';
+  return ` Its network is lost: what carried it ended ${ago(loss.atMs, nowMs)}. Stopping and starting it brings it back.`;
+}
+
+function ending(ended: Ended, nowMs: number, who: Who): string {
   const when = ago(ended.atMs, nowMs);
   const code = ended.exitCode === null ? '' : `, exit code ${ended.exitCode}`;
   const oom = ended.oomKilled ? ' after it had run out of memory' : '';
@@ -89,7 +98,7 @@ function evidence(events: readonly EventRecord[]): string {
   return typeof proof === 'string' ? ` (evidence: ${proof})` : '';
 }
 
-export function operationSentence(operation: OperationRecord, events: readonly EventRecord[], target: Sandbox | null): string {
+export function operationSentence(operation: OperationRecord, events: readonly EventRecord[], target: Sandbox | null, who: Who): string {
   const what = `${operation.verb}${target === null ? (operation.targetId === null ? '' : ` on ${operation.targetId}`) : ` on ${target.spec.name}`}`;
   const did = events.length === 0 ? '' : ` It did: ${[...new Set(events.map((event) => event.type))].join(', ')}.`;
   const asked = `${who(operation.actor)} asked for ${what}`;
@@ -111,10 +120,12 @@ function inOperation(event: EventRecord | undefined): string {
   return event?.opId === undefined || event.opId === null ? '' : ` (${event.opId})`;
 }
 
-function who(actor: string): string {
-  if (actor === 'daemon') return 'the daemon';
-  if (actor === 'guest') return 'the guest';
-  return actor === 'host' ? 'the host' : `the key ${actor}`;
+/** An actor in words. `names` has those of the keys; one that is not in it is called by its id. */
+export function whoOf(names: ReadonlyMap<string, string>): Who {
+  return (actor) => {
+    if (actor === 'daemon' || actor === 'guest' || actor === 'host') return `the ${actor}`;
+    return `the key ${names.get(actor) ?? actor}`;
+  };
 }
 
 function ago(atMs: number, nowMs: number): string {

@@ -1,6 +1,9 @@
 // What is gVisor's own, from outside, with the real runsc. What all backends share is in the
 // conformance suite.
-import { readdirSync, readFileSync } from 'node:fs';
+import { once } from 'node:events';
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:net';
+import { dirname, join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
 import { Subject } from '../conformance/subject.ts';
 import { eventually } from '../support/eventually.ts';
@@ -39,7 +42,7 @@ else {
 
   test('nothing that lies on the host can be written but the private layer', async () => {
     const box = await subject.box();
-    const tries = ['/run/hutch/link/x', '/run/hutch/agent', '/run/hutch/link/agent.sock'].map(
+    const tries = ['/run/hutch/link/x', '/run/hutch/link/hutch-agent', '/run/hutch/link/agent.sock'].map(
       (path) => `(echo x > ${path}) 2>/dev/null; echo $?`,
     );
     const codes = (await subject.sh(box, `${tries.join('; ')}; rm -f /run/hutch/link/agent.sock 2>/dev/null; echo $?`)).trim().split('\n');
@@ -48,12 +51,17 @@ else {
     expect(await subject.sh(box, 'echo still reached')).toBe('still reached\n');
   });
 
-  test('the kernel in user space killed is a crash: nothing of it is left, and the disk is', { timeout: 120_000 }, async () => {
+  test.each([
+    ['the kernel in user space', (argv: readonly string[]) => argv[0] === 'runsc-sandbox'],
+    ['what gives it its files', (argv: readonly string[]) => argv[0] === 'runsc-gofer'],
+    ['runsc itself', (argv: readonly string[]) => /runsc$/.test(argv[0] ?? '') && argv.includes('run')],
+    ['the shim', (argv: readonly string[]) => /hutch-shim$/.test(argv[0] ?? '')],
+  ])('%s killed is a crash: nothing of it is left, and the disk is', { timeout: 120_000 }, async (_what, isIt) => {
     const { id } = await subject.make();
     await subject.sh(id, 'echo kept > /root/a; sync');
-    const kernels = processesOf(id).filter(({ argv }) => argv[0] === 'runsc-sandbox');
-    expect(kernels).toHaveLength(1);
-    process.kill(kernels[0]?.pid ?? 0, 'SIGKILL');
+    const found = processesOf(id).filter(({ argv }) => isIt(argv));
+    expect(found).toHaveLength(1);
+    process.kill(found[0]?.pid ?? 0, 'SIGKILL');
     expect(await daemon.until(id, 'stopped')).toMatchObject({ ended: { cause: 'crashed', actor: 'host' } });
     await eventually('its processes are gone', async () => processesOf(id).length === 0);
     expect(cgroupsOf(id)).toEqual([]);
@@ -63,6 +71,87 @@ else {
     await subject.remove(id);
     expect(processesOf(id)).toEqual([]);
     expect(cgroupsOf(id)).toEqual([]);
+  });
+
+  test('what a crash left of a start is out of the way of the next one', { timeout: 120_000 }, async () => {
+    const { id } = await subject.make({ start: false });
+    const runDir = join(daemon.home, 'run', 'sandboxes', id);
+    // As a machine that lost its power, or a daemon that was killed in the middle, leaves them: another's bundle and state, a
+    // socket that nobody listens on, the place where a namespace was bound, cgroups.
+    mkdirSync(join(runDir, 'runsc'), { recursive: true });
+    mkdirSync(join(runDir, 'link'));
+    writeFileSync(join(runDir, 'config.json'), '{"ociVersion":"1.0.2","process":{"args":["/stale"]}}');
+    writeFileSync(join(runDir, 'runsc', `${id}_sandbox:${id}.state`), '{"id":"stale"');
+    writeFileSync(join(runDir, 'runsc', `${id}.lock`), '');
+    writeFileSync(join(runDir, 'netns'), '');
+    const listener = createServer().listen(join(runDir, 'link', 'agent.sock'));
+    await once(listener, 'listening');
+    renameSync(join(runDir, 'link', 'agent.sock'), join(runDir, 'link', 'kept')); // closing would remove it
+    listener.close();
+    renameSync(join(runDir, 'link', 'kept'), join(runDir, 'link', 'agent.sock'));
+    const box = await subject.box(); // its cgroups lie where those of the other will
+    for (const path of cgroupsOf(box)) mkdirSync(join(dirname(path), id));
+    await daemon.call('sandbox.start', { ref: id });
+    expect(await subject.sh(id, 'echo up')).toBe('up\n');
+    await daemon.call('sandbox.stop', { ref: id });
+    expect(cgroupsOf(id)).toEqual([]);
+    expect(existsSync(runDir)).toBe(false);
+    await subject.remove(id);
+  });
+
+  test('the end of what carries the network is told, and a new start brings it back', { timeout: 120_000 }, async (here) => {
+    if (!subject.can.networks.includes('allow')) here.skip('no network here');
+    const { id } = await subject.make({ network: 'allow' });
+    const ofPasst = () => processesOf(id).filter(({ argv }) => /passt(\.avx2)?$/.test(argv[0] ?? ''));
+    expect(ofPasst()).toHaveLength(1);
+    const why = async (): Promise<string> => (await daemon.call('why.get', { ref: id })).sentence;
+    expect(await why()).not.toContain('network');
+    process.kill(ofPasst()[0]?.pid ?? 0, 'SIGKILL');
+    await eventually('it is on record', async () => (await why()).includes('Its network is lost'));
+    expect(await subject.sh(id, 'echo goes on')).toBe('goes on\n');
+    await daemon.terminate();
+    await daemon.startAgain(); // which hears of it too, and records it once
+    await subject.sh(id, 'true');
+    const { events } = await daemon.call('why.get', { ref: id });
+    expect(events.filter(({ type }) => type === 'sandbox.network-lost')).toHaveLength(1);
+    await daemon.call('sandbox.restart', { ref: id });
+    expect(await why()).not.toContain('network');
+    expect(ofPasst()).toHaveLength(1);
+    await subject.remove(id);
+  });
+
+  test('a flood on stdout that nobody reads grows neither the daemon nor the sandbox', { timeout: 120_000 }, async () => {
+    const box = await subject.box();
+    const kernel = processesOf(box).find(({ argv }) => argv[0] === 'runsc-sandbox')?.pid ?? 0;
+    const memory = () => ({ daemon: residentBytes(daemon.pid), sandbox: residentBytes(kernel) });
+    const flood = async (bytes: number, id: string) => {
+      const client = await daemon.exec(box, { argv: ['head', '-c', String(bytes), '/dev/zero'] }, { execId: id });
+      client.keep = false;
+      await client.saw('started');
+      return client;
+    };
+    await (await flood(20_000_000, 'first')).exit(); // what a first time costs
+    const before = memory();
+    let read = 0;
+    const heard = await flood(200_000_000, 'heard');
+    heard.onBytes = (_channel, bytes) => {
+      read += bytes.length;
+    };
+    const unheard = await flood(200_000_000, 'unheard');
+    unheard.socket.pause();
+    await heard.exit();
+    const after = memory();
+    expect(read).toBeGreaterThan(199_000_000 - 1_000_000);
+    for (const who of ['daemon', 'sandbox'] as const) expect(after[who] - before[who], who).toBeLessThan(64 * 2 ** 20);
+    unheard.socket.terminate();
+    await daemon.call('exec.signal', { ref: box, execId: 'unheard', signal: 'KILL' });
+  });
+
+  test('thirty are made at once, each is itself, and nothing of them stays', { timeout: 240_000 }, async () => {
+    const made = await Promise.all(Array.from({ length: 30 }, () => subject.make({ memoryMiB: 128 })));
+    expect(await Promise.all(made.map(({ id }) => subject.sh(id, 'hostname')))).toEqual(made.map(({ name }) => `${name}\n`));
+    await subject.remove(...made.map(({ id }) => id));
+    for (const { id } of made) expect([...processesOf(id), ...cgroupsOf(id)]).toEqual([]);
   });
 
   test('a sandbox that takes more memory than it may ends as a whole, and says why', { timeout: 120_000 }, async (here) => {
@@ -75,6 +164,10 @@ else {
     expect(await daemon.until(id, 'stopped')).toMatchObject({ ended: { oomKilled: true } });
     await subject.remove(id);
   });
+}
+
+function residentBytes(pid: number): number {
+  return Number(/^VmRSS:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1] ?? 0) * 1024;
 }
 
 function processesOf(id: string): { pid: number; argv: string[] }[] {
@@ -91,19 +184,22 @@ function processesOf(id: string): { pid: number; argv: string[] }[] {
 }
 
 function cgroupsOf(id: string): string[] {
-  return readdirSync('/sys/fs/cgroup', { recursive: false, encoding: 'utf8' })
-    .flatMap((controller) => {
-      try {
-        return readdirSync(`/sys/fs/cgroup/${controller}`).map((name) => `/sys/fs/cgroup/${controller}/${name}/${id}`);
-      } catch {
-        return []; // a file, or gone since
-      }
-    })
-    .filter((path) => {
-      try {
-        return readdirSync(path).length > 0;
-      } catch {
-        return false;
-      }
-    });
+  return cgroupParents()
+    .map((parent) => join(parent, id))
+    .filter((path) => existsSync(path));
+}
+
+/** Directories of this machine's daemons that hold cgroups of sandboxes. */
+function cgroupParents(): string[] {
+  const inside = (dir: string): string[] => {
+    try {
+      return readdirSync(dir, { withFileTypes: true })
+        .filter((entry) => entry.isDirectory())
+        .map(({ name }) => join(dir, name));
+    } catch {
+      return []; // gone since
+    }
+  };
+  const controllers = ['/sys/fs/cgroup', ...inside('/sys/fs/cgroup')];
+  return controllers.flatMap(inside).filter((path) => /\/hutch-[^/]+$/.test(path));
 }

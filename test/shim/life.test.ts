@@ -4,7 +4,7 @@ import * as fs from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import type { ProcessEvidence } from '../../src/backends/backend.ts';
-import { inspectShim, type ShimEvidence, shimEnded, shimRef, signalShim } from '../../src/host/shim.ts';
+import { companionEnded, inspectShim, type ShimEvidence, shimEnded, shimRef, signalShim } from '../../src/host/shim.ts';
 import { eventually } from '../support/eventually.ts';
 import { testOperation } from '../support/operation.ts';
 import { host, newPlace, processesWith } from './place.ts';
@@ -201,6 +201,23 @@ test('a companion that ends by itself does not end the program', async () => {
   await using place = await newPlace();
   await place.start(['sh', '-c', 'sleep 0.1; exit 9'], { also: [['true'], ['false']] });
   expect(await shimEnded(op, host, place.dir)).toMatchObject({ exitCode: 9 });
+});
+
+test('a companion that ends is told of, to who listens and to who comes later; one that goes on is not', async () => {
+  await using place = await newPlace();
+  const waits = ['sh', '-c', 'while [ ! -e go ]; do sleep 0.02; done'];
+  await place.start(['sleep', '1000'], { cwd: place.dir, also: [['sleep', '1000'], waits] });
+  const listening = companionEnded(op, host, place.dir);
+  const beganMs = Date.now();
+  await fs.writeFile(join(place.dir, 'go'), '');
+  const told = await listening;
+  expect(told).toMatchObject({ companion: 1 });
+  expect(told?.endedAtMs).toBeGreaterThanOrEqual(beganMs - 1_000);
+  expect(await companionEnded(op, host, place.dir)).toEqual(told);
+  // What is told meanwhile is no answer to a request.
+  expect(await signalShim(op, host, place.dir, 'SIGKILL')).toBe(true);
+  expect(await shimEnded(op, host, place.dir)).toMatchObject({ signal: 'SIGKILL' });
+  expect(await companionEnded(op, host, place.dir)).toBe(null);
 });
 
 test('two hundred short lives leave nothing', async () => {

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! hutch-cell --look
-//! hutch-cell --lower DIR --upper DIR --work DIR --root DIR
+//! hutch-cell --lower DIR --upper DIR --work DIR --root DIR [--link DIR [--show FILE]...]
 //!            [--net FILE --address A.B.C.D/PREFIX --gateway A.B.C.D --mac XX:… --mtu N --uid N --gid N]
 //!            -- PROGRAM ARG...
 //! ```
@@ -12,9 +12,11 @@
 //! `--look` is what a probe of a runtime runs: it ends with 0, or with 3 where the runtime's kernel refuses
 //! `AT_NO_AUTOMOUNT`.
 //!
-//! At `--root` lies the overlay of the three others, seen by PROGRAM and its children alone. With
+//! At `--root` lies the overlay of the three others, seen by PROGRAM and its children alone. Each FILE of
+//! `--show` is read-only in the directory `--link` under its own name, where an empty file waits for it. With
 //! `--net` there is a network namespace, bound to FILE in the same way, with the device `eth0` in it.
 //! Its frames go over descriptor 3, a stream to passt, carried by a process that is user `--uid`.
+mod ahead;
 mod bridge;
 mod options;
 mod sys;
@@ -48,7 +50,10 @@ fn main() -> ExitCode {
 
 fn enter(options: &Options) -> Result<(), String> {
     sys::own_mounts().map_err(|error| format!("cannot make a mount namespace: {error}"))?;
+    ahead::place(&options.lower, &options.upper, options.net.is_some())
+        .map_err(|error| format!("cannot prepare /etc in {}: {error}", options.upper.display()))?;
     mount_root(options)?;
+    show_files(options)?;
     match &options.net {
         Some(net) => open_network(net),
         None => Ok(()),
@@ -68,6 +73,16 @@ fn mount_root(options: &Options) -> Result<(), String> {
     let data = CString::new(data).map_err(|_| "a path holds a NUL".to_owned())?;
     sys::mount_overlay(&options.root, &data)
         .map_err(|error| format!("cannot mount an overlay at {}: {error}", options.root.display()))
+}
+
+/// One directory for all that the host lends: each mount of a sandbox costs it time when it starts.
+fn show_files(options: &Options) -> Result<(), String> {
+    for (file, at) in &options.shown {
+        sys::bind(file, at)
+            .and_then(|()| sys::make_read_only(at))
+            .map_err(|error| format!("cannot show {} at {}: {error}", file.display(), at.display()))?;
+    }
+    Ok(())
 }
 
 /// As overlayfs reads its options: a colon would end a directory, a comma the option.

@@ -10,6 +10,8 @@ pub struct Options {
     pub upper: PathBuf,
     pub work: PathBuf,
     pub root: PathBuf,
+    /// Files of the host, and where each is seen.
+    pub shown: Vec<(PathBuf, PathBuf)>,
     pub net: Option<Net>,
     pub argv: Vec<CString>,
 }
@@ -61,13 +63,27 @@ pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Options, String
         upper: directory(&found, "--upper")?,
         work: directory(&found, "--work")?,
         root: directory(&found, "--root")?,
+        shown: shown(&found)?,
         net,
         argv,
     })
 }
 
-const NAMES: [&str; 11] =
-    ["--lower", "--upper", "--work", "--root", "--net", "--address", "--gateway", "--mac", "--mtu", "--uid", "--gid"];
+const NAMES: [&str; 13] = [
+    "--lower",
+    "--upper",
+    "--work",
+    "--root",
+    "--link",
+    "--show",
+    "--net",
+    "--address",
+    "--gateway",
+    "--mac",
+    "--mtu",
+    "--uid",
+    "--gid",
+];
 
 type Found = [(String, OsString)];
 
@@ -79,6 +95,16 @@ fn value<'a>(found: &'a Found, name: &str) -> Result<&'a OsStr, String> {
 fn directory(found: &Found, name: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(value(found, name)?);
     if path.is_absolute() { Ok(path) } else { Err(format!("{name} needs an absolute path")) }
+}
+
+fn shown(found: &Found) -> Result<Vec<(PathBuf, PathBuf)>, String> {
+    let files = found.iter().filter(|(name, _)| name == "--show").map(|(_, value)| PathBuf::from(value));
+    files
+        .map(|file| {
+            let name = file.file_name().filter(|_| file.is_absolute()).ok_or("--show needs an absolute path")?;
+            Ok((file.clone(), directory(found, "--link")?.join(name)))
+        })
+        .collect()
 }
 
 fn read<T: std::str::FromStr>(found: &Found, name: &str, wanted: &str) -> Result<T, String> {
@@ -137,6 +163,13 @@ mod tests {
     }
 
     #[test]
+    fn files_are_shown_under_their_own_names() {
+        let options = parsed(&format!("{ROOT} --link /k --show /a/b --show /c -- true")).unwrap();
+        let paths = |from: &str, to: &str| (PathBuf::from(from), PathBuf::from(to));
+        assert_eq!(options.shown, [paths("/a/b", "/k/b"), paths("/c", "/k/c")]);
+    }
+
+    #[test]
     fn what_is_not_understood_is_refused() {
         assert!(parsed(&format!("{ROOT} -- true")).is_ok());
         for line in [
@@ -151,6 +184,9 @@ mod tests {
             format!("{ROOT} {} -- true", NET.replace(":0a", "")),
             format!("{ROOT} {} -- true", NET.replace("--uid 7", "--uid seven")),
             "--lower".to_owned(),
+            format!("{ROOT} --show /a -- true"),
+            format!("{ROOT} --link /k --show a -- true"),
+            format!("{ROOT} --link /k --show / -- true"),
         ] {
             assert!(parsed(&line).is_err(), "{line}");
         }

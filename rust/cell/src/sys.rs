@@ -52,6 +52,14 @@ pub fn bind(from: &Path, to: &Path) -> io::Result<()> {
     check(unsafe { libc::mount(from.as_ptr(), to.as_ptr(), ptr::null(), libc::MS_BIND, ptr::null()) }).map(drop)
 }
 
+/// What is bound there cannot be written through it.
+pub fn make_read_only(at: &Path) -> io::Result<()> {
+    let at = c_path(at)?;
+    let flags = libc::MS_BIND | libc::MS_REMOUNT | libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV;
+    // SAFETY: a C string that lives until the call returns; the others are null, as the call allows.
+    check(unsafe { libc::mount(ptr::null(), at.as_ptr(), ptr::null(), flags, ptr::null()) }).map(drop)
+}
+
 /// An empty file system over a directory.
 pub fn mount_nothing(at: &Path) -> io::Result<()> {
     let at = c_path(at)?;

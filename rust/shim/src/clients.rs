@@ -16,13 +16,15 @@ struct Client {
 pub struct Clients {
     listener: UnixListener,
     clients: Vec<Client>,
+    /// What whoever comes later is told after the greeting.
+    news: Vec<String>,
     /// Accepting failed for want of descriptors or memory: tried again later.
     full: bool,
 }
 
 impl Clients {
     pub fn new(listener: UnixListener) -> Self {
-        Self { listener, clients: Vec::new(), full: false }
+        Self { listener, clients: Vec::new(), news: Vec::new(), full: false }
     }
 
     pub fn fds(&self) -> impl Iterator<Item = RawFd> + '_ {
@@ -45,7 +47,7 @@ impl Clients {
                 Ok((stream, _)) => {
                     let mut client = Client { stream, line: Vec::new() };
                     let room = self.clients.len() < CLIENTS_MAX && client.stream.set_nonblocking(true).is_ok();
-                    if room && client.say(greeting) {
+                    if room && client.say(greeting) && self.news.iter().all(|line| client.say(line)) {
                         self.clients.push(client);
                     }
                 }
@@ -61,6 +63,12 @@ impl Clients {
     /// Reads once from the clients whose descriptors are `ready`; `obey` carries out a signal's number.
     pub fn serve(&mut self, ready: &[RawFd], mut obey: impl FnMut(i32) -> Result<(), String>) {
         self.clients.retain_mut(|client| !ready.contains(&client.stream.as_raw_fd()) || client.serve(&mut obey));
+    }
+
+    /// Says a line to everyone, and to whoever comes later.
+    pub fn tell(&mut self, line: String) {
+        self.clients.retain_mut(|client| client.say(&line));
+        self.news.push(line);
     }
 
     /// Says the last line to everyone, and hangs up.

@@ -134,7 +134,8 @@ fn begin(options: &Options, dir: &RunDir, birth: &Birth) -> Result<(Programs, St
     }
     let oom_kills = record::oom_kills(cgroups);
     let main = main.release().map_err(Failure::NotRun)?;
-    let programs = Programs { signals, log, console, clients: Clients::new(listener), main, cgroups: cgroups.clone(), oom_kills };
+    let clients = Clients::new(listener);
+    let programs = Programs { signals, log, console, clients, main, companions, cgroups: cgroups.clone(), oom_kills };
     Ok((programs, greeting))
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::clients::Clients;
 use crate::descendants;
 use crate::log::Log;
-use crate::record::{self, RunDir};
+use crate::record::{self, Json, RunDir};
 use crate::start::{Birth, DESCENDANTS_GONE};
 use crate::sys::{self, Reaped};
 
@@ -25,6 +25,8 @@ pub struct Programs {
     pub clients: Clients,
     /// The pid of the program that the shim is for; ours to signal until it is reaped.
     pub main: i32,
+    /// In the order of the options.
+    pub companions: Vec<i32>,
     pub cgroups: Vec<PathBuf>,
     pub oom_kills: u64,
 }
@@ -38,7 +40,7 @@ pub struct Supervised {
 impl Supervised {
     pub fn until_the_end(self, greeting: &str, told: bool) {
         let Self { dir, birth, programs } = self;
-        let Programs { signals, mut log, mut console, mut clients, main, cgroups, oom_kills } = programs;
+        let Programs { signals, mut log, mut console, mut clients, main, companions, cgroups, oom_kills } = programs;
         let mut asked = None;
         let mut ask = |signal: i32| {
             asked = Some(signal);
@@ -63,8 +65,14 @@ impl Supervised {
                     _ => drop(ask(libc::SIGTERM)),
                 }
             }
-            if heard_child && let Some(end) = reap_until(main) {
-                break end;
+            if heard_child {
+                let mut others = Vec::new();
+                if let Some(end) = reap_until(main, &mut others) {
+                    break end;
+                }
+                for (index, _) in companions.iter().enumerate().filter(|(_, pid)| others.contains(pid)) {
+                    clients.tell(companion_json(index));
+                }
             }
             log.copy();
             console.as_mut().map(Log::copy);
@@ -102,11 +110,19 @@ impl Supervised {
 }
 
 /// Reaps all that has ended; gives the end of `main` if it is among them, and leaves the rest for later.
-fn reap_until(main: i32) -> Option<Reaped> {
+/// The pids of the others go to `others`.
+fn reap_until(main: i32, others: &mut Vec<i32>) -> Option<Reaped> {
     while let Ok(Some(end)) = sys::reap(-1) {
         if end.pid == main {
             return Some(end);
         }
+        others.push(end.pid);
     }
     None
+}
+
+/// A companion has ended while PROGRAM goes on.
+fn companion_json(index: usize) -> String {
+    let index = i64::try_from(index).unwrap_or(i64::MAX);
+    Json::new().number("companion", index).number("endedAtMs", sys::clocks_ms().1).end()
 }

@@ -2,7 +2,7 @@
 // together.
 import type { SandboxId } from '../../domain/ids.ts';
 import type { Operation } from '../../host/operation.ts';
-import { shimRef } from '../../host/shim.ts';
+import { companionEnded, shimRef } from '../../host/shim.ts';
 import { AgentDoors } from '../agent-door.ts';
 import { type Backend, rootFiles, type SandboxPlan } from '../backend.ts';
 import { DiskTraffic } from '../disk-traffic.ts';
@@ -87,6 +87,7 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
     kill: (op, plan, how) => processes.kill(op, plan, how),
     inspect: (op, plan) => processes.inspect(op, plan),
     ended: (op, plan) => processes.ended(op, plan),
+    networkLost: async (op, plan) => (await companionEnded(op, host, plan.runDir)) !== null,
     async cleanUp(op, plan) {
       await doors.close(plan.id);
       await config.network.close(op, networkPlan(plan));

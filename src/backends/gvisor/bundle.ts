@@ -5,23 +5,22 @@ import { join } from 'node:path';
 export type BundleSpec = {
   readonly rootPath: string;
   readonly hostname: string;
-  readonly agentPath: string;
-  /** The directory with the agent's socket. */
+  /** The directory with the agent, its socket, and what else the host lends. */
   readonly linkDir: string;
+  /** Names in it. */
+  readonly agent: string;
   readonly agentSocket: string;
-  /** A library that every program in the sandbox loads, and the file that says so; null: none. */
-  readonly preload: { readonly libraryPath: string; readonly listPath: string } | null;
+  /** A library in it that every program in the sandbox loads, and the file on the host that says so; null: none. */
+  readonly preload: { readonly library: string; readonly listPath: string } | null;
   /** In the hierarchy's own terms, as `/hutch/sbx…`; null: none. */
   readonly cgroupsPath: string | null;
   /** The network namespace; null: one of its own with nothing in it. */
   readonly netnsPath: string | null;
 };
 
-const AGENT = '/run/hutch/agent';
 const LINK = '/run/hutch/link';
-const PRELOADED = '/run/hutch/preload.so';
 /** What the file at `preload.listPath` must hold. */
-export const PRELOAD_LIST = `${PRELOADED}\n`;
+export const preloadList = (library: string): string => `${join(LINK, library)}\n`;
 /** What Docker gives. */
 const OPEN_FILES = { soft: 65_536, hard: 1_048_576 };
 
@@ -39,7 +38,7 @@ export function bundleConfig(spec: BundleSpec): object {
     process: {
       terminal: false,
       user: { uid: 0, gid: 0 },
-      args: [AGENT, '--connect', join(LINK, spec.agentSocket)],
+      args: [join(LINK, spec.agent), '--connect', join(LINK, spec.agentSocket)],
       env: ['PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'],
       cwd: '/',
       capabilities: { bounding: CAPABILITIES, effective: CAPABILITIES, permitted: CAPABILITIES },
@@ -62,7 +61,7 @@ export function bundleConfig(spec: BundleSpec): object {
   };
 }
 
-function mounts({ rootPath, agentPath, linkDir, preload }: BundleSpec): readonly object[] {
+function mounts({ rootPath, linkDir, preload }: BundleSpec): readonly object[] {
   const memory = (destination: string, ...options: string[]) => ({ destination, type: 'tmpfs', source: 'tmpfs', options });
   const bind = (destination: string, source: string, ...options: string[]) => ({ destination, type: 'bind', source, options });
   return [
@@ -73,11 +72,8 @@ function mounts({ rootPath, agentPath, linkDir, preload }: BundleSpec): readonly
     memory('/run', 'nosuid', 'nodev', 'mode=755'),
     // Else the runtime puts memory there whenever it is empty, and what is written would be lost at the stop.
     bind('/tmp', join(rootPath, 'tmp'), 'rbind', 'rw'),
-    // Nothing that lies on the host can be written: a sandbox must not fill what is not its own.
-    bind(AGENT, agentPath, 'bind', 'ro'),
-    bind(LINK, linkDir, 'bind', 'ro', 'nosuid', 'nodev', 'noexec'),
-    ...(preload === null
-      ? []
-      : [bind(PRELOADED, preload.libraryPath, 'bind', 'ro'), bind('/etc/ld.so.preload', preload.listPath, 'bind', 'ro')]),
+    // Nothing that lies on the host can be written: a sandbox must not fill what is not its own. With what is mounted in it.
+    bind(LINK, linkDir, 'rbind', 'ro', 'nosuid', 'nodev'),
+    ...(preload === null ? [] : [bind('/etc/ld.so.preload', preload.listPath, 'bind', 'ro')]),
   ];
 }

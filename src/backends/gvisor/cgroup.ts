@@ -10,6 +10,11 @@ import { allOf, pause } from '../wait.ts';
 const CGROUP_ROOT = '/sys/fs/cgroup';
 const CONTROLLERS = ['memory', 'cpu', 'pids'] as const;
 const CPU_PERIOD_US = 100_000;
+/**
+ * While the runtime starts, on several processors at once: within the usual period it would use up its time and stand
+ * still until the next. The longest that the kernel takes, so the mean is the same.
+ */
+const CPU_START_PERIOD_US = 1_000_000;
 /** Threads and processes on the host: those of the runtime, and one or more for each of the sandbox's. */
 const TASKS_MAX = 8_192;
 const REMOVE_MS = 10_000;
@@ -39,22 +44,36 @@ export class Cgroups {
   }
 
   async make(op: Operation, plan: SandboxPlan): Promise<void> {
-    const host = this.#host;
     const memoryBytes = plan.shape.memoryMiB * 1024 * 1024;
-    const quotaUs = plan.shape.cpus * CPU_PERIOD_US;
-    const limits = [
+    for (const dir of await this.#dirs(op, plan)) await this.#makeDelegated(op, dir);
+    await this.#set(op, plan, [
       ['memory.limit_in_bytes', `${memoryBytes}`],
       ['memory.memsw.limit_in_bytes', `${memoryBytes}`],
       ['memory.max', `${memoryBytes}`],
       ['memory.swap.max', '0'],
-      ['cpu.cfs_period_us', `${CPU_PERIOD_US}`],
-      ['cpu.cfs_quota_us', `${quotaUs}`],
-      ['cpu.max', `${quotaUs} ${CPU_PERIOD_US}`],
+      ['cpu.cfs_period_us', `${CPU_START_PERIOD_US}`],
+      ['cpu.cfs_quota_us', `${plan.shape.cpus * CPU_START_PERIOD_US}`],
+      ['cpu.max', `${plan.shape.cpus * CPU_START_PERIOD_US} ${CPU_START_PERIOD_US}`],
       ['pids.max', `${TASKS_MAX}`],
-    ] as const;
+    ]);
+  }
+
+  /** Once it has started, and before anything of a user's runs in it. */
+  async settle(op: Operation, plan: SandboxPlan): Promise<void> {
+    const quotaUs = plan.shape.cpus * CPU_PERIOD_US;
+    await this.#set(op, plan, [
+      // In this order it never has more than its share.
+      ['cpu.cfs_quota_us', `${quotaUs}`],
+      ['cpu.cfs_period_us', `${CPU_PERIOD_US}`],
+      ['cpu.max', `${quotaUs} ${CPU_PERIOD_US}`],
+    ]);
+  }
+
+  /** Of these files those that are there, in each directory in this order. */
+  async #set(op: Operation, plan: SandboxPlan, limits: readonly (readonly [file: string, value: string])[]): Promise<void> {
+    const host = this.#host;
     await allOf(
       (await this.#dirs(op, plan)).map(async (dir) => {
-        await this.#makeDelegated(op, dir);
         const there = new Set(await host.list(op, dir));
         for (const [file, value] of limits) if (there.has(file)) await host.appendFile(op, join(dir, file), text.encode(value));
       }),
@@ -62,15 +81,23 @@ export class Cgroups {
   }
 
   /** Of every controller, as the runtime makes more of them than we do. The processes are dead, though the kernel may need a moment. */
-  async remove(op: Operation, { id }: Id): Promise<void> {
+  async remove(op: Operation, plan: Id): Promise<void> {
+    const parents = await this.clear(op, plan);
+    // Each stays while another sandbox has one in it.
+    await allOf(parents.map((parent) => this.#host.removeEmptyDir(op, parent)));
+  }
+
+  /** What a crash left of them: the runtime would take one that it had only begun to set up as it is. Gives their parents. */
+  async clear(op: Operation, { id }: Id): Promise<readonly string[]> {
     const host = this.#host;
     using limited = op.within(REMOVE_MS, 'removing cgroups');
+    const parents = await this.parents(limited);
     await allOf(
-      (await this.parents(limited)).map(async (parent) => {
+      parents.map(async (parent) => {
         while (!(await host.removeEmptyDir(limited, join(parent, id)))) await pause(limited, REMOVE_AGAIN_MS);
-        await host.removeEmptyDir(limited, parent); // stays while another sandbox has one in it
       }),
     );
+    return parents;
   }
 
   /** Directories that hold the sandboxes' cgroups, of which there may be none. */

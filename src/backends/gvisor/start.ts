@@ -1,6 +1,7 @@
 // Starting a sandbox: its root and network are made in namespaces that end with it, the runtime is
 // started in them under a shim, and the agent connects to us from inside. On failure nothing of it is
 // left but the logs.
+import { basename, join } from 'node:path';
 import { HutchError } from '../../domain/errors.ts';
 import type { Operation } from '../../host/operation.ts';
 import { startShim } from '../../host/shim.ts';
@@ -9,7 +10,7 @@ import type { AgentDoors } from '../agent-door.ts';
 import type { SandboxPlan, Started } from '../backend.ts';
 import { describe, tailOf } from '../dead.ts';
 import { allOf } from '../wait.ts';
-import { type BundleSpec, bundleConfig, PRELOAD_LIST } from './bundle.ts';
+import { type BundleSpec, bundleConfig, preloadList } from './bundle.ts';
 import type { Cgroups } from './cgroup.ts';
 import { ARRIVE_MS, type GvisorConfig, RELEASE_MS } from './config.ts';
 import {
@@ -69,10 +70,14 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
   const [input, link, cgroupsPath] = await allOf([
     parts.take(op),
     network.wire(op, networkPlan(plan)),
-    cgroups.make(op, plan).then(() => cgroups.pathFor(op, plan)),
+    makeCgroups(op, cgroups, plan),
     doors.open(op, plan.id, agentSocketPath(plan), SOCKET_MODE),
   ]);
   const guest = guestOf(op, link);
+  const preload = await preloadOf(op, config, plan, input);
+  const lent = [config.agentPath, ...(preload === null ? [] : [config.automountLibraryPath])];
+  // Each is seen over a file of its name.
+  await allOf(lent.map((path) => host.appendFile(op, join(linkDir(plan), basename(path)), new Uint8Array())));
   await host.writeFileAtomic(
     op,
     `${plan.runDir}/config.json`,
@@ -80,10 +85,10 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
       bundleConfig({
         rootPath: rootDir(plan),
         hostname: plan.id,
-        agentPath: config.agentPath,
         linkDir: linkDir(plan),
+        agent: basename(config.agentPath),
         agentSocket: AGENT_SOCKET,
-        preload: await preloadOf(op, config, plan, input),
+        preload,
         cgroupsPath,
         netnsPath: guest === null ? null : netnsPath(plan),
       }),
@@ -96,12 +101,13 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
   const { child } = await startShim(op, host, config.shimPath, {
     ...{ dir: plan.runDir, logPath: runtimeLogPath(plan), runAs: null, cgroups: [], awaitSockets: [] },
     ...(link.kind === 'passt' ? { also: [[...link.argv, ...asUser(plan)]], pair: 'shared' as const } : { also: [] }),
-    argv: [config.cellPath, ...cellArgs(plan, input.basePath, guest), '--', ...runtimeArgs(plan, input, cgroupsPath, guest)],
+    argv: [config.cellPath, ...cellArgs(plan, input.basePath, lent, guest), '--', ...runtimeArgs(plan, input, cgroupsPath, guest)],
   });
   done('spawned');
 
   // Nobody speaks in the sandbox but the agent until it is configured, so the rules have until then.
   await allOf([network.admit(op, networkPlan(plan), null), arrival(op, parts, plan)]);
+  await cgroups.settle(op, plan);
   done('arrived');
   undo.move();
   return { evidence: { alive: true, ...child }, network: guest, disk: null, stagesMs };
@@ -117,10 +123,18 @@ async function checkLayer(op: Operation, { config: { host }, processes }: StartP
   throw op.error('failed_precondition', `the private layer of sandbox ${plan.id} is gone: ${upperDir(plan)}`);
 }
 
+async function makeCgroups(op: Operation, cgroups: Cgroups, plan: SandboxPlan): Promise<string | null> {
+  await cgroups.clear(op, plan);
+  await cgroups.make(op, plan);
+  return await cgroups.pathFor(op, plan);
+}
+
 /** Empty directories for sockets, state and logs. */
 async function makePlaces(op: Operation, { host }: GvisorConfig, plan: SandboxPlan): Promise<void> {
   await allOf([host.makeDir(op, plan.runDir, 0o711), host.makeDir(op, plan.logDir, 0o711)]);
-  await allOf([rootDir(plan), linkDir(plan), stateDir(plan), networkDir(plan)].map((dir) => host.makeDir(op, dir, 0o700)));
+  // Every user of the sandbox loads a library from this one.
+  await host.makeDir(op, linkDir(plan), 0o711);
+  await allOf([rootDir(plan), stateDir(plan), networkDir(plan)].map((dir) => host.makeDir(op, dir, 0o700)));
   if (plan.runAs === null || plan.network === 'none') return;
   // Releases of passt open it as root without root's rights over files, or as the user that they become.
   await host.chmod(op, networkDir(plan), 0o711);
@@ -134,8 +148,9 @@ async function preloadOf(op: Operation, config: GvisorConfig, plan: SandboxPlan,
   const { host, automountLibraryPath } = config;
   if (input.platform.automount === 'taken' || (await host.stat(op, `${input.basePath}/etc/ld.so.preload`)) !== null) return null;
   const listPath = preloadListPath(plan);
-  await host.writeFileAtomic(op, listPath, PRELOAD_LIST, 0o444);
-  return { libraryPath: automountLibraryPath, listPath };
+  const library = basename(automountLibraryPath);
+  await host.writeFileAtomic(op, listPath, preloadList(library), 0o444);
+  return { library, listPath };
 }
 
 function guestOf(op: Operation, link: Link): GuestAddress | null {
@@ -158,10 +173,11 @@ function asUser({ runAs }: SandboxPlan): readonly string[] {
   return runAs === null ? [] : ['--runas', `${runAs.uid}:${runAs.gid}`];
 }
 
-function cellArgs(plan: SandboxPlan, basePath: string, guest: GuestAddress | null): readonly string[] {
+function cellArgs(plan: SandboxPlan, basePath: string, lent: readonly string[], guest: GuestAddress | null): readonly string[] {
   const { runAs } = plan;
   return [
     ...['--lower', basePath, '--upper', upperDir(plan), '--work', overlayWorkDir(plan), '--root', rootDir(plan)],
+    ...['--link', linkDir(plan), ...lent.flatMap((path) => ['--show', path])],
     ...(guest === null || runAs === null
       ? []
       : [

@@ -4,7 +4,7 @@ import type { Duplex } from 'node:stream';
 import { HutchError } from '../../domain/errors.ts';
 import type { SandboxId } from '../../domain/ids.ts';
 import type { Operation } from '../../host/operation.ts';
-import { shimRef } from '../../host/shim.ts';
+import { companionEnded, shimRef } from '../../host/shim.ts';
 import { type Backend, machineFiles, type SandboxPlan } from '../backend.ts';
 import { allOf } from '../wait.ts';
 import { type Accelerated, findAcceleration, giveUpKvm } from './acceleration.ts';
@@ -138,6 +138,7 @@ export function newQemuBackend(config: QemuConfig): Backend {
       return now.alive ? now : await withPanic(op, host, plan, now);
     },
     ended: async (op, plan) => await withPanic(op, host, plan, await vmmEnded(op, host, plan.runDir)),
+    networkLost: async (op, plan) => (await companionEnded(op, host, plan.runDir)) !== null,
     async cleanUp(op, plan) {
       await letGo(plan);
       await allOf([
