@@ -3,6 +3,7 @@
 import type { Progress } from '../sdk/client.ts';
 import type { Io } from './io.ts';
 import { cut, roughSize, safe } from './output.ts';
+import { terminalSize } from './terminal.ts';
 
 export type ProgressLine = {
   show(progress: Progress): void;
@@ -17,6 +18,7 @@ const FIRST = 'preparing the kernel and the image (only the first time; a minute
 const NOTICES: Readonly<Record<string, string>> = {
   kernel: FIRST,
   image: FIRST,
+  pull: 'pulling the image…',
   template: 'booting a machine of this shape (only the first time; some seconds)…',
 };
 
@@ -32,7 +34,7 @@ export function newProgressLine(io: Io, json: boolean): ProgressLine {
       lastMs = now;
       lastStep = progress.step;
       shown = true;
-      process.stderr.write(`\r\u001b[K${cut(sentence(progress), (process.stderr.columns ?? 80) - 1)}`);
+      process.stderr.write(`\r\u001b[K${cut(sentence(progress), terminalSize().cols - 1)}`);
     },
     clear() {
       if (shown) process.stderr.write('\r\u001b[K');

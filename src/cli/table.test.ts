@@ -1,6 +1,8 @@
 // What must hold of the table of verbs, and of all that is made from it.
 import { spawnSync } from 'node:child_process';
-import { readFileSync } from 'node:fs';
+import { mkdirSync, mkdtempDisposableSync, readFileSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { cliDocs } from '../../scripts/generate-cli-docs.ts';
 import { readArgs } from './args.ts';
@@ -84,17 +86,48 @@ test('completions are understood by their shells', () => {
   }
 });
 
-test('bash completes verbs, subverbs and flags', () => {
-  const complete = (...words: string[]) => {
+test('bash completes verbs, flags, their values, files, and names by the program that was typed', () => {
+  using dir = mkdtempDisposableSync(join(tmpdir(), 'hutch-completion-'));
+  writeFileSync(join(dir.path, 'my env'), '');
+  mkdirSync(join(dir.path, 'my dir'));
+  writeFileSync(join(dir.path, 'hutch'), '#!/bin/sh\necho "$1-$2-two"; echo two; echo three\n', { mode: 0o755 });
+  /** Bash makes words of "=" and ":" before it asks. */
+  const complete = (line: string) => {
+    const words = ['./hutch', ...line.split(/ |(?<==)|(?==)|(?<=:)|(?=:)/)];
     const script = `${bashCompletion()}\nCOMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _hutch; printf '%s\\n' "\${COMPREPLY[@]}"`;
-    return spawnSync('bash', ['-c', script, 'bash', ...words], { encoding: 'utf8' })
-      .stdout.trimEnd()
-      .split('\n');
+    const { stdout, stderr } = spawnSync('bash', ['--norc', '-c', script, 'bash', ...words], { encoding: 'utf8', cwd: dir.path });
+    expect(stderr).toBe('');
+    return stdout.split('\n').filter((word) => word !== '');
   };
-  expect(complete('hutch', 'ins')).toEqual(['inspect']);
-  expect(complete('hutch', 'ops', 'c')).toEqual(['cancel']);
-  expect(complete('hutch', 'run', '--mem')).toEqual(['--memory']);
-  expect(complete('hutch', 'ledger', 'export', '--for')).toEqual(['--format']);
+  expect(complete('ins')).toEqual(['inspect']);
+  expect(complete('ops c')).toEqual(['cancel']);
+  expect(complete('run --mem')).toEqual(['--memory']);
+  expect(complete('ledger export --for')).toEqual(['--format']);
+  expect(complete('ledger export --format ')).toEqual(['hutch', 'cocoon']);
+  expect(complete('run --backend=g')).toEqual(['gvisor']);
+  expect(complete('completion f')).toEqual(['fish']);
+  expect(complete('run --env-file my')).toEqual(['my dir', 'my env']);
+  expect(complete('run --secret-file TOKEN=my')).toEqual(['my dir', 'my env']);
+  expect(complete('stop tw')).toEqual(['two']);
+  expect(complete('stop two th')).toEqual(['three']);
+  expect(complete('stop __')).toEqual(['__complete-sandbox-two']);
+  expect(complete('ops cancel __')).toEqual(['__complete-operation-two']);
+  expect(complete('keys revoke __')).toEqual(['__complete-key-two']);
+  expect(complete('logs -n 3 tw')).toEqual(['two']);
+  expect(complete('cp my')).toEqual(['my dir', 'my env']);
+  expect(complete('cp tw')).toEqual(['two:']);
+  // Nothing of ours stands in a sandbox's own command, in its file system, or behind what takes one name.
+  expect(complete('cp two:my')).toEqual([]);
+  expect(complete('exec two tw')).toEqual([]);
+  expect(complete('run -- tw')).toEqual([]);
+  expect(complete('run --name tw')).toEqual([]);
+});
+
+test('completions for zsh use no variable that means something to it', () => {
+  const locals = /^ {2}local (.*)$/m.exec(zshCompletion())?.[1]?.split(' ') ?? [];
+  expect(locals).toContain('cur');
+  // `local path` empties PATH there; the others are read-only or tied as well.
+  for (const tied of ['path', 'fpath', 'status', 'argv', 'options', 'words', 'commands', 'functions']) expect(locals).not.toContain(tied);
 });
 
 test('docs/cli.md is what the table says', () => {

@@ -9,15 +9,20 @@ export type Flag = {
   /** How its value is called in help; a flag without one is a switch. */
   readonly value?: string;
   readonly choices?: readonly string[];
+  /** What the shell offers for its value, where neither `choices` nor a FILE says it. */
+  readonly completes?: 'sandbox' | readonly string[];
   readonly repeats?: boolean;
   readonly about: string;
 };
+
+/** What of the daemon's, or of both file systems, a word may name. */
+export type Kind = 'sandbox' | 'operation' | 'key' | 'path' | 'nothing';
 
 /** What stands behind the flags. */
 export type Positional = {
   readonly name: string;
   readonly takes: 'none' | 'one' | 'optional' | 'several' | 'any';
-  readonly completes?: 'sandbox' | 'operation' | 'path' | 'nothing';
+  readonly completes?: Kind | readonly string[];
 };
 
 export type Example = { readonly line: string; readonly about: string };

@@ -48,6 +48,20 @@ export class Commits {
     };
   }
 
+  get begun(): boolean {
+    return this.#begun;
+  }
+
+  /** Brings the record of the operation alone, where nothing has been committed yet. The store takes commits in their order. */
+  begin(): void {
+    if (this.#begun || this.#first !== null) return;
+    this.#begun = true;
+    this.#store.commit(this.#op, [this.#beginning()], 'relaxed').catch((cause: unknown) => {
+      this.#begun = false;
+      this.#op.log.warn({ cause }, 'the beginning of an operation was not recorded');
+    });
+  }
+
   /** What the store keeps of the end. Nobody waits for it: it is in the store before any later question. */
   end(state: Exclude<OperationState, 'running'>, endedAtMs: number, error: HutchError | null): void {
     const { id, targetId } = this.#running.record;

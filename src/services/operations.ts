@@ -54,6 +54,9 @@ export type OperationsDeps = {
 /** Progress beyond this rate is not passed on: a person cannot read faster. */
 const PROGRESS_EVERY_MS = 100;
 
+/** What takes longer is in the store while it runs, so that a killed daemon's next one can tell of it. A quick start does without. */
+const RECORDED_AFTER_MS = 500;
+
 export class Operations {
   readonly #deps: OperationsDeps;
   readonly #running = new Map<OpId, Running>();
@@ -91,6 +94,8 @@ export class Operations {
     });
     this.#running.set(id, running);
     const commits = new Commits(this.#deps, root, running, ask);
+    const isLong = setTimeout(() => commits.begin(), RECORDED_AFTER_MS);
+    if (ask.reads) clearTimeout(isLong);
     try {
       if (this.#closing !== null && !ask.verb.startsWith('daemon.')) throw this.#closing;
       // Claimed before anything is done; a verb that commits first thing does so there.
@@ -116,6 +121,7 @@ export class Operations {
       else this.#end(running, commits, span, isCancelled ? 'cancelled' : 'failed', failure);
       throw failure;
     } finally {
+      clearTimeout(isLong);
       this.#running.delete(id);
       over.resolve();
     }
@@ -200,7 +206,8 @@ export class Operations {
     running.record = { ...running.record, state: state ?? 'done', endedAtMs, error: error?.toBody() ?? null };
     if (error !== null) span.setStatus({ code: SpanStatusCode.ERROR, message: error.message });
     this.#deps.tracer.end(running.record.id, span);
-    if (state !== null && !running.reads) commits.end(state, endedAtMs, error);
+    // An answer given before is the first call's doing: of the second only what is in the store already is ended.
+    if (!running.reads && (state !== null || commits.begun)) commits.end(state ?? 'done', endedAtMs, error);
   }
 }
 

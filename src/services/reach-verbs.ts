@@ -40,6 +40,8 @@ export function reachVerbs(core: Core): Pick<Handlers, 'port.list' | 'port.conne
       const own = (await run.backend.usage?.(op, run.plan)) ?? null;
       const { takenAtMs, uptimeMs, cpu, memory, disk, network, processes, oomKills } = metrics;
       return {
+        sandboxId: sandbox.id,
+        name: sandbox.spec.name,
         takenAtMs,
         uptimeMs,
         cpu: own === null ? { usedUs: cpu.userUs + cpu.systemUs, count: cpu.count } : { usedUs: own.cpuUs, count: sandbox.spec.shape.cpus },

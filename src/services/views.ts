@@ -145,6 +145,8 @@ export const port = z
 
 export const stats = z
   .object({
+    sandboxId: z.string(),
+    name: z.string(),
     takenAtMs: timeMs,
     uptimeMs: z.number(),
     cpu: z.object({ usedUs: z.number(), count: z.int() }),

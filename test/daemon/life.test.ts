@@ -113,6 +113,30 @@ test('an operation that a killed daemon was at is shown as interrupted', async (
   expect((await daemon.processes()).filter((line) => line.includes('shim'))).toEqual([]);
 });
 
+test('an operation that a killed daemon was at before it had changed anything is known by its id', async () => {
+  await using daemon = await DaemonUnderTest.start({ env: { HUTCH_TEST_STEP: 'hang:prepare' } });
+  void daemon.call('sandbox.create', { name: 'first' }).catch(() => {});
+  await eventually('it is under way', async () => (await daemon.call('operation.list', {})).operations.length === 1);
+  const id = (await daemon.call('operation.list', {})).operations[0]?.id ?? '';
+  await eventually('the store has it', async () => (await readFile(join(daemon.home, 'data/hutch.db-wal'))).includes(id));
+  await daemon.kill9();
+  await daemon.startAgain({});
+  expect(await daemon.call('operation.get', { opId: id })).toMatchObject({ state: 'interrupted', verb: 'sandbox.create' });
+  expect((await daemon.call('why.get', { ref: id })).sentence).toContain('the daemon ended');
+  expect((await daemon.call('sandbox.create', { name: 'first' })).state).toBe('running');
+});
+
+test('an operation that takes long has one record, which ends', async () => {
+  await using daemon = await DaemonUnderTest.start();
+  const { id } = await daemon.call('sandbox.create', {});
+  const slow = await daemon.exec(id, { argv: ['sh', '-c', 'sleep 1.2'] }, { execId: 'slow' });
+  expect((await slow.exit()).exitCode).toBe(0);
+  await daemon.terminate();
+  await daemon.startAgain({});
+  const ended = (await daemon.call('operation.list', { all: true })).operations.filter(({ verb }) => verb === 'exec.start');
+  expect(ended.map(({ state, targetId }) => [state, targetId])).toEqual([['done', id]]);
+});
+
 test('in the foreground it logs to stderr; wrong flags say what there is', async () => {
   const entry = join(import.meta.dirname, '../support/faulty-daemon.ts');
   const child = spawn(process.execPath, [entry, '--nonsense'], { stdio: ['ignore', 'ignore', 'pipe'] });

@@ -3,6 +3,7 @@ import type { Positional, Verb } from '../verb.ts';
 
 const SANDBOX: Positional = { name: 'SANDBOX', takes: 'one', completes: 'sandbox' };
 const SANDBOXES: Positional = { name: 'SANDBOX', takes: 'several', completes: 'sandbox' };
+const STATES = ['created', 'running', 'paused', 'suspended', 'stopped', 'error', 'deleted'];
 
 export const lookVerbs: readonly Verb[] = [
   {
@@ -19,7 +20,8 @@ export const lookVerbs: readonly Verb[] = [
       {
         name: 'state',
         value: 'STATES',
-        about: 'Only these, comma-separated: created, running, paused, suspended, stopped, error, deleted',
+        completes: STATES,
+        about: `Only these, comma-separated: ${STATES.join(', ')}`,
       },
       { name: 'label', short: 'l', value: 'K[=V]', repeats: true, about: 'Only those with the label' },
     ],

@@ -95,7 +95,7 @@ export const machineVerbs: readonly Verb[] = [
         summary: 'Revoke keys',
         examples: [{ line: 'hutch keys revoke ci', about: '' }],
         flags: [],
-        positionals: [{ name: 'KEY', takes: 'several', completes: 'nothing' }],
+        positionals: [{ name: 'KEY', takes: 'several', completes: 'key' }],
         load: async () => (await keys()).revoke,
       },
     ],
@@ -130,7 +130,7 @@ export const machineVerbs: readonly Verb[] = [
     summary: 'Print completions for a shell',
     examples: [{ line: 'source <(hutch completion bash)', about: '' }],
     flags: [],
-    positionals: [{ name: 'bash|zsh|fish', takes: 'one', completes: 'nothing' }],
+    positionals: [{ name: 'bash|zsh|fish', takes: 'one', completes: ['bash', 'zsh', 'fish'] }],
     load: async () => (await import('../verbs/completion.ts')).run,
   },
 ];

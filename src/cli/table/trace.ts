@@ -21,7 +21,7 @@ export const traceVerbs: readonly Verb[] = [
     examples: [{ line: 'hutch events -f', about: 'and what happens' }],
     flags: [
       { name: 'follow', short: 'f', about: 'Go on with what comes' },
-      { name: 'sandbox', value: 'SANDBOX', about: 'Only its events' },
+      { name: 'sandbox', value: 'SANDBOX', completes: 'sandbox', about: 'Only its events' },
       { name: 'cursor', value: 'N', about: 'From this event on' },
       { name: 'limit', short: 'n', value: 'N', about: 'Only the last N; with --cursor the first N from there' },
     ],

@@ -16,13 +16,21 @@ export const LEAF: Leaf = {
 
 async function run(context: Context, args: Args): Promise<number> {
   try {
-    const words =
-      args.first() === 'operation'
-        ? (await ask(context, 'operation.list', {})).operations.map(({ id }) => id)
-        : (await ask(context, 'sandbox.list', {})).sandboxes.map(({ name }) => name);
+    const words = await wordsOf(context, args.first());
     await context.io.out(words.map((word) => `${word}\n`).join(''));
   } catch (error) {
     if (!(error instanceof HutchError)) throw error;
   }
   return 0;
+}
+
+async function wordsOf(context: Context, kind: string): Promise<readonly string[]> {
+  switch (kind) {
+    case 'operation':
+      return (await ask(context, 'operation.list', {})).operations.map(({ id }) => id);
+    case 'key':
+      return (await ask(context, 'key.list', {})).keys.filter(({ revokedAtMs }) => revokedAtMs === null).map(({ name }) => name);
+    default:
+      return (await ask(context, 'sandbox.list', {})).sandboxes.map(({ name }) => name);
+  }
 }
