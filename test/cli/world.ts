@@ -13,7 +13,7 @@ const DAEMON = join(ROOT, 'test/support/faulty-daemon.ts');
 const RUN_MS = 60_000;
 
 /** The real backend, with the image and kernel of this checkout. */
-export const MACHINES = join(ROOT, 'test/faults/qemu-daemon.ts');
+export const MACHINES = join(ROOT, 'test/faults/real-daemon.ts');
 
 export type Result = { readonly code: number | null; readonly stdout: string; readonly stderr: string; readonly bytes: Buffer };
 export type RunOptions = { readonly input?: string | Uint8Array; readonly env?: Readonly<Record<string, string>>; readonly cwd?: string };

@@ -5,7 +5,8 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { ApiError, type DaemonUnderTest } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
-import { all, expectInOrder, expectNoLeaks, isLong, numbers, rssKiB, seed, startDaemon, works } from './world.ts';
+import { createAtOnce } from './at-once.ts';
+import { expectInOrder, expectNoLeaks, isLong, numbers, rssKiB, seed, startDaemon, works } from './world.ts';
 
 const RESTORES = isLong ? 300 : 30;
 const BOOTS = isLong ? 100 : 10;
@@ -39,24 +40,7 @@ test(`${BOOTS} cold boots in a row all work`, { timeout: BOOTS * 120_000 }, asyn
   await expectNoLeaks(daemon);
 });
 
-test(`${AT_ONCE} creations at once all work, or say why not`, { timeout: AT_ONCE * 20_000 }, async () => {
-  const outcomes = await Promise.all(
-    Array.from({ length: AT_ONCE }, () =>
-      daemon.call('sandbox.create', {}).then(
-        ({ id }) => id,
-        (error: unknown) => (error instanceof ApiError ? error : Promise.reject(error as Error)),
-      ),
-    ),
-  );
-  const made = outcomes.filter((outcome) => typeof outcome === 'string');
-  for (const outcome of outcomes)
-    if (outcome instanceof ApiError) expect(outcome.code).toMatch(/^(resource_exhausted|deadline_exceeded|unavailable)$/);
-  expect(made.length).toBeGreaterThan(AT_ONCE / 2);
-  await Promise.all(made.map((id) => works(daemon, id)));
-  expect((await all(daemon)).map(({ id }) => id).sort()).toEqual([...made].sort());
-  await daemon.deleteAll();
-  await expectInOrder(daemon);
-});
+test(`${AT_ONCE} creations at once all work, or say why not`, { timeout: AT_ONCE * 20_000 }, () => createAtOnce(daemon, AT_ONCE));
 
 test(`clients that race stop, start, exec and rm leave a sandbox that is whole or gone (seed ${seed})`, {
   timeout: ROUNDS * 120_000,

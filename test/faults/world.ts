@@ -4,13 +4,14 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect } from 'vitest';
 import { DaemonUnderTest, type SandboxView, type StartOptions } from '../support/daemon-under-test.ts';
+import { DockerEngine } from '../support/docker-engine.ts';
 import { eventually } from '../support/eventually.ts';
 
 export const seed = Number(process.env['HUTCH_TEST_SEED'] ?? 1);
 export const isLong = process.env['HUTCH_TEST_LONG'] !== undefined;
 
 export function options(env: Readonly<Record<string, string>> = {}): StartOptions {
-  return { entry: join(import.meta.dirname, 'qemu-daemon.ts'), env: { HUTCH_DAEMON_LISTEN: 'off', ...env } };
+  return { entry: join(import.meta.dirname, 'real-daemon.ts'), env: { HUTCH_DAEMON_LISTEN: 'off', ...env } };
 }
 
 /** A daemon whose template is ready. */
@@ -19,6 +20,40 @@ export async function startDaemon(env: Readonly<Record<string, string>> = {}): P
   const { id } = await daemon.call('sandbox.create', { network: 'none' });
   await daemon.call('sandbox.delete', { ref: id, force: true });
   return daemon;
+}
+
+export type BackendName = 'qemu' | 'docker' | 'gvisor';
+
+/** What sandboxes of one backend need around their daemon, and how a daemon is told to use it. */
+export type World = AsyncDisposable & {
+  readonly backend: BackendName;
+  readonly daemon: DaemonUnderTest;
+  options(env?: Readonly<Record<string, string>>): StartOptions;
+  /** What the backend's own engine still has of ours. */
+  leftInEngine(): Promise<readonly string[]>;
+};
+
+/** The reason, where this machine cannot run that backend. */
+export async function startWorld(backend: BackendName): Promise<World | string> {
+  await using undo = new AsyncDisposableStack();
+  const engine = backend === 'docker' ? await DockerEngine.start() : null;
+  if (engine !== null) undo.use(engine);
+  const own = { HUTCH_SANDBOX_BACKEND: backend, HUTCH_SANDBOX_STOP_GRACE: '2s', ...engine?.env };
+  const daemon = undo.use(await DaemonUnderTest.start(options(own)));
+  // Asking tries them all, which takes a while; without QEMU nothing here can be run.
+  const can = backend === 'qemu' ? [] : (await daemon.call('backends.list', {})).backends;
+  const why = can.find(({ name }) => name === backend)?.why ?? null;
+  if (why !== null) return why;
+  const { id } = await daemon.call('sandbox.create', { network: 'none' });
+  await daemon.call('sandbox.delete', { ref: id, force: true });
+  const kept = undo.move();
+  return {
+    backend,
+    daemon,
+    options: (env = {}) => options({ ...own, ...env }),
+    leftInEngine: async () => (await engine?.containers())?.map(({ Names }) => Names.join(' ')) ?? [],
+    [Symbol.asyncDispose]: () => kept[Symbol.asyncDispose](),
+  };
 }
 
 /** Random, but the same for a seed. */

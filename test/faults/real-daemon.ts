@@ -1,4 +1,4 @@
-// The real daemon over the real QEMU backend, with a fault at one of its two doors when the
+// The real daemon over the real backends, with a fault at one of its two doors when the
 // environment asks for one:
 //   HUTCH_TEST_FAULT=die-after:7:sandbox.create     a call to the system; see hostWithFault
 //   HUTCH_TEST_STORE_FAULT=die-after:1:applyEvent   a commit; see storeWithFault

@@ -1,0 +1,3 @@
+import { badDays } from './bad-days.ts';
+
+await badDays('docker');
