@@ -135,6 +135,16 @@ export type OthersPause = {
   hints(op: Operation, plan: SandboxPlan): AsyncIterable<void>;
 };
 
+export type Checkpoints = {
+  /**
+   * Writes what runs in it to `dir`, which must not be there yet, and ends its process. The agent has been asked to let go of its
+   * connection (`prepareCheckpoint`). On failure the sandbox runs, and `dir` is gone.
+   */
+  save(op: Operation, plan: SandboxPlan, dir: string): Promise<ProcessEvidence & { readonly alive: false }>;
+  /** As `start`, from what `save` wrote. The private disk must be as it was then. */
+  restore(op: Operation, plan: SandboxPlan, dir: string): Promise<Started>;
+};
+
 export type Backend = {
   readonly name: BackendName;
   readonly needs: BootNeed;
@@ -188,6 +198,9 @@ export type Backend = {
    * before the call; with false when that cannot happen any more. Absent where nothing of ours carries it.
    */
   networkLost?(op: Operation, plan: SandboxPlan): Promise<boolean>;
+
+  /** Memory and processes written down and taken up again: what a suspend is built on. Absent where it cannot be done. */
+  readonly checkpoints?: Checkpoints;
 
   /** Removes everything under dataDir and runDir and whatever else `start` made. The process must be dead. */
   remove(op: Operation, plan: SandboxPlan): Promise<void>;

@@ -8,6 +8,7 @@ import { type Backend, rootFiles, type SandboxPlan } from '../backend.ts';
 import { DiskTraffic } from '../disk-traffic.ts';
 import { Bases } from './base.ts';
 import { Cgroups } from './cgroup.ts';
+import { saveSandbox } from './checkpoint.ts';
 import { COMMAND_MS, type GvisorConfig, RELEASE_MS } from './config.ts';
 import { findLeaks } from './leaks.ts';
 import { agentSocketPath, layerDir, overlayWorkDir, stateDir, upperDir } from './paths.ts';
@@ -15,7 +16,7 @@ import { findPlatform, type Platform } from './platform.ts';
 import { probeMachine } from './probe.ts';
 import { Processes } from './process.ts';
 import { type Runtime, RuntimeFinder } from './runtime.ts';
-import { networkPlan, SOCKET_MODE, startSandbox } from './start.ts';
+import { networkPlan, SOCKET_MODE, type StartParts, startSandbox } from './start.ts';
 import { DiskUse } from './use.ts';
 
 export function newGvisorBackend(config: GvisorConfig): Backend {
@@ -43,6 +44,7 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
     const { runtime, platform } = await find(op);
     return { runtime, platform, basePath: await bases.take(op, rootFiles(op, plan.boot)) };
   };
+  const parts = (plan: SandboxPlan): StartParts => ({ config, cgroups, processes, doors, take: (late) => take(late, plan) });
   const ask = async (op: Operation, plan: SandboxPlan, command: 'pause' | 'resume'): Promise<void> => {
     const { path } = await finder.find(op);
     using limited = op.within(COMMAND_MS, `runsc ${command}`);
@@ -74,7 +76,7 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
       await host.makeDir(op, overlayWorkDir(plan), 0o700);
       undo.move();
     },
-    start: (op, plan) => startSandbox(op, { config, cgroups, processes, doors, take: (late) => take(late, plan) }, plan),
+    start: (op, plan) => startSandbox(op, parts(plan), plan, 'anew'),
     async linkUp() {
       // It is up from the start: nothing ran before the rules were there.
     },
@@ -84,6 +86,10 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
     },
     pause: (op, plan) => ask(op, plan, 'pause'),
     resume: (op, plan) => ask(op, plan, 'resume'),
+    checkpoints: {
+      save: async (op, plan, dir) => await saveSandbox(op, { host, runtime: await finder.find(op), processes, doors }, plan, dir),
+      restore: (op, plan, dir) => startSandbox(op, parts(plan), plan, { checkpointDir: dir }),
+    },
     kill: (op, plan, how) => processes.kill(op, plan, how),
     inspect: (op, plan) => processes.inspect(op, plan),
     ended: (op, plan) => processes.ended(op, plan),

@@ -43,7 +43,10 @@ export type StartParts = {
 
 export const SOCKET_MODE = 0o600;
 
-export async function startSandbox(op: Operation, parts: StartParts, plan: SandboxPlan): Promise<Started> {
+/** `checkpointDir`: what ran in it goes on where it was. */
+export type StartFrom = 'anew' | { readonly checkpointDir: string };
+
+export async function startSandbox(op: Operation, parts: StartParts, plan: SandboxPlan, from: StartFrom): Promise<Started> {
   const { config, cgroups, processes, doors } = parts;
   const { host, network } = config;
   const stagesMs: Record<string, number> = {};
@@ -101,7 +104,7 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
   const { child } = await startShim(op, host, config.shimPath, {
     ...{ dir: plan.runDir, logPath: runtimeLogPath(plan), runAs: null, cgroups: [], awaitSockets: [] },
     ...(link.kind === 'passt' ? { also: [[...link.argv, ...asUser(plan)]], pair: 'shared' as const } : { also: [] }),
-    argv: [config.cellPath, ...cellArgs(plan, input.basePath, lent, guest), '--', ...runtimeArgs(plan, input, cgroupsPath, guest)],
+    argv: [config.cellPath, ...cellArgs(plan, input.basePath, lent, guest), '--', ...runtimeArgs(plan, input, cgroupsPath, guest, from)],
   });
   done('spawned');
 
@@ -187,13 +190,20 @@ function cellArgs(plan: SandboxPlan, basePath: string, lent: readonly string[], 
   ];
 }
 
-function runtimeArgs(plan: SandboxPlan, input: StartInput, cgroupsPath: string | null, guest: GuestAddress | null): readonly string[] {
+function runtimeArgs(
+  plan: SandboxPlan,
+  input: StartInput,
+  cgroupsPath: string | null,
+  guest: GuestAddress | null,
+  from: StartFrom,
+): readonly string[] {
   const { runtime, platform } = input;
   return [
     ...[runtime.path, '--root', stateDir(plan), `--platform=${platform.name}`, `--network=${guest === null ? 'none' : 'sandbox'}`],
     ...runtime.options,
     ...(cgroupsPath === null && runtime.canIgnoreCgroups ? ['--ignore-cgroups'] : []),
-    ...['run', '-bundle', plan.runDir, plan.id],
+    ...(from === 'anew' ? ['run'] : ['restore', `-image-path=${from.checkpointDir}`]),
+    ...['-bundle', plan.runDir, plan.id],
   ];
 }
 

@@ -1,0 +1,133 @@
+// Memory and processes that are written down and taken up again: at the backend itself, with the real runsc.
+import { randomBytes } from 'node:crypto';
+import { existsSync, readFileSync } from 'node:fs';
+import { chmod, mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { basename, join, resolve } from 'node:path';
+import { afterAll, expect, onTestFinished, test } from 'vitest';
+import type { SandboxPlan } from '../../src/backends/backend.ts';
+import { newGvisorBackend } from '../../src/backends/gvisor/backend.ts';
+import { newId } from '../../src/domain/ids.ts';
+import { type Agent, connectAgent } from '../../src/guest/agent.ts';
+import type { Host } from '../../src/host/host.ts';
+import { nodeHost } from '../../src/host/node-host.ts';
+import { withoutNetwork } from '../../src/network/network.ts';
+import { realBootFiles } from '../qemu/fixture.ts';
+import { outputOf } from '../qemu/guest-command.ts';
+import { eventually } from '../support/eventually.ts';
+import { testOperation } from '../support/operation.ts';
+
+const PREBUILT = resolve(import.meta.dirname, '../../prebuilt/x86_64');
+const op = testOperation();
+const host = nodeHost();
+const shared = await mkdtemp(join(tmpdir(), 'hutch-gvisor-bases-'));
+afterAll(() => rm(shared, { recursive: true }));
+
+async function place(host: Host = nodeHost()) {
+  const home = await mkdtemp(join(tmpdir(), 'hutch-gvisor-'));
+  await chmod(home, 0o711);
+  const backend = newGvisorBackend({
+    host,
+    basesDir: join(shared, 'bases'), // unpacked once for both tests
+    workDir: join(home, 'work'),
+    shimPath: join(PREBUILT, 'hutch-shim'),
+    cellPath: join(PREBUILT, 'hutch-cell'),
+    automountLibraryPath: join(PREBUILT, 'hutch-automount.so'),
+    agentPath: join(PREBUILT, 'hutch-agent'),
+    cgroupName: basename(home),
+    runRoot: join(home, 'run'),
+    network: withoutNetwork('the test wants none'),
+    whyNoKvm: async () => 'not in this test',
+  });
+  const id = newId('sbx', (count) => randomBytes(count));
+  const plan: SandboxPlan = {
+    ...{ id, name: id, projectId: null, shape: { cpus: 1, memoryMiB: 512, diskMiB: 8192 }, network: 'none', runAs: null },
+    ...{ dataDir: join(home, 'data', id), runDir: join(home, 'run', id), logDir: join(home, 'log', id) },
+    boot: { ...(await realBootFiles(op, host)), kind: 'root' },
+  };
+  const { checkpoints } = backend;
+  if (checkpoints === undefined) throw new Error('gVisor makes checkpoints');
+  onTestFinished(async () => {
+    await backend.kill(op, plan, 'now');
+    await backend.remove(op, plan);
+    expect(await backend.leaks(op, new Set())).toEqual([]);
+    await rm(home, { recursive: true });
+  });
+  return { home, backend, checkpoints, plan, checkpointDir: join(home, 'checkpoint') };
+}
+
+type Place = Awaited<ReturnType<typeof place>>;
+
+async function agentOf({ backend, plan }: Place): Promise<Agent> {
+  const agent = await connectAgent(op, await backend.dialAgent(op, plan));
+  // The same generation as before the checkpoint changes nothing.
+  await agent.configure(op, { generation: plan.id, hostname: 'test', clockMs: Date.now(), entropy: randomBytes(64), env: {}, secrets: {} });
+  return agent;
+}
+
+/** What a shell script prints. */
+const sh = async (agent: Agent, script: string): Promise<string> => (await outputOf(op, agent, ['sh', '-c', script])).stdout;
+
+const isRoot = process.getuid?.() === 0;
+
+test.skipIf(!isRoot)(
+  'a checkpoint keeps memory and processes: after a restore they go on where they were',
+  { timeout: 180_000 },
+  async () => {
+    const it = await place();
+    const { backend, checkpoints, plan, checkpointDir } = it;
+    await backend.create(op, plan);
+    await backend.start(op, plan);
+    const agent = await agentOf(it);
+    await sh(agent, 'echo on disk > /root/a; (i=0; while :; do i=$((i+1)); echo $i $$ > /dev/shm/n; sleep 0.02; done) >/dev/null 2>&1 &');
+    const counted = async (from: Agent): Promise<{ count: number; pid: number }> => {
+      let [count, pid] = [0, 0];
+      await eventually('it has counted', async () => {
+        [count = 0, pid = 0] = (await sh(from, 'cat /dev/shm/n')).split(' ').map(Number);
+        return count > 0;
+      });
+      return { count, pid };
+    };
+    const before = await counted(agent);
+    await agent.prepareCheckpoint(op, 50);
+    expect(await checkpoints.save(op, plan, checkpointDir)).toMatchObject({ alive: false, exitCode: 0 });
+    expect(await backend.inspect(op, plan)).toMatchObject({ alive: false });
+    await backend.cleanUp(op, plan);
+    expect(existsSync(plan.runDir)).toBe(false);
+    expect(readFileSync('/proc/self/mountinfo', 'utf8')).not.toContain(plan.id);
+
+    await checkpoints.restore(op, plan, checkpointDir);
+    const again = await agentOf(it);
+    const after = await counted(again);
+    expect(after.pid).toBe(before.pid);
+    expect(after.count).toBeGreaterThanOrEqual(before.count);
+    await eventually('it goes on counting', async () => (await counted(again)).count > after.count);
+    expect(await sh(again, 'cat /root/a; hostname')).toBe('on disk\ntest\n');
+  },
+);
+
+test.skipIf(!isRoot)('a checkpoint that cannot be made leaves the sandbox running, and nothing else', { timeout: 180_000 }, async () => {
+  const real = nodeHost();
+  const refusing: Partial<Host> = {
+    run: async (...args) => {
+      const [, argv] = args;
+      if (!argv.includes('checkpoint')) return await real.run(...args);
+      return { exitCode: 128, stdout: new Uint8Array(), stderr: new TextEncoder().encode('no space left on device') };
+    },
+  };
+  const it = await place(Object.assign(Object.create(real) as Host, refusing));
+  const { backend, checkpoints, plan, checkpointDir } = it;
+  await backend.create(op, plan);
+  await backend.start(op, plan);
+  const agent = await agentOf(it);
+  await agent.prepareCheckpoint(op, 50);
+  await expect(checkpoints.save(op, plan, checkpointDir)).rejects.toMatchObject({
+    code: 'unavailable',
+    message: expect.stringContaining('no space left'),
+  });
+  expect(existsSync(checkpointDir)).toBe(false);
+  expect(await sh(await agentOf(it), 'echo still here')).toBe('still here\n');
+  await host.makeDir(op, checkpointDir, 0o700);
+  await expect(checkpoints.save(op, plan, checkpointDir)).rejects.toMatchObject({ code: 'conflict' });
+  expect(existsSync(checkpointDir)).toBe(true);
+});
