@@ -1,11 +1,12 @@
 // `./dev test`: everything, in the order in which a failure is cheapest to see: checks, Rust, the
 // TypeScript tests (which start the real parts), the lab. Prints the seed; ends with one line
-// "N passed, N failed". `--long` runs the full figures and keeps its summary in docs/test-runs.md.
+// "N passed, N failed". `--long` runs the full figures and keeps what it ran in docs/test-runs.md.
 // `--backend NAME` runs the conformance suite of that one alone, and fails where it cannot be run.
-import { spawn, spawnSync } from 'node:child_process';
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { availableParallelism, tmpdir, totalmem } from 'node:os';
-import { join } from 'node:path';
+import { spawn } from 'node:child_process';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join, relative } from 'node:path';
+import { type FileRun, recordRun } from './test-runs.ts';
 
 /**
  * `notRun`: tests that say themselves that they do not apply here (another user, `--long`).
@@ -17,6 +18,7 @@ type Section = {
   failures: string[];
   readonly notRun: string[];
   readonly unsteady: string[];
+  readonly files: readonly FileRun[];
   seconds: number;
 };
 type Options = {
@@ -65,7 +67,7 @@ function fail(message: string): never {
 }
 
 function section(name: string, part: Partial<Section> = {}): Section {
-  return { name, passed: 0, failures: [], notRun: [], unsteady: [], seconds: 0, ...part };
+  return { name, passed: 0, failures: [], notRun: [], unsteady: [], files: [], seconds: 0, ...part };
 }
 
 /** Runs a program, its output going to ours as it comes; resolves with what it wrote and its code. */
@@ -110,7 +112,7 @@ type VitestReport = {
     name: string;
     status: string;
     message?: string;
-    assertionResults: { title: string; fullName: string; status: string }[];
+    assertionResults: { title: string; fullName: string; status: string; duration?: number | null }[];
   }[];
 };
 
@@ -131,7 +133,7 @@ async function tests(options: Options, env: NodeJS.ProcessEnv): Promise<Section>
   const prepared = await stream([process.execPath, 'scripts/prepare.ts'], env);
   if (prepared.code !== 0) return section('tests', { failures: ['kernel and image could not be prepared'] });
   const { code, report } = await vitest(options.filters, env);
-  const result = section('tests');
+  const result = section('tests', { files: fileRuns(report) });
   const failed: Failed[] = [];
   for (const file of report.testResults) {
     const before = failed.length;
@@ -182,29 +184,16 @@ async function lab(options: Options, env: NodeJS.ProcessEnv): Promise<Section> {
   return section('lab', { passed: [...output.matchAll(/^lab: ok /gm)].length, failures });
 }
 
-function record(sections: readonly Section[], seed: number, seconds: number): void {
-  const commit = spawnSync('git', ['rev-parse', '--short', 'HEAD'], { encoding: 'utf8' }).stdout.trim();
-  const rows = sections.map(
-    (section) => `| ${section.name} | ${section.passed} | ${section.failures.length} | ${Math.round(section.seconds)} s |`,
-  );
-  const failures = sections.flatMap((section) => section.failures.map((failure) => `- ${section.name}: ${failure}`));
-  const notRun = sections.flatMap((section) => section.notRun.map((name) => `- ${name}`));
-  const unsteady = sections.flatMap((section) => section.unsteady.map((name) => `- ${name}`));
-  const text = [
-    '# The last full test run',
-    '',
-    `\`./dev test --long\` at ${commit}, ${new Date().toISOString().slice(0, 16)}Z, seed ${seed}, ${availableParallelism()} processors, ${Math.round(totalmem() / 2 ** 30)} GiB, ${Math.round(seconds / 60)} minutes.`,
-    '',
-    '| section | passed | failed | took |',
-    '| --- | --- | --- | --- |',
-    ...rows,
-    '',
-    ...(failures.length === 0 ? ['Nothing failed.'] : ['Failed:', '', ...failures]),
-    ...(unsteady.length === 0 ? [] : ['', 'Failed among the others and passed alone:', '', ...unsteady]),
-    ...(notRun.length === 0 ? [] : ['', 'Not run on that machine:', '', ...notRun]),
-    '',
-  ];
-  writeFileSync('docs/test-runs.md', text.join('\n'));
+/** As docs/test-runs.md has it. */
+function fileRuns({ testResults }: VitestReport): FileRun[] {
+  return testResults.map(({ name, assertionResults }) => ({
+    file: relative('.', name),
+    tests: assertionResults.map(({ title, status, duration }) => ({
+      title,
+      outcome: status === 'passed' || status === 'failed' ? status : 'not run',
+      seconds: (duration ?? 0) / 1000,
+    })),
+  }));
 }
 
 const options = parse(process.argv.slice(2));
@@ -242,7 +231,11 @@ for (const section of sections) {
   for (const name of section.unsteady) console.log(`  unsteady: failed among the others, passed alone: ${name}`);
   for (const name of section.notRun) console.log(`  not run here: ${name}`);
 }
-if (options.long && options.only === null && options.filters.length === 0) record(sections, seed, seconds);
+// Its own section the lab writes itself.
+if (options.long) {
+  const parts = sections.filter(({ name }) => name === 'checks' || name === 'rust');
+  recordRun({ parts, files: sections.flatMap(({ files }) => files), unsteady: sections.flatMap(({ unsteady }) => unsteady), seed });
+}
 const passed = sections.reduce((sum, section) => sum + section.passed, 0);
 const failed = sections.reduce((sum, section) => sum + section.failures.length, 0);
 console.log(`${passed} passed, ${failed} failed`);
