@@ -94,7 +94,7 @@ export function execVerbs(core: Core): Pick<Handlers, ExecVerbs> {
         const process = await opening;
         return new Session(call, run, sandbox, process, from(process));
       }
-      // The guest stays until whoever follows its main process has everything.
+      // The guest stays until everything is out of it that whoever follows its main process is to get.
       const followed = Promise.withResolvers<void>();
       run.follow(followed.promise);
       try {
@@ -187,8 +187,11 @@ class Session implements ExecSession {
       for await (const item of this.#process.items(this.#call.op)) {
         if (item.type === 'end') continue;
         if (item.type === 'output') yield { type: 'output', channel: item.channel, bytes: item.bytes };
-        else if (item.type === 'exit') yield { type: 'exit', exit: exitView(item.exit) };
-        else yield item;
+        else if (item.type === 'exit') {
+          // All before it has been taken out of the guest: its end need not wait until the client has heard.
+          this.#onDone();
+          yield { type: 'exit', exit: exitView(item.exit) };
+        } else yield item;
       }
     } catch (error) {
       if (this.#call.op.signal.aborted || !this.#run.isOver) throw error;

@@ -100,14 +100,15 @@ function imageConfigView(config: ImageConfig): SandboxView['imageConfig'] {
   };
 }
 
-export function operationView(record: OperationRecord): z.output<typeof view.operation> {
+/** `names` has those of keys by their ids. */
+export function operationView(record: OperationRecord, names: ReadonlyMap<string, string>): z.output<typeof view.operation> {
   const { projectId: _, error, ...rest } = record;
-  return { ...rest, error: error === null ? null : { ...error } };
+  return { ...rest, actorName: names.get(record.actor) ?? null, error: error === null ? null : { ...error } };
 }
 
-export function eventView(record: EventRecord): z.output<typeof view.event> {
+export function eventView(record: EventRecord, names: ReadonlyMap<string, string>): z.output<typeof view.event> {
   const { projectId: _, detail, ...rest } = record;
-  return { ...rest, detail: { ...detail } };
+  return { ...rest, actorName: names.get(record.actor) ?? null, detail: { ...detail } };
 }
 
 export function keyView(key: ApiKey): z.output<typeof view.key> {

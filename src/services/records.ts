@@ -2,17 +2,19 @@
 
 import type { SandboxId } from '../domain/ids.ts';
 import { isOpId } from '../domain/ids.ts';
+import type { OperationRecord } from '../domain/records.ts';
 import { requireReference } from '../domain/reference.ts';
 import type { SandboxState } from '../domain/sandbox.ts';
 import { ACCEPTS } from '../domain/sandbox.ts';
 import { cocoonEntry } from '../metering/export.ts';
 import { readLedger, verifyLedger } from '../metering/read.ts';
+import { Actors } from './actors.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import type { Handlers } from './handlers.ts';
 import { waitFor } from './operations.ts';
 import { eventView, ledgerView, operationView } from './present.ts';
-import { operationSentence, sandboxSentence } from './why.ts';
+import { operationSentence, sandboxSentence, whoOf } from './why.ts';
 
 type RecordVerbs =
   | 'sandbox.list'
@@ -34,6 +36,12 @@ const WHY_OPERATIONS = 20;
 export function recordVerbs(core: Core): Pick<Handlers, RecordVerbs> {
   const { operations, sandboxes, presenter } = core;
   const { store } = core.deps;
+  const actors = new Actors(store);
+  const namesIn = (records: readonly { readonly actor: string }[]) => actors.names(records.map(({ actor }) => actor));
+
+  async function viewOf(record: OperationRecord) {
+    return operationView(record, await namesIn([record]));
+  }
 
   async function operationOf({ op, caller }: Call, id: string) {
     const running = operations.get(id);
@@ -78,8 +86,9 @@ export function recordVerbs(core: Core): Pick<Handlers, RecordVerbs> {
           while (left > 0) {
             news = Promise.withResolvers();
             const page = await store.query('events', { ...filter, after, limit: Math.min(left, PAGE) });
+            const names = await namesIn(page);
             for (const event of page) {
-              yield eventView(event);
+              yield eventView(event, names);
               after = event.cursor;
             }
             left -= page.length;
@@ -95,21 +104,21 @@ export function recordVerbs(core: Core): Pick<Handlers, RecordVerbs> {
 
     'operation.list': async ({ caller }, { all, limit }) => {
       const running = operations.list(caller.projectId);
-      if (all !== true) return { operations: running.map(operationView) };
-      const stored = await store.query('operations', { projectId: caller.projectId, limit: limit ?? LIST_DEFAULT });
       const known = new Set(running.map((record) => record.id));
-      return {
-        operations: [...running, ...stored.filter((record) => !known.has(record.id))].slice(0, limit ?? LIST_DEFAULT).map(operationView),
-      };
+      const stored = all === true ? await store.query('operations', { projectId: caller.projectId, limit: limit ?? LIST_DEFAULT }) : [];
+      const records = [...running, ...stored.filter((record) => !known.has(record.id))];
+      const names = await namesIn(records);
+      const shown = all === true ? records.slice(0, limit ?? LIST_DEFAULT) : records;
+      return { operations: shown.map((record) => operationView(record, names)) };
     },
 
-    'operation.get': async (call, { opId }) => operationView(await operationOf(call, opId)),
+    'operation.get': async (call, { opId }) => viewOf(await operationOf(call, opId)),
 
     'operation.cancel': async (call, { opId }) => {
       const record = await operationOf(call, opId);
       if (record.state !== 'running') throw call.op.error('failed_precondition', `operation ${record.id} is ${record.state} already`);
       const cancelled = await operations.cancel(call.op, record.id);
-      return operationView(cancelled ?? (await operationOf(call, opId)));
+      return viewOf(cancelled ?? (await operationOf(call, opId)));
     },
 
     'why.get': async (call, { ref }) => {
@@ -127,12 +136,13 @@ export function recordVerbs(core: Core): Pick<Handlers, RecordVerbs> {
         const operation = await operationOf(call, id);
         const events = await store.query('events', { projectId: caller.projectId, opId: operation.id, limit: WHY_EVENTS });
         const target = operation.targetId === null ? null : await store.query('sandbox', { id: operation.targetId as SandboxId });
+        const names = await namesIn([operation, ...events]);
         return {
           sandbox: target === null ? null : await presenter.sandbox(target),
-          operation: operationView(operation),
-          sentence: operationSentence(operation, events, target),
-          events: events.map(eventView),
-          operations: [operationView(operation)],
+          operation: operationView(operation, names),
+          sentence: operationSentence(operation, events, target, whoOf(names)),
+          events: events.map((event) => eventView(event, names)),
+          operations: [operationView(operation, names)],
         };
       }
       const sandbox = await sandboxes.resolve(caller.projectId, ref);
@@ -142,12 +152,15 @@ export function recordVerbs(core: Core): Pick<Handlers, RecordVerbs> {
       ]);
       const running = operations.list(caller.projectId).filter((record) => record.targetId === sandbox.id);
       const known = new Set(running.map((record) => record.id));
+      const operationsOn = [...running, ...stored.filter((record) => !known.has(record.id))];
+      const ender = sandbox.state === 'stopped' ? [sandbox.ended] : [];
+      const names = await namesIn([...events, ...operationsOn, ...ender]);
       return {
         sandbox: await presenter.sandbox(sandbox),
         operation: null,
-        sentence: sandboxSentence(sandbox, events, running, nowMs),
-        events: events.map(eventView),
-        operations: [...running, ...stored.filter((record) => !known.has(record.id))].map(operationView),
+        sentence: sandboxSentence(sandbox, events, running, { nowMs, who: whoOf(names) }),
+        events: events.map((event) => eventView(event, names)),
+        operations: operationsOn.map((record) => operationView(record, names)),
       };
     },
 

@@ -94,7 +94,7 @@ export class Run implements Disposable {
     return this.#over.signal.aborted;
   }
 
-  /** A client follows the main process until `done`: the guest must not go before it has everything. */
+  /** A client follows the main process until `done`: the guest must not go before all that it gets is out of it. */
   follow(done: Promise<void>): void {
     const follower = { done };
     this.#followers.add(follower);

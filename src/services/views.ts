@@ -83,7 +83,8 @@ export const operation = z
     id: z.string(),
     verb: z.string(),
     targetId: z.string().nullable(),
-    actor: z.string(),
+    actor: z.string().describe('the id of a key, or daemon, host or guest'),
+    actorName: z.string().nullable().describe('the name of the key'),
     state: z.enum(['running', 'done', 'failed', 'cancelled', 'interrupted']),
     step: z.string().nullable(),
     done: z.number().nullable(),
@@ -103,7 +104,8 @@ export const event = z
     sandboxId: z.string().nullable(),
     sandboxName: z.string().nullable(),
     opId: z.string().nullable(),
-    actor: z.string(),
+    actor: z.string().describe('the id of a key, or daemon, host or guest'),
+    actorName: z.string().nullable().describe('the name of the key'),
     detail: z.record(z.string(), z.unknown()),
   })
   .meta({ id: 'Event' });

@@ -284,7 +284,20 @@ test('an operation’s id leads to what it did', async () => {
   const opId = /\((op-[0-9a-f]{12})\)/.exec(stderr)?.[1] ?? '';
   expect(opId).not.toBe('');
   const made = await world.json<{ lastOpId: string }>('inspect', 'box');
-  expect(await world.ok('why', made.lastOpId)).toContain(made.lastOpId);
+  const why = await world.ok('why', made.lastOpId);
+  expect(why).toContain(made.lastOpId);
+  expect(why).toContain('the key owner asked for');
+});
+
+test('who asked is told by the name of its key, and in JSON by its id as well', async () => {
+  const [own] = (await world.json<{ keys: { id: string; name: string }[] }>('keys', 'ls')).keys;
+  const { operations } = await world.json<{ operations: { actor: string; actorName: string | null }[] }>('ops', 'ls', '--all');
+  expect(operations.find(({ actor }) => actor === own?.id)?.actorName).toBe('owner');
+  expect(operations.every(({ actor, actorName }) => actor === own?.id || actorName === null)).toBe(true);
+  for (const shown of [await world.ok('ops', 'ls', '--all'), await world.ok('why', 'box'), await world.ok('events')]) {
+    expect(shown).toMatch(/ owner +/);
+    expect(shown).not.toContain(own?.id);
+  }
 });
 
 test('the daemon can be stopped, told about, and started again; sandboxes go on', async () => {

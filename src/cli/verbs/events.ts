@@ -44,8 +44,9 @@ export async function run(context: Context, args: Args): Promise<number> {
 }
 
 export function eventRow(event: Event): string[] {
-  const { atMs, type, sandboxName, sandboxId, actor, opId, detail } = event;
-  const said = Object.entries(detail).filter(([, value]) => value !== null && value !== false);
+  const { atMs, type, sandboxName, sandboxId, actor, actorName, opId, detail } = event;
+  // Who ended it is said by name already, where that is who asked.
+  const said = Object.entries(detail).filter(([name, value]) => value !== null && value !== false && (name !== 'actor' || value !== actor));
   const facts = said.map(([name, value]) => `${name}=${typeof value === 'string' ? value : JSON.stringify(value)}`);
-  return [clock(atMs), type, sandboxName ?? sandboxId ?? '-', actor, opId ?? '-', facts.join(' ')];
+  return [clock(atMs), type, sandboxName ?? sandboxId ?? '-', actorName ?? actor, opId ?? '-', facts.join(' ')];
 }

@@ -12,16 +12,18 @@ export async function list(context: Context, args: Args): Promise<number> {
     ...(limit === undefined ? {} : { limit: wholeNumber('limit', limit, 1, 1_000) }),
   });
   const nowMs = Date.now();
-  const rows = answer.operations.map(({ id, verb, targetId, state, step, done, total, actor, startedAtMs, endedAtMs, error }) => [
-    id,
-    verb,
-    targetId ?? '-',
-    state,
-    actor,
-    roughAge((endedAtMs ?? nowMs) - startedAtMs),
-    error?.message ??
-      (step === null ? '' : `${step}${done === null || total === null ? '' : ` ${Math.floor((100 * done) / Math.max(total, 1))} %`}`),
-  ]);
+  const rows = answer.operations.map(
+    ({ id, verb, targetId, state, step, done, total, actor, actorName, startedAtMs, endedAtMs, error }) => [
+      id,
+      verb,
+      targetId ?? '-',
+      state,
+      actorName ?? actor,
+      roughAge((endedAtMs ?? nowMs) - startedAtMs),
+      error?.message ??
+        (step === null ? '' : `${step}${done === null || total === null ? '' : ` ${Math.floor((100 * done) / Math.max(total, 1))} %`}`),
+    ],
+  );
   await context.io.out(context.json ? json(answer) : table(['OPERATION', 'VERB', 'ON', 'STATE', 'BY', 'SINCE', 'STEP'], rows));
   return 0;
 }

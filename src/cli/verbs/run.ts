@@ -95,7 +95,7 @@ async function foreground(context: Context, sandbox: Sandbox, stdio: Stdio, deta
   }
   const exit: ProcessExit = carried.exit;
   const timedOut = ended !== null && (await endedByTimeout(ended));
-  if (sandbox.autoRemove) await deleted(context, ref);
+  await (sandbox.autoRemove ? deleted(context, ref) : stopped(context, ref));
   if (context.json) await io.out(json({ type: 'exit', ...exit }));
   if (interrupts.exitCode !== null) await tellWhatIsLeft(context, sandbox);
   if (timedOut) {
@@ -107,6 +107,15 @@ async function foreground(context: Context, sandbox: Sandbox, stdio: Stdio, deta
 
 async function endedByTimeout(ended: Promise<Output<'sandbox.wait'> | null>): Promise<boolean> {
   return (await ended)?.sandbox.ended?.cause === 'timeout';
+}
+
+/** As with docker: after `run` it does not run any more, so that it can be started, copied from or deleted. */
+async function stopped({ client, interrupts }: Context, ref: string): Promise<void> {
+  try {
+    await client.call('sandbox.wait', { ref }, { signal: interrupts.signal });
+  } catch (error) {
+    if (!(error instanceof HutchError)) throw error; // the command's own code is what counts
+  }
 }
 
 /** As with docker: after `run --rm` its name is free again. The daemon deletes it; this waits for that. */

@@ -12,11 +12,11 @@ export async function run(context: Context, args: Args): Promise<number> {
 
 function whyText({ sentence, events, operations }: Output<'why.get'>): string {
   const happened = events.length === 0 ? '' : `\n${table(['TIME', 'EVENT', 'SANDBOX', 'BY', 'OPERATION', 'DETAIL'], events.map(eventRow))}`;
-  const rows = operations.map(({ id, verb, state, actor, startedAtMs, endedAtMs, error }) => [
+  const rows = operations.map(({ id, verb, state, actor, actorName, startedAtMs, endedAtMs, error }) => [
     id,
     verb,
     state,
-    actor,
+    actorName ?? actor,
     clock(startedAtMs),
     endedAtMs === null ? '-' : `${endedAtMs - startedAtMs} ms`,
     error === null ? '' : error.message,
