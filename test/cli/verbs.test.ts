@@ -1,6 +1,8 @@
 // The other verbs against a real daemon: what they print, their JSON, and their exit codes.
 import { once } from 'node:events';
-import { connect } from 'node:net';
+import { existsSync, statSync, symlinkSync } from 'node:fs';
+import { connect, createServer } from 'node:net';
+import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import type { ZodType } from 'zod';
@@ -267,8 +269,42 @@ test('forward carries many connections to a port inside', async () => {
   expect((await done).code).toBe(130);
 });
 
-async function talk(port: number, text: string): Promise<string> {
-  const socket = connect({ port, host: '127.0.0.1' });
+test('forward brings a unix socket of the sandbox to one of this machine, and puts it away', async () => {
+  const { id } = JSON.parse(await world.ok('inspect', '--json', 'box')) as { id: string };
+  // The root of a sandbox of the backend for tests is a directory of this machine: the server may be ours.
+  symlinkSync(join(world.home, 'data/sandboxes', id, 'vm/root'), join(world.dir, 'root')); // the whole path is too long for a socket
+  await using server = createServer({ allowHalfOpen: true }, (socket) => socket.pipe(socket));
+  server.listen(join(world.dir, 'root/tmp/echo.sock'));
+  await once(server, 'listening');
+  const path = join(world.dir, 'echo.sock');
+  const forward = async (to: string) => {
+    const child = world.spawn(['forward', '--json', 'box', `${path}:${to}`]);
+    const done = outcomeOf(child);
+    const [line] = (await once(createInterface({ input: child.stdout }), 'line')) as [string];
+    return { child, done, told: JSON.parse(line) as object };
+  };
+  const first = await forward('/tmp/echo.sock');
+  expect(first.told).toEqual({ path, guestPath: '/tmp/echo.sock' });
+  expect(statSync(path).mode & 0o777).toBe(0o600);
+  expect(await talk(path, 'hello '.repeat(20_000))).toBe('hello '.repeat(20_000));
+  const taken = await world.run(['forward', 'box', `${path}:/tmp/echo.sock`]);
+  expect([taken.code, taken.stderr.split('\n')[0]]).toEqual([EXIT_CODES.conflict.code, `error: ${path} exists`]);
+  first.child.kill('SIGKILL');
+  await expect(first.done).rejects.toThrow('killed');
+  expect(existsSync(path)).toBe(true);
+  const second = await forward('/tmp/echo.sock'); // what a killed one has left is in nobody's way
+  expect(await talk(path, 'again')).toBe('again');
+  second.child.kill('SIGINT');
+  expect((await second.done).code).toBe(130);
+  expect(existsSync(path)).toBe(false);
+  for (const wrong of ['/run/x', 'web:80', '80:web', './x:0', ':80']) {
+    const { code, stderr } = await world.run(['forward', 'box', wrong]);
+    expect([code, stderr], wrong).toEqual([EXIT_CODES.usage.code, expect.stringContaining(`'${wrong}' is no pair`)]);
+  }
+});
+
+async function talk(at: number | string, text: string): Promise<string> {
+  const socket = typeof at === 'number' ? connect({ port: at, host: '127.0.0.1' }) : connect(at);
   let answer = '';
   socket.on('error', () => {}); // told by what is missing
   socket.on('data', (chunk) => {

@@ -20,10 +20,11 @@ export const reachVerbs: readonly Verb[] = [
   {
     name: 'forward',
     group: 'Reach into',
-    summary: 'Bring ports of a sandbox to this machine’s loopback',
+    summary: 'Bring ports or unix sockets of a sandbox to this machine’s loopback',
     examples: [
       { line: 'hutch forward web 8080:80', about: 'http://127.0.0.1:8080' },
       { line: 'hutch forward web 0:80', about: 'a free port, which it prints' },
+      { line: 'hutch forward web ./app.sock:/run/app.sock', about: 'unix sockets, here and there; 8080:/run/app.sock works as well' },
     ],
     flags: [],
     positionals: [
