@@ -5,6 +5,7 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 
 const TEST_CALL = /\b(?:test|it)(?:\.\w+(?:\([^)]*\))?)*\(\s*(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"|`((?:[^`\\]|\\.)*)`)/g;
+const LAB_SCENARIO = /^ {2}name: '([^'\n]+)'/gm;
 const RUST_TEST = /#\[test\]\s*(?:#\[[^\]]*\]\s*)*fn\s+(\w+)/g;
 
 function filesBelow(dir: string, suffix: string): string[] {
@@ -28,6 +29,9 @@ export function testNames(root: string): RegExp[] {
         names.push((match[1] ?? match[2] ?? match[3] ?? '').replaceAll("\\'", "'"));
     }
   }
+  // What only the lab can prove.
+  const lab = join(root, 'scripts/lab/scenarios.ts');
+  if (existsSync(lab)) for (const match of readFileSync(lab, 'utf8').matchAll(LAB_SCENARIO)) names.push(match[1] ?? '');
   for (const path of filesBelow(join(root, 'rust'), '.rs')) {
     for (const match of readFileSync(path, 'utf8').matchAll(RUST_TEST)) names.push(match[1] ?? '');
   }

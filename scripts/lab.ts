@@ -2,13 +2,15 @@
 // XFS with reflink are real. `test` proves there what most users have and this machine may lack.
 import { existsSync } from 'node:fs';
 import { command, down, livingPid, up } from './lab/machine.ts';
-import { runLabTests } from './lab/scenarios.ts';
+import { runLabTests } from './lab/tests.ts';
 
 const USAGE = `usage: ./dev lab up           boot the outer VM (builds it first), with this checkout in /hutch
        ./dev lab run CMD…     run a command in it (--user dev: as a user without privileges)
        ./dev lab shell        a shell in it, line by line
        ./dev lab down         end it
-       ./dev lab test [--long] [FILTER]`;
+       ./dev lab test [--long] [--suite] [FILTER]
+                              what is proven in it: a sample, all (--long), only what has FILTER in its name;
+                              --suite: the conformance suite whole`;
 
 const [verb, ...rest] = process.argv.slice(2);
 try {
@@ -44,7 +46,14 @@ async function main(): Promise<number> {
       console.log(livingPid() === null ? 'lab: down' : `lab: up, pid ${livingPid()}`);
       return 0;
     case 'test':
-      return (await runLabTests({ long: rest.includes('--long'), filter: rest.find((word) => !word.startsWith('-')) ?? '' })) ? 0 : 1;
+      return (await runLabTests({
+        long: rest.includes('--long'),
+        suite: rest.includes('--suite'),
+        filter: rest.find((word) => !word.startsWith('-')) ?? '',
+        seed: Number(process.env['HUTCH_TEST_SEED'] ?? Date.now() % 2 ** 31),
+      }))
+        ? 0
+        : 1;
     default:
       console.error(USAGE);
       return 2;

@@ -17,7 +17,9 @@ OOMScoreAdjust=-900
 WantedBy=multi-user.target
 EOF
 chroot "$root" systemctl --quiet enable hutch-lab.service
-chroot "$root" systemctl --quiet mask getty@tty1.service
+# What nobody here needs, and what an emulated machine would spend its time on.
+chroot "$root" systemctl --quiet mask getty@tty1.service serial-getty@ttyS0.service apt-daily.timer apt-daily-upgrade.timer \
+  dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer systemd-pstore.service
 echo lab >"$root/etc/hostname"
 echo '127.0.0.1 localhost lab' >"$root/etc/hosts"
 echo '/dev/vda / ext4 noatime 0 1' >"$root/etc/fstab"
@@ -25,5 +27,19 @@ printf '%s\n' kvm-amd vhost_vsock vhost_net tun xfs dm-flakey dm-log-writes over
 chroot "$root" useradd --create-home --shell /bin/bash --groups kvm dev
 mkdir -p "$root/var/lib/systemd/linger"
 touch "$root/var/lib/systemd/linger/dev"
+
+# Who installs: a user with sudo, and packages without a network. passt is there, to be taken away and installed again.
+chroot "$root" useradd --create-home --shell /bin/bash --groups kvm,sudo ops
+echo 'ops ALL=(ALL) NOPASSWD: ALL' >"$root/etc/sudoers.d/ops"
+chmod 440 "$root/etc/sudoers.d/ops"
+repository=$root/var/lib/lab-packages
+mkdir -p "$repository"
+(cd "$repository" && APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-get -qq download passt)
+for package in "$repository"/*.deb; do
+  dpkg-deb --field "$package"
+  printf 'Filename: ./%s\nSize: %s\nSHA256: %s\n\n' "${package##*/}" "$(stat -c %s "$package")" "$(sha256sum "$package" | cut -d' ' -f1)"
+done >"$repository/Packages"
+rm -f "$root"/etc/apt/sources.list "$root"/etc/apt/sources.list.d/*
+echo 'deb [trusted=yes] file:/var/lib/lab-packages ./' >"$root/etc/apt/sources.list"
 cp "$root"/boot/vmlinuz-* "$root/vmlinuz.out"
 cp "$root"/boot/initrd.img-* "$root/initrd.out"
