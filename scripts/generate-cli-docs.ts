@@ -35,6 +35,8 @@ When the daemon ends or is killed, a running command goes on: the CLI starts the
 \`HUTCH_API_URL\` names one elsewhere) and takes up output and input at the byte where they broke off. If that is not possible it
 ends with 125 or 7 and says so; it never makes up a code.
 
+When the CLI itself is killed (\`kill -9\`) while it has a terminal, that stays as the command had it: type \`reset\` and Enter, unseen.
+
 ## Environment
 
 | variable | meaning |
@@ -74,7 +76,10 @@ function leafText(path: string, leaf: Leaf): string {
   const flags = leaf.flags.map((flag) => `| \`${flagText(flag)}\` | ${flag.about} |`);
   const notes = leaf.notes === undefined ? [] : [leaf.notes];
   const table = flags.length === 0 ? [] : [`| flag | |\n| --- | --- |\n${flags.join('\n')}`];
-  return [`${leaf.summary}.`, `\`\`\`sh\n${examples.join('\n')}\n\`\`\``, `\`${usageLine(path, leaf)}\``, ...notes, ...table].join('\n\n');
+  const also = leaf.also === undefined ? '' : ` \`hutch ${leaf.also}\` and \`hutch ${path}\` are the same.`;
+  return [`${leaf.summary}.${also}`, `\`\`\`sh\n${examples.join('\n')}\n\`\`\``, `\`${usageLine(path, leaf)}\``, ...notes, ...table].join(
+    '\n\n',
+  );
 }
 
 if (import.meta.main) writeFileSync(new URL('../docs/cli.md', import.meta.url), cliDocs());

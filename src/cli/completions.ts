@@ -1,7 +1,7 @@
 // Completion scripts for bash, zsh and fish, from the table. Names are asked of the CLI, by the name under
 // which it was typed: from a checkout that is ./hutch, and there is no other.
 import { COMMON_FLAGS, type Flag, isBranch, type Leaf, type Positional } from './verb.ts';
-import { VERBS } from './verbs.ts';
+import { firstWords, VERBS } from './verbs.ts';
 
 type Entry = {
   readonly path: string;
@@ -25,7 +25,11 @@ function entries(): readonly Entry[] {
     };
   };
   return VERBS.flatMap((verb) =>
-    isBranch(verb) ? verb.subverbs.map((leaf) => of(`${verb.name} ${leaf.name}`, leaf)) : [of(verb.name, verb)],
+    isBranch(verb)
+      ? verb.subverbs.flatMap((leaf) =>
+          [`${verb.name} ${leaf.name}`, ...(leaf.also === undefined ? [] : [leaf.also])].map((path) => of(path, leaf)),
+        )
+      : [of(verb.name, verb)],
   );
 }
 
@@ -69,7 +73,7 @@ _hutch() {
   flags= valued= most=1 kind=nothing list= subs= first=2 count=0 flag= prefix=
   COMPREPLY=()
   if [ "$COMP_CWORD" -eq 1 ]; then
-    COMPREPLY=($(compgen -W ${quoted([...VERBS.map(({ name }) => name), 'help'].join(' '))} -- "$cur"))
+    COMPREPLY=($(compgen -W ${quoted([...firstWords(), 'help'].join(' '))} -- "$cur"))
     return
   fi
   case "$verb" in

@@ -29,7 +29,7 @@ export function usageLine(path: string, leaf: Leaf): string {
     return takes === 'several' && !name.includes('…') ? `${name}…` : name;
   });
   const command = leaf.command === undefined ? [] : leaf.command === 'required' ? ['[--] CMD [ARG…]'] : ['[-- CMD [ARG…]]'];
-  return ['hutch', path, ...(leaf.flags.length > 0 ? ['[FLAGS]'] : []), ...positionals, ...command].join(' ');
+  return ['hutch', leaf.also ?? path, ...(leaf.flags.length > 0 ? ['[FLAGS]'] : []), ...positionals, ...command].join(' ');
 }
 
 export function leafHelp(path: string, leaf: Leaf): string {
@@ -42,7 +42,9 @@ export function leafHelp(path: string, leaf: Leaf): string {
 
 export function branchHelp(branch: Branch): string {
   const width = Math.max(...branch.subverbs.map(({ name }) => name.length));
-  const lines = branch.subverbs.map(({ name, summary }) => `  ${name.padEnd(width)}  ${summary}`);
+  const lines = branch.subverbs.map(
+    ({ name, also, summary }) => `  ${name.padEnd(width)}  ${summary}${also === undefined ? '' : ` (also: hutch ${also})`}`,
+  );
   const examples = branch.subverbs.flatMap((leaf) => leaf.examples.slice(0, 1)).map(({ line }) => `  ${line}`);
   return [
     branch.summary,

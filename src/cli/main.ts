@@ -12,7 +12,7 @@ import { newIo, ReaderGone } from './io.ts';
 import { newProgressLine } from './progress.ts';
 import { refuseLostBytes } from './text.ts';
 import { isBranch, type Leaf } from './verb.ts';
-import { VERBS } from './verbs.ts';
+import { alsoCalled, firstWords, VERBS } from './verbs.ts';
 
 type Found =
   | { readonly path: string; readonly leaf: Leaf; readonly argv: readonly string[] }
@@ -54,9 +54,13 @@ async function main(): Promise<number> {
   refuseLostBytes(argv, leaf, args);
   const run = await leaf.load();
   // What is about the daemon itself must not start it.
-  const start = path.startsWith('daemon') || path === 'version' || path === 'completion' ? 'no' : 'when-needed';
-  const client = path === 'completion' ? null : await newClient({ env: process.env, progress, start });
+  const start = isAboutDaemon(path) ? 'no' : 'when-needed';
+  const client = path === 'config completion' ? null : await newClient({ env: process.env, progress, start });
   return await run({ io, json, env: process.env, interrupts, progress, client } as Context, args);
+}
+
+function isAboutDaemon(path: string): boolean {
+  return (path.startsWith('daemon ') && path !== 'daemon backends') || path === 'version' || path === 'config completion';
 }
 
 async function find(words: readonly string[]): Promise<Found> {
@@ -71,12 +75,10 @@ async function find(words: readonly string[]): Promise<Found> {
   if (first === '__complete') return { path: first, leaf: (await import('./verbs/complete.ts')).LEAF, argv: rest };
   const verb = VERBS.find(({ name }) => name === first);
   if (verb === undefined) {
+    const also = alsoCalled(first);
+    if (also !== undefined) return { ...also, argv: rest };
     passesExitCode = first === 'run' || first === 'exec';
-    throw unknownVerb(
-      first,
-      'hutch',
-      VERBS.map(({ name }) => name),
-    );
+    throw unknownVerb(first, 'hutch', firstWords());
   }
   if (!isBranch(verb)) return { path: verb.name, leaf: verb, argv: rest };
   const fallback = verb.subverbs.find(({ name }) => name === verb.fallback);

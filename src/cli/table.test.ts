@@ -10,11 +10,15 @@ import { bashCompletion, fishCompletion, zshCompletion } from './completions.ts'
 import { EXIT_CODES, exitOfError, worstExit } from './exit-codes.ts';
 import { allLeaves, branchHelp, leafHelp, overview } from './help.ts';
 import { isBranch } from './verb.ts';
-import { VERBS } from './verbs.ts';
+import { alsoCalled, VERBS } from './verbs.ts';
 
-test('there are at most 36 verbs, each once', () => {
-  expect(VERBS.length).toBeLessThanOrEqual(36);
-  expect(new Set(VERBS.map(({ name }) => name)).size).toBe(VERBS.length);
+test('there are at most 30 verbs, and each first word means one thing', () => {
+  expect(VERBS.length).toBeLessThanOrEqual(30);
+  const also = allLeaves().flatMap(({ leaf }) => leaf.also ?? []);
+  expect(also).toEqual(expect.arrayContaining(['backends', 'completion']));
+  const words = [...VERBS.map(({ name }) => name), ...also];
+  expect(new Set(words).size).toBe(words.length);
+  for (const word of also) expect(alsoCalled(word)?.leaf.also).toBe(word);
 });
 
 test('the overview lists every verb under its group', () => {
@@ -48,9 +52,10 @@ function ownWords(line: string, path: string): string[] {
 test('every example can be read, and its verb exists', () => {
   for (const { path, leaf } of allLeaves()) {
     for (const { line } of leaf.examples) {
-      const words = ownWords(line, path);
-      const given = words.slice(path.split(' ').length);
-      expect(words.slice(0, path.split(' ').length).join(' '), line).toBe(path);
+      const typed = leaf.also ?? path;
+      const words = ownWords(line, typed);
+      const given = words.slice(typed.split(' ').length);
+      expect(words.slice(0, typed.split(' ').length).join(' '), line).toBe(typed);
       expect(() => readArgs(path, leaf, given), line).not.toThrow();
     }
   }
@@ -100,6 +105,8 @@ test('bash completes verbs, flags, their values, files, and names by the program
     return stdout.split('\n').filter((word) => word !== '');
   };
   expect(complete('ins')).toEqual(['inspect']);
+  expect(complete('back')).toEqual(['backends']);
+  expect(complete('config completion f')).toEqual(['fish']);
   expect(complete('ops c')).toEqual(['cancel']);
   expect(complete('run --mem')).toEqual(['--memory']);
   expect(complete('ledger export --for')).toEqual(['--format']);

@@ -34,6 +34,8 @@ export type Run = (context: Context, args: Args) => Promise<number>;
 
 export type Leaf = {
   readonly name: string;
+  /** A word of its own that means it, beside its place in a group. */
+  readonly also?: string;
   readonly summary: string;
   readonly examples: readonly Example[];
   readonly flags: readonly Flag[];

@@ -329,6 +329,8 @@ test('help installs nothing: it is read from the manual until Node is there', as
     expect({ code, stdout }).toEqual({ code: 0, stdout: expect.stringContaining('`--rm`') });
     expect(stdout).not.toContain('Open a login shell');
   }
+  const grouped = await copy.run([join(copy.dir, 'hutch'), 'backends', '--help'], { missing: MACHINE });
+  expect(grouped).toMatchObject({ code: 0, stdout: expect.stringContaining('what runs sandboxes here') });
   expect(copy.calls()).toEqual([]);
   expect(existsSync(join(copy.dir, '.tools'))).toBe(false);
 });

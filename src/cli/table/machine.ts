@@ -18,19 +18,9 @@ export const machineVerbs: readonly Verb[] = [
     load: async () => (await import('../verbs/doctor.ts')).run,
   },
   {
-    name: 'backends',
-    group: 'Machine',
-    summary: 'Tell what runs sandboxes here, and what each can do',
-    examples: [{ line: 'hutch backends', about: 'one column for each; * is what runs a sandbox that names none' }],
-    flags: [],
-    positionals: [],
-    notes: 'Take another than the default with: hutch run --backend NAME, or sandbox.backend in the configuration.',
-    load: async () => (await import('../verbs/backends.ts')).run,
-  },
-  {
     name: 'daemon',
     group: 'Machine',
-    summary: 'Start, stop and look at the daemon',
+    summary: 'Start, stop and look at the daemon, and at what it runs sandboxes with',
     subverbs: [
       {
         name: 'start',
@@ -66,6 +56,16 @@ export const machineVerbs: readonly Verb[] = [
         ],
         positionals: [],
         load: async () => (await daemon()).logs,
+      },
+      {
+        name: 'backends',
+        also: 'backends',
+        summary: 'Tell what runs sandboxes here, and what each can do',
+        examples: [{ line: 'hutch backends', about: 'one column for each; * is what runs a sandbox that names none' }],
+        flags: [],
+        positionals: [],
+        notes: 'Take another than the default with: hutch run --backend NAME, or sandbox.backend in the configuration.',
+        load: async () => (await import('../verbs/backends.ts')).run,
       },
     ],
   },
@@ -103,7 +103,7 @@ export const machineVerbs: readonly Verb[] = [
   {
     name: 'config',
     group: 'Machine',
-    summary: 'Show the configuration',
+    summary: 'Show the configuration, or set up a shell',
     subverbs: [
       {
         name: 'show',
@@ -112,6 +112,15 @@ export const machineVerbs: readonly Verb[] = [
         flags: [],
         positionals: [],
         load: async () => (await import('../verbs/config.ts')).show,
+      },
+      {
+        name: 'completion',
+        also: 'completion',
+        summary: 'Print completions for a shell',
+        examples: [{ line: 'source <(hutch completion bash)', about: '' }],
+        flags: [],
+        positionals: [{ name: 'bash|zsh|fish', takes: 'one', completes: ['bash', 'zsh', 'fish'] }],
+        load: async () => (await import('../verbs/completion.ts')).run,
       },
     ],
   },
@@ -123,14 +132,5 @@ export const machineVerbs: readonly Verb[] = [
     flags: [],
     positionals: [],
     load: async () => (await import('../verbs/version.ts')).run,
-  },
-  {
-    name: 'completion',
-    group: 'Machine',
-    summary: 'Print completions for a shell',
-    examples: [{ line: 'source <(hutch completion bash)', about: '' }],
-    flags: [],
-    positionals: [{ name: 'bash|zsh|fish', takes: 'one', completes: ['bash', 'zsh', 'fish'] }],
-    load: async () => (await import('../verbs/completion.ts')).run,
   },
 ];
