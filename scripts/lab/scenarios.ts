@@ -88,8 +88,8 @@ const [from, to] = process.argv.slice(2);
 console.log(await nodeHost().cloneFile(testOperation(), from, to));`;
     const clone = (from: string, to: string) => `.tools/lab-node --input-type=module-typescript - ${from} ${to} <<'END'\n${script}\nEND\n`;
     const said = await step(
-      'a disk of 64 MiB of data in 1 GiB, cloned',
-      `rm -rf /data/disks && mkdir /data/disks && truncate -s 1G /data/disks/disk && head -c 64M /dev/urandom | dd of=/data/disks/disk bs=1M seek=100 conv=notrunc status=none && sync
+      'a disk of 16 MiB of data in 256 MiB, cloned',
+      `rm -rf /data/disks && mkdir /data/disks && truncate -s 256M /data/disks/disk && head -c 16M /dev/urandom | dd of=/data/disks/disk bs=1M seek=100 conv=notrunc status=none && sync
       ${clone('/data/disks/disk', '/data/disks/clone')}
       sync; cmp /data/disks/disk /data/disks/clone && filefrag -v /data/disks/clone && xfs_io -r -c 'fiemap -v' /data/disks/clone`,
     );
