@@ -163,6 +163,12 @@ export type Backend = {
   /** What must exist before a sandbox of this shape starts quickly: a template, an unpacked image. Idempotent, with progress. */
   prepare(op: Operation, plan: Pick<SandboxPlan, 'shape' | 'boot'>): Promise<void>;
 
+  /**
+   * Where an engine of others' runs them: it is there. Asked before what could not be finished without it is begun.
+   * @throws HutchError `unavailable`.
+   */
+  awake?(op: Operation): Promise<void>;
+
   /** Makes the private disk. On failure nothing is left. */
   create(op: Operation, plan: SandboxPlan): Promise<void>;
 

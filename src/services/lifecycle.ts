@@ -127,6 +127,7 @@ export function lifecycleVerbs(core: Core, supervisor: Supervisor): Pick<Handler
         hint: `stop it first, or: hutch rm -f ${name}`,
       });
     }
+    await backendOf(deps, op, sandbox.spec.backend).awake?.(op);
     const [intent] = await call.commit([
       { change: 'addIntent', kind: 'delete', projectId: sandbox.projectId, sandboxId: sandbox.id, atMs: deps.host.nowMs() },
     ]);

@@ -41,6 +41,7 @@ export async function takeDown(core: Core, call: Call, run: Run, wish: Wish): Pr
   const { op } = call;
   const sandbox = await core.sandboxes.get(op, run.id);
   if (sandbox.openComputeSinceMs === null) return sandbox;
+  await run.backend.awake?.(op);
   op.progress({ step: 'stopping' });
   run.ending = { cause: wish.cause, actor: wish.actor, untilMs: performance.now() + (wish.graceMs ?? 0) + ENDING_MS };
   const left = wish.graceMs === null ? null : await leave(core, op, run, sandbox, wish.graceMs);

@@ -98,7 +98,7 @@ while True:
     });
     const second = await subject.make({ name: 'second', start: false, publish: [{ hostPort, guestPort: 80 }] });
     await subject.remove(second.id);
-    expect((await daemon.call('doctor.leaks', {})).leaks).toEqual([]);
+    expect(await daemon.leaks()).toEqual([]);
   });
 
   test('metald A.10.12: a port that is taken between reservation and start fails the start, names who has it, and leaves nothing half started', async () => {
@@ -110,7 +110,7 @@ while True:
       expect(refused).toMatchObject({ code: 'conflict', message: expect.stringContaining(`(pid ${process.pid})`) });
       expect(refused.message).toContain(`127.0.0.1:${port}`);
       expect(await subject.get(id)).toMatchObject({ state: 'created', openComputeSinceMs: null });
-      expect((await daemon.call('doctor.leaks', {})).leaks).toEqual([]);
+      expect(await daemon.leaks()).toEqual([]);
       const made = await refusal(
         subject.make({
           name: 'never',

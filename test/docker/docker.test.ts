@@ -256,6 +256,147 @@ test('an Engine that is stopped, killed and restarted: calls fail as unavailable
   await gone(id);
 });
 
+test('an Engine that is killed in the middle of operations: each fails as unavailable, leaves nothing, and works when it is back', {
+  timeout: 180_000,
+}, async () => {
+  const { daemon, engine } = world;
+  await using door = await world.throughDoor();
+  const [stopping, deleting, pausing, measured, starting] = (
+    await Promise.all(Array.from({ length: 5 }, (_, n) => daemon.call('sandbox.create', { name: `in-${n}`, start: n < 4 })))
+  ).map(({ id }) => id) as [string, string, string, string, string];
+  const calls = {
+    create: () => daemon.call('sandbox.create', { name: 'lost' }),
+    start: () => daemon.call('sandbox.start', { ref: starting }),
+    stop: () => daemon.call('sandbox.stop', { ref: stopping }),
+    pause: () => daemon.call('sandbox.pause', { ref: pausing }),
+    stats: () => daemon.call('sandbox.stats', { ref: measured }),
+    delete: () => daemon.call('sandbox.delete', { ref: deleting, force: true }),
+  };
+  engine.freeze();
+  const under = Object.entries(calls).map(async ([what, call]) => ({ what, error: await refused(call()) }));
+  await eventually('all of them to wait for the Engine', () => door.underWay.filter((line) => !/events/.test(line)).length >= 6);
+  expect((await daemon.run(measured, ['echo', 'alive'])).stdout).toBe('alive\n');
+  await engine.kill9();
+  for (const { what, error } of await Promise.all(under)) {
+    expect(error.body, what).toMatchObject({ code: 'unavailable', retryable: true, message: expect.stringMatching(/Docker Engine/) });
+  }
+  expect(await Promise.all([stopping, deleting, pausing, measured, starting].map(state))).toEqual([
+    ...Array.from({ length: 4 }, () => 'running'),
+    'created',
+  ]);
+  await engine.startAgain();
+  // It has ended what it found running: nobody told, and it is known all the same.
+  await eventually('the ends that came with its start to be known', async () =>
+    (await Promise.all([stopping, deleting, pausing, measured].map(state))).every((now) => now === 'stopped'),
+  );
+  for (const ref of [stopping, deleting, pausing, measured]) await daemon.call('sandbox.start', { ref });
+  for (const [what, call] of Object.entries(calls)) await call().catch((error: unknown) => expect.fail(`${what}: ${String(error)}`));
+  expect(await Promise.all([stopping, deleting, pausing, measured, starting].map(state))).toEqual([
+    'stopped',
+    'deleted',
+    'paused',
+    'running',
+    'running',
+  ]);
+  const { id: lost } = await daemon.call('sandbox.get', { ref: 'lost' });
+  await gone(stopping, pausing, measured, starting, lost);
+  expect(await engine.containers()).toEqual([]);
+  expect(await daemon.leaks()).toEqual([]);
+});
+
+test('what an Engine did whose answer was lost is taken back, at once or when it answers again', { timeout: 120_000 }, async () => {
+  const { daemon, engine } = world;
+  await using door = await world.throughDoor();
+  const { id } = await daemon.call('sandbox.create', { start: false });
+  for (const [requests, call] of [
+    [/^POST \S+\/containers\/create/, () => daemon.call('sandbox.create', {})],
+    [/^POST \S+\/start/, () => daemon.call('sandbox.start', { ref: id })],
+    // Nothing else gets through either: the connection is gone for good.
+    [/^(POST \S+\/containers\/create|GET \S+\/containers\/hutch|DELETE)/, () => daemon.call('sandbox.create', {})],
+    [/^POST \S+\/(start|kill)/, () => daemon.call('sandbox.start', { ref: id })],
+  ] as const) {
+    const before = door.losses;
+    {
+      using _ = door.lose(requests);
+      expect((await refused(call())).body, String(requests)).toMatchObject({ code: 'unavailable' });
+      expect(door.losses).toBeGreaterThan(before);
+      expect(await state(id)).toBe('created');
+    }
+    door.cut(); // and here it is again
+    await eventually(`${requests}: what it did to be taken back`, async () => {
+      const left = await engine.containers();
+      return left.length === 1 && left[0]?.State !== 'running';
+    });
+  }
+  expect((await daemon.call('sandbox.start', { ref: id })).state).toBe('running');
+  expect((await daemon.run(id, ['echo', 'up'])).stdout).toBe('up\n');
+  await gone(id);
+  expect(await daemon.leaks()).toEqual([]);
+});
+
+test('one connection hears of all containers; when it is lost, what happened meanwhile is found out', { timeout: 120_000 }, async () => {
+  const { daemon, engine } = world;
+  await using door = await world.throughDoor();
+  const made = await Promise.all(Array.from({ length: 4 }, () => daemon.call('sandbox.create', {})));
+  const [dying, pausing] = made.map(({ id }) => id) as [string, string];
+  await eventually('all to be watched', () => door.underWay.length === 1);
+  expect(door.underWay).toEqual([expect.stringMatching(/^GET \S+\/events/)]);
+  const containers = await Promise.all([dying, pausing].map(async (id) => (await world.container(id)).Id));
+  {
+    using _ = door.lose(/events/);
+    door.cut();
+    await engine.ask('POST', `/containers/${containers[0]}/kill?signal=KILL`);
+    await engine.ask('POST', `/containers/${containers[1]}/pause`);
+    expect([await state(dying), await state(pausing)], 'nobody has told').toEqual(['running', 'running']);
+  }
+  door.cut();
+  await eventually('its end to be known', async () => (await state(dying)) === 'stopped');
+  await eventually('its pause to be known', async () => (await state(pausing)) === 'paused');
+  await gone(...made.map(({ id }) => id));
+  await eventually('nobody to listen any more', () => door.underWay.length === 0);
+});
+
+test('an image that somebody removed from the Engine is brought in again; one of its name that is not ours is refused, not used', {
+  timeout: 120_000,
+}, async () => {
+  const { daemon, engine } = world;
+  const { id } = await daemon.call('sandbox.create', { start: false });
+  const own = await world.container(id);
+  const { body } = await engine.ask('GET', `/containers/${own.Id}/json`);
+  const name = (body as { Config: { Image: string } }).Config.Image;
+  await gone(id);
+  expect((await engine.ask('DELETE', `/images/${name}?force=1`)).status).toBe(200);
+  const [repository = '', tag = ''] = name.split(':');
+  expect(await engine.import(repository, tag)).toMatch(/^sha256:/);
+  const error = await refused(daemon.call('sandbox.create', {}));
+  expect(error.body).toMatchObject({
+    code: 'failed_precondition',
+    message: expect.stringContaining(`${name} that Hutch has not made`),
+    hint: expect.stringContaining(`docker rmi ${name}`),
+  });
+  expect((await engine.ask('DELETE', `/images/${name}?force=1`)).status).toBe(200);
+  const again = await daemon.call('sandbox.create', {});
+  expect((await daemon.run(again.id, ['echo', 'here'])).stdout).toBe('here\n');
+  await gone(again.id);
+});
+
+test('a foreign container that takes the name of one that was removed is not taken for it, and is left alone', async () => {
+  const { daemon, engine } = world;
+  const { id } = await daemon.call('sandbox.create', { start: false });
+  const { body } = await engine.ask('GET', `/containers/${(await world.container(id)).Id}/json`);
+  const { Image } = (body as { Config: { Image: string } }).Config;
+  const labels = { 'dev.hutch.sandbox': id, 'dev.hutch.instance': 'somebody-else' };
+  await engine.ask('DELETE', `/containers/${(await world.container(id)).Id}?force=1`);
+  const made = await engine.ask('POST', `/containers/create?name=hutch-${id}`, { Image, Entrypoint: ['sleep', '1000'], Labels: labels });
+  expect(made.status).toBe(201);
+  const { Id } = made.body as { Id: string };
+  const error = await refused(daemon.call('sandbox.start', { ref: id }));
+  expect(error.body).toMatchObject({ code: 'failed_precondition', message: expect.stringMatching(/removed by somebody else/) });
+  await gone(id);
+  expect((await engine.containers()).map((container) => container.Id)).toEqual([Id]);
+  await engine.ask('DELETE', `/containers/${Id}?force=1`);
+});
+
 test('what a container cannot do is refused by name, and a limit that would not hold is not dropped', async () => {
   const { daemon } = world;
   const { backends } = await daemon.call('backends.list', {});
@@ -273,9 +414,11 @@ test('what a container cannot do is refused by name, and a limit that would not 
   });
 });
 
-test('twenty are made, used and removed at once, and nothing is left', { timeout: 300_000 }, async () => {
+test('thirty are made, used and removed at once, and nothing is left', { timeout: 300_000 }, async () => {
   const { daemon, engine } = world;
-  const made = await Promise.all(Array.from({ length: 20 }, (_, n) => daemon.call('sandbox.create', { name: `many-${n}` })));
+  const made = await Promise.all(
+    Array.from({ length: 30 }, (_, n) => daemon.call('sandbox.create', { memoryMiB: 128, name: `many-${n}` })),
+  );
   const names = await Promise.all(made.map(async ({ id }) => (await daemon.run(id, ['hostname'])).stdout.trim()));
   expect(names).toEqual(made.map(({ name }) => name));
   await gone(...made.map(({ id }) => id));

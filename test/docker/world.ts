@@ -1,6 +1,6 @@
 // A Docker Engine of its own and a real daemon over it.
 import { execFile } from 'node:child_process';
-import { mkdir } from 'node:fs/promises';
+import { mkdir, rename, symlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { nodeHost } from '../../src/host/node-host.ts';
@@ -8,9 +8,13 @@ import { realBootFiles } from '../qemu/fixture.ts';
 import { DaemonUnderTest } from '../support/daemon-under-test.ts';
 import { DockerEngine, type EngineOptions } from '../support/docker-engine.ts';
 import { testOperation } from '../support/operation.ts';
+import { EngineDoor } from './door.ts';
 
 const ROOT = join(import.meta.dirname, '../..');
 const run = promisify(execFile);
+
+/** Where the daemon looks for its Engine: a link that a test may lead elsewhere. */
+const wayTo = (engine: DockerEngine): string => join(engine.dir, 'way.sock');
 
 export class DockerWorld implements AsyncDisposable {
   readonly engine: DockerEngine;
@@ -26,10 +30,11 @@ export class DockerWorld implements AsyncDisposable {
     const engine = await DockerEngine.start(options);
     if (engine === null) throw new Error('no Docker Engine can be started: ./dev installs docker.io, and root is needed');
     try {
+      await symlink(engine.socketPath, wayTo(engine));
       const daemon = await DaemonUnderTest.start({
         entry: join(ROOT, 'src/daemon/main.ts'),
         env: {
-          ...engine.env,
+          DOCKER_HOST: `unix://${wayTo(engine)}`,
           HUTCH_SANDBOX_BACKEND: 'docker',
           HUTCH_SANDBOX_NETWORK: 'none',
           HUTCH_SANDBOX_STOP_GRACE: '2s',
@@ -45,6 +50,18 @@ export class DockerWorld implements AsyncDisposable {
       await engine[Symbol.asyncDispose]();
       throw error;
     }
+  }
+
+  /** From now on the daemon goes to its Engine through a door of the test's. */
+  async throughDoor(): Promise<EngineDoor> {
+    const way = wayTo(this.engine);
+    const lead = async (path: string): Promise<void> => {
+      await symlink(path, `${way}.new`);
+      await rename(`${way}.new`, way);
+    };
+    const door = await EngineDoor.open(this.engine.dir, this.engine.socketPath, () => lead(this.engine.socketPath));
+    await lead(door.socketPath);
+    return door;
   }
 
   /** The container of a sandbox, as the Engine lists it. */

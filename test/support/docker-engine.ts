@@ -112,6 +112,11 @@ export class DockerEngine implements AsyncDisposable {
     }
   }
 
+  /** It answers nobody until it is killed. */
+  freeze(): void {
+    this.#child?.kill('SIGSTOP');
+  }
+
   /** Its containers go on, and its containerd, as on any machine. */
   async kill9(): Promise<void> {
     await this.#end('SIGKILL');
@@ -130,6 +135,17 @@ export class DockerEngine implements AsyncDisposable {
     for await (const chunk of answer) chunks.push(chunk);
     const text = Buffer.concat(chunks).toString();
     return { status: answer.statusCode, body: text.startsWith('{') || text.startsWith('[') ? JSON.parse(text) : text };
+  }
+
+  /** An image with nothing in it; its id. */
+  async import(repository: string, tag: string): Promise<string> {
+    const query = new URLSearchParams({ fromSrc: '-', repo: repository, tag });
+    const sent = request({ socketPath: this.socketPath, method: 'POST', path: `/v1.41/images/create?${query}` });
+    sent.end(Buffer.alloc(1024)); // a tar archive's end
+    const [answer] = await once(sent, 'response');
+    const chunks: Buffer[] = [];
+    for await (const chunk of answer) chunks.push(chunk);
+    return (JSON.parse(Buffer.concat(chunks).toString().trim().split('\n').at(-1) ?? '{}') as { status?: string }).status ?? '';
   }
 
   async containers(): Promise<readonly { Id: string; Names: string[]; State: string; Labels: Record<string, string> }[]> {

@@ -10,12 +10,15 @@ import { AgentDoors } from '../agent-door.ts';
 import { type Backend, rootFiles, type SandboxPlan, type Started } from '../backend.ts';
 import type { Dead } from '../dead.ts';
 import { DiskTraffic } from '../disk-traffic.ts';
+import { pause } from '../wait.ts';
 import { programArchive } from './archive.ts';
 import { attachedStream } from './attached.ts';
 import { type DockerConfig, IMAGE_MS, KILL_FORCE_MS, KILL_GRACE_MS, RELEASE_MS, START_MS } from './config.ts';
 import { type Container, containerBody, containerName, findContainer, INSIDE, isOurs, type Reach } from './container.ts';
+import { Duties } from './duties.ts';
+import { waitForEnd } from './ended.ts';
 import { Engine } from './engine.ts';
-import { pauseHints } from './events.ts';
+import { EngineEvents } from './events.ts';
 import { evidenceOf } from './evidence.ts';
 import { findImage, importImage, ownImageName, pullImage } from './image.ts';
 import { findLeaks, listOurs } from './leaks.ts';
@@ -29,10 +32,14 @@ const mark = z.strictObject({ containerId: z.string().regex(/^[0-9a-f]{64}$/), r
 const created = z.object({ Id: z.string(), Warnings: z.array(z.string()).nullish() });
 const AGENT_BYTES_MAX = 64 * 1024 * 1024;
 const MARK_BYTES_MAX = 4_096;
+/** What ends sooner is not worth asking for; what was paused in the meantime is seen then. */
+const BEFORE_PAUSE_HINTS_MS = 300;
 
 export function newDockerBackend(config: DockerConfig): Backend {
   const { host, instance } = config;
   const engine = new Engine(host, config.env);
+  const events = new EngineEvents(engine, instance);
+  const duties = new Duties({ host, engine, events, instance, dir: join(config.workDir, 'duties') });
   const doors = new AgentDoors(host);
   /** The one attached stream of each sandbox whose agent cannot connect out. */
   const attached = new Map<string, Duplex>();
@@ -131,26 +138,14 @@ export function newDockerBackend(config: DockerConfig): Backend {
   async function lookAt(op: Operation, plan: SandboxPlan) {
     const { container, made } = await containerOf(op, plan);
     const evidence = await evidenceOf(op, host, container, made);
-    return { container, evidence, isOver: !evidence.alive && container?.State.Status !== 'removing' };
+    return { evidence, isOver: !evidence.alive && container?.State.Status !== 'removing' };
   }
 
-  async function waitForEnd(op: Operation, plan: SandboxPlan): Promise<Dead> {
-    for (let pauseMs = 0; ; pauseMs = Math.min(Math.max(100, pauseMs * 2), 5_000)) {
-      // At once the first time; the Engine's answer is then nearly always that it has ended.
-      if (pauseMs > 0) await waitAgain(op, new Promise<void>((resolve) => setTimeout(resolve, pauseMs).unref()));
-      try {
-        const before = await lookAt(op, plan);
-        if (before.isOver) return before.evidence as Dead;
-        if (before.container === null) continue;
-        await engine.stream(op, { method: 'POST', path: `/containers/${before.container.Id}/wait` }).then(drained);
-        const after = await lookAt(op, plan);
-        if (after.isOver) return after.evidence as Dead;
-      } catch (error) {
-        // An Engine that is away says nothing about the container: it is asked again when it is back.
-        const isAway = error instanceof HutchError && ['unavailable', 'not_found', 'deadline_exceeded', 'internal'].includes(error.code);
-        if (op.signal.aborted || !isAway) throw error;
-      }
-    }
+  async function ended(op: Operation, plan: SandboxPlan): Promise<Dead> {
+    const known = await readMark(op, plan);
+    // Without one there is nothing that could end.
+    if (known === null) return (await lookAt(op, plan)).evidence as Dead;
+    return await waitForEnd(op, events.hints(op, 'end', known.containerId), () => lookAt(op, plan));
   }
 
   async function make(op: Operation, plan: SandboxPlan): Promise<void> {
@@ -214,8 +209,17 @@ export function newDockerBackend(config: DockerConfig): Backend {
   }
 
   async function removeContainer(op: Operation, plan: SandboxPlan): Promise<void> {
-    const { container } = await containerOf(op, plan);
-    if (container === null) return;
+    const known = await readMark(op, plan);
+    let container: Container | null;
+    try {
+      container = await findContainer(op, engine, known?.containerId ?? containerName(plan));
+    } catch (error) {
+      // Whether an Engine that was lost in the middle of a creation has made one can be told when it is back.
+      if (known !== null || !isAway(error)) throw error;
+      if ((await host.stat(op, config.workDir)) !== null) await duties.note(op, plan.id, 'remove');
+      return;
+    }
+    if (container === null || !isOurs(container, plan.id, instance)) return;
     try {
       await engine.call(op, { method: 'DELETE', path: `/containers/${container.Id}`, query: { force: true, v: true } }, START_MS);
     } catch (error) {
@@ -236,7 +240,12 @@ export function newDockerBackend(config: DockerConfig): Backend {
       await imageOf(op, plan);
     },
 
+    async awake(op) {
+      await engine.ping(op);
+    },
+
     async create(op, plan) {
+      await duties.resume(op);
       await using undo = new AsyncDisposableStack();
       undo.defer(async () => {
         using late = op.releasing(RELEASE_MS);
@@ -266,8 +275,13 @@ export function newDockerBackend(config: DockerConfig): Backend {
         await backend
           .kill(late, plan, 'now')
           .then(() => backend.cleanUp(late, plan))
-          .catch((cause: unknown) => op.log.warn({ sandbox: plan.id, cause }, 'a failed start left something behind'));
+          .catch(async (cause: unknown) => {
+            op.log.warn({ sandbox: plan.id, cause }, 'a failed start left something behind');
+            if (isAway(cause)) await duties.note(late, plan.id, 'halt');
+          });
       });
+      await duties.resume(op);
+      await duties.drop(op, plan.id);
       await host.makeDir(op, plan.logDir, 0o711);
       await makeSocketDir(op, plan);
       if (reach === 'mounted') await doors.open(op, plan.id, agentSocketPath(plan), socketMode);
@@ -323,7 +337,10 @@ export function newDockerBackend(config: DockerConfig): Backend {
 
     othersPause: {
       isPaused: async (op, plan) => (await running(op, plan)).State.Paused,
-      hints: (op, plan) => pauseHints(op, engine, async () => (await running(op, plan)).Id),
+      async *hints(op, plan) {
+        await pause(op, BEFORE_PAUSE_HINTS_MS);
+        yield* events.hints(op, 'pause', (await running(op, plan)).Id);
+      },
     },
 
     async kill(op, plan, how) {
@@ -342,13 +359,13 @@ export function newDockerBackend(config: DockerConfig): Backend {
         if (!(error instanceof HutchError && ['conflict', 'not_found'].includes(error.code))) throw error;
       });
       using limited = op.within(KILL_FORCE_MS, 'the container to end');
-      const dead = await waitForEnd(limited, plan);
+      const dead = await ended(limited, plan);
       await hangUp(plan);
       return dead;
     },
 
     inspect,
-    ended: waitForEnd,
+    ended,
 
     async cleanUp(op, plan) {
       await hangUp(plan);
@@ -389,6 +406,11 @@ export function newDockerBackend(config: DockerConfig): Backend {
   return backend;
 }
 
+/** The Engine did not answer, or not to the end: nothing is known of what it was asked. */
+function isAway(error: unknown): boolean {
+  return error instanceof HutchError && (error.code === 'unavailable' || error.code === 'deadline_exceeded');
+}
+
 /** Without an Engine there is nothing of ours in it. */
 async function unlessAway<T, U>(asked: Promise<T>, otherwise: U): Promise<T | U> {
   try {
@@ -397,8 +419,4 @@ async function unlessAway<T, U>(asked: Promise<T>, otherwise: U): Promise<T | U>
     if (error instanceof HutchError && ['unavailable', 'permission_denied', 'failed_precondition'].includes(error.code)) return otherwise;
     throw error;
   }
-}
-
-async function drained(answer: AsyncIterable<unknown>): Promise<void> {
-  for await (const _ of answer);
 }

@@ -63,6 +63,20 @@ export class Engine {
     }
   }
 
+  /** @throws HutchError `unavailable` when it is away, or hangs. */
+  async ping(op: Operation): Promise<void> {
+    using limited = op.within(PING_MS, 'Docker');
+    try {
+      await collect(limited, await this.#exchange(limited, { method: 'GET', path: '/_ping' }, ''));
+    } catch (cause) {
+      if (op.signal.aborted || !limited.signal.aborted) throw cause;
+      throw op.error('unavailable', `the Docker Engine has not answered in ${PING_MS / 1_000} s`, {
+        hint: 'does it hang? see: docker info',
+        cause,
+      });
+    }
+  }
+
   /** For its effect. */
   async call(op: Operation, ask: Ask, ms: number = REQUEST_MS): Promise<void> {
     using limited = op.within(ms, `Docker's answer to ${ask.method} ${ask.path}`);
