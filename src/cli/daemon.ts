@@ -73,8 +73,9 @@ async function ownerKey(places: Places, startIt: (() => Promise<void>) | null): 
   try {
     return readOwnerKey(places.ownerKeyPath);
   } catch (error) {
-    const missing = error instanceof HutchError && (error.cause as NodeJS.ErrnoException).code === 'ENOENT';
-    if (!missing || startIt === null) throw error;
+    const code = error instanceof HutchError ? (error.cause as NodeJS.ErrnoException).code : undefined;
+    // Where a file is in the place of a directory, the daemon says so.
+    if ((code !== 'ENOENT' && code !== 'ENOTDIR') || startIt === null) throw error;
     await startIt();
     return readOwnerKey(places.ownerKeyPath);
   }

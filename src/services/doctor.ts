@@ -1,7 +1,8 @@
 // What this machine can do: one line each, with the command that mends it. Every check looks at the
 // thing itself; a check that fails says so and never fails the others.
 import type { z } from 'zod';
-import type { Host } from '../host/host.ts';
+import { ownGroups } from '../host/groups.ts';
+import type { FileInfo, Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Deps } from './deps.ts';
 import type * as view from './views.ts';
@@ -98,13 +99,21 @@ export async function checkMachine(deps: Deps, op: Operation): Promise<Check[]> 
       }
     }),
   );
-  return canRun ? checks.flat().map(notNeeded) : checks.flat();
+  const found = checks.flat().map((check) => ({ ...check, fix: check.fix === null ? null : asRoot(check.fix, host.uid) }));
+  return canRun ? found.map(notNeeded) : found;
 }
 
 /** Where sandboxes run one way, what another way lacks is no fault of the machine. */
 export function notNeeded(check: Check): Check {
   const ofOneWay = check.name.startsWith('backend ') || check.name === 'QEMU' || check.name === 'mkfs';
   return check.status === 'missing' && ofOneWay ? { ...check, status: 'warning' } : check;
+}
+
+/** A command that only root may run, as its user has to type it. */
+export function asRoot(fix: string, uid: number): string {
+  if (uid === 0) return fix;
+  if (fix.startsWith('echo ')) return `sudo sh -c '${fix}'`;
+  return /^(apt-get|chmod|usermod) /.test(fix) ? `sudo ${fix}` : fix;
 }
 
 async function text(host: Host, op: Operation, path: string): Promise<string | null> {
@@ -132,17 +141,32 @@ async function kvm({ host, backends }: Deps, op: Operation): Promise<Check> {
     const fix = 'turn on virtualization in the firmware, or nested virtualization in the outer machine';
     return { name, status: 'warning', detail: 'no: there is no /dev/kvm', fix };
   }
-  const usable = host.uid === 0 || (device.mode & 0o006) === 0o006 || device.gid === host.gid;
-  if (!usable) {
-    const fix = 'usermod -aG kvm "$USER", then log in again';
-    return { name, status: 'warning', detail: 'not tried: /dev/kvm is there, but not ours to open', fix };
-  }
   const probes = await Promise.all(backends.map((backend) => backend.probe(op)));
   const ways = probes.flatMap((probe) => (probe.ok ? [probe.can.acceleration] : []));
   if (ways.includes('kvm')) return { name, status: 'ok', detail: 'yes: a small guest ran under /dev/kvm', fix: null };
-  if (ways.includes('tcg'))
-    return { name, status: 'warning', detail: 'no: /dev/kvm is there, but is not used; the backend says why', fix: null };
+  const groupFile = (await text(host, op, '/etc/group')) ?? '';
+  const closed = closedTo(device, { uid: host.uid, groups: await ownGroups(op, host), groupFile });
+  if (closed !== null) return { name, status: 'warning', detail: `no: /dev/kvm is there, but ${closed.why}`, fix: closed.fix };
+  const fix = 'look whether virtualization is on in the firmware, or nested virtualization in the outer machine';
+  if (ways.includes('tcg')) return { name, status: 'warning', detail: 'no: /dev/kvm is there, but is not used; the backend says why', fix };
   return { name, status: 'warning', detail: 'not tried: /dev/kvm is there, but no backend that could use it works', fix: null };
+}
+
+/** Why whoever runs sandboxes may not open the device, and what lets them. Null: they may. `groupFile`: the content of /etc/group. */
+export function closedTo(
+  device: Pick<FileInfo, 'mode' | 'gid'>,
+  { uid, groups, groupFile }: { readonly uid: number; readonly groups: readonly number[]; readonly groupFile: string },
+): { readonly why: string; readonly fix: string } | null {
+  if ((device.mode & 0o006) === 0o006) return null;
+  const byGroup = (device.mode & 0o060) === 0o060;
+  // Root's sandboxes run as users of their own, in the group that the device has.
+  if (byGroup && (uid === 0 || groups.includes(device.gid))) return null;
+  const group = new RegExp(`^([^:]+):[^:]*:${device.gid}:`, 'm').exec(groupFile)?.[1];
+  const join = uid !== 0 && byGroup && device.gid !== 0 && group !== undefined;
+  return {
+    why: uid === 0 ? 'only root may open it' : 'it is not ours to open',
+    fix: join ? `usermod -aG ${group} "$USER"; then log in again, and: hutch daemon stop` : 'chmod 666 /dev/kvm; hutch daemon stop',
+  };
 }
 
 async function images(deps: Deps): Promise<readonly Check[]> {
@@ -215,8 +239,16 @@ async function openFiles(host: Host, op: Operation): Promise<Check> {
   const limits = (await text(host, op, '/proc/self/limits')) ?? '';
   const soft = Number(/^Max open files\s+(\d+)/m.exec(limits)?.[1] ?? 0);
   const status = soft >= OPEN_FILES_MIN ? 'ok' : 'warning';
-  return { name: 'open files', status, detail: `at most ${soft}`, fix: status === 'ok' ? null : `ulimit -n ${OPEN_FILES_MIN}` };
+  return {
+    name: 'open files',
+    status,
+    detail: `at most ${soft}`,
+    fix: status === 'ok' ? null : `ulimit -n ${OPEN_FILES_MIN}; hutch daemon stop`,
+  };
 }
+
+/** A virtual machine has its microcode from its host. */
+const MITIGATE = 'apt-get dist-upgrade; then reboot (a virtual machine: its host as well)';
 
 async function vulnerabilities(host: Host, op: Operation): Promise<Check> {
   const dir = '/sys/devices/system/cpu/vulnerabilities';
@@ -227,7 +259,7 @@ async function vulnerabilities(host: Host, op: Operation): Promise<Check> {
     if ((await text(host, op, `${dir}/${name}`))?.startsWith('Vulnerable') === true) open.push(name);
   return open.length === 0
     ? { name: 'CPU vulnerabilities', status: 'ok', detail: 'all known ones are mitigated', fix: null }
-    : { name: 'CPU vulnerabilities', status: 'warning', detail: `not mitigated: ${open.join(', ')}`, fix: 'update kernel and microcode' };
+    : { name: 'CPU vulnerabilities', status: 'warning', detail: `not mitigated: ${open.join(', ')}`, fix: MITIGATE };
 }
 
 async function smt(host: Host, op: Operation): Promise<Check> {

@@ -303,6 +303,11 @@ test('forward brings a unix socket of the sandbox to one of this machine, and pu
   }
 });
 
+test('a file in the place of HUTCH_HOME is named as what it is', async () => {
+  const { code, stderr } = await world.run(['ls'], { env: { HUTCH_HOME: world.bundle } });
+  expect([code, stderr]).toEqual([EXIT_CODES.failed.code, expect.stringContaining(`${world.bundle}/data: ENOTDIR`)]);
+});
+
 async function talk(at: number | string, text: string): Promise<string> {
   const socket = typeof at === 'number' ? connect({ port: at, host: '127.0.0.1' }) : connect(at);
   let answer = '';

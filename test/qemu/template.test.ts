@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { newQemuBackend } from '../../src/backends/qemu/backend.ts';
 import type { QemuConfig } from '../../src/backends/qemu/config.ts';
+import type { Host } from '../../src/host/host.ts';
 import { testOperation } from '../support/operation.ts';
 import { configuredAgent, qemuUnderTest, type UnderTest } from './fixture.ts';
 import { outputOf } from './guest-command.ts';
@@ -179,6 +180,20 @@ test('KVM is given up where a guest boots without it, and not where nothing boot
   if (answer.acceleration === 'kvm') return; // a guest does boot under it here
   await newQemuBackend(fresh.config).prepare(op, fresh.plan());
   expect(await kept()).toBe('tcg');
+});
+
+test('whether KVM can be used is asked again when other people may open the device', async () => {
+  await using fresh = await qemuUnderTest();
+  const note = async (device: Awaited<ReturnType<Host['stat']>>) => {
+    const stat: Host['stat'] = async (asking, path) => (path === '/dev/kvm' ? device : await fresh.config.host.stat(asking, path));
+    const probe = await newQemuBackend({ ...fresh.config, host: { ...fresh.config.host, stat } }).probe(op);
+    return probe.ok ? probe.can.notes.find((said) => said.startsWith('no KVM')) : probe.why;
+  };
+  const info = await fresh.config.host.stat(op, '/dev/null');
+  if (info === null) throw new Error('/dev/null is missing');
+  expect(await note(null)).toBe('no KVM: there is no /dev/kvm');
+  expect(await note({ ...info, mode: 0o600, uid: 0, gid: 0 })).not.toBe('no KVM: there is no /dev/kvm');
+  expect(await note(null)).toBe('no KVM: there is no /dev/kvm');
 });
 
 test('a kernel that cannot boot is an error with its last words', async () => {

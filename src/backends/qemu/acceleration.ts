@@ -1,9 +1,11 @@
 // What runs guest code: KVM where a guest really runs under it, else software emulation. /dev/kvm can
 // exist, open and answer, and still run nothing: so a small guest is run, as the user that sandboxes
-// run as, under a deadline. The answer is kept for this boot of the host and this QEMU.
+// run as, under a deadline. The answer is kept for this boot of the host, this QEMU, and who may open the device.
 import { join } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
 import { z } from 'zod';
 import { HutchError } from '../../domain/errors.ts';
+import { ownGroups } from '../../host/groups.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import { describe, tailOf } from '../dead.ts';
@@ -30,6 +32,7 @@ export type Accelerated = {
 const answerSchema = z.strictObject({
   bootId: z.string().max(64),
   emulator: z.string().max(256),
+  device: z.string().max(4096),
   acceleration: z.enum(['kvm', 'tcg']),
   why: z.string().max(4096).nullable(),
 });
@@ -39,10 +42,10 @@ export async function findAcceleration(op: Operation, config: QemuConfig, emulat
   const { host, workDir } = config;
   if (config.acceleration === 'kvm' || config.acceleration === 'tcg')
     return { acceleration: config.acceleration, why: 'the configuration says so' };
-  const question = { bootId: host.bootId(), emulator: `${emulator.path} ${emulator.version}` };
+  const question = await questionOf(op, config, emulator);
   const path = join(workDir, ANSWER_FILE);
   const known = await readAnswer(op, host, path);
-  if (known !== null && known.bootId === question.bootId && known.emulator === question.emulator) return known;
+  if (known !== null && isDeepStrictEqual(question, { bootId: known.bootId, emulator: known.emulator, device: known.device })) return known;
   const why = await whyNoKvm(op, config, emulator);
   const answer: Accelerated = { acceleration: why === null ? 'kvm' : 'tcg', why };
   await keepAnswer(op, host, path, { ...question, ...answer });
@@ -50,13 +53,22 @@ export async function findAcceleration(op: Operation, config: QemuConfig, emulat
 }
 
 /** Remembers that a real kernel did not boot under KVM, though the small guest ran. */
-export async function giveUpKvm(op: Operation, { host, workDir }: QemuConfig, emulator: Emulator, why: string): Promise<void> {
-  await keepAnswer(op, host, join(workDir, ANSWER_FILE), {
-    bootId: host.bootId(),
-    emulator: `${emulator.path} ${emulator.version}`,
+export async function giveUpKvm(op: Operation, config: QemuConfig, emulator: Emulator, why: string): Promise<void> {
+  await keepAnswer(op, config.host, join(config.workDir, ANSWER_FILE), {
+    ...(await questionOf(op, config, emulator)),
     acceleration: 'tcg',
     why: why.slice(0, 1_000),
   });
+}
+
+type Question = Pick<z.infer<typeof answerSchema>, 'bootId' | 'emulator' | 'device'>;
+
+/** What the answer depends on: who may open the device changes without a boot, by the command that `doctor` names. */
+async function questionOf(op: Operation, { host, templateOwner }: QemuConfig, emulator: Emulator): Promise<Question> {
+  const device = await host.stat(op, KVM_DEVICE);
+  const may = device === null ? 'none' : `${(device.mode & 0o777).toString(8)} ${device.uid}:${device.gid}`;
+  const asWhom = templateOwner == null ? (await ownGroups(op, host)).join(',') : templateOwner.uid;
+  return { bootId: host.bootId(), emulator: `${emulator.path} ${emulator.version}`, device: `${may} as ${asWhom}` };
 }
 
 /**
