@@ -51,6 +51,7 @@ const RULES: Readonly<
   [FRAME.cancel]: { from: 'host', flagMax: 0, min: 0, max: 0, stream: 'other' },
   [FRAME.close]: { from: 'agent', flagMax: OUTCOME.error, min: 1, max: FRAME_BYTES_MAX, stream: 'other' },
   [FRAME.ping]: { from: 'both', flagMax: 0, min: 8, max: 8, stream: 'zero' },
+  [FRAME.part]: { from: 'host', flagMax: 0, min: 1, max: FRAME_BYTES_MAX, stream: 'other' },
   [FRAME.pong]: { from: 'both', flagMax: 0, min: 8, max: 8, stream: 'zero' },
 };
 

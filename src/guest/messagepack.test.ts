@@ -63,7 +63,7 @@ test.each([
   ['nothing', new Uint8Array(0)],
   ['a key that is a number', Buffer.from([0x81, 0x01, 0x02])],
   ['depth beyond 8', Buffer.from([0x91, 0x91, 0x91, 0x91, 0x91, 0x91, 0x91, 0x91, 0x91, 0xc0])],
-  ['an array of 5,000', encode(Array.from({ length: 5_000 }, () => 0))],
+  ['an array of 65,537', encode(Array.from({ length: 65_537 }, () => 0))],
   ['an extension type', Buffer.from([0xd4, 0x01, 0x00])],
   ['a text that is not UTF-8', Buffer.from([0xa1, 0xff])],
   ['bytes after the message', Buffer.from([0xc0, 0xc0])],
@@ -73,7 +73,13 @@ test.each([
   expect(() => decodeMessage(bytes)).toThrow(MessageError);
 });
 
-test('what does not fit into a frame, or is no Unicode, is not sent', () => {
-  expect(() => encodeMessage({ text: 'x'.repeat(70_000) })).toThrow(MessageError);
+test('what the bounds allow is read', () => {
+  expect(decodeMessage(encode(Array.from({ length: 65_536 }, () => 0)))).toHaveLength(65_536);
+  expect(decodeMessage(encodeMessage('x'.repeat(131_072)))).toHaveLength(131_072);
+});
+
+test('what does not fit into a call, or is no Unicode, is not sent', () => {
+  expect(() => encodeMessage({ text: 'x'.repeat(131_073) })).toThrow(MessageError);
+  expect(() => encodeMessage(Array.from({ length: 42 }, () => 'x'.repeat(100_000)))).toThrow(MessageError);
   expect(() => encodeMessage({ path: '\ud800' })).toThrow(MessageError);
 });

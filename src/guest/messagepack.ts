@@ -1,8 +1,8 @@
-// MessagePack with the protocol's bounds. A payload is looked over before it is decoded: three bytes
-// can announce an array of 4,096 entries, and 20,000 of them nested would cost the decoder 700 MB.
+// MessagePack with the protocol's bounds. A payload is looked over before it is decoded: five bytes
+// can announce an array of 65,536 entries, and thousands of them would cost the decoder gigabytes.
 import { isUtf8 } from 'node:buffer';
 import { decode, encode } from '@msgpack/msgpack';
-import { DEPTH_MAX, ENTRIES_MAX, FRAME_BYTES_MAX, STRING_BYTES_MAX } from './protocol.ts';
+import { DEPTH_MAX, ENTRIES_MAX, OPEN_BYTES_MAX, STRING_BYTES_MAX } from './protocol.ts';
 
 /** The payload is not MessagePack within the bounds. */
 export class MessageError extends Error {
@@ -38,7 +38,7 @@ export function decodeMessage(payload: Uint8Array): unknown {
   }
 }
 
-/** Throws MessageError when the value does not fit into one frame. */
+/** Throws MessageError when the value does not fit into one call. */
 export function encodeMessage(value: unknown): Uint8Array {
   let bytes: Uint8Array;
   try {
@@ -46,8 +46,8 @@ export function encodeMessage(value: unknown): Uint8Array {
   } catch (cause) {
     throw new MessageError(cause instanceof Error ? cause.message : 'cannot be written as MessagePack', cause);
   }
-  if (bytes.byteLength > FRAME_BYTES_MAX)
-    throw new MessageError(`takes ${bytes.byteLength} bytes; at most ${FRAME_BYTES_MAX} fit into one call`);
+  if (bytes.byteLength > OPEN_BYTES_MAX)
+    throw new MessageError(`takes ${bytes.byteLength} bytes; at most ${OPEN_BYTES_MAX} fit into one call`);
   lookOver(bytes);
   return bytes;
 }

@@ -2,9 +2,9 @@
 // it. The guest is hostile, so each field has a bound; a newer agent is welcome, so unknown fields are
 // ignored. Counts and texts are bounded once more by the frame (64 KiB) and by MessagePack's limits.
 import { z } from 'zod';
-import { ENTRIES_MAX } from './protocol.ts';
 
 const TEXT_CHARS_MAX = 4_096;
+const LIST_ENTRIES_MAX = 4_096;
 
 const text = z.string().max(TEXT_CHARS_MAX);
 
@@ -126,7 +126,7 @@ export const processes = z.object({
         id: processId,
         pid: processNumber,
         // An empty argument is legal, unlike an empty path.
-        argv: z.array(z.union([z.string(), z.instanceof(Uint8Array)])).max(ENTRIES_MAX),
+        argv: z.array(z.union([z.string(), z.instanceof(Uint8Array)])).max(LIST_ENTRIES_MAX),
         tag: maybe(text),
         startedAtMs: timeMs,
         running: z.boolean(),
@@ -135,7 +135,7 @@ export const processes = z.object({
         inputOffset: whole,
       }),
     )
-    .max(ENTRIES_MAX),
+    .max(LIST_ENTRIES_MAX),
 });
 export type ProcessInfo = z.output<typeof processes>['processes'][number];
 
@@ -179,7 +179,7 @@ const portInfo = z.object({
   process: maybe(text),
 });
 export type PortInfo = z.output<typeof portInfo>;
-export const ports = z.object({ ports: z.array(portInfo).max(ENTRIES_MAX) });
+export const ports = z.object({ ports: z.array(portInfo).max(LIST_ENTRIES_MAX) });
 
 // Events. Each method has its own; the name is in `e`, and names that it does not know are ignored.
 

@@ -4,6 +4,8 @@
 export const FRAME_BYTES_MAX = 65_536;
 /** Payload of one DATA frame from the agent, in bytes. */
 export const OUTPUT_FRAME_BYTES_MAX = 262_144;
+/** Payload of one OPEN with its PARTs, in bytes: more than a kernel takes as arguments and environment. */
+export const OPEN_BYTES_MAX = 4_194_304;
 export const HEADER_BYTES = 12;
 export const MARK_BYTES = 4;
 /** What a frame takes beside its payload. */
@@ -31,6 +33,7 @@ export const FRAME = {
   close: 8,
   ping: 9,
   pong: 10,
+  part: 11,
 } as const;
 export type FrameType = (typeof FRAME)[keyof typeof FRAME];
 
@@ -42,5 +45,5 @@ export const OUTCOME = { ok: 0, error: 1 } as const;
 
 /** MessagePack bounds. */
 export const DEPTH_MAX = 8;
-export const STRING_BYTES_MAX = 65_536;
-export const ENTRIES_MAX = 4_096;
+export const STRING_BYTES_MAX = 131_072;
+export const ENTRIES_MAX = 65_536;

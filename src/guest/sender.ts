@@ -85,9 +85,12 @@ export class Sender {
       for (const stream of this.#control) {
         this.#control.delete(stream);
         for (const frame of stream.takeControl()) accepted = duplex.write(frame);
+        // A call may have megabytes: the next one is made into frames when there is room.
+        if (!accepted) break;
       }
       let batchBytes = 0;
       for (const stream of this.#ready) {
+        if (this.#control.size > 0) break; // no data before the call that it belongs to
         this.#ready.delete(stream);
         const outgoing = stream.takeOutgoing();
         if (outgoing === null) continue;

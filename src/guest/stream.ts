@@ -7,7 +7,7 @@ import { encodeFrame, type Frame, readU32, writeU32 } from './frames.ts';
 import { type EventBudget, Inbox, type Received, type Violation } from './inbox.ts';
 import { MessageError } from './messagepack.ts';
 import { Outbox, type Outgoing } from './outbox.ts';
-import { FRAME, OUTCOME } from './protocol.ts';
+import { FRAME, FRAME_BYTES_MAX, OUTCOME } from './protocol.ts';
 import { heard } from './wait.ts';
 
 /** The agent answers a CANCEL with CLOSE within this time, or the connection is given up. */
@@ -210,7 +210,7 @@ export class AgentStream implements Disposable {
     if (this.#phase === 'over') return frames;
     const { mark } = this.#wire;
     if (this.#open !== null) {
-      frames.push(encodeFrame(mark, FRAME.open, 0, this.id, this.#open));
+      frames.push(...openFrames(mark, this.id, this.#open));
       this.#open = null;
     }
     if (this.#grant > 0 && this.#cancel === 'no') {
@@ -371,4 +371,15 @@ export class AgentStream implements Disposable {
     reader?.reject(failureError(reader.op, ended));
     this.#onCredit?.();
   }
+}
+
+/** PARTs and the OPEN. They go out together: the agent takes the parts of one call at a time. */
+function openFrames(mark: number, stream: number, payload: Uint8Array): Uint8Array[] {
+  const frames: Uint8Array[] = [];
+  let at = 0;
+  for (; payload.byteLength - at > FRAME_BYTES_MAX; at += FRAME_BYTES_MAX) {
+    frames.push(encodeFrame(mark, FRAME.part, 0, stream, payload.subarray(at, at + FRAME_BYTES_MAX)));
+  }
+  frames.push(encodeFrame(mark, FRAME.open, 0, stream, payload.subarray(at)));
+  return frames;
 }

@@ -269,6 +269,10 @@ export class RemoteProcess implements AsyncDisposable {
         break;
       case 'dropped': {
         const { channel, offset, bytes } = message as { channel: 'stdout' | 'stderr'; offset: number; bytes: number };
+        if (this.#begin.how === 'start' && this.#begin.request.whenUnread !== 'drop') {
+          this.#failMissing(bytes);
+          break;
+        }
         this.#next[channel] = Math.max(this.#next[channel], offset + bytes);
         this.#arriving[channel] = offset + bytes;
         break;
@@ -285,13 +289,18 @@ export class RemoteProcess implements AsyncDisposable {
     }
   }
 
+  /** Never silently: output that was promised whole has a gap. */
+  #failMissing(bytes: number): void {
+    const message = `${bytes} bytes of output were lost while a connection was down`;
+    const hint = 'the command goes on; what a main process wrote is in its log: hutch logs';
+    this.#fail(new HutchError({ code: 'unavailable', message, hint }));
+  }
+
   #onStarted(started: Started): void {
     if (this.#hasStarted) {
       const missed = this.#missing(started.stdoutOffset, started.stderrOffset);
       if (missed > 0) {
-        const message = `${missed} bytes of output were lost while the connection was down`;
-        const hint = 'the command goes on; what a main process wrote is in its log: hutch logs';
-        this.#fail(new HutchError({ code: 'unavailable', message, hint }));
+        this.#failMissing(missed);
         return;
       }
     } else {

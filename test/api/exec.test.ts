@@ -44,6 +44,29 @@ test('the environment is the image’s, then the sandbox’s, then the call’s'
   expect((await daemon.run('box', ['sh', '-c', 'echo $SHARED'], { env: { SHARED: 'call' } })).stdout).toBe('call\n');
 });
 
+test('a command takes as many arguments and variables as its kernel does, and what is more is refused by name', async () => {
+  const large = Array.from({ length: 12 }, (_, index) => String.fromCharCode(97 + index).repeat(131_071));
+  const many = Array.from({ length: 20_000 }, (_, index) => `${index}`);
+  const words = [...large, ...many];
+  const { stdout } = await daemon.run(
+    'box',
+    ['sh', '-c', 'echo $# $(printf %s "$VALUE" | wc -c); printf %s "$@" | sha256sum', 'sh', ...words],
+    {
+      env: { VALUE: 'v'.repeat(131_065) },
+    },
+  );
+  expect(stdout).toBe(`${words.length} 131065\n${createHash('sha256').update(words.join('')).digest('hex')}  -\n`);
+  const refused = async (argv: string[]) => String(await daemon.run('box', argv).catch((error: unknown) => (error as Error).message));
+  expect(await refused(['true', 'a', 'ü'.repeat(65_536)])).toContain('argv[2]: has 131,072 bytes; at most 131,071 are possible');
+  expect(await refused(['true', ...large, ...large])).toContain('argv[1]: is the largest of arguments and variables, which take 3,1');
+});
+
+test('a message of a megabyte is the most once a command runs', async () => {
+  const client = await daemon.exec('box', { argv: ['sleep', '60'], stdin: 'open' });
+  client.input(Buffer.alloc(1024 * 1024));
+  expect((await client.closed).code).toBe(1009);
+});
+
 test('user and directory are as asked', async () => {
   expect((await daemon.run('box', ['sh', '-c', 'id -un; pwd'], { user: 'user', cwd: '~' })).stdout).toBe('user\n/home/user\n');
   const refused = await daemon.run('box', ['true'], { user: 'nobody-here' }).catch((error: unknown) => error);

@@ -86,7 +86,9 @@ test('bad input names the field and the bound', async () => {
   expect(await create({ nonsense: 1 })).toContain('nonsense is not known here');
   expect(await create({ main: { argv: [] } })).toContain('main.argv must have at least 1 entries');
   expect(await create({ main: {} })).toContain('main.argv is missing');
-  expect(await create({ main: { argv: ['a\0b'] } })).toContain('main.argv.0: must not contain a NUL byte');
+  expect(await create({ main: { argv: ['a\0b'] } })).toContain('main.argv[0]: must not contain a NUL byte');
+  expect(await create({ main: { argv: ['echo', 'x'.repeat(131_072)] } })).toContain('main.argv[1]: has 131,072 bytes; at most 131,071');
+  expect(await create({ secrets: { LONG: 'x'.repeat(131_072) } })).toContain('secrets.LONG: has 131,077 bytes; at most 131,071');
   expect(await create({ env: { '1X': 'a' } })).toContain('env');
   expect(await create({ name: 'No_Name' })).toContain('name must be lower-case letters');
   expect(await create({ network: 'all' })).toContain('network must be one of none, allow, allow-lan');

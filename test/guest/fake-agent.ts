@@ -64,6 +64,7 @@ export class FakeAgent {
   #bytes: Buffer = Buffer.alloc(0);
   #isConnected = false;
   #lastStream = 0;
+  readonly #parts: Frame[] = [];
 
   constructor(duplex: Duplex, handlers: Record<string, Handler> = {}) {
     this.duplex = duplex;
@@ -111,7 +112,7 @@ export class FakeAgent {
     if (bytes.byteLength < HEADER_BYTES) return false;
     const length = readU32(bytes, 0);
     const type = bytes[4] ?? 0;
-    const looksRight = length <= FRAME_BYTES_MAX && [1, 3, 5, 6, 7, 9, 10].includes(type) && bytes[6] === 0 && bytes[7] === 0;
+    const looksRight = length <= FRAME_BYTES_MAX && [1, 3, 5, 6, 7, 9, 10, 11].includes(type) && bytes[6] === 0 && bytes[7] === 0;
     if (looksRight && bytes.byteLength < length + FRAME_OVERHEAD_BYTES) return false;
     if (!looksRight || readU32(bytes, HEADER_BYTES + length) !== this.mark) {
       this.#isConnected = false;
@@ -134,8 +135,15 @@ export class FakeAgent {
       this.pongs += 1;
       return;
     }
+    if (frame.type === FRAME.part) {
+      if (this.#parts.some((part) => part.stream !== frame.stream)) this.violations.push('parts of two calls at a time');
+      this.#parts.push({ ...frame, payload: Uint8Array.from(frame.payload) });
+      return;
+    }
     if (frame.type === FRAME.open) {
-      this.#open(frame);
+      const parts = this.#parts.splice(0);
+      if (parts.some((part) => part.stream !== frame.stream)) this.violations.push('a call within the parts of another');
+      this.#open({ ...frame, payload: Buffer.concat([...parts, frame].map(({ payload }) => payload)) });
       return;
     }
     const stream = this.streams.get(frame.stream);

@@ -98,6 +98,8 @@ pub struct Agent {
     /// Streams that have something to send, each once.
     pub turns: VecDeque<u32>,
     pub pongs: VecDeque<[u8; 8]>,
+    /// A call whose OPEN has not come yet: its stream, and its parts.
+    pub opening: Option<(u32, Vec<u8>)>,
     pub settings: Settings,
     pub configuring: bool,
     /// What the last `configure` was answered.
@@ -149,6 +151,7 @@ impl Agent {
             streams: HashMap::new(),
             turns: VecDeque::new(),
             pongs: VecDeque::new(),
+            opening: None,
             settings: Settings::default(),
             configuring: false,
             configured: Value::Nil,

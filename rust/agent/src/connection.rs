@@ -5,7 +5,7 @@ use crate::fault::Fault;
 use crate::stream::{Kind, Stream};
 use crate::timers::Timer;
 use crate::wire::decoder::Step;
-use crate::wire::frame::{FrameError, FrameType, Header, MAGIC, STREAMS_MAX};
+use crate::wire::frame::{FrameError, FrameType, Header, MAGIC, OPEN_BYTES_MAX, STREAMS_MAX};
 use rustix::io::Errno;
 use std::time::Duration;
 
@@ -129,6 +129,7 @@ impl Agent {
         self.connection += 1;
         self.turns.clear();
         self.pongs.clear();
+        self.opening = None;
         self.lose_followers();
         // Dropping a stream gives up its job, its socket, its files.
         self.streams.clear();
@@ -138,6 +139,7 @@ impl Agent {
         let number = header.stream;
         match header.kind {
             FrameType::Open => return self.opened(number, payload),
+            FrameType::Part => return self.part(number, payload),
             FrameType::Ping => {
                 if self.pongs.len() >= PONGS_MAX {
                     return Err(FrameError::TooManyPings);
@@ -162,7 +164,25 @@ impl Agent {
         Ok(())
     }
 
+    /// The beginning of a call that is too large for one frame. One such call at a time.
+    fn part(&mut self, number: u32, payload: &[u8]) -> Result<(), FrameError> {
+        let (of, parts) = self.opening.get_or_insert_with(|| (number, Vec::new()));
+        if *of != number {
+            return Err(FrameError::StrayPart(number));
+        }
+        if parts.len() + payload.len() > OPEN_BYTES_MAX {
+            return Err(FrameError::CallTooLong(number));
+        }
+        parts.extend_from_slice(payload);
+        Ok(())
+    }
+
     fn opened(&mut self, number: u32, payload: &[u8]) -> Result<(), FrameError> {
+        if self.opening.is_some() {
+            self.part(number, payload)?;
+        }
+        let whole = self.opening.take().map(|(_, parts)| parts);
+        let payload = whole.as_deref().unwrap_or(payload);
         if self.streams.contains_key(&number) {
             return Err(FrameError::StreamInUse(number));
         }

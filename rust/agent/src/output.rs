@@ -8,13 +8,23 @@ use std::io;
 const WAITING_BYTES_MAX: usize = FRAME_BYTES_MAX;
 /// Data in one frame: with header and mark it is a whole number of writes to a virtio port, which takes 32 KiB each.
 pub const DATA_BYTES_MAX: usize = OUTPUT_FRAME_BYTES_MAX - FRAME_OVERHEAD;
+/// The same of a body, which is written apart from its header.
+pub const BODY_BYTES_MAX: usize = OUTPUT_FRAME_BYTES_MAX;
 
-/// A payload that is written from the ring of a process's output where it lies.
+/// Where the bytes of a body lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The ring of a process's output.
+    Ring { process: u64, channel: usize },
+    /// The block that the stream's file was read into.
+    Block,
+}
+
+/// A payload that is written from where it lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Body {
     pub stream: u32,
-    pub process: u64,
-    pub channel: usize,
+    pub source: Source,
     /// Of the next byte to write.
     pub offset: u64,
     /// Bytes still to write.
@@ -149,6 +159,8 @@ impl Output {
 mod tests {
     use super::*;
 
+    const RING: Source = Source::Ring { process: 1, channel: 1 };
+
     #[test]
     fn frames_are_made_in_place_and_leave_in_order() {
         let mut output = Output::default();
@@ -173,12 +185,12 @@ mod tests {
     fn a_body_stands_between_its_header_and_its_mark() {
         let mut output = Output::default();
         output.reset(*b"MARK");
-        output.data_of(2, Body { stream: 7, process: 1, channel: 1, offset: 100, left: 5 });
+        output.data_of(2, Body { stream: 7, source: RING, offset: 100, left: 5 });
         assert_eq!(output.waiting(), b"\x05\0\0\0\x03\x02\0\0\x07\0\0\0");
         assert!(output.is_full() && !output.wants_more());
         output.advance(12);
         output.advance_body(3);
-        assert_eq!(output.body(), Some(Body { stream: 7, process: 1, channel: 1, offset: 103, left: 2 }));
+        assert_eq!(output.body(), Some(Body { stream: 7, source: RING, offset: 103, left: 2 }));
         assert!(output.waiting().is_empty() && !output.is_empty());
         output.advance_body(2);
         assert_eq!(output.waiting(), b"MARK");

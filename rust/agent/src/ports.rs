@@ -4,7 +4,7 @@ use crate::fault::{Fault, Outcome};
 use crate::jobs::{Cancelled, JobPort, Ticket};
 use crate::kernel::Kernel;
 use crate::stream::Kind;
-use crate::wire::value::{ENTRIES_MAX, Value};
+use crate::wire::value::Value;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -12,6 +12,8 @@ use std::time::Duration;
 const POLL: Duration = Duration::from_millis(500);
 /// So many listening ports are told at most: the reply is one frame.
 const PORTS_MAX: usize = 512;
+/// Of the kernel's tables, what is looked at.
+const LISTED_MAX: usize = 4_096;
 const TCP_LISTEN: &str = "0A";
 const UDP_UNCONNECTED: &str = "07";
 
@@ -36,7 +38,7 @@ pub fn parse_table(protocol: &'static str, text: &str) -> Vec<(Port, u64)> {
             let port = u16::from_str_radix(port, 16).ok().filter(|port| *port > 0)?;
             Some((Port { protocol, address: parse_address(address)?, port }, words.get(9)?.parse().ok()?))
         })
-        .take(ENTRIES_MAX)
+        .take(LISTED_MAX)
         .collect()
 }
 

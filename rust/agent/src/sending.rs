@@ -2,7 +2,7 @@
 use crate::agent::Agent;
 use crate::fault::Fault;
 use crate::jobs::Pulled;
-use crate::output::{Body, DATA_BYTES_MAX, Output};
+use crate::output::{Body, DATA_BYTES_MAX, Output, Source};
 use crate::process::logs::LogTurn;
 use crate::shutdown::Ending;
 use crate::stream::{Kind, Stream, encode_event};
@@ -51,9 +51,9 @@ impl Agent {
             self.output.advance(count);
             return Ok(());
         }
-        let Some(Body { stream, process, channel, offset, left }) = self.output.body() else { return Ok(()) };
-        let ring = self.processes.get(process).and_then(|process| process.channels.get(channel)).map(|channel| &channel.ring);
-        match ring.filter(|ring| ring.start() <= offset).map(|ring| ring.slices(offset, left).0) {
+        let Some(body) = self.output.body() else { return Ok(()) };
+        let Body { stream, left, .. } = body;
+        match self.body_bytes(body) {
             Some(bytes) if !bytes.is_empty() => {
                 let count = self.link.write(bytes)?;
                 self.output.advance_body(count);
@@ -68,6 +68,20 @@ impl Agent {
             }
         }
         Ok(())
+    }
+
+    /// What is left of a body, as far as it lies in one piece; None when it is not there any more.
+    fn body_bytes(&self, Body { stream, source, offset, left }: Body) -> Option<&[u8]> {
+        match source {
+            Source::Ring { process, channel } => {
+                let ring = &self.processes.get(process)?.channels.get(channel)?.ring;
+                (ring.start() <= offset).then(|| ring.slices(offset, left).0)
+            }
+            Source::Block => match &self.streams.get(&stream)?.kind {
+                Kind::Read(reader) => reader.held_from(offset, left),
+                _ => None,
+            },
+        }
     }
 
     fn make_frames(&mut self) {

@@ -99,6 +99,56 @@ fn a_host_that_lies_loses_its_connection_and_nothing_else() {
 }
 
 #[test]
+fn a_call_of_megabytes_comes_in_parts() {
+    let agent = Agent::start();
+    let mut client = agent.accept();
+    let words: Vec<String> = (0..12).map(|n| format!("{n}").repeat(60_000)).collect();
+    let mut argv = vec!["sh", "-c", "echo $# ${#12}", "sh"];
+    argv.extend(words.iter().map(String::as_str));
+    let request = Value::map([("m", "process.start".into()), ("p", start("large", &argv))]).encode();
+    assert!(request.len() > 800_000);
+    let mut rest = request.as_slice();
+    while let Some((part, more)) = rest.split_at_checked(65_536) {
+        client.send(PART, 7, part);
+        // What other streams have to say may come between.
+        client.send(PING, 0, b"12345678");
+        rest = more;
+    }
+    client.send(OPEN, 7, rest);
+    client.reply(7).expect("it starts");
+    assert_eq!(client.rest(7).stdout(), "12 120000\n");
+    assert_eq!(client.run("small", &["echo", "well"]).stdout(), "well\n");
+}
+
+#[test]
+fn parts_without_end_or_of_two_calls_at_a_time_end_the_connection() {
+    let agent = Agent::start();
+    let mut client = agent.accept();
+    type Lie = fn(&mut Client);
+    let lies: [(&str, Lie); 4] = [
+        ("parts without end", |client| {
+            for _ in 0..65 {
+                client.send(PART, 7, &[0; 65_536]);
+            }
+        }),
+        ("parts of two calls", |client| {
+            client.send(PART, 7, b"\x82");
+            client.send(PART, 8, b"\x82");
+        }),
+        ("a call within the parts of another", |client| {
+            client.send(PART, 7, b"\x82");
+            client.send(OPEN, 8, &Value::map([("m", "hello".into())]).encode());
+        }),
+        ("parts of the connection before", |client| client.send(PART, 7, b"\x82")),
+    ];
+    for (n, (name, lie)) in lies.into_iter().enumerate() {
+        lie(&mut client);
+        client.reconnect([n as u8 + 1, 6, 6, 6, 6, 6, 6, 6]);
+        assert_eq!(client.run(&format!("after{n}"), &["echo", "well"]).stdout(), "well\n", "{name}");
+    }
+}
+
+#[test]
 fn frames_that_come_too_late_are_dropped() {
     let agent = Agent::start();
     let mut client = agent.accept();

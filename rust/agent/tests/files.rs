@@ -3,6 +3,7 @@
 mod support;
 use hutch_agent::tar::header::{Header, Kind};
 use hutch_agent::wire::value::Value;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use support::*;
 
@@ -93,6 +94,50 @@ fn a_large_file_comes_out_as_it_went_in_whatever_its_length() {
         }
         std::fs::remove_file(&path).expect("removes");
     }
+}
+
+/// In the build's own folder, for the same reason: only there it is read past the cache.
+#[test]
+fn a_large_file_that_is_not_cached_is_read_whole_and_leaves_the_cache_alone() {
+    const MIB: usize = 1024 * 1024;
+    let agent = Agent::start();
+    let mut client = agent.accept();
+    let path = format!("{}/uncached-{}", env!("CARGO_TARGET_TMPDIR"), std::process::id());
+    let content: Vec<u8> = (0..7 * MIB as u32 + 5).map(|n| (n % 253) as u8).collect();
+    std::fs::write(&path, &content).expect("writes");
+    let file = std::fs::File::open(&path).expect("opens");
+    file.sync_all().expect("reaches the disk");
+    let is_cached = |at: usize| hutch_sys::is_cached(file.as_fd(), at as u64, 4096).expect("asks");
+    let uncache = || rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("leaves the cache");
+    uncache();
+    let has_disk = !is_cached(3 * MIB);
+    assert!(download(&mut client, "file.read", at(&path)).expect("read").0 == content);
+    assert!(!has_disk || !is_cached(3 * MIB), "it was read through the cache");
+    // In part: from within a block, and to its middle.
+    let part = at(&path).with("offset", Some((MIB + 7).into())).with("length", Some((3 * MIB).into()));
+    assert!(download(&mut client, "file.read", part).expect("read").0 == content[MIB + 7..4 * MIB + 7]);
+    uncache();
+    let part = at(&path).with("offset", Some((2 * MIB).into())).with("length", Some((3 * MIB + 100).into()));
+    assert!(download(&mut client, "file.read", part).expect("read").0 == content[2 * MIB..5 * MIB + 100]);
+    // What somebody has in the cache is not fetched again, and what is not on the disk yet is not missed.
+    std::os::unix::fs::FileExt::write_at(
+        &std::fs::File::options().write(true).open(&path).expect("opens"),
+        b"new",
+        4 * MIB as u64,
+    )
+    .expect("writes");
+    let (all, close) = download(&mut client, "file.read", at(&path)).expect("read");
+    assert!(all[4 * MIB..].starts_with(b"new") && all.len() == content.len());
+    assert_eq!(number(&close, "bytes"), content.len() as u64);
+    // Given up in the middle of a frame, the next one is as good as ever.
+    uncache();
+    let stream = client.open("file.read", at(&path));
+    client.reply(stream).expect("opened");
+    client.next_of(stream);
+    client.send(CANCEL, stream, b"");
+    while client.next_of(stream).kind != CLOSE {}
+    assert_eq!(number(&client.call("file.stat", at(&path)).expect("there"), "size"), content.len() as u64);
+    std::fs::remove_file(&path).expect("removes");
 }
 
 #[test]

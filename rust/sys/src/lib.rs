@@ -4,11 +4,13 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
+mod cache;
 mod device;
 mod signal;
 mod spawn;
 mod thread;
 
+pub use cache::is_cached;
 pub use device::{ENTROPY_BYTES_MAX, add_entropy, block_device_bytes, resize_ext4, set_hardware_address};
 pub use signal::{SignalFd, block_signals, signal_everybody};
 pub use spawn::{Credentials, Program, SpawnFailure, SpawnStage, spawn};

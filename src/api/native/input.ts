@@ -30,7 +30,7 @@ export function parseBySchema<S extends z.ZodType>(schema: S, value: unknown): z
 
 /** `memoryMiB must be at least 128`. Union issues say what their last branch says: the most permissive one stands there. */
 function sentence(issue: z.core.$ZodIssue): string {
-  const field = issue.path.length === 0 ? 'the request' : issue.path.map(String).join('.');
+  const field = issue.path.length === 0 ? 'the request' : fieldOf(issue.path);
   switch (issue.code) {
     case 'too_small':
       return `${field} must ${measured('at least', issue.minimum, issue.origin)}`;
@@ -53,6 +53,11 @@ function sentence(issue: z.core.$ZodIssue): string {
     default:
       return `${field}: ${issue.message}`;
   }
+}
+
+/** `main.argv[4]` */
+function fieldOf(path: readonly PropertyKey[]): string {
+  return path.map((part, at) => (typeof part === 'number' ? `[${part}]` : `${at === 0 ? '' : '.'}${String(part)}`)).join('');
 }
 
 function measured(how: string, bound: number | bigint, origin: string): string {

@@ -10,10 +10,14 @@ const SEND_WINDOW_BYTES = 512 * 1024;
 /** Bytes that may wait for us; then the client is not read from. */
 const RECEIVE_WINDOW_BYTES = 256 * 1024;
 export const MESSAGE_BYTES_MAX = 1024 * 1024;
+/** The first message may hold all the arguments and variables of a command: as much as a JSON body. */
+export const FIRST_MESSAGE_BYTES_MAX = 8 * 1024 * 1024;
 const PING_EVERY_MS = 15_000;
 /** Quiet for so many pings while we read: the client is gone. */
 const PINGS_UNANSWERED_MAX = 3;
 const CLOSE_MS = 2_000;
+/** The close code of WebSockets for it. */
+const TOO_BIG = 1009;
 
 export class MessageSocket {
   readonly #socket: WebSocket;
@@ -22,6 +26,7 @@ export class MessageSocket {
   readonly #pinging: NodeJS.Timeout;
   #queuedBytes = 0;
   #unanswered = 0;
+  #hasReceived = false;
   #wake: (() => void) | null = null;
 
   constructor(socket: WebSocket) {
@@ -96,6 +101,11 @@ export class MessageSocket {
   #onMessage(data: RawData, isBinary: boolean): void {
     const bytes = Array.isArray(data) ? Buffer.concat(data) : Buffer.isBuffer(data) ? data : Buffer.from(data);
     const message: Message = isBinary ? { type: 'bytes', bytes } : { type: 'text', text: bytes.toString('utf8') };
+    if (bytes.byteLength > MESSAGE_BYTES_MAX && (this.#hasReceived || isBinary)) {
+      this.#socket.close(TOO_BIG, `a message has at most ${MESSAGE_BYTES_MAX} bytes`);
+      return;
+    }
+    this.#hasReceived = true;
     this.#queue.push(message);
     this.#queuedBytes += sizeOf(message);
     this.#unanswered = 0;

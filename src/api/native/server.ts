@@ -15,7 +15,7 @@ import { carryExec, carryTunnel, receiveExecRequest } from './exec-socket.ts';
 import type { Peer } from './forward.ts';
 import { admit, answerBrowser, bearerOf, type GuardOptions } from './guard.ts';
 import { invalid, parseInput, queryOf, readJsonBody, takesBody } from './input.ts';
-import { MESSAGE_BYTES_MAX, MessageSocket } from './message-socket.ts';
+import { FIRST_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX, MessageSocket } from './message-socket.ts';
 import { openApi } from './openapi.ts';
 import { LineWriter, sendDownload, sendError, sendJson } from './respond.ts';
 import { newRoutes, type Route } from './routes.ts';
@@ -66,12 +66,9 @@ type Arrival = {
 export function newApi(services: ApiServices, options: ApiOptions): Api {
   const routes = newRoutes();
   const description = JSON.stringify(openApi(options.version));
-  const webSockets = new WebSocketServer({
-    noServer: true,
-    maxPayload: MESSAGE_BYTES_MAX,
-    perMessageDeflate: false,
-    clientTracking: false,
-  });
+  const webSocketServer = (maxPayload: number) =>
+    new WebSocketServer({ noServer: true, maxPayload, perMessageDeflate: false, clientTracking: false });
+  const [anySockets, startSockets] = [webSocketServer(MESSAGE_BYTES_MAX), webSocketServer(FIRST_MESSAGE_BYTES_MAX)];
   const servers: Server[] = [];
   const sockets = new Set<Duplex>();
   /** What earlier requests of a connection have moved. */
@@ -203,6 +200,7 @@ export function newApi(services: ApiServices, options: ApiOptions): Api {
       const onHeaders = (headers: string[], ours: IncomingMessage): void => {
         if (ours === request) headers.push(`Hutch-Op-Id: ${arrival.opId}`);
       };
+      const webSockets = name === 'exec.start' ? startSockets : anySockets;
       webSockets.on('headers', onHeaders);
       webSockets.handleUpgrade(request, socket, head, (upgraded) => {
         const messages = new MessageSocket(upgraded);

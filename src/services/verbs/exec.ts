@@ -1,22 +1,24 @@
 // Commands and ports within a sandbox.
 import { z } from 'zod';
 import * as view from '../views.ts';
-import { alive, argv, count, env, flag, none, path, TIMEOUT_MS_MAX, target, terminal, user } from './fields.ts';
+import { alive, argv, count, env, flag, none, path, refuseTooLarge, TIMEOUT_MS_MAX, target, terminal, user } from './fields.ts';
 import type { Verb } from './verb.ts';
 
 /** The first message on an `exec.start` socket. */
-export const execRequest = z.strictObject({
-  argv,
-  env: env.optional(),
-  cwd: path.optional(),
-  user: user.optional(),
-  loginShell: z.boolean().optional(),
-  terminal: terminal.optional().describe('a pty of this size; absent: pipes'),
-  stdin: z.enum(['open', 'null']).default('null'),
-  timeoutMs: z.int().min(1).max(TIMEOUT_MS_MAX).optional(),
-  whenUnread: z.enum(['block', 'drop']).default('block'),
-  tag: z.string().max(64).optional(),
-});
+export const execRequest = z
+  .strictObject({
+    argv,
+    env: env.optional(),
+    cwd: path.optional(),
+    user: user.optional(),
+    loginShell: z.boolean().optional(),
+    terminal: terminal.optional().describe('a pty of this size; absent: pipes'),
+    stdin: z.enum(['open', 'null']).default('null'),
+    timeoutMs: z.int().min(1).max(TIMEOUT_MS_MAX).optional(),
+    whenUnread: z.enum(['block', 'drop']).default('block'),
+    tag: z.string().max(64).optional(),
+  })
+  .superRefine(({ argv, env = {} }, context) => refuseTooLarge(context, argv, env));
 
 export const execVerbs = {
   'exec.start': {

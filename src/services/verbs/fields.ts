@@ -1,10 +1,8 @@
 // What several verbs take or answer: bounds, fields, kinds of errors.
 import { z } from 'zod';
+import { ARGUMENT_BYTES_MAX, ARGUMENTS_MAX, argumentsRefusal, type Refusal } from '../../domain/arguments.ts';
 
 const ENV_ENTRIES_MAX = 1_000;
-const ENV_VALUE_BYTES_MAX = 65_536;
-const ARGV_ENTRIES_MAX = 4_096;
-const ARGUMENT_BYTES_MAX = 65_536;
 const PATH_BYTES_MAX = 4_096;
 export const LABELS_MAX = 64;
 export const CPUS_MAX = 64;
@@ -23,10 +21,25 @@ const text = (max: number) =>
     .string()
     .max(max)
     .refine((value) => !value.includes('\0'), 'must not contain a NUL byte');
+/** How many bytes it may have is judged with all others: `fitting`. */
+const argument = z
+  .string()
+  .refine((value) => !value.includes('\0'), 'must not contain a NUL byte')
+  .meta({ maxLength: ARGUMENT_BYTES_MAX });
 export const env = z
-  .record(envName, text(ENV_VALUE_BYTES_MAX))
+  .record(envName, argument)
   .refine((map) => Object.keys(map).length <= ENV_ENTRIES_MAX, `at most ${ENV_ENTRIES_MAX} entries`);
-export const argv = z.array(text(ARGUMENT_BYTES_MAX)).min(1).max(ARGV_ENTRIES_MAX);
+export const argv = z.array(argument).min(1).max(ARGUMENTS_MAX);
+/** Refuses what no command could be started with; `at` says where in the request an entry stands. */
+export function refuseTooLarge(
+  { addIssue }: Pick<z.core.$RefinementCtx, 'addIssue'>,
+  argv: readonly string[],
+  env: Readonly<Record<string, string>>,
+  at: (path: Refusal['path']) => readonly (string | number)[] = (path) => path,
+): void {
+  const refusal = argumentsRefusal(argv, env);
+  if (refusal !== null) addIssue({ code: 'custom', message: refusal.message, path: [...at(refusal.path)] });
+}
 export const path = text(PATH_BYTES_MAX).min(1);
 export const user = z.string().min(1).max(64).describe('name, uid, name:group or uid:gid');
 export const flag = z.union([z.boolean(), z.enum(['true', 'false']).transform((word) => word === 'true')]);

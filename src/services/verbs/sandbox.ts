@@ -19,6 +19,7 @@ import {
   MEMORY_MIB_MIN,
   PAGE_ITEMS_MAX,
   path,
+  refuseTooLarge,
   TIMEOUT_MS_MAX,
   TIMEOUT_MS_MIN,
   target,
@@ -27,45 +28,51 @@ import {
 } from './fields.ts';
 import type { Verb } from './verb.ts';
 
-const createInput = z.strictObject({
-  name: z.string().max(63).optional().describe('a DNS label; made up when absent'),
-  image: z.string().max(512).optional(),
-  cpus: z.int().min(1).max(CPUS_MAX).optional(),
-  memoryMiB: z.int().min(MEMORY_MIB_MIN).max(MEMORY_MIB_MAX).optional(),
-  diskMiB: z.int().min(DISK_MIB_MIN).max(DISK_MIB_MAX).optional(),
-  env: env.optional(),
-  secrets: env.optional().describe('environment variables whose values are never shown again'),
-  labels: label.optional(),
-  workdir: path.optional(),
-  user: user.optional(),
-  timeoutMs: z.int().min(TIMEOUT_MS_MIN).max(TIMEOUT_MS_MAX).optional().describe('stopped this long after each start'),
-  network: z.enum(['none', 'allow', 'allow-lan']).optional(),
-  backend: z.enum(BACKENDS).optional(),
-  publish: z
-    .array(
-      z.strictObject({
-        hostAddress: z.union([z.ipv4(), z.ipv6()]).default(LOOPBACK).describe('of this machine; 0.0.0.0 or :: is all of them'),
-        hostPort: z.int().min(0).max(65_535).default(0).describe('0: one that is free'),
-        guestPort: z.int().min(1).max(65_535),
-      }),
-    )
-    .max(PUBLISHED_PORTS_MAX)
-    .optional()
-    .describe('TCP ports inside at which this machine answers, from each start on'),
-  main: z
-    .strictObject({
-      argv: argv
-        .optional()
-        .describe("absent: what the image is made for, its ENTRYPOINT and CMD; given: runs as it is, without the image's entrypoint"),
-      tty: z.boolean().default(false),
-      terminal: terminal.optional(),
-      stdin: z.enum(['open', 'null']).default('null'),
-      attach: z.boolean().default(false).describe('whoever asks attaches to `main` next: nothing of its output is lost until then'),
-    })
-    .optional(),
-  autoRemove: z.boolean().optional(),
-  start: z.boolean().optional().describe('default true'),
-});
+const createInput = z
+  .strictObject({
+    name: z.string().max(63).optional().describe('a DNS label; made up when absent'),
+    image: z.string().max(512).optional(),
+    cpus: z.int().min(1).max(CPUS_MAX).optional(),
+    memoryMiB: z.int().min(MEMORY_MIB_MIN).max(MEMORY_MIB_MAX).optional(),
+    diskMiB: z.int().min(DISK_MIB_MIN).max(DISK_MIB_MAX).optional(),
+    env: env.optional(),
+    secrets: env.optional().describe('environment variables whose values are never shown again'),
+    labels: label.optional(),
+    workdir: path.optional(),
+    user: user.optional(),
+    timeoutMs: z.int().min(TIMEOUT_MS_MIN).max(TIMEOUT_MS_MAX).optional().describe('stopped this long after each start'),
+    network: z.enum(['none', 'allow', 'allow-lan']).optional(),
+    backend: z.enum(BACKENDS).optional(),
+    publish: z
+      .array(
+        z.strictObject({
+          hostAddress: z.union([z.ipv4(), z.ipv6()]).default(LOOPBACK).describe('of this machine; 0.0.0.0 or :: is all of them'),
+          hostPort: z.int().min(0).max(65_535).default(0).describe('0: one that is free'),
+          guestPort: z.int().min(1).max(65_535),
+        }),
+      )
+      .max(PUBLISHED_PORTS_MAX)
+      .optional()
+      .describe('TCP ports inside at which this machine answers, from each start on'),
+    main: z
+      .strictObject({
+        argv: argv
+          .optional()
+          .describe("absent: what the image is made for, its ENTRYPOINT and CMD; given: runs as it is, without the image's entrypoint"),
+        tty: z.boolean().default(false),
+        terminal: terminal.optional(),
+        stdin: z.enum(['open', 'null']).default('null'),
+        attach: z.boolean().default(false).describe('whoever asks attaches to `main` next: nothing of its output is lost until then'),
+      })
+      .optional(),
+    autoRemove: z.boolean().optional(),
+    start: z.boolean().optional().describe('default true'),
+  })
+  .superRefine(({ main, env = {}, secrets = {} }, context) =>
+    refuseTooLarge(context, main?.argv ?? [], { ...env, ...secrets }, ([field, which]) =>
+      field === 'argv' ? ['main', field, which] : [which in secrets ? 'secrets' : field, which],
+    ),
+  );
 
 export const sandboxVerbs = {
   'sandbox.create': {

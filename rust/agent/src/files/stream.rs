@@ -1,13 +1,13 @@
 //! `file.read` and `file.write`. They are opened on a thread; the content of local files then goes
 //! between descriptor and connection directly, without another copy or thread between.
-use super::direct::{DIRECT_FROM, Gathered};
+use super::direct::{Block, DIRECT_FROM, Gathered};
 use super::entry::entry;
 use super::simple::{make_parent, mode_of};
 use super::{Scene, failed, name_of, parent_of};
 use crate::agent::Agent;
 use crate::fault::{Fault, Outcome};
 use crate::jobs::Ticket;
-use crate::output::{DATA_BYTES_MAX, Output};
+use crate::output::{BODY_BYTES_MAX, Body, DATA_BYTES_MAX, Output, Source};
 use crate::stream::Kind;
 use crate::users::Users;
 use crate::wire::fields::Fields;
@@ -28,6 +28,12 @@ pub struct FileReader {
     end: u64,
     sent: u64,
     path: Vec<u8>,
+    /// As large as the file was when it was opened.
+    size: u64,
+    /// What was read past the cache. None: nothing yet, or no more.
+    block: Option<Block>,
+    /// Its file system cannot.
+    never_direct: bool,
 }
 
 impl FileReader {
@@ -38,11 +44,19 @@ impl FileReader {
         if left == 0 {
             return done(self.sent);
         }
-        let limit = usize::try_from(left.min(credit)).unwrap_or(usize::MAX).min(DATA_BYTES_MAX);
+        let limit = usize::try_from(left.min(credit)).unwrap_or(usize::MAX);
         if limit == 0 {
             return Ok((0, false));
         }
+        if self.reads_block() {
+            let count = self.block.as_ref().map_or(0, |block| block.from(self.offset, limit.min(BODY_BYTES_MAX)).len());
+            output.data_of(0, Body { stream, source: Source::Block, offset: self.offset, left: count });
+            self.offset += count as u64;
+            self.sent += count as u64;
+            return Ok((count, true));
+        }
         let (file, offset) = (&self.file, self.offset);
+        let limit = Block::up_to_a_block(offset, limit.min(DATA_BYTES_MAX));
         match output.data_from(stream, 0, limit, |place| Ok(rustix::io::pread(file, place, offset)?)) {
             Ok(0) => done(self.sent),
             Ok(count) => {
@@ -52,6 +66,30 @@ impl FileReader {
             }
             Err(error) => Err(Err(failed(&self.path)(Errno::from_io_error(&error).unwrap_or(Errno::IO)))),
         }
+    }
+
+    /// Whether the next bytes lie in the block. They are read into it, where that is worth it.
+    fn reads_block(&mut self) -> bool {
+        if self.block.as_ref().is_some_and(|block| !block.from(self.offset, 1).is_empty()) {
+            return true;
+        }
+        // A small file, and the beginning of a large one, is read again soon more often than not.
+        if self.never_direct || self.size < DIRECT_FROM || !Block::is_worth(&self.file, self.offset, self.end.min(self.size)) {
+            return false;
+        }
+        let Some(mut block) = self.block.take().or_else(Block::begin) else { return false };
+        match block.read(&self.file, self.offset) {
+            Ok(count) if count > 0 => self.block = Some(block),
+            // Whatever it is, it is found out once more by reading as ever.
+            Ok(_) => {}
+            Err(_) => self.never_direct = true,
+        }
+        self.block.is_some()
+    }
+
+    /// For a frame that is under way: up to `most` bytes from `offset` of the file on.
+    pub fn held_from(&self, offset: u64, most: usize) -> Option<&[u8]> {
+        Some(self.block.as_ref()?.from(offset, most))
     }
 }
 
@@ -227,7 +265,8 @@ fn open_for_reading(scene: &Scene, path: Vec<u8>, offset: u64, length: Option<u6
     }
     let entry = entry(&path, &stat, None, users);
     let end = length.map_or(u64::MAX, |length| offset.saturating_add(length));
-    Ok((FileReader { file, offset, end, sent: 0, path }, entry))
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
+    Ok((FileReader { file, offset, end, sent: 0, path, size, block: None, never_direct: false }, entry))
 }
 
 fn open_for_writing(scene: Scene, path: Vec<u8>, mode: Option<u32>, at: Option<u64>, parents: bool) -> Result<FileWriter, Fault> {

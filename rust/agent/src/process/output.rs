@@ -2,7 +2,7 @@
 use super::ring::RING_BYTES_MAX;
 use super::table::{Channel, Process, WhenUnread};
 use crate::clock::wall_ms;
-use crate::output::{Body, DATA_BYTES_MAX, Output};
+use crate::output::{BODY_BYTES_MAX, Body, DATA_BYTES_MAX, Output, Source};
 use crate::wire::frame::FrameType;
 use crate::wire::value::Value;
 use rustix::io::Errno;
@@ -120,15 +120,20 @@ impl Process {
                 return (0, true);
             }
             if *position < end {
-                let limit = DATA_BYTES_MAX.min(usize::try_from(credit).unwrap_or(usize::MAX));
+                // What this subscriber has not taken stays in the ring, so it can be written from there.
+                let stays = self.when_unread == WhenUnread::Block;
+                let most = if stays { BODY_BYTES_MAX } else { DATA_BYTES_MAX };
+                let limit = most.min(usize::try_from(credit).unwrap_or(usize::MAX));
                 if limit == 0 {
                     continue;
                 }
                 let (first, second) = channel.ring.slices(*position, limit);
                 let count = first.len() + second.len();
-                // What this subscriber has not taken stays in the ring, so it can be written from there.
-                if self.when_unread == WhenUnread::Block && count >= BODY_BYTES_MIN {
-                    output.data_of(number, Body { stream, process: key, channel: index, offset: *position, left: count });
+                if stays && count >= BODY_BYTES_MIN {
+                    output.data_of(
+                        number,
+                        Body { stream, source: Source::Ring { process: key, channel: index }, offset: *position, left: count },
+                    );
                 } else {
                     output.frame(FrameType::Data, number, stream, &[first, second]);
                 }

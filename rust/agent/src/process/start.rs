@@ -20,7 +20,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 const ID_CHARS_MAX: usize = 64;
-const ARGUMENT_COUNT_MAX: usize = 4_096;
+const ARGUMENT_COUNT_MAX: usize = 65_536;
+/// Of argv is kept what lists show, and what failures name.
+const ARGUMENTS_KEPT_BYTES: usize = 2_048;
 const PROCESSES_MAX: usize = 4_096;
 
 pub fn check_id(id: &str) -> Result<(), Fault> {
@@ -74,7 +76,7 @@ impl Agent {
         let (plan, ends, terminal) = self.plan(p, input)?;
         let process = Process {
             id: id.to_owned(),
-            argv: p.opt_list("argv")?.unwrap_or_default().into_iter().map(<[u8]>::to_vec).collect(),
+            argv: kept(&p.opt_list("argv")?.unwrap_or_default()),
             tag: p.opt_str("tag")?.map(str::to_owned),
             pid: None,
             started_at_ms: wall_ms(),
@@ -291,6 +293,9 @@ fn fault_of(process: &Process, NotStarted { failure, cwd }: NotStarted) -> Fault
         SpawnStage::Exec if matches!(errno, Errno::NOENT | Errno::NOTDIR) => {
             Fault::not_found(format!("{name}: there is no such program in the sandbox"))
         }
+        SpawnStage::Exec if errno == Errno::TOOBIG => Fault::permission_denied(format!(
+            "{name} cannot be run: its arguments and environment are larger than the sandbox's kernel takes (as a rule 2 MiB in all, and 128 KiB each)"
+        )),
         SpawnStage::Exec => Fault::permission_denied(format!("{name} cannot be run: {}", errno_name(errno))),
         SpawnStage::Clone => Fault::resource_exhausted(format!("no process can be started: {}", errno_name(errno))),
         SpawnStage::Terminal => Fault::internal(format!("the terminal cannot be set up: {}", errno_name(errno))),
@@ -298,6 +303,22 @@ fn fault_of(process: &Process, NotStarted { failure, cwd }: NotStarted) -> Fault
     // ENOTDIR in a search of PATH means the same to whoever typed the name.
     let errno = if fault.code == "not_found" { Errno::NOENT } else { errno };
     Fault { errno: Some(errno), ..fault }
+}
+
+/// The first words of argv; the last of them may be cut.
+fn kept(argv: &[&[u8]]) -> Vec<Vec<u8>> {
+    let mut left = ARGUMENTS_KEPT_BYTES;
+    let mut words = Vec::new();
+    for word in argv {
+        if left == 0 {
+            break;
+        }
+        let shown = word.get(..left).unwrap_or(word);
+        // An empty word costs something, too.
+        left -= shown.len().max(1);
+        words.push(shown.to_vec());
+    }
+    words
 }
 
 fn c_string(bytes: Vec<u8>) -> Result<CString, Fault> {

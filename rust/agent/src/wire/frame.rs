@@ -11,6 +11,8 @@ pub const FRAME_OVERHEAD: usize = HEADER_BYTES + MARK_BYTES;
 pub const FRAME_BYTES_MAX: usize = 65_536;
 /// Payload of DATA from the agent.
 pub const OUTPUT_FRAME_BYTES_MAX: usize = 262_144;
+/// Payload of one OPEN with its PARTs: more than a kernel takes as arguments and environment.
+pub const OPEN_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const STREAMS_MAX: usize = 1_024;
 /// What the host may send on a new stream.
 pub const CREDIT_START_BYTES: u32 = 262_144;
@@ -30,6 +32,7 @@ pub enum FrameType {
     Close = 8,
     Ping = 9,
     Pong = 10,
+    Part = 11,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +67,9 @@ pub enum FrameError {
     StreamInUse(u32),
     TooManyStreams,
     TooManyPings,
+    /// Parts of two calls at a time.
+    StrayPart(u32),
+    CallTooLong(u32),
 }
 
 impl fmt::Display for FrameError {
@@ -82,6 +88,8 @@ impl fmt::Display for FrameError {
             Self::StreamInUse(stream) => write!(f, "stream {stream} is open already"),
             Self::TooManyStreams => write!(f, "more than {STREAMS_MAX} streams"),
             Self::TooManyPings => write!(f, "too many unanswered pings"),
+            Self::StrayPart(stream) => write!(f, "a part of a call on stream {stream} within the parts of another"),
+            Self::CallTooLong(stream) => write!(f, "a call on stream {stream} of more than {OPEN_BYTES_MAX} bytes"),
         }
     }
 }
@@ -101,6 +109,7 @@ impl Header {
             7 => FrameType::Cancel,
             9 => FrameType::Ping,
             10 => FrameType::Pong,
+            11 => FrameType::Part,
             2 | 4 | 8 => return Err(FrameError::NotFromHost(kind_byte)),
             _ => return Err(FrameError::UnknownType(kind_byte)),
         };
@@ -115,7 +124,7 @@ impl Header {
             return Err(FrameError::BadFlag(flag));
         }
         let length_fits = match kind {
-            FrameType::Open | FrameType::Data => length > 0,
+            FrameType::Open | FrameType::Data | FrameType::Part => length > 0,
             FrameType::Credit => length == 4,
             FrameType::Ping | FrameType::Pong => length == 8,
             _ => length == 0,

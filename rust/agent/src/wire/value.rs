@@ -3,8 +3,9 @@
 use std::fmt;
 
 pub const DEPTH_MAX: usize = 8;
-pub const STRING_BYTES_MAX: usize = 65_536;
-pub const ENTRIES_MAX: usize = 4_096;
+/// What a kernel takes as one argument.
+pub const STRING_BYTES_MAX: usize = 131_072;
+pub const ENTRIES_MAX: usize = 65_536;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {

@@ -19,6 +19,7 @@ pub const CANCEL: u8 = 7;
 pub const CLOSE: u8 = 8;
 pub const PING: u8 = 9;
 pub const PONG: u8 = 10;
+pub const PART: u8 = 11;
 /// How long anything may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
