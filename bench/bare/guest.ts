@@ -5,8 +5,8 @@ import { existsSync, readdirSync, readFileSync, truncateSync, writeFileSync } fr
 import { rm } from 'node:fs/promises';
 import type { Socket } from 'node:net';
 import { join } from 'node:path';
+import { MKFS_OPTIONS } from '../../src/backends/disk.ts';
 import { readHostCpu } from '../../src/backends/qemu/cpu.ts';
-import { MKFS_OPTIONS } from '../../src/backends/qemu/disk.ts';
 import { accelerationArgs, kernelCommandLine, QUICK_BOOT } from '../../src/backends/qemu/machine.ts';
 import { nodeHost } from '../../src/host/node-host.ts';
 import { type CpioEntry, cpioArchive } from '../../src/images/cpio.ts';

@@ -1,7 +1,7 @@
 // What is gVisor's own, from outside, with the real runsc. What all backends share is in the
 // conformance suite.
 import { once } from 'node:events';
-import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { dirname, join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
@@ -99,6 +99,41 @@ else {
     await subject.remove(id);
   });
 
+  test('the private layer is a disk of its size, and no device of it stays', { timeout: 120_000 }, async (here) => {
+    if (subject.can.limits.disk !== 'enforced') here.skip('no loop devices here');
+    const { id } = await subject.make({ diskMiB: 1024 });
+    const devices = (): number => loopDevices().filter((file) => file.includes(id)).length;
+    const mebibytes = Number(await subject.sh(id, "df -m / | awk 'NR > 1 { print $2 }'"));
+    expect(mebibytes).toBeGreaterThan(800);
+    expect(mebibytes).toBeLessThanOrEqual(1024);
+    expect(devices()).toBe(1);
+    await subject.sh(id, 'echo kept > /root/a');
+    // Each start finds the device of the one before gone, or waits until it is.
+    for (let i = 0; i < 3; i += 1) await daemon.call('sandbox.restart', { ref: id });
+    expect(await subject.sh(id, 'cat /root/a')).toBe('kept\n');
+    expect(devices()).toBe(1);
+    await daemon.call('sandbox.stop', { ref: id });
+    await eventually('its device is gone', () => devices() === 0);
+    await subject.remove(id);
+  });
+
+  test('a private layer that is a directory, as of a machine without loop devices, is used on as such', { timeout: 120_000 }, async () => {
+    const { id } = await subject.make({ start: false });
+    const layer = join(daemon.home, 'data/sandboxes', id, 'vm/layer');
+    rmSync(join(layer, 'disk.img'), { force: true });
+    mkdirSync(join(layer, 'upper'), { mode: 0o755, recursive: true });
+    mkdirSync(join(layer, 'work'), { mode: 0o700, recursive: true });
+    await daemon.call('sandbox.start', { ref: id });
+    await subject.sh(id, 'echo kept > /root/a');
+    await daemon.call('sandbox.restart', { ref: id });
+    expect(await subject.sh(id, 'cat /root/a')).toBe('kept\n');
+    expect(readFileSync(join(layer, 'upper/root/a'), 'utf8')).toBe('kept\n');
+    await daemon.call('sandbox.stop', { ref: id });
+    rmSync(layer, { recursive: true });
+    await expect(daemon.call('sandbox.start', { ref: id })).rejects.toMatchObject({ body: { code: 'failed_precondition' } });
+    await subject.remove(id);
+  });
+
   test('the end of what carries the network is told, and a new start brings it back', { timeout: 120_000 }, async (here) => {
     if (!subject.can.networks.includes('allow')) here.skip('no network here');
     const { id } = await subject.make({ network: 'allow' });
@@ -164,6 +199,19 @@ else {
     expect(await daemon.until(id, 'stopped')).toMatchObject({ ended: { oomKilled: true } });
     await subject.remove(id);
   });
+}
+
+/** The file behind each loop device of this machine. */
+function loopDevices(): string[] {
+  return readdirSync('/sys/block')
+    .filter((name) => name.startsWith('loop'))
+    .map((name) => {
+      try {
+        return readFileSync(`/sys/block/${name}/loop/backing_file`, 'utf8');
+      } catch {
+        return ''; // it shows none
+      }
+    });
 }
 
 function residentBytes(pid: number): number {

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! hutch-cell --look
-//! hutch-cell --lower DIR --upper DIR --work DIR --root DIR [--link DIR [--show FILE]...]
+//! hutch-cell --lower DIR --upper DIR --work DIR --root DIR [--disk FILE --disk-at DIR] [--link DIR [--show FILE]...]
 //!            [--net FILE --address A.B.C.D/PREFIX --gateway A.B.C.D --mac XX:… --mtu N --uid N --gid N]
 //!            -- PROGRAM ARG...
 //! ```
@@ -12,12 +12,14 @@
 //! `--look` is what a probe of a runtime runs: it ends with 0, or with 3 where the runtime's kernel refuses
 //! `AT_NO_AUTOMOUNT`.
 //!
-//! At `--root` lies the overlay of the three others, seen by PROGRAM and its children alone. Each FILE of
+//! With `--disk`, an ext4 in a file, that is mounted at `--disk-at` first: `--upper` and `--work` lie in it and are made if
+//! they are missing. At `--root` lies the overlay of the three others, seen by PROGRAM and its children alone. Each FILE of
 //! `--show` is read-only in the directory `--link` under its own name, where an empty file waits for it. With
 //! `--net` there is a network namespace, bound to FILE in the same way, with the device `eth0` in it.
 //! Its frames go over descriptor 3, a stream to passt, carried by a process that is user `--uid`.
 mod ahead;
 mod bridge;
+mod disk;
 mod options;
 mod sys;
 mod tap;
@@ -50,6 +52,9 @@ fn main() -> ExitCode {
 
 fn enter(options: &Options) -> Result<(), String> {
     sys::own_mounts().map_err(|error| format!("cannot make a mount namespace: {error}"))?;
+    if let Some((file, at)) = &options.disk {
+        disk::open(file, at, [(&options.upper, 0o755), (&options.work, 0o700)])?;
+    }
     ahead::place(&options.lower, &options.upper, options.net.is_some())
         .map_err(|error| format!("cannot prepare /etc in {}: {error}", options.upper.display()))?;
     mount_root(options)?;

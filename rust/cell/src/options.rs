@@ -10,6 +10,8 @@ pub struct Options {
     pub upper: PathBuf,
     pub work: PathBuf,
     pub root: PathBuf,
+    /// The file with the private layer, and where it is mounted.
+    pub disk: Option<(PathBuf, PathBuf)>,
     /// Files of the host, and where each is seen.
     pub shown: Vec<(PathBuf, PathBuf)>,
     pub net: Option<Net>,
@@ -57,23 +59,27 @@ pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Options, String
     if argv.is_empty() {
         return Err("a program is needed after --".into());
     }
-    let net = if found.iter().any(|(name, _)| name == "--net") { Some(parse_net(&found)?) } else { None };
+    let is_given = |wanted: &str| found.iter().any(|(name, _)| name == wanted);
+    let net = if is_given("--net") { Some(parse_net(&found)?) } else { None };
     Ok(Options {
         lower: directory(&found, "--lower")?,
         upper: directory(&found, "--upper")?,
         work: directory(&found, "--work")?,
         root: directory(&found, "--root")?,
+        disk: if is_given("--disk") { Some((directory(&found, "--disk")?, directory(&found, "--disk-at")?)) } else { None },
         shown: shown(&found)?,
         net,
         argv,
     })
 }
 
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 15] = [
     "--lower",
     "--upper",
     "--work",
     "--root",
+    "--disk",
+    "--disk-at",
     "--link",
     "--show",
     "--net",
@@ -170,6 +176,12 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_has_a_place() {
+        let options = parsed(&format!("{ROOT} --disk /a --disk-at /b -- true")).unwrap();
+        assert_eq!(options.disk, Some((PathBuf::from("/a"), PathBuf::from("/b"))));
+    }
+
+    #[test]
     fn what_is_not_understood_is_refused() {
         assert!(parsed(&format!("{ROOT} -- true")).is_ok());
         for line in [
@@ -184,6 +196,8 @@ mod tests {
             format!("{ROOT} {} -- true", NET.replace(":0a", "")),
             format!("{ROOT} {} -- true", NET.replace("--uid 7", "--uid seven")),
             "--lower".to_owned(),
+            format!("{ROOT} --disk /a -- true"),
+            format!("{ROOT} --disk a --disk-at /b -- true"),
             format!("{ROOT} --show /a -- true"),
             format!("{ROOT} --link /k --show a -- true"),
             format!("{ROOT} --link /k --show / -- true"),

@@ -12,6 +12,24 @@ use std::ptr;
 
 const DEVICE: &[u8] = b"eth0";
 
+const LOOP_CTL_GET_FREE: u32 = 0x4c82;
+const LOOP_CONFIGURE: u32 = 0x4c0a;
+const LO_FLAGS_AUTOCLEAR: u32 = 4;
+const LO_FLAGS_DIRECT_IO: u32 = 16;
+/// Of `struct loop_config` in linux/loop.h, as is the place of `info.lo_flags` in it, counted from `info`.
+const LOOP_CONFIG_BYTES: usize = 304;
+const LOOP_FLAGS_AT: usize = 52;
+
+/// `struct loop_config`, of which all but three fields stay zero.
+#[repr(C)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    before_flags: [u8; LOOP_FLAGS_AT],
+    flags: u32,
+    after_flags: [u8; LOOP_CONFIG_BYTES - 12 - LOOP_FLAGS_AT],
+}
+
 fn check(result: i32) -> io::Result<i32> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
@@ -58,6 +76,35 @@ pub fn make_read_only(at: &Path) -> io::Result<()> {
     let flags = libc::MS_BIND | libc::MS_REMOUNT | libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV;
     // SAFETY: a C string that lives until the call returns; the others are null, as the call allows.
     check(unsafe { libc::mount(ptr::null(), at.as_ptr(), ptr::null(), flags, ptr::null()) }).map(drop)
+}
+
+/// A free loop device, by its number.
+pub fn free_loop(control: RawFd) -> io::Result<i32> {
+    // SAFETY: the request takes nothing and gives a number.
+    check(unsafe { libc::ioctl(control, LOOP_CTL_GET_FREE as _) })
+}
+
+/// The device shows the file until nobody has the device open or mounted any more.
+pub fn attach_loop(device: RawFd, file: RawFd) -> io::Result<()> {
+    let config = LoopConfig {
+        fd: u32::try_from(file).map_err(io::Error::other)?,
+        block_size: 0,
+        before_flags: [0; LOOP_FLAGS_AT],
+        flags: LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO,
+        after_flags: [0; LOOP_CONFIG_BYTES - 12 - LOOP_FLAGS_AT],
+    };
+    // SAFETY: the request reads one `loop_config`, which this is, byte for byte.
+    check(unsafe { libc::ioctl(device, LOOP_CONFIGURE as _, &config) }).map(drop)
+}
+
+/// What is on it runs and opens nothing on the host: only the runtime looks at it.
+pub fn mount_ext4(device: &Path, at: &Path) -> io::Result<()> {
+    let (device, at) = (c_path(device)?, c_path(at)?);
+    let flags = libc::MS_NOSUID | libc::MS_NODEV;
+    // Inode tables that were never used need not be written; what is free again goes back to the host.
+    let options = c"noinit_itable,discard";
+    // SAFETY: all are C strings that live until the call returns.
+    check(unsafe { libc::mount(device.as_ptr(), at.as_ptr(), c"ext4".as_ptr(), flags, options.as_ptr().cast()) }).map(drop)
 }
 
 /// An empty file system over a directory.

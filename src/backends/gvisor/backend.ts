@@ -10,8 +10,9 @@ import { Bases } from './base.ts';
 import { Cgroups } from './cgroup.ts';
 import { saveSandbox } from './checkpoint.ts';
 import { COMMAND_MS, type GvisorConfig, RELEASE_MS } from './config.ts';
+import { Layers } from './layer.ts';
 import { findLeaks } from './leaks.ts';
-import { agentSocketPath, layerDir, overlayWorkDir, stateDir, upperDir } from './paths.ts';
+import { agentSocketPath, stateDir } from './paths.ts';
 import { findPlatform, type Platform } from './platform.ts';
 import { probeMachine } from './probe.ts';
 import { Processes } from './process.ts';
@@ -25,6 +26,7 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
   const cgroups = new Cgroups(host, config.cgroupName);
   const processes = new Processes(host, cgroups);
   const bases = new Bases(host, config.basesDir);
+  const layers = new Layers(config);
   const doors = new AgentDoors(host);
   const diskUse = new DiskUse(host);
   const traffic = new DiskTraffic(host);
@@ -44,7 +46,7 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
     const { runtime, platform } = await find(op);
     return { runtime, platform, basePath: await bases.take(op, rootFiles(op, plan.boot)) };
   };
-  const parts = (plan: SandboxPlan): StartParts => ({ config, cgroups, processes, doors, take: (late) => take(late, plan) });
+  const parts = (plan: SandboxPlan): StartParts => ({ config, cgroups, layers, processes, doors, take: (late) => take(late, plan) });
   const ask = async (op: Operation, plan: SandboxPlan, command: 'pause' | 'resume'): Promise<void> => {
     const { path } = await finder.find(op);
     using limited = op.within(COMMAND_MS, `runsc ${command}`);
@@ -56,7 +58,7 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
   return {
     name: 'gvisor',
     needs: 'root',
-    probe: (op) => probeMachine(op, config, cgroups, find),
+    probe: (op) => probeMachine(op, config, { cgroups, layers }, find),
     async prepare(op, plan) {
       await take(op, plan);
     },
@@ -70,10 +72,7 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
       });
       await take(op, plan);
       await host.makeDir(op, plan.dataDir, 0o711);
-      await host.makeDir(op, layerDir(plan), 0o700);
-      // This one's owner and mode are those of the sandbox's `/`.
-      await host.makeDir(op, upperDir(plan), 0o755);
-      await host.makeDir(op, overlayWorkDir(plan), 0o700);
+      await layers.make(op, plan);
       undo.move();
     },
     start: (op, plan) => startSandbox(op, parts(plan), plan, 'anew'),

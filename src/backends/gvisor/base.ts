@@ -64,7 +64,8 @@ export class Bases {
       using late = op.releasing(RELEASE_MS);
       await host.remove(late, building).catch((cause: unknown) => op.log.warn({ building, cause }, 'half an unpacked image is left'));
     });
-    const options = ['--quiet', '--chmod', '--chown', '--set-times', '--set-xattr'];
+    // No device of an image's becomes one of this machine's: the sandbox has a /dev of its own.
+    const options = ['--quiet', '--no-dev', '--chmod', '--chown', '--set-times', '--set-xattr'];
     const { exitCode, stderr } = await host.run(op, ['rdsquashfs', ...options, '--unpack-path', '/', '--unpack-root', building, imagePath]);
     if (exitCode !== 0) throw op.error('internal', `the image cannot be unpacked: ${new TextDecoder().decode(stderr).trim()}`);
     // Every file of it, before its name says that it is whole.

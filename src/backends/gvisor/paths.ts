@@ -7,12 +7,16 @@ type Dirs = Pick<SandboxPlan, 'dataDir' | 'runDir' | 'logDir'>;
 
 /** Ours alone: what lies in there may have the set-user-id bit of a sandbox's making. */
 export const layerDir = (dirs: Pick<Dirs, 'dataDir'>): string => join(dirs.dataDir, 'layer');
+export const diskPath = (dirs: Pick<Dirs, 'dataDir'>): string => join(layerDir(dirs), 'disk.img');
+/** Of a layer that is a directory of the host's. */
 export const upperDir = (dirs: Pick<Dirs, 'dataDir'>): string => join(layerDir(dirs), 'upper');
 /** Overlayfs's own, on the same file system. */
 export const overlayWorkDir = (dirs: Pick<Dirs, 'dataDir'>): string => join(layerDir(dirs), 'work');
 
 /** Empty for us: the overlay is mounted there in the runtime's namespace alone. */
 export const rootDir = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir, 'root');
+/** As with the root: the disk with the private layer is mounted there. */
+export const diskMountDir = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir, 'disk');
 /** As with the root: the network namespace is bound to it there. */
 export const netnsPath = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir, 'netns');
 export const stateDir = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir, 'runsc');

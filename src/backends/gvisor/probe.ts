@@ -4,6 +4,7 @@ import type { Operation } from '../../host/operation.ts';
 import type { Backend, Capabilities } from '../backend.ts';
 import type { Cgroups } from './cgroup.ts';
 import type { GvisorConfig } from './config.ts';
+import type { Layers } from './layer.ts';
 import type { Platform } from './platform.ts';
 import type { Runtime } from './runtime.ts';
 
@@ -12,7 +13,7 @@ type Probed = Awaited<ReturnType<Backend['probe']>>;
 export async function probeMachine(
   op: Operation,
   config: GvisorConfig,
-  cgroups: Cgroups,
+  { cgroups, layers }: { readonly cgroups: Cgroups; readonly layers: Layers },
   find: (op: Operation) => Promise<{ readonly runtime: Runtime; readonly platform: Platform }>,
 ): Promise<Probed> {
   const { host, network } = config;
@@ -32,11 +33,16 @@ export async function probeMachine(
         hint: 'take a fresh copy of Hutch: its prebuilt directory is incomplete',
       };
     }
-    if ((await host.which(op, 'rdsquashfs')) === null)
-      return { ok: false, why: 'rdsquashfs is not installed', hint: 'install it: apt-get install squashfs-tools-ng' };
+    for (const [program, source] of [
+      ['rdsquashfs', 'squashfs-tools-ng'],
+      ['mke2fs', 'e2fsprogs'],
+    ] as const) {
+      if ((await host.which(op, program)) === null)
+        return { ok: false, why: `${program} is not installed`, hint: `install it: apt-get install ${source}` };
+    }
     const { runtime, platform } = await find(op);
-    const [limited, { modes, notes }] = await Promise.all([cgroups.work(op), networks(op, config)]);
-    return { ok: true, can: capabilities(runtime, platform, limited, modes, [...notes]) };
+    const [limited, whyUnbounded, { modes, notes }] = await Promise.all([cgroups.work(op), layers.whyUnbounded(op), networks(op, config)]);
+    return { ok: true, can: capabilities(runtime, platform, { limited, whyUnbounded }, modes, [...notes]) };
   } catch (error) {
     if (op.signal.aborted || !(error instanceof HutchError)) throw error;
     return { ok: false, why: error.message, hint: error.hint ?? 'see: hutch doctor' };
@@ -53,7 +59,7 @@ export async function probeMachine(
 function capabilities(
   runtime: Runtime,
   platform: Platform,
-  limited: boolean,
+  { limited, whyUnbounded }: { readonly limited: boolean; readonly whyUnbounded: string | null },
   networks: Capabilities['networks'],
   networkNotes: readonly string[],
 ): Capabilities {
@@ -69,8 +75,7 @@ function capabilities(
       // The kernel counts the runtime's own memory and threads with the sandbox's, and ends all of it.
       memory: limited ? 'host-process' : 'no',
       processes: limited ? 'host-process' : 'no',
-      // The private layer is a directory on the host's disk.
-      disk: 'no',
+      disk: whyUnbounded === null ? 'enforced' : 'no',
     },
     networks,
     acceleration: 'none',
@@ -80,7 +85,11 @@ function capabilities(
       ...(limited
         ? ["memory and processes are limited together with the runtime's own: a sandbox that exceeds them ends as a whole"]
         : ['no limits of cpu, memory and processes: there are no cgroups that we may make']),
-      "the disk's size is not limited: the private layer is a directory on the host's",
+      ...(whyUnbounded === null
+        ? []
+        : [
+            `the disk's size is not limited, as no disk in a file can be mounted, and a layer is a directory of the host's: ${whyUnbounded}`,
+          ]),
       ...networkNotes,
     ],
   };

@@ -1,3 +1,5 @@
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { runtimeOf } from './runtime.ts';
 
@@ -24,6 +26,27 @@ test('options are taken from what the release says that it has', () => {
     path: '/usr/bin/runsc',
     version: '0.0~20221219.0',
     platforms: ['kvm', 'ptrace'],
+    options: ['--host-uds=open', '--overlay2=none', '--net-raw', '--cpu-num-from-quota'],
+    canIgnoreCgroups: true,
+  });
+});
+
+/** What a release really says, all of it. */
+const recorded = (release: string): string =>
+  readFileSync(join(import.meta.dirname, '../../../test/vectors/runsc', `flags-${release}.txt`), 'utf8');
+
+test('whole help texts are understood: of the release in Debian, and of one of 2025', () => {
+  expect(runtimeOf('runsc', 'runsc version 0.0~20221219.0\nspec: 1.0.2-dev\n', recorded('20221219'))).toEqual({
+    path: 'runsc',
+    version: '0.0~20221219.0',
+    platforms: ['kvm', 'ptrace'],
+    options: ['--host-uds=open', '--overlay2=none', '--net-raw', '--cpu-num-from-quota'],
+    canIgnoreCgroups: true,
+  });
+  expect(runtimeOf('runsc', 'runsc version release-20250205.0\nspec: 1.1.0-rc.1\n', recorded('20250205'))).toEqual({
+    path: 'runsc',
+    version: '20250205.0',
+    platforms: ['systrap', 'kvm', 'ptrace'],
     options: ['--host-uds=open', '--overlay2=none', '--net-raw', '--cpu-num-from-quota'],
     canIgnoreCgroups: true,
   });

@@ -13,19 +13,19 @@ import { allOf } from '../wait.ts';
 import { type BundleSpec, bundleConfig, preloadList } from './bundle.ts';
 import type { Cgroups } from './cgroup.ts';
 import { ARRIVE_MS, type GvisorConfig, RELEASE_MS } from './config.ts';
+import type { LayerArgs, Layers } from './layer.ts';
 import {
   AGENT_SOCKET,
   agentSocketPath,
+  diskMountDir,
   linkDir,
   netnsPath,
   networkDir,
-  overlayWorkDir,
   passtLogPath,
   preloadListPath,
   rootDir,
   runtimeLogPath,
   stateDir,
-  upperDir,
 } from './paths.ts';
 import type { Platform } from './platform.ts';
 import type { Processes } from './process.ts';
@@ -36,6 +36,7 @@ export type StartInput = { readonly runtime: Runtime; readonly platform: Platfor
 export type StartParts = {
   readonly config: GvisorConfig;
   readonly cgroups: Cgroups;
+  readonly layers: Layers;
   readonly processes: Processes;
   readonly doors: AgentDoors;
   readonly take: (op: Operation) => Promise<StartInput>;
@@ -47,7 +48,7 @@ export const SOCKET_MODE = 0o600;
 export type StartFrom = 'anew' | { readonly checkpointDir: string };
 
 export async function startSandbox(op: Operation, parts: StartParts, plan: SandboxPlan, from: StartFrom): Promise<Started> {
-  const { config, cgroups, processes, doors } = parts;
+  const { config, cgroups, layers, processes, doors } = parts;
   const { host, network } = config;
   const stagesMs: Record<string, number> = {};
   let sinceMs = host.monotonicMs();
@@ -63,7 +64,8 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
       await release(late).catch((cause: unknown) => op.log.warn({ sandbox: plan.id, cause }, 'a failed start left something behind'));
     });
 
-  await checkLayer(op, parts, plan);
+  if ((await processes.inspect(op, plan)).alive) throw op.error('conflict', `sandbox ${plan.id} runs already`);
+  const layer = await layers.argsOf(op, plan);
   releasing((late) => cgroups.remove(late, plan));
   releasing((late) => host.remove(late, plan.runDir));
   releasing((late) => network.close(late, networkPlan(plan)));
@@ -104,7 +106,12 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
   const { child } = await startShim(op, host, config.shimPath, {
     ...{ dir: plan.runDir, logPath: runtimeLogPath(plan), runAs: null, cgroups: [], awaitSockets: [] },
     ...(link.kind === 'passt' ? { also: [[...link.argv, ...asUser(plan)]], pair: 'shared' as const } : { also: [] }),
-    argv: [config.cellPath, ...cellArgs(plan, input.basePath, lent, guest), '--', ...runtimeArgs(plan, input, cgroupsPath, guest, from)],
+    argv: [
+      config.cellPath,
+      ...cellArgs(plan, ['--lower', input.basePath, ...layer], lent, guest),
+      '--',
+      ...runtimeArgs(plan, input, cgroupsPath, guest, from),
+    ],
   });
   done('spawned');
 
@@ -120,12 +127,6 @@ export function networkPlan(plan: SandboxPlan): NetworkPlan {
   return { id: plan.id, mode: plan.network, socketDir: networkDir(plan), runAs: plan.runAs };
 }
 
-async function checkLayer(op: Operation, { config: { host }, processes }: StartParts, plan: SandboxPlan): Promise<void> {
-  if ((await processes.inspect(op, plan)).alive) throw op.error('conflict', `sandbox ${plan.id} runs already`);
-  if ((await host.stat(op, upperDir(plan)))?.type === 'directory') return;
-  throw op.error('failed_precondition', `the private layer of sandbox ${plan.id} is gone: ${upperDir(plan)}`);
-}
-
 async function makeCgroups(op: Operation, cgroups: Cgroups, plan: SandboxPlan): Promise<string | null> {
   await cgroups.clear(op, plan);
   await cgroups.make(op, plan);
@@ -137,7 +138,7 @@ async function makePlaces(op: Operation, { host }: GvisorConfig, plan: SandboxPl
   await allOf([host.makeDir(op, plan.runDir, 0o711), host.makeDir(op, plan.logDir, 0o711)]);
   // Every user of the sandbox loads a library from this one.
   await host.makeDir(op, linkDir(plan), 0o711);
-  await allOf([rootDir(plan), stateDir(plan), networkDir(plan)].map((dir) => host.makeDir(op, dir, 0o700)));
+  await allOf([rootDir(plan), diskMountDir(plan), stateDir(plan), networkDir(plan)].map((dir) => host.makeDir(op, dir, 0o700)));
   if (plan.runAs === null || plan.network === 'none') return;
   // Releases of passt open it as root without root's rights over files, or as the user that they become.
   await host.chmod(op, networkDir(plan), 0o711);
@@ -176,10 +177,10 @@ function asUser({ runAs }: SandboxPlan): readonly string[] {
   return runAs === null ? [] : ['--runas', `${runAs.uid}:${runAs.gid}`];
 }
 
-function cellArgs(plan: SandboxPlan, basePath: string, lent: readonly string[], guest: GuestAddress | null): readonly string[] {
+function cellArgs(plan: SandboxPlan, layer: LayerArgs, lent: readonly string[], guest: GuestAddress | null): readonly string[] {
   const { runAs } = plan;
   return [
-    ...['--lower', basePath, '--upper', upperDir(plan), '--work', overlayWorkDir(plan), '--root', rootDir(plan)],
+    ...[...layer, '--root', rootDir(plan)],
     ...['--link', linkDir(plan), ...lent.flatMap((path) => ['--show', path])],
     ...(guest === null || runAs === null
       ? []

@@ -6,6 +6,7 @@ import type { SandboxId } from '../../domain/ids.ts';
 import type { Operation } from '../../host/operation.ts';
 import { companionEnded, shimRef } from '../../host/shim.ts';
 import { type Backend, machineFiles, type SandboxPlan } from '../backend.ts';
+import { DiskSeeds } from '../disk.ts';
 import { allOf } from '../wait.ts';
 import { type Accelerated, findAcceleration, giveUpKvm } from './acceleration.ts';
 import { buildTemplate } from './build.ts';
@@ -14,7 +15,6 @@ import { type QemuConfig, QMP_COMMAND_MS, TEMPLATE_DISK_MIB } from './config.ts'
 import { command, dialVmm } from './control.ts';
 import { readHostCpu } from './cpu.ts';
 import { createSandbox } from './create.ts';
-import { DiskSeeds } from './disk.ts';
 import { type Emulator, EmulatorFinder } from './emulator.ts';
 import { findLeaks } from './leaks.ts';
 import { NIC_ID } from './machine.ts';

@@ -1,8 +1,8 @@
 // Making a sandbox's private disk. On failure there is no directory of it.
 import type { Operation } from '../../host/operation.ts';
 import type { SandboxPlan } from '../backend.ts';
+import { type DiskSeeds, layDisk } from '../disk.ts';
 import { type QemuConfig, RELEASE_MS } from './config.ts';
-import { type DiskSeeds, layDisk } from './disk.ts';
 import { diskPath, freshMarkPath } from './paths.ts';
 import type { Template } from './template.ts';
 

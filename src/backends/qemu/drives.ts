@@ -2,8 +2,8 @@
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { SandboxPlan } from '../backend.ts';
+import { layDisk } from '../disk.ts';
 import type { QemuConfig } from './config.ts';
-import { layDisk } from './disk.ts';
 import type { Disks } from './machine.ts';
 import { diskPath, freshMarkPath, scratchDiskPath } from './paths.ts';
 import type { Template } from './template.ts';

@@ -1,9 +1,11 @@
 // The private disk of one sandbox: a sparse raw file with an empty ext4 in it. Only the few blocks
 // that mke2fs writes are kept as a seed per size; a new disk is those blocks in a hole.
 import { join } from 'node:path';
-import type { Host, SparsePiece } from '../../host/host.ts';
-import type { Operation } from '../../host/operation.ts';
-import type { Owner } from './config.ts';
+import type { Host, SparsePiece } from '../host/host.ts';
+import type { Operation } from '../host/operation.ts';
+
+/** Null: our own. */
+type Owner = { readonly uid: number; readonly gid: number };
 
 const BLOCK_BYTES = 4096;
 const READ_BYTES = 4 * 1024 * 1024;

@@ -1,0 +1,95 @@
+//! The private layer in a file of its own size: an ext4, mounted through a loop device that goes with the
+//! mount, which goes with the last process. It is full when it is full, whatever the host has left.
+use crate::sys;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// Others look for a free device at the same time.
+const ATTEMPTS: usize = 64;
+/// A sandbox that has just ended: its processes are gone before the kernel has let go of its mount.
+const IN_USE: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+pub fn open(file: &Path, at: &Path, directories: [(&Path, u32); 2]) -> Result<(), String> {
+    let to = |what: &str, error: io::Error| format!("cannot {what} {}: {error}", file.display());
+    await_unused(file).map_err(|error| to("use", error))?;
+    let (path, device) = attach(file).map_err(|error| to("attach a loop device to", error))?;
+    sys::mount_ext4(&path, at).map_err(|error| to("mount", error))?;
+    drop(device); // from here on the mount holds it
+    for (directory, mode) in directories {
+        make(directory, mode).map_err(|error| to("make the layer in", error))?;
+    }
+    Ok(())
+}
+
+/// One that is there already is the sandbox's own.
+fn make(directory: &Path, mode: u32) -> io::Result<()> {
+    match DirBuilder::new().create(directory) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        // The umask, ours from the shim, must not count.
+        made => made.and_then(|()| fs::set_permissions(directory, fs::Permissions::from_mode(mode))),
+    }
+}
+
+/// Two devices over one file would destroy what is in it.
+fn await_unused(file: &Path) -> io::Result<()> {
+    let until = Instant::now() + IN_USE;
+    while is_attached(Path::new("/sys/block"), file)? {
+        if Instant::now() > until {
+            return Err(io::Error::other("a loop device shows it already"));
+        }
+        sleep(LOOK_EVERY);
+    }
+    Ok(())
+}
+
+fn is_attached(devices: &Path, file: &Path) -> io::Result<bool> {
+    let wanted = file.to_string_lossy();
+    for device in fs::read_dir(devices)? {
+        // Only devices that show something have the file.
+        let shown = fs::read_to_string(device?.path().join("loop/backing_file"));
+        if shown.is_ok_and(|shown| shown.trim_end_matches('\n') == wanted) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn attach(file: &Path) -> io::Result<(PathBuf, File)> {
+    let open = |path: &Path| OpenOptions::new().read(true).write(true).open(path);
+    let (control, backing) = (open(Path::new("/dev/loop-control"))?, open(file)?);
+    let mut last = io::Error::from(ErrorKind::ResourceBusy);
+    for _ in 0..ATTEMPTS {
+        let path = PathBuf::from(format!("/dev/loop{}", sys::free_loop(control.as_raw_fd())?));
+        let device = open(&path)?;
+        match sys::attach_loop(device.as_raw_fd(), backing.as_raw_fd()) {
+            Ok(()) => return Ok((path, device)),
+            Err(error) if error.kind() == ErrorKind::ResourceBusy => last = error, // somebody was faster
+            Err(error) => return Err(error),
+        }
+    }
+    Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_attached;
+    use std::fs;
+    use std::path::Path;
+
+    #[test]
+    fn a_device_that_shows_the_file_is_seen() {
+        let devices = std::env::temp_dir().join(format!("hutch-cell-loops-{}", std::process::id()));
+        fs::create_dir_all(devices.join("loop0")).unwrap();
+        fs::create_dir_all(devices.join("loop1/loop")).unwrap();
+        fs::write(devices.join("loop1/loop/backing_file"), "/data/a disk\n").unwrap();
+        assert!(is_attached(&devices, Path::new("/data/a disk")).unwrap());
+        assert!(!is_attached(&devices, Path::new("/data/a")).unwrap());
+        fs::remove_dir_all(devices).unwrap();
+    }
+}
