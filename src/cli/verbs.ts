@@ -1,6 +1,7 @@
 // The table of the CLI's verbs, at most 30: what `hutch --help` lists. Help, completion and docs/cli.md are made from it.
 // A verb that would be one too many lies in a group, and may have a word of its own as well (docs/decisions/0023).
 import { changeVerbs } from './table/change.ts';
+import { imageVerbs } from './table/image.ts';
 import { lookVerbs } from './table/look.ts';
 import { machineVerbs } from './table/machine.ts';
 import { reachVerbs } from './table/reach.ts';
@@ -8,7 +9,15 @@ import { runVerbs } from './table/run.ts';
 import { traceVerbs } from './table/trace.ts';
 import { isBranch, type Leaf, type Verb } from './verb.ts';
 
-export const VERBS: readonly Verb[] = [...runVerbs, ...lookVerbs, ...changeVerbs, ...reachVerbs, ...traceVerbs, ...machineVerbs];
+export const VERBS: readonly Verb[] = [
+  ...runVerbs,
+  ...lookVerbs,
+  ...changeVerbs,
+  ...reachVerbs,
+  ...traceVerbs,
+  ...imageVerbs,
+  ...machineVerbs,
+];
 
 /** Of a word that no verb has: the one in a group that it means as well. */
 export function alsoCalled(word: string): { readonly path: string; readonly leaf: Leaf } | undefined {

@@ -76,6 +76,24 @@ export const KEYS = {
     }),
     backend: wordLeaf({ fallback: 'auto', about: 'What runs sandboxes; auto: the best that works here', words: ['auto', ...BACKENDS] }),
   },
+  images: {
+    insecure_registries: listLeaf({
+      about: 'Registries that may be asked without TLS, or whatever certificate they show. One on loopback always may',
+      pattern: /^(\[[0-9a-f:.]{2,45}\]|[a-z0-9.-]{1,253})(:\d{1,5})?$/,
+      must: 'a name in lower case with its port, like registry.example:5000',
+      max: ADDRESSES_MAX,
+    }),
+    ca: orWord(
+      'none',
+      textLeaf({
+        fallback: 'none',
+        about: 'File of certificates (PEM) that registries are trusted by, beside the well-known ones',
+        charsMax: 1_024,
+        pattern: /^\/[^\0]*$/,
+        must: 'an absolute path',
+      }),
+    ),
+  },
   network: {
     allow_qemu_user_network: flagLeaf({
       fallback: false,

@@ -1,7 +1,9 @@
 // What sandboxes boot from, out of src/images: the default image, the guest's kernel and the initramfs
 // with our agent. Made once on this machine, with progress; remembered as long as this daemon runs.
 import type { Backend, BootNeed } from '../backends/backend.ts';
+import { HutchError } from '../domain/errors.ts';
 import type { Image } from '../domain/image.ts';
+import { parseImageReference, shownReference } from '../domain/image-reference.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import type { DownloadEnv } from '../images/apt.ts';
@@ -11,6 +13,7 @@ import { openImage, type PreparedImage } from '../images/image.ts';
 import { prepareInitramfs } from '../images/initramfs.ts';
 import { findKernel, openKernel, type PreparedKernel, prepareKernel } from '../images/kernel.ts';
 import { imagePaths, MADE, removeLeftovers } from '../images/layout.ts';
+import type { ImageLibrary } from '../images/library.ts';
 import type { Boot, BootSource } from '../services/deps.ts';
 import type { Store } from '../store/contract.ts';
 
@@ -20,9 +23,10 @@ export type BootsOptions = {
   readonly dataDir: string;
   readonly agentPath: string;
   readonly downloadEnv: DownloadEnv;
+  readonly library: ImageLibrary;
 };
 
-export function bootSource({ host, store, dataDir, agentPath, downloadEnv }: BootsOptions): BootSource {
+export function bootSource({ host, store, dataDir, agentPath, downloadEnv, library }: BootsOptions): BootSource {
   const paths = imagePaths(dataDir);
   /** By what is needed and image: what was put together before. */
   const known = new Map<string, Boot>();
@@ -37,7 +41,7 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv }: Boo
       files: {
         kind: 'machine',
         imagePath: image.path,
-        imageDigest: image.record.digest,
+        imageDigest: image.rootDigest,
         kernelPath: kernel.vmlinuxPath,
         kernelDigest: kernel.record.digest,
         initramfsPath: initramfs.path,
@@ -52,7 +56,7 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv }: Boo
     const boot = {
       image: image.record,
       kernelId: null,
-      files: { kind: 'root', imagePath: image.path, imageDigest: image.record.digest },
+      files: { kind: 'root', imagePath: image.path, imageDigest: image.rootDigest },
     } as const;
     known.set(`root ${image.record.id}`, boot);
     return boot;
@@ -91,10 +95,7 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv }: Boo
         });
         return await making;
       }
-      const image = (await store.query('images', {})).find((candidate) => candidate.id === name || candidate.digest === name);
-      if (image === undefined)
-        throw op.error('not_found', `there is no image '${name.slice(0, 128)}'`, { hint: `the one that there is: ${DEFAULT_IMAGE}` });
-      return await open(op, image, null, needs);
+      return await open(op, (await onRecord(name)) ?? (await pulled(op, name)), null, needs, 'get');
     },
 
     async of(op, { imageId, kernelId }, needs) {
@@ -103,16 +104,46 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv }: Boo
       const image = await store.query('image', { id: imageId });
       if (image === null) throw op.error('failed_precondition', `image ${imageId} is gone`);
       const kernel = kernelId === null ? null : await store.query('kernel', { id: kernelId });
-      return await open(op, image, kernel?.digest ?? null, needs);
+      return await open(op, image, kernel?.digest ?? null, needs, 'look');
     },
   };
+
+  /** By id, digest or name; the name as it was written, or in the short form. */
+  async function onRecord(name: string): Promise<Image | undefined> {
+    const reference = parseImageReference(name);
+    const short = reference === null ? name : shownReference(reference);
+    const images = await store.query('images', {});
+    return images.find(({ id, digest, names }) => id === name || digest === name || names.includes(name) || names.includes(short));
+  }
+
+  async function pulled(op: Operation, name: string): Promise<Image> {
+    const said = name.slice(0, 128);
+    const reference = parseImageReference(name);
+    if (reference === null) {
+      throw op.error('not_found', `there is no image '${said}', and it is no name that can be pulled`, {
+        hint: 'see what there is: hutch image ls; write others like python:3.13-slim or ghcr.io/owner/name:tag',
+      });
+    }
+    try {
+      const { record } = await library.pull(op, reference);
+      const [stored] = await store.commit(op, [{ change: 'putImage', image: { ...record, name: shownReference(reference) } }]);
+      return stored;
+    } catch (error) {
+      if (!(error instanceof HutchError) || !NOT_HAD.has(error.code)) throw error;
+      const { hint } = error;
+      throw op.error(error.code, `there is no image '${said}' here, and it cannot be pulled: ${error.message}`, {
+        ...(hint === null ? {} : { hint }),
+        cause: error,
+      });
+    }
+  }
 
   /** An image that lies in a backend's own store; here it is only on record. */
   async function fetched(op: Operation, reference: string, backend: Pick<Backend, 'name' | 'fetchImage'>): Promise<Boot> {
     const shown = reference.slice(0, 256);
     if (backend.fetchImage === undefined) {
       throw op.error('failed_precondition', `the backend ${backend.name} cannot run ${shown}: it has no images of its own`, {
-        hint: `images from a registry run with: --backend docker --image ${shown}`,
+        hint: `without docker:// Hutch pulls the image itself, for every backend: --image ${shown.replace(/^docker:\/\//, '')}`,
       });
     }
     const image = await backend.fetchImage(op, reference);
@@ -127,7 +158,7 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv }: Boo
     return engineBoot(stored, reference);
   }
 
-  async function open(op: Operation, record: Image, kernelDigest: string | null, needs: BootNeed): Promise<Boot> {
+  async function open(op: Operation, record: Image, kernelDigest: string | null, needs: BootNeed, kernels: 'get' | 'look'): Promise<Boot> {
     const reference = record.detail[ENGINE_REFERENCE];
     if (typeof reference === 'string') return engineBoot(record, reference);
     const image = await openImage(op, host, paths, record.digest);
@@ -136,11 +167,16 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv }: Boo
     if (needs === 'root') return root(image);
     // A disk does not depend on the kernel: where the old one is gone, the current one does.
     const own = kernelDigest === null ? null : await openKernel(op, host, paths, kernelDigest);
-    const kernel = own ?? (await findKernel(op, host, paths));
+    const kernel =
+      own ?? (await findKernel(op, host, paths)) ?? (kernels === 'get' ? await prepareKernel(op, host, paths, downloadEnv) : null);
     if (kernel === null) throw op.error('failed_precondition', 'there is no guest kernel', { hint: 'make a sandbox; that makes one' });
+    if (kernels === 'get') await store.commit(op, [{ change: 'putKernel', kernel: kernel.record }]);
     return await machine(op, image, kernel);
   }
 }
+
+/** With which a registry says that it has not got it, or not for us. */
+const NOT_HAD: ReadonlySet<string> = new Set(['not_found', 'permission_denied', 'unavailable']);
 
 /** Where the record of an image says which one of an engine's it is. */
 const ENGINE_REFERENCE = 'engineReference';

@@ -25,6 +25,7 @@ import { VERSION } from './version.ts';
 export type Parts = {
   readonly backends: readonly Backend[];
   readonly boots: BootSource;
+  readonly images: Deps['images'];
   readonly agentDigest: string | null;
   readonly qemuVersion: (op: Operation) => Promise<string | null>;
   /** Null where sandboxes run as ourselves. */
@@ -72,6 +73,7 @@ const NO_PARTS: Parts = {
     prepare: async (op) => Promise.reject(op.error('failed_precondition', 'this daemon has no images')),
     of: async (op) => Promise.reject(op.error('failed_precondition', 'this daemon has no images')),
   },
+  images: null,
   agentDigest: null,
   qemuVersion: async () => null,
   uids: null,
@@ -119,6 +121,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
       versions: { daemon: VERSION, agentDigest: parts.agentDigest, qemu: parts.qemuVersion },
       backends: parts.backends,
       boots: parts.boots,
+      images: parts.images,
       leftovers: parts.leftovers,
       stopDaemon: () => setImmediate(options.onStop),
     },

@@ -13,6 +13,10 @@ import { SANDBOX_UIDS } from '../domain/users.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { proxyVariables } from '../images/debian-sources.ts';
+import { imagePaths } from '../images/layout.ts';
+import { ImageLibrary } from '../images/library.ts';
+import { Registry } from '../images/registry/client.ts';
+import { Credentials } from '../images/registry/credentials.ts';
 import { bridgeNetwork } from '../network/bridge.ts';
 import type { Network } from '../network/network.ts';
 import { rootedNetwork } from '../network/rooted.ts';
@@ -47,10 +51,12 @@ export const makeParts: DaemonOptions['makeParts'] = async ({ op, host, store, p
     templateDiskMiB: config.sandbox.disk,
     warmAgent: (warming, dial, disk) => warmGuest(warming, host, dial, disk),
   });
+  const library = imageLibrary(host, places, config, env);
   return {
     // In the order of preference.
     backends: [qemu, gvisorBackend(host, places, prebuilt, network, whyNoKvm(qemu)), dockerBackend(host, places, env, agentPath)],
-    boots: bootSource({ host, store, dataDir: places.dataDir, agentPath, downloadEnv: proxyVariables(env) }),
+    boots: bootSource({ host, store, dataDir: places.dataDir, agentPath, downloadEnv: proxyVariables(env), library }),
+    images: library,
     agentDigest: `sha256:${await host.sha256(op, agentPath)}`,
     qemuVersion: qemuVersion(host),
     uids: users?.uids ?? null,
@@ -65,6 +71,18 @@ function whyNoKvm(qemu: Backend): GvisorConfig['whyNoKvm'] {
     const probe = await qemu.probe(op);
     return probe.ok && probe.can.acceleration !== 'kvm' ? 'a small guest of QEMU did not run under /dev/kvm' : null;
   };
+}
+
+function imageLibrary(host: Host, places: Places, config: Config, env: Environment): ImageLibrary {
+  const credentials = new Credentials(host, { HOME: env['HOME'], DOCKER_CONFIG: env['DOCKER_CONFIG'] });
+  const registry = new Registry({
+    host,
+    credentials,
+    insecure: config.images.insecure_registries,
+    caPath: config.images.ca,
+    proxy: proxyVariables(env),
+  });
+  return new ImageLibrary({ host, paths: imagePaths(places.dataDir), registry, credentials });
 }
 
 function gvisorBackend(host: Host, places: Places, prebuilt: string, network: Network, noKvm: GvisorConfig['whyNoKvm']): Backend {

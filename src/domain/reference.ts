@@ -61,7 +61,12 @@ function listed(matches: readonly Candidate[]): string {
   return more > 0 ? `${shown.join(', ')} and ${more} more` : shown.join(', ');
 }
 
-const LISTED_BY: Readonly<Record<string, string>> = { sandbox: 'hutch ls', key: 'hutch keys ls', operation: 'hutch ops ls --all' };
+const LISTED_BY: Readonly<Record<string, string>> = {
+  sandbox: 'hutch ls',
+  key: 'hutch keys ls',
+  image: 'hutch image ls',
+  operation: 'hutch ops ls --all',
+};
 
 function noneHint(what: string, text: string): string {
   const kind = ID_KINDS.find((known) => isId(known, text));

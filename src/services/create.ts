@@ -30,8 +30,6 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     const { settings, host } = deps;
     if (input.name !== undefined) checkName(call, input.name);
     const backend = await templates.backend(op, input.backend);
-    const boot = await deps.boots.prepare(op, input.image ?? settings.image, backend);
-    core.presenter.forgetImages();
     const shape = {
       cpus: input.cpus ?? settings.cpus,
       memoryMiB: input.memoryMiB ?? settings.memoryMiB,
@@ -39,6 +37,9 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     };
     checkLimits(call, shape);
     await templates.checkAsked(op, backend, input);
+    const boot = await deps.boots.prepare(op, input.image ?? settings.image, backend);
+    core.presenter.forgetImages();
+    const argv = input.main === undefined ? null : (input.main.argv ?? ownCommand(call, boot));
     if (input.start !== false) core.runs.checkRoom(op);
     if (input.start !== false) await templates.ready(op, backend, shape, boot);
     const { main, secrets = {} } = input;
@@ -58,7 +59,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
         labels: input.labels ?? {},
         workdir: input.workdir ?? null,
         user: input.user ?? null,
-        main: main === undefined ? null : { argv: main.argv ?? ownCommand(call, boot), tty: main.tty, stdin: main.stdin },
+        main: main === undefined || argv === null ? null : { argv, tty: main.tty, stdin: main.stdin },
         autoRemove: input.autoRemove ?? false,
         timeoutMs: input.timeoutMs ?? settings.timeoutMs,
       },

@@ -6,6 +6,7 @@ import type { BackendName, NetworkMode } from '../domain/sandbox.ts';
 import type { UidRange } from '../domain/users.ts';
 import type { Host } from '../host/host.ts';
 import type { Log, Operation } from '../host/operation.ts';
+import type { ImageLibrary } from '../images/library.ts';
 import type { Store } from '../store/contract.ts';
 
 /** What a sandbox boots from. */
@@ -13,8 +14,8 @@ export type Boot = { readonly image: Image; readonly kernelId: KernelId | null; 
 
 export type BootSource = {
   /**
-   * By name or id, or as `docker://REF` where the backend fetches that by itself; made or fetched on first use, with
-   * progress. @throws HutchError `not_found`, `failed_precondition` when this backend cannot run it.
+   * By name, id or digest, or as `docker://REF` where the backend fetches that by itself; made or pulled on first use,
+   * with progress. @throws HutchError `not_found`, `failed_precondition` when this backend cannot run it.
    */
   prepare(op: Operation, image: string, backend: Pick<Backend, 'name' | 'needs' | 'fetchImage'>): Promise<Boot>;
   /** Of a sandbox that exists: never makes anything. @throws HutchError `failed_precondition` when it is gone. */
@@ -68,6 +69,8 @@ export type Deps = {
   /** In the order of preference. */
   readonly backends: readonly Backend[];
   readonly boots: BootSource;
+  /** Null where this daemon keeps none. */
+  readonly images: ImageLibrary | null;
   /** What Hutch has left on this machine that no backend knows of. */
   readonly leftovers: (op: Operation) => Promise<readonly { readonly kind: string; readonly what: string }[]>;
   /** Ends the daemon, once the answer has left. */

@@ -1,7 +1,7 @@
 // From records to what the API shows (views.ts). Secrets cannot appear: they are in no record.
 import type { z } from 'zod';
 import type { ImageId, OpId } from '../domain/ids.ts';
-import { type Image, type ImageConfig, stopSignalOf } from '../domain/image.ts';
+import { type Image, type ImageConfig, type NamedImage, stopSignalOf } from '../domain/image.ts';
 import type { LedgerEntry } from '../domain/ledger.ts';
 import type { ApiKey, EventRecord, OperationRecord } from '../domain/records.ts';
 import type { Sandbox } from '../domain/sandbox.ts';
@@ -87,7 +87,22 @@ function sandboxView(sandbox: Sandbox, image: Image | null, busyOpId: string | n
   };
 }
 
-function imageConfigView(config: ImageConfig): SandboxView['imageConfig'] {
+export function imageView(image: NamedImage, usedBy: readonly string[]): z.output<typeof view.image> {
+  const { id, name, names, digest, architecture, sizeBytes, createdAtMs, config } = image;
+  return {
+    id,
+    name,
+    names: [...names],
+    digest,
+    architecture,
+    sizeBytes,
+    createdAtMs,
+    config: imageConfigView(config),
+    usedBy: [...usedBy],
+  };
+}
+
+function imageConfigView(config: ImageConfig): NonNullable<SandboxView['imageConfig']> {
   const { entrypoint, command, env, workdir, user, exposedPorts } = config;
   return {
     entrypoint: [...entrypoint],

@@ -27,6 +27,7 @@ export async function reconcile(core: Core, supervisor: Supervisor): Promise<voi
     // What they did is known by its own records: the next one with the same key starts anew.
     for (const { apiKeyId, key } of requests) await store.commit(op, [{ change: 'releaseRequest', apiKeyId, key }], 'relaxed');
 
+    await core.deps.images?.sweep(op);
     const intents = await store.query('intents', {});
     await each(intents, (intent) => settled(op, intent.sandboxId, () => finish(core, call, intent)));
     const open = await store.query('openSandboxes', {});

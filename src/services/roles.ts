@@ -22,6 +22,7 @@ const ROLE_OF: Readonly<Record<Section, Role | 'every'>> = {
   ledger: 'vm',
   backends: 'vm',
   doctor: 'vm',
+  image: 'vm',
   key: 'every',
   config: 'every',
   daemon: 'every',

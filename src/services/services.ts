@@ -10,6 +10,7 @@ import { execVerbs } from './exec.ts';
 import { fileVerbs } from './files.ts';
 import type { ApiServices, Handlers } from './handlers.ts';
 import { startHousekeeping } from './housekeeping.ts';
+import { imageVerbs } from './images.ts';
 import { Keys } from './keys.ts';
 import { lifecycleVerbs } from './lifecycle.ts';
 import { logVerbs } from './logs.ts';
@@ -70,6 +71,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     ...fileVerbs(core),
     ...reachVerbs(core),
     ...logVerbs(core),
+    ...imageVerbs(core),
     ...recordVerbs(core),
     ...keys.verbs(),
     ...daemonVerbs(core, deps.host.nowMs()),

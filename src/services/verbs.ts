@@ -14,6 +14,7 @@ import type { z } from 'zod';
 import { daemonVerbs } from './verbs/daemon.ts';
 import { execRequest, execVerbs } from './verbs/exec.ts';
 import { fileVerbs } from './verbs/file.ts';
+import { imageVerbs } from './verbs/image.ts';
 import { recordVerbs } from './verbs/record.ts';
 import { sandboxVerbs } from './verbs/sandbox.ts';
 import type { Verb } from './verbs/verb.ts';
@@ -24,6 +25,7 @@ export const verbs = {
   ...sandboxVerbs,
   ...execVerbs,
   ...fileVerbs,
+  ...imageVerbs,
   ...recordVerbs,
   ...daemonVerbs,
 } as const satisfies Record<string, Verb>;

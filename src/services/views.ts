@@ -30,6 +30,38 @@ export const ended = z
   })
   .meta({ id: 'Ended' });
 
+const imageConfig = z.object({
+  entrypoint: z.array(z.string()),
+  command: z.array(z.string()),
+  env: z.record(z.string(), z.string()),
+  workdir: z.string().nullable(),
+  user: z.string().nullable(),
+  stopSignal: z.string().describe('what every process gets when the sandbox is asked to stop'),
+  exposedPorts: z.array(z.string()),
+});
+
+export const image = z
+  .object({
+    id: z.string(),
+    name: z.string().nullable().describe('the oldest of its names'),
+    names: z.array(z.string()),
+    digest: z.string(),
+    architecture: z.string(),
+    sizeBytes: z.number().describe('of the file system that sandboxes boot'),
+    createdAtMs: timeMs.describe('when it came to this machine'),
+    config: imageConfig,
+    usedBy: z.array(z.string()).describe('names of sandboxes'),
+  })
+  .meta({ id: 'Image' });
+
+export const imageDetail = image.extend({
+  layers: z.array(z.object({ digest: z.string(), sizeBytes: z.number(), isHere: z.boolean().describe('kept on this machine') })),
+  labels: z.record(z.string(), z.string()),
+  detail: z.record(z.string(), z.unknown()).describe('how it was made'),
+});
+
+export const diskUse = z.object({ count: z.int(), bytes: z.number(), reclaimableBytes: z.number() });
+
 export const sandbox = z
   .object({
     id: z.string(),
@@ -39,16 +71,7 @@ export const sandbox = z
     backend: z.enum(BACKENDS),
     imageId: z.string(),
     imageName: z.string().nullable(),
-    imageConfig: z
-      .object({
-        entrypoint: z.array(z.string()),
-        command: z.array(z.string()),
-        env: z.record(z.string(), z.string()),
-        workdir: z.string().nullable(),
-        user: z.string().nullable(),
-        stopSignal: z.string().describe('what every process gets when the sandbox is asked to stop'),
-        exposedPorts: z.array(z.string()),
-      })
+    imageConfig: imageConfig
       .nullable()
       .describe("what the image says: the sandbox's own env, workdir, user and command come before; null: the image is gone"),
     kernelId: z.string().nullable(),

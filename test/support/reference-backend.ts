@@ -255,6 +255,7 @@ export function referenceParts(store: Store, options: ReferenceOptions): Parts {
   return {
     backends: [newReferenceBackend(options)],
     boots: referenceBoots(store, host),
+    images: null,
     agentDigest: null,
     qemuVersion: async () => null,
     // Handed out, and used by nobody: its sandboxes run as root.

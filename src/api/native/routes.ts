@@ -9,8 +9,8 @@ export type Route =
 
 export type Routes = (method: string, path: string) => Route;
 
-/** Longer than any id, name or execution id: what does not fit is no such thing. */
-const PARAM_CHARS_MAX = 128;
+/** Longer than any id, name or execution id, and than an image's name with its slashes escaped: what does not fit is no such thing. */
+const PARAM_CHARS_MAX = 1_600;
 
 export function newRoutes(): Routes {
   const router = findMyWay({ maxParamLength: PARAM_CHARS_MAX, caseSensitive: true });

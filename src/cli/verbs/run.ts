@@ -18,6 +18,8 @@ import { LOGIN_SHELL } from './shell.ts';
 
 type Sandbox = Output<'sandbox.create'>;
 
+/** The image that Hutch makes. */
+const OWN_IMAGE = 'debian';
 /** After Ctrl-C: how long its processes may take to end. */
 const STOP_GRACE_MS = 2_000;
 
@@ -46,10 +48,11 @@ export async function run(context: Context, args: Args): Promise<number> {
   return await foreground(context, sandbox, stdio, detachKeys);
 }
 
-/** Null: what the image is made for. Our own images are made for nothing but a shell. */
+/** Null: what the image is made for. Our own image is made for nothing but a shell. */
 function commandOf(args: Args, stdio: Stdio): string[] | null {
   if (args.command.length > 0) return [...args.command];
-  if (args.value('image')?.includes('://') === true) return null;
+  const image = args.value('image');
+  if (image !== undefined && image !== OWN_IMAGE) return null;
   if (stdio.tty) return [...LOGIN_SHELL];
   throw usage('hutch run needs a command to run', 'like: hutch run --rm -- uname -a; for a shell: hutch run --rm -it');
 }

@@ -7,7 +7,7 @@ import { ArchiveError } from '../archive-error.ts';
 import { PATH_BYTES_MAX, padding } from '../tar/entry.ts';
 import { TarReader } from '../tar/reader.ts';
 import { TAR_END, tarHeader } from '../tar/writer.ts';
-import { type Inode, Tree, type TreeLimits } from './tree.ts';
+import type { Inode, Tree } from './tree.ts';
 
 /** One layer, unpacked, from its beginning, each time that it is asked for. */
 export type LayerSource = () => AsyncIterable<Uint8Array>;
@@ -20,7 +20,7 @@ const CHUNK_BYTES = 128 * 1024;
 /** Reads a layer into the tree; gives the `sha256:…` of the whole of it, unpacked. */
 export async function applyLayer(tree: Tree, layer: number, open: LayerSource): Promise<string> {
   const hash = createHash('sha256');
-  const reader = new TarReader(hashed(open(), hash));
+  await using reader = new TarReader(hashed(open(), hash));
   for (let ordinal = 0; ; ordinal += 1) {
     const entry = await reader.next();
     if (entry === null) break;
@@ -29,14 +29,6 @@ export async function applyLayer(tree: Tree, layer: number, open: LayerSource): 
   }
   await reader.drain();
   return `sha256:${hash.digest('hex')}`;
-}
-
-/** Only for what has one layer, or whose layers are at hand. */
-export async function readLayers(layers: readonly LayerSource[], limits?: TreeLimits): Promise<{ tree: Tree; diffIds: readonly string[] }> {
-  const tree = new Tree(limits);
-  const diffIds: string[] = [];
-  for (const [at, open] of layers.entries()) diffIds.push(await applyLayer(tree, at, open));
-  return { tree, diffIds };
 }
 
 /** The tree as one tar archive: first what has no content, then files layer by layer, then further names of files. */
@@ -73,7 +65,7 @@ async function* entries(tree: Tree, layers: readonly LayerSource[]): AsyncGenera
 async function* contents(open: LayerSource, wanted: ReadonlyMap<number, Kept>): AsyncGenerator<Uint8Array> {
   let missing = wanted.size;
   if (missing === 0) return;
-  const reader = new TarReader(open());
+  await using reader = new TarReader(open());
   for (let ordinal = 0; missing > 0; ordinal += 1) {
     if ((await reader.next()) === null) throw new ArchiveError('a layer is not what it was a moment ago');
     if (ordinal % ENTRIES_PER_TURN === 0) await turn();

@@ -46,6 +46,12 @@ export class ByteSource {
     return true;
   }
 
+  /** Lets go of the stream, wherever it is. */
+  async close(): Promise<void> {
+    this.#isEnded = true;
+    await this.#chunks.return?.();
+  }
+
   #cut(length: number): Buffer {
     const part = this.#chunk.subarray(this.#at, this.#at + length);
     this.#at += length;

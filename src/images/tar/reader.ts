@@ -29,7 +29,8 @@ const TYPES: Readonly<Record<string, EntryType>> = {
 
 type Prefixes = { pax: PaxRecords | null; longPath: string | null; longLink: string | null };
 
-export class TarReader {
+/** Whoever has one disposes it: the stream behind it may hold a file open. */
+export class TarReader implements AsyncDisposable {
   readonly #source: ByteSource;
   /** Bytes of the last entry's content that nobody took, with their padding. */
   #unread = 0;
@@ -98,6 +99,10 @@ export class TarReader {
     while ((await this.#source.some(Number.MAX_SAFE_INTEGER)) !== null);
   }
 
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#source.close();
+  }
+
   async #passOver(): Promise<void> {
     const length = this.#unread + this.#padding;
     this.#unread = 0;
@@ -112,7 +117,7 @@ export class TarReader {
     // Many an archive ends without its two blocks of zeros.
     if (block.byteLength === 0 || block.every((byte) => byte === 0)) return null;
     if (block.byteLength < BLOCK_BYTES) throw truncated();
-    const said = fieldNumber(block, 148, 8, 'checksum');
+    const said = /^[ \0]*([0-7]+)[ \0]*$/.exec(block.toString('latin1', 148, 156))?.[1];
     let unsigned = 0;
     let signed = 0;
     for (const [index, byte] of block.entries()) {
@@ -120,7 +125,7 @@ export class TarReader {
       unsigned += value;
       signed += value > 127 ? value - 256 : value;
     }
-    if (said === unsigned || said === signed) return block;
+    if (said !== undefined && [unsigned, signed].includes(Number.parseInt(said, 8))) return block;
     throw new ArchiveError(`it is no tar archive: there is no header at byte ${at}`);
   }
 

@@ -1,0 +1,122 @@
+// Verbs about images.
+import type { Positional, Verb } from '../verb.ts';
+
+const images = async () => await import('../verbs/image.ts');
+const IMAGE: Positional = { name: 'IMAGE', takes: 'one', completes: 'nothing' };
+const IMAGES: Positional = { name: 'IMAGE', takes: 'several', completes: 'nothing' };
+
+export const imageVerbs: readonly Verb[] = [
+  {
+    name: 'image',
+    group: 'Machine',
+    summary: 'Pull images from registries, and look after those that are here',
+    fallback: 'ls',
+    subverbs: [
+      {
+        name: 'ls',
+        summary: 'List images',
+        examples: [{ line: 'hutch image ls', about: '' }],
+        flags: [{ name: 'quiet', short: 'q', about: 'Only ids' }],
+        positionals: [],
+        load: async () => (await images()).list,
+      },
+      {
+        name: 'pull',
+        summary: 'Pull images; a name that has moved on is pulled anew',
+        examples: [
+          { line: 'hutch image pull python:3.13-slim', about: 'from Docker Hub' },
+          { line: 'hutch image pull registry.example:5000/team/web@sha256:…', about: 'exactly this one' },
+        ],
+        flags: [],
+        positionals: [{ name: 'NAME', takes: 'several', completes: 'nothing' }],
+        notes: 'hutch run --image NAME pulls by itself what is not here.',
+        load: async () => (await images()).pull,
+      },
+      {
+        name: 'inspect',
+        summary: 'Show everything about images',
+        examples: [{ line: 'hutch image inspect python:3.13-slim', about: '' }],
+        flags: [],
+        positionals: [IMAGES],
+        load: async () => (await images()).inspect,
+      },
+      {
+        name: 'history',
+        summary: 'Show how an image was made, as it says itself',
+        examples: [{ line: 'hutch image history python:3.13-slim', about: '' }],
+        flags: [],
+        positionals: [IMAGE],
+        load: async () => (await images()).history,
+      },
+      {
+        name: 'tag',
+        summary: 'Give an image one more name',
+        examples: [{ line: 'hutch image tag python:3.13-slim base:1', about: 'another image named base:1 loses that name' }],
+        flags: [],
+        positionals: [IMAGE, { name: 'NAME', takes: 'one', completes: 'nothing' }],
+        load: async () => (await images()).tag,
+      },
+      {
+        name: 'rm',
+        summary: 'Remove images; by one of several names, only that name',
+        examples: [{ line: 'hutch image rm python:3.13-slim', about: 'refused, with their names, while sandboxes use it' }],
+        flags: [],
+        positionals: [IMAGES],
+        load: async () => (await images()).remove,
+      },
+      {
+        name: 'df',
+        summary: 'Show what images and layers take of the disk',
+        examples: [{ line: 'hutch image df', about: '' }],
+        flags: [],
+        positionals: [],
+        load: async () => (await images()).usage,
+      },
+      {
+        name: 'prune',
+        summary: 'Remove images without a name and a user, and layers of no image',
+        examples: [
+          { line: 'hutch image prune --dry-run', about: 'only say what would go' },
+          { line: 'hutch image prune --layers', about: 'all layers: they are pulled again where they are wanted' },
+        ],
+        flags: [
+          { name: 'dry-run', about: 'Remove nothing' },
+          { name: 'layers', about: 'All layers, those of images that stay too' },
+        ],
+        positionals: [],
+        load: async () => (await images()).prune,
+      },
+      {
+        name: 'verify',
+        summary: 'Compare images on disk with their digests',
+        examples: [{ line: 'hutch image verify python:3.13-slim', about: '' }],
+        flags: [],
+        positionals: [IMAGES],
+        load: async () => (await images()).verify,
+      },
+      {
+        name: 'login',
+        summary: 'Log in to a registry; docker login is the same login',
+        examples: [
+          { line: 'hutch image login ghcr.io -u me --password-stdin', about: 'from a file or a pipe' },
+          { line: 'hutch image login -u me', about: 'to Docker Hub; asks for the password' },
+        ],
+        flags: [
+          { name: 'username', short: 'u', value: 'NAME', about: 'Who you are there' },
+          { name: 'password-stdin', about: 'Read the password from stdin' },
+        ],
+        positionals: [{ name: 'REGISTRY', takes: 'optional', completes: 'nothing' }],
+        notes: 'Kept by the daemon’s user where Docker keeps it: a credential helper, else ~/.docker/config.json.',
+        load: async () => (await images()).login,
+      },
+      {
+        name: 'logout',
+        summary: 'Forget the login for a registry',
+        examples: [{ line: 'hutch image logout ghcr.io', about: '' }],
+        flags: [],
+        positionals: [{ name: 'REGISTRY', takes: 'optional', completes: 'nothing' }],
+        load: async () => (await images()).logout,
+      },
+    ],
+  },
+];

@@ -1,0 +1,105 @@
+// The images of this machine that came from elsewhere: pulled, imported, exported, looked after. It
+// knows files, not names: those are the store's, and so is who uses what.
+import { join } from 'node:path';
+import type { ImageReference } from '../domain/image-reference.ts';
+import type { Host } from '../host/host.ts';
+import type { Operation } from '../host/operation.ts';
+import { Blobs } from './blobs.ts';
+import type { BuildLimits } from './build.ts';
+import { imageDir, OCI_CONFIG, openImage, type PreparedImage, verifyImage } from './image.ts';
+import type { ImagePaths } from './layout.ts';
+import { CONFIG_BYTES_MAX, type OciConfig, parseConfig } from './oci/manifest.ts';
+import { type PullParts, pullImage } from './pull.ts';
+import type { Registry } from './registry/client.ts';
+import type { Credentials } from './registry/credentials.ts';
+import { Shared } from './shared.ts';
+
+export type LibraryOptions = {
+  readonly host: Host;
+  readonly paths: ImagePaths;
+  readonly registry: Registry;
+  readonly credentials: Credentials;
+  readonly limits?: BuildLimits;
+};
+
+export type LayerUse = { readonly digest: string; readonly sizeBytes: number; readonly isHere: boolean };
+
+export class ImageLibrary {
+  readonly host: Host;
+  readonly paths: ImagePaths;
+  readonly registry: Registry;
+  readonly credentials: Credentials;
+  readonly blobs: Blobs;
+  readonly #parts: PullParts;
+
+  constructor({ host, paths, registry, credentials, limits }: LibraryOptions) {
+    this.host = host;
+    this.paths = paths;
+    this.registry = registry;
+    this.credentials = credentials;
+    this.blobs = new Blobs(host, paths);
+    this.#parts = { host, paths, registry, blobs: this.blobs, making: new Shared(), ...(limits === undefined ? {} : { limits }) };
+  }
+
+  /** @throws HutchError `not_found`, `permission_denied`, `unavailable`, and `failed_precondition` for what is no image that runs here. */
+  async pull(op: Operation, reference: ImageReference): Promise<PreparedImage> {
+    return await pullImage(op, this.#parts, reference);
+  }
+
+  /** What it says of itself; null for one that was made here. */
+  async config(op: Operation, digest: string): Promise<OciConfig | null> {
+    const path = join(imageDir(this.paths, digest), OCI_CONFIG);
+    if ((await this.host.stat(op, path)) === null) return null;
+    return parseConfig(op, Buffer.from(await this.host.readFile(op, path, CONFIG_BYTES_MAX)), digest);
+  }
+
+  /** From the lowest up; none of one that was made here. */
+  async layers(op: Operation, digest: string): Promise<readonly LayerUse[]> {
+    const image = await openImage(op, this.host, this.paths, digest);
+    if (image?.source.kind !== 'oci') return [];
+    const found: LayerUse[] = [];
+    for (const layer of image.source.layers) {
+      found.push({ digest: layer.digest, sizeBytes: layer.sizeBytes, isHere: await this.blobs.has(op, layer.digest, layer.sizeBytes) });
+    }
+    return found;
+  }
+
+  /** Reads all of it, the layers that are kept too. @throws HutchError `failed_precondition` naming what is not what it was. */
+  async verify(op: Operation, digest: string): Promise<number> {
+    await verifyImage(op, this.host, this.paths, digest);
+    let files = 1;
+    for (const layer of await this.layers(op, digest)) {
+      if (!layer.isHere) continue;
+      files += 1;
+      if (`sha256:${await this.host.sha256(op, this.blobs.path(layer.digest))}` === layer.digest) continue;
+      throw op.error('failed_precondition', `the layer ${layer.digest} has changed on disk`, {
+        hint: `remove it, and it is pulled again when it is wanted: rm ${this.blobs.path(layer.digest)}`,
+      });
+    }
+    return files;
+  }
+
+  /** Its file system and what it says; its layers stay for others until `dropLayers`. */
+  async remove(op: Operation, digest: string): Promise<void> {
+    await this.host.remove(op, imageDir(this.paths, digest));
+  }
+
+  /** Removes layers that are in none of the given lists. Gives those that went, or would. */
+  async dropLayers(
+    op: Operation,
+    keep: ReadonlySet<string>,
+    really: boolean,
+  ): Promise<readonly { readonly digest: string; readonly sizeBytes: number }[]> {
+    const dropped: { readonly digest: string; readonly sizeBytes: number }[] = [];
+    for (const blob of await this.blobs.list(op)) {
+      if (keep.has(blob.digest)) continue;
+      if (!really || (await this.blobs.remove(op, blob.digest))) dropped.push(blob);
+    }
+    return dropped;
+  }
+
+  /** What a crash left. At the start of a daemon, before anything is pulled. */
+  async sweep(op: Operation): Promise<void> {
+    await this.blobs.sweep(op);
+  }
+}

@@ -1,0 +1,214 @@
+// Images as a user sees them: names and users are the store's, files the library's. A name is changed in
+// one commit; an image is taken out of the record before its files go, so that what is on record is there.
+import { HutchError } from '../domain/errors.ts';
+import type { ImageId } from '../domain/ids.ts';
+import type { NamedImage } from '../domain/image.ts';
+import { HUB, parseImageReference, requireImageReference, shownReference } from '../domain/image-reference.ts';
+import { requireReference } from '../domain/reference.ts';
+import type { Operation } from '../host/operation.ts';
+import type { ImageLibrary } from '../images/library.ts';
+import { PAGE_ROWS_MAX } from '../store/contract.ts';
+import type { Core } from './core.ts';
+import type { Handlers } from './handlers.ts';
+import { imageView } from './present.ts';
+
+type ImageVerbs = Extract<keyof Handlers, `image.${string}`>;
+
+export function imageVerbs(core: Core): Pick<Handlers, ImageVerbs> {
+  const { store, host } = core.deps;
+
+  function library(op: Operation): ImageLibrary {
+    if (core.deps.images !== null) return core.deps.images;
+    throw op.error('failed_precondition', 'this daemon keeps no images');
+  }
+
+  /** By id, digest or name, else by a prefix of its id. */
+  async function find(text: string): Promise<{ readonly image: NamedImage; readonly name: string | null }> {
+    const images = await store.query('images', {});
+    const reference = parseImageReference(text);
+    const names = new Set([text, ...(reference === null ? [] : [shownReference(reference)])]);
+    for (const image of images) {
+      const name = image.names.find((own) => names.has(own));
+      if (name !== undefined) return { image, name };
+    }
+    const byDigest = images.find(({ digest }) => digest === text);
+    if (byDigest !== undefined) return { image: byDigest, name: null };
+    const { image } = requireReference(
+      'image',
+      text,
+      images.map((candidate) => ({ id: candidate.id, name: null, image: candidate })),
+    );
+    return { image, name: null };
+  }
+
+  /** Names of sandboxes by the image that they are made of. */
+  async function users(): Promise<ReadonlyMap<ImageId, readonly string[]>> {
+    const found = new Map<ImageId, string[]>();
+    for (let cursor: string | null = null; ; ) {
+      const page: Awaited<ReturnType<typeof store.query<'sandboxes'>>> = await store.query('sandboxes', { limit: PAGE_ROWS_MAX, cursor });
+      for (const { spec } of page.sandboxes) found.set(spec.imageId, [...(found.get(spec.imageId) ?? []), spec.name]);
+      if (page.nextCursor === null) return found;
+      cursor = page.nextCursor;
+    }
+  }
+
+  async function shown(image: NamedImage) {
+    return imageView(image, (await users()).get(image.id) ?? []);
+  }
+
+  /** Out of the record, then off the disk. @throws HutchError `failed_precondition` with its users. */
+  async function drop(op: Operation, image: NamedImage): Promise<void> {
+    await store.commit(op, [{ change: 'removeImage', id: image.id }]);
+    core.presenter.forgetImages();
+    await core.deps.images?.remove(op, image.digest);
+  }
+
+  /** Without a name and without a user. */
+  async function unused(): Promise<readonly NamedImage[]> {
+    const using = await users();
+    return (await store.query('images', {})).filter(({ id, names }) => names.length === 0 && !using.has(id));
+  }
+
+  async function layersKept(op: Operation, but: ReadonlySet<ImageId>): Promise<Set<string>> {
+    const kept = new Set<string>();
+    for (const { id, digest } of await store.query('images', {})) {
+      if (!but.has(id)) for (const layer of await library(op).layers(op, digest)) kept.add(layer.digest);
+    }
+    return kept;
+  }
+
+  return {
+    'image.list': async () => {
+      const using = await users();
+      return { images: (await store.query('images', {})).map((image) => imageView(image, using.get(image.id) ?? [])) };
+    },
+    'image.get': async ({ op }, { image: text }) => {
+      const { image } = await find(text);
+      const layers = await library(op).layers(op, image.digest);
+      const config = await library(op).config(op, image.digest);
+      return {
+        ...(await shown(image)),
+        layers: layers.map((layer) => ({ ...layer })),
+        labels: { ...config?.config?.Labels },
+        detail: { ...image.detail },
+      };
+    },
+    'image.pull': async (call, { name }) => {
+      const { op } = call;
+      const reference = requireImageReference(name);
+      const { record } = await library(op).pull(op, reference);
+      call.target(record.id);
+      const [stored] = await call.commit([
+        { change: 'putImage', image: { ...record, name: null } },
+        { change: 'nameImage', id: record.id, name: shownReference(reference), atMs: host.nowMs() },
+      ]);
+      core.presenter.forgetImages();
+      return await shown((await store.query('image', { id: stored.id })) ?? stored);
+    },
+    'image.history': async ({ op }, { image: text }) => {
+      const { image } = await find(text);
+      const config = await library(op).config(op, image.digest);
+      const sizes = (await library(op).layers(op, image.digest)).map(({ sizeBytes }) => sizeBytes);
+      const steps = (config?.history ?? []).map(({ created, created_by, comment, empty_layer }) => ({
+        created: created ?? null,
+        createdBy: created_by ?? '',
+        comment: comment || null,
+        sizeBytes: empty_layer === true ? 0 : (sizes.shift() ?? 0),
+      }));
+      return { steps: steps.reverse() };
+    },
+    'image.tag': async (call, { image: text, name }) => {
+      const { image } = await find(text);
+      call.target(image.id);
+      const [named] = await call.commit([{ change: 'nameImage', id: image.id, name: shownReference(taggable(name)), atMs: host.nowMs() }]);
+      core.presenter.forgetImages();
+      return await shown(named);
+    },
+    'image.remove': async (call, { image: text }) => {
+      const { op } = call;
+      const { image, name } = await find(text);
+      call.target(image.id);
+      if (name !== null && image.names.length > 1) {
+        const [left] = await call.commit([{ change: 'unnameImage', id: image.id, name }]);
+        core.presenter.forgetImages();
+        return { id: image.id, removed: false, names: [...left.names] };
+      }
+      await drop(op, image);
+      return { id: image.id, removed: true, names: [] };
+    },
+    'image.usage': async ({ op }) => {
+      const images = await store.query('images', {});
+      const free = await unused();
+      const kept = await layersKept(op, new Set());
+      const layers = await library(op).blobs.list(op);
+      const loose = layers.filter(({ digest }) => !kept.has(digest));
+      return {
+        images: { count: images.length, bytes: sum(images), reclaimableBytes: sum(free) },
+        layers: { count: layers.length, bytes: sum(layers), reclaimableBytes: sum(loose) },
+      };
+    },
+    'image.prune': async ({ op }, { dryRun, layers }) => {
+      const really = dryRun !== true;
+      const gone: NamedImage[] = [];
+      for (const image of await unused()) {
+        if (!really || (await dropped(op, image))) gone.push(image);
+      }
+      const kept = layers === true ? new Set<string>() : await layersKept(op, new Set(gone.map(({ id }) => id)));
+      const loose = await library(op).dropLayers(op, kept, really);
+      return {
+        images: gone.map(({ id, digest, sizeBytes }) => ({ id, digest, sizeBytes })),
+        layers: loose.map((layer) => ({ ...layer })),
+        bytes: sum(gone) + sum(loose),
+      };
+    },
+    'image.verify': async ({ op }, { image: text }) => {
+      const { image } = await find(text);
+      return { id: image.id, digest: image.digest, files: await library(op).verify(op, image.digest) };
+    },
+    'image.login': async ({ op }, { registry, username, password }) => {
+      const name = registryOf(op, registry);
+      const { registry: client, credentials } = library(op);
+      await client.checkLogin(op, name, { username, password });
+      const keptIn = await credentials.keep(op, name, { username, password });
+      client.forget(name);
+      return { registry: name, keptIn };
+    },
+    'image.logout': async ({ op }, { registry }) => {
+      const name = registryOf(op, registry);
+      const wasKept = await library(op).credentials.forget(op, name);
+      library(op).registry.forget(name);
+      return { registry: name, wasKept };
+    },
+  };
+
+  /** False when somebody began to use it meanwhile. */
+  async function dropped(op: Operation, image: NamedImage): Promise<boolean> {
+    try {
+      await drop(op, image);
+      return true;
+    } catch (error) {
+      if (error instanceof HutchError && error.code === 'failed_precondition') return false;
+      throw error;
+    }
+  }
+}
+
+function taggable(name: string) {
+  const reference = requireImageReference(name);
+  if (reference.digest === null) return reference;
+  throw new HutchError({ code: 'invalid_argument', message: 'a digest is no name that can be given', hint: 'write it like web:1' });
+}
+
+function registryOf(op: Operation, text: string): string {
+  const plain = text.replace(/^https?:\/\//, '').replace(/\/(v[12]\/?)?$/, '');
+  if (plain === HUB || plain === 'index.docker.io' || plain === 'registry-1.docker.io') return HUB;
+  const reference = parseImageReference(`${plain}/x`);
+  if (reference !== null && reference.registry === plain) return plain;
+  throw op.error('invalid_argument', `'${text.slice(0, 100)}' is no name of a registry`, {
+    hint: 'write it like ghcr.io or registry.example:5000',
+  });
+}
+
+function sum(things: readonly { readonly sizeBytes: number }[]): number {
+  return things.reduce((total, { sizeBytes }) => total + sizeBytes, 0);
+}

@@ -1,0 +1,158 @@
+// Images: those that were pulled or imported, and the one that Hutch makes.
+import { z } from 'zod';
+import * as view from '../views.ts';
+import { flag, none } from './fields.ts';
+import type { Verb } from './verb.ts';
+
+const REFERENCE_CHARS_MAX = 512;
+const image = z.string().min(1).max(REFERENCE_CHARS_MAX).describe('an id, a digest, a name, or a unique prefix of an id');
+const name = z
+  .string()
+  .min(1)
+  .max(REFERENCE_CHARS_MAX)
+  .describe('like web:1 or registry.example/team/web:1; without a tag latest is meant');
+const registry = z.string().min(1).max(261).describe('like ghcr.io or registry.example:5000; docker.io is Docker Hub');
+const imageTarget = z.strictObject({ image });
+
+export const imageVerbs = {
+  'image.list': {
+    kind: 'unary',
+    method: 'GET',
+    path: '/v1/images',
+    summary: 'List images',
+    input: none,
+    output: z.object({ images: z.array(view.image) }),
+    errors: [],
+    idempotent: true,
+    reads: true,
+  },
+  'image.get': {
+    kind: 'unary',
+    method: 'GET',
+    path: '/v1/images/{image}',
+    summary: 'Show an image',
+    input: imageTarget,
+    output: view.imageDetail,
+    errors: ['not_found', 'conflict', 'failed_precondition'],
+    idempotent: true,
+    reads: true,
+  },
+  'image.pull': {
+    kind: 'unary',
+    method: 'POST',
+    path: '/v1/images/pull',
+    summary: 'Pull an image from its registry; one that is there is looked for anew',
+    input: z.strictObject({ name }),
+    output: view.image,
+    errors: ['not_found', 'permission_denied', 'failed_precondition', 'resource_exhausted'],
+    idempotent: true,
+    reads: false,
+  },
+  'image.history': {
+    kind: 'unary',
+    method: 'GET',
+    path: '/v1/images/{image}/history',
+    summary: 'How an image was made, as it says itself, the newest step first',
+    input: imageTarget,
+    output: z.object({
+      steps: z.array(
+        z.object({
+          created: z.string().nullable(),
+          createdBy: z.string(),
+          comment: z.string().nullable(),
+          sizeBytes: z.number().describe('of its layer, as it came; 0: the step changed no file'),
+        }),
+      ),
+    }),
+    errors: ['not_found', 'conflict', 'failed_precondition'],
+    idempotent: true,
+    reads: true,
+  },
+  'image.tag': {
+    kind: 'unary',
+    method: 'POST',
+    path: '/v1/images/{image}/tag',
+    summary: 'Give an image one more name; another image that has it loses it',
+    input: imageTarget.extend({ name }),
+    output: view.image,
+    errors: ['not_found', 'conflict'],
+    idempotent: true,
+    reads: false,
+  },
+  'image.remove': {
+    kind: 'unary',
+    method: 'DELETE',
+    path: '/v1/images/{image}',
+    summary: 'Remove an image; by one of several names, only that name',
+    input: imageTarget,
+    output: z.object({ id: z.string(), removed: z.boolean().describe('false: it has other names, and stays'), names: z.array(z.string()) }),
+    errors: ['not_found', 'conflict', 'failed_precondition'],
+    idempotent: false,
+    reads: false,
+  },
+  'image.usage': {
+    kind: 'unary',
+    method: 'GET',
+    path: '/v1/image-usage',
+    summary: 'What images and layers take of the disk',
+    input: none,
+    output: z.object({
+      images: view.diskUse.describe('file systems that sandboxes boot; reclaimable: those of images that have no name and no user'),
+      layers: view.diskUse.describe('as they came, kept for later pulls and for export; reclaimable: those of no image'),
+    }),
+    errors: [],
+    idempotent: true,
+    reads: true,
+  },
+  'image.prune': {
+    kind: 'unary',
+    method: 'POST',
+    path: '/v1/images/prune',
+    summary: 'Remove images that have neither a name nor a user, and layers that belong to no image',
+    input: z.strictObject({
+      dryRun: flag.optional().describe('only say what would go'),
+      layers: flag.optional().describe('all layers: they are pulled again where they are wanted'),
+    }),
+    output: z.object({
+      images: z.array(z.object({ id: z.string(), digest: z.string(), sizeBytes: z.number() })),
+      layers: z.array(z.object({ digest: z.string(), sizeBytes: z.number() })),
+      bytes: z.number(),
+    }),
+    errors: [],
+    idempotent: true,
+    reads: false,
+  },
+  'image.verify': {
+    kind: 'unary',
+    method: 'GET',
+    path: '/v1/images/{image}/verify',
+    summary: 'Read an image and its layers, and compare them with their digests',
+    input: imageTarget,
+    output: z.object({ id: z.string(), digest: z.string(), files: z.int() }),
+    errors: ['not_found', 'conflict', 'failed_precondition'],
+    idempotent: true,
+    reads: true,
+  },
+  'image.login': {
+    kind: 'unary',
+    method: 'POST',
+    path: '/v1/registries/login',
+    summary: 'Try a login for a registry, and keep it where Docker keeps it',
+    input: z.strictObject({ registry, username: z.string().min(1).max(256), password: z.string().min(1).max(65_536) }),
+    output: z.object({ registry: z.string(), keptIn: z.string() }),
+    errors: ['permission_denied', 'failed_precondition'],
+    idempotent: true,
+    reads: false,
+  },
+  'image.logout': {
+    kind: 'unary',
+    method: 'POST',
+    path: '/v1/registries/logout',
+    summary: 'Forget the login for a registry',
+    input: z.strictObject({ registry }),
+    output: z.object({ registry: z.string(), wasKept: z.boolean() }),
+    errors: ['failed_precondition'],
+    idempotent: true,
+    reads: false,
+  },
+} as const satisfies Record<string, Verb>;

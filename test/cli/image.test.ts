@@ -1,0 +1,136 @@
+// Images from a registry on the command line, run in real machines: what a user does with them from the
+// first pull to the last byte that goes.
+import { readFile } from 'node:fs/promises';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { digestOf, image, tar } from '../images/archives.ts';
+import { type FakeRegistry, fakeRegistry } from '../images/registry.ts';
+import { MACHINES, World } from './world.ts';
+
+let world: World;
+let registry: FakeRegistry;
+let app: string;
+let base: Buffer;
+
+const APP = (version: number) =>
+  tar(
+    { path: 'etc/passwd', content: 'root:x:0:0::/:/bin/sh\nweb:x:70:71::/srv:/bin/sh\n' },
+    { path: 'srv/', type: 'directory', uid: 70, gid: 71 },
+    {
+      path: 'srv/main',
+      mode: 0o755,
+      content: `#!/bin/sh\necho version ${version} "$@" $GREETING\nid -u\npwd\ncat /etc/gone 2>/dev/null\nexit 3\n`,
+    },
+    { path: 'etc/.wh.gone' },
+  );
+const CONFIG = { Entrypoint: ['/srv/main'], Cmd: ['one', 'two'], Env: ['GREETING=hello', 'PATH=/bin'], User: 'web', WorkingDir: '/srv' };
+
+beforeAll(async () => {
+  world = await World.make(MACHINES);
+  registry = await fakeRegistry();
+  app = `${registry.name}/team/app:1`;
+  base = tar(
+    { path: 'bin/busybox', mode: 0o755, content: await readFile('/bin/busybox') },
+    ...['sh', 'cat', 'id', 'echo', 'pwd', 'true', 'stat'].map((name) => ({
+      path: `bin/${name}`,
+      type: 'symlink' as const,
+      link: 'busybox',
+    })),
+    { path: 'etc/gone', content: 'of the layer below' },
+  );
+  registry.put('team/app', '1', image([base, APP(1)], { config: CONFIG }));
+}, 120_000);
+
+afterAll(async () => {
+  await registry[Symbol.asyncDispose]();
+  await world[Symbol.asyncDispose]();
+}, 120_000);
+
+type Image = { id: string; name: string | null; names: string[]; digest: string; usedBy: string[] };
+const images = async () => (await world.json<{ images: Image[] }>('image', 'ls')).images;
+
+test('run --image pulls what is not here and runs what the image is made for, as the image says', { timeout: 240_000 }, async () => {
+  const first = await world.run(['run', '--name', 'web', '--image', app]);
+  expect([first.code, first.stdout]).toEqual([3, 'version 1 one two hello\n70\n/srv\n']);
+  expect(first.stderr).toContain('pulling the image');
+  registry.asked.length = 0;
+  const second = await world.run(['run', '--rm', '--user', 'root', '--env', 'GREETING=mine', '--image', app, '--', '/srv/main', 'own']);
+  expect([second.code, second.stdout]).toEqual([3, 'version 1 own mine\n0\n/srv\n']);
+  expect(registry.asked).toEqual([]);
+  expect(await images()).toMatchObject([{ names: [app], usedBy: ['web'] }]);
+});
+
+test('a name that moves on is another image; the old one stays as long as it is used, and goes with prune', {
+  timeout: 240_000,
+}, async () => {
+  const made = image([base, APP(2)], { config: CONFIG });
+  registry.put('team/app', '1', made);
+  const before = (await images())[0];
+  expect(await world.ok('image', 'pull', app)).toBe(digestOf(made.config));
+  expect((await images()).map(({ names, usedBy }) => [names, usedBy])).toEqual([
+    [[app], []],
+    [[], ['web']],
+  ]);
+  expect(await world.ok('image', 'prune')).toBe('0 B freed');
+  const refused = await world.run(['image', 'rm', before?.id ?? '']);
+  expect([refused.code, refused.stderr]).toEqual([expect.any(Number), expect.stringMatching(/is used by sandbox web.*hutch rm web/s)]);
+  expect(refused.code).not.toBe(0);
+  // It goes on running, and is what it was.
+  expect((await world.run(['start', 'web'])).code).toBe(0);
+  await world.ok('rm', '-f', 'web');
+  expect(await world.ok('image', 'prune', '--dry-run')).toContain(before?.id);
+  expect(await images()).toHaveLength(2);
+  expect(await world.ok('image', 'prune')).toContain(before?.id);
+  expect((await images()).map(({ names }) => names)).toEqual([[app]]);
+});
+
+test('names come and go; an image goes with its last one', { timeout: 60_000 }, async () => {
+  await world.ok('image', 'tag', app, 'mine:1');
+  expect((await images())[0]?.names).toEqual([app, 'mine:1']);
+  expect(await world.ok('image', 'rm', 'mine:1')).toBe(`mine:1: it stays as ${app}`);
+  expect(await world.ok('image', 'verify', app)).toContain('3 files are what they were');
+  expect(await world.ok('image', 'history', app)).toMatch(/step 2\n.*step 1$/s);
+  const shown = await world.json<{ config: object; layers: { isHere: boolean }[] }>('image', 'inspect', app);
+  expect(shown.config).toMatchObject({ entrypoint: ['/srv/main'], command: ['one', 'two'], user: 'web', workdir: '/srv' });
+  expect(shown.layers.map(({ isHere }) => isHere)).toEqual([true, true]);
+  const used = await world.json<{ layers: { count: number; reclaimableBytes: number } }>('image', 'df');
+  expect(used.layers).toMatchObject({ count: 2, reclaimableBytes: 0 });
+  await world.ok('image', 'rm', app);
+  expect(await images()).toEqual([]);
+  const after = await world.json<{ layers: { bytes: number; reclaimableBytes: number } }>('image', 'df');
+  expect(after.layers.reclaimableBytes).toBe(after.layers.bytes);
+  await world.ok('image', 'prune');
+  expect((await world.json<{ layers: { count: number } }>('image', 'df')).layers.count).toBe(0);
+});
+
+test('what is nowhere is one sentence', { timeout: 60_000 }, async () => {
+  const none = await world.run(['run', '--image', `${registry.name}/none:1`, '--', 'true']);
+  expect([none.code, none.stderr]).toEqual([
+    125,
+    expect.stringMatching(/there is no image '.*none:1' here, and it cannot be pulled: .* has no/),
+  ]);
+  const odd = await world.run(['run', '--image', 'Not A Name', '--', 'true']);
+  expect([odd.code, odd.stderr]).toEqual([125, expect.stringContaining('it is no name that can be pulled')]);
+  registry.put('bare', '1', image([base]));
+  const bare = await world.run(['run', '--image', `${registry.name}/bare:1`]);
+  expect([bare.code, bare.stderr]).toEqual([125, expect.stringContaining('neither ENTRYPOINT nor CMD')]);
+});
+
+test('a login is tried before it is kept, and kept where Docker looks', { timeout: 60_000 }, async () => {
+  registry.answer = (request, response) => {
+    if (request.headers.authorization === `Basic ${Buffer.from('me:open sesame').toString('base64')}`) return false;
+    response.writeHead(401, { 'WWW-Authenticate': 'Basic realm="x"' }).end();
+    return true;
+  };
+  const login = (password: string) =>
+    world.run(['image', 'login', registry.name, '-u', 'me', '--password-stdin'], { input: `${password}\n` });
+  const wrong = await login('wrong');
+  expect([wrong.code === 0, wrong.stderr]).toEqual([false, expect.stringContaining('does not take this login')]);
+  expect((await login('open sesame')).stdout).toContain('kept in');
+  const kept = JSON.parse(await readFile(`${world.dir}/.docker/config.json`, 'utf8')) as { auths: Record<string, { auth: string }> };
+  expect(Buffer.from(kept.auths[registry.name]?.auth ?? '', 'base64').toString()).toBe('me:open sesame');
+  await world.ok('image', 'pull', `${registry.name}/bare:1`);
+  expect(await world.ok('image', 'logout', registry.name)).toBe(`logged out of ${registry.name}`);
+  const after = await world.run(['image', 'pull', `${registry.name}/bare:1`]);
+  expect([after.code === 0, after.stderr]).toEqual([false, expect.stringContaining(`hutch image login ${registry.name}`)]);
+  registry.answer = null;
+});
