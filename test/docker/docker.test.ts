@@ -4,6 +4,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import type { SandboxView } from '../support/daemon-under-test.ts';
 import { ApiError } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
+import { pulls } from './pull.ts';
 import { DockerWorld } from './world.ts';
 
 let world: DockerWorld;
@@ -13,6 +14,8 @@ beforeAll(async () => {
 afterAll(async () => {
   await world[Symbol.asyncDispose]();
 }, 120_000);
+
+pulls(() => world);
 
 async function state(id: string): Promise<SandboxView['state']> {
   return (await world.daemon.call('sandbox.get', { ref: id })).state;

@@ -1,16 +1,13 @@
 // An Engine that sees neither our files nor our network, as one on another machine or one beside a Hutch
 // that itself runs in a container; and images that only an Engine has.
-import { execFile, spawnSync } from 'node:child_process';
+import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { once } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
-import { request } from 'node:http';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { ApiError } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
+import { importTool } from './tool-image.ts';
 import { DockerWorld } from './world.ts';
 
 const IMAGE = 'local/tool:1';
@@ -22,37 +19,6 @@ beforeAll(async () => {
 afterAll(async () => {
   await world[Symbol.asyncDispose]();
 }, 120_000);
-
-/** An image of one program, with a configuration of its own. */
-async function importImage(): Promise<void> {
-  const dir = mkdtempSync(join(tmpdir(), 'hutch-image-'));
-  try {
-    const made = spawnSync(
-      'sh',
-      [
-        '-c',
-        'mkdir -p bin etc work && cp /bin/busybox bin/ && for a in sh cat id pwd echo env ls sleep; do ln -s busybox bin/$a; done && echo "tool:x:1234:1234::/work:/bin/sh" > etc/passwd && echo "tool:x:1234:" > etc/group && tar cf - bin etc work',
-      ],
-      { cwd: dir, maxBuffer: 64 * 1024 * 1024 },
-    );
-    if (made.status !== 0) throw new Error(made.stderr.toString());
-    const changes = ['ENV FROM_IMAGE=yes', 'USER tool', 'WORKDIR /work', 'ENTRYPOINT ["/bin/cat"]', 'CMD ["/etc/passwd"]', 'EXPOSE 80/tcp'];
-    const query = new URLSearchParams([
-      ['fromSrc', '-'],
-      ['repo', 'local/tool'],
-      ['tag', '1'],
-      ...changes.map((change) => ['changes', change] as [string, string]),
-    ]);
-    const sent = request({ socketPath: world.engine.socketPath, method: 'POST', path: `/v1.41/images/create?${query}` });
-    sent.end(made.stdout);
-    const [answer] = await once(sent, 'response');
-    const chunks: Buffer[] = [];
-    for await (const chunk of answer) chunks.push(chunk);
-    expect(Buffer.concat(chunks).toString()).toContain('sha256:');
-  } finally {
-    rmSync(dir, { recursive: true });
-  }
-}
 
 async function refused(call: Promise<unknown>): Promise<ApiError> {
   const error = await call.then(
@@ -123,7 +89,7 @@ test('an image that only an Engine has runs with its environment, user and direc
   timeout: 120_000,
 }, async () => {
   const { daemon } = world;
-  await importImage();
+  await importTool(world.engine, 'local/tool', '1');
   const main = { argv: ['sh', '-c', 'id -u; pwd; echo $FROM_IMAGE'] };
   const made = await daemon.call('sandbox.create', { image: `docker://${IMAGE}`, main });
   const { sandbox } = await daemon.call('sandbox.wait', { ref: made.id });
@@ -152,7 +118,7 @@ test('without a command an image runs what it is made for; inspect shows what it
   timeout: 120_000,
 }, async () => {
   const { daemon } = world;
-  await importImage();
+  await importTool(world.engine, 'local/tool', '1');
   await commitWithStopSignal('2', 'SIGUSR1');
   const image = 'docker://local/tool:2';
   const cli = [join(import.meta.dirname, '../../src/cli/main.ts'), 'run', '--rm', '--backend', 'docker', '--image', image];

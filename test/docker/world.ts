@@ -16,6 +16,9 @@ const run = promisify(execFile);
 /** Where the daemon looks for its Engine: a link that a test may lead elsewhere. */
 const wayTo = (engine: DockerEngine): string => join(engine.dir, 'way.sock');
 
+/** Where it looks for logins. */
+export const dockerConfigOf = (engine: DockerEngine): string => join(engine.dir, 'config');
+
 export class DockerWorld implements AsyncDisposable {
   readonly engine: DockerEngine;
   readonly daemon: DaemonUnderTest;
@@ -34,6 +37,7 @@ export class DockerWorld implements AsyncDisposable {
       const daemon = await DaemonUnderTest.start({
         entry: join(ROOT, 'src/daemon/main.ts'),
         env: {
+          DOCKER_CONFIG: dockerConfigOf(engine),
           DOCKER_HOST: `unix://${wayTo(engine)}`,
           HUTCH_SANDBOX_BACKEND: 'docker',
           HUTCH_SANDBOX_NETWORK: 'none',

@@ -16,6 +16,8 @@ const STOP_MS = 30_000;
 const LOCK_MS = 10 * 60_000;
 const LOCK_PATH = '/tmp/hutch-test-docker-engine.lock';
 
+const EMPTY_TAR = Buffer.alloc(1024);
+
 export type EngineOptions = {
   /** As on another machine: it has neither our network nor our temporary directories, and its own containerd. `files`: it has the network. */
   readonly elsewhere?: boolean | 'files';
@@ -137,15 +139,38 @@ export class DockerEngine implements AsyncDisposable {
     return { status: answer.statusCode, body: text.startsWith('{') || text.startsWith('[') ? JSON.parse(text) : text };
   }
 
-  /** An image with nothing in it; its id. */
-  async import(repository: string, tag: string): Promise<string> {
+  /** An image of a tar archive, or with nothing in it; its id. */
+  async import(
+    repository: string,
+    tag: string,
+    { tar = EMPTY_TAR, changes = [] }: { readonly tar?: Buffer; readonly changes?: readonly string[] } = {},
+  ): Promise<string> {
     const query = new URLSearchParams({ fromSrc: '-', repo: repository, tag });
+    for (const change of changes) query.append('changes', change);
     const sent = request({ socketPath: this.socketPath, method: 'POST', path: `/v1.41/images/create?${query}` });
-    sent.end(Buffer.alloc(1024)); // a tar archive's end
+    sent.end(tar);
     const [answer] = await once(sent, 'response');
     const chunks: Buffer[] = [];
     for await (const chunk of answer) chunks.push(chunk);
     return (JSON.parse(Buffer.concat(chunks).toString().trim().split('\n').at(-1) ?? '{}') as { status?: string }).status ?? '';
+  }
+
+  /** To its registry; its digest there. */
+  async push(repository: string, tag: string, login: { readonly username: string; readonly password: string }): Promise<string> {
+    const sent = request({
+      socketPath: this.socketPath,
+      method: 'POST',
+      path: `/v1.41/images/${repository}/push?tag=${tag}`,
+      headers: { 'X-Registry-Auth': Buffer.from(JSON.stringify(login)).toString('base64') },
+    });
+    sent.end();
+    const [answer] = await once(sent, 'response');
+    const chunks: Buffer[] = [];
+    for await (const chunk of answer) chunks.push(chunk);
+    const text = Buffer.concat(chunks).toString();
+    const digest = /"Digest":"(sha256:[0-9a-f]{64})"/.exec(text)?.[1];
+    if (digest === undefined) throw new Error(`it was not pushed: ${text.slice(-500)}`);
+    return digest;
   }
 
   async containers(): Promise<readonly { Id: string; Names: string[]; State: string; Labels: Record<string, string> }[]> {

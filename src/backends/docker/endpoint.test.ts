@@ -109,6 +109,9 @@ test('the login for a registry is the user’s own, and goes only to that regist
     return header === null ? null : JSON.parse(Buffer.from(header, 'base64url').toString());
   };
   expect(await of('ghcr.io/owner/name:1')).toEqual({ username: 'me', password: 'pass:word', serveraddress: 'ghcr.io' });
+  expect(await registryAuth(op, host, { HOME: home }, 'ghcr.io/owner/name:1'), 'whole base64').toMatch(
+    /^([\w-]{4})*([\w-]{4}|[\w-]{3}=|[\w-]{2}==)$/,
+  );
   expect(await of('alpine:3')).toEqual({ identitytoken: 'token', serveraddress: 'https://index.docker.io/v1/' });
   expect(await of('quay.io/other/name:1')).toBeNull();
   expect(['alpine', 'library/alpine', 'localhost/x', 'localhost:5000/x', 'a.b/c'].map(registryOf)).toEqual([

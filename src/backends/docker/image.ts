@@ -106,7 +106,12 @@ async function unpack(op: Operation, host: Host, imagePath: string, tar: string)
 }
 
 /** Pulls `docker://REF`. @throws HutchError `invalid_argument`, `not_found`, `permission_denied`. */
-export async function pullImage(op: Operation, config: DockerConfig, engine: Engine, reference: string): Promise<FetchedImage> {
+export async function pullImage(
+  op: Operation,
+  config: Pick<DockerConfig, 'host' | 'env'>,
+  engine: Engine,
+  reference: string,
+): Promise<FetchedImage> {
   const name = nameOf(op, reference);
   using limited = op.within(IMAGE_MS, `pulling ${name}`);
   const existing = await findImage(limited, engine, name);
@@ -188,7 +193,7 @@ async function follow(op: Operation, answer: AsyncIterable<Uint8Array>, what: st
 function cannotPull(op: Operation, name: string, cause: unknown): unknown {
   if (!(cause instanceof HutchError) || cause.code === 'unavailable' || cause.code === 'cancelled') return cause;
   const { message } = cause;
-  if (/unauthorized|authentication required|denied/i.test(message)) {
+  if (/unauthorized|authentication required|no basic auth credentials|denied/i.test(message)) {
     return op.error('permission_denied', `the registry does not give out ${name}: ${message}`, {
       hint: 'log in with: docker login',
       cause,
