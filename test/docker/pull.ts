@@ -12,7 +12,7 @@ import { importTool } from './tool-image.ts';
 import { type DockerWorld, dockerConfigOf } from './world.ts';
 
 export function pulls(worldOf: () => DockerWorld): void {
-  test('docker://REF is pulled with progress and the login that the user’s Docker has, or refused with what to do', {
+  test('an image of a registry is pulled with progress and the login that the user’s Docker has, or refused with what to do', {
     timeout: 120_000,
   }, async () => {
     const { engine, daemon } = worldOf();
