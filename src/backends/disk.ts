@@ -10,6 +10,7 @@ type Owner = { readonly uid: number; readonly gid: number };
 const BLOCK_BYTES = 4096;
 const READ_BYTES = 4 * 1024 * 1024;
 const SEEDS_KEPT_MAX = 16;
+const SEED = '.seed-';
 const ZEROS = new Uint8Array(BLOCK_BYTES);
 
 export const MKFS_OPTIONS = [
@@ -47,6 +48,7 @@ export class DiskSeeds {
   readonly #host: Host;
   readonly #dir: string;
   readonly #seeds = new Map<number, Promise<readonly SparsePiece[]>>();
+  #swept: Promise<void> | undefined;
 
   /** `dir` lies on a disk: only there can the file system tell where a file has data. */
   constructor(host: Host, dir: string) {
@@ -74,10 +76,21 @@ export class DiskSeeds {
     }
   }
 
-  async #make(op: Operation, sizeBytes: number): Promise<readonly SparsePiece[]> {
+  /** What a daemon that was killed in the middle of making one has left: before the first of ours is begun. */
+  async #sweep(op: Operation): Promise<void> {
     const host = this.#host;
     await host.makeDir(op, this.#dir, 0o711);
-    const path = join(this.#dir, `.seed-${sizeBytes}-${Buffer.from(host.randomBytes(8)).toString('hex')}`);
+    for (const name of await host.list(op, this.#dir)) if (name.startsWith(SEED)) await host.remove(op, join(this.#dir, name));
+  }
+
+  async #make(op: Operation, sizeBytes: number): Promise<readonly SparsePiece[]> {
+    const host = this.#host;
+    this.#swept ??= this.#sweep(op).catch((error: unknown) => {
+      this.#swept = undefined;
+      throw error;
+    });
+    await this.#swept;
+    const path = join(this.#dir, `${SEED}${sizeBytes}-${Buffer.from(host.randomBytes(8)).toString('hex')}`);
     await using undo = new AsyncDisposableStack();
     undo.defer(async () => {
       using release = op.releasing(10_000);
