@@ -145,7 +145,8 @@ export function lifecycleVerbs(core: Core, supervisor: Supervisor): Pick<Handler
     const { id } = await sandboxes.resolve(call.caller.projectId, ref);
     const holder = turns.holder(id);
     const record = holder === null ? null : core.operations.get(holder);
-    if (record !== null && INTERRUPTED.has(record.verb)) await core.operations.cancel(call.op, record.id);
+    if (record !== null && INTERRUPTED.has(record.verb))
+      await core.operations.cancel(call.op, record.id, `${call.op.id}, which does not wait for it`);
   }
 
   return {

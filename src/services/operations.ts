@@ -148,12 +148,12 @@ export class Operations {
     return this.#running.get(id as OpId)?.record ?? null;
   }
 
-  /** Cancels what is under way and waits until it has cleaned up; null when nothing is. */
-  async cancel(op: Operation, id: string): Promise<OperationRecord | null> {
+  /** Cancels what is under way and waits until it has cleaned up; null when nothing is. `by`: as people are told. */
+  async cancel(op: Operation, id: string, by: string): Promise<OperationRecord | null> {
     const running = this.#running.get(id as OpId);
     if (running === undefined) return null;
     running.cancelled = true;
-    running.abort.abort(new HutchError({ code: 'cancelled', message: `cancelled by ${op.actor}`, opId: id }));
+    running.abort.abort(new HutchError({ code: 'cancelled', message: `cancelled by ${by}`, opId: id }));
     await waitFor(op, running.over, `the end of ${id}`);
     return running.record;
   }

@@ -117,7 +117,9 @@ export function recordVerbs(core: Core): Pick<Handlers, RecordVerbs> {
     'operation.cancel': async (call, { opId }) => {
       const record = await operationOf(call, opId);
       if (record.state !== 'running') throw call.op.error('failed_precondition', `operation ${record.id} is ${record.state} already`);
-      const cancelled = await operations.cancel(call.op, record.id);
+      const { actor } = call.caller;
+      const name = (await actors.names([actor])).get(actor);
+      const cancelled = await operations.cancel(call.op, record.id, name === undefined ? actor : `the key ${name}`);
       return viewOf(cancelled ?? (await operationOf(call, opId)));
     },
 

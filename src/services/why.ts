@@ -110,7 +110,7 @@ export function operationSentence(operation: OperationRecord, events: readonly E
     case 'failed':
       return `${asked}; it failed: ${operation.error?.message ?? 'for an unknown reason'}.${did}`;
     case 'cancelled':
-      return `${asked}; it was cancelled${operation.error === null ? '' : ` (${operation.error.message})`} and cleaned up.${did}`;
+      return `${asked}; it was ${operation.error?.message.startsWith('cancelled') === true ? operation.error.message : 'cancelled'} and cleaned up.${did}`;
     case 'interrupted':
       return `${asked}; the daemon ended while it was under way, and the next one finished or undid it.${did}`;
   }

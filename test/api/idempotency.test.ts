@@ -109,7 +109,7 @@ test('a cancelled creation leaves nothing, and its boot log is kept', async () =
   expect(((await creating) as ApiError).code).toBe('cancelled');
   expect((await slow.call('sandbox.list', { state: 'created,running,stopped,deleted,error' })).sandboxes).toEqual([]);
   const { sentence } = await slow.call('why.get', { ref: opId });
-  expect(sentence).toContain('it was cancelled');
+  expect(sentence).toContain('it was cancelled by the key owner and cleaned up');
   expect(existsSync(`${slow.home}/log/failed/${opId}/boot.log`)).toBe(true);
 });
 
