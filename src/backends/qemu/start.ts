@@ -1,5 +1,6 @@
 // Starting a sandbox: a process that maps its template's memory copy-on-write, loads the device
 // state and goes on where the template stopped. On failure nothing of it is left but the logs.
+import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import type { Operation } from '../../host/operation.ts';
 import type { Link, SeenRules } from '../../network/network.ts';
@@ -166,19 +167,26 @@ export function networkPlan(plan: SandboxPlan): Parameters<QemuConfig['network']
 }
 
 /**
- * A copy of the library in the run directory: the loader takes no path with a space or a colon, so it
- * is named from the VMM's working directory, where every user can read it.
+ * A copy of the library where every user can read it. Beside the templates: the run directory is on /run, which
+ * most systems mount noexec, and nothing there can be loaded. The loader takes no path with a space or a colon
+ * ("$" means something to it, too), so below such a path it is the run directory, named from the VMM's working directory.
  */
 async function preload(op: Operation, config: QemuConfig, plan: SandboxPlan, memoryPath: string): Promise<Record<string, string>> {
-  const { host, readonlyLibraryPath } = config;
+  const { host, readonlyLibraryPath, templatesDir } = config;
   if (readonlyLibraryPath === undefined) return {};
-  const path = join(plan.runDir, LIBRARY);
   const bytes = await host.readFile(op, readonlyLibraryPath, LIBRARY_BYTES_MAX);
-  await host.writeSparse(op, path, bytes.byteLength, [{ offset: 0, bytes }]);
-  await host.chmod(op, path, 0o444);
+  const path = join(templatesDir, `.readonly-${createHash('sha256').update(bytes).digest('hex').slice(0, 16)}.so`);
+  if (!UNLOADABLE.test(path)) {
+    if ((await host.stat(op, path)) === null) await host.writeFileAtomic(op, path, bytes, 0o444);
+    return { LD_PRELOAD: path, HUTCH_READONLY: memoryPath };
+  }
+  const copy = join(plan.runDir, LIBRARY);
+  await host.writeSparse(op, copy, bytes.byteLength, [{ offset: 0, bytes }]);
+  await host.chmod(op, copy, 0o444);
   return { LD_PRELOAD: `../${LIBRARY}`, HUTCH_READONLY: memoryPath };
 }
 
+const UNLOADABLE = /[\s:$]/;
 const LIBRARY = 'readonly.so';
 const LIBRARY_BYTES_MAX = 1024 * 1024;
 
