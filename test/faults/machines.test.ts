@@ -225,6 +225,20 @@ function tarHeader(name: string, bytes: number): Buffer {
   return header;
 }
 
+test('a guest of the least memory goes on when all its file systems in memory are full', { timeout: 240_000 }, async () => {
+  const { id } = await daemon.call('sandbox.create', { memoryMiB: 128, network: 'none', main: { argv: ['sleep', '100000'] } });
+  const fill =
+    'for dir in /dev/shm /run /dev; do ! dd if=/dev/zero of=$dir/fill bs=64k 2>/dev/null || exit 1; done; df --output=pcent /dev/shm /run';
+  expect((await daemon.run(id, ['sh', '-c', fill])).stdout).toMatch(/^Use%\n100%\n100%\n$/);
+  // Programs larger than what they take at once: they live from the room that is left.
+  const programs = 'ls -R /usr/lib > /dev/null && git --version > /dev/null && python3 -c "print(2**10)"';
+  for (let round = 0; round < 3; round += 1) expect((await daemon.run(id, ['sh', '-c', programs])).stdout).toBe('1024\n');
+  expect((await daemon.call('sandbox.stats', { ref: id })).oomKills).toBe(0);
+  expect(await daemon.run(id, ['rm', '/dev/shm/fill', '/run/fill', '/dev/fill'])).toMatchObject({ exitCode: 0 });
+  await expectMain(daemon, id);
+  await remove(id);
+});
+
 const GLUTTON = ['python3', '-c', 'held = []\nwhile True: held.append(bytearray(4 << 20))'];
 
 test('when the guest’s memory runs out its workload is killed, never the agent, and an event says so', { timeout: 180_000 }, async () => {

@@ -2,6 +2,7 @@
 //! and the sandbox's root, which is put together when the private disk is there.
 use crate::console::say;
 use crate::fault::describe;
+use crate::memory_guard::InMemory;
 use crate::root::{Assembly, Disk, Ground, Superblock};
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, open, openat, symlink, syncfs};
 use rustix::io::Errno;
@@ -79,12 +80,9 @@ pub fn boot() -> (Machine, BootOptions) {
     let safe = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount_at("proc", "/proc", safe, "");
     mount_at("sysfs", "/sys", safe, "");
-    // What lies in memory, all of it full, leaves room to live: pages of files there can be taken from nobody.
     mount_at("devtmpfs", "/dev", MountFlags::NOSUID, "mode=0755,size=4m");
     crate::console::to_kernel_log();
     mount_at("devpts", "/dev/pts", MountFlags::NOSUID | MountFlags::NOEXEC, "mode=620,gid=5,ptmxmode=666");
-    mount_at("tmpfs", "/dev/shm", MountFlags::NOSUID | MountFlags::NODEV, "mode=1777,size=50%");
-    mount_at("tmpfs", "/run", MountFlags::NOSUID | MountFlags::NODEV, "mode=755,size=10%");
     mount_at("cgroup2", "/sys/fs/cgroup", safe, "");
     for (target, path) in [
         ("/proc/self/fd", "/dev/fd"),
@@ -99,6 +97,13 @@ pub fn boot() -> (Machine, BootOptions) {
     let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let options = BootOptions::parse(&command_line);
     load_modules();
+    // Now that the modules' files have given their memory back.
+    let in_memory = InMemory::of(&fs::read_to_string("/proc/meminfo").unwrap_or_default());
+    let tmpfs = |target: &str, mode: &str, kib: u64| {
+        mount_at("tmpfs", target, MountFlags::NOSUID | MountFlags::NODEV, &format!("mode={mode},size={kib}k"));
+    };
+    tmpfs("/dev/shm", "1777", in_memory.shm);
+    tmpfs("/run", "755", in_memory.run);
     raise_limits();
     if let Err(errno) = crate::memory_guard::start() {
         say(&format!("the machine has no memory guard: {}", describe(errno)));

@@ -100,15 +100,41 @@ impl Spell {
 
 fn left_per_mille(meminfo: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(meminfo).ok()?;
-    let number = |name: &str| -> Option<u64> {
-        text.lines().find_map(|line| line.strip_prefix(name))?.strip_suffix(" kB")?.trim().parse().ok()
-    };
-    number("MemAvailable:")?.saturating_mul(1000).checked_div(number("MemTotal:")?)
+    kib(text, "MemAvailable:")?.saturating_mul(1000).checked_div(kib(text, "MemTotal:")?)
+}
+
+/// A figure of /proc/meminfo, in KiB.
+fn kib(meminfo: &str, name: &str) -> Option<u64> {
+    meminfo.lines().find_map(|line| line.strip_prefix(name))?.strip_suffix(" kB")?.trim().parse().ok()
+}
+
+/// How much may lie in file systems that are in memory, in KiB. All of them full, what is left is enough to live and
+/// to clear up: their pages can be taken from nobody, and there is nobody to kill for them.
+#[derive(Debug, PartialEq, Eq)]
+pub struct InMemory {
+    pub shm: u64,
+    pub run: u64,
+}
+
+/// For the programs and the pages of their files, beside `/dev`.
+const ROOM_KIB: u64 = (32 + 4) * 1024;
+/// What a machine that tells nothing gets.
+const LEAST_KIB: u64 = 1024;
+
+impl InMemory {
+    /// Of what the machine has when it has just booted: half of the memory and a tenth, where there is room for them.
+    pub fn of(meminfo: &str) -> InMemory {
+        let total = kib(meminfo, "MemTotal:").unwrap_or_default();
+        let spare = kib(meminfo, "MemAvailable:").unwrap_or_default().saturating_sub(ROOM_KIB);
+        let run = (total / 10).min(spare / 4).max(LEAST_KIB);
+        let shm = (total / 2).min(spare.saturating_sub(run)).max(LEAST_KIB);
+        InMemory { shm, run }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Spell, left_per_mille};
+    use super::{InMemory, Spell, left_per_mille};
     use std::time::{Duration, Instant};
 
     #[test]
@@ -117,6 +143,22 @@ mod tests {
         assert_eq!(left_per_mille(meminfo), Some(19));
         for text in ["", "MemTotal: 0 kB\nMemAvailable: 0 kB\n", "MemTotal: 5 kB\n", "MemTotal: x kB\nMemAvailable: 1 kB\n"] {
             assert_eq!(left_per_mille(text.as_bytes()), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn files_in_memory_leave_room_to_live_on_the_smallest_machine() {
+        let of = |total: u64, available: u64| InMemory::of(&format!("MemTotal: {total} kB\nMemAvailable: {available} kB\n"));
+        assert_eq!(of(481_432, 440_000), InMemory { shm: 240_716, run: 48_143 });
+        for (total, available) in
+            [(94_936, 58_432), (94_936, 62_000), (217_000, 180_000), (481_432, 440_000), (3_900_000, 3_800_000)]
+        {
+            let InMemory { shm, run } = of(total, available);
+            assert!(shm + run + 4 * 1024 + 32 * 1024 <= available, "{total} {available}: {shm} {run}");
+            assert!(shm >= 12 * 1024 && run >= 4 * 1024, "{total} {available}: {shm} {run}");
+        }
+        for text in ["", "MemTotal: 1 kB\n", "MemTotal: 9000 kB\nMemAvailable: 8000 kB\n"] {
+            assert_eq!(InMemory::of(text), InMemory { shm: 1024, run: 1024 });
         }
     }
 
