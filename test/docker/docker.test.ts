@@ -4,7 +4,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import type { SandboxView } from '../support/daemon-under-test.ts';
 import { ApiError } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
-import { pulls } from './pull.ts';
+import { pullsWithLogin } from './pull.ts';
 import { DockerWorld } from './world.ts';
 
 let world: DockerWorld;
@@ -14,8 +14,6 @@ beforeAll(async () => {
 afterAll(async () => {
   await world[Symbol.asyncDispose]();
 }, 120_000);
-
-pulls(() => world);
 
 async function state(id: string): Promise<SandboxView['state']> {
   return (await world.daemon.call('sandbox.get', { ref: id })).state;
@@ -382,6 +380,14 @@ test('an image that somebody removed from the Engine is brought in again; one of
   expect((await daemon.run(again.id, ['echo', 'here'])).stdout).toBe('here\n');
   await gone(again.id);
 });
+
+test(
+  'an image of a registry is pulled with progress and the login that the user’s Docker has, or refused with what to do',
+  {
+    timeout: 120_000,
+  },
+  () => pullsWithLogin(world),
+);
 
 test('a foreign container that takes the name of one that was removed is not taken for it, and is left alone', async () => {
   const { daemon, engine } = world;
