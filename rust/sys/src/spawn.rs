@@ -164,7 +164,12 @@ fn exec(child: &Child) -> Failed {
     let mut last = libc::ENOENT;
     for candidate in &child.candidates {
         // SAFETY: NUL-terminated strings and NULL-terminated arrays that the parent keeps alive.
-        unsafe { libc::execve(*candidate, child.argv.as_ptr(), child.env.as_ptr()) };
+        unsafe {
+            // The kernel makes an address space and copies argv into it before it looks whether the program is there.
+            if libc::access(*candidate, libc::F_OK) == 0 || !matches!(errno(), libc::ENOENT | libc::ENOTDIR) {
+                libc::execve(*candidate, child.argv.as_ptr(), child.env.as_ptr());
+            }
+        }
         last = errno();
         match last {
             libc::EACCES => denied = true,

@@ -73,7 +73,7 @@ impl FileReader {
         if self.block.as_ref().is_some_and(|block| !block.from(self.offset, 1).is_empty()) {
             return true;
         }
-        // A small file, and the beginning of a large one, is read again soon more often than not.
+        // A small file is read again soon more often than not.
         if self.never_direct || self.size < DIRECT_FROM || !Block::is_worth(&self.file, self.offset, self.end.min(self.size)) {
             return false;
         }
