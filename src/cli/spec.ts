@@ -2,6 +2,7 @@
 import { readFile } from 'node:fs/promises';
 import { parseDuration } from '../domain/duration.ts';
 import { parsePublish } from '../domain/published-port.ts';
+import { BACKENDS } from '../domain/sandbox.ts';
 import { bytesToMiB, MIB, type ParsedText, parseSize } from '../domain/size.ts';
 import type { Input } from '../services/verbs.ts';
 import { type Args, usage } from './args.ts';
@@ -15,37 +16,57 @@ type CreateInput = Input<'sandbox.create'>;
 const MEMORY_MIB = { min: 128n, max: 262_144n };
 const DISK_MIB = { min: 256n, max: 131_072n };
 const CPUS_MAX = 64;
+const NETWORKS = ['allow', 'allow-lan', 'none'] as const;
+/** What a variable says without asking for anything. */
+const UNSAID: Readonly<Record<string, string>> = { timeout: 'none', backend: 'auto' };
 const YEAR_MS = 31_536_000_000;
 const ENV_FILE_BYTES_MAX = 8 * 1024 * 1024;
 
 /** What `create` and `run` share; the main process is the verb's own. */
 export async function createSpec(context: Context, args: Args): Promise<CreateInput> {
-  const timeout = args.value('timeout');
-  const cpus = args.value('cpus');
-  const memory = args.value('memory');
-  const disk = args.value('disk');
+  const [image, cpus, memory, disk, timeout, network, backend] = (
+    ['image', 'cpus', 'memory', 'disk', 'timeout', 'network', 'backend'] as const
+  ).map((flag) => wanted(context, args, flag));
   if (args.has('no-net') && args.has('allow-lan')) throw usage('--no-net and --allow-lan exclude each other');
   const env = await environment(context, args);
   const secrets = await secretsOf(args);
   checkFits(args.command, {});
   checkFits([], { ...env, ...secrets });
   const labels = pairs('label', args.values('label'));
-  const backend = args.value('backend');
   const publish = args.values('publish').flatMap((text) => parsed(parsePublish(text)));
   return {
-    ...plain(args, 'name', 'image', 'workdir', 'user'),
-    ...(backend === undefined ? {} : { backend: backend as NonNullable<CreateInput['backend']> }),
-    ...(cpus === undefined ? {} : { cpus: wholeNumber('cpus', cpus, 1, CPUS_MAX) }),
-    ...(memory === undefined ? {} : { memoryMiB: sizeMiB('memory', memory, MEMORY_MIB) }),
-    ...(disk === undefined ? {} : { diskMiB: sizeMiB('disk', disk, DISK_MIB) }),
-    ...(timeout === undefined ? {} : { timeoutMs: durationMs('timeout', timeout, { minMs: 1_000, maxMs: YEAR_MS }) }),
+    ...plain(args, 'name', 'workdir', 'user'),
+    ...(image === undefined ? {} : { image: image.text }),
+    ...(backend === undefined ? {} : { backend: oneOf(backend, BACKENDS) }),
+    ...(cpus === undefined ? {} : { cpus: wholeNumber('cpus', cpus.text, 1, CPUS_MAX, cpus.what) }),
+    ...(memory === undefined ? {} : { memoryMiB: sizeMiB('memory', memory.text, MEMORY_MIB, memory.what) }),
+    ...(disk === undefined ? {} : { diskMiB: sizeMiB('disk', disk.text, DISK_MIB, disk.what) }),
+    ...(timeout === undefined ? {} : { timeoutMs: durationMs('timeout', timeout.text, { minMs: 1_000, maxMs: YEAR_MS }, timeout.what) }),
     ...(Object.keys(env).length === 0 ? {} : { env }),
     ...(Object.keys(secrets).length === 0 ? {} : { secrets }),
     ...(Object.keys(labels).length === 0 ? {} : { labels }),
     ...(publish.length === 0 ? {} : { publish }),
+    ...(network === undefined ? {} : { network: oneOf(network, NETWORKS) }),
     ...(args.has('no-net') ? { network: 'none' as const } : args.has('allow-lan') ? { network: 'allow-lan' as const } : {}),
     ...(args.has('rm') ? { autoRemove: true } : {}),
   };
+}
+
+type Wanted = { readonly text: string; readonly what: string };
+
+/** The flag, else our own variable of the configuration: the daemon has read its own when it started, which may be long ago. */
+function wanted(context: Pick<Context, 'env'>, args: Args, flag: string): Wanted | undefined {
+  const given = flag === 'network' ? undefined : args.value(flag);
+  if (given !== undefined) return { text: given, what: `--${flag}` };
+  const variable = `HUTCH_SANDBOX_${flag.toUpperCase()}`;
+  const text = context.env[variable];
+  return text === undefined || text === '' || text === UNSAID[flag] ? undefined : { text, what: variable };
+}
+
+function oneOf<const W extends string>({ text, what }: Wanted, words: readonly W[]): W {
+  const found = words.find((word) => word === text);
+  if (found === undefined) throw usage(`${what} is one of ${words.join(', ')}, not '${text}'`);
+  return found;
 }
 
 /** `--env` and `--env-file`; the later one wins, and a flag wins over a file. */
@@ -103,18 +124,23 @@ function pairs(flag: string, texts: readonly string[]): Record<string, string> {
   return found;
 }
 
-export function sizeMiB(flag: string, text: string, bounds: { readonly min: bigint; readonly max: bigint }): number {
-  return bytesToMiB(parsed(parseSize(text, { what: `--${flag}`, min: bounds.min * MIB, max: bounds.max * MIB })));
+export function sizeMiB(flag: string, text: string, bounds: { readonly min: bigint; readonly max: bigint }, what = `--${flag}`): number {
+  return bytesToMiB(parsed(parseSize(text, { what, min: bounds.min * MIB, max: bounds.max * MIB })));
 }
 
-export function durationMs(flag: string, text: string, bounds: { readonly minMs: number; readonly maxMs: number }): number {
-  return parsed(parseDuration(text, { what: `--${flag}`, ...bounds }));
+export function durationMs(
+  flag: string,
+  text: string,
+  bounds: { readonly minMs: number; readonly maxMs: number },
+  what = `--${flag}`,
+): number {
+  return parsed(parseDuration(text, { what, ...bounds }));
 }
 
-export function wholeNumber(flag: string, text: string, min: number, max: number): number {
-  if (!/^\d{1,15}$/.test(text)) throw usage(`--${flag}: '${text}' is no whole number`);
+export function wholeNumber(flag: string, text: string, min: number, max: number, what = `--${flag}`): number {
+  if (!/^\d{1,15}$/.test(text)) throw usage(`${what}: '${text}' is no whole number`);
   const value = Number(text);
-  if (value < min || value > max) throw usage(`--${flag} must be from ${min} to ${max}, not ${text}`);
+  if (value < min || value > max) throw usage(`${what} must be from ${min} to ${max}, not ${text}`);
   return value;
 }
 

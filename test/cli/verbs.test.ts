@@ -303,6 +303,21 @@ test('forward brings a unix socket of the sandbox to one of this machine, and pu
   }
 });
 
+test('our own HUTCH_SANDBOX_ variables hold for what we make, whatever the daemon has read; a flag wins', async () => {
+  const made = async (env: Readonly<Record<string, string>>, ...flags: string[]) => {
+    const { code, stdout } = await world.run(['create', '--json', '--no-start', ...flags], { env });
+    if (code !== 0) return errorBody.parse(JSON.parse(stdout)).message;
+    const sandbox = sandboxView.parse(JSON.parse(stdout));
+    await world.ok('rm', sandbox.name);
+    return [sandbox.shape.memoryMiB, sandbox.shape.cpus, sandbox.timeoutMs, sandbox.network];
+  };
+  const env = { HUTCH_SANDBOX_MEMORY: '1G', HUTCH_SANDBOX_CPUS: '2', HUTCH_SANDBOX_TIMEOUT: '1m', HUTCH_SANDBOX_NETWORK: 'none' };
+  expect(await made(env)).toEqual([1024, 2, 60_000, 'none']);
+  expect(await made(env, '--memory', '256M', '--cpus', '1', '--timeout', '2m')).toEqual([256, 1, 120_000, 'none']);
+  expect(await made({ HUTCH_SANDBOX_MEMORY: '512' })).toBe('HUTCH_SANDBOX_MEMORY: 512 has no unit');
+  expect(await made({ HUTCH_SANDBOX_NETWORK: 'lan' })).toBe("HUTCH_SANDBOX_NETWORK is one of allow, allow-lan, none, not 'lan'");
+});
+
 test('a file in the place of HUTCH_HOME is named as what it is', async () => {
   const { code, stderr } = await world.run(['ls'], { env: { HUTCH_HOME: world.bundle } });
   expect([code, stderr]).toEqual([EXIT_CODES.failed.code, expect.stringContaining(`${world.bundle}/data: ENOTDIR`)]);
