@@ -2,7 +2,7 @@
 import { mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Bench } from '../context.ts';
-import { judge, type Row, timed } from '../harness.ts';
+import { judge, type Row, short, timed } from '../harness.ts';
 import { execOk, mustRun, Place, runProgram } from '../place.ts';
 import { fileRows, workRows } from './native.ts';
 import { WORK } from './work.ts';
@@ -10,7 +10,18 @@ import { WORK } from './work.ts';
 const START_FACTOR = 1.3;
 const EXEC_FACTOR = 0.1;
 const WORK_FACTOR = 1.02;
+const AT_ONCE_FACTOR = 1.3;
 const PATH = 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
+
+/** Prints how long a new process takes in there, in milliseconds: the middle of twenty. */
+const SPAWN = `import os, time
+taken = []
+for _ in range(20):
+    began = time.perf_counter()
+    os.waitpid(os.posix_spawn('/bin/true', ['true'], {}), 0)
+    taken.append((time.perf_counter() - began) * 1e3)
+print(sorted(taken)[10])
+`;
 
 /** The runtime over a root of its own, made as ours are: the unpacked image under a layer of the host's overlayfs. */
 class BareRuntime implements AsyncDisposable {
@@ -57,6 +68,11 @@ class BareRuntime implements AsyncDisposable {
     return mustRun([...this.#runsc(), 'exec', '-env', PATH, name, ...argv]);
   }
 
+  async endAll(): Promise<void> {
+    await Promise.all([...this.#going].map((name) => this.#end(name)));
+    this.#going.clear();
+  }
+
   async #end(name: string): Promise<void> {
     await mustRun([...this.#runsc(), 'kill', name, 'KILL']);
     await runProgram([...this.#runsc(), 'wait', name]);
@@ -64,7 +80,7 @@ class BareRuntime implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const name of this.#going) await this.#end(name);
+    await this.endAll();
     await mustRun(['umount', '-l', this.root]);
   }
 
@@ -129,8 +145,19 @@ export async function gvisor(bench: Bench): Promise<readonly Row[]> {
     execOurs.push(ours);
   }
 
+  const spawnMs = Number(await execOk(sandbox, ['python3', '-c', SPAWN]));
   await sandbox.files.write('/root/work.py', WORK);
   writeFileSync(join(bare.root, 'root/work.py'), WORK);
+  const inside = [
+    ...(await workRows(bench, 'gVisor', sandbox, {
+      name: 'bare runsc',
+      run: (kind, size) => bare.exec(name, ['python3', '/root/work.py', kind, String(size), '/root']),
+      factor: WORK_FACTOR,
+      note: 'Hutch is not part of it: the same runtime. Files lie on the file system of a private layer in a file; those of the baseline on the host’s.',
+    })),
+    ...(await fileRows(bench, 'gVisor', sandbox)),
+  ];
+  const many = await atOnce(bench, place, bare, sandbox.id);
   return [
     judge(
       {
@@ -151,17 +178,44 @@ export async function gvisor(bench: Bench): Promise<readonly Row[]> {
         baselineName: '`runsc exec C true`',
         target: `≤ ${EXEC_FACTOR}×`,
         meets: (ratio) => ratio <= EXEC_FACTOR,
-        note: 'The agent starts the program, and no program of the host is run. What remains is a new process in the kernel in user space.',
+        note:
+          'The agent starts the program, and no program of the host is run. What remains is a new process in the kernel in user space: ' +
+          `${short(spawnMs)} ms of it, timed inside by a program that does nothing else.`,
       },
       execBase,
       execOurs,
     ),
-    ...(await workRows(bench, 'gVisor', sandbox, {
-      name: 'bare runsc',
-      run: (kind, size) => bare.exec(name, ['python3', '/root/work.py', kind, String(size), '/root']),
-      factor: WORK_FACTOR,
-      note: 'Hutch is not part of it: the same runtime, over the same file systems.',
-    })),
-    ...(await fileRows(bench, 'gVisor', sandbox)),
+    many,
+    ...inside,
   ];
+}
+
+/** `spared` is what runs already and goes on. */
+async function atOnce(bench: Bench, place: Place, bare: BareRuntime, spared: string): Promise<Row> {
+  const count = bench.pick({ quick: 3, usual: 20, long: 20 });
+  const several = Array.from({ length: count });
+  const { api } = place.hutch;
+  const [base, ours]: [number[], number[]] = [[], []];
+  const rounds = bench.runs(3, 1);
+  for (let i = 0; i < rounds; i += 1) {
+    await bare.endAll();
+    base.push(await timed(() => Promise.all(several.map(() => bare.begin(['sleep', '100000'])))));
+    await bare.endAll();
+    ours.push(await timed(() => Promise.all(several.map(() => api.call('sandbox.create', {})))));
+    const { sandboxes } = await api.call('sandbox.list', {});
+    const made = sandboxes.filter(({ id }) => id !== spared);
+    await Promise.all(made.map(({ id }) => api.call('sandbox.delete', { ref: id, force: true })));
+  }
+  return judge(
+    {
+      what: `gVisor: ${count} sandboxes at once`,
+      unit: 'ms',
+      baselineName: `${count} × \`runsc run -detach\` at once`,
+      target: `≤ ${AT_ONCE_FACTOR}×`,
+      meets: (ratio) => ratio <= AT_ONCE_FACTOR,
+      note: 'Until each answers. Bound by the processors: each starts a kernel in user space.',
+    },
+    base,
+    ours,
+  );
 }
