@@ -4,8 +4,10 @@ import { join } from 'node:path';
 import type { ImageReference } from '../domain/image-reference.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
+import { type Imported, importImages } from './archive.ts';
 import { Blobs } from './blobs.ts';
 import type { BuildLimits } from './build.ts';
+import { exportImage } from './export.ts';
 import { imageDir, OCI_CONFIG, openImage, type PreparedImage, verifyImage } from './image.ts';
 import type { ImagePaths } from './layout.ts';
 import { CONFIG_BYTES_MAX, type OciConfig, parseConfig } from './oci/manifest.ts';
@@ -44,6 +46,19 @@ export class ImageLibrary {
   /** @throws HutchError `not_found`, `permission_denied`, `unavailable`, and `failed_precondition` for what is no image that runs here. */
   async pull(op: Operation, reference: ImageReference): Promise<PreparedImage> {
     return await pullImage(op, this.#parts, reference);
+  }
+
+  /** All images of an archive. @throws HutchError `failed_precondition` for what is none. */
+  async import(op: Operation, source: AsyncIterable<Uint8Array>): Promise<readonly Imported[]> {
+    return await importImages(op, this.#parts, source);
+  }
+
+  /** @throws HutchError `failed_precondition` for one that lies elsewhere, in an Engine's store. */
+  async export(op: Operation, digest: string, names: readonly string[]): Promise<AsyncIterable<Uint8Array>> {
+    const image = await openImage(op, this.host, this.paths, digest);
+    if (image === null)
+      throw op.error('failed_precondition', `image ${digest} does not lie in ${this.paths.images}: it cannot be exported`);
+    return exportImage(op, this.#parts, image, names);
   }
 
   /** What it says of itself; null for one that was made here. */

@@ -92,6 +92,10 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
       const begun = await begin(call, id, spec, input.publish ?? []);
       const run = core.runs.open(op, { id, projectId: call.caller.projectId, spec }, boot.files, begun.uid);
       undo.defer(() => rollBack(call, run, begun.intentId));
+      // From now on it cannot be removed: what is being made uses it.
+      if ((await deps.store.query('image', { id: spec.imageId })) === null) {
+        throw op.error('failed_precondition', `image ${spec.imageId} was removed a moment ago`, { hint: 'run the same command again' });
+      }
       if (input.start !== false) await core.publisher.open(op, run);
       op.progress({ step: 'making the disk' });
       await run.backend.create(op, run.plan);

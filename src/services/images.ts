@@ -11,6 +11,7 @@ import { PAGE_ROWS_MAX } from '../store/contract.ts';
 import type { Core } from './core.ts';
 import type { Handlers } from './handlers.ts';
 import { imageView } from './present.ts';
+import type { Output } from './verbs.ts';
 
 type ImageVerbs = Extract<keyof Handlers, `image.${string}`>;
 
@@ -104,6 +105,46 @@ export function imageVerbs(core: Core): Pick<Handlers, ImageVerbs> {
       ]);
       core.presenter.forgetImages();
       return await shown((await store.query('image', { id: stored.id })) ?? stored);
+    },
+    'image.import': async (call, { name }, source) => {
+      const { op } = call;
+      const given = name === undefined ? null : shownReference(taggable(name));
+      const imported = await library(op).import(op, source);
+      if (given !== null && imported.length > 1) {
+        throw op.error('failed_precondition', `there are ${imported.length} images in the archive: one name is too few`, {
+          hint: 'import it without a name',
+        });
+      }
+      const images: Output<'image.import'>['images'] = [];
+      for (const { image, names } of imported) {
+        const { record } = image;
+        const wanted = given === null ? names : [given];
+        await call.commit([
+          { change: 'putImage', image: { ...record, name: null } },
+          ...wanted.map((own) => ({ change: 'nameImage', id: record.id, name: own, atMs: host.nowMs() }) as const),
+        ]);
+        const stored = await store.query('image', { id: record.id });
+        if (stored !== null) images.push(await shown(stored));
+      }
+      core.presenter.forgetImages();
+      return { images };
+    },
+    'image.export': async ({ op }, { image: text }) => {
+      const { image } = await find(text);
+      const bytes = (await library(op).export(op, image.digest, image.names))[Symbol.asyncIterator]();
+      const first = await bytes.next(); // what cannot be exported is an answer, and not half an archive
+      return {
+        contentType: 'application/x-tar',
+        headers: {},
+        bytes: (async function* () {
+          try {
+            if (first.done !== true) yield first.value;
+            for (let next = await bytes.next(); next.done !== true; next = await bytes.next()) yield next.value;
+          } finally {
+            await bytes.return?.();
+          }
+        })(),
+      };
     },
     'image.history': async ({ op }, { image: text }) => {
       const { image } = await find(text);

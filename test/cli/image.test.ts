@@ -1,6 +1,8 @@
 // Images from a registry on the command line, run in real machines: what a user does with them from the
 // first pull to the last byte that goes.
 import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { gzipSync } from 'node:zlib';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { digestOf, image, tar } from '../images/archives.ts';
 import { type FakeRegistry, fakeRegistry } from '../images/registry.ts';
@@ -100,6 +102,25 @@ test('names come and go; an image goes with its last one', { timeout: 60_000 }, 
   expect(after.layers.reclaimableBytes).toBe(after.layers.bytes);
   await world.ok('image', 'prune');
   expect((await world.json<{ layers: { count: number } }>('image', 'df')).layers.count).toBe(0);
+});
+
+test('an image goes into a file and comes back as what it was; a root file system becomes one', { timeout: 60_000 }, async () => {
+  const pulled = await world.ok('image', 'pull', app);
+  await world.ok('image', 'export', '-o', join(world.dir, 'app.tar'), app);
+  const piped = await world.run(['image', 'export', app]);
+  expect(piped.bytes.equals(await readFile(join(world.dir, 'app.tar')))).toBe(true);
+  await world.ok('image', 'rm', app);
+  await world.ok('image', 'prune');
+  expect(await world.ok('image', 'import', join(world.dir, 'app.tar'))).toBe(`${pulled}  ${app}`);
+  expect((await world.run(['image', 'import', '--name', 'root:1', '-'], { input: gzipSync(base) })).stdout).toMatch(
+    /^sha256:\w{64} {2}root:1\n$/,
+  );
+  expect((await images()).map(({ names }) => names)).toEqual([['root:1'], [app]]);
+  await world.ok('image', 'rm', app, 'root:1');
+  const none = await world.run(['image', 'import', 'nowhere.tar']);
+  expect([none.code, none.stderr]).toEqual([2, expect.stringContaining('nowhere.tar cannot be read')]);
+  const noise = await world.run(['image', 'import', '-'], { input: 'noise '.repeat(500) });
+  expect([noise.code === 0, noise.stderr]).toEqual([false, expect.stringContaining('no tar archive')]);
 });
 
 test('what is nowhere is one sentence', { timeout: 60_000 }, async () => {

@@ -33,6 +33,29 @@ export const imageVerbs: readonly Verb[] = [
         load: async () => (await images()).pull,
       },
       {
+        name: 'import',
+        summary: 'Import images from a file: docker save, an OCI layout, or a root file system',
+        examples: [
+          { line: 'hutch image import web.tar.gz', about: 'under the names that are in it' },
+          { line: 'docker save web:1 | hutch image import -', about: '' },
+          { line: 'hutch image import --name base:1 rootfs.tar.zst', about: 'a root file system has no name of its own' },
+        ],
+        flags: [{ name: 'name', value: 'NAME', about: 'How the image is called, instead of what the file says' }],
+        positionals: [{ name: 'FILE', takes: 'one', completes: 'path' }],
+        load: async () => (await images()).importFile,
+      },
+      {
+        name: 'export',
+        summary: 'Write an image to a file that docker load takes',
+        examples: [
+          { line: 'hutch image export -o web.tar web:1', about: '' },
+          { line: 'hutch image export web:1 | docker load', about: '' },
+        ],
+        flags: [{ name: 'output', short: 'o', value: 'FILE', about: 'Write to this file, whole or not at all; otherwise to stdout' }],
+        positionals: [IMAGE],
+        load: async () => (await images()).exportFile,
+      },
+      {
         name: 'inspect',
         summary: 'Show everything about images',
         examples: [{ line: 'hutch image inspect python:3.13-slim', about: '' }],

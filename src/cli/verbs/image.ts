@@ -1,5 +1,8 @@
 // hutch image: images of this machine, and the registries that they come from.
+import { constants, createReadStream, createWriteStream } from 'node:fs';
+import { access, rename, rm } from 'node:fs/promises';
 import { text as readText } from 'node:stream/consumers';
+import { pipeline } from 'node:stream/promises';
 import { HUB } from '../../domain/image-reference.ts';
 import type { Output } from '../../services/verbs.ts';
 import { type Args, usage as usageError } from '../args.ts';
@@ -31,6 +34,51 @@ export async function pull(context: Context, args: Args): Promise<number> {
   return await forEachRef(context, args.positionals, (name) => change(context, 'image.pull', { name }), {
     text: ({ digest }) => `${digest}\n`,
   });
+}
+
+export async function importFile(context: Context, args: Args): Promise<number> {
+  const path = args.first();
+  const name = args.value('name');
+  if (path !== '-' && !(await readable(path))) throw usageError(`${path} cannot be read`);
+  const source = path === '-' ? process.stdin : createReadStream(path);
+  const { signal } = context.interrupts;
+  context.progress.show({ step: 'importing', detail: path });
+  const answer = await context.client
+    .upload('image.import', name === undefined ? {} : { name }, source, { signal })
+    .finally(() => context.progress.clear());
+  const lines = answer.images.map(({ digest, names }) => `${digest}${names.length === 0 ? '' : `  ${names.map(safe).join(' ')}`}\n`);
+  await context.io.out(context.json ? json(answer) : lines.join(''));
+  return 0;
+}
+
+async function readable(path: string): Promise<boolean> {
+  return await access(path, constants.R_OK).then(
+    () => true,
+    () => false,
+  );
+}
+
+export async function exportFile(context: Context, args: Args): Promise<number> {
+  const output = args.value('output');
+  const { signal } = context.interrupts;
+  if (output === undefined && context.io.isTerminal.stdout) {
+    throw usageError('an archive is nothing for a terminal', 'write it to a file: hutch image export -o FILE IMAGE');
+  }
+  const { bytes } = await context.client.download('image.export', { image: args.first() }, { signal });
+  if (output === undefined) {
+    for await (const chunk of bytes) await context.io.out(chunk);
+    return 0;
+  }
+  // Beside it, then in its place: a file of that name is whole.
+  const part = `${output}.part-${process.pid}`;
+  try {
+    await pipeline(bytes, createWriteStream(part, { flags: 'wx' }), { signal });
+    await rename(part, output);
+  } catch (error) {
+    await rm(part, { force: true });
+    throw error;
+  }
+  return 0;
 }
 
 export async function inspect(context: Context, args: Args): Promise<number> {

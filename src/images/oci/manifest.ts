@@ -40,7 +40,9 @@ const platform = z.object({ architecture: z.string().max(64), os: z.string().max
 const indexSchema = z.object({
   schemaVersion: z.literal(2),
   mediaType: z.string().max(255).optional(),
-  manifests: z.array(descriptor.extend({ platform: platform.nullish() })).max(1_024),
+  manifests: z
+    .array(descriptor.extend({ platform: platform.nullish(), annotations: z.record(z.string(), z.string()).optional() }))
+    .max(1_024),
 });
 export type Index = z.infer<typeof indexSchema>;
 

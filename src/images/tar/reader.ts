@@ -41,6 +41,11 @@ export class TarReader implements AsyncDisposable {
     this.#source = new ByteSource(chunks);
   }
 
+  /** How far the archive was read: after `next`, where the content of its entry begins. */
+  get offset(): number {
+    return this.#source.offset;
+  }
+
   /** The next entry; what is left of the last one's content is passed over. Null at the end of the archive. */
   async next(): Promise<TarEntry | null> {
     const prefixes: Prefixes = { pax: null, longPath: null, longLink: null };

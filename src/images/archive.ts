@@ -1,0 +1,277 @@
+// Images in files: what `docker save` writes, an OCI layout in a tar archive, or a root file system as one;
+// each packed with gzip or zstd, or not at all. What it is, its content says.
+import { createHash } from 'node:crypto';
+import { join } from 'node:path';
+import * as z from 'zod';
+import { parseImageReference, shownReference } from '../domain/image-reference.ts';
+import type { Host } from '../host/host.ts';
+import type { Operation } from '../host/operation.ts';
+import { ArchiveError, shown } from './archive-error.ts';
+import type { Blobs } from './blobs.ts';
+import { BUILD_LIMITS, type BuildLimits, buildImage, type LayerToBuild, named, STEP } from './build.ts';
+import { openImage, type PreparedImage } from './image.ts';
+import { packingOf, unpacked } from './layers/unpack.ts';
+import { type ImagePaths, SHARED_DIR_MODE, unlessDamaged } from './layout.ts';
+import { CONFIG_BYTES_MAX, INDEX_DEPTH_MAX, LAYERS_MAX, ownPlatform, parseConfig, parseManifest, runConfig } from './oci/manifest.ts';
+import { TarReader } from './tar/reader.ts';
+
+const ARCHIVE_BYTES_MAX = 64 * 1024 ** 3;
+const MANIFEST_BYTES_MAX = 4 * 1024 * 1024;
+const MAGIC_BYTES = 6;
+const IMAGES_MAX = 64;
+/** Of an archive of images; a root file system has more, and none of them is looked for. */
+const PARTS_MAX = 20_000;
+/** What of an archive may be a part of an image. */
+const PART =
+  /^(manifest\.json|index\.json|oci-layout|blobs\/sha256\/[0-9a-f]{64}|[0-9a-f]{64}\.json|[0-9a-f]{64}\/layer\.tar|[0-9a-f]{64}\.tar)$/;
+const TAR_TYPE = 'application/vnd.oci.image.layer.v1.tar';
+
+const savedSchema = z
+  .array(
+    z.object({
+      Config: z.string().max(256),
+      RepoTags: z.array(z.string().max(512)).max(256).nullish(),
+      Layers: z.array(z.string().max(256)).max(LAYERS_MAX),
+    }),
+  )
+  .min(1)
+  .max(IMAGES_MAX);
+
+export type ImportParts = {
+  readonly host: Host;
+  readonly paths: ImagePaths;
+  readonly blobs: Blobs;
+  readonly limits?: BuildLimits;
+};
+export type Imported = { readonly image: PreparedImage; readonly names: readonly string[] };
+
+type Part = { readonly offset: number; readonly length: number } | { readonly link: string };
+type Archive = { readonly file: string; readonly parts: ReadonlyMap<string, Part> };
+
+/** @throws HutchError `failed_precondition` for what is none of these. */
+export async function importImages(op: Operation, parts: ImportParts, source: AsyncIterable<Uint8Array>): Promise<readonly Imported[]> {
+  const { host, blobs, limits = BUILD_LIMITS } = parts;
+  await using staged = await blobs.stage(op, `import-${op.id}`);
+  await host.makeDir(op, staged.path, SHARED_DIR_MODE);
+  const file = join(staged.path, 'archive');
+  op.progress({ step: STEP, detail: 'receiving' });
+  await host.appendStream(op, file, bounded(source));
+  const what = 'the archive';
+  return await named(op, what, async () => {
+    op.progress({ step: STEP, detail: 'reading' });
+    const { found, diffId } = await scan(unpacked(op, host, file, limits.layerBytesMax));
+    if (!found.has('manifest.json') && !(found.has('index.json') && found.has('oci-layout'))) {
+      return [{ image: await importRoot(op, parts, file, diffId), names: [] }];
+    }
+    const plain = packingOf(await host.readRange(op, file, 0, MAGIC_BYTES)) === 'none' ? file : join(staged.path, 'unpacked');
+    if (plain !== file) await host.appendStream(op, plain, unpacked(op, host, file, limits.layerBytesMax));
+    const archive = { file: plain, parts: found };
+    return found.has('manifest.json') ? await importSaved(op, parts, archive) : await importLayout(op, parts, archive);
+  });
+}
+
+async function* bounded(source: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+  let total = 0;
+  for await (const chunk of source) {
+    total += chunk.byteLength;
+    if (total > ARCHIVE_BYTES_MAX) throw new ArchiveError(`it has more than ${ARCHIVE_BYTES_MAX} bytes`);
+    yield chunk;
+  }
+}
+
+/** Where the parts of images lie in it, and the digest of the whole, unpacked. */
+async function scan(chunks: AsyncIterable<Uint8Array>): Promise<{ found: ReadonlyMap<string, Part>; diffId: string }> {
+  const hash = createHash('sha256');
+  const found = new Map<string, Part>();
+  await using reader = new TarReader(
+    (async function* () {
+      for await (const chunk of chunks) {
+        hash.update(chunk);
+        yield chunk;
+      }
+    })(),
+  );
+  let entries = 0;
+  for (let entry = await reader.next(); entry !== null; entry = await reader.next()) {
+    entries += 1;
+    const path = entry.path.replace(/^(\.?\/)+/, '');
+    if (!PART.test(path) || found.size >= PARTS_MAX) continue;
+    if (entry.type === 'file' && entry.sparse === null) found.set(path, { offset: reader.offset, length: entry.sizeBytes });
+    // An older `docker save` writes a layer that two images share once.
+    if (entry.type === 'symlink') found.set(path, { link: join('/', path, '..', entry.link).slice(1) });
+  }
+  if (entries === 0) throw new ArchiveError('there is nothing in it');
+  await reader.drain();
+  return { found, diffId: `sha256:${hash.digest('hex')}` };
+}
+
+/** A root file system is an image of one layer that says nothing of itself. */
+async function importRoot(op: Operation, parts: ImportParts, file: string, diffId: string): Promise<PreparedImage> {
+  const { host, blobs } = parts;
+  const digest = `sha256:${await host.sha256(op, file)}`;
+  const sizeBytes = (await host.stat(op, file))?.sizeBytes ?? 0;
+  const mediaType = mediaTypeOf(await host.readRange(op, file, 0, MAGIC_BYTES));
+  const path = blobs.path(digest);
+  using _held = blobs.hold([digest]);
+  await blobs.adopt(op, file, digest);
+  const configBytes = Buffer.from(
+    JSON.stringify({
+      architecture: 'amd64',
+      os: 'linux',
+      config: {},
+      rootfs: { type: 'layers', diff_ids: [diffId] },
+      history: [{ created_by: 'hutch image import' }],
+    }),
+  );
+  const layer = { digest, sizeBytes, diffId, mediaType, file: Promise.resolve(path) };
+  return await build(op, parts, configBytes, null, [layer], 'the archive');
+}
+
+async function importSaved(op: Operation, parts: ImportParts, archive: Archive): Promise<readonly Imported[]> {
+  const saved = savedSchema.safeParse(await readJson(op, parts, archive, 'manifest.json'));
+  if (!saved.success) throw new ArchiveError('its manifest.json is not as docker save writes it');
+  const done: Imported[] = [];
+  for (const { Config, RepoTags, Layers } of saved.data) {
+    const what = RepoTags?.[0] ?? Config.slice(0, 80);
+    const configBytes = await readPart(op, parts, archive, Config, CONFIG_BYTES_MAX);
+    const { diff_ids: diffIds } = parseConfig(op, configBytes, what).rootfs;
+    if (diffIds.length !== Layers.length)
+      throw new ArchiveError(`${shown(what)} has ${Layers.length} layers, and its configuration ${diffIds.length}`);
+    const layers: LayerToBuild[] = [];
+    for (const [at, path] of Layers.entries()) layers.push(await keepLayer(op, parts, archive, path, diffIds[at] ?? '', null));
+    using _held = parts.blobs.hold(layers.map(({ digest }) => digest));
+    done.push({ image: await build(op, parts, configBytes, null, layers, what), names: namesOf(RepoTags ?? []) });
+  }
+  return done;
+}
+
+async function importLayout(op: Operation, parts: ImportParts, archive: Archive): Promise<readonly Imported[]> {
+  const top = parseManifest(op, await readPart(op, parts, archive, 'index.json', MANIFEST_BYTES_MAX), '', 'the archive');
+  if (!('index' in top)) throw new ArchiveError('its index.json is no index');
+  if (top.index.manifests.length > IMAGES_MAX) throw new ArchiveError(`it has more than ${IMAGES_MAX} images`);
+  const done: Imported[] = [];
+  for (const { digest, mediaType, annotations = {} } of top.index.manifests) {
+    const tag = annotations['io.containerd.image.name'] ?? annotations['org.opencontainers.image.ref.name'];
+    const what = tag ?? digest;
+    let bytes = await readBlob(op, parts, archive, digest, MANIFEST_BYTES_MAX);
+    let parsed = parseManifest(op, bytes, mediaType, what);
+    for (let depth = 0; 'index' in parsed; depth += 1) {
+      if (depth === INDEX_DEPTH_MAX) throw new ArchiveError(`${shown(what)} is an index of indexes, more than ${INDEX_DEPTH_MAX} deep`);
+      bytes = await readBlob(op, parts, archive, ownPlatform(op, parsed.index, what).digest, MANIFEST_BYTES_MAX);
+      parsed = parseManifest(op, bytes, '', what);
+    }
+    const { config, layers: said } = parsed.manifest;
+    const configBytes = await readBlob(op, parts, archive, config.digest, CONFIG_BYTES_MAX);
+    const { diff_ids: diffIds } = parseConfig(op, configBytes, what).rootfs;
+    if (diffIds.length !== said.length)
+      throw new ArchiveError(`${shown(what)} has ${said.length} layers, and its configuration ${diffIds.length}`);
+    const layers: LayerToBuild[] = [];
+    for (const [at, layer] of said.entries()) {
+      layers.push(await keepLayer(op, parts, archive, `blobs/sha256/${layer.digest.slice(7)}`, diffIds[at] ?? '', layer.digest));
+    }
+    using _held = parts.blobs.hold(layers.map((layer) => layer.digest));
+    const manifest = { digest: digestOf(bytes), bytes };
+    done.push({ image: await build(op, parts, configBytes, manifest, layers, what), names: namesOf(tag === undefined ? [] : [tag]) });
+  }
+  if (done.length === 0) throw new ArchiveError('there is no image in it');
+  return done;
+}
+
+async function build(
+  op: Operation,
+  { host, paths, blobs, limits }: ImportParts,
+  configBytes: Buffer,
+  manifest: { digest: string; bytes: Buffer } | null,
+  layers: readonly LayerToBuild[],
+  what: string,
+): Promise<PreparedImage> {
+  const digest = digestOf(configBytes);
+  const there = await unlessDamaged(op, () => openImage(op, host, paths, digest));
+  if (there !== null) return there;
+  const config = runConfig(op, parseConfig(op, configBytes, what), what);
+  return await buildImage(
+    op,
+    host,
+    paths,
+    blobs,
+    { what, name: null, digest, configBytes, config, createdAtMs: host.nowMs(), manifest, layers },
+    limits,
+  );
+}
+
+/** Out of the archive into the blobs. `expected`: the digest that it must have; null: whatever it has. */
+async function keepLayer(
+  op: Operation,
+  { host, blobs }: ImportParts,
+  archive: Archive,
+  path: string,
+  diffId: string,
+  expected: string | null,
+): Promise<LayerToBuild> {
+  const { offset, length } = partOf(archive, path);
+  const mediaType = mediaTypeOf(await host.readRange(op, archive.file, offset, Math.min(MAGIC_BYTES, length)));
+  const hash = createHash('sha256');
+  for await (const chunk of range(op, host, archive.file, offset, length)) hash.update(chunk);
+  const digest = `sha256:${hash.digest('hex')}`;
+  if (expected !== null && digest !== expected) throw new ArchiveError(`${shown(path)} is not what its name says: its digest is ${digest}`);
+  const file = await blobs.get(op, digest, length, async (shared, staged) => {
+    await host.appendStream(shared, staged, range(shared, host, archive.file, offset, length));
+  });
+  return { digest, sizeBytes: length, diffId, mediaType, file: Promise.resolve(file) };
+}
+
+async function readBlob(op: Operation, parts: ImportParts, archive: Archive, digest: string, bytesMax: number): Promise<Buffer> {
+  const bytes = await readPart(op, parts, archive, `blobs/sha256/${digest.slice(7)}`, bytesMax);
+  if (digestOf(bytes) === digest) return bytes;
+  throw new ArchiveError(`the blob ${digest} is not what its name says`);
+}
+
+async function readJson(op: Operation, parts: ImportParts, archive: Archive, path: string): Promise<unknown> {
+  const bytes = await readPart(op, parts, archive, path, MANIFEST_BYTES_MAX);
+  try {
+    return JSON.parse(bytes.toString());
+  } catch {
+    throw new ArchiveError(`its ${path} is no JSON`);
+  }
+}
+
+async function readPart(op: Operation, { host }: ImportParts, archive: Archive, path: string, bytesMax: number): Promise<Buffer> {
+  const { offset, length } = partOf(archive, path);
+  if (length > bytesMax) throw new ArchiveError(`${shown(path)} in it has ${length} bytes; at most ${bytesMax} are read`);
+  return Buffer.from(await host.readRange(op, archive.file, offset, length));
+}
+
+function partOf({ parts }: Archive, path: string): { readonly offset: number; readonly length: number } {
+  let part = parts.get(path.replace(/^\.\//, ''));
+  if (part !== undefined && 'link' in part) part = parts.get(part.link);
+  if (part === undefined || 'link' in part) throw new ArchiveError(`${shown(path)} is not in it`);
+  return part;
+}
+
+async function* range(op: Operation, host: Host, path: string, offset: number, length: number): AsyncGenerator<Uint8Array> {
+  let left = length;
+  if (left === 0) return;
+  for await (const chunk of host.readStream(op, path, offset)) {
+    yield chunk.subarray(0, left);
+    left -= Math.min(left, chunk.byteLength);
+    if (left === 0) return;
+  }
+}
+
+/** Those that are names, in the short form. */
+function namesOf(tags: readonly string[]): readonly string[] {
+  return tags.flatMap((tag) => {
+    const reference = parseImageReference(tag);
+    // A bare word is a tag of nothing that is known here.
+    return reference === null || reference.digest !== null || !/[:/]/.test(tag) ? [] : [shownReference(reference)];
+  });
+}
+
+export function mediaTypeOf(start: Uint8Array): string {
+  const packing = packingOf(start);
+  return packing === 'none' ? TAR_TYPE : `${TAR_TYPE}+${packing}`;
+}
+
+function digestOf(bytes: Uint8Array): string {
+  return `sha256:${createHash('sha256').update(bytes).digest('hex')}`;
+}

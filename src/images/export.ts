@@ -1,0 +1,157 @@
+// An image as one file that `docker load`, podman, skopeo and we ourselves take: an OCI layout with the
+// list that `docker save` writes. Its layers as they came, byte for byte; where they are not kept, and for an
+// image that was made here, the whole file system as one layer.
+import { createHash } from 'node:crypto';
+import { join } from 'node:path';
+import type { ImageConfig } from '../domain/image.ts';
+import type { Host } from '../host/host.ts';
+import type { Operation } from '../host/operation.ts';
+import { mediaTypeOf } from './archive.ts';
+import type { Blobs } from './blobs.ts';
+import { imageDir, OCI_CONFIG, OCI_MANIFEST, type PreparedImage } from './image.ts';
+import { type ImagePaths, SHARED_DIR_MODE } from './layout.ts';
+import { CONFIG_BYTES_MAX, CONFIG_TYPE, INDEX_TYPE, MANIFEST_TYPE } from './oci/manifest.ts';
+import { padding } from './tar/entry.ts';
+import { TAR_END, tarHeader } from './tar/writer.ts';
+
+const MANIFEST_BYTES_MAX = 4 * 1024 * 1024;
+const MAGIC_BYTES = 6;
+
+export type ExportParts = { readonly host: Host; readonly paths: ImagePaths; readonly blobs: Blobs };
+
+type Layer = { readonly digest: string; readonly sizeBytes: number; readonly path: string };
+type Content = { readonly config: Buffer; readonly manifest: Buffer; readonly layers: readonly Layer[] };
+
+/** A tar archive. The same image gives the same bytes as long as its layers are kept. */
+export async function* exportImage(
+  op: Operation,
+  parts: ExportParts,
+  image: PreparedImage,
+  names: readonly string[],
+): AsyncGenerator<Uint8Array> {
+  const { host, blobs } = parts;
+  await using staged = await blobs.stage(op, `export-${op.id}`);
+  const { source } = image;
+  using _held = blobs.hold(source.kind === 'oci' ? source.layers.map(({ digest }) => digest) : []);
+  const { config, manifest, layers } = (await asItCame(op, parts, image)) ?? (await asOneLayer(op, parts, image, staged.path));
+  const [configDigest, manifestDigest] = [digestOf(config), digestOf(manifest)];
+  const descriptor = { mediaType: typeOf(manifest), digest: manifestDigest, size: manifest.byteLength };
+  const listed = names.length === 0 ? [descriptor] : names.map((name) => ({ ...descriptor, annotations: annotationsOf(name) }));
+  yield* file('oci-layout', Buffer.from('{"imageLayoutVersion":"1.0.0"}'));
+  yield* file('index.json', json({ schemaVersion: 2, mediaType: INDEX_TYPE, manifests: listed }));
+  const saved = { Config: blobPath(configDigest), RepoTags: [...names], Layers: layers.map(({ digest }) => blobPath(digest)) };
+  yield* file('manifest.json', json([saved]));
+  yield* file(blobPath(manifestDigest), manifest);
+  yield* file(blobPath(configDigest), config);
+  for (const { digest, sizeBytes, path } of new Map(layers.map((layer) => [layer.digest, layer])).values()) {
+    yield header(blobPath(digest), sizeBytes);
+    yield* host.readStream(op, path);
+    yield Buffer.alloc(padding(sizeBytes));
+  }
+  yield TAR_END;
+}
+
+/** Null when a layer is not kept. */
+async function asItCame(op: Operation, { host, paths, blobs }: ExportParts, { record, source }: PreparedImage): Promise<Content | null> {
+  if (source.kind !== 'oci') return null;
+  for (const { digest, sizeBytes } of source.layers) if (!(await blobs.has(op, digest, sizeBytes))) return null;
+  const dir = imageDir(paths, record.digest);
+  const config = Buffer.from(await host.readFile(op, join(dir, OCI_CONFIG), CONFIG_BYTES_MAX));
+  const layers = source.layers.map(({ digest, sizeBytes }) => ({ digest, sizeBytes, path: blobs.path(digest) }));
+  if (source.manifest !== null) {
+    return { config, layers, manifest: Buffer.from(await host.readFile(op, join(dir, OCI_MANIFEST), MANIFEST_BYTES_MAX)) };
+  }
+  return { config, layers, manifest: await manifestOf(op, host, config, layers) };
+}
+
+async function asOneLayer(op: Operation, { host, paths }: ExportParts, image: PreparedImage, staging: string): Promise<Content> {
+  await host.makeDir(op, staging, SHARED_DIR_MODE);
+  const path = join(staging, 'layer.tar');
+  op.progress({ step: 'export', detail: 'unpacking' });
+  // The shell only opens the output; all names are arguments of its own, never part of the command.
+  const { exitCode, stderr } = await host.run(op, ['sh', '-c', 'exec sqfs2tar "$0" > "$1"', image.path, path]);
+  if (exitCode !== 0) throw op.error('internal', `the image cannot be unpacked: ${new TextDecoder().decode(stderr).trim().slice(0, 300)}`);
+  const digest = `sha256:${await host.sha256(op, path)}`;
+  const sizeBytes = (await host.stat(op, path))?.sizeBytes ?? 0;
+  const own = join(imageDir(paths, image.record.digest), OCI_CONFIG);
+  const said: unknown =
+    image.source.kind === 'oci'
+      ? JSON.parse(Buffer.from(await host.readFile(op, own, CONFIG_BYTES_MAX)).toString())
+      : { architecture: 'amd64', os: 'linux', config: saidBy(image.record.config) };
+  const config = json({
+    ...(said as object),
+    rootfs: { type: 'layers', diff_ids: [digest] },
+    history: [{ created_by: 'hutch image export' }],
+  });
+  const layers = [{ digest, sizeBytes, path }];
+  return { config, layers, manifest: await manifestOf(op, host, config, layers) };
+}
+
+async function manifestOf(op: Operation, host: Host, config: Buffer, layers: readonly Layer[]): Promise<Buffer> {
+  const described: object[] = [];
+  for (const { digest, sizeBytes, path } of layers) {
+    described.push({ mediaType: mediaTypeOf(await host.readRange(op, path, 0, MAGIC_BYTES)), digest, size: sizeBytes });
+  }
+  return json({
+    schemaVersion: 2,
+    mediaType: MANIFEST_TYPE,
+    config: { mediaType: CONFIG_TYPE, digest: digestOf(config), size: config.byteLength },
+    layers: described,
+  });
+}
+
+function saidBy({ env, entrypoint, command, workdir, user, stopSignal, exposedPorts }: ImageConfig): object {
+  return {
+    Env: Object.entries(env).map(([name, value]) => `${name}=${value}`),
+    ...(entrypoint.length === 0 ? {} : { Entrypoint: entrypoint }),
+    ...(command.length === 0 ? {} : { Cmd: command }),
+    ...(workdir === null ? {} : { WorkingDir: workdir }),
+    ...(user === null ? {} : { User: user }),
+    ...(stopSignal === null ? {} : { StopSignal: stopSignal }),
+    ...(exposedPorts.length === 0 ? {} : { ExposedPorts: Object.fromEntries(exposedPorts.map((port) => [port, {}])) }),
+  };
+}
+
+function annotationsOf(name: string): Record<string, string> {
+  return { 'io.containerd.image.name': name, 'org.opencontainers.image.ref.name': name.slice(name.lastIndexOf(':') + 1) };
+}
+
+/** A registry may have given one in Docker's form; it stays what it is. */
+function typeOf(manifest: Buffer): string {
+  const { mediaType } = JSON.parse(manifest.toString()) as { mediaType?: unknown };
+  return typeof mediaType === 'string' ? mediaType : MANIFEST_TYPE;
+}
+
+function* file(path: string, content: Buffer): Generator<Uint8Array> {
+  yield header(path, content.byteLength);
+  yield content;
+  yield Buffer.alloc(padding(content.byteLength));
+}
+
+function header(path: string, sizeBytes: number): Buffer {
+  return tarHeader({
+    type: 'file',
+    path,
+    link: '',
+    mode: 0o644,
+    uid: 0,
+    gid: 0,
+    mtimeSeconds: 0,
+    sizeBytes,
+    devMajor: 0,
+    devMinor: 0,
+    xattrs: null,
+  });
+}
+
+function blobPath(digest: string): string {
+  return `blobs/sha256/${digest.slice(7)}`;
+}
+
+function json(value: unknown): Buffer {
+  return Buffer.from(JSON.stringify(value));
+}
+
+function digestOf(bytes: Uint8Array): string {
+  return `sha256:${createHash('sha256').update(bytes).digest('hex')}`;
+}
