@@ -49,7 +49,7 @@ export const imageVerbs: readonly Verb[] = [
         summary: 'Write an image to a file that docker load takes',
         examples: [
           { line: 'hutch image export -o web.tar web:1', about: '' },
-          { line: 'hutch image export web:1 | docker load', about: '' },
+          { line: 'hutch image export web:1 > web.tar', about: '' },
         ],
         flags: [{ name: 'output', short: 'o', value: 'FILE', about: 'Write to this file, whole or not at all; otherwise to stdout' }],
         positionals: [IMAGE],
