@@ -1,5 +1,5 @@
 // What the kernel says of a process.
-import { readFileSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 
 const KIB = 1024;
 const MIB = 2 ** 20;
@@ -14,11 +14,13 @@ export function memoryOf(pid: number): Memory {
   return { pssMiB: of('Pss'), privateMiB: of('Private_Clean') + of('Private_Dirty'), residentMiB: of('Rss') };
 }
 
-/** All of its threads, since it began. */
-export function cpuMs(pid: number): number {
-  const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
-  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-  return ((Number(fields[11]) + Number(fields[12])) * 1000) / TICKS_PER_SECOND;
+/** Of the threads that it has now, since each began; /proc/PID/stat counts in steps of 10 ms. */
+export function threadsMs(pid: number): number {
+  const ofThread = (tid: string): number => {
+    const [nanoseconds = '0'] = readFileSync(`/proc/${pid}/task/${tid}/schedstat`, 'utf8').split(' ');
+    return Number(nanoseconds) / 1e6;
+  };
+  return readdirSync(`/proc/${pid}/task`).reduce((sum, tid) => sum + ofThread(tid), 0);
 }
 
 /** Of all processors together: milliseconds taken away by the hypervisor that we run under. */

@@ -14,7 +14,7 @@ import { releaseRun, runOf } from './release.ts';
 import { readSecrets } from './secrets.ts';
 import { startUp } from './start-up.ts';
 import type { Supervisor } from './supervisor.ts';
-import { recordEnd, removeSandbox, takeDown } from './take-down.ts';
+import { recordEnd, removalsOf, removeSandbox, takeDown } from './take-down.ts';
 
 type LifecycleVerbs =
   | 'sandbox.start'
@@ -55,9 +55,11 @@ export function lifecycleVerbs(core: Core, supervisor: Supervisor): Pick<Handler
     core.runs.checkRoom(op);
     const boot = await deps.boots.of(op, current.spec, backendOf(deps, op, current.spec.backend).needs);
     const secrets = await readSecrets(op, host, placesOf(deps.places, current.id).secretsPath, current.spec.secretNames);
+    // Of a removal that failed: who starts it wants to keep it.
+    const removals = (await removalsOf(core, current)).map((id) => ({ change: 'finishIntent', id }) as const);
     const [intent] = await call.commit(
-      [{ change: 'addIntent', kind: 'start', projectId: current.projectId, sandboxId: current.id, atMs: host.nowMs() }],
-      'relaxed',
+      [{ change: 'addIntent', kind: 'start', projectId: current.projectId, sandboxId: current.id, atMs: host.nowMs() }, ...removals],
+      removals.length > 0 ? 'durable' : 'relaxed',
     );
     const run = core.runs.open(op, current, boot.files, await uidOf(call, current));
     await using undo = new AsyncDisposableStack();
@@ -106,14 +108,22 @@ export function lifecycleVerbs(core: Core, supervisor: Supervisor): Pick<Handler
     return (await call.commit([{ change: 'allocateUid', sandboxId: id, uids }], 'relaxed'))[0];
   }
 
-  async function stop(call: Call, sandbox: Sandbox, graceMs: number | null, then: 'kept' | 'removed' = 'kept'): Promise<Sandbox> {
+  async function stop(
+    call: Call,
+    sandbox: Sandbox,
+    graceMs: number | null,
+    then: 'kept' | 'removed' | 'as-made' = 'kept',
+  ): Promise<Sandbox> {
     if (sandbox.openComputeSinceMs === null) return sandbox;
     const run = await runOf(core, call.op, sandbox);
-    return await takeDown(core, call, run, { cause: 'stopped', actor: call.caller.actor, graceMs, thenRemoved: then === 'removed' });
+    return await takeDown(core, call, run, {
+      ...{ cause: 'stopped', actor: call.caller.actor, graceMs },
+      ...{ thenRemoved: then === 'removed', removesItself: then === 'as-made' },
+    });
   }
 
   async function stopAndMaybeRemove(call: Call, sandbox: Sandbox, graceMs: number | null): Promise<Sandbox> {
-    const after = await stop(call, sandbox, graceMs);
+    const after = await stop(call, sandbox, graceMs, 'as-made');
     if (sandbox.openComputeSinceMs === null || after.state !== 'stopped' || !after.spec.autoRemove) return after;
     return await removeSandbox(core, call, await runOf(core, call.op, after), after, { intentId: null, ended: null });
   }

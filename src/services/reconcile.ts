@@ -102,7 +102,8 @@ async function adopt(core: Core, supervisor: Supervisor, call: Call, sandbox: Sa
   const bootId = await bootIdOf(core, sandbox);
   const isReboot = bootId !== null && bootId !== core.deps.host.bootId();
   const dead = isReboot ? ({ ...evidence, proof: 'boot-id' } as const) : evidence;
-  const after = await recordEnd(core, call, run, sandbox, dead, { ...causeOf(run, dead), ...(bootId === null ? {} : { bootId }) });
+  const how = { ...causeOf(run, dead), removesItself: !isReboot, ...(bootId === null ? {} : { bootId }) };
+  const after = await recordEnd(core, call, run, sandbox, dead, how);
   await releaseRun(core, op, run);
   if (after.spec.autoRemove && !isReboot)
     await removeSandbox(core, call, await runOf(core, op, after), after, { intentId: null, ended: null });

@@ -21,6 +21,8 @@ import { atMost, type Dead, recordEnd, removeSandbox, takeDown } from './take-do
 const RETRY_MS = 1_000;
 /** Between tries to record an end when the store or the backend fails. */
 const RECORD_RETRY_MS = 5_000;
+/** Tries of one that removes itself to do so, beside the first. */
+const REMOVALS_MAX = 12;
 /** The last of the log, after the main process has ended. */
 const LAST_LOG_MS = 2_000;
 /** The agent ends what the main process left behind within this. */
@@ -69,7 +71,8 @@ export class Supervisor {
     // With autoRemove nothing of the disk is needed any more.
     const { autoRemove } = sandbox.spec;
     const graceMs = autoRemove ? null : AFTER_MAIN_GRACE_MS;
-    const after = await takeDown(this.#core, call, run, { cause: 'exited', actor: 'guest', graceMs, thenRemoved: autoRemove });
+    const wish = { cause: 'exited', actor: 'guest', graceMs, thenRemoved: autoRemove, removesItself: true } as const;
+    const after = await takeDown(this.#core, call, run, wish);
     return await this.removeIfAsked(call, run, after);
   }
 
@@ -100,7 +103,7 @@ export class Supervisor {
       if (sandbox.openComputeSinceMs === null) return;
       const how = causeOf(run, dead);
       call.op.log.info({ sandbox: run.id, ...how, ...dead }, 'a sandbox has ended by itself');
-      const after = await recordEnd(this.#core, call, run, sandbox, dead, how);
+      const after = await recordEnd(this.#core, call, run, sandbox, dead, { ...how, removesItself: true });
       if (!isRemoved(after)) {
         await run.backend.cleanUp(call.op, run.plan);
         this.#core.runs.forget(run);
@@ -250,6 +253,7 @@ export class Supervisor {
         cause: 'timeout',
         actor: 'daemon',
         graceMs: this.#core.deps.settings.stopGraceMs,
+        removesItself: true,
       });
       await this.removeIfAsked(call, run, after);
     });
@@ -267,11 +271,32 @@ export class Supervisor {
         });
         return;
       } catch (cause) {
-        if (run.isOver) return;
+        if (run.isOver) return this.#removeLater(run, cause, REMOVALS_MAX);
         run.op.log.error({ sandbox: run.id, err: cause }, 'the end of a sandbox could not be carried out; it is tried again');
         await pause(run.op, RECORD_RETRY_MS);
       }
     }
+  }
+
+  /** Its end is on record, and its run is over: if it was to remove itself, that is what failed. After so many tries the next start does it. */
+  #removeLater(run: Run, cause: unknown, triesLeft: number): void {
+    if (triesLeft === 0) {
+      run.op.log.error({ sandbox: run.id, err: cause }, 'a sandbox could not remove itself; the next start of the daemon does it');
+      return;
+    }
+    const again = async (): Promise<void> => {
+      try {
+        await this.#core.operations.run({ verb: 'daemon.end', caller: ownCaller(this.#core), reads: false }, async (call) => {
+          call.target(run.id);
+          await this.#core.turns.take(call.op, run.id, async () => {
+            await this.removeIfAsked(call, run, await this.#core.sandboxes.get(call.op, run.id));
+          });
+        });
+      } catch (failure) {
+        this.#removeLater(run, failure, triesLeft - 1);
+      }
+    };
+    setTimeout(() => void again(), RECORD_RETRY_MS).unref();
   }
 
   async #guarded(run: Run, what: string, work: () => Promise<void>): Promise<void> {

@@ -22,6 +22,8 @@ export type Wish = {
   readonly graceMs: number | null;
   /** It is deleted next, and with it what its run leaves. */
   readonly thenRemoved?: boolean;
+  /** One that is to remove itself (`--rm`) does: that it will is recorded with its end, for the case that this daemon dies before. */
+  readonly removesItself?: boolean;
 };
 
 /** How long an agent may take to say that it has heard. */
@@ -127,7 +129,7 @@ export async function recordEnd(
   run: Run | null,
   sandbox: Sandbox,
   dead: Dead,
-  how: Pick<Wish, 'cause' | 'actor'> & { readonly bootId?: string },
+  how: Pick<Wish, 'cause' | 'actor' | 'removesItself'> & { readonly bootId?: string },
 ): Promise<Sandbox> {
   const { host, store } = core.deps;
   const nowMs = host.nowMs();
@@ -144,6 +146,11 @@ export async function recordEnd(
     atMs: Math.max(sandbox.openComputeSinceMs ?? 0, Math.min(nowMs, main?.atMs ?? diedAtMs)),
   };
   const reason = how.cause === 'crashed' || how.cause === 'host-reboot' ? 'stop-crash' : 'stop-user';
+  const isGone = dead.proof === 'removed';
+  const removal =
+    isGone || how.removesItself !== true || !sandbox.spec.autoRemove
+      ? []
+      : ([{ change: 'addIntent', kind: 'delete', projectId: sandbox.projectId, sandboxId: sandbox.id, atMs: nowMs }] as const);
   const [after] = await call.commit([
     {
       change: 'applyEvent',
@@ -153,9 +160,10 @@ export async function recordEnd(
         ? {}
         : { detail: { signal: main.exit.signal, stdoutBytes: main.exit.stdoutBytes, stderrBytes: main.exit.stderrBytes } }),
     },
+    ...removal,
   ]);
   core.sandboxes.changed(after);
-  if (dead.proof === 'removed') {
+  if (isGone) {
     await doubt(core, call, after, 'somebody else removed what it ran in, with everything on its disk; all that is left is to delete it');
     return await core.sandboxes.get(call.op, sandbox.id);
   }
@@ -207,6 +215,8 @@ export async function removeSandbox(
   op.progress({ step: 'removing' });
   const places = placesOf(deps.places, sandbox.id);
   core.runs.forget(run);
+  const recorded = end.intentId === null ? removalsOf(core, sandbox) : Promise.resolve([end.intentId]);
+  recorded.catch(() => {}); // awaited below
   await run.backend.remove(op, run.plan);
   await Promise.all([
     deps.host.remove(op, places.dir),
@@ -221,15 +231,27 @@ export async function removeSandbox(
           evidence: describeDeath(end.ended),
           ...(end.ended.diedAtMs === null ? {} : { diedAtMs: end.ended.diedAtMs }),
         } as const);
-  const [after] = await call.commit([
-    { change: 'applyEvent', sandboxId: sandbox.id, event: { type: 'deleted', atMs: deps.host.nowMs(), opId: op.id, process } },
-    { change: 'releaseUid', sandboxId: sandbox.id },
-    { change: 'releasePorts', sandboxId: sandbox.id },
-    ...(end.intentId === null ? [] : [{ change: 'finishIntent', id: end.intentId } as const]),
-  ]);
+  const intents = await recorded;
+  const [after] = await call.commit(
+    [
+      { change: 'applyEvent', sandboxId: sandbox.id, event: { type: 'deleted', atMs: deps.host.nowMs(), opId: op.id, process } },
+      { change: 'releaseUid', sandboxId: sandbox.id },
+      { change: 'releasePorts', sandboxId: sandbox.id },
+      ...intents.map((id) => ({ change: 'finishIntent', id }) as const),
+    ],
+    // What a power loss takes of this is done once more: the intent is on the disk.
+    intents.length > 0 ? 'relaxed' : 'durable',
+  );
   await core.publisher.released(sandbox.id);
   core.sandboxes.changed(after);
   return after;
+}
+
+/** What says that it is to be deleted: recorded with the end of one that removes itself. */
+export async function removalsOf(core: Core, { id, spec }: Sandbox): Promise<readonly number[]> {
+  if (!spec.autoRemove) return [];
+  const intents = await core.deps.store.query('intents', { sandboxId: id });
+  return intents.filter(({ kind }) => kind === 'delete').map((intent) => intent.id);
 }
 
 /** Where the log of a sandbox that removed itself stays for a while, for the client that missed its end. */
