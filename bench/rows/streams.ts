@@ -150,7 +150,7 @@ const STDOUT: Way = {
   ours: stdoutRate,
   note: 'Bound by the guest under emulation: the bytes go through a pipe (a copy in, a copy out, and pages made for each), which the raw bytes do not, and then as those over the port, in writes of 32 KiB, the most that it takes. The pipe alone takes the emulated processor twice what the port takes (470 to 550 ms for 128 MiB, and 220 to 250): no reader of a program’s output can reach the target under emulation, and of QEMU’s time for Hutch’s (about 760 ms) the two are nine tenths. Beside QEMU the daemon and the client want a processor, and there are two. Tried: a pipe and a read of 1 MiB (64 KiB before: a change of process for each), frames of 256 KiB written from the ring (no copy of our own), a window of 1 MiB, no event for each write that the port has taken; in the daemon one memory for all reads and payloads that are used again (more than half of its time was the collector); the same in the client. Not used: splice into the port, whose pages must be copied all the same while the history holds them, and go out by 4 KiB; a socket in place of the pipe, behind which /dev/stdout cannot be opened. Options of the guest’s kernel that were tried: no zeroing of what it allocates (a tenth to a seventh less for pipe and port alike, but that is a guard of the guest’s), no mitigations, no memory cgroups, no SMAP, no checks of copies, another preemption, copying without `rep movsq` (nothing, or worse).',
   beside: {
-    baselineName: 'dd | dd to the same port in a bare guest',
+    baselineName: 'two dd, a pipe between them, to the same port',
     raw: pipedOut,
     note: 'What a program’s output gets that another one in the guest reads and writes to the port: the pipe is on both sides.',
   },

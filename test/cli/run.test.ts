@@ -103,6 +103,11 @@ test('binary output arrives unchanged, also when its reader is slow', async () =
   const bytes = randomBytes(3 * MIB + 17);
   expect((await world.run(['exec', 'box', 'cat'], { input: bytes })).bytes.equals(bytes)).toBe(true);
   const child = world.spawn(['exec', '--no-stdin', 'box', '--', 'sh', '-c', 'yes 0123456789abcde | head -c 40000000']);
+  const closed = once(child, 'close');
+  let stderr = '';
+  child.stderr.on('data', (chunk: Buffer) => {
+    stderr += chunk.toString();
+  });
   const hash = createHash('sha256');
   let size = 0;
   for await (const chunk of child.stdout) {
@@ -110,7 +115,8 @@ test('binary output arrives unchanged, also when its reader is slow', async () =
     size += (chunk as Buffer).byteLength;
     if (size % 7 === 0) await new Promise((resolve) => setImmediate(resolve));
   }
-  expect(size).toBe(40_000_000);
+  const [code] = (await closed) as [number];
+  expect({ code, stderr, size }).toEqual({ code: 0, stderr: '', size: 40_000_000 });
   expect(hash.digest('hex')).toBe(createHash('sha256').update(Buffer.alloc(40_000_000, '0123456789abcde\n')).digest('hex'));
 });
 
