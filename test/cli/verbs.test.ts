@@ -336,7 +336,8 @@ async function talk(at: number | string, text: string): Promise<string> {
 }
 
 test('an operation’s id leads to what it did', async () => {
-  const { stderr } = await world.run(['stats', '--no-stream', 'nobody']);
+  const { stderr, stdout } = await world.run(['stats', '--no-stream', 'nobody']);
+  expect(stdout).toBe('');
   const opId = /\((op-[0-9a-f]{12})\)/.exec(stderr)?.[1] ?? '';
   expect(opId).not.toBe('');
   const made = await world.json<{ lastOpId: string }>('inspect', 'box');

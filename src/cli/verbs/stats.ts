@@ -26,7 +26,8 @@ export async function run(context: Context, args: Args): Promise<number> {
   for (;;) {
     const { found, outcomes } = await samples(context, args, codes);
     for (const print of outcomes) await print();
-    if (!context.json) {
+    // Where there is nothing but errors, a table of nothing says no more.
+    if (!context.json && (found.size > 0 || outcomes.length === 0)) {
       const clear = once ? '' : '\u001b[H\u001b[2J';
       await context.io.out(clear + statsTable(found, before));
     }
