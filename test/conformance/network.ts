@@ -1,28 +1,13 @@
 // What a sandbox reaches, by canaries, in each network that its backend claims: the internet, private
 // ranges only when it may, and this machine, on any of its addresses, never.
 import { describe, expect, test } from 'vitest';
-import { CANARY, HOST_EXTRA, LAN, METADATA, neighbours, PUBLIC } from '../network/neighbours.ts';
+import { addressesIn, CANARY, neighbours, PROBE, REACHED, targetsIn } from '../network/neighbours.ts';
 import type { Subject } from './subject.ts';
 
-const REACHED = { none: [], allow: [PUBLIC], 'allow-lan': [LAN, PUBLIC] } as const;
 /** QEMU's own network and passt's show the host under these. */
 const GATEWAYS = ['10.0.2.2', '192.0.0.1', '172.17.0.1'];
 
-/** Every address at once; prints those that said the word. */
-const PYTHON = `
-import socket, sys, threading
-found = []
-def attempt(address):
-    try:
-        with socket.create_connection((address, int(sys.argv[1])), 6) as s:
-            s.settimeout(6)
-            if s.recv(64) == b'${CANARY}': found.append(address)
-    except OSError: pass
-tries = [threading.Thread(target=attempt, args=(a,)) for a in sys.argv[2:]]
-for t in tries: t.start()
-for t in tries: t.join()
-print(' '.join(sorted(found)))
-`;
+/** The probe, where there is no Python. */
 const SHELL = `port=$1; shift; for a in "$@"; do (test "$(nc -w 2 $a $port < /dev/null)" = ${CANARY} && echo $a) & done | sort | tr "\\n" " "; wait`;
 
 export function network(subject: Subject): void {
@@ -31,14 +16,14 @@ export function network(subject: Subject): void {
   describe('networks', () => {
     test('a sandbox reaches what its network is for, the machine itself never', { timeout: 180_000 }, async () => {
       await using around = await neighbours();
-      const targets = [...new Set([...around.hostAddresses, HOST_EXTRA, '127.0.0.1', ...GATEWAYS, LAN, PUBLIC, METADATA])];
+      const targets = targetsIn(around, GATEWAYS);
       const attempt = `if command -v python3 >/dev/null; then exec python3 -c "$0" "$@"; else ${SHELL}; fi`;
       const reached = await Promise.all(
         can.networks.map(async (mode) => {
           const { id } = await subject.make({ network: mode });
-          const { stdout } = await daemon.run(id, ['sh', '-c', attempt, PYTHON, String(around.port), ...targets]);
+          const { stdout } = await daemon.run(id, ['sh', '-c', attempt, PROBE, String(around.port), ...targets]);
           await subject.remove(id);
-          return [mode, stdout.trim().split(' ').filter(Boolean)] as const;
+          return [mode, addressesIn(stdout)] as const;
         }),
       );
       expect(Object.fromEntries(reached)).toEqual(Object.fromEntries(can.networks.map((mode) => [mode, REACHED[mode]])));

@@ -87,6 +87,18 @@ function fakeProcess(outputBytes: number, nextCut?: () => number): { readonly fa
 
 const SPEC = { id: 'p', argv: ['x'], stdin: 'pipe', whenUnread: 'block' } as const;
 
+/** A link to a fake agent, and a process over it that has a thousand bytes of output. */
+async function begin() {
+  const { fake, port } = fakeProcess(1_000);
+  const op = testOperation();
+  using undo = new DisposableStack();
+  undo.use(port);
+  const link = undo.use(new AgentLink(op, { dial: () => Promise.resolve(port.dial()) }));
+  const process = undo.use(await link.start(op, SPEC));
+  const kept = undo.move();
+  return { fake, port, op, process, [Symbol.dispose]: () => kept[Symbol.dispose]() };
+}
+
 test('a stream in both directions survives cuts anywhere: no byte is lost or doubled', async () => {
   const bytes = 8 * MIB;
   const random = seeded(seed);
@@ -217,11 +229,8 @@ test('while the link is held nobody dials; afterwards processes go on where they
 });
 
 test('output that is gone after a resume is told, not hidden', async () => {
-  const { fake, port } = fakeProcess(1_000);
-  const op = testOperation();
-  using _port = port;
-  using link = new AgentLink(op, { dial: () => Promise.resolve(port.dial()) });
-  using process = await link.start(op, SPEC);
+  using begun = await begin();
+  const { fake, port, op, process } = begun;
   expect(await process.next(op)).toMatchObject({ type: 'output', offset: 0 });
   const attach = fake.agent.handlers['process.attach'];
   fake.agent.handlers['process.attach'] = (stream, agent) =>
@@ -235,11 +244,8 @@ test.each([
   ['an older place', { stdoutOffset: 0 }],
   ['input that did not come from here', { inputOffset: 10_000_000 }],
 ])('a resume that finds %s is unavailable, never a wrong stream', async (_, lie) => {
-  const { fake, port } = fakeProcess(1_000);
-  const op = testOperation();
-  using _port = port;
-  using link = new AgentLink(op, { dial: () => Promise.resolve(port.dial()) });
-  using process = await link.start(op, SPEC);
+  using begun = await begin();
+  const { fake, port, op, process } = begun;
   expect(await process.next(op)).toMatchObject({ type: 'output', offset: 0 });
   fake.agent.handlers['process.attach'] = (stream) =>
     stream.reply({ pid: 7, stdoutOffset: 1_000, stderrOffset: 0, inputOffset: 0, running: true, ...lie });
@@ -248,11 +254,8 @@ test.each([
 });
 
 test('a process that its agent no longer knows is unavailable, and no exit is made up', async () => {
-  const { fake, port } = fakeProcess(1_000);
-  const op = testOperation();
-  using _port = port;
-  using link = new AgentLink(op, { dial: () => Promise.resolve(port.dial()) });
-  using process = await link.start(op, SPEC);
+  using begun = await begin();
+  const { fake, port, op, process } = begun;
   await process.next(op);
   fake.agent.handlers['process.attach'] = (stream) => stream.refuse('not_found', 'no such process');
   port.cut();
@@ -262,11 +265,8 @@ test('a process that its agent no longer knows is unavailable, and no exit is ma
 });
 
 test('when another client takes the input, writers are told and output goes on', async () => {
-  const { fake, port } = fakeProcess(1_000);
-  const op = testOperation();
-  using _port = port;
-  using link = new AgentLink(op, { dial: () => Promise.resolve(port.dial()) });
-  using process = await link.start(op, SPEC);
+  using begun = await begin();
+  const { fake, op, process } = begun;
   await process.next(op);
   for (const stream of fake.agent.streams.values()) stream.event({ e: 'inputTaken' });
   expect(await process.next(op)).toMatchObject({ type: 'inputTaken' });

@@ -21,6 +21,28 @@ export const METADATA = '169.254.169.254';
 /** Of this machine, on the veth: an address that no default route shows. */
 export const HOST_EXTRA = '10.213.77.1';
 
+/** What of these a sandbox reaches: each address on its own, the machine itself never. */
+export const REACHED = { none: [], allow: [PUBLIC], 'allow-lan': [LAN, PUBLIC] } as const;
+
+/** For python3 in a sandbox: tries every address of its arguments at once, at the port of the first; prints those that said the word. */
+export const PROBE = `
+import socket, sys, threading
+found = []
+def attempt(address):
+    try:
+        with socket.create_connection((address, int(sys.argv[1])), 8) as s:
+            s.settimeout(8)
+            if s.recv(64) == b'${CANARY}': found.append(address)
+    except OSError: pass
+tries = [threading.Thread(target=attempt, args=(a,)) for a in sys.argv[2:]]
+for t in tries: t.start()
+for t in tries: t.join()
+print(' '.join(sorted(found)))
+`;
+
+/** Of what the probe printed. */
+export const addressesIn = (stdout: string): readonly string[] => stdout.trim().split(' ').filter(Boolean);
+
 /** It ends with its parent, whose pipe it reads. */
 const SERVER = `process.stdin.resume().on('end', () => process.exit()); require('node:net').createServer((c) => { c.on('error', () => {}); c.end('${CANARY}'); }).listen(Number(process.argv[1]), '0.0.0.0', () => console.log('listening'))`;
 
@@ -29,6 +51,11 @@ export type Neighbours = AsyncDisposable & {
   /** What else of this machine answers at that port: its own addresses. */
   readonly hostAddresses: readonly string[];
 };
+
+/** All that a sandbox may try; `gateways`: what its network shows the host under. */
+export function targetsIn({ hostAddresses }: Pick<Neighbours, 'hostAddresses'>, gateways: readonly string[]): readonly string[] {
+  return [...new Set([...hostAddresses, HOST_EXTRA, '127.0.0.1', ...gateways, LAN, PUBLIC, METADATA])];
+}
 
 export async function neighbours(): Promise<Neighbours> {
   await using undo = new AsyncDisposableStack();

@@ -16,25 +16,9 @@ import { outputOf } from '../qemu/guest-command.ts';
 import { newPlace } from '../shim/place.ts';
 import { testOperation } from '../support/operation.ts';
 import { isRoot, type TestUsers, takeUsers } from '../support/users.ts';
-import { CANARY, HOST_EXTRA, LAN, METADATA, neighbours, PUBLIC } from './neighbours.ts';
+import { addressesIn, CANARY, neighbours, PROBE, REACHED, targetsIn } from './neighbours.ts';
 
 const GUEST_GATEWAY = '192.0.0.1';
-
-/** Tries every address at once; prints which said the word. */
-const PROBE = `
-import socket, sys, json, threading
-found = []
-def attempt(address):
-    try:
-        with socket.create_connection((address, int(sys.argv[1])), 10) as s:
-            s.settimeout(10)
-            if s.recv(64) == b'${CANARY}': found.append(address)
-    except OSError: pass
-tries = [threading.Thread(target=attempt, args=(a,)) for a in sys.argv[2:]]
-for t in tries: t.start()
-for t in tries: t.join()
-print(json.dumps(sorted(found)))
-`;
 
 const listed = (table: string): string => spawnSync('nft', ['list', 'table', 'inet', table], { encoding: 'utf8' }).stdout;
 
@@ -46,20 +30,18 @@ describe.runIf(isRoot)('as root', () => {
   });
   afterAll(() => users[Symbol.asyncDispose]());
 
-  const REACHED: Record<NetworkMode, readonly string[]> = { none: [], allow: [PUBLIC], 'allow-lan': [LAN, PUBLIC] };
-
   /** What a guest reaches with each mode. */
   async function reachedBy(network: Network): Promise<Partial<Record<NetworkMode, unknown>>> {
     await using around = await neighbours();
     await using it = await qemuUnderTest({ network, users });
-    const targets = [...new Set([...around.hostAddresses, HOST_EXTRA, '127.0.0.1', GUEST_GATEWAY, LAN, PUBLIC, METADATA])];
+    const targets = targetsIn(around, [GUEST_GATEWAY]);
     const reached: Partial<Record<NetworkMode, unknown>> = {};
     for (const mode of ['none', 'allow', 'allow-lan'] as const) {
       const plan = it.plan({ network: mode });
       await it.backend.create(op, plan);
       using agent = await configuredAgent(op, it, plan, await it.backend.start(op, plan));
       const { stdout } = await outputOf(op, agent, ['python3', '-c', PROBE, String(around.port), ...targets]);
-      reached[mode] = JSON.parse(stdout);
+      reached[mode] = addressesIn(stdout);
       await it.backend.kill(op, plan, 'now');
       await it.backend.remove(op, plan);
     }
@@ -152,7 +134,7 @@ describe.runIf(isRoot)('as root', () => {
       });
       let said = '';
       for await (const chunk of child.stdout) said += String(chunk);
-      return JSON.parse(said) as string[];
+      return addressesIn(said);
     };
     const network = rootedNetwork({ host: nodeHost(), ...users });
     try {

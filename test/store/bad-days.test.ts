@@ -61,6 +61,12 @@ const INJECTIONS = [
   { calls: 'pwrite64,write', error: 'ENOSPC', code: 'resource_exhausted', every: 97 },
 ];
 
+/** What runs a program so that these system calls on the store's files fail; `how`: with what, and which of them. */
+function failing(path: string, calls: string, how: string): string[] {
+  const files = ['-P', path, '-P', `${path}-wal`];
+  return ['strace', '-f', '-q', '-o', '/dev/null', ...files, '-e', `trace=${calls}`, '-e', `inject=${calls}:${how}`];
+}
+
 for (const { calls, error, code, every } of INJECTIONS) {
   for (let round = 0; round < (LONG ? 12 : 1); round += 1) {
     test(`${error} from ${calls} refuses what it hits, undoes it, and the store goes on (round ${round}, seed ${seed})`, async () => {
@@ -72,21 +78,7 @@ for (const { calls, error, code, every } of INJECTIONS) {
         path,
         commits: 180, // three to a sync at most: more syncs than any `first`
         concurrency: 3,
-        around: [
-          'strace',
-          '-f',
-          '-q',
-          '-o',
-          '/dev/null',
-          '-P',
-          path,
-          '-P',
-          `${path}-wal`,
-          '-e',
-          `trace=${calls}`,
-          '-e',
-          `inject=${calls}:error=${error}:when=${first}+${every}`,
-        ],
+        around: failing(path, calls, `error=${error}:when=${first}+${every}`),
       });
       expect(stderr).toBe('');
       const failed = lines.filter((line) => line.said === 'failed');
@@ -110,21 +102,7 @@ test('what was refused because the disk would not sync does not come back at the
     concurrency: 1,
     stay: true,
     killAfterLines: 9, // open, seven answers, loop
-    around: [
-      'strace',
-      '-f',
-      '-q',
-      '-o',
-      '/dev/null',
-      '-P',
-      path,
-      '-P',
-      `${path}-wal`,
-      '-e',
-      'trace=fdatasync,fsync',
-      '-e',
-      'inject=fdatasync,fsync:error=EIO:when=6+',
-    ],
+    around: failing(path, 'fdatasync,fsync', 'error=EIO:when=6+'),
   });
   expect(lines.at(-1), 'it was killed before it closed').toMatchObject({ said: 'loop' });
   const failed = lines.filter((line) => line.said === 'failed');

@@ -71,11 +71,16 @@ export class DaemonUnderTest implements AsyncDisposable {
   static async start(options: StartOptions = {}): Promise<DaemonUnderTest> {
     const home = await mkdtemp(join(tmpdir(), 'hutch-api-'));
     await chmod(home, 0o711); // the sandboxes' users go through it
-    await options.before?.(home);
-    const { child, ready } = await launch(home, options);
-    const daemon = new DaemonUnderTest(home, options, child, ready);
-    daemon.key = (await readFile(ready.ownerKeyPath, 'utf8')).trim();
-    return daemon;
+    try {
+      await options.before?.(home);
+      const { child, ready } = await launch(home, options);
+      const daemon = new DaemonUnderTest(home, options, child, ready);
+      daemon.key = (await readFile(ready.ownerKeyPath, 'utf8')).trim();
+      return daemon;
+    } catch (error) {
+      await rm(home, { recursive: true, force: true }); // of a daemon that is not to start, as some tests want it
+      throw error;
+    }
   }
 
   get pid(): number {
