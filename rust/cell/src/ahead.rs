@@ -13,13 +13,18 @@ const WITH_NETWORK: &str = "resolv.conf";
 /// Does nothing to a layer that has an `/etc`: what is there is the sandbox's own.
 pub fn place(lower: &Path, upper: &Path, network: bool) -> io::Result<()> {
     let (from, to) = (lower.join("etc"), upper.join("etc"));
+    // Beside the layer, and moved there once it is whole: nobody looks again at what is there.
+    let new = upper.with_file_name("etc-new");
     let directory = match fs::symlink_metadata(&from) {
         Ok(found) if found.is_dir() => found,
         _ => return Ok(()),
     };
-    match DirBuilder::new().mode(0o700).create(&to) {
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
-        made => made?,
+    if fs::symlink_metadata(&to).is_ok() {
+        return Ok(());
+    }
+    match fs::remove_dir_all(&new) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => DirBuilder::new().mode(0o700).create(&new)?,
     }
     for name in ALWAYS.into_iter().chain(network.then_some(WITH_NETWORK)) {
         // A link, or a file with several names, is copied as what it is.
@@ -27,11 +32,12 @@ pub fn place(lower: &Path, upper: &Path, network: bool) -> io::Result<()> {
             && file.is_file()
             && file.nlink() == 1
         {
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(to.join(name))?;
-            take_over(&to.join(name), &file)?;
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(new.join(name))?;
+            take_over(&new.join(name), &file)?;
         }
     }
-    take_over(&to, &directory)
+    take_over(&new, &directory)?;
+    fs::rename(&new, &to)
 }
 
 fn take_over(path: &Path, from: &Metadata) -> io::Result<()> {
@@ -94,6 +100,15 @@ mod tests {
         let root = Root::new("resolv");
         fs::write(root.0.join("lower/etc/resolv.conf"), "nameserver 192.0.2.1").unwrap();
         assert!(root.place(false).is_empty());
+    }
+
+    #[test]
+    fn what_a_crash_left_is_begun_anew() {
+        let root = Root::new("crash");
+        fs::write(root.0.join("lower/etc/hosts"), "text").unwrap();
+        fs::create_dir_all(root.0.join("etc-new/half")).unwrap();
+        assert_eq!(root.place(true), ["hosts"]);
+        assert!(!root.0.join("etc-new").exists());
     }
 
     #[test]
