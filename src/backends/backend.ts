@@ -56,6 +56,9 @@ export type BootNeed = 'machine' | 'root';
 /** An image that a backend fetched by itself; `digest` names it in that backend's own store. */
 export type FetchedImage = Pick<Image, 'digest' | 'architecture' | 'sizeBytes' | 'config' | 'detail'>;
 
+/** The root file system of a sandbox, kept as an image: `reference` is how that backend's own programs call it. */
+export type CommittedDisk = { readonly digest: string; readonly sizeBytes: number; readonly reference: string };
+
 /** All that a backend must know to make or start one sandbox. */
 export type SandboxPlan = {
   readonly id: SandboxId;
@@ -183,6 +186,14 @@ export type Backend = {
 
   /** A new byte stream to the agent. One at a time: a new one ends the old. */
   dialAgent(op: Operation, plan: SandboxPlan): Promise<Duplex>;
+
+  /**
+   * Its disk as an image in this backend's own store, of one instant, whether it runs or not; it goes on. With the claim
+   * `diskSnapshot`. On failure nothing is left.
+   */
+  commit?(op: Operation, plan: SandboxPlan): Promise<CommittedDisk>;
+  /** An image that `commit` made goes; one that is gone is no error. */
+  dropCommitted?(op: Operation, digest: string): Promise<void>;
 
   pause(op: Operation, plan: SandboxPlan): Promise<void>;
   resume(op: Operation, plan: SandboxPlan): Promise<void>;

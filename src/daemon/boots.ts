@@ -2,7 +2,7 @@
 // with our agent. Made once on this machine, with progress; remembered as long as this daemon runs.
 import type { Backend, BootNeed } from '../backends/backend.ts';
 import { HutchError } from '../domain/errors.ts';
-import type { Image } from '../domain/image.ts';
+import { ENGINE_REFERENCE, type Image } from '../domain/image.ts';
 import { parseImageReference, shownReference } from '../domain/image-reference.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
@@ -177,9 +177,6 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
 
 /** With which a registry says that it has not got it, or not for us. */
 const NOT_HAD: ReadonlySet<string> = new Set(['not_found', 'permission_denied', 'unavailable']);
-
-/** Where the record of an image says which one of an engine's it is. */
-const ENGINE_REFERENCE = 'engineReference';
 
 function engineBoot(image: Image, reference: string): Boot {
   return { image, kernelId: null, files: { kind: 'engine', reference, imageDigest: image.digest } };

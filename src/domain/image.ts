@@ -17,6 +17,9 @@ export type ImageConfig = {
   readonly exposedPorts: readonly string[];
 };
 
+/** In the detail of an image: how the engine that has it calls it. */
+export const ENGINE_REFERENCE = 'engineReference';
+
 export type Image = {
   readonly id: ImageId;
   /** What people call it, the oldest of its names; unique among images, and moved when a newer one takes it (null: has none). */

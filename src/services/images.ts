@@ -8,12 +8,14 @@ import { requireReference } from '../domain/reference.ts';
 import type { Operation } from '../host/operation.ts';
 import type { ImageLibrary } from '../images/library.ts';
 import { PAGE_ROWS_MAX } from '../store/contract.ts';
+import { dropCommitted } from './committed.ts';
 import type { Core } from './core.ts';
 import type { Handlers } from './handlers.ts';
 import { imageView } from './present.ts';
 import type { Output } from './verbs.ts';
 
-type ImageVerbs = Extract<keyof Handlers, `image.${string}`>;
+/** But for the one that is about a sandbox: commit.ts. */
+type ImageVerbs = Exclude<Extract<keyof Handlers, `image.${string}`>, 'image.commit'>;
 
 export function imageVerbs(core: Core): Pick<Handlers, ImageVerbs> {
   const { store, host } = core.deps;
@@ -62,6 +64,7 @@ export function imageVerbs(core: Core): Pick<Handlers, ImageVerbs> {
     await store.commit(op, [{ change: 'removeImage', id: image.id }]);
     core.presenter.forgetImages();
     await core.deps.images?.remove(op, image.digest);
+    await dropCommitted(core, op, image);
   }
 
   /** Without a name and without a user. */
@@ -234,7 +237,7 @@ export function imageVerbs(core: Core): Pick<Handlers, ImageVerbs> {
   }
 }
 
-function taggable(name: string) {
+export function taggable(name: string) {
   const reference = requireImageReference(name);
   if (reference.digest === null) return reference;
   throw new HutchError({ code: 'invalid_argument', message: 'a digest is no name that can be given', hint: 'write it like web:1' });

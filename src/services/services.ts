@@ -2,6 +2,7 @@
 import type { Backend } from '../backends/backend.ts';
 import { isOpId, newOpId, type OpId } from '../domain/ids.ts';
 import { type Log, newOperation, type Operation } from '../host/operation.ts';
+import { commitVerb } from './commit.ts';
 import { type Core, MainLogs } from './core.ts';
 import { createVerb } from './create.ts';
 import { daemonVerbs } from './daemon-verbs.ts';
@@ -66,6 +67,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
   const keys = new Keys(core);
   const handlers: Handlers = {
     ...createVerb(core, supervisor),
+    ...commitVerb(core),
     ...lifecycleVerbs(core, supervisor),
     ...execVerbs(core),
     ...fileVerbs(core),

@@ -35,8 +35,33 @@ export function honesty(subject: Subject): void {
 
   test('honesty: nothing is claimed for which there is no verb', () => {
     const has = (word: string) => (Object.keys(verbs) as VerbName[]).some((verb) => verb.endsWith(`.${word}`));
-    const claims = { suspend: can.suspend, fork: can.fork, snapshot: can.diskSnapshot };
+    const claims = { suspend: can.suspend, fork: can.fork, commit: can.diskSnapshot };
     for (const [word, claimed] of Object.entries(claims)) if (!has(word)) expect(claimed, word).toBe(false);
+  });
+
+  test(`honesty: a disk snapshot is ${can.diskSnapshot ? 'claimed: what was on the disk is there in a sandbox of the image' : 'not claimed: it refuses by name'}`, async () => {
+    const { id, imageId } = await subject.make({ env: { KEPT: 'yes' } });
+    await subject.sh(id, 'echo first > /root/kept');
+    if (!can.diskSnapshot) {
+      expect(await refusal(daemon.call('image.commit', { ref: id }))).toMatchObject({
+        code: 'failed_precondition',
+        message: expect.stringContaining('diskSnapshot'),
+      });
+      return await subject.remove(id);
+    }
+    const image = await daemon.call('image.commit', { ref: id, name: 'kept:1' });
+    expect(image).toMatchObject({ names: ['kept:1'], digest: expect.stringMatching(/^sha256:/) });
+    await subject.sh(id, 'echo second > /root/kept'); // it goes on, and the image does not follow
+    await subject.remove(id);
+    for (const by of [image.id, image.digest, 'kept:1']) {
+      const child = await subject.make({ image: by });
+      expect(await subject.sh(child.id, 'cat /root/kept; echo $KEPT'), by).toBe('first\n\n');
+      expect(child.imageId).toBe(image.id);
+      expect(child.imageId).not.toBe(imageId);
+      await subject.remove(child.id);
+    }
+    await daemon.call('image.remove', { image: image.id });
+    expect((await daemon.call('image.list', {})).images.map(({ id: left }) => left)).not.toContain(image.id);
   });
 
   test(`honesty: pause is ${can.pause ? 'claimed: what is paused stands still, and goes on' : 'not claimed: it refuses by name'}`, async () => {

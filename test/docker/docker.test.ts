@@ -389,6 +389,28 @@ test(
   () => pullsWithLogin(world),
 );
 
+test('the disk of a stopped sandbox is kept in the Engine until its image is removed, which spares those made of it', async () => {
+  const { daemon, engine } = world;
+  const kept = async (): Promise<readonly string[]> => {
+    const { body } = (await engine.ask('GET', '/images/json')) as { body: { RepoTags: string[] | null }[] };
+    return body.flatMap(({ RepoTags }) => RepoTags ?? []).filter((name) => name.startsWith('hutch/disk:'));
+  };
+  const { id } = await daemon.call('sandbox.create', {});
+  await daemon.run(id, ['sh', '-c', 'echo kept > /root/x']);
+  await daemon.call('sandbox.stop', { ref: id, force: true });
+  const image = await daemon.call('image.commit', { ref: id });
+  expect(await kept()).toEqual([`hutch/disk:${image.digest.replace('sha256:', '')}`]);
+  const child = await daemon.call('sandbox.create', { image: image.id });
+  const error = await refused(daemon.call('image.remove', { image: image.id }));
+  expect(error.body).toMatchObject({ code: 'failed_precondition', message: expect.stringContaining(child.name) });
+  expect((await daemon.run(child.id, ['cat', '/root/x'])).stdout).toBe('kept\n');
+  const elsewhere = await refused(daemon.call('sandbox.create', { image: image.id, backend: 'qemu' }));
+  expect(elsewhere.code).toBe('failed_precondition');
+  await gone(id, child.id);
+  await daemon.call('image.remove', { image: image.id });
+  expect(await kept()).toEqual([]);
+});
+
 test('a foreign container that takes the name of one that was removed is not taken for it, and is left alone', async () => {
   const { daemon, engine } = world;
   const { id } = await daemon.call('sandbox.create', { start: false });

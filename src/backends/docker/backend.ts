@@ -13,6 +13,7 @@ import { DiskTraffic } from '../disk-traffic.ts';
 import { pause } from '../wait.ts';
 import { programArchive } from './archive.ts';
 import { attachedStream } from './attached.ts';
+import { commitContainer, dropImage } from './commit.ts';
 import { type DockerConfig, IMAGE_MS, KILL_FORCE_MS, KILL_GRACE_MS, RELEASE_MS, START_MS } from './config.ts';
 import { type Container, containerBody, containerName, findContainer, INSIDE, isOurs, type Reach } from './container.ts';
 import { Duties } from './duties.ts';
@@ -324,6 +325,14 @@ export function newDockerBackend(config: DockerConfig): Backend {
       attached.set(plan.id, stream);
       return stream;
     },
+
+    async commit(op, plan) {
+      const { container, made } = await containerOf(op, plan);
+      if (container !== null) return await commitContainer(op, engine, instance, container);
+      throw op.error('failed_precondition', made ? 'its container was removed by somebody else' : 'it has no container');
+    },
+
+    dropCommitted: (op, digest) => dropImage(op, engine, digest),
 
     async pause(op, plan) {
       const container = await running(op, plan);

@@ -48,7 +48,7 @@ function capabilities(
     pause: true,
     suspend: false,
     fork: false,
-    diskSnapshot: false,
+    diskSnapshot: true,
     limits: { cpu: held(answer.CpuCfsQuota), memory: held(answer.MemoryLimit), disk: 'no', processes: held(answer.PidsLimit) },
     networks,
     acceleration: 'none',

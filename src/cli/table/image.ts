@@ -72,6 +72,17 @@ export const imageVerbs: readonly Verb[] = [
         load: async () => (await images()).history,
       },
       {
+        name: 'commit',
+        summary: 'Keep the disk of a sandbox as an image, where its backend can: on Docker',
+        examples: [{ line: 'hutch image commit dev base:2', about: 'then: hutch run --backend docker --image base:2' }],
+        flags: [],
+        positionals: [
+          { name: 'SANDBOX', takes: 'one', completes: 'sandbox' },
+          { name: 'NAME', takes: 'any', completes: 'nothing' },
+        ],
+        load: async () => (await images()).commit,
+      },
+      {
         name: 'tag',
         summary: 'Give an image one more name',
         examples: [{ line: 'hutch image tag python:3.13-slim base:1', about: 'another image named base:1 loses that name' }],

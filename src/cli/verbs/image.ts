@@ -103,6 +103,14 @@ function clockOf(said: string): string {
   return Number.isNaN(ms) ? said.slice(0, 32) : clock(ms);
 }
 
+export async function commit(context: Context, args: Args): Promise<number> {
+  const [ref = '', name, ...more] = args.positionals;
+  if (more.length > 0) throw usageError('an image is given one name', 'more of them: hutch image tag');
+  const image = await change(context, 'image.commit', { ref, ...(name === undefined ? {} : { name }) });
+  await context.io.out(context.json ? json(image) : `${image.id}\n`);
+  return 0;
+}
+
 export async function tag(context: Context, args: Args): Promise<number> {
   const [image = '', name = ''] = args.positionals;
   const tagged = await change(context, 'image.tag', { image, name });

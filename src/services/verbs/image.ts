@@ -1,7 +1,7 @@
 // Images: those that were pulled or imported, and the one that Hutch makes.
 import { z } from 'zod';
 import * as view from '../views.ts';
-import { flag, none } from './fields.ts';
+import { flag, none, ref } from './fields.ts';
 import type { Verb } from './verb.ts';
 
 const REFERENCE_CHARS_MAX = 512;
@@ -89,6 +89,17 @@ export const imageVerbs = {
     errors: ['not_found', 'conflict', 'failed_precondition'],
     idempotent: true,
     reads: true,
+  },
+  'image.commit': {
+    kind: 'unary',
+    method: 'POST',
+    path: '/v1/images/commit',
+    summary: 'Keep the disk of a sandbox as an image, where its backend can; the sandbox goes on',
+    input: z.strictObject({ ref, name: name.optional() }),
+    output: view.image,
+    errors: ['not_found', 'conflict', 'failed_precondition', 'resource_exhausted'],
+    idempotent: false,
+    reads: false,
   },
   'image.tag': {
     kind: 'unary',
