@@ -165,7 +165,7 @@ async function ready(): Promise<void> {
       if (!readFileSync(join(run, 'console.log'), 'utf8').slice(consoleBegan).includes('Lab control'))
         await new Promise((resolve) => setTimeout(resolve, 500));
       else {
-        set = await command({ argv: ['sh', '-ec', `systemctl is-system-running --wait || true\n${SET_UP}`] });
+        set = await command({ argv: ['sh', '-ec', `systemctl is-system-running --wait >/dev/null || true\n${SET_UP}`] });
         if (set !== 0) throw new Error(`the lab's set-up failed with ${set}`);
       }
     }
