@@ -10,6 +10,7 @@ import { pause } from '../wait.ts';
 const UNPACK_MS = 15 * 60_000;
 const LOOK_EVERY_MS = 200;
 const RELEASE_MS = 60_000;
+const MOUNT_POINTS = ['proc', 'sys', 'dev', 'tmp'];
 const BUILDING = '.building-';
 const LOCK = '.lock-';
 
@@ -68,6 +69,10 @@ export class Bases {
     const options = ['--quiet', '--no-dev', '--chmod', '--chown', '--set-times', '--set-xattr'];
     const { exitCode, stderr } = await host.run(op, ['rdsquashfs', ...options, '--unpack-path', '/', '--unpack-root', building, imagePath]);
     if (exitCode !== 0) throw op.error('internal', `the image cannot be unpacked: ${new TextDecoder().decode(stderr).trim()}`);
+    // The runtime mounts there, and an image made from nothing need not have them.
+    for (const name of MOUNT_POINTS) {
+      if ((await host.stat(op, join(building, name))) === null) await host.makeDir(op, join(building, name), 0o755);
+    }
     // Every file of it, before its name says that it is whole.
     const synced = await host.run(op, ['sync', '--file-system', building]);
     if (synced.exitCode !== 0)
