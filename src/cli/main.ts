@@ -1,5 +1,6 @@
 // The CLI's entry: finds the verb, runs it, tells what went wrong, and ends with a code of the table.
 // It loads only what every verb needs: a verb's own file comes when it is asked for.
+import { setFlagsFromString } from 'node:v8';
 import type { HutchError } from '../domain/errors.ts';
 import { nearest } from '../domain/nearest.ts';
 import { type Args, readArgs, usage } from './args.ts';
@@ -17,6 +18,11 @@ import { alsoCalled, firstWords, VERBS } from './verbs.ts';
 type Found =
   | { readonly path: string; readonly leaf: Leaf; readonly argv: readonly string[] }
   | { readonly help: string; readonly code: number };
+
+// V8 compiles hot code on threads of its own, and such a thread may wait for the collector of the main thread. When
+// that waits for the threads, as it does in process.exit, neither goes on, for good: nodejs/node#54918. What moves
+// bytes here is not JavaScript, so nothing is lost by leaving it as it is.
+for (const flag of ['--no-maglev', '--no-turbofan', '--no-concurrent-sparkplug']) setFlagsFromString(flag);
 
 const argv = process.argv.slice(2);
 const io = newIo();
