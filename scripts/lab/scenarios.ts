@@ -203,7 +203,7 @@ const unit: Scenario = {
     await reboot();
     const why = await step('after the reboot', `${daemonUp} >/dev/null; ./hutch inspect kept --json; ./hutch why kept`);
     expect(/"state":\s*"stopped"/.test(why) && /host-reboot/.test(why), 'it is stopped, because of the reboot', why);
-    show(why.slice(why.lastIndexOf('\n}') + 2));
+    show(why.slice(why.indexOf('kept is stopped')));
     const kept = await step('started again', './hutch start kept && ./hutch exec kept -- cat /root/file');
     expect(kept.endsWith('disk\n'), 'its disk is whole', kept);
     const left = await step(
