@@ -9,6 +9,7 @@ import type { Presenter } from './present.ts';
 import type { Publisher } from './publisher.ts';
 import type { Runs } from './runs.ts';
 import type { Sandboxes } from './sandboxes.ts';
+import type { StartGate } from './start-gate.ts';
 import type { Templates } from './templates.ts';
 import type { Turns } from './turns.ts';
 
@@ -22,6 +23,7 @@ export type Core = {
   readonly publisher: Publisher;
   readonly logs: MainLogs;
   readonly templates: Templates;
+  readonly startGate: StartGate;
 };
 
 /** The logs of main processes, one object per sandbox while anybody uses it: who reads hears who writes. */

@@ -23,6 +23,7 @@ import { reconcile } from './reconcile.ts';
 import { recordVerbs } from './records.ts';
 import { Runs } from './runs.ts';
 import { Sandboxes } from './sandboxes.ts';
+import { StartGate } from './start-gate.ts';
 import { Supervisor } from './supervisor.ts';
 import { newTemplates } from './templates.ts';
 import type { Tracer } from './tracing.ts';
@@ -62,6 +63,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     publisher,
     logs: new MainLogs(deps),
     templates: newTemplates(deps),
+    startGate: new StartGate(),
   };
   const supervisor = new Supervisor(core);
   const keys = new Keys(core);

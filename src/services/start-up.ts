@@ -1,6 +1,7 @@
 // The last part of every start, of a new sandbox and of one that was stopped: from a sandbox that has a disk
 // to one that is on record as running and is watched to its end. Until it is on record, `undo` undoes it.
 import type { Sandbox, SandboxEvent } from '../domain/sandbox.ts';
+import type { Operation } from '../host/operation.ts';
 import { type BringUp, bringUp, type MainStarted, startMain } from './bring-up.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
@@ -24,7 +25,7 @@ export type StartUp = {
 
 export async function startUp(core: Core, supervisor: Supervisor, call: Call, run: Run, what: BringUp, how: StartUp): Promise<Sandbox> {
   const { op } = call;
-  const up = await bringUp(op, core.deps.host, run, what);
+  const up = await inPlace(core, op, () => bringUp(op, core.deps.host, run, what));
   const { pid, startTicks } = up.started.evidence;
   const { timeoutMs } = what.sandbox.spec;
   // The main process begins while the disk writes the record: if that fails, both are undone.
@@ -47,6 +48,11 @@ export async function startUp(core: Core, supervisor: Supervisor, call: Call, ru
   });
   supervisor.watch(run, sandbox);
   return await followMain(supervisor, call, run, sandbox, main, how.attach);
+}
+
+async function inPlace<T>(core: Core, op: Operation, work: () => Promise<T>): Promise<T> {
+  using _ = await core.startGate.enter(op);
+  return await work();
 }
 
 /** What the start of the main process came to: kept for its client, let go of, or an end. */
