@@ -42,10 +42,18 @@ export const CHECKS: readonly Check[] = [
   },
   {
     name: 'rust',
-    what: 'Rust format and lint',
+    what: 'Rust lint',
     command: () =>
       spawnSync('cargo', ['clippy', '--version']).status === 0
         ? ['cargo', 'clippy', '--quiet', '--manifest-path', 'rust/Cargo.toml', '--workspace', '--all-targets', '--', '-D', 'warnings']
+        : null,
+  },
+  {
+    name: 'rustfmt',
+    what: 'Rust format',
+    command: () =>
+      spawnSync('cargo', ['fmt', '--version']).status === 0
+        ? ['cargo', 'fmt', '--manifest-path', 'rust/Cargo.toml', '--all', '--check']
         : null,
   },
 ];

@@ -133,7 +133,10 @@ mod tests {
 
     #[test]
     fn a_whole_command_line_is_understood() {
-        let options = parsed("--dir /d --log /l --pair --console /c --uid 7 --gid 8 --also passt -f ; --also b ; --await /s -- qemu --dir x").unwrap();
+        let options = parsed(
+            "--dir /d --log /l --pair --console /c --uid 7 --gid 8 --also passt -f ; --also b ; --await /s -- qemu --dir x",
+        )
+        .unwrap();
         assert_eq!(options.ids, Some((7, 8)));
         assert_eq!((options.pair, options.console), (true, Some(PathBuf::from("/c"))));
         assert_eq!(options.also, [vec![c"passt".to_owned(), c"-f".to_owned()], vec![c"b".to_owned()]]);

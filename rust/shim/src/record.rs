@@ -218,6 +218,8 @@ pub fn small_file(path: impl AsRef<Path>) -> io::Result<String> {
 }
 
 pub fn signal_name(signal: i32) -> String {
+    // One signal a line would be a page of its own.
+    #[rustfmt::skip]
     const NAMES: [&str; 32] = [
         "", "SIGHUP", "SIGINT", "SIGQUIT", "SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE", "SIGKILL", "SIGUSR1", "SIGSEGV",
         "SIGUSR2", "SIGPIPE", "SIGALRM", "SIGTERM", "SIGSTKFLT", "SIGCHLD", "SIGCONT", "SIGSTOP", "SIGTSTP", "SIGTTIN", "SIGTTOU",
