@@ -66,7 +66,7 @@ async function main(): Promise<number> {
 }
 
 function isAboutDaemon(path: string): boolean {
-  return (path.startsWith('daemon ') && path !== 'daemon backends') || path === 'version' || path === 'config completion';
+  return (path.startsWith('daemon ') && path !== 'daemon backends') || path === 'version' || path.startsWith('config ');
 }
 
 async function find(words: readonly string[]): Promise<Found> {

@@ -172,9 +172,23 @@ export function list(op: Operation, path: string): Promise<readonly string[]> {
 
 export function makeDir(op: Operation, path: string, mode: number): Promise<void> {
   return heed(op, `make directory ${path}`, async () => {
-    const firstMade = await fs.mkdir(path, { recursive: true, mode });
-    if (firstMade !== undefined) await fs.chmod(path, mode); // the umask had its say in mkdir
+    if (await makeDirs(path, mode)) await fs.chmod(path, mode); // the umask had its say in mkdir
   });
+}
+
+/** Whether it was made. Node's own `recursive` never ends where a file system refuses with ENOENT, as /proc does. */
+async function makeDirs(path: string, mode: number): Promise<boolean> {
+  for (let hasParent = false; ; hasParent = true) {
+    try {
+      await fs.mkdir(path, { mode });
+      return true;
+    } catch (error) {
+      const errno = errnoOf(error);
+      if (errno === 'EEXIST' && (await fs.stat(path)).isDirectory()) return false;
+      if (errno !== 'ENOENT' || hasParent) throw error;
+      await makeDirs(dirname(path), mode);
+    }
+  }
 }
 
 export function remove(op: Operation, path: string): Promise<void> {

@@ -57,6 +57,18 @@ for (const [args, schema] of DOCUMENTS) {
   });
 }
 
+test('the settings can be looked at where no daemon runs, and none is started', async () => {
+  const home = join(world.dir, 'nowhere');
+  const env = { HUTCH_HOME: home, HUTCH_SANDBOX_CPUS: '3' };
+  const { code, stdout } = await world.run(['config', 'show', '--json'], { env });
+  expect(code).toBe(0);
+  const { values } = verbs['config.get'].output.parse(JSON.parse(stdout));
+  expect(values.find(({ key }) => key === 'sandbox.cpus')).toEqual({ key: 'sandbox.cpus', value: 3, source: 'HUTCH_SANDBOX_CPUS' });
+  const running = verbs['config.get'].output.parse(JSON.parse((await world.run(['config', 'show', '--json'])).stdout));
+  expect(values.map(({ key }) => key)).toEqual(running.values.map(({ key }) => key));
+  expect(existsSync(home)).toBe(false);
+});
+
 test('what has no document of the API’s says what it did, or that it has no --json', async () => {
   expect(await world.run(['rm', '--json', '-f', 'missing'])).toMatchObject({ code: 0, stdout: '', stderr: '' });
   const completion = JSON.parse((await world.run(['completion', 'bash', '--json'])).stdout) as { shell: string; script: string };

@@ -118,6 +118,14 @@ test('directories are made with their parents and removed with their content, bo
   expect(await host.list(op, dir)).toEqual([]);
 });
 
+test('a directory that cannot be made is an error at once, also where the kernel says that its parent is missing', async () => {
+  const op = testOperation();
+  await expect(host.makeDir(op, '/proc/hutch/data', 0o711)).rejects.toMatchObject({ code: 'not_found' });
+  await fs.writeFile(join(dir, 'file'), '');
+  await expect(host.makeDir(op, join(dir, 'file'), 0o711)).rejects.toMatchObject({ cause: { code: 'EEXIST' } });
+  await expect(host.makeDir(op, join(dir, 'file', 'below'), 0o711)).rejects.toMatchObject({ cause: { code: 'ENOTDIR' } });
+});
+
 test('a copy of a sparse file has the same bytes, takes no more room, and is writable', async () => {
   const op = testOperation();
   const from = join(dir, 'seed');

@@ -347,9 +347,11 @@ fn files_with_holes_come_in_with_their_holes_however_tar_writes_them() {
         let copy = format!("{target}/{name}");
         assert!(std::fs::read(&copy).expect("reads") == content, "{format:?}");
         assert!(std::fs::metadata(&copy).expect("there").blocks() * 512 < content.len() as u64 / 2, "{format:?}");
-        // Cut anywhere, it is refused or the file is not there whole: never a file that looks right.
+        // Cut anywhere, it is refused, and what was there before stays.
         for end in [512, 1024, 1536, 2048, 4096] {
             upload(&mut client, "tar.unpack", at(&target), &archive[..end]).expect_err("it is cut off");
+            assert!(std::fs::read(&copy).expect("reads") == content, "{format:?} cut at {end}");
+            assert_eq!(std::fs::read_dir(&target).expect("lists").count(), 1, "{format:?} cut at {end}");
         }
         std::fs::remove_dir_all(&target).expect("removes");
     }

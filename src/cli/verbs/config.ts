@@ -1,11 +1,33 @@
-// hutch config show: each value of the daemon's configuration, and where it came from.
+// hutch config show: each value of the daemon's configuration, and where it came from. Where none runs, of
+// the one that would start now: to look at settings starts nothing.
+import { readFile } from 'node:fs/promises';
+import type { Output } from '../../services/verbs.ts';
 import type { Args } from '../args.ts';
 import { ask, type Context } from '../context.ts';
+import { daemonAccess } from '../daemon.ts';
 import { json, table } from '../output.ts';
+import { daemonVersion } from './version.ts';
 
 export async function show(context: Context, _args: Args): Promise<number> {
-  const answer = await ask(context, 'config.get', {});
+  const { isLocal, places } = await daemonAccess(context.env);
+  const answer =
+    isLocal && (await daemonVersion(context)) === null ? await own(context, places.configPaths) : await ask(context, 'config.get', {});
   const rows = answer.values.map(({ key, value, source }) => [key, typeof value === 'string' ? value : JSON.stringify(value), source]);
   await context.io.out(context.json ? json(answer) : table(['KEY', 'VALUE', 'FROM'], rows));
   return 0;
+}
+
+async function own({ env }: Context, paths: readonly string[]): Promise<Output<'config.get'>> {
+  const { loadConfig } = await import('../../config/config.ts');
+  const { values } = await loadConfig({ paths, readFile: textIfThere, env });
+  return { values: values.map(({ key, value, source }) => ({ key, value, source })) };
+}
+
+async function textIfThere(path: string): Promise<string | null> {
+  try {
+    return await readFile(path, 'utf8');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
+    throw error;
+  }
 }

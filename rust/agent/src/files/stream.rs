@@ -317,8 +317,8 @@ fn open_beside(path: &[u8], mode: Option<u32>) -> Result<(OwnedFd, Option<Beside
     }
     let directory = open(parent_of(&path), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let mode = mode.or(old.map(|stat| stat.st_mode & 0o7777));
-    for attempt in 0..100u32 {
-        let name = format!(".hutch-{}-{:08x}.tmp", rustix::process::getpid().as_raw_nonzero(), random_name(attempt));
+    for attempt in 0..NAMES_TRIED {
+        let name = name_beside(attempt);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         match openat(&directory, name.as_str(), flags, Mode::from_raw_mode(mode.unwrap_or(0o644) & 0o777)) {
             Ok(file) => {
@@ -345,6 +345,14 @@ fn real_path(path: &[u8]) -> Result<Vec<u8>, Errno> {
         Ok(real) if real.as_bytes().starts_with(b"/") => Ok(real.into_bytes()),
         _ => Ok(path.to_vec()),
     }
+}
+
+/// How many names are tried for a file beside another, before that is given up.
+pub const NAMES_TRIED: u32 = 100;
+
+/// What a file is called until it is whole.
+pub fn name_beside(attempt: u32) -> String {
+    format!(".hutch-{}-{:08x}.tmp", rustix::process::getpid().as_raw_nonzero(), random_name(attempt))
 }
 
 /// Names that are not guessed: whoever could plant one only delays us.

@@ -6,13 +6,14 @@ use super::reader::{Reader, Source};
 use crate::agent::Agent;
 use crate::fault::{Fault, Outcome};
 use crate::files::simple::make_directories;
+use crate::files::stream::{NAMES_TRIED, name_beside};
 use crate::files::{Scene, failed};
 use crate::jobs::{JobPort, Ticket};
 use crate::wire::fields::{Fields, PATH_BYTES_MAX};
 use crate::wire::value::Value;
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid, chmodat, chownat, fchmod,
-    ftruncate, linkat, makedev, mkdirat, mknodat, open, openat, openat2, statat, symlinkat, unlinkat, utimensat,
+    ftruncate, linkat, makedev, mkdirat, mknodat, open, openat, openat2, renameat, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
@@ -123,13 +124,15 @@ impl Unpacker<'_> {
         if header.kind == Kind::Directory {
             return self.make_directory(directory, base, names, header);
         }
+        if header.kind == Kind::File {
+            return self.file(directory, base, header, reader);
+        }
         match unlinkat(directory, base, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(Errno::ISDIR) => return Err(Fault::conflict("there is a directory of that name")),
             Err(errno) => return Err(system(errno)),
         }
         match header.kind {
-            Kind::File => return self.file(directory, base, header, reader),
             Kind::HardLink => {
                 let linked = names_of_link(&header.link)?;
                 let (name, parents) = linked.split_last().ok_or_else(|| Fault::invalid_argument("a link to nothing"))?;
@@ -162,23 +165,37 @@ impl Unpacker<'_> {
         let _ = utimensat(directory, base, &times(header), AtFlags::SYMLINK_NOFOLLOW);
     }
 
+    /// Under its own name only when it is whole: an archive that is cut off leaves what was there before.
     fn file<S: Source>(&self, directory: &OwnedFd, base: &[u8], header: &Header, reader: &mut Reader<S>) -> Result<(), Fault> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(directory, base, flags, Mode::from_raw_mode(0o600)).map_err(system)?;
+        let (file, beside) = open_beside(directory).map_err(system)?;
+        let written = self.fill(&file, header, reader);
+        let placed = written.and_then(|()| {
+            renameat(directory, beside.as_str(), directory, base).map_err(|errno| match errno {
+                Errno::ISDIR => Fault::conflict("there is a directory of that name"),
+                errno => system(errno),
+            })
+        });
+        if placed.is_err() {
+            let _ = unlinkat(directory, beside.as_str(), AtFlags::empty());
+        }
+        placed
+    }
+
+    fn fill<S: Source>(&self, file: &OwnedFd, header: &Header, reader: &mut Reader<S>) -> Result<(), Fault> {
         match &header.sparse {
-            None => write_at(&file, 0, header.size, reader)?,
+            None => write_at(file, 0, header.size, reader)?,
             Some(sparse) => {
                 for piece in &sparse.pieces {
-                    write_at(&file, piece.offset, piece.bytes, reader)?;
+                    write_at(file, piece.offset, piece.bytes, reader)?;
                 }
-                ftruncate(&file, sparse.size).map_err(system)?;
+                ftruncate(file, sparse.size).map_err(system)?;
             }
         }
         if self.keep_owner {
-            let _ = rustix::fs::fchown(&file, Some(Uid::from_raw(header.uid)), Some(Gid::from_raw(header.gid)));
+            let _ = rustix::fs::fchown(file, Some(Uid::from_raw(header.uid)), Some(Gid::from_raw(header.gid)));
         }
-        fchmod(&file, Mode::from_raw_mode(header.mode)).map_err(system)?;
-        rustix::fs::futimens(&file, &times(header)).map_err(system)?;
+        fchmod(file, Mode::from_raw_mode(header.mode)).map_err(system)?;
+        rustix::fs::futimens(file, &times(header)).map_err(system)?;
         reader.skip_padding(header.size)
     }
 
@@ -263,6 +280,19 @@ impl Unpacker<'_> {
             result => result,
         }
     }
+}
+
+fn open_beside(directory: &OwnedFd) -> Result<(OwnedFd, String), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    for attempt in 0..NAMES_TRIED {
+        let name = name_beside(attempt);
+        match openat(directory, name.as_str(), flags, Mode::from_raw_mode(0o600)) {
+            Ok(file) => return Ok((file, name)),
+            Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Err(Errno::EXIST)
 }
 
 /// Writes the next `bytes` of the content.
