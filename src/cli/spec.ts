@@ -52,6 +52,11 @@ export async function createSpec(context: Context, args: Args): Promise<CreateIn
   };
 }
 
+/** The image that is asked for by name; undefined where the daemon's default is meant. */
+export function imageAsked(context: Pick<Context, 'env'>, args: Args): string | undefined {
+  return wanted(context, args, 'image')?.text;
+}
+
 type Wanted = { readonly text: string; readonly what: string };
 
 /** The flag, else our own variable of the configuration: the daemon has read its own when it started, which may be long ago. */

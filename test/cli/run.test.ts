@@ -120,6 +120,13 @@ test('binary output arrives unchanged, also when its reader is slow', async () =
   expect(hash.digest('hex')).toBe(createHash('sha256').update(Buffer.alloc(40_000_000, '0123456789abcde\n')).digest('hex'));
 });
 
+test('without a command the image’s own is meant, wherever the image is named', async () => {
+  expect((await world.run(['run', '--rm'])).stderr).toContain('needs a command');
+  const named = await world.run(['run', '--rm'], { env: { HUTCH_SANDBOX_IMAGE: 'localhost:1/none' } });
+  expect(named.stderr).not.toContain('needs a command');
+  expect(named.stderr).toContain('localhost:1');
+});
+
 test('a command that does not read its input ends all the same', async () => {
   expect((await world.run(['exec', 'box', 'true'], { input: Buffer.alloc(8 * MIB) })).code).toBe(0);
 });

@@ -10,7 +10,7 @@ import { type Context, change } from '../context.ts';
 import { exitOf } from '../exit-codes.ts';
 import { outcome } from '../outcome.ts';
 import { json } from '../output.ts';
-import { createSpec } from '../spec.ts';
+import { createSpec, imageAsked } from '../spec.ts';
 import { type Stdio, stdioOf } from '../stdio.ts';
 import { parseDetachKeys } from '../terminal.ts';
 import { RECONNECT_FOR_MS } from './exec.ts';
@@ -26,7 +26,7 @@ const STOP_GRACE_MS = 2_000;
 export async function run(context: Context, args: Args): Promise<number> {
   const detach = args.has('detach');
   const stdio = detach ? detachedStdio(args) : stdioOf(context, args);
-  const argv = commandOf(args, stdio);
+  const argv = commandOf(context, args, stdio);
   const detachKeys = parseDetachKeys(args.value('detach-keys'));
   const spec = await createSpec(context, args);
   const loading = detach ? null : preloadSockets('once-idle');
@@ -49,9 +49,9 @@ export async function run(context: Context, args: Args): Promise<number> {
 }
 
 /** Null: what the image is made for. Our own image is made for nothing but a shell. */
-function commandOf(args: Args, stdio: Stdio): string[] | null {
+function commandOf(context: Context, args: Args, stdio: Stdio): string[] | null {
   if (args.command.length > 0) return [...args.command];
-  const image = args.value('image');
+  const image = imageAsked(context, args);
   if (image !== undefined && image !== OWN_IMAGE) return null;
   if (stdio.tty) return [...LOGIN_SHELL];
   throw usage('hutch run needs a command to run', 'like: hutch run --rm -- uname -a; for a shell: hutch run --rm -it');
