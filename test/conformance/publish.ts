@@ -4,6 +4,7 @@ import { once } from 'node:events';
 import { connect, createServer, type Server } from 'node:net';
 import { expect, test } from 'vitest';
 import { eventually } from '../support/eventually.ts';
+import { echoServer } from './echo-server.ts';
 import { refusal, type Subject } from './subject.ts';
 
 const GUEST_PORT = 7_412;
@@ -11,19 +12,7 @@ const GUEST_PORT = 7_412;
 export function publish(subject: Subject): void {
   const { daemon } = subject;
 
-  /** A main process that gives back what it gets, at `GUEST_PORT`, by what the image has. */
-  const python = `import socket
-s=socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind(("127.0.0.1",${GUEST_PORT})); s.listen(8)
-while True:
-  c,_=s.accept()
-  while True:
-    d=c.recv(65536)
-    if not d: break
-    c.sendall(d)
-  c.close()`;
-  const main = {
-    argv: ['sh', '-c', `if command -v python3 >/dev/null; then exec python3 -c '${python}'; else exec nc -ll -p ${GUEST_PORT} -e cat; fi`],
-  };
+  const main = { argv: echoServer(GUEST_PORT) };
 
   /** What comes back before the other end closes; a reset is an error. */
   const echoed = async (port: number, bytes: Uint8Array): Promise<string> => {

@@ -2,6 +2,7 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { expect, test } from 'vitest';
 import { eventually } from '../support/eventually.ts';
+import { echoServer } from './echo-server.ts';
 import type { Subject } from './subject.ts';
 
 const PORT = 7_411;
@@ -10,24 +11,10 @@ export function reach(subject: Subject): void {
   const { daemon } = subject;
   let servers = 0;
 
-  /** A server that gives back what it gets, by what the image has. */
   const listen = async (box: string) => {
     servers += 1;
     const execId = `echo-server-${servers}`;
-    const python = `import socket,sys
-s=socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind(("127.0.0.1",${PORT})); s.listen(8)
-while True:
-  c,_=s.accept()
-  while True:
-    d=c.recv(65536)
-    if not d: break
-    c.sendall(d)
-  c.close()`;
-    const client = await daemon.exec(
-      box,
-      { argv: ['sh', '-c', `if command -v python3 >/dev/null; then exec python3 -c '${python}'; else exec nc -ll -p ${PORT} -e cat; fi`] },
-      { execId },
-    );
+    const client = await daemon.exec(box, { argv: echoServer(PORT) }, { execId });
     await client.saw('started');
     await eventually('it is listed', async () => (await daemon.call('port.list', { ref: box })).ports.some(({ port }) => port === PORT));
     return async () => {
