@@ -5,7 +5,8 @@
 import { spawn } from 'node:child_process';
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join, relative } from 'node:path';
+import { join, relative, resolve } from 'node:path';
+import { stripVTControlCharacters } from 'node:util';
 import { type FileRun, recordRun } from './test-runs.ts';
 
 /**
@@ -116,13 +117,18 @@ type VitestReport = {
   }[];
 };
 
-async function vitest(argv: readonly string[], env: NodeJS.ProcessEnv): Promise<{ code: number; report: VitestReport }> {
+/** `astray`: files while which ran an error happened outside of any test, which the report does not have. */
+type VitestRun = { readonly code: number; readonly report: VitestReport; readonly astray: readonly string[] };
+
+async function vitest(argv: readonly string[], env: NodeJS.ProcessEnv): Promise<VitestRun> {
   const dir = mkdtempSync(join(tmpdir(), 'hutch-report-'));
   const path = join(dir, 'report.json');
   try {
     const reporters = ['--reporter=default', '--reporter=json', `--outputFile=${path}`];
-    const { code } = await stream([process.execPath, 'node_modules/.bin/vitest', 'run', ...reporters, ...argv], env);
-    return { code, report: JSON.parse(readFileSync(path, 'utf8')) as VitestReport };
+    const { code, output } = await stream([process.execPath, 'node_modules/.bin/vitest', 'run', ...reporters, ...argv], env);
+    const said = stripVTControlCharacters(output).matchAll(/^This error originated in "([^"]+)" test file/gm);
+    const astray = new Set([...said].map(([, file = '']) => resolve(file)));
+    return { code, report: JSON.parse(readFileSync(path, 'utf8')) as VitestReport, astray: [...astray] };
   } finally {
     rmSync(dir, { recursive: true, force: true });
   }
@@ -132,32 +138,35 @@ async function tests(options: Options, env: NodeJS.ProcessEnv): Promise<Section>
   // Kernel and image, made once and kept: tests of machines start from them.
   const prepared = await stream([process.execPath, 'scripts/prepare.ts'], env);
   if (prepared.code !== 0) return section('tests', { failures: ['kernel and image could not be prepared'] });
-  const { code, report } = await vitest(options.filters, env);
+  const { code, report, astray } = await vitest(options.filters, env);
   const result = section('tests', { files: fileRuns(report) });
   const failed: Failed[] = [];
   for (const file of report.testResults) {
     const before = failed.length;
     for (const { status, title, fullName } of file.assertionResults) {
       if (status === 'passed') result.passed += 1;
-      else if (status === 'failed') failed.push({ file: file.name, title, name: fullName });
+      else if (status === 'failed') failed.push({ file: file.name, title, name: fullName, counted: 0 });
     }
+    const counted = file.assertionResults.filter(({ status }) => status === 'passed').length;
     // Its tests did not run because what they all need could not be made.
     if (file.status === 'failed' && failed.length === before)
-      failed.push({ file: file.name, title: null, name: `${file.name}: ${file.message ?? 'did not load'}` });
+      failed.push({ file: file.name, title: null, name: `${file.name}: ${file.message ?? 'did not load'}`, counted });
+    else if (astray.includes(file.name))
+      failed.push({ file: file.name, title: null, name: `${file.name}: an error outside of any test`, counted });
     else if (options.filters.length === 0 || options.backend !== null)
       result.notRun.push(...file.assertionResults.filter(({ status }) => !RAN.has(status)).map(({ fullName }) => fullName));
   }
   if (code !== 0 && failed.length === 0) result.failures.push(`vitest ended with ${code} (an error outside of any test?)`);
   for (const it of failed) {
     const passed = failed.length <= RETRIED ? await passesAlone(it, env) : 0;
-    result.passed += passed;
+    result.passed += Math.max(0, passed - it.counted);
     (passed > 0 ? result.unsteady : result.failures).push(it.name);
   }
   return result;
 }
 
-/** A test that failed, or a file (title null) none of whose tests could begin. */
-type Failed = { readonly file: string; readonly title: string | null; readonly name: string };
+/** A test that failed, or a file (title null) that failed around its tests, of which `counted` had passed. */
+type Failed = { readonly file: string; readonly title: string | null; readonly name: string; readonly counted: number };
 
 const RAN: ReadonlySet<string> = new Set(['passed', 'failed']);
 

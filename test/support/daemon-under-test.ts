@@ -290,7 +290,8 @@ export class ExecClient {
       else this.stderr = Buffer.concat([this.stderr, bytes]);
     });
     socket.on('error', () => {});
-    this.closed = once(socket, 'close').then(([code, reason]: unknown[]) => ({ code: code as number, reason: String(reason) }));
+    // Not `once` of events, which fails at an error that comes before: nobody may be waiting for this one.
+    this.closed = new Promise((resolve) => socket.once('close', (code, reason) => resolve({ code, reason: String(reason) })));
   }
 
   send(message: object): void {
