@@ -6,8 +6,8 @@ import { Engine } from '../../src/backends/docker/engine.ts';
 import { pullImage } from '../../src/backends/docker/image.ts';
 import { nodeHost } from '../../src/host/node-host.ts';
 import type { Progress } from '../../src/host/operation.ts';
+import { LOGIN, Registry } from '../support/debian-registry.ts';
 import { testOperation } from '../support/operation.ts';
-import { LOGIN, Registry } from './registry.ts';
 import { importTool } from './tool-image.ts';
 import { type DockerWorld, dockerConfigOf } from './world.ts';
 

@@ -3,6 +3,7 @@
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
+import { existsSync } from 'node:fs';
 import { cp, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -11,6 +12,8 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import * as z from 'zod';
 import { Engine } from '../../src/backends/docker/engine.ts';
 import { nodeHost } from '../../src/host/node-host.ts';
+import { openssl, selfSigned } from '../support/certificate.ts';
+import { freePort } from '../support/free-port.ts';
 import { testOperation } from '../support/operation.ts';
 import { DockerWorld } from './world.ts';
 
@@ -25,41 +28,12 @@ function certify(name: string, authority: string, extension: string): void {
   const at = join(dir, name);
   const ca = join(dir, authority);
   execFileSync('mkdir', ['-p', at, ca]);
-  const ssl = (...args: string[]): void => void execFileSync('openssl', args, { stdio: 'pipe' });
-  try {
-    execFileSync('test', ['-e', join(ca, 'ca.pem')]);
-  } catch {
-    ssl(
-      'req',
-      '-x509',
-      '-newkey',
-      'rsa:2048',
-      '-nodes',
-      '-days',
-      '2',
-      '-subj',
-      `/CN=${authority}`,
-      '-keyout',
-      join(ca, 'ca.key'),
-      '-out',
-      join(ca, 'ca.pem'),
-    );
-  }
-  ssl('req', '-newkey', 'rsa:2048', '-nodes', '-subj', `/CN=${name}`, '-keyout', join(at, 'key.pem'), '-out', join(at, 'csr'));
+  if (!existsSync(join(ca, 'ca.pem'))) selfSigned({ name: authority, key: join(ca, 'ca.key'), certificate: join(ca, 'ca.pem') });
+  openssl('req', '-newkey', 'rsa:2048', '-nodes', '-subj', `/CN=${name}`, '-keyout', join(at, 'key.pem'), '-out', join(at, 'csr'));
   execFileSync('sh', ['-c', 'printf "%s" "$0" > "$1"', extension, join(at, 'ext')]);
   const signed = ['-CA', join(ca, 'ca.pem'), '-CAkey', join(ca, 'ca.key'), '-CAcreateserial', '-days', '2', '-extfile', join(at, 'ext')];
-  ssl('x509', '-req', '-in', join(at, 'csr'), ...signed, '-out', join(at, 'cert.pem'));
+  openssl('x509', '-req', '-in', join(at, 'csr'), ...signed, '-out', join(at, 'cert.pem'));
   if (at !== ca) execFileSync('cp', [join(ca, 'ca.pem'), join(at, 'ca.pem')]);
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer();
-  server.listen({ host: '127.0.0.1', port: 0 });
-  await once(server, 'listening');
-  const address = server.address() as { port: number };
-  server.close();
-  await once(server, 'close');
-  return address.port;
 }
 
 beforeAll(async () => {

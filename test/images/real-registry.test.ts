@@ -1,20 +1,18 @@
 // Debian's own registry, with a login and TLS, filled by skopeo; and what umoci unpacks of the same images.
-import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
-import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { nodeHost } from '../../src/host/node-host.ts';
-import { eventually } from '../support/eventually.ts';
+import { selfSigned } from '../support/certificate.ts';
+import { Registry } from '../support/debian-registry.ts';
 import { testOperation } from '../support/operation.ts';
 import { digestOf, image, type MadeImage, TYPES, tar } from './archives.ts';
 import { place, readTree, treeOf } from './place.ts';
 
 const op = testOperation();
-/** `htpasswd -nbB hutch open-sesame`. */
-const HTPASSWD = 'hutch:$2b$05$dkEa1.fmOhhwIJyxvlaQ2.xmozxOY1XHKsSSPfWVrp0h3ZWT3gMq2';
 
 const LOWER = tar(
   { path: './', type: 'directory', mode: 0o755 },
@@ -47,48 +45,19 @@ const UPPER = tar(
 const TOP = tar({ path: 'app', content: 'v3', mode: 0o755 }, { path: '.wh.fifo' });
 
 let dir: string;
-let registry: ChildProcess;
+let registry: Registry | undefined;
 let name: string;
 
 beforeAll(async () => {
   dir = await mkdtemp(join(tmpdir(), 'hutch-registry-'));
-  const port = await freePort();
-  name = `127.0.0.1:${port}`;
-  await writeFile(join(dir, 'htpasswd'), `${HTPASSWD}\n`);
-  run(
-    'openssl',
-    'req',
-    '-x509',
-    '-newkey',
-    'rsa:2048',
-    '-nodes',
-    '-days',
-    '2',
-    '-subj',
-    '/CN=localhost',
-    '-addext',
-    'subjectAltName=IP:127.0.0.1,DNS:localhost',
-    '-keyout',
-    join(dir, 'key.pem'),
-    '-out',
-    join(dir, 'cert.pem'),
-  );
-  await writeFile(
-    join(dir, 'config.json'), // what is JSON is YAML
-    JSON.stringify({
-      version: 0.1,
-      log: { level: 'error' },
-      storage: { filesystem: { rootdirectory: join(dir, 'store') } },
-      http: { addr: name, tls: { certificate: join(dir, 'cert.pem'), key: join(dir, 'key.pem') } },
-      auth: { htpasswd: { realm: 'hutch', path: join(dir, 'htpasswd') } },
-    }),
-  );
-  registry = spawn('docker-registry', ['serve', join(dir, 'config.json')], { stdio: 'ignore' });
-  await eventually('the registry answers', async () => spawnSync('curl', ['-ks', `https://${name}/v2/`]).status === 0);
+  const tls = { certificate: join(dir, 'cert.pem'), key: join(dir, 'key.pem') };
+  selfSigned({ name: 'localhost', ...tls, extensions: ['subjectAltName=IP:127.0.0.1,DNS:localhost'] });
+  registry = await Registry.start(tls);
+  name = registry.name;
 }, 60_000);
 
 afterAll(async () => {
-  registry?.kill('SIGKILL');
+  await registry?.[Symbol.asyncDispose]();
   await rm(dir, { recursive: true, force: true });
 });
 
@@ -96,15 +65,6 @@ function run(program: string, ...args: string[]): string {
   const result = spawnSync(program, args, { encoding: 'utf8' });
   if (result.status !== 0) throw new Error(`${program} ${args.join(' ')}: ${result.stderr}${result.error?.message ?? ''}`);
   return result.stdout;
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  const address = server.address();
-  await new Promise((resolve) => server.close(resolve));
-  if (address === null || typeof address === 'string') throw new Error('no port');
-  return address.port;
 }
 
 /** As an OCI layout, for skopeo and umoci. */
