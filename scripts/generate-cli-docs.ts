@@ -3,7 +3,7 @@ import { writeFileSync } from 'node:fs';
 import { EXIT_CODES } from '../src/cli/exit-codes.ts';
 import { flagText, usageLine } from '../src/cli/help.ts';
 import { COMMON_FLAGS, isBranch, type Leaf } from '../src/cli/verb.ts';
-import { VERBS } from '../src/cli/verbs.ts';
+import { listedUnder, VERBS } from '../src/cli/verbs.ts';
 
 const INTRODUCTION = `# The command line
 
@@ -53,7 +53,9 @@ export function cliDocs(): string {
     if (!isBranch(verb)) return `### ${verb.name}\n\n${leafText(verb.name, verb)}`;
     const leaves = verb.subverbs.map((leaf) => `#### ${verb.name} ${leaf.name}\n\n${leafText(`${verb.name} ${leaf.name}`, leaf)}`);
     const fallback = verb.fallback === undefined ? '' : ` \`hutch ${verb.name}\` alone is \`hutch ${verb.name} ${verb.fallback}\`.`;
-    return `### ${verb.name}\n\n${verb.summary}.${fallback}\n\n${leaves.join('\n\n')}`;
+    const listed = listedUnder(verb.name).map(({ name }) => `\`${name}\``);
+    const also = listed.length === 0 ? '' : ` It lists ${listed.join(', ')} as well.`;
+    return [`### ${verb.name}`, `${verb.summary}.${fallback}${also}`, ...leaves].join('\n\n');
   });
   const common = COMMON_FLAGS.map((flag) => `\`${flagText(flag)}\``).join(' and ');
   return `${INTRODUCTION}

@@ -1,7 +1,7 @@
 // Completion scripts for bash, zsh and fish, from the table. Names are asked of the CLI, by the name under
 // which it was typed: from a checkout that is ./hutch, and there is no other.
 import { COMMON_FLAGS, type Flag, isBranch, type Leaf, type Positional } from './verb.ts';
-import { firstWords, VERBS } from './verbs.ts';
+import { firstWords, listedUnder, VERBS } from './verbs.ts';
 
 type Entry = {
   readonly path: string;
@@ -63,7 +63,9 @@ export function bashCompletion(): string {
         return `      ${patterns.join(' | ')}) ${assigned(offered(flag))} ;;`;
       }),
   );
-  const subs = branches().map(({ name, subverbs }) => `    ${name}) subs=${quoted(subverbs.map((leaf) => leaf.name).join(' '))} ;;`);
+  const subs = branches().map(
+    ({ name, subverbs }) => `    ${name}) subs=${quoted([...subverbs, ...listedUnder(name)].map((verb) => verb.name).join(' '))} ;;`,
+  );
   return `# hutch completion for bash: source <(hutch completion bash)
 _hutch() {
   local self cur verb place flags valued most kind list subs at first count word flag prefix
@@ -202,7 +204,9 @@ export function fishCompletion(): string {
   };
   for (const verb of VERBS) {
     add("__hutch_is ''", `-a ${verb.name} -d ${quoted(verb.summary)}`);
-    if (isBranch(verb)) for (const leaf of verb.subverbs) add(`__hutch_is ${verb.name}`, `-a ${leaf.name} -d ${quoted(leaf.summary)}`);
+    if (isBranch(verb))
+      for (const leaf of [...verb.subverbs, ...listedUnder(verb.name)])
+        add(`__hutch_is ${verb.name}`, `-a ${leaf.name} -d ${quoted(leaf.summary)}`);
   }
   for (const { path, flags, completes, others } of entries()) {
     const is = `__hutch_is '${path}'`;

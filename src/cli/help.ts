@@ -1,13 +1,13 @@
 // Help, from the table: what a verb is for, an example, and only then the flags.
 import { type Branch, COMMON_FLAGS, type Flag, type Group, isBranch, type Leaf } from './verb.ts';
-import { VERBS } from './verbs.ts';
+import { LISTED, listedUnder, VERBS } from './verbs.ts';
 
 const GROUPS: readonly Group[] = ['Run', 'Look', 'Change', 'Reach into', 'Trace', 'Machine'];
 
 export function overview(): string {
-  const width = Math.max(...VERBS.map(({ name }) => name.length));
+  const width = Math.max(...LISTED.map(({ name }) => name.length));
   const groups = GROUPS.map((group) => {
-    const lines = VERBS.filter((verb) => verb.group === group).map(({ name, summary }) => `  ${name.padEnd(width)}  ${summary}`);
+    const lines = LISTED.filter((verb) => verb.group === group).map(({ name, summary }) => `  ${name.padEnd(width)}  ${summary}`);
     return `${group}\n${lines.join('\n')}`;
   });
   return [
@@ -41,11 +41,14 @@ export function leafHelp(path: string, leaf: Leaf): string {
 }
 
 export function branchHelp(branch: Branch): string {
-  const width = Math.max(...branch.subverbs.map(({ name }) => name.length));
+  const listed = listedUnder(branch.name);
+  const width = Math.max(...[...branch.subverbs, ...listed].map(({ name }) => name.length));
   const lines = branch.subverbs.map(
     ({ name, also, summary }) => `  ${name.padEnd(width)}  ${summary}${also === undefined ? '' : ` (also: hutch ${also})`}`,
   );
-  const examples = branch.subverbs.flatMap((leaf) => leaf.examples.slice(0, 1)).map(({ line }) => `  ${line}`);
+  const groups = listed.map(({ name, summary }) => `  ${name.padEnd(width)}  ${summary} (also: hutch ${name})`);
+  const leaves = [...branch.subverbs, ...listed.flatMap((verb) => (isBranch(verb) ? verb.subverbs.slice(0, 1) : [verb]))];
+  const examples = leaves.flatMap((leaf) => leaf.examples.slice(0, 1)).map(({ line }) => `  ${line}`);
   return [
     branch.summary,
     '',
@@ -54,6 +57,7 @@ export function branchHelp(branch: Branch): string {
     `Usage: hutch ${branch.name} VERB`,
     '',
     ...lines,
+    ...groups,
     '',
     `hutch ${branch.name} VERB --help tells more.`,
     '',

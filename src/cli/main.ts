@@ -12,8 +12,8 @@ import { newInterrupts } from './interrupts.ts';
 import { newIo, ReaderGone } from './io.ts';
 import { newProgressLine } from './progress.ts';
 import { refuseLostBytes } from './text.ts';
-import { isBranch, type Leaf } from './verb.ts';
-import { alsoCalled, firstWords, VERBS } from './verbs.ts';
+import { type Branch, isBranch, type Leaf } from './verb.ts';
+import { alsoCalled, firstWords, listedUnder, VERBS } from './verbs.ts';
 
 type Found =
   | { readonly path: string; readonly leaf: Leaf; readonly argv: readonly string[] }
@@ -94,16 +94,17 @@ async function find(words: readonly string[]): Promise<Found> {
   if (second === undefined) {
     if (rest.includes('--help') || rest.includes('-h')) return { help: (await import('./help.ts')).branchHelp(verb), code: 0 };
     if (fallback !== undefined) return { path: `${verb.name} ${fallback.name}`, leaf: fallback, argv: rest };
-    throw usage(`hutch ${verb.name} needs one of ${verb.subverbs.map(({ name }) => name).join(', ')}`, `see: hutch ${verb.name} --help`);
+    throw usage(`hutch ${verb.name} needs one of ${within(verb).join(', ')}`, `see: hutch ${verb.name} --help`);
   }
+  if (listedUnder(verb.name).some(({ name }) => name === second)) return await find([second, ...rest.toSpliced(at, 1)]);
   const leaf = verb.subverbs.find(({ name }) => name === second);
-  if (leaf === undefined)
-    throw unknownVerb(
-      second,
-      `hutch ${verb.name}`,
-      verb.subverbs.map(({ name }) => name),
-    );
+  if (leaf === undefined) throw unknownVerb(second, `hutch ${verb.name}`, within(verb));
   return { path: `${verb.name} ${leaf.name}`, leaf, argv: rest.toSpliced(at, 1) };
+}
+
+/** What may stand behind the name of a group. */
+function within(branch: Branch): readonly string[] {
+  return [...branch.subverbs, ...listedUnder(branch.name)].map(({ name }) => name);
 }
 
 function unknownVerb(word: string, where: string, known: readonly string[]): HutchError {

@@ -10,10 +10,11 @@ import { bashCompletion, fishCompletion, zshCompletion } from './completions.ts'
 import { EXIT_CODES, exitOfError, worstExit } from './exit-codes.ts';
 import { allLeaves, branchHelp, leafHelp, overview } from './help.ts';
 import { isBranch } from './verb.ts';
-import { alsoCalled, VERBS } from './verbs.ts';
+import { alsoCalled, LISTED, listedUnder, VERBS } from './verbs.ts';
 
 test('there are at most 30 verbs, and each first word means one thing', () => {
-  expect(VERBS.length).toBeLessThanOrEqual(30);
+  expect(LISTED.length).toBeLessThanOrEqual(30);
+  for (const { under } of VERBS) if (under !== undefined) expect(VERBS.some((verb) => verb.name === under && isBranch(verb))).toBe(true);
   const also = allLeaves().flatMap(({ leaf }) => leaf.also ?? []);
   expect(also).toEqual(expect.arrayContaining(['backends', 'completion']));
   const words = [...VERBS.map(({ name }) => name), ...also];
@@ -23,11 +24,23 @@ test('there are at most 30 verbs, and each first word means one thing', () => {
 
 test('the overview lists every verb under its group', () => {
   const text = overview();
-  for (const { name, summary, group } of VERBS) {
+  for (const { name, summary, group } of LISTED) {
     expect(text).toContain(`\n  ${name}`);
     expect(text).toContain(summary);
     expect(text).toContain(`${group}\n`);
   }
+});
+
+test('a verb that a group lists is in its help, and not in the overview', () => {
+  for (const verb of VERBS) {
+    if (verb.under === undefined) continue;
+    expect(overview()).not.toContain(`\n  ${verb.name} `);
+    const group = VERBS.find(({ name }) => name === verb.under);
+    if (group === undefined || !isBranch(group)) throw new Error(`${verb.under} is no group`);
+    expect(branchHelp(group)).toContain(`(also: hutch ${verb.name})`);
+    expect(bashCompletion()).toMatch(new RegExp(`    ${group.name}\\) subs='[^']*\\b${verb.name}\\b`));
+  }
+  expect(listedUnder('admin').map(({ name }) => name)).toEqual(expect.arrayContaining(['keys', 'ledger']));
 });
 
 test('the help of every verb shows an example before the flags', () => {

@@ -57,9 +57,13 @@ export type Branch = {
   readonly fallback?: string;
 };
 
-export type Verb = (Leaf | Branch) & { readonly group: Group };
+export type Verb = (Leaf | Branch) & {
+  readonly group: Group;
+  /** The group whose help lists it, in place of the overview. It is typed with or without that group's name. */
+  readonly under?: string;
+};
 
-export function isBranch(verb: Verb): verb is Branch & { readonly group: Group } {
+export function isBranch(verb: Verb): verb is Verb & Branch {
   return 'subverbs' in verb;
 }
 

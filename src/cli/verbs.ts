@@ -1,5 +1,6 @@
 // The table of the CLI's verbs, at most 30: what `hutch --help` lists. Help, completion and docs/cli.md are made from it.
-// A verb that would be one too many lies in a group, and may have a word of its own as well (docs/decisions/0023).
+// A verb that would be one too many lies in a group and may have a word of its own as well, or is listed by one
+// (docs/decisions/0023).
 import { changeVerbs } from './table/change.ts';
 import { imageVerbs } from './table/image.ts';
 import { lookVerbs } from './table/look.ts';
@@ -18,6 +19,14 @@ export const VERBS: readonly Verb[] = [
   ...imageVerbs,
   ...machineVerbs,
 ];
+
+/** What the overview lists. */
+export const LISTED: readonly Verb[] = VERBS.filter(({ under }) => under === undefined);
+
+/** The verbs that a group's help lists beside its own. */
+export function listedUnder(group: string): readonly Verb[] {
+  return VERBS.filter(({ under }) => under === group);
+}
 
 /** Of a word that no verb has: the one in a group that it means as well. */
 export function alsoCalled(word: string): { readonly path: string; readonly leaf: Leaf } | undefined {

@@ -70,8 +70,15 @@ export const machineVerbs: readonly Verb[] = [
     ],
   },
   {
+    name: 'admin',
+    group: 'Machine',
+    summary: 'Keys, the ledger, and what else an operator looks after',
+    subverbs: [],
+  },
+  {
     name: 'keys',
     group: 'Machine',
+    under: 'admin',
     summary: 'Make, list and revoke API keys',
     subverbs: [
       {
@@ -103,6 +110,7 @@ export const machineVerbs: readonly Verb[] = [
   {
     name: 'config',
     group: 'Machine',
+    under: 'daemon',
     summary: 'Show the configuration, or set up a shell',
     subverbs: [
       {
@@ -127,6 +135,7 @@ export const machineVerbs: readonly Verb[] = [
   {
     name: 'version',
     group: 'Machine',
+    under: 'daemon',
     summary: 'Show the versions of Hutch and its parts',
     examples: [{ line: 'hutch version', about: '' }],
     flags: [],

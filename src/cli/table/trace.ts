@@ -57,7 +57,8 @@ export const traceVerbs: readonly Verb[] = [
   },
   {
     name: 'ledger',
-    group: 'Trace',
+    group: 'Machine',
+    under: 'admin',
     summary: 'Read and check the record of what is billed',
     subverbs: [
       {
