@@ -87,10 +87,11 @@ export type FileSystemInfo = { readonly totalBytes: number; readonly freeBytes: 
 export type Reads = 'fresh' | 'in-place';
 
 export type HttpRequest = {
-  readonly method: 'GET' | 'HEAD' | 'POST';
+  readonly method: 'GET' | 'HEAD' | 'POST' | 'PUT' | 'PATCH' | 'DELETE';
   readonly url: URL;
   readonly headers: Readonly<Record<string, string>>;
-  readonly body?: string;
+  /** What streams is read as fast as the server takes it, and no further once this has answered. */
+  readonly body?: string | Uint8Array | { readonly sizeBytes: number; readonly chunks: AsyncIterable<Uint8Array> };
   /** Certificates, in PEM, that are trusted beside the well-known ones. */
   readonly trusted?: string;
   /** The server's certificate is not looked at. */

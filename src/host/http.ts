@@ -2,7 +2,7 @@
 // no redirect is followed, no cookie kept, and nothing but the given headers is sent.
 
 import { lookup } from 'node:dns';
-import { Agent as HttpAgent, type IncomingMessage, request as overHttp } from 'node:http';
+import { type ClientRequest, Agent as HttpAgent, type IncomingMessage, request as overHttp } from 'node:http';
 import { Agent as HttpsAgent, request as overHttps } from 'node:https';
 import { isIP, type LookupFunction } from 'node:net';
 import { rootCertificates } from 'node:tls';
@@ -30,7 +30,7 @@ async function answered(op: Operation, asked: HttpRequest): Promise<HttpAnswer> 
   const { promise, resolve, reject } = Promise.withResolvers<IncomingMessage>();
   const common = {
     method: asked.method,
-    headers: { ...asked.headers, ...(asked.body === undefined ? {} : { 'Content-Length': String(Buffer.byteLength(asked.body)) }) },
+    headers: { ...asked.headers, ...(asked.body === undefined ? {} : { 'Content-Length': String(lengthOf(asked.body)) }) },
     signal: op.signal,
     ...(mayConnect === undefined || isProxied ? {} : { lookup: guarded(op, url, mayConnect) }),
   };
@@ -46,7 +46,8 @@ async function answered(op: Operation, asked: HttpRequest): Promise<HttpAnswer> 
   outgoing.on('error', reject);
   outgoing.on('response', resolve);
   outgoing.setTimeout(asked.idleMs, () => outgoing.destroy(silent(op, url, asked.idleMs)));
-  outgoing.end(asked.body);
+  if (asked.body === undefined || !isStream(asked.body)) outgoing.end(asked.body);
+  else sent(outgoing, asked.body.chunks).catch(reject);
   try {
     const incoming = await promise;
     return answerOf(op, asked, incoming);
@@ -54,6 +55,40 @@ async function answered(op: Operation, asked: HttpRequest): Promise<HttpAnswer> 
     outgoing.destroy();
     throw networkError(op, url, error);
   }
+}
+
+type Body = NonNullable<HttpRequest['body']>;
+
+function isStream(body: Body): body is Extract<Body, { readonly sizeBytes: number }> {
+  return typeof body === 'object' && 'chunks' in body;
+}
+
+function lengthOf(body: Body): number {
+  return isStream(body) ? body.sizeBytes : Buffer.byteLength(body);
+}
+
+/** A server that has answered need not take the rest: then it is not read either. */
+async function sent(outgoing: ClientRequest, chunks: AsyncIterable<Uint8Array>): Promise<void> {
+  let isOver = false;
+  const over = (): void => {
+    isOver = true;
+  };
+  outgoing.once('response', over).once('close', over);
+  for await (const chunk of chunks) {
+    if (isOver) return;
+    if (!outgoing.write(chunk)) await drained(outgoing);
+  }
+  outgoing.end();
+}
+
+/** It takes more again, or never will. */
+async function drained(outgoing: ClientRequest): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const go = (): void => resolve();
+  const events = ['drain', 'response', 'close', 'error'] as const;
+  for (const event of events) outgoing.once(event, go);
+  await promise;
+  for (const event of events) outgoing.off(event, go);
 }
 
 function answerOf(op: Operation, { url }: HttpRequest, incoming: IncomingMessage): HttpAnswer {

@@ -20,7 +20,9 @@ const MAGIC_BYTES = 6;
 export type ExportParts = { readonly host: Host; readonly paths: ImagePaths; readonly blobs: Blobs };
 
 type Layer = { readonly digest: string; readonly sizeBytes: number; readonly path: string };
-type Content = { readonly config: Buffer; readonly manifest: Buffer; readonly layers: readonly Layer[] };
+export type Content = { readonly config: Buffer; readonly manifest: Buffer; readonly layers: readonly Layer[] };
+/** What an image goes out as; as long as it is not disposed, its layers are there. */
+export type HeldContent = Content & AsyncDisposable;
 
 /** A tar archive. The same image gives the same bytes as long as its layers are kept. */
 export async function* exportImage(
@@ -29,11 +31,9 @@ export async function* exportImage(
   image: PreparedImage,
   names: readonly string[],
 ): AsyncGenerator<Uint8Array> {
-  const { host, blobs } = parts;
-  await using staged = await blobs.stage(op, `export-${op.id}`);
-  const { source } = image;
-  using _held = blobs.hold(source.kind === 'oci' ? source.layers.map(({ digest }) => digest) : []);
-  const { config, manifest, layers } = (await asItCame(op, parts, image)) ?? (await asOneLayer(op, parts, image, staged.path));
+  const { host } = parts;
+  await using content = await contentOf(op, parts, image);
+  const { config, manifest, layers } = content;
   const [configDigest, manifestDigest] = [digestOf(config), digestOf(manifest)];
   const descriptor = { mediaType: typeOf(manifest), digest: manifestDigest, size: manifest.byteLength };
   const listed = names.length === 0 ? [descriptor] : names.map((name) => ({ ...descriptor, annotations: annotationsOf(name) }));
@@ -51,6 +51,18 @@ export async function* exportImage(
   yield TAR_END;
 }
 
+/** As it came, else as one layer. `packed`: whether that one is to be small rather than soon there. */
+export async function contentOf(op: Operation, parts: ExportParts, image: PreparedImage, packed = false): Promise<HeldContent> {
+  await using undo = new AsyncDisposableStack();
+  const { source } = image;
+  const { blobs } = parts;
+  const staged = undo.use(await blobs.stage(op, `export-${op.id}`));
+  undo.use(blobs.hold(source.kind === 'oci' ? source.layers.map(({ digest }) => digest) : []));
+  const content = (await asItCame(op, parts, image)) ?? (await asOneLayer(op, parts, image, staged.path, packed));
+  const owned = undo.move();
+  return { ...content, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+}
+
 /** Null when a layer is not kept. */
 async function asItCame(op: Operation, { host, paths, blobs }: ExportParts, { record, source }: PreparedImage): Promise<Content | null> {
   if (source.kind !== 'oci') return null;
@@ -64,14 +76,25 @@ async function asItCame(op: Operation, { host, paths, blobs }: ExportParts, { re
   return { config, layers, manifest: await manifestOf(op, host, config, layers) };
 }
 
-async function asOneLayer(op: Operation, { host, paths }: ExportParts, image: PreparedImage, staging: string): Promise<Content> {
+async function asOneLayer(
+  op: Operation,
+  { host, paths }: ExportParts,
+  image: PreparedImage,
+  staging: string,
+  packed: boolean,
+): Promise<Content> {
   await host.makeDir(op, staging, SHARED_DIR_MODE);
-  const path = join(staging, 'layer.tar');
+  const plain = join(staging, 'layer.tar');
   op.progress({ step: 'export', detail: 'unpacking' });
-  // The shell only opens the output; all names are arguments of its own, never part of the command.
-  const { exitCode, stderr } = await host.run(op, ['sh', '-c', 'exec sqfs2tar "$0" > "$1"', image.path, path]);
-  if (exitCode !== 0) throw op.error('internal', `the image cannot be unpacked: ${new TextDecoder().decode(stderr).trim().slice(0, 300)}`);
-  const digest = `sha256:${await host.sha256(op, path)}`;
+  await written(op, host, 'exec sqfs2tar "$0" > "$1"', image.path, plain);
+  const diffId = `sha256:${await host.sha256(op, plain)}`;
+  const path = packed ? `${plain}.gz` : plain;
+  if (packed) {
+    op.progress({ step: 'export', detail: 'compressing' });
+    await written(op, host, 'exec gzip -n -4 < "$0" > "$1"', plain, path);
+    await host.remove(op, plain);
+  }
+  const digest = packed ? `sha256:${await host.sha256(op, path)}` : diffId;
   const sizeBytes = (await host.stat(op, path))?.sizeBytes ?? 0;
   const own = join(imageDir(paths, image.record.digest), OCI_CONFIG);
   const said: unknown =
@@ -80,11 +103,20 @@ async function asOneLayer(op: Operation, { host, paths }: ExportParts, image: Pr
       : { architecture: 'amd64', os: 'linux', config: saidBy(image.record.config) };
   const config = json({
     ...(said as object),
-    rootfs: { type: 'layers', diff_ids: [digest] },
+    rootfs: { type: 'layers', diff_ids: [diffId] },
     history: [{ created_by: 'hutch image export' }],
   });
   const layers = [{ digest, sizeBytes, path }];
   return { config, layers, manifest: await manifestOf(op, host, config, layers) };
+}
+
+/** The shell only opens the files; all names are arguments of its own, never part of the command. */
+async function written(op: Operation, host: Host, command: string, from: string, to: string): Promise<void> {
+  const { exitCode, stderr } = await host.run(op, ['sh', '-c', command, from, to]);
+  if (exitCode === 0) return;
+  const said = new TextDecoder().decode(stderr).trim().slice(0, 300);
+  if (/No space left/.test(said)) throw op.error('resource_exhausted', 'the image cannot be unpacked: the disk is full');
+  throw op.error('internal', `the image cannot be unpacked: ${said}`);
 }
 
 async function manifestOf(op: Operation, host: Host, config: Buffer, layers: readonly Layer[]): Promise<Buffer> {
@@ -117,7 +149,7 @@ function annotationsOf(name: string): Record<string, string> {
 }
 
 /** A registry may have given one in Docker's form; it stays what it is. */
-function typeOf(manifest: Buffer): string {
+export function typeOf(manifest: Buffer): string {
   const { mediaType } = JSON.parse(manifest.toString()) as { mediaType?: unknown };
   return typeof mediaType === 'string' ? mediaType : MANIFEST_TYPE;
 }

@@ -12,6 +12,7 @@ import { imageDir, OCI_CONFIG, openImage, type PreparedImage, verifyImage } from
 import type { ImagePaths } from './layout.ts';
 import { CONFIG_BYTES_MAX, type OciConfig, parseConfig } from './oci/manifest.ts';
 import { type PullParts, pullImage } from './pull.ts';
+import { type PushedImage, pushImage } from './push.ts';
 import type { Registry } from './registry/client.ts';
 import type { Credentials } from './registry/credentials.ts';
 import { Shared } from './shared.ts';
@@ -59,6 +60,21 @@ export class ImageLibrary {
     if (image === null)
       throw op.error('failed_precondition', `image ${digest} does not lie in ${this.paths.images}: it cannot be exported`);
     return exportImage(op, this.#parts, image, names);
+  }
+
+  /**
+   * `known`: by layer, other repositories of that registry that may have it.
+   * @throws HutchError `permission_denied`, `unavailable`, and `failed_precondition` for one that lies elsewhere.
+   */
+  async push(
+    op: Operation,
+    digest: string,
+    to: ImageReference,
+    known: ReadonlyMap<string, readonly string[]> = new Map(),
+  ): Promise<PushedImage> {
+    const image = await openImage(op, this.host, this.paths, digest);
+    if (image === null) throw op.error('failed_precondition', `image ${digest} does not lie in ${this.paths.images}: it cannot be pushed`);
+    return await pushImage(op, this.#parts, image, to, known);
   }
 
   /** What it says of itself; null for one that was made here. */

@@ -46,6 +46,7 @@ export const routes = {
   'image.list': { kind: 'unary', method: 'GET', path: '/v1/images', idempotent: true, reads: true },
   'image.get': { kind: 'unary', method: 'GET', path: '/v1/images/{image}', idempotent: true, reads: true },
   'image.pull': { kind: 'unary', method: 'POST', path: '/v1/images/pull', idempotent: true, reads: false },
+  'image.push': { kind: 'unary', method: 'POST', path: '/v1/images/{image}/push', idempotent: true, reads: false },
   'image.import': { kind: 'upload', method: 'PUT', path: '/v1/images', idempotent: true, reads: false },
   'image.export': { kind: 'download', method: 'GET', path: '/v1/images/{image}/export', idempotent: true, reads: true },
   'image.history': { kind: 'unary', method: 'GET', path: '/v1/images/{image}/history', idempotent: true, reads: true },

@@ -57,6 +57,7 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'image.list': READ_MS,
   'image.get': READ_MS,
   'image.pull': TRANSFER_MS,
+  'image.push': TRANSFER_MS,
   'image.import': TRANSFER_MS,
   'image.export': TRANSFER_MS,
   'image.history': READ_MS,

@@ -3,7 +3,7 @@
 import { HutchError } from '../domain/errors.ts';
 import type { ImageId } from '../domain/ids.ts';
 import type { NamedImage } from '../domain/image.ts';
-import { HUB, parseImageReference, requireImageReference, shownReference } from '../domain/image-reference.ts';
+import { HUB, type ImageReference, parseImageReference, requireImageReference, shownReference } from '../domain/image-reference.ts';
 import { requireReference } from '../domain/reference.ts';
 import type { Operation } from '../host/operation.ts';
 import type { ImageLibrary } from '../images/library.ts';
@@ -13,6 +13,9 @@ import type { Core } from './core.ts';
 import type { Handlers } from './handlers.ts';
 import { imageView } from './present.ts';
 import type { Output } from './verbs.ts';
+
+/** Each that has it not costs a question. */
+const MOUNTS_TRIED_MAX = 4;
 
 /** But for the one that is about a sandbox: commit.ts. */
 type ImageVerbs = Exclude<Extract<keyof Handlers, `image.${string}`>, 'image.commit'>;
@@ -53,6 +56,20 @@ export function imageVerbs(core: Core): Pick<Handlers, ImageVerbs> {
       if (page.nextCursor === null) return found;
       cursor = page.nextCursor;
     }
+  }
+
+  /** By layer, the other repositories of a registry whose images, as they are called here, have it. */
+  async function repositoriesIn(op: Operation, { registry, repository }: ImageReference): Promise<ReadonlyMap<string, readonly string[]>> {
+    const found = new Map<string, string[]>();
+    for (const { digest, names } of await store.query('images', {})) {
+      const references = names.map(parseImageReference).filter((name) => name !== null);
+      const theirs = references.flatMap((name) => (name.registry === registry && name.repository !== repository ? [name.repository] : []));
+      if (theirs.length === 0) continue;
+      for (const layer of await library(op).layers(op, digest)) {
+        found.set(layer.digest, [...new Set([...(found.get(layer.digest) ?? []), ...theirs])].slice(0, MOUNTS_TRIED_MAX));
+      }
+    }
+    return found;
   }
 
   async function shown(image: NamedImage) {
@@ -108,6 +125,20 @@ export function imageVerbs(core: Core): Pick<Handlers, ImageVerbs> {
       ]);
       core.presenter.forgetImages();
       return await shown((await store.query('image', { id: stored.id })) ?? stored);
+    },
+    'image.push': async (call, { image: text, name }) => {
+      const { op } = call;
+      const { image, name: calledBy } = await find(text);
+      call.target(image.id);
+      const wanted = name ?? calledBy ?? image.names[0];
+      if (wanted === undefined) {
+        throw op.error('invalid_argument', 'the image has no name that says where to push it', {
+          hint: `name the place: hutch image push ${image.id} registry.example/team/web:1`,
+        });
+      }
+      const to = taggable(wanted);
+      const { digest, blobs, sizes } = await library(op).push(op, image.digest, to, await repositoriesIn(op, to));
+      return { name: shownReference(to), digest, blobs: blobs.map((blob) => ({ ...blob, sizeBytes: sizes.get(blob.digest) ?? 0 })) };
     },
     'image.import': async (call, { name }, source) => {
       const { op } = call;

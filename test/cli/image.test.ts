@@ -6,6 +6,7 @@ import { gzipSync } from 'node:zlib';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { digestOf, image, tar } from '../images/archives.ts';
 import { type FakeRegistry, fakeRegistry } from '../images/registry.ts';
+import { takesUploads } from '../images/uploads.ts';
 import { MACHINES, World } from './world.ts';
 
 let world: World;
@@ -121,6 +122,32 @@ test('an image goes into a file and comes back as what it was; a root file syste
   expect([none.code, none.stderr]).toEqual([2, expect.stringContaining('nowhere.tar cannot be read')]);
   const noise = await world.run(['image', 'import', '-'], { input: 'noise '.repeat(500) });
   expect([noise.code === 0, noise.stderr]).toEqual([false, expect.stringContaining('no tar archive')]);
+});
+
+test('an image is pushed where its name says, or elsewhere, and can be pulled by what push prints', { timeout: 60_000 }, async () => {
+  const pulled = await world.ok('image', 'pull', app);
+  await using elsewhere = await fakeRegistry();
+  const uploads = takesUploads(elsewhere);
+  const digest = await world.ok('image', 'push', app, `${elsewhere.name}/other/app:2`);
+  expect(digestOf(Buffer.from(uploads.manifests.get('2') ?? ''))).toBe(digest);
+  expect(uploads.blobs.has(pulled)).toBe(true);
+  await world.ok('image', 'tag', app, `${elsewhere.name}/other/app:3`);
+  const said = await world.json<{ name: string; digest: string; blobs: { how: string }[] }>(
+    'image',
+    'push',
+    `${elsewhere.name}/other/app:3`,
+  );
+  expect(said).toMatchObject({ name: `${elsewhere.name}/other/app:3`, digest });
+  expect(said.blobs.map(({ how }) => how)).toEqual(['existed', 'existed', 'existed']);
+  // By its oldest name, to a registry that takes none.
+  registry.answer = (_request, response) => {
+    response.writeHead(403).end();
+    return true;
+  };
+  const refused = await world.run(['image', 'push', pulled]);
+  registry.answer = null;
+  expect([refused.code === 0, refused.stderr]).toEqual([false, expect.stringContaining(`${registry.name} does not let us push`)]);
+  await world.ok('image', 'rm', `${elsewhere.name}/other/app:3`);
 });
 
 test('what is nowhere is one sentence', { timeout: 60_000 }, async () => {

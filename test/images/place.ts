@@ -10,8 +10,9 @@ import { BUILD_LIMITS, type BuildLimits } from '../../src/images/build.ts';
 import type { PreparedImage } from '../../src/images/image.ts';
 import { imagePaths } from '../../src/images/layout.ts';
 import { ImageLibrary } from '../../src/images/library.ts';
-import { type Patience, Registry } from '../../src/images/registry/client.ts';
+import { Registry } from '../../src/images/registry/client.ts';
 import { Credentials } from '../../src/images/registry/credentials.ts';
+import type { Patience } from '../../src/images/registry/patience.ts';
 import type { TarEntry } from '../../src/images/tar/entry.ts';
 import { TarReader } from '../../src/images/tar/reader.ts';
 import { testOperation } from '../support/operation.ts';
@@ -30,12 +31,19 @@ export type PlaceOptions = {
   readonly patience?: Partial<Patience>;
   readonly host?: (host: Host) => Host;
   readonly caPath?: string;
+  readonly caPaths?: ReadonlyMap<string, string>;
 };
 
 /** Waits for nothing longer than a test should take. */
 const PATIENCE: Patience = { idleMs: 10_000, tries: 3, pauseMs: 1, retryAfterMsMax: 1_000, slowMs: 60_000, slowBytes: 1 };
 
-export async function place({ limits = {}, patience = {}, host: wrap = (host) => host, caPath }: PlaceOptions = {}): Promise<Place> {
+export async function place({
+  limits = {},
+  patience = {},
+  host: wrap = (host) => host,
+  caPath,
+  caPaths,
+}: PlaceOptions = {}): Promise<Place> {
   const dir = await mkdtemp(join(tmpdir(), 'hutch-images-'));
   const host = wrap(nodeHost());
   const credentials = new Credentials(host, { HOME: dir });
@@ -44,6 +52,7 @@ export async function place({ limits = {}, patience = {}, host: wrap = (host) =>
     credentials,
     insecure: [],
     caPath: caPath ?? null,
+    ...(caPaths === undefined ? {} : { caPaths }),
     proxy: {},
     patience: { ...PATIENCE, ...patience },
   });

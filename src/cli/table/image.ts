@@ -33,6 +33,18 @@ export const imageVerbs: readonly Verb[] = [
         load: async () => (await images()).pull,
       },
       {
+        name: 'push',
+        summary: 'Push an image to its registry, or to another',
+        examples: [
+          { line: 'hutch image push registry.example:5000/team/web:1', about: 'to where its name says' },
+          { line: 'hutch image push web:1 ghcr.io/owner/web:1', about: 'under another name' },
+        ],
+        flags: [],
+        positionals: [IMAGE, { name: 'NAME', takes: 'optional', completes: 'nothing' }],
+        notes: 'Layers that are there already are not sent again. Prints the digest by which it can be pulled.',
+        load: async () => (await images()).push,
+      },
+      {
         name: 'import',
         summary: 'Import images from a file: docker save, an OCI layout, or a root file system',
         examples: [

@@ -36,6 +36,14 @@ export async function pull(context: Context, args: Args): Promise<number> {
   });
 }
 
+export async function push(context: Context, args: Args): Promise<number> {
+  const [image = '', name, ...more] = args.positionals;
+  if (more.length > 0) throw usageError('an image is pushed to one place', 'more of them: once more with another NAME');
+  const answer = await change(context, 'image.push', { image, ...(name === undefined ? {} : { name }) });
+  await context.io.out(context.json ? json(answer) : `${answer.digest}\n`);
+  return 0;
+}
+
 export async function importFile(context: Context, args: Args): Promise<number> {
   const path = args.first();
   const name = args.value('name');

@@ -48,6 +48,27 @@ export const imageVerbs = {
     idempotent: true,
     reads: false,
   },
+  'image.push': {
+    kind: 'unary',
+    method: 'POST',
+    path: '/v1/images/{image}/push',
+    summary: 'Push an image to a registry; what is there already is not sent again',
+    input: imageTarget.extend({ name: name.optional().describe('where to; without one, the name that it was called by') }),
+    output: z.object({
+      name: z.string(),
+      digest: z.string().describe('of the manifest: what it can be pulled by from now on'),
+      blobs: z.array(
+        z.object({
+          digest: z.string(),
+          sizeBytes: z.number(),
+          how: z.enum(['existed', 'mounted', 'uploaded']).describe('mounted: taken from another repository of the registry'),
+        }),
+      ),
+    }),
+    errors: ['not_found', 'conflict', 'permission_denied', 'failed_precondition', 'resource_exhausted', 'unavailable'],
+    idempotent: true,
+    reads: false,
+  },
   'image.import': {
     kind: 'upload',
     method: 'PUT',
