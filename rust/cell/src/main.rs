@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! hutch-cell --look
-//! hutch-cell --lower DIR --upper DIR --work DIR --root DIR [--disk FILE --disk-at DIR] [--link DIR [--show FILE]...]
+//! hutch-cell --lower DIR [--over DIR] --upper DIR --work DIR --root DIR [--disk FILE --disk-at DIR] [--link DIR [--show FILE]...]
 //!            [--net FILE --address A.B.C.D/PREFIX --gateway A.B.C.D --mac XX:… --mtu N --uid N --gid N]
 //!            -- PROGRAM ARG...
 //! ```
@@ -13,7 +13,7 @@
 //! `AT_NO_AUTOMOUNT`.
 //!
 //! With `--disk`, an ext4 in a file, that is mounted at `--disk-at` first: `--upper` and `--work` lie in it and are made if
-//! they are missing. At `--root` lies the overlay of the three others, seen by PROGRAM and its children alone. Each FILE of
+//! they are missing. At `--root` lies the overlay of the others, seen by PROGRAM and its children alone. Each FILE of
 //! `--show` is read-only in the directory `--link` under its own name, where an empty file waits for it. With
 //! `--net` there is a network namespace, bound to FILE in the same way, with the device `eth0` in it.
 //! Its frames go over descriptor 3, a stream to passt, carried by a process that is user `--uid`.
@@ -66,18 +66,16 @@ fn enter(options: &Options) -> Result<(), String> {
 }
 
 fn mount_root(options: &Options) -> Result<(), String> {
-    let mut data = Vec::new();
-    for (name, path) in [("lowerdir", &options.lower), ("upperdir", &options.upper), ("workdir", &options.work)] {
-        if !data.is_empty() {
-            data.push(b',');
-        }
-        data.extend_from_slice(name.as_bytes());
-        data.push(b'=');
-        data.extend(escaped(path));
-    }
-    let data = CString::new(data).map_err(|_| "a path holds a NUL".to_owned())?;
+    let data = CString::new(overlay_options(options)).map_err(|_| "a path holds a NUL".to_owned())?;
     sys::mount_overlay(&options.root, &data)
         .map_err(|error| format!("cannot mount an overlay at {}: {error}", options.root.display()))
+}
+
+fn overlay_options(options: &Options) -> Vec<u8> {
+    let over = options.over.iter().flat_map(|path| [escaped(path), b":".to_vec()].concat());
+    let lower: Vec<u8> = over.chain(escaped(&options.lower)).collect();
+    let named = [(&b"lowerdir="[..], lower), (b",upperdir=", escaped(&options.upper)), (b",workdir=", escaped(&options.work))];
+    named.into_iter().flat_map(|(name, value)| [name, &value].concat()).collect()
 }
 
 /// One directory for all that the host lends: each mount of a sandbox costs it time when it starts.
@@ -121,8 +119,19 @@ fn hide_root_mark() {
 
 #[cfg(test)]
 mod tests {
-    use super::escaped;
+    use super::{escaped, options, overlay_options};
     use std::path::Path;
+
+    #[test]
+    fn what_lies_over_the_image_comes_before_it() {
+        let overlay = |over: &str| {
+            let line = format!("--lower /l {over}--upper /u --work /w --root /r -- true");
+            let options = options::parse(line.split_whitespace().map(Into::into)).unwrap();
+            String::from_utf8(overlay_options(&options)).unwrap()
+        };
+        assert_eq!(overlay(""), "lowerdir=/l,upperdir=/u,workdir=/w");
+        assert_eq!(overlay("--over /o:o "), "lowerdir=/o\\:o:/l,upperdir=/u,workdir=/w");
+    }
 
     #[test]
     fn a_path_cannot_add_an_option() {

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 #[derive(Debug)]
 pub struct Options {
     pub lower: PathBuf,
+    /// Files that lie over those of `lower`.
+    pub over: Option<PathBuf>,
     pub upper: PathBuf,
     pub work: PathBuf,
     pub root: PathBuf,
@@ -63,6 +65,7 @@ pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Options, String
     let net = if is_given("--net") { Some(parse_net(&found)?) } else { None };
     Ok(Options {
         lower: directory(&found, "--lower")?,
+        over: if is_given("--over") { Some(directory(&found, "--over")?) } else { None },
         upper: directory(&found, "--upper")?,
         work: directory(&found, "--work")?,
         root: directory(&found, "--root")?,
@@ -73,8 +76,9 @@ pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Options, String
     })
 }
 
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 16] = [
     "--lower",
+    "--over",
     "--upper",
     "--work",
     "--root",
@@ -198,6 +202,7 @@ mod tests {
             "--lower".to_owned(),
             format!("{ROOT} --disk /a -- true"),
             format!("{ROOT} --disk a --disk-at /b -- true"),
+            format!("{ROOT} --over a -- true"),
             format!("{ROOT} --show /a -- true"),
             format!("{ROOT} --link /k --show a -- true"),
             format!("{ROOT} --link /k --show / -- true"),

@@ -12,6 +12,7 @@ import { saveSandbox } from './checkpoint.ts';
 import { COMMAND_MS, type GvisorConfig, RELEASE_MS } from './config.ts';
 import { Layers } from './layer.ts';
 import { findLeaks } from './leaks.ts';
+import { Overs } from './over.ts';
 import { agentSocketPath, stateDir } from './paths.ts';
 import { findPlatform, type Platform } from './platform.ts';
 import { probeMachine } from './probe.ts';
@@ -26,6 +27,7 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
   const cgroups = new Cgroups(host, config.cgroupName);
   const processes = new Processes(host, cgroups);
   const bases = new Bases(host, config.basesDir);
+  const overs = new Overs(host, config.basesDir, config.automountLibraryPath);
   const layers = new Layers(config);
   const doors = new AgentDoors(host);
   const diskUse = new DiskUse(host);
@@ -44,7 +46,8 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
   };
   const take = async (op: Operation, plan: Pick<SandboxPlan, 'boot'>) => {
     const { runtime, platform } = await find(op);
-    return { runtime, platform, basePath: await bases.take(op, rootFiles(op, plan.boot)) };
+    const basePath = await bases.take(op, rootFiles(op, plan.boot));
+    return { runtime, platform, basePath, overPath: platform.automount === 'taken' ? null : await overs.take(op, basePath) };
   };
   const parts = (plan: SandboxPlan): StartParts => ({ config, cgroups, layers, processes, doors, take: (late) => take(late, plan) });
   const ask = async (op: Operation, plan: SandboxPlan, command: 'pause' | 'resume'): Promise<void> => {

@@ -10,8 +10,6 @@ export type BundleSpec = {
   /** Names in it. */
   readonly agent: string;
   readonly agentSocket: string;
-  /** A library in it that every program in the sandbox loads, and the file on the host that says so; null: none. */
-  readonly preload: { readonly library: string; readonly listPath: string } | null;
   /** In the hierarchy's own terms, as `/hutch/sbx…`; null: none. */
   readonly cgroupsPath: string | null;
   /** The network namespace; null: one of its own with nothing in it. */
@@ -19,8 +17,6 @@ export type BundleSpec = {
 };
 
 const LINK = '/run/hutch/link';
-/** What the file at `preload.listPath` must hold. */
-export const preloadList = (library: string): string => `${join(LINK, library)}\n`;
 /** What Docker gives. */
 const OPEN_FILES = { soft: 65_536, hard: 1_048_576 };
 
@@ -61,7 +57,7 @@ export function bundleConfig(spec: BundleSpec): object {
   };
 }
 
-function mounts({ rootPath, linkDir, preload }: BundleSpec): readonly object[] {
+function mounts({ rootPath, linkDir }: BundleSpec): readonly object[] {
   const memory = (destination: string, ...options: string[]) => ({ destination, type: 'tmpfs', source: 'tmpfs', options });
   const bind = (destination: string, source: string, ...options: string[]) => ({ destination, type: 'bind', source, options });
   return [
@@ -74,6 +70,5 @@ function mounts({ rootPath, linkDir, preload }: BundleSpec): readonly object[] {
     bind('/tmp', join(rootPath, 'tmp'), 'rbind', 'rw'),
     // Nothing that lies on the host can be written: a sandbox must not fill what is not its own. With what is mounted in it.
     bind(LINK, linkDir, 'rbind', 'ro', 'nosuid', 'nodev'),
-    ...(preload === null ? [] : [bind('/etc/ld.so.preload', preload.listPath, 'bind', 'ro')]),
   ];
 }

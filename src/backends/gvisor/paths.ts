@@ -27,5 +27,4 @@ export const agentSocketPath = (dirs: Pick<Dirs, 'runDir'>): string => join(link
 export const networkDir = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir, 'net');
 /** As the network names it. */
 export const passtLogPath = (dirs: Pick<Dirs, 'runDir'>): string => join(networkDir(dirs), 'passt.log');
-export const preloadListPath = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir, 'ld.so.preload');
 export const runtimeLogPath = (dirs: Pick<Dirs, 'logDir'>): string => join(dirs.logDir, 'vmm.log');

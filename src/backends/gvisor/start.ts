@@ -10,7 +10,7 @@ import type { AgentDoors } from '../agent-door.ts';
 import type { SandboxPlan, Started } from '../backend.ts';
 import { describe, tailOf } from '../dead.ts';
 import { allOf } from '../wait.ts';
-import { type BundleSpec, bundleConfig, preloadList } from './bundle.ts';
+import { bundleConfig } from './bundle.ts';
 import type { Cgroups } from './cgroup.ts';
 import { ARRIVE_MS, type GvisorConfig, RELEASE_MS } from './config.ts';
 import type { LayerArgs, Layers } from './layer.ts';
@@ -22,7 +22,6 @@ import {
   netnsPath,
   networkDir,
   passtLogPath,
-  preloadListPath,
   rootDir,
   runtimeLogPath,
   stateDir,
@@ -31,7 +30,13 @@ import type { Platform } from './platform.ts';
 import type { Processes } from './process.ts';
 import type { Runtime } from './runtime.ts';
 
-export type StartInput = { readonly runtime: Runtime; readonly platform: Platform; readonly basePath: string };
+export type StartInput = {
+  readonly runtime: Runtime;
+  readonly platform: Platform;
+  readonly basePath: string;
+  /** A layer over it; null: none. */
+  readonly overPath: string | null;
+};
 
 export type StartParts = {
   readonly config: GvisorConfig;
@@ -79,8 +84,7 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
     doors.open(op, plan.id, agentSocketPath(plan), SOCKET_MODE),
   ]);
   const guest = guestOf(op, link);
-  const preload = await preloadOf(op, config, plan, input);
-  const lent = [config.agentPath, ...(preload === null ? [] : [config.automountLibraryPath])];
+  const lent = [config.agentPath];
   // Each is seen over a file of its name.
   await allOf(lent.map((path) => host.appendFile(op, join(linkDir(plan), basename(path)), new Uint8Array())));
   await host.writeFileAtomic(
@@ -93,7 +97,6 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
         linkDir: linkDir(plan),
         agent: basename(config.agentPath),
         agentSocket: AGENT_SOCKET,
-        preload,
         cgroupsPath,
         netnsPath: guest === null ? null : netnsPath(plan),
       }),
@@ -108,7 +111,7 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
     ...(link.kind === 'passt' ? { also: [[...link.argv, ...asUser(plan)]], pair: 'shared' as const } : { also: [] }),
     argv: [
       config.cellPath,
-      ...cellArgs(plan, ['--lower', input.basePath, ...layer], lent, guest),
+      ...cellArgs(plan, [...groundArgs(input), ...layer], lent, guest),
       '--',
       ...runtimeArgs(plan, input, cgroupsPath, guest, from),
     ],
@@ -136,9 +139,8 @@ async function makeCgroups(op: Operation, cgroups: Cgroups, plan: SandboxPlan): 
 /** Empty directories for sockets, state and logs. */
 async function makePlaces(op: Operation, { host }: GvisorConfig, plan: SandboxPlan): Promise<void> {
   await allOf([host.makeDir(op, plan.runDir, 0o711), host.makeDir(op, plan.logDir, 0o711)]);
-  // Every user of the sandbox loads a library from this one.
-  await host.makeDir(op, linkDir(plan), 0o711);
-  await allOf([rootDir(plan), diskMountDir(plan), stateDir(plan), networkDir(plan)].map((dir) => host.makeDir(op, dir, 0o700)));
+  const own = [linkDir(plan), rootDir(plan), diskMountDir(plan), stateDir(plan), networkDir(plan)];
+  await allOf(own.map((dir) => host.makeDir(op, dir, 0o700)));
   if (plan.runAs === null || plan.network === 'none') return;
   // Releases of passt open it as root without root's rights over files, or as the user that they become.
   await host.chmod(op, networkDir(plan), 0o711);
@@ -147,14 +149,9 @@ async function makePlaces(op: Operation, { host }: GvisorConfig, plan: SandboxPl
   await host.chmod(op, passtLogPath(plan), 0o660);
 }
 
-/** Not over a list of the image's own: its libraries matter more. */
-async function preloadOf(op: Operation, config: GvisorConfig, plan: SandboxPlan, input: StartInput): Promise<BundleSpec['preload']> {
-  const { host, automountLibraryPath } = config;
-  if (input.platform.automount === 'taken' || (await host.stat(op, `${input.basePath}/etc/ld.so.preload`)) !== null) return null;
-  const listPath = preloadListPath(plan);
-  const library = basename(automountLibraryPath);
-  await host.writeFileAtomic(op, listPath, preloadList(library), 0o444);
-  return { library, listPath };
+/** What lies under the private layer. */
+function groundArgs({ basePath, overPath }: StartInput): LayerArgs {
+  return ['--lower', basePath, ...(overPath === null ? [] : ['--over', overPath])];
 }
 
 function guestOf(op: Operation, link: Link): GuestAddress | null {

@@ -1,0 +1,53 @@
+// Two files that lie over an image in every sandbox of a runtime that needs them: a library, and the list by which
+// every program loads it. They are a layer of the sandbox's root, under its own: what lies there the runtime may
+// remember, while a file that is mounted for itself it asks the host for each time that a program starts.
+import { join } from 'node:path';
+import type { Host } from '../../host/host.ts';
+import type { Operation } from '../../host/operation.ts';
+
+/** In the sandbox. Where there is one of the image's own, its libraries matter more. */
+export const PRELOAD_LIST = '/etc/ld.so.preload';
+const LIBRARY = '/etc/ld.so.hutch';
+const LIBRARY_BYTES_MAX = 1024 * 1024;
+const DIGEST_CHARS = 16;
+
+export class Overs {
+  readonly #host: Host;
+  readonly #dir: string;
+  readonly #libraryPath: string;
+  #made: Promise<string> | undefined;
+
+  constructor(host: Host, dir: string, libraryPath: string) {
+    this.#host = host;
+    this.#dir = dir;
+    this.#libraryPath = libraryPath;
+  }
+
+  /** The layer's directory; null where it must not lie over this image. */
+  async take(op: Operation, basePath: string): Promise<string | null> {
+    const host = this.#host;
+    if ((await host.stat(op, join(basePath, 'etc')))?.type !== 'directory') return null;
+    if ((await host.stat(op, join(basePath, PRELOAD_LIST))) !== null) return null;
+    this.#made ??= this.#make(op);
+    try {
+      return await this.#made;
+    } catch (error) {
+      this.#made = undefined;
+      throw error;
+    }
+  }
+
+  /** Never changed once it is there, as sandboxes lie over it: another library makes another one. */
+  async #make(op: Operation): Promise<string> {
+    const host = this.#host;
+    const digest = (await host.sha256(op, this.#libraryPath)).replace(/^sha256:/, '');
+    const path = join(this.#dir, `over-${digest.slice(0, DIGEST_CHARS)}`);
+    if ((await host.stat(op, join(path, PRELOAD_LIST))) !== null) return path;
+    await host.makeDir(op, this.#dir, 0o700);
+    await host.makeDir(op, join(path, 'etc'), 0o755);
+    await host.writeFileAtomic(op, join(path, LIBRARY), await host.readFile(op, this.#libraryPath, LIBRARY_BYTES_MAX), 0o755);
+    // Last, as it says that all is there.
+    await host.writeFileAtomic(op, join(path, PRELOAD_LIST), `${LIBRARY}\n`, 0o444);
+    return path;
+  }
+}
