@@ -52,7 +52,10 @@ export function cliDocs(): string {
   const verbs = VERBS.map((verb) => {
     if (!isBranch(verb)) return `### ${verb.name}\n\n${leafText(verb.name, verb)}`;
     const leaves = verb.subverbs.map((leaf) => `#### ${verb.name} ${leaf.name}\n\n${leafText(`${verb.name} ${leaf.name}`, leaf)}`);
-    const fallback = verb.fallback === undefined ? '' : ` \`hutch ${verb.name}\` alone is \`hutch ${verb.name} ${verb.fallback}\`.`;
+    const fallback =
+      verb.fallback === undefined
+        ? ''
+        : ` \`hutch ${verb.name}${verb.fallbackTakes === 'words' ? ' …' : ''}\` alone is \`hutch ${verb.name} ${verb.fallback}${verb.fallbackTakes === 'words' ? ' …' : ''}\`.`;
     const listed = listedUnder(verb.name).map(({ name }) => `\`${name}\``);
     const also = listed.length === 0 ? '' : ` It lists ${listed.join(', ')} as well.`;
     return [`### ${verb.name}`, `${verb.summary}.${fallback}${also}`, ...leaves].join('\n\n');

@@ -98,6 +98,9 @@ async function find(words: readonly string[]): Promise<Found> {
   }
   if (listedUnder(verb.name).some(({ name }) => name === second)) return await find([second, ...rest.toSpliced(at, 1)]);
   const leaf = verb.subverbs.find(({ name }) => name === second);
+  if (leaf === undefined && fallback !== undefined && verb.fallbackTakes === 'words') {
+    return { path: `${verb.name} ${fallback.name}`, leaf: fallback, argv: rest };
+  }
   if (leaf === undefined) throw unknownVerb(second, `hutch ${verb.name}`, within(verb));
   return { path: `${verb.name} ${leaf.name}`, leaf, argv: rest.toSpliced(at, 1) };
 }

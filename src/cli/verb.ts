@@ -55,6 +55,8 @@ export type Branch = {
   readonly subverbs: readonly Leaf[];
   /** The subverb that is meant when none is named. */
   readonly fallback?: string;
+  /** Words that are no subverb are the fallback's own. */
+  readonly fallbackTakes?: 'words';
 };
 
 export type Verb = (Leaf | Branch) & {

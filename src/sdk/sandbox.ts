@@ -12,6 +12,7 @@ import { connectTunnel } from './tunnel.ts';
 export type SandboxInfo = Output<'sandbox.get'>;
 export type Stats = Output<'sandbox.stats'>;
 export type Port = Output<'port.list'>['ports'][number];
+export type PublishedPort = Output<'port.publish'>;
 
 /** How a command is run: the API's request without its argument vector. */
 export type ExecOptions = Omit<ExecRequest, 'argv'> & Omit<ProcessOptions, 'ref'>;
@@ -135,6 +136,23 @@ export class Sandbox implements AsyncDisposable {
 
   async ports(options: CallOptions = {}): Promise<Port[]> {
     return (await this.#client.call('port.list', { ref: this.id }, options)).ports;
+  }
+
+  /** This machine answers for a port inside from now on, on the loopback and at a free port unless they are named. */
+  async publish(
+    guestPort: number,
+    options: CallOptions & { readonly hostAddress?: string; readonly hostPort?: number } = {},
+  ): Promise<PublishedPort> {
+    const { own, call } = split(options);
+    return await this.#client.call('port.publish', { ...own, ref: this.id, guestPort }, call);
+  }
+
+  /** Those of its published ports that match: all that `guestPort` says, unless a port of this machine is named. */
+  async unpublish(
+    port: { readonly guestPort?: number; readonly hostAddress?: string; readonly hostPort?: number },
+    options: CallOptions = {},
+  ): Promise<readonly PublishedPort[]> {
+    return (await this.#client.call('port.unpublish', { ...port, ref: this.id }, options)).removed;
   }
 
   /** A byte stream to a port inside, or to a unix socket. */

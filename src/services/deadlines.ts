@@ -32,6 +32,8 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'exec.list': READ_MS,
   'exec.signal': READ_MS,
   'port.list': READ_MS,
+  'port.publish': CHANGE_MS,
+  'port.unpublish': CHANGE_MS,
   'port.connect': null,
   'file.read': TRANSFER_MS,
   'file.write': TRANSFER_MS,

@@ -3,7 +3,7 @@
 // deleted, whether it runs or not; it is answered at for as long as a run of the sandbox lasts.
 import { HutchError } from '../domain/errors.ts';
 import type { SandboxId } from '../domain/ids.ts';
-import { hostSide, type PublishedPort } from '../domain/published-port.ts';
+import { hostSide, PUBLISHED_PORTS_MAX, type PublishedPort, sharePort } from '../domain/published-port.ts';
 import { errnoOf } from '../host/errors.ts';
 import type { Host, TcpListener } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
@@ -76,6 +76,51 @@ export class Publisher {
     }
   }
 
+  /**
+   * One more, in the sandbox's turn: answered at from now on where it runs, else from its next start on. The same one again is
+   * as it was. @throws HutchError `conflict` when it is taken.
+   */
+  async add(op: Operation, id: SandboxId, run: Run | null, wanted: PublishedPort): Promise<PublishedPort> {
+    const before = await this.of(id);
+    const same = before.find((port) => hostSide(port) === hostSide(wanted) && port.guestPort === wanted.guestPort);
+    if (same !== undefined) return same;
+    if (before.length >= PUBLISHED_PORTS_MAX) {
+      throw op.error('resource_exhausted', `it has ${PUBLISHED_PORTS_MAX} published ports already`, {
+        hint: 'hutch ports rm SANDBOX PORT',
+      });
+    }
+    // The store says whose it is; a port that was named is proven at the start where nothing runs.
+    const isReserved = wanted.hostPort !== 0 && [...(await this.#all()).values()].flat().some((port) => sharePort(port, wanted));
+    for (let tries = 1; ; tries += 1) {
+      const port = !isReserved && (run !== null || wanted.hostPort === 0) ? await this.#hold(op, id, wanted) : wanted;
+      try {
+        await this.#store.commit(op, [{ change: 'reservePorts', sandboxId: id, ports: [port] }]);
+        (await this.#all()).set(id, [...before, port]);
+        if (run === null) await this.#letGo(id, [port]);
+        else this.#serve(run);
+        return port;
+      } catch (error) {
+        await this.#letGo(id, [port]);
+        const isChoice = error instanceof HutchError && error.code === 'conflict' && wanted.hostPort === 0;
+        if (!isChoice || tries === CHOICES_MAX) throw error;
+      }
+    }
+  }
+
+  /** Those that match, in the sandbox's turn; their connections end. */
+  async remove(op: Operation, id: SandboxId, matches: (port: PublishedPort) => boolean): Promise<readonly PublishedPort[]> {
+    const before = await this.of(id);
+    const ports = before.filter(matches);
+    if (ports.length === 0) return [];
+    await this.#store.commit(op, [{ change: 'releasePorts', sandboxId: id, ports }]);
+    (await this.#all()).set(
+      id,
+      before.filter((port) => !ports.includes(port)),
+    );
+    await this.#letGo(id, ports);
+    return ports;
+  }
+
   /** The store has released them. */
   async released(id: SandboxId): Promise<void> {
     await this.close(id);
@@ -97,15 +142,16 @@ export class Publisher {
 
   /** Those of a sandbox that was found running: what cannot be had now is tried until it can. */
   async adopt(run: Run): Promise<void> {
-    const ports = await this.of(run.id);
-    if (ports.length === 0) return;
+    if ((await this.of(run.id)).length === 0) return;
     this.#serve(run);
     while (!run.isOver) {
       const problems = new Map<string, string>();
-      for (const port of ports) {
+      for (const port of await this.of(run.id)) {
         if (run.isOver || this.#isHeld(run.id, port)) continue;
         try {
           await this.#hold(run.op, run.id, port);
+          // Unpublished in the meantime.
+          if (!(await this.of(run.id)).includes(port)) await this.#letGo(run.id, [port]);
         } catch (error) {
           if (run.isOver) break;
           problems.set(hostSide(port), error instanceof Error ? error.message : String(error));
@@ -129,7 +175,18 @@ export class Publisher {
     for (const { listener } of held) await listener[Symbol.asyncDispose]();
   }
 
+  async #letGo(id: SandboxId, ports: readonly PublishedPort[]): Promise<void> {
+    const isOne = ({ port }: Held): boolean => ports.some((one) => hostSide(one) === hostSide(port));
+    const held = this.#held.get(id) ?? [];
+    this.#held.set(
+      id,
+      held.filter((one) => !isOne(one)),
+    );
+    for (const { listener } of held.filter(isOne)) await listener[Symbol.asyncDispose]();
+  }
+
   #serve(run: Run): void {
+    if (this.#runs.get(run.id) === run) return;
     this.#runs.set(run.id, run);
     const onOver = (): void => {
       if (this.#runs.get(run.id) === run) void this.close(run.id);

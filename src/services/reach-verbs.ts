@@ -3,16 +3,44 @@ import type { Core } from './core.ts';
 import type { Handlers } from './handlers.ts';
 import { runOf } from './release.ts';
 
-export function reachVerbs(core: Core): Pick<Handlers, 'port.list' | 'port.connect' | 'sandbox.stats'> {
-  const { sandboxes, runs } = core;
+export function reachVerbs(core: Core): Pick<Handlers, 'port.list' | 'port.publish' | 'port.unpublish' | 'port.connect' | 'sandbox.stats'> {
+  const { sandboxes, runs, turns, publisher } = core;
   return {
     'port.list': async ({ op, caller }, { ref }) => {
       const sandbox = await sandboxes.resolve(caller.projectId, ref);
       const agent = await runs.agent(op, sandbox);
       return {
         ports: (await agent.ports.list(op)).map((port) => ({ ...port })),
-        published: (await core.publisher.states(sandbox.id)).map((port) => ({ ...port })),
+        published: (await publisher.states(sandbox.id)).map((port) => ({ ...port })),
       };
+    },
+
+    'port.publish': async (call, { ref, ...port }) => {
+      const { id } = await sandboxes.resolve(call.caller.projectId, ref);
+      call.target(id);
+      return await turns.take(call.op, id, async () => {
+        const sandbox = await sandboxes.get(call.op, id);
+        if (sandbox.state === 'deleted') throw call.op.error('failed_precondition', `sandbox ${sandbox.spec.name} is deleted`);
+        const run = sandbox.state === 'running' || sandbox.state === 'paused' ? runs.of(call.op, sandbox) : null;
+        return { ...(await publisher.add(call.op, id, run, port)) };
+      });
+    },
+
+    'port.unpublish': async (call, { ref, ...wanted }) => {
+      const { id, spec } = await sandboxes.resolve(call.caller.projectId, ref);
+      call.target(id);
+      const named = Object.entries(wanted).filter(([, value]) => value !== undefined);
+      if (named.length === 0) throw call.op.error('invalid_argument', 'give hostPort, guestPort or hostAddress');
+      return await turns.take(call.op, id, async () => {
+        const removed = await publisher.remove(call.op, id, (port) =>
+          named.every(([key, value]) => port[key as keyof typeof port] === value),
+        );
+        if (removed.length > 0) return { removed: removed.map((port) => ({ ...port })) };
+        const words = named.map(([key, value]) => `${key} ${value}`).join(' and ');
+        throw call.op.error('not_found', `sandbox ${spec.name} has no published port with ${words}`, {
+          hint: `see: hutch ports ${spec.name}`,
+        });
+      });
     },
 
     'port.connect': async (call, { ref, port, host, unix }) => {

@@ -120,8 +120,8 @@ export type ChangeMap = {
 
   /** `conflict`, naming the owner, when another sandbox has one of them, running or not. */
   reservePorts: { args: { readonly sandboxId: SandboxId; readonly ports: readonly PublishedPort[] }; result: null };
-  /** Idempotent. */
-  releasePorts: { args: { readonly sandboxId: SandboxId }; result: null };
+  /** Idempotent. Without `ports` all that it has. */
+  releasePorts: { args: { readonly sandboxId: SandboxId; readonly ports?: readonly PublishedPort[] }; result: null };
 
   /** The reply that a repeated request gets. */
   finishRequest: { args: { readonly apiKeyId: KeyId; readonly key: string; readonly reply: unknown }; result: null };

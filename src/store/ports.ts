@@ -39,8 +39,17 @@ export function reservePorts(tx: Tx, { sandboxId, ports }: ChangeMap['reservePor
   return null;
 }
 
-export function releasePorts(tx: Tx, { sandboxId }: ChangeMap['releasePorts']['args']): null {
-  tx.db.run('DELETE FROM published_ports WHERE sandbox_id = ?', sandboxId);
+export function releasePorts(tx: Tx, { sandboxId, ports }: ChangeMap['releasePorts']['args']): null {
+  if (ports === undefined) tx.db.run('DELETE FROM published_ports WHERE sandbox_id = ?', sandboxId);
+  for (const { hostAddress, hostPort, guestPort } of ports ?? []) {
+    tx.db.run(
+      'DELETE FROM published_ports WHERE sandbox_id = ? AND host_address = ? AND host_port = ? AND guest_port = ?',
+      sandboxId,
+      hostAddress,
+      hostPort,
+      guestPort,
+    );
+  }
   return null;
 }
 

@@ -1,6 +1,8 @@
 // The other verbs against a real daemon: what they print, their JSON, and their exit codes.
+import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, statSync, symlinkSync } from 'node:fs';
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { connect, createServer } from 'node:net';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -279,6 +281,42 @@ test('forward carries many connections to a port inside', async () => {
   }
   child.kill('SIGINT');
   expect((await done).code).toBe(130);
+});
+
+test('a port of a sandbox that runs is published, opened in the browser where there is a screen, and taken away again', async () => {
+  const guestPort = 7778;
+  await world.ok('exec', '-d', 'box', '--', 'busybox', 'nc', '-ll', '-p', String(guestPort), '-e', 'cat');
+  const shown = join(world.dir, 'shown');
+  const opener = join(world.dir, 'screen');
+  await mkdir(opener);
+  await writeFile(join(opener, 'xdg-open'), `#!/bin/sh\necho "$1" > ${shown}\n`, { mode: 0o755 });
+  const screen = { DISPLAY: ':0', PATH: `${opener}:${world.env['PATH']}` };
+
+  const url = (await world.run(['open', 'box', String(guestPort)], { env: screen })).stdout.trim();
+  const hostPort = Number(/^http:\/\/127\.0\.0\.1:(\d+)\/$/.exec(url)?.[1]);
+  await eventually('the server inside', async () => (await talk(hostPort, 'up?')) === 'up?');
+  expect(existsSync(shown), 'nobody looks: no terminal').toBe(false);
+  const terminal = spawn('script', ['-qec', `${process.execPath} ${world.bundle} open box ${guestPort}`, '/dev/null'], {
+    env: { ...world.env, ...screen },
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  const [said] = (await once(terminal.stdout, 'data')) as [Buffer];
+  expect(said.toString().trim(), 'the same port as before').toBe(url);
+  await eventually('the browser', async () => existsSync(shown) && (await readFile(shown, 'utf8')).trim() === url);
+
+  expect(await world.ok('ports', 'add', 'box', `127.0.0.2:0:${guestPort}`)).toMatch(new RegExp(`^127\\.0\\.0\\.2:\\d+ -> ${guestPort}$`));
+  expect(await world.ok('ports', 'box')).toContain(`127.0.0.1:${hostPort}, 127.0.0.2:`);
+  await world.ok('ports', 'rm', 'box', `${hostPort}:${guestPort}`);
+  await expect(talk(hostPort, 'up?')).rejects.toThrow();
+  expect(await world.ok('ports', 'ls', 'box')).toMatch(/ 127\.0\.0\.2:\d+$/m);
+  await world.ok('ports', 'rm', 'box', String(guestPort));
+  expect(await world.ok('ports', 'ls', 'box')).not.toContain('127.0.0.');
+  const { code, stderr } = await world.run(['ports', 'rm', 'box', String(guestPort)]);
+  expect({ code, stderr }).toEqual({
+    code: EXIT_CODES.notFound.code,
+    stderr: expect.stringContaining(`no published port with guestPort ${guestPort}`),
+  });
+  expect((await world.run(['ports', 'add', 'box', 'none'])).code).toBe(2);
 });
 
 test('forward brings a unix socket of the sandbox to one of this machine, and puts it away', async () => {

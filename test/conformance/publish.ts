@@ -153,6 +153,70 @@ export function publish(subject: Subject): void {
     await subject.remove(id);
   });
 
+  test('publish: a running sandbox gets ports and loses them, and what it has is kept across a restart and a dead daemon', {
+    timeout: 120_000,
+  }, async () => {
+    const { id, name } = await subject.make({ main });
+    const one = await daemon.call('port.publish', { ref: id, guestPort: GUEST_PORT });
+    expect(one).toEqual({ hostAddress: '127.0.0.1', hostPort: expect.any(Number), guestPort: GUEST_PORT });
+    await eventually('it answers', () => answers(one.hostPort), 30_000);
+    expect(await daemon.call('port.publish', { ref: id, ...one }), 'the same again').toEqual(one);
+    const other = await daemon.call('port.publish', { ref: id, guestPort: GUEST_PORT });
+    expect(other.hostPort).not.toBe(one.hostPort);
+
+    const second = await subject.make({ name: 'second', start: false });
+    for (const [ref, hostAddress] of [
+      [second.id, '0.0.0.0'],
+      [second.id, '127.0.0.1'],
+      [id, '0.0.0.0'],
+    ] as const) {
+      const refused = await refusal(daemon.call('port.publish', { ref, ...one, hostAddress }));
+      expect(refused).toMatchObject({
+        code: 'conflict',
+        message: expect.stringContaining(ref === id ? 'this sandbox' : `sandbox ${name}`),
+      });
+    }
+    expect((await subject.get(second.id)).publish).toEqual([]);
+    const kept = await daemon.call('port.publish', { ref: second.id, guestPort: 80 });
+    expect(await answers(kept.hostPort), 'it does not run').toBe(false);
+    await subject.remove(second.id);
+
+    const { removed } = await daemon.call('port.unpublish', { ref: id, hostPort: other.hostPort });
+    expect(removed).toEqual([other]);
+    (await occupied(other.hostPort))[Symbol.dispose]();
+    expect(await answers(one.hostPort), 'the one that is left').toBe(true);
+    expect(await refusal(daemon.call('port.unpublish', { ref: id, hostPort: other.hostPort }))).toMatchObject({
+      code: 'not_found',
+      message: expect.stringContaining(name),
+    });
+
+    await daemon.call('sandbox.stop', { ref: id, force: true });
+    await daemon.call('sandbox.start', { ref: id });
+    await eventually('it answers after a restart', () => answers(one.hostPort), 30_000);
+    await daemon.kill9();
+    await daemon.startAgain();
+    await eventually('the next daemon answers', () => answers(one.hostPort), 30_000);
+    expect((await subject.get(id)).publish).toEqual([one]);
+    await subject.remove(id);
+    (await occupied(one.hostPort))[Symbol.dispose]();
+  });
+
+  test('publish: a port of a running sandbox that somebody has is refused with his name, and stays as it was', async () => {
+    const { id } = await subject.make({ main });
+    const free = createServer().listen({ host: '127.0.0.1', port: 0 });
+    await once(free, 'listening');
+    const { port: hostPort } = free.address() as { port: number };
+    expect(await refusal(daemon.call('port.publish', { ref: id, hostPort, guestPort: GUEST_PORT }))).toMatchObject({
+      code: 'conflict',
+      message: expect.stringContaining(`(pid ${process.pid})`),
+    });
+    free.close();
+    expect((await subject.get(id)).publish).toEqual([]);
+    await daemon.call('port.publish', { ref: id, hostPort, guestPort: GUEST_PORT });
+    await eventually('it answers once it is free', () => answers(hostPort), 30_000);
+    await subject.remove(id);
+  });
+
   test('publish: while it is paused a connection waits, and is answered when it goes on', { timeout: 60_000 }, async (here) => {
     if (!subject.can.pause) return here.skip('this backend does not pause');
     const { id } = await subject.make({ main, publish: [{ guestPort: GUEST_PORT }] });

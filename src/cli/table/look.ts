@@ -70,10 +70,61 @@ export const lookVerbs: readonly Verb[] = [
   {
     name: 'ports',
     group: 'Look',
-    summary: 'List the ports on which sandboxes listen',
-    examples: [{ line: 'hutch ports web', about: '' }],
-    flags: [],
-    positionals: [SANDBOXES],
-    load: async () => (await import('../verbs/ports.ts')).run,
+    summary: 'Ports on which sandboxes listen, and those of this machine that answer for them',
+    fallback: 'ls',
+    fallbackTakes: 'words',
+    subverbs: [
+      {
+        name: 'ls',
+        summary: 'List the ports on which sandboxes listen, and where they are published',
+        examples: [{ line: 'hutch ports web', about: 'as hutch ports ls web' }],
+        flags: [],
+        positionals: [SANDBOXES],
+        load: async () => (await import('../verbs/ports.ts')).run,
+      },
+      {
+        name: 'add',
+        summary: 'Publish ports of a sandbox that there is already',
+        examples: [
+          { line: 'hutch ports add web 8080:80', about: 'http://127.0.0.1:8080, until it is deleted' },
+          { line: 'hutch ports add web 3000', about: 'a free port, which it prints' },
+        ],
+        flags: [],
+        positionals: [
+          { name: 'SANDBOX', takes: 'one', completes: 'sandbox' },
+          { name: 'PORTS', takes: 'several', completes: 'nothing' },
+        ],
+        notes:
+          'PORTS are written as with -p, such as 8080:80, 0.0.0.0:8080:80 or 80. They are answered at once while it runs, and again after each start.',
+        load: async () => (await import('../verbs/publish.ts')).add,
+      },
+      {
+        name: 'rm',
+        summary: 'Do not publish ports any more',
+        examples: [
+          { line: 'hutch ports rm web 8080:80', about: '' },
+          { line: 'hutch ports rm web 80', about: 'all that lead to port 80 inside' },
+        ],
+        flags: [],
+        positionals: [
+          { name: 'SANDBOX', takes: 'one', completes: 'sandbox' },
+          { name: 'PORTS', takes: 'several', completes: 'nothing' },
+        ],
+        load: async () => (await import('../verbs/publish.ts')).remove,
+      },
+      {
+        name: 'open',
+        also: 'open',
+        summary: 'Open a port of a sandbox in the browser',
+        examples: [{ line: 'hutch open web 3000', about: 'prints its address, and opens it where there is a screen' }],
+        flags: [{ name: 'print', about: 'Only print the address' }],
+        positionals: [
+          { name: 'SANDBOX', takes: 'one', completes: 'sandbox' },
+          { name: 'PORT', takes: 'one', completes: 'nothing' },
+        ],
+        notes: 'The port is published if it is not yet: on the loopback, at a free port, until hutch ports rm.',
+        load: async () => (await import('../verbs/open.ts')).run,
+      },
+    ],
   },
 ];

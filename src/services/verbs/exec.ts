@@ -1,7 +1,7 @@
 // Commands and ports within a sandbox.
 import { z } from 'zod';
 import * as view from '../views.ts';
-import { alive, argv, count, env, flag, none, path, refuseTooLarge, TIMEOUT_MS_MAX, target, terminal, user } from './fields.ts';
+import { alive, argv, count, env, flag, none, path, refuseTooLarge, TIMEOUT_MS_MAX, target, terminal, user, wantedPort } from './fields.ts';
 import type { Verb } from './verb.ts';
 
 /** The first message on an `exec.start` socket. */
@@ -104,6 +104,32 @@ export const execVerbs = {
     errors: alive,
     idempotent: true,
     reads: true,
+  },
+  'port.publish': {
+    kind: 'unary',
+    method: 'POST',
+    path: '/v1/sandboxes/{ref}/ports',
+    summary: 'Answer at a port of this machine for one inside, until it is deleted or unpublished',
+    input: target.extend(wantedPort),
+    output: view.publishedPort,
+    errors: [...alive, 'resource_exhausted', 'permission_denied'],
+    idempotent: false,
+    reads: false,
+  },
+  'port.unpublish': {
+    kind: 'unary',
+    method: 'DELETE',
+    path: '/v1/sandboxes/{ref}/ports',
+    summary: 'Do not answer any more at the published ports that match',
+    input: target.extend({
+      hostAddress: z.union([z.ipv4(), z.ipv6()]).optional(),
+      hostPort: count.min(1).max(65_535).optional(),
+      guestPort: count.min(1).max(65_535).optional(),
+    }),
+    output: z.object({ removed: z.array(view.publishedPort) }),
+    errors: alive,
+    idempotent: false,
+    reads: false,
   },
   'port.connect': {
     kind: 'socket',

@@ -1,6 +1,7 @@
 // What several verbs take or answer: bounds, fields, kinds of errors.
 import { z } from 'zod';
 import { ARGUMENT_BYTES_MAX, ARGUMENTS_MAX, argumentsRefusal, type Refusal } from '../../domain/arguments.ts';
+import { LOOPBACK } from '../../domain/published-port.ts';
 
 const ENV_ENTRIES_MAX = 1_000;
 const PATH_BYTES_MAX = 4_096;
@@ -52,6 +53,13 @@ export const terminal = z.strictObject({
   rows: z.int().min(1).max(4_096),
   term: z.string().max(64).optional(),
 });
+
+/** A port of this machine for one inside, as it is asked for. */
+export const wantedPort = {
+  hostAddress: z.union([z.ipv4(), z.ipv6()]).default(LOOPBACK).describe('of this machine; 0.0.0.0 or :: is all of them'),
+  hostPort: z.int().min(0).max(65_535).default(0).describe('0: one that is free'),
+  guestPort: z.int().min(1).max(65_535),
+};
 
 export const target = z.strictObject({ ref });
 export const none = z.strictObject({});

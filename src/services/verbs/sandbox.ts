@@ -1,6 +1,6 @@
 // Sandboxes: made, listed, started, ended.
 import { z } from 'zod';
-import { LOOPBACK, PUBLISHED_PORTS_MAX } from '../../domain/published-port.ts';
+import { PUBLISHED_PORTS_MAX } from '../../domain/published-port.ts';
 import { BACKENDS } from '../../domain/sandbox.ts';
 import * as view from '../views.ts';
 import {
@@ -25,6 +25,7 @@ import {
   target,
   terminal,
   user,
+  wantedPort,
 } from './fields.ts';
 import type { Verb } from './verb.ts';
 
@@ -44,13 +45,7 @@ const createInput = z
     network: z.enum(['none', 'allow', 'allow-lan']).optional(),
     backend: z.enum(BACKENDS).optional(),
     publish: z
-      .array(
-        z.strictObject({
-          hostAddress: z.union([z.ipv4(), z.ipv6()]).default(LOOPBACK).describe('of this machine; 0.0.0.0 or :: is all of them'),
-          hostPort: z.int().min(0).max(65_535).default(0).describe('0: one that is free'),
-          guestPort: z.int().min(1).max(65_535),
-        }),
-      )
+      .array(z.strictObject(wantedPort))
       .max(PUBLISHED_PORTS_MAX)
       .optional()
       .describe('TCP ports inside at which this machine answers, from each start on'),

@@ -1,0 +1,67 @@
+// hutch open: a port of a sandbox in the browser, at the port of this machine that answers for it.
+import { spawn } from 'node:child_process';
+import { HutchError } from '../../domain/errors.ts';
+import { hostSide, LOOPBACK } from '../../domain/published-port.ts';
+import type { Output } from '../../services/verbs.ts';
+import { type Args, usage } from '../args.ts';
+import { ask, type Context } from '../context.ts';
+import { json } from '../output.ts';
+import { wholeNumber } from '../spec.ts';
+
+type Published = Output<'port.publish'>;
+
+/** How a browser reaches this very machine where all of its addresses are published. */
+const NEAR: Readonly<Record<string, string>> = { '0.0.0.0': LOOPBACK, '::': '::1' };
+const TLS_PORTS: ReadonlySet<number> = new Set([443, 8443]);
+
+export async function run(context: Context, args: Args): Promise<number> {
+  const [ref = '', text = ''] = args.positionals;
+  const guestPort = wholeNumber('PORT', text, 1, 65_535, 'PORT');
+  const { address } = context.client;
+  if (address.type === 'tcp' && !isHere(address.host)) {
+    throw usage(
+      `the daemon runs on ${address.host}, whose ports are not this machine's`,
+      `bring it here with: hutch forward ${ref} 0:${text}`,
+    );
+  }
+  const { publish } = await ask(context, 'sandbox.get', { ref });
+  const known = publish.filter((port) => port.guestPort === guestPort);
+  const port = known.find(({ hostAddress }) => isHere(hostAddress)) ?? known[0] ?? (await ask(context, 'port.publish', { ref, guestPort }));
+  const url = urlOf(port);
+  await context.io.out(context.json ? json({ url, ...port }) : `${url}\n`);
+  if (!context.json && !args.has('print') && hasScreen(context.env)) await openBrowser(url);
+  return 0;
+}
+
+function isHere(host: string): boolean {
+  return host === 'localhost' || host === '::1' || /^127\./.test(host);
+}
+
+export function urlOf({ hostAddress, hostPort, guestPort }: Published): string {
+  const scheme = TLS_PORTS.has(guestPort) ? 'https' : 'http';
+  return `${scheme}://${hostSide({ hostAddress: NEAR[hostAddress] ?? hostAddress, hostPort })}/`;
+}
+
+/** Somebody looks at it: a terminal, and a display. */
+function hasScreen(env: Context['env']): boolean {
+  return process.stdout.isTTY === true && ((env['DISPLAY'] ?? '') !== '' || (env['WAYLAND_DISPLAY'] ?? '') !== '');
+}
+
+/** Resolves once the opener has started; it goes on without us. */
+async function openBrowser(url: string): Promise<void> {
+  const child = spawn('xdg-open', [url], { stdio: 'ignore', detached: true });
+  await new Promise<void>((resolve, reject) => {
+    child.once('spawn', resolve);
+    child.once('error', (cause) =>
+      reject(
+        new HutchError({
+          code: 'failed_precondition',
+          message: 'there is no xdg-open to open it with',
+          hint: 'apt-get install xdg-utils',
+          cause,
+        }),
+      ),
+    );
+  });
+  child.unref();
+}
