@@ -42,12 +42,13 @@ check_platform() {
     'On another machine, run it in a Linux virtual machine, or use a Hutch that runs elsewhere.'
 }
 
-# One setup at a time. The lock ends with this process, however that ends.
+# One setup at a time. The lock ends with this process, however that ends. It is the directory's own: a file in it may
+# belong to another user, who was here first.
 take_lock() {
   mkdir -p "$tools" 2>/dev/null || true
   [ -w "$tools" ] || fail "$root must be writable for the first start and after updates." \
     "It belongs to $(stat -c %U "$root"); run ./hutch once as that user, or: sudo chown -R $(id -un) $root"
-  exec 9>"$tools/setup.lock"
+  exec 9<"$tools"
   if ! flock -n 9; then
     say 'Another setup of this checkout is under way; waiting for it.'
     flock 9
@@ -164,6 +165,7 @@ install_packages() {
 # shown only when it fails. Its status goes through stdout: sudo closes all other descriptors.
 watch_apt() {
   log=$tools/apt.log
+  rm -f "$log" # it may be another user's
   [ -t 2 ] && terminal=1 || terminal=0
   {
     code=0

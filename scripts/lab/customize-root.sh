@@ -22,6 +22,9 @@ chroot "$root" systemctl --quiet mask getty@tty1.service serial-getty@ttyS0.serv
   dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer systemd-pstore.service
 echo lab >"$root/etc/hostname"
 echo '127.0.0.1 localhost lab' >"$root/etc/hosts"
+printf '%s\n' '[Match]' 'Name=en*' '[Network]' 'Address=10.0.2.15/24' 'Gateway=10.0.2.2' >"$root/etc/systemd/network/lab.network"
+chroot "$root" systemctl --quiet enable systemd-networkd.service
+chroot "$root" systemctl --quiet disable systemd-networkd-wait-online.service
 echo '/dev/vda / ext4 noatime 0 1' >"$root/etc/fstab"
 printf '%s\n' kvm-amd vhost_vsock vhost_net tun xfs dm-flakey dm-log-writes overlay >"$root/etc/modules-load.d/lab.conf"
 chroot "$root" useradd --create-home --shell /bin/bash --groups kvm dev

@@ -120,6 +120,7 @@ blkid /dev/vdc >/dev/null 2>&1 || mkfs.xfs -q -m reflink=1 /dev/vdc
 grep -q /hutch /etc/fstab || printf '%s\\n' '/dev/vdb /hutch ext4 noatime 0 0' '/dev/vdc /data xfs noatime 0 0' >>/etc/fstab
 for place in /hutch /data; do mkdir -p $place; mountpoint -q $place || mount $place; chmod 755 $place; done
 chown ops /hutch /hutch/.tools /hutch/dist
+ln -sf /hutch/.tools/lab-node /usr/local/bin/node
 test -e /data/seed || { mkdir /data/seed.new; cp -a /hutch/.tools/data/images /hutch/.tools/data/kernels /hutch/.tools/data/initramfs /data/seed.new; mv /data/seed.new /data/seed; }
 `;
 
@@ -144,7 +145,8 @@ function start(root: string): void {
     ...drive('flaky', 'flaky.raw', 'raw'),
     ...['-device', 'virtio-serial-pci', '-chardev', `socket,id=control,path=${controlSocket},server=on,wait=off`],
     ...['-device', 'virtserialport,chardev=control,name=hutch.lab'],
-    ...['-device', 'virtio-rng-pci', '-netdev', 'user,id=net', '-device', 'virtio-net-pci,netdev=net'],
+    // A way out that leads nowhere: what a sandbox's network needs, and nothing that a test could come to rely on.
+    ...['-device', 'virtio-rng-pci', '-netdev', 'user,id=net,restrict=on', '-device', 'virtio-net-pci,netdev=net'],
     ...['-serial', 'stdio', '-qmp', `unix:${join(run, 'qmp.sock')},server=on,wait=off`],
   ];
   const child = spawn('qemu-system-x86_64', args, { detached: true, stdio: ['ignore', log, log] });

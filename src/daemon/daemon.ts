@@ -52,6 +52,8 @@ export type DaemonOptions = {
   }) => Promise<Parts>;
   /** Called when a client asks the daemon to end. */
   readonly onStop: () => void;
+  /** Called when the data directory is gone: nothing is to be released there. */
+  readonly onLost: () => void;
 };
 
 export type Daemon = {
@@ -124,6 +126,10 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
       images: parts.images,
       leftovers: parts.leftovers,
       stopDaemon: () => setImmediate(options.onStop),
+      abandon: () => {
+        logs.close();
+        options.onLost();
+      },
     },
     { tracer, logOf: logs.logOf },
   );

@@ -44,8 +44,9 @@ function roleFlag(text: string | undefined): RoleFlag {
 }
 
 const EXIT_BUG = 70;
+const EXIT_LOST = 1;
 
-/** Exit codes: 0 it was asked to end, 1 it failed, 2 wrong flags, 70 an error that nobody caught. */
+/** Exit codes: 0 it was asked to end, 1 it failed or its data directory is gone, 2 wrong flags, 70 an error that nobody caught. */
 export async function runDaemon(argv: readonly string[], options: Pick<DaemonOptions, 'host' | 'env' | 'makeParts'>): Promise<number> {
   let flags: Flags;
   try {
@@ -79,6 +80,7 @@ export async function runDaemon(argv: readonly string[], options: Pick<DaemonOpt
       measureLoop: flags.measureLoop,
       role: flags.role,
       onStop: end(0),
+      onLost: () => process.exit(EXIT_LOST),
     });
   } catch (error) {
     const failure =

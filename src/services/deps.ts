@@ -49,6 +49,8 @@ export type Settings = {
 /** Where the daemon keeps things, all absolute. */
 export type Places = {
   readonly dataDir: string;
+  /** Held as long as the daemon lives. */
+  readonly lockPath: string;
   readonly runDir: string;
   readonly logDir: string;
 };
@@ -75,6 +77,8 @@ export type Deps = {
   readonly leftovers: (op: Operation) => Promise<readonly { readonly kind: string; readonly what: string }[]>;
   /** Ends the daemon, once the answer has left. */
   readonly stopDaemon: () => void;
+  /** Ends the process at once, and touches nothing where it lay: that may be another daemon's by now. */
+  readonly abandon: () => void;
 };
 
 export function backendOf(deps: Pick<Deps, 'backends'>, op: Operation, name: BackendName): Backend {

@@ -1,10 +1,12 @@
 // What the daemon does while nobody asks: says that it is alive (the time of a crash is known by that),
-// and drops records and logs whose time is over.
+// drops records and logs whose time is over, and sees whether its data directory is still there.
 import type { Operation } from '../host/operation.ts';
 import type { Core } from './core.ts';
+import { newPlaceWatch } from './lost-place.ts';
 import { ownCaller } from './supervisor.ts';
 
 const BEAT_EVERY_MS = 10_000;
+const LOOK_EVERY_MS = 5_000;
 const PRUNE_EVERY_MS = 60 * 60_000;
 /** Logs of sandboxes that removed themselves, for clients that missed the end. */
 const LAST_LOGS_MS = 10 * 60_000;
@@ -27,7 +29,9 @@ export function startHousekeeping(core: Core): Disposable {
     await pruneLogs(core, op);
     await pruneTemplates(core, op);
   });
-  const timers = [setInterval(beat, BEAT_EVERY_MS), setInterval(prune, PRUNE_EVERY_MS)];
+  const look = guarded('place', newPlaceWatch(core));
+  const timers = [setInterval(beat, BEAT_EVERY_MS), setInterval(look, LOOK_EVERY_MS), setInterval(prune, PRUNE_EVERY_MS)];
+  look();
   prune();
   return {
     [Symbol.dispose]() {

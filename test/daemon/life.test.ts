@@ -3,7 +3,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, statSync } from 'node:fs';
-import { readFile } from 'node:fs/promises';
+import { readFile, rm } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
@@ -33,6 +33,23 @@ test('a second daemon over the same directory is refused and names the first', a
   const error = await refusal(launch(daemon.home, {}));
   expect(error.body).toMatchObject({ code: 'conflict', message: expect.stringContaining(`(pid ${daemon.pid})`) });
   expect((await daemon.send('GET', '/health')).status).toBe(200);
+});
+
+test('whose data directory is removed ends with its sandboxes, also when another daemon has begun there', async () => {
+  await using daemon = await DaemonUnderTest.start();
+  const { id } = await daemon.call('sandbox.create', {});
+  const first = daemon.child;
+  const shims = async () => (await daemon.processes()).filter((line) => line.includes('hutch-shim'));
+  expect(await shims()).toHaveLength(1);
+  await rm(join(daemon.home, 'data'), { recursive: true });
+  await daemon.startAgain();
+  daemon.key = (await readFile(daemon.ready.ownerKeyPath, 'utf8')).trim();
+  const { id: next } = await daemon.call('sandbox.create', {});
+  await eventually('the first daemon has ended', () => first.exitCode !== null);
+  expect(await readFile(join(daemon.home, 'log/hutchd.log'), 'utf8')).toContain('the data directory was removed');
+  expect(await shims()).toEqual([expect.stringContaining(next)]);
+  expect((await daemon.call('sandbox.list', {})).sandboxes).toMatchObject([{ id: next, state: 'running' }]);
+  expect(id).not.toBe(next);
 });
 
 test('a port that is taken is refused with the name of its owner', async () => {

@@ -117,16 +117,31 @@ test('an idle shim uses no processor time, whoever is connected', async () => {
   socket.destroy();
 });
 
-test('a run directory that vanishes takes the proof with it, and nothing else', async () => {
+test.each([
+  ['ends when it is asked', 'trap "echo asked; exit 0" TERM'],
+  ['has to be killed', 'trap "" TERM'],
+])('a run directory that is removed ends what nobody can find any more: a program that %s', async (_, trap) => {
   await using place = await newPlace();
   const marker = marked();
-  const { shim, child } = await place.start(['sh', '-c', `echo on; sleep ${marker}`], { also: [['sleep', marker]] });
+  const { shim } = await place.start(['sh', '-c', `${trap}; echo on; while :; do sleep 0.1; : ${marker}; done`], {
+    also: [['sleep', marker]],
+  });
   await eventually('the program is heard', async () => (await place.log()) === 'on\n');
   await fs.rm(place.dir, { recursive: true });
-  expect(await host.isAlive(op, child)).toBe(true);
-  await host.kill(op, child, 'SIGKILL');
   await eventually('all is gone', async () => (await processesWith(marker)).length === 0 && !(await host.isAlive(op, shim)));
-  expect(await place.log()).toMatch(/^on\nhutch-shim: cannot write exit.json: .*"signal":"SIGKILL"/);
+  expect(await place.log()).toMatch(/^on\nhutch-shim: the run directory was removed: .*\n(asked\n)?hutch-shim: cannot write exit.json: /);
+});
+
+test('files that vanish from a run directory end nothing, and the proof is written all the same', async () => {
+  await using place = await newPlace();
+  await host.run(op, ['mkfifo', join(place.dir, '..', 'gate')]);
+  const { child } = await place.start(['sh', '-c', 'read line < gate; exit 9'], { cwd: join(place.dir, '..') });
+  for (const name of await fs.readdir(place.dir)) await fs.rm(join(place.dir, name));
+  await new Promise((resolve) => setTimeout(resolve, 1_000)); // several looks at the directory
+  expect(await host.isAlive(op, child)).toBe(true);
+  await fs.writeFile(join(place.dir, '..', 'gate'), 'go\n');
+  await eventually('its end is written', async () => (await fs.readdir(place.dir)).includes('exit.json'));
+  expect(JSON.parse(await fs.readFile(join(place.dir, 'exit.json'), 'utf8'))).toMatchObject({ code: 9 });
 });
 
 test('a log directory that vanishes stops nothing, and the log stays bounded', async () => {

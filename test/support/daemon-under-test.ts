@@ -106,6 +106,8 @@ export class DaemonUnderTest implements AsyncDisposable {
     const { child, ready } = await launch(this.home, options);
     this.child = child;
     this.ready = ready;
+    this.#agent.destroy(); // what it holds leads to the daemon before
+    this.#agent = new Agent({ keepAlive: true, maxSockets: 256 });
   }
 
   async log(): Promise<string> {

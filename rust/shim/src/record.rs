@@ -54,6 +54,16 @@ impl RunDir {
         Ok(Self { dir })
     }
 
+    /// Has `sys::REMOVED` sent when something in it is removed. Where the kernel cannot, nobody is told.
+    pub fn hear_removals(&self) {
+        drop(sys::hear_removals(self.dir.as_raw_fd()));
+    }
+
+    /// Whether it was removed: then nobody can find this shim any more, and nobody ever will.
+    pub fn is_gone(&self) -> bool {
+        self.dir.metadata().is_ok_and(|info| info.nlink() == 0)
+    }
+
     pub fn listen(&self) -> io::Result<UnixListener> {
         // Relative to the directory: an address holds 107 bytes, a path may have more.
         sys::change_dir_fd(self.dir.as_raw_fd())?;

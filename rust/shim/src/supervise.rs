@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::clients::Clients;
 use crate::descendants;
@@ -14,6 +14,11 @@ use crate::sys::{self, Reaped};
 
 /// After accepting failed for want of descriptors.
 const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
+/// Who removes a directory removes what is in it first, and the directory itself right after that.
+const REMOVAL_LOOKS: u32 = 20;
+const REMOVAL_LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Between the ways of ending a program whose run directory is gone.
+const ORPHAN_GRACE: Duration = Duration::from_secs(5);
 /// A pipe holds far less than this many turns copy.
 const LAST_LOG_TURNS: usize = 8;
 
@@ -50,18 +55,22 @@ impl Supervised {
         if !told {
             drop(ask(libc::SIGKILL));
         }
+        dir.hear_removals();
+        let mut orphan = Orphan::Not;
         let end = loop {
+            orphan = orphan.next(&dir, &mut log, &mut ask);
             let mut fds = vec![sys::readable(signals.as_raw_fd())];
             let sources = [log.source(), console.as_ref().and_then(Log::source)];
             fds.extend(sources.iter().flatten().map(|source| sys::readable(source.as_raw_fd())));
             fds.extend(clients.fds().map(sys::readable));
-            sys::poll(&mut fds, clients.is_full().then_some(ACCEPT_AGAIN));
+            sys::poll(&mut fds, [clients.is_full().then_some(ACCEPT_AGAIN), orphan.wait()].into_iter().flatten().min());
             let ready: Vec<RawFd> = fds.iter().filter(|fd| fd.revents != 0).map(|fd| fd.fd).collect();
 
             let mut heard_child = false;
             while let Some(signal) = sys::next_signal(&signals) {
                 match signal {
                     libc::SIGCHLD => heard_child = true,
+                    sys::REMOVED => orphan.heard(),
                     _ => drop(ask(libc::SIGTERM)),
                 }
             }
@@ -106,6 +115,50 @@ impl Supervised {
         dir.forget_socket();
         drop(dir); // whoever hears the last line may start anew there
         clients.dismiss(greeting, &line);
+    }
+}
+
+/// Whether the run directory is there still. Without it no daemon finds this sandbox, so nothing would ever end it,
+/// and who deleted Hutch's directories wanted it gone: it is ended like a machine whose power button is pressed.
+#[derive(Clone, Copy)]
+enum Orphan {
+    Not,
+    /// Something in the directory was removed; so many looks are left.
+    Maybe(u32),
+    Asked(Instant),
+    Killed,
+}
+
+impl Orphan {
+    fn heard(&mut self) {
+        if matches!(self, Self::Not | Self::Maybe(_)) {
+            *self = Self::Maybe(REMOVAL_LOOKS);
+        }
+    }
+
+    fn wait(self) -> Option<Duration> {
+        match self {
+            Self::Not | Self::Killed => None,
+            Self::Maybe(_) => Some(REMOVAL_LOOK_EVERY),
+            Self::Asked(at) => Some(ORPHAN_GRACE.saturating_sub(at.elapsed()) + REMOVAL_LOOK_EVERY),
+        }
+    }
+
+    fn next(self, dir: &RunDir, log: &mut Log, ask: &mut impl FnMut(i32) -> Result<(), String>) -> Self {
+        match self {
+            Self::Maybe(_) if dir.is_gone() => {
+                log.say("the run directory was removed: nobody can find this sandbox any more, so it is ended");
+                drop(ask(libc::SIGTERM));
+                Self::Asked(Instant::now())
+            }
+            Self::Maybe(0) => Self::Not,
+            Self::Maybe(looks) => Self::Maybe(looks.saturating_sub(1)),
+            Self::Asked(at) if at.elapsed() > ORPHAN_GRACE => {
+                drop(ask(libc::SIGKILL));
+                Self::Killed
+            }
+            Self::Not | Self::Asked(_) | Self::Killed => self,
+        }
     }
 }
 

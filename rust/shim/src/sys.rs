@@ -9,7 +9,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::ptr;
 use std::time::Duration;
 
-pub const SIGNALS_HEARD: [i32; 4] = [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+pub const SIGNALS_HEARD: [i32; 5] = [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP, REMOVED];
+/// Something was removed from a directory (`hear_removals`).
+pub const REMOVED: i32 = libc::SIGIO;
+
+/// From <linux/fcntl.h>; the libc crate lacks them.
+const DN_DELETE: libc::c_uint = 0x8;
+const DN_MULTISHOT: libc::c_uint = 0x8000_0000;
 
 fn check(result: i32) -> io::Result<i32> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -293,6 +299,13 @@ pub fn rename_at(dir: RawFd, from: &CStr, to: &CStr) -> io::Result<()> {
 pub fn unlink_at(dir: RawFd, name: &CStr) -> io::Result<()> {
     // SAFETY: a NUL-terminated name.
     check(unsafe { libc::unlinkat(dir, name.as_ptr(), 0) }).map(drop)
+}
+
+/// From now on `REMOVED` is sent to this process when something in the directory is removed. Not inotify: a user
+/// may have 128 of those in all, and there are as many shims as sandboxes.
+pub fn hear_removals(dir: RawFd) -> io::Result<()> {
+    // SAFETY: plain numbers.
+    check(unsafe { libc::fcntl(dir, libc::F_NOTIFY, DN_DELETE | DN_MULTISHOT) }).map(drop)
 }
 
 pub fn change_dir_fd(dir: RawFd) -> io::Result<()> {
