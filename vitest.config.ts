@@ -11,6 +11,6 @@ export default defineConfig({
     hookTimeout: 120_000,
     pool: 'forks',
     maxWorkers: 2,
-    env: { HUTCH_TEST_SEED: String(seed) },
+    env: { HUTCH_TEST_SEED: String(seed), HUTCH_SANDBOX_WARM: '0' },
   },
 });

@@ -36,7 +36,7 @@ export class Place implements AsyncDisposable {
     this.home = home;
     this.env = {
       ...process.env,
-      ...{ HUTCH_HOME: home, HUTCH_DAEMON_LISTEN: 'off', HUTCH_SANDBOX_BACKEND: 'qemu' },
+      ...{ HUTCH_HOME: home, HUTCH_DAEMON_LISTEN: 'off', HUTCH_SANDBOX_BACKEND: 'qemu', HUTCH_SANDBOX_WARM: '0' },
       NODE_COMPILE_CACHE: join(ROOT, '.tools', 'compile-cache'), // as ./hutch has it
     };
     for (const name of ['HUTCH_API_URL', 'HUTCH_API_KEY']) delete this.env[name];

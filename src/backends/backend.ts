@@ -148,6 +148,20 @@ export type Checkpoints = {
   restore(op: Operation, plan: SandboxPlan, dir: string): Promise<Started>;
 };
 
+/**
+ * Machines that are started before anybody asks for them, and become somebody's later: `create` and `start` make one, under an
+ * id that no sandbox has yet, and its guest is configured twice. Absent where that is not offered.
+ */
+export type Ahead = {
+  /**
+   * Names all that a start would take now: what was started when the name was another is stale. Null: something of it is
+   * not there. Never makes anything.
+   */
+  stamp(op: Operation, plan: Pick<SandboxPlan, 'shape' | 'boot' | 'network'>): Promise<string | null>;
+  /** One that was started a while ago is about to get its link: what keeps it in its bounds stands still, or again. */
+  admit(op: Operation, plan: SandboxPlan): Promise<void>;
+};
+
 export type Backend = {
   readonly name: BackendName;
   readonly needs: BootNeed;
@@ -183,6 +197,8 @@ export type Backend = {
 
   /** After the agent is configured: lets the network in. */
   linkUp(op: Operation, plan: SandboxPlan): Promise<void>;
+
+  readonly ahead?: Ahead;
 
   /** A new byte stream to the agent. One at a time: a new one ends the old. */
   dialAgent(op: Operation, plan: SandboxPlan): Promise<Duplex>;

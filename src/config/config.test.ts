@@ -32,7 +32,17 @@ test('without a file, variables or flags there are the defaults', async () => {
   expect(file).toBeNull();
   expect(config).toEqual({
     daemon: { listen: '127.0.0.1:4880', socket: null, allowed_hosts: [], allowed_origins: [], log_level: 'info' },
-    sandbox: { image: 'debian', cpus: 1, memory: 512, disk: 8_192, timeout: null, stop_grace: 10_000, network: 'allow', backend: 'auto' },
+    sandbox: {
+      image: 'debian',
+      cpus: 1,
+      memory: 512,
+      disk: 8_192,
+      timeout: null,
+      stop_grace: 10_000,
+      network: 'allow',
+      backend: 'auto',
+      warm: 1,
+    },
     images: { insecure_registries: [], ca: null },
     network: { allow_qemu_user_network: false },
     roles: { vm: null, vm_key: null },

@@ -74,6 +74,13 @@ export const KEYS = {
       about: 'allow: the internet; allow-lan: private ranges too; none',
       words: ['allow', 'allow-lan', 'none'],
     }),
+    warm: countLeaf({
+      fallback: 1,
+      about:
+        'Sandboxes of the default image and shape that are started before anybody asks for them; each takes some 35 MiB of memory. 0: none',
+      min: 0,
+      max: 16,
+    }),
     backend: wordLeaf({ fallback: 'auto', about: 'What runs sandboxes; auto: the best that works here', words: ['auto', ...BACKENDS] }),
   },
   images: {

@@ -246,6 +246,7 @@ function settingsOf(config: Config, values: Settings['values'], uids: UidRange |
     timeoutMs: sandbox.timeout,
     stopGraceMs: sandbox.stop_grace,
     backend: sandbox.backend,
+    warm: sandbox.warm,
     limits: { sandboxes: limits.sandboxes, cpus: limits.cpus, memoryMiB: limits.memory, diskMiB: limits.disk },
     retention: {
       eventsMs: retention.events,

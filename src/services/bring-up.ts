@@ -2,8 +2,10 @@
 // told who it is, the network is let in, the main process begins. On failure the process is dead again.
 import { createHash } from 'node:crypto';
 import type { Started } from '../backends/backend.ts';
+import { allOf } from '../backends/wait.ts';
 import { HutchError } from '../domain/errors.ts';
-import type { Sandbox } from '../domain/sandbox.ts';
+import type { Sandbox, SandboxSpec } from '../domain/sandbox.ts';
+import type { Configuration } from '../guest/agent.ts';
 import { EXIT_NOT_EXECUTABLE, startFailureCode } from '../guest/exit-code.ts';
 import type { LinkedProcess } from '../guest/linked-process.ts';
 import type { Host } from '../host/host.ts';
@@ -16,6 +18,8 @@ import type { Secrets } from './secrets.ts';
 
 /** The id of the main process in the guest, and in the API. */
 export const MAIN = 'main';
+/** The id in the guest of the process that a warm sandbox has run before it was anybody's: nobody is told of it. */
+export const WARMER = 'hutch.warmer';
 /** From the start of the process until the guest is configured; the backend has its own bounds before. */
 const CONFIGURE_MS = 90_000;
 const RELEASE_MS = 30_000;
@@ -29,6 +33,10 @@ export type BringUp = {
   readonly boot: Boot;
   readonly secrets: Secrets;
   readonly terminal: Terminal | undefined;
+};
+
+type Configured = Pick<BringUp, 'boot' | 'secrets'> & {
+  readonly sandbox: Pick<Sandbox, 'id' | 'startCount'> & { readonly spec: Pick<SandboxSpec, 'name' | 'env' | 'user' | 'workdir'> };
 };
 
 export type Up = {
@@ -98,7 +106,30 @@ export async function startMain(run: Run, what: Pick<BringUp, 'sandbox' | 'termi
   }
 }
 
-function configurationOf(host: Host, { sandbox, boot, secrets }: BringUp, started: Started) {
+/** One that was started ahead waits for its owner: it answers at once, or it hangs. */
+const WAKE_MS = 5_000;
+
+/**
+ * As `bringUp`, of a machine that was started ahead and has been configured as nobody's (`configurationOf`): its guest is
+ * told whose it is, and its network is let in.
+ */
+export async function wake(op: Operation, host: Host, run: Run, what: BringUp, started: Started): Promise<Up> {
+  const { backend, plan } = run;
+  op.progress({ step: 'starting' });
+  const startedAtMs = host.nowMs();
+  const beganMs = host.monotonicMs();
+  using limited = op.within(WAKE_MS, 'waking a warm sandbox');
+  const admitted = started.network === null ? Promise.resolve() : backend.ahead?.admit(limited, plan);
+  const agent = await run.link.agent(limited);
+  await allOf([agent.configure(limited, configurationOf(host, what, started)), admitted ?? Promise.resolve()]);
+  const configuredMs = host.monotonicMs();
+  if (started.network !== null) await backend.linkUp(limited, plan);
+  op.log.debug({ sandbox: plan.id, configuredMs: configuredMs - beganMs, wokenMs: host.monotonicMs() - beganMs }, 'guest is awake');
+  return { started, startedAtMs };
+}
+
+/** `startCount`: of starts before this one; −1 for a machine that is nobody's yet. */
+export function configurationOf(host: Host, { sandbox, boot, secrets }: Configured, started: Started): Configuration {
   const { id, spec, startCount } = sandbox;
   const { config } = boot.image;
   const user = spec.user ?? config.user;

@@ -12,6 +12,7 @@ import type { Sandboxes } from './sandboxes.ts';
 import type { StartGate } from './start-gate.ts';
 import type { Templates } from './templates.ts';
 import type { Turns } from './turns.ts';
+import type { WarmSandboxes } from './warm.ts';
 
 export type Core = {
   readonly deps: Deps;
@@ -24,6 +25,7 @@ export type Core = {
   readonly logs: MainLogs;
   readonly templates: Templates;
   readonly startGate: StartGate;
+  readonly warm: WarmSandboxes;
 };
 
 /** The logs of main processes, one object per sandbox while anybody uses it: who reads hears who writes. */

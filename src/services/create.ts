@@ -1,14 +1,15 @@
 // Making a sandbox. What is about to be done is written down first; when anything fails or the call is
 // cancelled, all of it is undone and only the logs of the boot stay.
 import { HutchError } from '../domain/errors.ts';
-import { isName, newId, type SandboxId } from '../domain/ids.ts';
+import { isName, newId, type ProjectId, type SandboxId } from '../domain/ids.ts';
 import { ownCommandOf } from '../domain/image.ts';
 import type { PublishedPort } from '../domain/published-port.ts';
 import { newSandbox, type Sandbox, type SandboxSpec, type Shape, transition } from '../domain/sandbox.ts';
-import type { BringUp } from './bring-up.ts';
-import type { Call } from './call.ts';
+import type { Operation } from '../host/operation.ts';
+import { type BringUp, type Up, wake } from './bring-up.ts';
+import { type Call, Repeated } from './call.ts';
 import type { Core } from './core.ts';
-import { type Boot, placesOf } from './deps.ts';
+import { type Boot, backendOf, placesOf } from './deps.ts';
 import type { Handlers } from './handlers.ts';
 import { madeUpName } from './names.ts';
 import type { Run } from './run.ts';
@@ -16,6 +17,7 @@ import { keepSecrets } from './secrets.ts';
 import { startUp } from './start-up.ts';
 import type { Supervisor } from './supervisor.ts';
 import type { Parsed } from './verbs.ts';
+import { type Kind, type Member, removeUnmade } from './warm.ts';
 
 type Input = Parsed<'sandbox.create'>;
 
@@ -84,6 +86,9 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     const { op } = call;
     const { host } = deps;
     const { boot, spec } = await prepare(call, input);
+    const warm = isUsual(input) ? await core.warm.take(op, kindOf(op, spec, boot)) : null;
+    const woken = warm === null ? null : await handOut(call, input, warm, boot, spec);
+    if (woken !== null) return woken;
     const id = newId('sbx', (count) => host.randomBytes(count));
     call.target(id);
     return await core.turns.take(op, id, async () => {
@@ -93,9 +98,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
       const run = core.runs.open(op, { id, projectId: call.caller.projectId, spec }, boot.files, begun.uid);
       undo.defer(() => rollBack(call, run, begun.intentId));
       // From now on it cannot be removed: what is being made uses it.
-      if ((await deps.store.query('image', { id: spec.imageId })) === null) {
-        throw op.error('failed_precondition', `image ${spec.imageId} was removed a moment ago`, { hint: 'run the same command again' });
-      }
+      await checkImage(op, spec);
       if (input.start !== false) await core.publisher.open(op, run);
       op.progress({ step: 'making the disk' });
       await run.backend.create(op, run.plan);
@@ -115,6 +118,77 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     });
   }
 
+  /** Whether it wants what warm sandboxes are kept for; a port of its own must be held before anything is. */
+  function isUsual({ start, image, cpus, memoryMiB, diskMiB, network, backend, publish = [] }: Input): boolean {
+    const { settings } = deps;
+    const same = <T>(asked: T | undefined, usual: T): boolean => asked === undefined || asked === usual;
+    return (
+      start !== false &&
+      publish.length === 0 &&
+      same(image, settings.image) &&
+      same(cpus, settings.cpus) &&
+      same(memoryMiB, settings.memoryMiB) &&
+      same(diskMiB, settings.diskMiB) &&
+      same(network, settings.network) &&
+      same<string>(backend, settings.backend)
+    );
+  }
+
+  function kindOf(op: Operation, { backend, shape, network }: SandboxSpec, boot: Boot): Kind {
+    return { backend: backendOf(deps, op, backend), shape, network, boot };
+  }
+
+  /**
+   * Makes a warm sandbox this one. Until it has a record of its own it is on record as what it was, or as being made: a
+   * daemon that is killed leaves nothing. Null: its guest did not answer, so one must be started.
+   */
+  async function handOut(call: Call, input: Input, member: Member, boot: Boot, spec: SandboxSpec): Promise<Sandbox | null> {
+    const { op } = call;
+    const { host } = deps;
+    const { run } = member;
+    const { id } = run;
+    const { projectId } = call.caller;
+    call.target(id);
+    return await core.turns.take(op, id, async () => {
+      const intentId = await claim(call, member, spec);
+      await using undo = new AsyncDisposableStack();
+      undo.defer(() => rollBack(call, run, intentId));
+      run.become({ name: spec.name, projectId });
+      core.runs.know(run);
+      await checkImage(op, spec);
+      const { secrets = {} } = input;
+      await keepSecrets(op, host, placesOf(deps.places, id).secretsPath, secrets);
+      const bare = newSandbox({ id, projectId, spec, atMs: host.nowMs(), opId: op.id });
+      const what: BringUp = { sandbox: bare, boot, secrets, terminal: input.main?.terminal };
+      const up = await wake(op, host, run, what, member.started).catch((cause: unknown) => {
+        if (op.signal.aborted) throw cause;
+        op.log.warn({ sandbox: id, cause }, 'a warm sandbox did not wake up; another one is started');
+        return null;
+      });
+      if (up === null) return null;
+      return await started(call, run, what, bare, intentId, input.main?.attach ?? false, undo, up);
+    });
+  }
+
+  /** From a warm sandbox on record to one that is being made. What was refused has told it nothing. */
+  async function claim(call: Call, member: Member, spec: SandboxSpec): Promise<number> {
+    const intent = creating(call.caller.projectId, member.run.id, spec, deps.host.nowMs());
+    try {
+      const [, { id }] = await call.commit([{ change: 'finishIntent', id: member.intentId }, intent], 'relaxed');
+      core.warm.handOver(member);
+      return id;
+    } catch (error) {
+      if (error instanceof Repeated || (error instanceof HutchError && error.code === 'conflict')) core.warm.giveBack(member);
+      else void core.warm.drop(member);
+      throw error;
+    }
+  }
+
+  async function checkImage(op: Operation, { imageId }: SandboxSpec): Promise<void> {
+    if ((await deps.store.query('image', { id: imageId })) !== null) return;
+    throw op.error('failed_precondition', `image ${imageId} was removed a moment ago`, { hint: 'run the same command again' });
+  }
+
   async function started(
     call: Call,
     run: Run,
@@ -123,6 +197,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     intentId: number,
     attach: boolean,
     undo: AsyncDisposableStack,
+    up?: Up,
   ): Promise<Sandbox> {
     const { op } = call;
     core.presenter.sandbox(bare).catch(() => {}); // the name of its image, so that it is known when it is wanted
@@ -130,6 +205,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
       reason: 'boot',
       attach,
       undo,
+      ...(up === undefined ? {} : { up }),
       async record(event) {
         const running = transition(bare, event);
         if ('illegal' in running) throw new Error('a new sandbox cannot be started');
@@ -150,15 +226,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
   }
 
   async function record(call: Call, id: SandboxId, spec: SandboxSpec, ports: readonly PublishedPort[]) {
-    const intent = {
-      change: 'addIntent',
-      kind: 'create',
-      projectId: call.caller.projectId,
-      sandboxId: id,
-      reserveName: spec.name,
-      atMs: deps.host.nowMs(),
-      detail: { backend: spec.backend, imageId: spec.imageId, kernelId: spec.kernelId },
-    } as const;
+    const intent = creating(call.caller.projectId, id, spec, deps.host.nowMs());
     const reserving = ports.length === 0 ? [] : ([{ change: 'reservePorts', sandboxId: id, ports }] as const);
     // What a power loss takes is gone with all that it is about; a killed daemon takes nothing.
     const { uids } = deps.settings;
@@ -170,22 +238,8 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
   async function rollBack(call: Call, run: Run, intentId: number): Promise<void> {
     const { op } = call;
     using late = op.releasing(RELEASE_MS);
-    core.runs.forget(run);
-    const places = placesOf(deps.places, run.id);
     try {
-      await run.backend.kill(late, run.plan, 'now');
-      await run.backend.remove(late, run.plan);
-      await Promise.all([deps.host.remove(late, places.dir), deps.host.remove(late, places.runDir)]);
-      await keepFailedLogs(core, call, places.logDir);
-      await deps.store.commit(
-        late,
-        [
-          { change: 'finishIntent', id: intentId },
-          { change: 'releaseUid', sandboxId: run.id },
-          { change: 'releasePorts', sandboxId: run.id },
-        ],
-        'relaxed',
-      );
+      await removeUnmade(core, late, run, [intentId], (logDir) => keepFailedLogs(core, call, logDir));
       await core.publisher.released(run.id);
     } catch (cause) {
       op.log.warn(
@@ -209,6 +263,12 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
       }
     },
   };
+}
+
+/** Written down before any of it is done. */
+function creating(projectId: ProjectId, sandboxId: SandboxId, { name, backend, imageId, kernelId }: SandboxSpec, atMs: number) {
+  const detail = { backend, imageId, kernelId };
+  return { change: 'addIntent', kind: 'create', projectId, sandboxId, reserveName: name, atMs, detail } as const;
 }
 
 function creation(intentId: number, { id, projectId, spec, createdAtMs }: Sandbox) {

@@ -23,7 +23,7 @@ export function daemonVerbs(
     },
 
     'doctor.check': async ({ op }) => {
-      const checks = await checkMachine(deps, op);
+      const checks = [...(await checkMachine(deps, op)), core.warm.check()];
       return { ok: checks.every((check) => check.status !== 'missing'), checks };
     },
 

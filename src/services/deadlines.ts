@@ -10,7 +10,14 @@ const PREPARE_MS = 30 * 60_000;
 const TRANSFER_MS = 24 * 60 * 60_000;
 
 /** The daemon's own work. */
-export type OwnWork = 'daemon.reconcile' | 'daemon.supervise' | 'daemon.end' | 'daemon.pause' | 'daemon.timeout' | 'daemon.housekeeping';
+export type OwnWork =
+  | 'daemon.reconcile'
+  | 'daemon.supervise'
+  | 'daemon.end'
+  | 'daemon.pause'
+  | 'daemon.timeout'
+  | 'daemon.warm'
+  | 'daemon.housekeeping';
 export type DeadlineName = VerbName | OwnWork;
 
 export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
@@ -85,5 +92,6 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'daemon.end': CHANGE_MS,
   'daemon.pause': CHANGE_MS,
   'daemon.timeout': CHANGE_MS,
+  'daemon.warm': CHANGE_MS,
   'daemon.housekeeping': CHANGE_MS,
 };

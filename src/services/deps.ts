@@ -31,6 +31,8 @@ export type Settings = {
   readonly network: NetworkMode;
   readonly timeoutMs: number | null;
   readonly backend: BackendName | 'auto';
+  /** Sandboxes of the default kind that are kept ready. */
+  readonly warm: number;
   readonly limits: { readonly sandboxes: number; readonly cpus: number; readonly memoryMiB: number; readonly diskMiB: number };
   /** From asking the processes to end until they are killed. */
   readonly stopGraceMs: number;

@@ -7,7 +7,7 @@ import type { Operation } from '../host/operation.ts';
 import type { Deps } from './deps.ts';
 import type * as view from './views.ts';
 
-type Check = z.output<typeof view.check>;
+export type Check = z.output<typeof view.check>;
 
 const CHECK_MS = 60_000;
 const FILE_BYTES_MAX = 65_536;

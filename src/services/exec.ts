@@ -6,7 +6,7 @@ import type { Sandbox } from '../domain/sandbox.ts';
 import { startFailureCode } from '../guest/exit-code.ts';
 import type { LinkedProcess } from '../guest/linked-process.ts';
 import type { Operation } from '../host/operation.ts';
-import { MAIN } from './bring-up.ts';
+import { MAIN, WARMER } from './bring-up.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import type { ExecItem, ExecSession, ExecStarted, Handlers } from './handlers.ts';
@@ -110,15 +110,17 @@ export function execVerbs(core: Core): Pick<Handlers, ExecVerbs> {
       const agent = await runs.agent(call.op, await targetOf(call, ref));
       const processes = await agent.process.list(call.op);
       return {
-        execs: processes.map(({ id, pid, argv, tag, running, startedAtMs, exit }) => ({
-          execId: id,
-          pid,
-          argv: argv.map(pathText),
-          tag,
-          running,
-          startedAtMs,
-          exit: exit === null ? null : exitView(exit),
-        })),
+        execs: processes
+          .filter(({ id }) => id !== WARMER)
+          .map(({ id, pid, argv, tag, running, startedAtMs, exit }) => ({
+            execId: id,
+            pid,
+            argv: argv.map(pathText),
+            tag,
+            running,
+            startedAtMs,
+            exit: exit === null ? null : exitView(exit),
+          })),
       };
     },
 

@@ -23,6 +23,7 @@ export function startHousekeeping(core: Core): Disposable {
   const beat = guarded('beat', async (op) => {
     // Without a sandbox that runs there is no crash to date.
     if (core.runs.all().length > 0) await core.deps.store.commit(op, [{ change: 'beat' }], 'relaxed');
+    await core.warm.tend(op);
   });
   const prune = guarded('prune', async (op) => {
     await pruneStore(core, op);

@@ -18,7 +18,6 @@ export type MainEnd = { readonly exitCode: number; readonly oomKilled: boolean; 
 
 export class Run implements Disposable {
   readonly id: SandboxId;
-  readonly plan: SandboxPlan;
   readonly backend: Backend;
   /** The run's own operation: its signal aborts when nobody cares for the run any more. */
   readonly op: Operation;
@@ -32,17 +31,27 @@ export class Run implements Disposable {
   readonly #followers = new Set<Follower>();
   readonly #over: AbortController;
   readonly #main = Promise.withResolvers<void>();
+  #plan: SandboxPlan;
   #mainEnd: MainEnd | null = null;
   #frozen: Disposable | null = null;
   #held: { readonly process: LinkedProcess; readonly release: () => void } | null = null;
 
   constructor(plan: SandboxPlan, backend: Backend, op: Operation, over: AbortController) {
     this.id = plan.id;
-    this.plan = plan;
+    this.#plan = plan;
     this.backend = backend;
     this.op = op;
     this.#over = over;
-    this.link = new AgentLink(op, { dial: (dialling) => backend.dialAgent(dialling, plan), dialMs: DIAL_MS });
+    this.link = new AgentLink(op, { dial: (dialling) => backend.dialAgent(dialling, this.#plan), dialMs: DIAL_MS });
+  }
+
+  get plan(): SandboxPlan {
+    return this.#plan;
+  }
+
+  /** One that was started for nobody in particular has become somebody's. */
+  become(owner: Pick<SandboxPlan, 'name' | 'projectId'>): void {
+    this.#plan = { ...this.#plan, ...owner };
   }
 
   /** Resolves when the main process's end is known. */

@@ -1,8 +1,8 @@
 // The runs of all sandboxes that may be alive, and the way to their agents for every call that needs one.
-import type { BootFiles } from '../backends/backend.ts';
+import type { BootFiles, SandboxPlan } from '../backends/backend.ts';
 import type { SandboxId } from '../domain/ids.ts';
 import { newOpId, type OpId } from '../domain/ids.ts';
-import type { Sandbox } from '../domain/sandbox.ts';
+import type { Sandbox, SandboxSpec } from '../domain/sandbox.ts';
 import type { Agent } from '../guest/agent.ts';
 import { type Log, newOperation, type Operation } from '../host/operation.ts';
 import { backendOf, type Deps, placesOf } from './deps.ts';
@@ -10,6 +10,11 @@ import { Run } from './run.ts';
 
 /** A guest that does not answer within this is `unavailable`, whatever it was asked. */
 const REACH_MS = 15_000;
+
+type Owner = Pick<Sandbox, 'id'> & {
+  readonly projectId: SandboxPlan['projectId'];
+  readonly spec: Pick<SandboxSpec, 'name' | 'backend' | 'shape' | 'network'>;
+};
 
 export class Runs {
   readonly #deps: Deps;
@@ -39,7 +44,15 @@ export class Runs {
   }
 
   /** Makes the run of a sandbox; it is known from here on, until it is forgotten. */
-  open(op: Operation, sandbox: Pick<Sandbox, 'id' | 'projectId' | 'spec'>, boot: BootFiles, uid: number | null): Run {
+  open(op: Operation, sandbox: Owner, boot: BootFiles, uid: number | null): Run {
+    this.#runs.get(sandbox.id)?.[Symbol.dispose]();
+    const run = this.make(op, sandbox, boot, uid);
+    this.know(run);
+    return run;
+  }
+
+  /** As `open`, of what is nobody's sandbox yet: not known, and not counted. */
+  make(op: Operation, sandbox: Owner, boot: BootFiles, uid: number | null): Run {
     const { host, places } = this.#deps;
     const { spec, id } = sandbox;
     const { vmDir, runDir, logDir } = placesOf(places, id);
@@ -58,10 +71,11 @@ export class Runs {
     const over = new AbortController();
     const opId = newOpId((count) => host.randomBytes(count));
     const own = newOperation({ id: opId, actor: 'daemon', log: this.#logOf(opId), signal: over.signal });
-    this.#runs.get(id)?.[Symbol.dispose]();
-    const run = new Run(plan, backendOf(this.#deps, op, spec.backend), own, over);
-    this.#runs.set(id, run);
-    return run;
+    return new Run(plan, backendOf(this.#deps, op, spec.backend), own, over);
+  }
+
+  know(run: Run): void {
+    this.#runs.set(run.id, run);
   }
 
   forget(run: Run): void {

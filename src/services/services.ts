@@ -28,6 +28,7 @@ import { Supervisor } from './supervisor.ts';
 import { newTemplates } from './templates.ts';
 import type { Tracer } from './tracing.ts';
 import { Turns } from './turns.ts';
+import { WarmSandboxes } from './warm.ts';
 
 export type Services = ApiServices & {
   /** Brings in order what the last daemon left. Call once, before the API listens. */
@@ -53,17 +54,20 @@ export type ServicesOptions = {
 export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Services {
   const operations = new Operations({ store: deps.store, host: deps.host, log: logOf, tracer });
   const publisher = new Publisher(deps);
+  const runs = new Runs(deps, logOf);
+  const startGate = new StartGate();
   const core: Core = {
     deps,
     operations,
     sandboxes: new Sandboxes(deps.store),
-    runs: new Runs(deps, logOf),
+    runs,
     turns: new Turns(),
     presenter: new Presenter(deps.store, operations, publisher),
     publisher,
     logs: new MainLogs(deps),
     templates: newTemplates(deps),
-    startGate: new StartGate(),
+    startGate,
+    warm: new WarmSandboxes({ deps, operations, runs, startGate }),
   };
   const supervisor = new Supervisor(core);
   const keys = new Keys(core);
@@ -97,7 +101,9 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     },
     async close(graceMs) {
       housekeeping?.[Symbol.dispose]();
+      core.warm.stop();
       await operations.close(graceMs);
+      await core.warm.close();
       const runs = core.runs.all();
       for (const run of runs) core.runs.forget(run);
       if (runs.length === 0) for (const backend of deps.backends) await leave(core, backend, graceMs);

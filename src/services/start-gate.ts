@@ -12,10 +12,17 @@ export class StartGate {
   readonly #heldMs: number;
   readonly #waiting: (() => void)[] = [];
   #free: number;
+  #inside = 0;
+  #leftAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(places: number = Math.max(4, PER_PROCESSOR * availableParallelism()), heldMs: number = HELD_MS) {
     this.#free = places;
     this.#heldMs = heldMs;
+  }
+
+  /** How long nobody has been starting anything, in milliseconds. */
+  get idleMs(): number {
+    return this.#inside > 0 || this.#waiting.length > 0 ? 0 : performance.now() - this.#leftAtMs;
   }
 
   /** Waits for a place, in the order of asking. Dispose it when the start is over. */
@@ -41,6 +48,8 @@ export class StartGate {
 
   #place(): Disposable {
     let held = true;
+    let left = false;
+    this.#inside += 1;
     const leave = (): void => {
       if (!held) return;
       held = false;
@@ -49,7 +58,15 @@ export class StartGate {
     };
     const late = setTimeout(leave, this.#heldMs);
     late.unref();
-    return { [Symbol.dispose]: leave };
+    return {
+      [Symbol.dispose]: () => {
+        if (left) return;
+        left = true;
+        this.#inside -= 1;
+        this.#leftAtMs = performance.now();
+        leave();
+      },
+    };
   }
 
   /** The place goes to the next in line. */

@@ -2,7 +2,7 @@
 // to one that is on record as running and is watched to its end. Until it is on record, `undo` undoes it.
 import type { Sandbox, SandboxEvent } from '../domain/sandbox.ts';
 import type { Operation } from '../host/operation.ts';
-import { type BringUp, bringUp, type MainStarted, startMain } from './bring-up.ts';
+import { type BringUp, bringUp, type MainStarted, startMain, type Up } from './bring-up.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import type { Run } from './run.ts';
@@ -15,6 +15,8 @@ export type Started = Extract<SandboxEvent, { type: 'started' }>;
 
 export type StartUp = {
   readonly reason: Started['reason'];
+  /** What brought it up already, where it was started ahead. */
+  readonly up?: Up;
   /** Whether its client attaches to the main process next. */
   readonly attach: boolean;
   /** The caller's: emptied once the sandbox is on record as running. */
@@ -25,7 +27,7 @@ export type StartUp = {
 
 export async function startUp(core: Core, supervisor: Supervisor, call: Call, run: Run, what: BringUp, how: StartUp): Promise<Sandbox> {
   const { op } = call;
-  const up = await inPlace(core, op, () => bringUp(op, core.deps.host, run, what));
+  const up = how.up ?? (await inPlace(core, op, () => bringUp(op, core.deps.host, run, what)));
   const { pid, startTicks } = up.started.evidence;
   const { timeoutMs } = what.sandbox.spec;
   // The main process begins while the disk writes the record: if that fails, both are undone.
@@ -50,7 +52,7 @@ export async function startUp(core: Core, supervisor: Supervisor, call: Call, ru
   return await followMain(supervisor, call, run, sandbox, main, how.attach);
 }
 
-async function inPlace<T>(core: Core, op: Operation, work: () => Promise<T>): Promise<T> {
+export async function inPlace<T>(core: Pick<Core, 'startGate'>, op: Operation, work: () => Promise<T>): Promise<T> {
   using _ = await core.startGate.enter(op);
   return await work();
 }

@@ -313,7 +313,7 @@ function isRemoved(sandbox: Sandbox): boolean {
   return sandbox.spec.autoRemove && sandbox.state === 'stopped';
 }
 
-export function ownCaller(core: Core): Caller {
+export function ownCaller(core: Pick<Core, 'deps'>): Caller {
   return { actor: 'daemon', keyId: null, projectId: core.deps.store.defaultProjectId };
 }
 

@@ -35,6 +35,7 @@ export class World implements AsyncDisposable {
       TERM: 'xterm',
       HUTCH_HOME: this.home,
       HUTCH_DAEMON_LISTEN: 'off',
+      HUTCH_SANDBOX_WARM: '0', // tests count processes
       HUTCH_SANDBOX_BACKEND: 'qemu', // whatever else this machine can do
       HUTCH_DEV_DAEMON: daemon,
       // What runs sandboxes where several ways would: these tests are about virtual machines.

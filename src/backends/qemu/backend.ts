@@ -5,6 +5,7 @@ import { HutchError } from '../../domain/errors.ts';
 import type { SandboxId } from '../../domain/ids.ts';
 import type { Operation } from '../../host/operation.ts';
 import { companionEnded, shimRef } from '../../host/shim.ts';
+import { surroundings } from '../../network/surroundings.ts';
 import { type Backend, machineFiles, type SandboxPlan } from '../backend.ts';
 import { DiskSeeds } from '../disk.ts';
 import { allOf } from '../wait.ts';
@@ -62,12 +63,17 @@ export function newQemuBackend(config: QemuConfig): Backend {
   /** Read once: the kernel takes milliseconds to write it down, and within a boot it stays. */
   let cpu: HostCpu | undefined;
 
-  const take = async (op: Operation, plan: Pick<SandboxPlan, 'shape' | 'boot'>): Promise<StartInput> => {
+  const wanted = async (op: Operation, plan: Pick<SandboxPlan, 'shape' | 'boot'>) => {
     const emulator = await finder.find(op);
     cpu ??= await readHostCpu(op, host);
     const { acceleration } = await accelerated(op, emulator);
     const diskBytes = (config.templateDiskMiB ?? TEMPLATE_DISK_MIB) * 1024 * 1024;
     const recipe = templateRecipe(plan.shape, machineFiles(op, plan.boot), emulator.version, acceleration, cpu, diskBytes);
+    return { emulator, acceleration, recipe };
+  };
+
+  const take = async (op: Operation, plan: Pick<SandboxPlan, 'shape' | 'boot'>): Promise<StartInput> => {
+    const { emulator, acceleration, recipe } = await wanted(op, plan);
     try {
       return { emulator, machine: recipe.machine, template: await shelf.take(op, recipe) };
     } catch (error) {
@@ -108,6 +114,17 @@ export function newQemuBackend(config: QemuConfig): Backend {
         (late) => take(late, plan),
         (qmp) => controls.set(plan.id, qmp),
       );
+    },
+    ahead: {
+      async stamp(op, plan) {
+        const { recipe } = await wanted(op, plan);
+        const [template, outside] = await allOf([
+          shelf.look(op, recipe.key),
+          plan.network === 'none' ? Promise.resolve('') : surroundings(op, host),
+        ]);
+        return template === null ? null : `${recipe.key} ${template.id} ${outside}`;
+      },
+      admit: (op, plan) => config.network.admit(op, networkPlan(plan), null),
     },
     async linkUp(op, plan) {
       const link = { name: NIC_ID, up: true };

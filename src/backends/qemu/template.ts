@@ -109,7 +109,7 @@ export class TemplateShelf {
   }
 
   async #take(op: Operation, recipe: TemplateRecipe): Promise<Template> {
-    const there = await this.#look(op, recipe.key);
+    const there = await this.look(op, recipe.key);
     if (there !== null) return there;
     for (;;) {
       const others = this.#underWay.get(recipe.key);
@@ -136,7 +136,8 @@ export class TemplateShelf {
     return checked.ok ? { ok: true } : checked;
   }
 
-  async #look(op: Operation, key: TemplateKey): Promise<Template | null> {
+  /** As it is there now, checked; null when it is not, or is refused. */
+  async look(op: Operation, key: TemplateKey): Promise<Template | null> {
     const dir = join(this.#dir, key);
     const before = await filesIdentity(op, this.#host, dir);
     if (before === null) {
@@ -168,7 +169,7 @@ export class TemplateShelf {
     await this.#host.makeDir(op, this.#dir, 0o711);
     await using _lock = await this.#locked(op, key);
     // Another daemon may have built it while we waited for the lock.
-    const there = await this.#look(op, key);
+    const there = await this.look(op, key);
     if (there !== null) return there;
     const staging = join(this.#dir, `${BUILDING}${key}`);
     await this.#host.remove(op, staging); // of a builder that died: the lock says that there is none now
@@ -182,7 +183,7 @@ export class TemplateShelf {
     // A running sandbox keeps the refused one's memory mapped: it is unlinked, never written.
     await this.#host.remove(op, join(this.#dir, key));
     await this.#host.rename(op, staging, join(this.#dir, key));
-    const made = await this.#look(op, key);
+    const made = await this.look(op, key);
     if (made === null) throw op.error('internal', `the template ${key} is not what was just built`);
     return made;
   }
