@@ -3,11 +3,11 @@
 // "N passed, N failed". `--long` runs the full figures and keeps what it ran in docs/test-runs.md.
 // `--backend NAME` runs the conformance suite of that one alone, and fails where it cannot be run.
 import { spawn } from 'node:child_process';
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join, relative, resolve } from 'node:path';
-import { stripVTControlCharacters } from 'node:util';
+import { existsSync, readdirSync } from 'node:fs';
+import { relative } from 'node:path';
 import { type FileRun, recordRun } from './test-runs.ts';
+import { type Deadlines, vitest } from './vitest.ts';
+import type { FileRan } from './vitest-events.ts';
 
 /**
  * `notRun`: tests that say themselves that they do not apply here (another user, `--long`).
@@ -108,55 +108,36 @@ async function rust(env: NodeJS.ProcessEnv): Promise<Section> {
   return result;
 }
 
-type VitestReport = {
-  testResults: {
-    name: string;
-    status: string;
-    message?: string;
-    assertionResults: { title: string; fullName: string; status: string; duration?: number | null }[];
-  }[];
-};
-
-/** `astray`: files while which ran an error happened outside of any test, which the report does not have. */
-type VitestRun = { readonly code: number; readonly report: VitestReport; readonly astray: readonly string[] };
-
-async function vitest(argv: readonly string[], env: NodeJS.ProcessEnv): Promise<VitestRun> {
-  const dir = mkdtempSync(join(tmpdir(), 'hutch-report-'));
-  const path = join(dir, 'report.json');
-  try {
-    const reporters = ['--reporter=default', '--reporter=json', `--outputFile=${path}`];
-    const { code, output } = await stream([process.execPath, 'node_modules/.bin/vitest', 'run', ...reporters, ...argv], env);
-    const said = stripVTControlCharacters(output).matchAll(/^This error originated in "([^"]+)" test file/gm);
-    const astray = new Set([...said].map(([, file = '']) => resolve(file)));
-    return { code, report: JSON.parse(readFileSync(path, 'utf8')) as VitestReport, astray: [...astray] };
-  } finally {
-    rmSync(dir, { recursive: true, force: true });
-  }
+/** The longest test of the sample may take 10 minutes, of the whole 2 hours. */
+function deadlines(long: boolean): Deadlines {
+  return { silentMs: long ? 3 * 3_600_000 : 15 * 60_000, endMs: 120_000 };
 }
 
 async function tests(options: Options, env: NodeJS.ProcessEnv): Promise<Section> {
   // Kernel and image, made once and kept: tests of machines start from them.
   const prepared = await stream([process.execPath, 'scripts/prepare.ts'], env);
   if (prepared.code !== 0) return section('tests', { failures: ['kernel and image could not be prepared'] });
-  const { code, report, astray } = await vitest(options.filters, env);
-  const result = section('tests', { files: fileRuns(report) });
+  const { code, files, astray, hung } = await vitest(options.filters, env, deadlines(options.long));
+  const result = section('tests', { files: fileRuns(files) });
+  result.failures.push(...hung.map(({ file, where }) => `${relative('.', file)} hung: ${where}`));
   const failed: Failed[] = [];
-  for (const file of report.testResults) {
+  for (const file of files) {
     const before = failed.length;
-    for (const { status, title, fullName } of file.assertionResults) {
+    for (const { status, title, fullName } of file.tests) {
       if (status === 'passed') result.passed += 1;
       else if (status === 'failed') failed.push({ file: file.name, title, name: fullName, counted: 0 });
     }
-    const counted = file.assertionResults.filter(({ status }) => status === 'passed').length;
+    const counted = file.tests.filter(({ status }) => status === 'passed').length;
     // Its tests did not run because what they all need could not be made.
     if (file.status === 'failed' && failed.length === before)
-      failed.push({ file: file.name, title: null, name: `${file.name}: ${file.message ?? 'did not load'}`, counted });
+      failed.push({ file: file.name, title: null, name: `${relative('.', file.name)}: ${file.message || 'did not load'}`, counted });
     else if (astray.includes(file.name))
-      failed.push({ file: file.name, title: null, name: `${file.name}: an error outside of any test`, counted });
+      failed.push({ file: file.name, title: null, name: `${relative('.', file.name)}: an error outside of any test`, counted });
     else if (options.filters.length === 0 || options.backend !== null)
-      result.notRun.push(...file.assertionResults.filter(({ status }) => !RAN.has(status)).map(({ fullName }) => fullName));
+      result.notRun.push(...file.tests.filter(({ status }) => !RAN.has(status)).map(({ fullName }) => fullName));
   }
-  if (code !== 0 && failed.length === 0) result.failures.push(`vitest ended with ${code} (an error outside of any test?)`);
+  if (code !== 0 && failed.length === 0 && hung.length === 0)
+    result.failures.push(`vitest ended with ${code} (an error outside of any test?)`);
   for (const it of failed) {
     const passed = failed.length <= RETRIED ? await passesAlone(it, env) : 0;
     result.passed += Math.max(0, passed - it.counted);
@@ -180,9 +161,13 @@ const RETRIED = 8;
 async function passesAlone({ file, title }: Failed, env: NodeJS.ProcessEnv): Promise<number> {
   console.log(`\nonce more, alone: ${title ?? file}`);
   const pattern = title?.replace(/[$()*+.?[\\\]^{|}]/g, '\\$&');
-  const { code, report } = await vitest([file, ...(pattern === undefined ? [] : ['-t', pattern])], env);
-  const passed = report.testResults.flatMap((result) => result.assertionResults).filter(({ status }) => status === 'passed');
-  if (code !== 0) return 0;
+  const { code, files, hung } = await vitest(
+    [file, ...(pattern === undefined ? [] : [`--testNamePattern=${pattern}`])],
+    env,
+    deadlines(options.long),
+  );
+  const passed = files.flatMap(({ tests }) => tests).filter(({ status }) => status === 'passed');
+  if (code !== 0 || hung.length > 0) return 0;
   return title === null ? passed.length : passed.some((result) => result.title === title) ? 1 : 0;
 }
 
@@ -194,13 +179,13 @@ async function lab(options: Options, env: NodeJS.ProcessEnv): Promise<Section> {
 }
 
 /** As docs/test-runs.md has it. */
-function fileRuns({ testResults }: VitestReport): FileRun[] {
-  return testResults.map(({ name, assertionResults }) => ({
+function fileRuns(files: readonly FileRan[]): FileRun[] {
+  return files.map(({ name, tests }) => ({
     file: relative('.', name),
-    tests: assertionResults.map(({ title, status, duration }) => ({
+    tests: tests.map(({ title, status, duration }) => ({
       title,
       outcome: status === 'passed' || status === 'failed' ? status : 'not run',
-      seconds: (duration ?? 0) / 1000,
+      seconds: duration / 1000,
     })),
   }));
 }
