@@ -37,6 +37,7 @@ export async function createSpec(context: Context, args: Args): Promise<CreateIn
   return {
     ...plain(args, 'name', 'workdir', 'user'),
     ...(image === undefined ? {} : { image: image.text }),
+    ...plain(args, 'kernel'),
     ...(backend === undefined ? {} : { backend: oneOf(backend, BACKENDS) }),
     ...(cpus === undefined ? {} : { cpus: wholeNumber('cpus', cpus.text, 1, CPUS_MAX, cpus.what) }),
     ...(memory === undefined ? {} : { memoryMiB: sizeMiB('memory', memory.text, MEMORY_MIB, memory.what) }),

@@ -3,6 +3,7 @@
 // (docs/decisions/0023).
 import { changeVerbs } from './table/change.ts';
 import { imageVerbs } from './table/image.ts';
+import { kernelVerbs } from './table/kernel.ts';
 import { lookVerbs } from './table/look.ts';
 import { machineVerbs } from './table/machine.ts';
 import { reachVerbs } from './table/reach.ts';
@@ -17,6 +18,7 @@ export const VERBS: readonly Verb[] = [
   ...reachVerbs,
   ...traceVerbs,
   ...imageVerbs,
+  ...kernelVerbs,
   ...machineVerbs,
 ];
 

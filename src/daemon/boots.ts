@@ -2,7 +2,7 @@
 // with our agent. Made once on this machine, with progress; remembered as long as this daemon runs.
 import type { Backend, BootNeed } from '../backends/backend.ts';
 import { HutchError } from '../domain/errors.ts';
-import { ENGINE_REFERENCE, type Image } from '../domain/image.ts';
+import { ENGINE_REFERENCE, type Image, type Kernel } from '../domain/image.ts';
 import { parseImageReference, shownReference } from '../domain/image-reference.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
@@ -28,10 +28,8 @@ export type BootsOptions = {
 
 export function bootSource({ host, store, dataDir, agentPath, downloadEnv, library }: BootsOptions): BootSource {
   const paths = imagePaths(dataDir);
-  /** By what is needed and image: what was put together before. */
+  /** By what is needed, image and the kernel that was asked for: what was put together before. */
   const known = new Map<string, Boot>();
-  /** The default image, by what is needed. */
-  const defaults = new Map<BootNeed, Boot>();
 
   async function machine(op: Operation, image: PreparedImage, kernel: PreparedKernel): Promise<Boot> {
     const initramfs = await prepareInitramfs(op, host, paths, { kernel, agentPath });
@@ -48,63 +46,71 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
         initramfsDigest: initramfs.digest,
       },
     } as const;
-    known.set(`machine ${image.record.id}`, boot);
     return boot;
   }
 
   function root(image: PreparedImage): Boot {
-    const boot = {
+    return {
       image: image.record,
       kernelId: null,
       files: { kind: 'root', imagePath: image.path, imageDigest: image.rootDigest },
-    } as const;
-    known.set(`root ${image.record.id}`, boot);
-    return boot;
+    };
   }
 
   /** One at a time: two first sandboxes need one image. */
   let making: Promise<Boot> | null = null;
 
-  async function make(op: Operation, needs: BootNeed): Promise<Boot> {
+  async function make(op: Operation, needs: BootNeed, asked: Kernel | null): Promise<Boot> {
     const wantsKernel = needs === 'machine';
     const [image, kernel] = await both(
       prepareDefaultImage(op, host, paths, downloadEnv),
-      wantsKernel ? prepareKernel(op, host, paths, downloadEnv) : null,
+      wantsKernel ? ((asked && openAsked(op, asked)) ?? prepareKernel(op, host, paths, downloadEnv)) : null,
     );
     await removeLeftovers(op, host, paths, new Set(wantsKernel ? MADE : (['image'] as const)));
     await store.commit(op, [
       { change: 'putImage', image: image.record },
       ...(kernel === null ? [] : [{ change: 'putKernel', kernel: kernel.record } as const]),
     ]);
-    const boot = kernel === null ? root(image) : await machine(op, image, kernel);
-    defaults.set(needs, boot);
-    return boot;
+    return kernel === null ? root(image) : await machine(op, image, kernel);
+  }
+
+  async function openAsked(op: Operation, { id, digest }: Kernel): Promise<PreparedKernel> {
+    const kernel = await openKernel(op, host, paths, digest);
+    if (kernel !== null) return kernel;
+    throw op.error('failed_precondition', `kernel ${id} is not there any more`, { hint: 'see what there is: hutch kernel ls' });
   }
 
   return {
-    async prepare(op, name, backend) {
+    async prepare(op, name, backend, kernel) {
       const { needs } = backend;
       if (name.includes('://')) return await fetched(op, name, backend);
-      const remembered = name === DEFAULT_IMAGE ? defaults.get(needs) : known.get(`${needs} ${name}`);
+      const remembered = known.get(keyOf(needs, name, kernel?.id ?? null));
       if (remembered !== undefined && (await isThere(op, host, remembered))) return remembered;
       if (name === DEFAULT_IMAGE) {
         // Whoever comes second waits for the first, and tries itself when the first was cancelled.
         while (making !== null) await making.catch(() => {});
-        making = make(op, needs).finally(() => {
+        making = make(op, needs, kernel).finally(() => {
           making = null;
         });
-        return await making;
+        const boot = await making;
+        known.set(keyOf(needs, DEFAULT_IMAGE, kernel?.id ?? null), boot);
+        return boot;
       }
-      return await open(op, (await onRecord(name)) ?? (await pulled(op, name)), null, needs, 'get');
+      const boot = await open(op, (await onRecord(name)) ?? (await pulled(op, name)), kernel?.digest ?? null, needs, 'get');
+      // By its id only: names move.
+      if (boot.files.kind !== 'engine') known.set(keyOf(needs, boot.image.id, kernel?.id ?? null), boot);
+      return boot;
     },
 
     async of(op, { imageId, kernelId }, needs) {
-      const remembered = known.get(`${needs} ${imageId}`);
+      const remembered = known.get(keyOf(needs, imageId, kernelId));
       if (remembered !== undefined && remembered.kernelId === kernelId) return remembered;
       const image = await store.query('image', { id: imageId });
       if (image === null) throw op.error('failed_precondition', `image ${imageId} is gone`);
       const kernel = kernelId === null ? null : await store.query('kernel', { id: kernelId });
-      return await open(op, image, kernel?.digest ?? null, needs, 'look');
+      const boot = await open(op, image, kernel?.digest ?? null, needs, 'look');
+      known.set(keyOf(needs, imageId, kernelId), boot);
+      return boot;
     },
   };
 
@@ -173,6 +179,10 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
     if (kernels === 'get') await store.commit(op, [{ change: 'putKernel', kernel: kernel.record }]);
     return await machine(op, image, kernel);
   }
+}
+
+function keyOf(needs: BootNeed, image: string, kernelId: string | null): string {
+  return `${needs} ${image} ${kernelId ?? ''}`;
 }
 
 /** With which a registry says that it has not got it, or not for us. */

@@ -26,6 +26,7 @@ export type Parts = {
   readonly backends: readonly Backend[];
   readonly boots: BootSource;
   readonly images: Deps['images'];
+  readonly kernels: Deps['kernels'];
   readonly agentDigest: string | null;
   readonly qemuVersion: (op: Operation) => Promise<string | null>;
   /** Null where sandboxes run as ourselves. */
@@ -76,6 +77,7 @@ const NO_PARTS: Parts = {
     of: async (op) => Promise.reject(op.error('failed_precondition', 'this daemon has no images')),
   },
   images: null,
+  kernels: null,
   agentDigest: null,
   qemuVersion: async () => null,
   uids: null,
@@ -124,6 +126,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
       backends: parts.backends,
       boots: parts.boots,
       images: parts.images,
+      kernels: parts.kernels,
       leftovers: parts.leftovers,
       stopDaemon: () => setImmediate(options.onStop),
       abandon: () => {

@@ -13,6 +13,7 @@ import { SANDBOX_UIDS } from '../domain/users.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { proxyVariables } from '../images/debian-sources.ts';
+import { KernelLibrary } from '../images/kernels.ts';
 import { imagePaths } from '../images/layout.ts';
 import { ImageLibrary } from '../images/library.ts';
 import { Registry } from '../images/registry/client.ts';
@@ -57,6 +58,7 @@ export const makeParts: DaemonOptions['makeParts'] = async ({ op, host, store, p
     backends: [qemu, gvisorBackend(host, places, prebuilt, network, whyNoKvm(qemu)), dockerBackend(host, places, env, agentPath)],
     boots: bootSource({ host, store, dataDir: places.dataDir, agentPath, downloadEnv: proxyVariables(env), library }),
     images: library,
+    kernels: new KernelLibrary(host, imagePaths(places.dataDir), proxyVariables(env)),
     agentDigest: `sha256:${await host.sha256(op, agentPath)}`,
     qemuVersion: qemuVersion(host),
     uids: users?.uids ?? null,

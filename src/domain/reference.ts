@@ -65,6 +65,7 @@ const LISTED_BY: Readonly<Record<string, string>> = {
   sandbox: 'hutch ls',
   key: 'hutch keys ls',
   image: 'hutch image ls',
+  kernel: 'hutch kernel ls',
   operation: 'hutch ops ls --all',
 };
 

@@ -14,6 +14,8 @@ export type DownloadEnv = Readonly<Record<string, string>>;
 export type PackageRequest = {
   /** Meta packages; the first that the distribution has is followed. */
   readonly firstOf: readonly string[];
+  /** `itself`: they are no meta packages, and are downloaded too. Default: only what they depend on. */
+  readonly wanted?: 'itself' | 'what-it-needs';
   /** Which dependencies of it, and of these, are downloaded. */
   readonly follow: RegExp;
   readonly workDir: string;
@@ -69,7 +71,7 @@ async function downloadWith(op: Operation, host: Host, request: PackageRequest, 
 async function resolve(op: Operation, host: Host, request: PackageRequest, listArgs: readonly string[]): Promise<readonly PackageFacts[]> {
   for (const meta of request.firstOf) {
     const found = new Map<string, PackageFacts>();
-    const queue = [...((await packageFacts(op, host, listArgs, meta))?.depends ?? [])];
+    const queue = request.wanted === 'itself' ? [meta] : [...((await packageFacts(op, host, listArgs, meta))?.depends ?? [])];
     for (const name of queue) {
       if (!request.follow.test(name) || found.has(name)) continue;
       const facts = await packageFacts(op, host, listArgs, name);

@@ -23,12 +23,37 @@ const SIZE_TRAILER_BYTES = 4;
 /** Unpacks an xz file; the program does it, Node cannot. */
 export type UnpackXz = (packed: Uint8Array, bytesMax: number) => Promise<Uint8Array>;
 
-/** The kernel's ELF file. @throws DamagedPayload when these bytes hold none. */
+/** The kernel's ELF file, out of a bzImage or as it is. @throws DamagedPayload when these bytes hold none. */
 export async function unpackKernel(vmlinuz: Uint8Array, unpackXz: UnpackXz): Promise<Uint8Array> {
-  const payload = payloadOf(vmlinuz);
-  const vmlinux = await unpackPayload(payload, unpackXz);
+  const vmlinux = isElf(vmlinuz) ? vmlinuz : await unpackPayload(payloadOf(vmlinuz), unpackXz);
   checkKernelElf(vmlinux);
   return vmlinux;
+}
+
+function isElf(bytes: Uint8Array): boolean {
+  return Buffer.from(bytes.subarray(0, 4)).toString('latin1') === '\x7fELF';
+}
+
+/** Where the header says that the kernel's version stands, from byte 0x200 on. */
+const VERSION_OFFSET = 0x20e;
+const VERSION_CHARS_MAX = 128;
+const BANNER = /Linux version ([A-Za-z0-9][A-Za-z0-9._+~-]{0,127}) \(/;
+
+/** As `uname -r` will show it: a bzImage has it in its header, an ELF file in the line that it prints first. Null for neither. */
+export function kernelVersion(bytes: Uint8Array): string | null {
+  const text = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  if (isElf(bytes)) {
+    for (let at = text.indexOf('Linux version '); at >= 0; at = text.indexOf('Linux version ', at + 1)) {
+      const found = BANNER.exec(text.toString('latin1', at, at + 200));
+      if (found?.[1] !== undefined && found.index === 0) return found[1];
+    }
+    return null;
+  }
+  if (bytes.byteLength < SETUP_BYTES_MIN) return null;
+  const offset = text.readUInt16LE(VERSION_OFFSET);
+  if (offset === 0) return null;
+  const said = text.toString('latin1', 0x200 + offset, 0x200 + offset + VERSION_CHARS_MAX);
+  return /^([A-Za-z0-9][A-Za-z0-9._+~-]{0,127})[ \0]/.exec(said)?.[1] ?? null;
 }
 
 /** The packed kernel within a bzImage, its trailing size included. */

@@ -12,6 +12,7 @@ import type { Operation } from '../host/operation.ts';
 import { type DownloadEnv, downloadPackages, type Package } from './apt.ts';
 import { unpackKernel, unpackOr, VMLINUX_BYTES_MAX, VMLINUZ_BYTES_MAX } from './bzimage.ts';
 import { idOfDigest } from './digest.ts';
+import { BUILT, CONFIG_BYTES_MAX, carriedConfig, configByModules, parseKernelConfig } from './kernel-config.ts';
 import { alone, commit, type ImagePaths, listOr, SHARED_DIR_MODE, SHARED_FILE_MODE, unlessDamaged } from './layout.ts';
 import { GUEST_MODULES, moduleIndex, modulesInOrder } from './modules.ts';
 import { DamagedPayload } from './payload-error.ts';
@@ -22,18 +23,20 @@ export type PreparedKernel = {
   readonly modulesDir: string;
   /** In the order of loading. */
   readonly moduleFiles: readonly string[];
+  /** Whether it was taken because nobody asked for another. */
+  readonly by: 'hutch' | 'user';
 };
 
 /** Debian's and Ubuntu's small kernels for virtual machines first, then what any Debian has. */
-const META_PACKAGES = ['linux-image-cloud-amd64', 'linux-image-virtual', 'linux-image-kvm', 'linux-image-amd64'];
-const KERNEL_PACKAGES = /^linux-(image|modules)-[0-9]/;
+export const META_PACKAGES = ['linux-image-cloud-amd64', 'linux-image-virtual', 'linux-image-kvm', 'linux-image-amd64'];
+export const KERNEL_PACKAGES = /^linux-(image|modules)-[0-9]/;
 /** Made in another way: those of an older recipe are made anew. */
 const RECIPE = 1;
-const STEP = 'kernel';
+export const KERNEL_STEP = 'kernel';
 const MANIFEST = 'manifest.json';
 const MANIFEST_BYTES_MAX = 64 * 1024;
-const MODULE_BYTES_MAX = 32 * 1024 * 1024;
-const INDEX_BYTES_MAX = 4 * 1024 * 1024;
+export const MODULE_BYTES_MAX = 32 * 1024 * 1024;
+export const INDEX_BYTES_MAX = 4 * 1024 * 1024;
 
 const hex64 = z.string().regex(/^[0-9a-f]{64}$/, 'must be 64 hex digits');
 const manifestSchema = z.strictObject({
@@ -46,6 +49,9 @@ const manifestSchema = z.strictObject({
   sizeBytes: z.int(),
   vmlinux: hex64,
   modules: z.array(z.strictObject({ file: z.string().regex(/^[A-Za-z0-9_-]{1,64}\.ko$/), sha256: hex64 })).max(64),
+  // Manifests of before have neither.
+  config: z.record(z.string().regex(/^[A-Z0-9_]{1,64}$/), z.enum(BUILT)).optional(),
+  by: z.enum(['hutch', 'user']).default('hutch'),
 });
 type Manifest = z.infer<typeof manifestSchema>;
 
@@ -70,16 +76,21 @@ async function soundKernel(op: Operation, host: Host, paths: ImagePaths): Promis
   });
 }
 
-/** The newest kernel of this recipe; damaged ones are passed over. */
+/** The newest kernel that Hutch chose, else the newest that a user brought. */
 export async function findKernel(op: Operation, host: Host, paths: ImagePaths): Promise<PreparedKernel | null> {
-  let newest: PreparedKernel | null = null;
+  const there = await listKernels(op, host, paths);
+  return there.find(({ by }) => by === 'hutch') ?? there[0] ?? null;
+}
+
+/** All kernels of this recipe, the newest first; damaged ones are passed over. */
+export async function listKernels(op: Operation, host: Host, paths: ImagePaths): Promise<readonly PreparedKernel[]> {
+  const found: PreparedKernel[] = [];
   for (const name of await listOr(op, host, paths.kernels)) {
     if (!hex64.safeParse(name).success) continue;
     const kernel = await unlessDamaged(op, () => openKernel(op, host, paths, `sha256:${name}`));
-    if (kernel === null || kernel.record.detail['recipe'] !== RECIPE) continue;
-    if (newest === null || kernel.record.createdAtMs > newest.record.createdAtMs) newest = kernel;
+    if (kernel !== null && kernel.record.detail['recipe'] === RECIPE) found.push(kernel);
   }
-  return newest;
+  return found.toSorted((a, b) => b.record.createdAtMs - a.record.createdAtMs);
 }
 
 /** The kernel of a digest; null when it is not there. Its files are not read: `verifyKernel` does that. */
@@ -93,6 +104,7 @@ export async function openKernel(op: Operation, host: Host, paths: ImagePaths, d
     vmlinuxPath: join(dir, 'vmlinux'),
     modulesDir: join(dir, 'modules'),
     moduleFiles: manifest.modules.map(({ file }) => file),
+    by: manifest.by,
   };
 }
 
@@ -112,22 +124,26 @@ export async function verifyKernel(op: Operation, host: Host, paths: ImagePaths,
 }
 
 async function makeKernel(op: Operation, host: Host, paths: ImagePaths, staging: string, env: DownloadEnv): Promise<PreparedKernel> {
-  const packages = await downloadPackages(op, host, { firstOf: META_PACKAGES, follow: KERNEL_PACKAGES, workDir: staging, step: STEP, env });
+  const request = { firstOf: META_PACKAGES, follow: KERNEL_PACKAGES, workDir: staging, step: KERNEL_STEP, env };
+  return await kernelOfPackages(op, host, paths, staging, await downloadPackages(op, host, request), 'hutch');
+}
+
+/** The kernel in packages that were downloaded to `staging`. Those that hold none are removed. */
+export async function kernelOfPackages(
+  op: Operation,
+  host: Host,
+  paths: ImagePaths,
+  staging: string,
+  packages: readonly Package[],
+  by: PreparedKernel['by'],
+): Promise<PreparedKernel> {
   const names = packages.map(({ name }) => name).join(' and ');
   try {
     const tree = join(staging, 'tree');
-    op.progress({ step: STEP, detail: `unpacking ${names}` });
+    op.progress({ step: KERNEL_STEP, detail: `unpacking ${names}` });
     for (const { file } of packages) await unpackPackage(op, host, file, tree);
-    const manifest = await assemble(op, host, tree, join(staging, 'out'), packages);
-    const digest = digestOf(manifest);
-    await host.writeFileAtomic(op, join(staging, 'out', MANIFEST), `${JSON.stringify(manifest, null, 2)}\n`, SHARED_FILE_MODE);
-    await commit(op, host, join(staging, 'out'), join(paths.kernels, digest), [
-      'vmlinux',
-      ...manifest.modules.map(({ file }) => join('modules', file)),
-    ]);
-    const kernel = await openKernel(op, host, paths, `sha256:${digest}`);
-    if (kernel === null) throw op.error('internal', 'the kernel was moved into place but is not there');
-    return kernel;
+    const origin = { packages: packages.map(({ name, version }) => ({ name, version })), by };
+    return await assembleKernel(op, host, paths, join(staging, 'out'), await partsOfTree(op, host, tree), origin);
   } catch (error) {
     if (!(error instanceof DamagedPayload)) throw error;
     for (const { file } of packages) await host.remove(op, file); // or the next try would go on with it
@@ -149,34 +165,91 @@ async function unpackPackage(op: Operation, host: Host, file: string, tree: stri
   throw new DamagedPayload(`dpkg-deb cannot unpack it: ${said.split('\n')[0]}`);
 }
 
-/** Puts vmlinux and modules into `out`. */
-async function assemble(op: Operation, host: Host, tree: string, out: string, packages: readonly Package[]): Promise<Manifest> {
-  const boot = join(tree, 'boot');
-  const vmlinuz = (await listOr(op, host, boot)).find((name) => name.startsWith('vmlinuz-'));
-  if (vmlinuz === undefined) throw new DamagedPayload('it has no /boot/vmlinuz');
-  const version = vmlinuz.slice('vmlinuz-'.length);
+export type Origin = Pick<Manifest, 'packages' | 'by'>;
 
-  op.progress({ step: STEP, detail: 'unpacking vmlinux' });
+/** What a kernel is made of, wherever it lies. Read when it is wanted: of thousands of modules a dozen are. */
+export type KernelParts = {
+  /** As `uname -r` shows it. */
+  readonly version: string;
+  /** A bzImage, or an ELF file as it is. */
+  image(): Promise<Uint8Array>;
+  /** Null where it has none beside it. */
+  config(): Promise<string | null>;
+  /** `modules.order` and `modules.builtin`. */
+  index(name: 'modules.order' | 'modules.builtin'): Promise<string>;
+  /** The module at this path of the index, packed or not: `suffix` says how. Null when it is not there. */
+  module(path: string, suffix: string): Promise<Uint8Array | null>;
+};
+
+/** Makes a kernel of its parts in `out`, and moves it into place. @throws DamagedPayload when it is none that guests boot. */
+export async function assembleKernel(
+  op: Operation,
+  host: Host,
+  paths: ImagePaths,
+  out: string,
+  parts: KernelParts,
+  origin: Origin,
+): Promise<PreparedKernel> {
+  const manifest = await assemble(op, host, out, parts, origin);
+  const digest = digestOf(manifest);
+  // Two names for one kernel are one kernel: the first stays, with what is known of it.
+  const there = await unlessDamaged(op, () => openKernel(op, host, paths, `sha256:${digest}`));
+  if (there !== null && (await isSound(op, host, paths, there.record.digest))) return there;
+  await host.writeFileAtomic(op, join(out, MANIFEST), `${JSON.stringify(manifest, null, 2)}\n`, SHARED_FILE_MODE);
+  await commit(op, host, out, join(paths.kernels, digest), ['vmlinux', ...manifest.modules.map(({ file }) => join('modules', file))]);
+  const kernel = await openKernel(op, host, paths, `sha256:${digest}`);
+  if (kernel === null) throw op.error('internal', 'the kernel was moved into place but is not there');
+  return kernel;
+}
+
+async function isSound(op: Operation, host: Host, paths: ImagePaths, digest: string): Promise<boolean> {
+  return (await unlessDamaged(op, () => verifyKernel(op, host, paths, digest).then(() => true))) ?? false;
+}
+
+/** Puts vmlinux and modules into `out`. */
+async function assemble(op: Operation, host: Host, out: string, parts: KernelParts, origin: Origin): Promise<Manifest> {
+  op.progress({ step: KERNEL_STEP, detail: 'unpacking vmlinux' });
   const unpackXz = (packed: Uint8Array, bytesMax: number) => runXz(op, host, packed, bytesMax);
-  const vmlinux = await unpackKernel(await host.readFile(op, join(boot, vmlinuz), VMLINUZ_BYTES_MAX), unpackXz);
+  const vmlinux = await unpackKernel(await parts.image(), unpackXz);
   await host.makeDir(op, join(out, 'modules'), SHARED_DIR_MODE);
   await host.writeFileAtomic(op, join(out, 'vmlinux'), vmlinux, SHARED_FILE_MODE);
 
-  op.progress({ step: STEP, detail: 'choosing modules' });
-  const dir = await modulesDirOf(op, host, tree, version);
-  const readIndex = async (name: string) => Buffer.from(await host.readFile(op, join(dir, name), INDEX_BYTES_MAX)).toString();
-  const index = moduleIndex(await readIndex('modules.order'), await readIndex('modules.builtin'));
-  const modules = await modulesInOrder(GUEST_MODULES, index, (path) => readModule(op, host, join(dir, path)));
+  op.progress({ step: KERNEL_STEP, detail: 'choosing modules' });
+  const index = moduleIndex(await parts.index('modules.order'), await parts.index('modules.builtin'));
+  const modules = await modulesInOrder(GUEST_MODULES, index, (path) => readModule(op, host, parts, path));
   for (const { name, bytes } of modules) await host.writeFileAtomic(op, join(out, 'modules', `${name}.ko`), bytes, SHARED_FILE_MODE);
+  const said = (await parts.config()) ?? (await carriedConfig(vmlinux));
   return {
     recipe: RECIPE,
     architecture: 'x86_64',
-    version,
-    packages: packages.map(({ name, version: packaged }) => ({ name, version: packaged })),
+    version: parts.version,
+    ...origin,
     createdAtMs: host.nowMs(),
     sizeBytes: modules.reduce((sum, { bytes }) => sum + bytes.byteLength, vmlinux.byteLength),
     vmlinux: sha256(vmlinux),
     modules: modules.map(({ name, bytes }) => ({ file: `${name}.ko`, sha256: sha256(bytes) })),
+    ...(said === null ? {} : { config: parseKernelConfig(said) }),
+  };
+}
+
+/** As a package of the distribution is laid out. */
+async function partsOfTree(op: Operation, host: Host, tree: string): Promise<KernelParts> {
+  const boot = join(tree, 'boot');
+  const vmlinuz = (await listOr(op, host, boot)).find((name) => name.startsWith('vmlinuz-'));
+  if (vmlinuz === undefined) throw new DamagedPayload('it has no /boot/vmlinuz');
+  const version = vmlinuz.slice('vmlinuz-'.length);
+  const dir = await modulesDirOf(op, host, tree, version);
+  const readOr = async (path: string, bytesMax: number) =>
+    (await host.stat(op, path)) === null ? null : await host.readFile(op, path, bytesMax);
+  return {
+    version,
+    image: () => host.readFile(op, join(boot, vmlinuz), VMLINUZ_BYTES_MAX),
+    async config() {
+      const config = await readOr(join(boot, `config-${version}`), CONFIG_BYTES_MAX);
+      return config === null ? null : Buffer.from(config).toString('latin1');
+    },
+    index: async (name) => Buffer.from(await host.readFile(op, join(dir, name), INDEX_BYTES_MAX)).toString(),
+    module: (path, suffix) => readOr(join(dir, `${path}${suffix}`), MODULE_BYTES_MAX),
   };
 }
 
@@ -189,7 +262,7 @@ async function modulesDirOf(op: Operation, host: Host, tree: string, version: st
 }
 
 /** A module as the kernel loads it: unpacked, whichever way the distribution packs its modules. */
-async function readModule(op: Operation, host: Host, path: string): Promise<Uint8Array> {
+async function readModule(op: Operation, host: Host, parts: KernelParts, path: string): Promise<Uint8Array> {
   const limit = { maxOutputLength: MODULE_BYTES_MAX };
   const unpack: Readonly<Record<string, (packed: Uint8Array) => Promise<Uint8Array>>> = {
     '': async (bytes) => bytes,
@@ -198,7 +271,8 @@ async function readModule(op: Operation, host: Host, path: string): Promise<Uint
     '.gz': (packed) => unpackOr('gzip', () => promisify(gunzip)(packed, limit)),
   };
   for (const [suffix, unpackWith] of Object.entries(unpack)) {
-    if ((await host.stat(op, path + suffix)) !== null) return unpackWith(await host.readFile(op, path + suffix, MODULE_BYTES_MAX));
+    const packed = await parts.module(path, suffix);
+    if (packed !== null) return unpackWith(packed);
   }
   throw new DamagedPayload(`its module ${basename(path)} is missing`);
 }
@@ -235,10 +309,12 @@ function digestOf(manifest: Manifest): string {
 }
 
 function recordOf(manifest: Manifest): Kernel {
-  const { version, sizeBytes, createdAtMs, recipe, packages } = manifest;
+  const { version, sizeBytes, createdAtMs, recipe, packages, by } = manifest;
+  const config = manifest.config ?? configByModules(manifest.modules.map(({ file }) => file));
+  const detail = { recipe, packages, by, config, modules: manifest.modules.map(({ file }) => file) };
   const digest = `sha256:${digestOf(manifest)}`;
   const architecture: Architecture = manifest.architecture;
-  return { id: idOfDigest('krn', digest), digest, version, architecture, sizeBytes, createdAtMs, detail: { recipe, packages } };
+  return { id: idOfDigest('krn', digest), digest, version, architecture, sizeBytes, createdAtMs, detail };
 }
 
 function sha256(bytes: Uint8Array): string {

@@ -11,6 +11,7 @@ import { type Call, Repeated } from './call.ts';
 import type { Core } from './core.ts';
 import { type Boot, backendOf, placesOf } from './deps.ts';
 import type { Handlers } from './handlers.ts';
+import { kernelFor } from './kernels.ts';
 import { madeUpName } from './names.ts';
 import type { Run } from './run.ts';
 import { keepSecrets } from './secrets.ts';
@@ -31,7 +32,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     const { op } = call;
     const { settings, host } = deps;
     if (input.name !== undefined) checkName(call, input.name);
-    const backend = await templates.backend(op, input.backend);
+    const backend = await templates.backend(op, input.backend ?? backendOfKernel(input));
     const shape = {
       cpus: input.cpus ?? settings.cpus,
       memoryMiB: input.memoryMiB ?? settings.memoryMiB,
@@ -39,7 +40,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     };
     checkLimits(call, shape);
     await templates.checkAsked(op, backend, input);
-    const boot = await deps.boots.prepare(op, input.image ?? settings.image, backend);
+    const boot = await deps.boots.prepare(op, input.image ?? settings.image, backend, await kernelFor(core, op, backend, input.kernel));
     core.presenter.forgetImages();
     const argv = input.main === undefined ? null : (input.main.argv ?? ownCommand(call, boot));
     if (input.start !== false) core.runs.checkRoom(op);
@@ -66,6 +67,12 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
         timeoutMs: input.timeoutMs ?? settings.timeoutMs,
       },
     };
+  }
+
+  /** Who asks for a kernel means a backend that boots one. */
+  function backendOfKernel({ kernel }: Input): Input['backend'] {
+    if (kernel === undefined || deps.settings.backend !== 'auto') return undefined;
+    return deps.backends.find(({ needs }) => needs === 'machine')?.name;
   }
 
   function checkLimits({ op }: Call, shape: Shape): void {
@@ -119,12 +126,13 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
   }
 
   /** Whether it wants what warm sandboxes are kept for; a port of its own must be held before anything is. */
-  function isUsual({ start, image, cpus, memoryMiB, diskMiB, network, backend, publish = [] }: Input): boolean {
+  function isUsual({ start, image, kernel, cpus, memoryMiB, diskMiB, network, backend, publish = [] }: Input): boolean {
     const { settings } = deps;
     const same = <T>(asked: T | undefined, usual: T): boolean => asked === undefined || asked === usual;
     return (
       start !== false &&
       publish.length === 0 &&
+      kernel === undefined &&
       same(image, settings.image) &&
       same(cpus, settings.cpus) &&
       same(memoryMiB, settings.memoryMiB) &&
@@ -184,9 +192,12 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     }
   }
 
-  async function checkImage(op: Operation, { imageId }: SandboxSpec): Promise<void> {
-    if ((await deps.store.query('image', { id: imageId })) !== null) return;
-    throw op.error('failed_precondition', `image ${imageId} was removed a moment ago`, { hint: 'run the same command again' });
+  async function checkImage(op: Operation, { imageId, kernelId }: SandboxSpec): Promise<void> {
+    const hint = 'run the same command again';
+    const isImage = (await deps.store.query('image', { id: imageId })) !== null;
+    if (!isImage) throw op.error('failed_precondition', `image ${imageId} was removed a moment ago`, { hint });
+    if (kernelId === null || (await deps.store.query('kernel', { id: kernelId })) !== null) return;
+    throw op.error('failed_precondition', `kernel ${kernelId} was removed a moment ago`, { hint });
   }
 
   async function started(

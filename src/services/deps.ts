@@ -1,11 +1,12 @@
 // What the composition root gives to the services. Nothing here is constructed by them.
 import type { Backend, BootFiles, BootNeed } from '../backends/backend.ts';
 import type { ImageId, KernelId, SandboxId } from '../domain/ids.ts';
-import type { Image } from '../domain/image.ts';
+import type { Image, Kernel } from '../domain/image.ts';
 import type { BackendName, NetworkMode } from '../domain/sandbox.ts';
 import type { UidRange } from '../domain/users.ts';
 import type { Host } from '../host/host.ts';
 import type { Log, Operation } from '../host/operation.ts';
+import type { KernelLibrary } from '../images/kernels.ts';
 import type { ImageLibrary } from '../images/library.ts';
 import type { Store } from '../store/contract.ts';
 
@@ -15,9 +16,10 @@ export type Boot = { readonly image: Image; readonly kernelId: KernelId | null; 
 export type BootSource = {
   /**
    * By name, id or digest, or as `docker://REF` where the backend fetches that by itself; made or pulled on first use,
-   * with progress. @throws HutchError `not_found`, `failed_precondition` when this backend cannot run it.
+   * with progress. `kernel` is the one that it boots, where the backend boots one; null: the default.
+   * @throws HutchError `not_found`, `failed_precondition` when this backend cannot run it.
    */
-  prepare(op: Operation, image: string, backend: Pick<Backend, 'name' | 'needs' | 'fetchImage'>): Promise<Boot>;
+  prepare(op: Operation, image: string, backend: Pick<Backend, 'name' | 'needs' | 'fetchImage'>, kernel: Kernel | null): Promise<Boot>;
   /** Of a sandbox that exists: never makes anything. @throws HutchError `failed_precondition` when it is gone. */
   of(op: Operation, spec: { readonly imageId: ImageId; readonly kernelId: KernelId | null }, needs: BootNeed): Promise<Boot>;
 };
@@ -75,6 +77,8 @@ export type Deps = {
   readonly boots: BootSource;
   /** Null where this daemon keeps none. */
   readonly images: ImageLibrary | null;
+  /** Null where this daemon boots none. */
+  readonly kernels: KernelLibrary | null;
   /** What Hutch has left on this machine that no backend knows of. */
   readonly leftovers: (op: Operation) => Promise<readonly { readonly kind: string; readonly what: string }[]>;
   /** Ends the daemon, once the answer has left. */

@@ -23,6 +23,7 @@ const ROLE_OF: Readonly<Record<Section, Role | 'every'>> = {
   backends: 'vm',
   doctor: 'vm',
   image: 'vm',
+  kernel: 'vm',
   key: 'every',
   config: 'every',
   daemon: 'every',

@@ -12,6 +12,7 @@ import { fileVerbs } from './files.ts';
 import type { ApiServices, Handlers } from './handlers.ts';
 import { startHousekeeping } from './housekeeping.ts';
 import { imageVerbs } from './images.ts';
+import { kernelVerbs } from './kernels.ts';
 import { Keys } from './keys.ts';
 import { lifecycleVerbs } from './lifecycle.ts';
 import { logVerbs } from './logs.ts';
@@ -80,6 +81,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     ...reachVerbs(core),
     ...logVerbs(core),
     ...imageVerbs(core),
+    ...kernelVerbs(core),
     ...recordVerbs(core),
     ...keys.verbs(),
     ...daemonVerbs(core, deps.host.nowMs()),

@@ -15,6 +15,7 @@ import { daemonVerbs } from './verbs/daemon.ts';
 import { execRequest, execVerbs } from './verbs/exec.ts';
 import { fileVerbs } from './verbs/file.ts';
 import { imageVerbs } from './verbs/image.ts';
+import { kernelVerbs } from './verbs/kernel.ts';
 import { recordVerbs } from './verbs/record.ts';
 import { sandboxVerbs } from './verbs/sandbox.ts';
 import type { Verb } from './verbs/verb.ts';
@@ -26,6 +27,7 @@ export const verbs = {
   ...execVerbs,
   ...fileVerbs,
   ...imageVerbs,
+  ...kernelVerbs,
   ...recordVerbs,
   ...daemonVerbs,
 } as const satisfies Record<string, Verb>;

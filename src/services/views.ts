@@ -54,6 +54,25 @@ export const image = z
   })
   .meta({ id: 'Image' });
 
+export const kernel = z
+  .object({
+    id: z.string(),
+    digest: z.string(),
+    version: z.string().describe('as uname -r shows it'),
+    architecture: z.string(),
+    sizeBytes: z.number().describe('of the kernel and the modules that guests load'),
+    createdAtMs: timeMs.describe('when it came to this machine'),
+    isDefault: z.boolean().describe('sandboxes that name none boot it'),
+    by: z.enum(['hutch', 'user']).describe('who chose it'),
+    packages: z.array(z.object({ name: z.string(), version: z.string() })).describe('empty: it came out of a file'),
+    config: z
+      .record(z.string(), z.enum(['builtin', 'module', 'no']))
+      .describe('options of its configuration, without CONFIG_; of one that does not say it, only what guests need'),
+    modules: z.array(z.string()).describe('what guests load, in this order'),
+    usedBy: z.array(z.string()).describe('names of sandboxes'),
+  })
+  .meta({ id: 'Kernel' });
+
 export const imageDetail = image.extend({
   layers: z.array(z.object({ digest: z.string(), sizeBytes: z.number(), isHere: z.boolean().describe('kept on this machine') })),
   labels: z.record(z.string(), z.string()),

@@ -137,7 +137,10 @@ export type ChangeMap = {
   /** With its names. `failed_precondition`, naming them, while sandboxes that are not deleted use it or are made of it. */
   removeImage: { args: { readonly id: ImageId }; result: null };
   putKernel: { args: { readonly kernel: Kernel }; result: Kernel };
+  /** `failed_precondition` for the default, and while sandboxes that are not deleted boot it or are made of it, naming them. */
   removeKernel: { args: { readonly id: KernelId }; result: null };
+  /** What sandboxes boot that name none; null: the one that Hutch chose. */
+  setDefaultKernel: { args: { readonly id: KernelId | null }; result: null };
 
   /** `conflict` when a key that is not revoked has that name in the project. */
   createKey: {
@@ -228,6 +231,9 @@ export type QueryMap = {
   images: { args: Record<never, never>; result: readonly NamedImage[] };
   kernel: { args: { readonly id: KernelId }; result: Kernel | null };
   kernels: { args: Record<never, never>; result: readonly Kernel[] };
+  defaultKernel: { args: Record<never, never>; result: KernelId | null };
+  /** Names of the sandboxes that are not deleted, by the kernel that they boot. */
+  kernelUsers: { args: Record<never, never>; result: readonly { readonly id: KernelId; readonly sandbox: string }[] };
 
   projects: { args: Record<never, never>; result: readonly Project[] };
   /** Revoked ones too: the caller says so. */

@@ -4,6 +4,8 @@ import type { ChangeMap, ChangeName, QueryMap, QueryName } from './contract.ts';
 import type { Db } from './db.ts';
 import { addEvent, lastEvents, listEvents } from './events.ts';
 import {
+  defaultKernel,
+  kernelUsers,
   listImages,
   listKernels,
   nameImage,
@@ -13,6 +15,7 @@ import {
   readKernel,
   removeImage,
   removeKernel,
+  setDefaultKernel,
   unnameImage,
 } from './images.ts';
 import { addIntent, allocateUid, finishIntent, listIntents, listUids, readUid, releaseUid, updateIntent } from './intents.ts';
@@ -65,6 +68,7 @@ export const CHANGES: { readonly [K in ChangeName]: (tx: Tx, args: ChangeMap[K][
   removeImage,
   putKernel,
   removeKernel,
+  setDefaultKernel,
   createKey,
   touchKey,
   revokeKey,
@@ -94,6 +98,8 @@ export const QUERIES: { readonly [K in QueryName]: (db: Db, args: QueryMap[K]['a
   images: listImages,
   kernel: (db, { id }) => readKernel(db, id),
   kernels: listKernels,
+  defaultKernel,
+  kernelUsers,
   projects: listProjects,
   keyByHash: (db, { sha256 }) => keyByHash(db, sha256),
   keys: listKeys,

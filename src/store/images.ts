@@ -5,8 +5,9 @@ import { HutchError } from '../domain/errors.ts';
 import type { ImageId, KernelId } from '../domain/ids.ts';
 import { ARCHITECTURES, type Kernel, type NamedImage } from '../domain/image.ts';
 import { DETAIL_BYTES_MAX, idColumn, jsonColumn, objectSchema, timeColumn, toJson } from './columns.ts';
-import type { ChangeMap } from './contract.ts';
+import type { ChangeMap, QueryMap } from './contract.ts';
 import type { Db, Row } from './db.ts';
+import { readSetting, setSetting } from './settings.ts';
 import type { Tx } from './tx.ts';
 
 const digest = z.string().regex(/^sha256:[0-9a-f]{64}$/, 'must be sha256: and 64 hex digits');
@@ -107,9 +108,32 @@ export function putKernel(tx: Tx, { kernel }: ChangeMap['putKernel']['args']): K
 
 export function removeKernel(tx: Tx, { id }: ChangeMap['removeKernel']['args']): null {
   refuseUsed(tx.db, 'kernel', id);
+  if (defaultKernel(tx.db) === id) {
+    throw new HutchError({
+      code: 'failed_precondition',
+      message: `kernel ${id} is the default: sandboxes that name none boot it`,
+      hint: 'choose another first: hutch kernel default REF',
+    });
+  }
   if (tx.db.run('DELETE FROM kernels WHERE id = ?', id).changes === 0)
     throw new HutchError({ code: 'not_found', message: `there is no kernel ${id}` });
   return null;
+}
+
+const DEFAULT_KERNEL = 'kernel.default';
+
+export function setDefaultKernel(tx: Tx, { id }: ChangeMap['setDefaultKernel']['args']): null {
+  if (id !== null && readKernel(tx.db, id) === null) throw new HutchError({ code: 'not_found', message: `there is no kernel ${id}` });
+  return setSetting(tx, { key: DEFAULT_KERNEL, value: id });
+}
+
+export function defaultKernel(db: Db): KernelId | null {
+  return idColumn('krn').nullable().parse(readSetting(db, DEFAULT_KERNEL));
+}
+
+export function kernelUsers(db: Db): QueryMap['kernelUsers']['result'] {
+  const rows = db.all("SELECT kernel_id, name FROM sandboxes WHERE kernel_id IS NOT NULL AND state <> 'deleted' ORDER BY name");
+  return rows.map((row) => ({ id: idColumn('krn').parse(row['kernel_id']), sandbox: String(row['name']) }));
 }
 
 export function readImage(db: Db, id: ImageId): NamedImage | null {

@@ -256,6 +256,7 @@ export function referenceParts(store: Store, options: ReferenceOptions): Parts {
     backends: [newReferenceBackend(options)],
     boots: referenceBoots(store, host),
     images: null,
+    kernels: null,
     agentDigest: null,
     qemuVersion: async () => null,
     // Handed out, and used by nobody: its sandboxes run as root.

@@ -33,6 +33,12 @@ const createInput = z
   .strictObject({
     name: z.string().max(63).optional().describe('a DNS label; made up when absent'),
     image: z.string().max(512).optional(),
+    kernel: z
+      .string()
+      .min(1)
+      .max(128)
+      .optional()
+      .describe('an id, a digest, a version or a unique prefix; only where the backend boots one'),
     cpus: z.int().min(1).max(CPUS_MAX).optional(),
     memoryMiB: z.int().min(MEMORY_MIB_MIN).max(MEMORY_MIB_MAX).optional(),
     diskMiB: z.int().min(DISK_MIB_MIN).max(DISK_MIB_MAX).optional(),
