@@ -144,8 +144,12 @@ export type Checkpoints = {
    * connection (`prepareCheckpoint`). On failure the sandbox runs, and `dir` is gone.
    */
   save(op: Operation, plan: SandboxPlan, dir: string): Promise<ProcessEvidence & { readonly alive: false }>;
-  /** As `start`, from what `save` wrote. The private disk must be as it was then. */
-  restore(op: Operation, plan: SandboxPlan, dir: string): Promise<Started>;
+  /**
+   * As `start`, from what `save` wrote. The private disk must be as it was then. `beforeRunning` is called at the last moment
+   * at which nothing has happened yet: from there on the disk may be written, and what was saved does not fit to it any more.
+   * @throws HutchError `failed_precondition` when what was saved is damaged, or is of another kind of machine.
+   */
+  restore(op: Operation, plan: SandboxPlan, dir: string, beforeRunning?: (op: Operation) => Promise<void>): Promise<Started>;
 };
 
 /**

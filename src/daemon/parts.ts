@@ -45,6 +45,7 @@ export const makeParts: DaemonOptions['makeParts'] = async ({ op, host, store, p
     workDir: `${places.runDir}/work`,
     shimPath: `${prebuilt}/hutch-shim`,
     readonlyLibraryPath: `${prebuilt}/hutch-readonly.so`,
+    imprintPath: `${prebuilt}/hutch-imprint`,
     templateOwner: isRoot ? { uid: TEMPLATE_UID, gid: TEMPLATE_UID } : null,
     runRoot: `${places.runDir}/sandboxes`,
     cgroups: await findCgroups(op, host, ownName(places, '-')),

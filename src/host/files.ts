@@ -216,6 +216,10 @@ export function rename(op: Operation, from: string, to: string): Promise<void> {
   });
 }
 
+export function link(op: Operation, from: string, to: string): Promise<void> {
+  return heed(op, `link ${from} to ${to}`, () => fs.link(from, to));
+}
+
 export function chmod(op: Operation, path: string, mode: number): Promise<void> {
   return heed(op, `change the mode of ${path}`, () => fs.chmod(path, mode));
 }

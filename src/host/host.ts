@@ -141,6 +141,8 @@ export type Host = {
   removeEmptyDir(op: Operation, path: string): Promise<boolean>;
   /** Replaces `to` if it exists, then fsyncs the directory. */
   rename(op: Operation, from: string, to: string): Promise<void>;
+  /** Another name for the same file, on the same file system; `conflict` where something has it. */
+  link(op: Operation, from: string, to: string): Promise<void>;
   chmod(op: Operation, path: string, mode: number): Promise<void>;
   /** Of a symlink itself, never of what it points to. */
   chown(op: Operation, path: string, uid: number, gid: number): Promise<void>;

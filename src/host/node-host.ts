@@ -39,6 +39,7 @@ export function nodeHost(options: NodeHostOptions = {}): Host {
     remove: files.remove,
     removeEmptyDir: files.removeEmptyDir,
     rename: files.rename,
+    link: files.link,
     chmod: files.chmod,
     chown: files.chown,
     truncate: files.truncate,

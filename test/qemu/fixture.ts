@@ -75,6 +75,7 @@ export async function qemuUnderTest(
     workDir: join(home, 'work'),
     shimPath: join(PREBUILT, 'hutch-shim'),
     readonlyLibraryPath: join(PREBUILT, 'hutch-readonly.so'),
+    imprintPath: join(PREBUILT, 'hutch-imprint'),
     templateOwner: firstUid === null ? null : { uid: firstUid, gid: firstUid },
     runRoot: join(home, 'run'),
     cgroups: await findCgroups(testOperation(), nodeHost(), basename(top)),

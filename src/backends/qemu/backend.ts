@@ -1,5 +1,6 @@
 // The QEMU backend: microVMs restored from templates. Each method is one verb and lies in a file of
 // its own; here they are put together.
+import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { HutchError } from '../../domain/errors.ts';
 import type { SandboxId } from '../../domain/ids.ts';
@@ -11,11 +12,14 @@ import { DiskSeeds } from '../disk.ts';
 import { allOf } from '../wait.ts';
 import { type Accelerated, findAcceleration, giveUpKvm } from './acceleration.ts';
 import { buildTemplate } from './build.ts';
+import { BASE } from './bundle.ts';
+import { capture } from './capture.ts';
 import { removeCgroups } from './cgroup.ts';
 import { type QemuConfig, QMP_COMMAND_MS, TEMPLATE_DISK_MIB } from './config.ts';
 import { command, dialVmm } from './control.ts';
 import { readHostCpu } from './cpu.ts';
 import { createSandbox } from './create.ts';
+import { chooseDisks } from './drives.ts';
 import { type Emulator, EmulatorFinder } from './emulator.ts';
 import { findLeaks } from './leaks.ts';
 import { NIC_ID } from './machine.ts';
@@ -23,8 +27,10 @@ import { withPanic } from './panic.ts';
 import { agentSocketPath, diskPath, qmpSocketPath, scratchDiskPath } from './paths.ts';
 import { probeMachine } from './probe.ts';
 import type { Qmp } from './qmp.ts';
+import { Bundles } from './restore.ts';
+import { removeMemoryDirs } from './running.ts';
 import { networkPlan, type StartInput, startSandbox } from './start.ts';
-import { TemplateShelf } from './template.ts';
+import { type Template, TemplateShelf } from './template.ts';
 import { type HostCpu, templateRecipe } from './template-key.ts';
 import { inspectVmm, killVmm, vmmEnded } from './vmm.ts';
 
@@ -63,20 +69,26 @@ export function newQemuBackend(config: QemuConfig): Backend {
   /** Read once: the kernel takes milliseconds to write it down, and within a boot it stays. */
   let cpu: HostCpu | undefined;
 
-  const wanted = async (op: Operation, plan: Pick<SandboxPlan, 'shape' | 'boot'>) => {
+  const bundles = new Bundles(config);
+
+  type Shaped = Pick<SandboxPlan, 'shape' | 'boot'>;
+  type Taken = Pick<StartInput, 'emulator' | 'machine' | 'fingerprint'> & { readonly template: Template };
+
+  const recipeOf = async (op: Operation, plan: Shaped) => {
     const emulator = await finder.find(op);
     cpu ??= await readHostCpu(op, host);
     const { acceleration } = await accelerated(op, emulator);
     const diskBytes = (config.templateDiskMiB ?? TEMPLATE_DISK_MIB) * 1024 * 1024;
-    const recipe = templateRecipe(plan.shape, machineFiles(op, plan.boot), emulator.version, acceleration, cpu, diskBytes);
-    return { emulator, acceleration, recipe };
+    return { emulator, recipe: templateRecipe(plan.shape, machineFiles(op, plan.boot), emulator.version, acceleration, cpu, diskBytes) };
   };
 
-  const take = async (op: Operation, plan: Pick<SandboxPlan, 'shape' | 'boot'>): Promise<StartInput> => {
-    const { emulator, acceleration, recipe } = await wanted(op, plan);
+  const take = async (op: Operation, plan: Shaped): Promise<Taken> => {
+    const { emulator, recipe } = await recipeOf(op, plan);
+    const { machine, fingerprint } = recipe;
     try {
-      return { emulator, machine: recipe.machine, template: await shelf.take(op, recipe) };
+      return { emulator, machine, fingerprint, template: await shelf.take(op, recipe) };
     } catch (error) {
+      const { acceleration } = machine;
       const hopeless = acceleration !== 'kvm' || config.acceleration === 'kvm' || op.signal.aborted || !(error instanceof HutchError);
       if (hopeless || (error.code !== 'deadline_exceeded' && error.code !== 'unavailable')) throw error;
       return await withoutKvm(op, emulator, error.message, () => take(op, plan));
@@ -111,13 +123,35 @@ export function newQemuBackend(config: QemuConfig): Backend {
         op,
         config,
         plan,
-        (late) => take(late, plan),
+        async (late) => fromTemplate(config, plan, await take(late, plan)),
         (qmp) => controls.set(plan.id, qmp),
       );
     },
+    checkpoints: {
+      async save(op, plan, dir) {
+        await letGo(plan);
+        const { dead } = await capture(op, config, plan, dir, { what: 'memory', since: null, afterwards: 'ends', before: false });
+        if (dead === null) throw new Error('a machine that was to end goes on');
+        return await withPanic(op, host, plan, dead);
+      },
+      async restore(op, plan, dir, beforeRunning = async () => {}) {
+        await letGo(plan);
+        return await startSandbox(
+          op,
+          config,
+          plan,
+          async (late) => {
+            const { emulator, recipe } = await recipeOf(late, plan);
+            const { machine, fingerprint } = recipe;
+            return await bundles.input(late, plan, dir, { emulator, machine, fingerprint }, beforeRunning);
+          },
+          (qmp) => controls.set(plan.id, qmp),
+        );
+      },
+    },
     ahead: {
       async stamp(op, plan) {
-        const { recipe } = await wanted(op, plan);
+        const { recipe } = await recipeOf(op, plan);
         const [template, outside] = await allOf([
           shelf.look(op, recipe.key),
           plan.network === 'none' ? Promise.resolve('') : surroundings(op, host),
@@ -162,6 +196,7 @@ export function newQemuBackend(config: QemuConfig): Backend {
         config.network.close(op, networkPlan(plan)),
         removeCgroups(op, config, plan),
         host.remove(op, scratchDiskPath(plan)),
+        removeMemoryDirs(op, host, plan),
         host.remove(op, plan.runDir),
       ]);
     },
@@ -182,5 +217,23 @@ export function newQemuBackend(config: QemuConfig): Backend {
     prune: (op, unusedMs) => shelf.prune(op, unusedMs),
     end: (op) => config.network.end(op),
     leaks: (op, known) => findLeaks(op, config, known),
+  };
+}
+
+/** Each use of the template's memory has a name for it of its own: it stays as long as it is used, whatever becomes of the template. */
+function fromTemplate(
+  config: QemuConfig,
+  plan: SandboxPlan,
+  { template, ...machine }: Pick<StartInput, 'emulator' | 'machine' | 'fingerprint'> & { readonly template: Template },
+): StartInput {
+  return {
+    ...machine,
+    state: template.state,
+    async linkMemory(op, dir) {
+      await config.host.link(op, template.memoryPath, join(dir, BASE));
+      return { base: null, layers: [] };
+    },
+    chooseDisks: (op) => chooseDisks(op, config, plan, template),
+    goesOn: false,
   };
 }

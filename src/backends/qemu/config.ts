@@ -22,8 +22,10 @@ export type QemuConfig = {
   readonly workDir: string;
   /** The shim's program. */
   readonly shimPath: string;
-  /** The built rust/readonly: needed with a QEMU older than 8.2 where sandboxes have users of their own. */
+  /** The built rust/readonly: maps memories privately that QEMU takes to be shared. */
   readonly readonlyLibraryPath?: string;
+  /** The built rust/imprint: writes machines down. Without it nothing is suspended, snapshotted or forked. */
+  readonly imprintPath?: string;
   /** Name or absolute path of the emulator. */
   readonly qemu?: string;
   readonly acceleration?: AccelerationChoice;

@@ -12,8 +12,8 @@ const MARK_BYTES_MAX = 1024;
 
 export type ChosenDisks = {
   readonly drives: Disks;
-  /** As the guest calls the sandbox's own. */
-  readonly own: string;
+  /** Which of them is the sandbox's own. */
+  readonly own: 'vdb' | 'vdc';
   /** The disk is not marked as fresh any more, durably. */
   readonly settled: Promise<void>;
 };
@@ -27,14 +27,14 @@ export async function chooseDisks(op: Operation, { host }: QemuConfig, plan: San
   const mark = await readMark(op, host, plan);
   if (mark === null) {
     await layDisk(op, host, scratchDiskPath(plan), template.disk, plan.runAs);
-    return { drives: { vdb: scratchDiskPath(plan), vdc: diskPath(plan) }, own: '/dev/vdc', settled: Promise.resolve() };
+    return { drives: { vdb: scratchDiskPath(plan), vdc: diskPath(plan) }, own: 'vdc', settled: Promise.resolve() };
   }
   // Made from a template that was built again since: nobody has used it, so it is made again too.
   if (mark !== template.id) await layDisk(op, host, diskPath(plan), template.disk, plan.runAs);
   await host.remove(op, freshMarkPath(plan));
   const settled = host.sync(op, plan.dataDir);
   settled.catch(() => {}); // heard where it is waited for
-  return { drives: { vdb: diskPath(plan), vdc: null }, own: '/dev/vdb', settled };
+  return { drives: { vdb: diskPath(plan), vdc: null }, own: 'vdb', settled };
 }
 
 async function readMark(op: Operation, host: Host, plan: SandboxPlan): Promise<string | null> {

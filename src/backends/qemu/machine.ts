@@ -42,8 +42,8 @@ export type Role =
   | { readonly kind: 'restore'; readonly memory: MemoryOpening };
 
 /**
- * How the shared memory file is opened for a private mapping: QEMU does it read-only from 8.2 on; an
- * older one must be given a preloaded library that does (rust/readonly).
+ * How the memory file is opened: by the preloaded library, for reading and privately, whatever QEMU is told
+ * (rust/readonly); without it by QEMU itself, which can do it from 8.2 on, but then saves no state without its memory.
  */
 export type MemoryOpening = 'read-only' | 'preload';
 
@@ -71,7 +71,8 @@ export function machineArgs(shape: MachineShape, files: MachineFiles, wire: Wire
       : { 'qom-type': 'memory-backend-file', 'mem-path': files.memoryPath }),
     id: 'memory',
     size: shape.memoryMiB * 1024 * 1024,
-    share: role.kind === 'boot',
+    // As shared QEMU leaves it out of its saved state. The preloaded library maps it privately all the same.
+    share: role.kind === 'boot' || role.memory === 'preload',
     ...(role.kind === 'restore' && role.memory === 'read-only' ? { readonly: true, rom: 'off' } : {}),
     // Pages of one sandbox are not compared with another's (KSM is a side channel), nor put into core dumps.
     merge: false,

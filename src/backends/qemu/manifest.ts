@@ -123,9 +123,12 @@ export async function filesIdentity(op: Operation, host: Host, dir: string): Pro
   return identities.includes(null) ? null : identities.join(' ');
 }
 
-/** Any write, truncation or replacement changes at least one of these. */
+/**
+ * Any write, truncation or replacement changes at least one of these. Not the time of the last change of its inode: a
+ * snapshot gives the memory one more name, and that is no change of it.
+ */
 function identityOf(info: FileInfo): string {
-  return `${info.device}:${info.inode}:${info.sizeBytes}:${info.modifiedNs}:${info.changedNs}`;
+  return `${info.device}:${info.inode}:${info.sizeBytes}:${info.modifiedNs}:${info.mode}`;
 }
 
 async function chunkDigests(op: Operation, host: Host, path: string, bytes: number): Promise<string[]> {

@@ -1,5 +1,5 @@
-// Starting a sandbox: a process that maps its template's memory copy-on-write, loads the device
-// state and goes on where the template stopped. On failure nothing of it is left but the logs.
+// Starting a sandbox: a process that maps a memory copy-on-write, its template's or that of a machine that was
+// written down, loads the device state and goes on there. On failure nothing of it is left but the logs.
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import type { Operation } from '../../host/operation.ts';
@@ -8,23 +8,32 @@ import { machineFiles, type SandboxPlan, type Started } from '../backend.ts';
 import { describe, tailOf } from '../dead.ts';
 import { allOf } from '../wait.ts';
 import { kvmOwner } from './acceleration.ts';
+import { BASE, type Fingerprint } from './bundle.ts';
 import { joinCgroups, makeCgroups, removeCgroups } from './cgroup.ts';
 import { type Owner, type QemuConfig, QMP_READY_MS, RELEASE_MS } from './config.ts';
 import { dialVmm, dialWhenThere, IGNORE_SHARED, migrated } from './control.ts';
-import { type ChosenDisks, chooseDisks } from './drives.ts';
+import type { ChosenDisks } from './drives.ts';
 import type { Emulator } from './emulator.ts';
-import { type MachineShape, machineArgs, type Wire } from './machine.ts';
+import { type MachineShape, machineArgs, NIC_ID, type Wire } from './machine.ts';
 import { startMark } from './panic.ts';
 import { bootLogPath, diskPath, incomingSocketPath, qmpSocketPath, SOCKETS, scratchDiskPath, socketDir, vmmLogPath } from './paths.ts';
 import { openQmp, type Qmp } from './qmp.ts';
+import { makeMemoryDir, type RunningMemory, removeMemoryDirs, writeRunning } from './running.ts';
 import { newStages } from './stages.ts';
-import type { Template } from './template.ts';
 import { inspectVmm, killVmm, startVmm } from './vmm.ts';
 
 export type StartInput = {
   readonly emulator: Emulator;
   readonly machine: MachineShape;
-  readonly template: Template;
+  readonly fingerprint: Fingerprint;
+  readonly state: Uint8Array;
+  /** Gives its files names in the directory, `base` and its layers. */
+  linkMemory(op: Operation, dir: string): Promise<Pick<RunningMemory, 'base' | 'layers'>>;
+  chooseDisks(op: Operation): Promise<ChosenDisks>;
+  /** It has been a sandbox before: it knows its disks, and its link may be up. */
+  readonly goesOn: boolean;
+  /** The last moment at which nothing has happened yet. */
+  beforeRunning?(op: Operation): Promise<void>;
 };
 
 export async function startSandbox(
@@ -46,24 +55,28 @@ export async function startSandbox(
 
   const diskBytes = await checkDisk(op, config, plan);
   releasing((late) => host.remove(late, scratchDiskPath(plan)));
+  releasing((late) => removeMemoryDirs(late, host, plan));
   releasing((late) => removeCgroups(late, config, plan));
   releasing((late) => host.remove(late, plan.runDir));
   releasing((late) => config.network.close(late, networkPlan(plan)));
   const places = makePlaces(op, config, plan);
   const taken = take(op);
-  const [{ emulator, machine, template }, disks, link, env] = await allOf([
+  const dirMade = removeMemoryDirs(op, host, plan).then(() => makeMemoryDir(op, host, plan));
+  const [input, disks, link, memoryDir, memory, library] = await allOf([
     taken,
-    taken.then(({ template }) => chooseDisks(op, config, plan, template)),
+    taken.then(({ chooseDisks }) => chooseDisks(op)),
     places.then(() => config.network.wire(op, networkPlan(plan))),
-    allOf([taken, places]).then(([{ emulator, template }]) =>
-      emulator.memory === 'preload' ? preload(op, config, plan, template.memoryPath) : {},
-    ),
+    dirMade,
+    allOf([taken, dirMade]).then(([{ linkMemory }, dir]) => linkMemory(op, dir)),
+    places.then(() => preloadedLibrary(op, config, plan)),
   ]);
+  const { emulator, machine } = input;
+  await writeRunning(op, host, plan, { fingerprint: input.fingerprint, own: disks.own, memory: { dir: memoryDir, ...memory } });
   stages.done('prepared');
 
   releasing((late) => killVmm(late, host, plan.runDir, 'now'));
   const files = {
-    memoryPath: template.memoryPath,
+    memoryPath: join(memoryDir, BASE),
     imagePath: machineFiles(op, plan.boot).imagePath,
     disks: disks.drives,
   };
@@ -74,12 +87,15 @@ export async function startSandbox(
     consolePath: bootLogPath(plan),
     runAs: await vmmOwner(op, config, machine, plan),
     beside: link.kind === 'passt' ? link.argv : null,
-    argv: [emulator.path, ...machineArgs(machine, files, wireOf(link), { kind: 'restore', memory: emulator.memory })],
-    env,
+    argv: [
+      emulator.path,
+      ...machineArgs(machine, files, wireOf(link), { kind: 'restore', memory: library === null ? emulator.memory : 'preload' }),
+    ],
+    env: library === null ? {} : preloading(library, files.memoryPath, memory.layers.length > 0 ? memoryDir : null),
   });
   stages.done('spawned');
 
-  const resumed = resumeFromTemplate(op, config, plan, template, disks, diskBytes, (stage) => stages.done(stage));
+  const resumed = goOn(op, config, plan, input, disks, diskBytes, (stage) => stages.done(stage));
   releasing(async () => void (await (await resumed.catch(() => null))?.[Symbol.asyncDispose]()));
   // The link is down until the agent is configured, so the rules have until then.
   const [, , qmp] = await allOf([
@@ -94,16 +110,16 @@ export async function startSandbox(
   return {
     evidence,
     network: link.kind === 'none' ? null : link.guest,
-    disk: { device: disks.own, sizeBytes: diskBytes },
+    disk: { device: `/dev/${disks.own}`, sizeBytes: diskBytes },
     stagesMs: stages.tookMs,
   };
 }
 
-async function resumeFromTemplate(
+async function goOn(
   op: Operation,
   config: QemuConfig,
   plan: SandboxPlan,
-  template: Template,
+  input: StartInput,
   disks: ChosenDisks,
   diskBytes: number,
   done: (stage: string) => void,
@@ -111,12 +127,15 @@ async function resumeFromTemplate(
   await using undo = new AsyncDisposableStack();
   const qmp = undo.use(await connect(op, config, plan));
   done('greeted');
-  await load(op, config, plan, qmp, template.state);
+  await load(op, config, plan, qmp, input.state);
   done('loaded');
   using command = op.within(QMP_READY_MS, 'starting the guest');
+  // Nothing leaves a machine that may not be who it thinks it is, until its agent has said who it is.
+  if (input.goesOn) await qmp.execute(command, 'set_link', { name: NIC_ID, up: false });
   // In the template there was next to nothing at vdc: the guest's driver is told what it has now.
-  if (disks.drives.vdc !== null) await qmp.execute(command, 'block_resize', { 'node-name': 'vdc', size: diskBytes });
+  else if (disks.drives.vdc !== null) await qmp.execute(command, 'block_resize', { 'node-name': 'vdc', size: diskBytes });
   await disks.settled; // from here on the guest may write
+  await input.beforeRunning?.(op);
   await qmp.execute(command, 'cont');
   done('running');
   undo.move();
@@ -171,19 +190,26 @@ export function networkPlan(plan: SandboxPlan): Parameters<QemuConfig['network']
  * most systems mount noexec, and nothing there can be loaded. The loader takes no path with a space or a colon
  * ("$" means something to it, too), so below such a path it is the run directory, named from the VMM's working directory.
  */
-async function preload(op: Operation, config: QemuConfig, plan: SandboxPlan, memoryPath: string): Promise<Record<string, string>> {
+async function preloadedLibrary(op: Operation, config: QemuConfig, plan: SandboxPlan): Promise<string | null> {
   const { host, readonlyLibraryPath, templatesDir } = config;
-  if (readonlyLibraryPath === undefined) return {};
+  if (readonlyLibraryPath === undefined) return null;
   const bytes = await host.readFile(op, readonlyLibraryPath, LIBRARY_BYTES_MAX);
   const path = join(templatesDir, `.readonly-${createHash('sha256').update(bytes).digest('hex').slice(0, 16)}.so`);
   if (!UNLOADABLE.test(path)) {
-    if ((await host.stat(op, path)) === null) await host.writeFileAtomic(op, path, bytes, 0o444);
-    return { LD_PRELOAD: path, HUTCH_READONLY: memoryPath };
+    if ((await host.stat(op, path)) === null) {
+      await host.makeDir(op, templatesDir, 0o711);
+      await host.writeFileAtomic(op, path, bytes, 0o444);
+    }
+    return path;
   }
   const copy = join(plan.runDir, LIBRARY);
   await host.writeSparse(op, copy, bytes.byteLength, [{ offset: 0, bytes }]);
   await host.chmod(op, copy, 0o444);
-  return { LD_PRELOAD: `../${LIBRARY}`, HUTCH_READONLY: memoryPath };
+  return `../${LIBRARY}`;
+}
+
+function preloading(library: string, memoryPath: string, layersDir: string | null): Record<string, string> {
+  return { LD_PRELOAD: library, HUTCH_READONLY: memoryPath, ...(layersDir === null ? {} : { HUTCH_LAYERS: layersDir }) };
 }
 
 const UNLOADABLE = /[\s:$]/;
@@ -213,7 +239,7 @@ async function connect(op: Operation, config: QemuConfig, plan: SandboxPlan): Pr
 }
 
 async function load(op: Operation, config: QemuConfig, plan: SandboxPlan, qmp: Qmp, state: Uint8Array): Promise<void> {
-  using limited = op.within(QMP_READY_MS, "loading the template's state");
+  using limited = op.within(QMP_READY_MS, "loading the machine's state");
   const path = incomingSocketPath(plan);
   await Promise.all([
     qmp.execute(limited, 'migrate-set-capabilities', IGNORE_SHARED),

@@ -3,6 +3,7 @@
 import { createHash } from 'node:crypto';
 import type { Shape } from '../../domain/sandbox.ts';
 import type { MachineFiles } from '../backend.ts';
+import type { Fingerprint } from './bundle.ts';
 import { MEMORY_STEP_MIB } from './config.ts';
 import { kernelCommandLine, type MachineShape, machineArgs } from './machine.ts';
 
@@ -13,6 +14,8 @@ export type TemplateKey = string & { readonly templateKey: unique symbol };
 
 export type TemplateRecipe = {
   readonly key: TemplateKey;
+  /** What of it must still hold where a machine goes on that was started from the template. */
+  readonly fingerprint: Fingerprint;
   readonly machine: MachineShape;
   readonly commandLine: string;
   /** Of the disk that is mounted in it. */
@@ -34,6 +37,9 @@ export function templateRecipe(
   const machine = { acceleration, cpus: shape.cpus, memoryMiB: roundedMemoryMiB(shape.memoryMiB) };
   const commandLine = kernelCommandLine(acceleration, cpu.tscKhz);
   const named = { memoryPath: null, imagePath: 'i', disks: { vdb: 'd', vdc: null } };
+  const argv = machineArgs(machine, named, { kind: 'unconnected' }, { kind: 'boot', kernelPath: 'k', initramfsPath: 'r', commandLine });
+  // Under software emulation the guest sees QEMU's processor, whatever the host's is.
+  const seenCpu = acceleration === 'kvm' ? cpu.identity : '';
   const facts = [
     TEMPLATE_FORMAT,
     boot.imageDigest,
@@ -41,12 +47,19 @@ export function templateRecipe(
     boot.initramfsDigest,
     emulatorVersion,
     diskBytes,
-    // Under software emulation the guest sees QEMU's processor, whatever the host's is.
-    acceleration === 'kvm' ? cpu.identity : 'tcg',
-    machineArgs(machine, named, { kind: 'unconnected' }, { kind: 'boot', kernelPath: 'k', initramfsPath: 'r', commandLine }),
+    seenCpu === '' ? 'tcg' : seenCpu,
+    argv,
   ];
   const key = createHash('sha256').update(JSON.stringify(facts)).digest('hex').slice(0, 40) as TemplateKey;
-  return { key, machine, commandLine, diskBytes, boot };
+  const fingerprint = {
+    ...{ emulator: emulatorVersion, acceleration, cpu: seenCpu, cpus: machine.cpus, memoryMiB: machine.memoryMiB },
+    image: boot.imageDigest,
+    // A machine that goes on needs no command line any more: it may name a clock that another boot of the host has not.
+    machine: createHash('sha256')
+      .update(JSON.stringify(argv.slice(0, argv.indexOf('-append'))))
+      .digest('hex'),
+  };
+  return { key, fingerprint, machine, commandLine, diskBytes, boot };
 }
 
 export function roundedMemoryMiB(memoryMiB: number): number {

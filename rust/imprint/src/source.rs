@@ -1,0 +1,126 @@
+//! Where the pages of now are: in a process that runs, or in a file that it writes.
+use crate::layers::for_data;
+use crate::map::{PAGE, Run, push};
+use crate::sys;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+
+const PRESENT: u64 = 1 << 63;
+const SWAPPED: u64 = 1 << 62;
+/// Of a file, or shared: still what was mapped there.
+const OF_FILE: u64 = 1 << 61;
+const ENTRY_BYTES: u64 = 8;
+const ENTRIES_AT_ONCE: u64 = 65_536;
+
+pub enum Source {
+    /// The memory of a process that mapped files privately: it begins at this address.
+    Process {
+        pid: i32,
+        start: u64,
+    },
+    File(File),
+}
+
+impl Source {
+    /// `file` is one of those that the process mapped as its guest's memory, each at the place that it has in the file.
+    pub fn process(pid: i32, file: &Path) -> Result<Source, String> {
+        let inode = fs::metadata(file).map_err(|error| format!("{}: {error}", file.display()))?.ino();
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).map_err(|error| format!("process {pid}: {error}"))?;
+        let start = maps.lines().find_map(|line| start_in(line, inode));
+        start
+            .map(|start| Source::Process { pid, start })
+            .ok_or_else(|| format!("process {pid} has not mapped {}", file.display()))
+    }
+
+    /// Runs of pages that may differ from what was there at the beginning; all others do not.
+    pub fn touched(&self, pages: u64) -> io::Result<Vec<Run>> {
+        let mut runs = Vec::new();
+        match self {
+            Source::File(file) => for_data(file, 0, pages * PAGE, |from, until| {
+                let first = runs.last().map_or(0, Run::end).max(from / PAGE);
+                push(&mut runs, 0, first, until.div_ceil(PAGE).min(pages));
+                Ok(())
+            })?,
+            Source::Process { pid, start } => {
+                let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
+                let mut buffer = vec![0; (ENTRY_BYTES * ENTRIES_AT_ONCE) as usize];
+                let mut page = 0;
+                while page < pages {
+                    let count = ENTRIES_AT_ONCE.min(pages - page);
+                    let part = buffer.get_mut(..(count * ENTRY_BYTES) as usize).unwrap_or_default();
+                    pagemap.read_exact_at(part, (start / PAGE + page) * ENTRY_BYTES)?;
+                    for entry in part.as_chunks::<{ ENTRY_BYTES as usize }>().0 {
+                        if is_private(u64::from_le_bytes(*entry)) {
+                            match runs.last_mut() {
+                                Some(last) if last.end() == page && last.pages < u32::MAX => last.pages += 1,
+                                _ => push(&mut runs, 0, page, page + 1),
+                            }
+                        }
+                        page += 1;
+                    }
+                }
+            }
+        }
+        Ok(runs)
+    }
+
+    /// Fills `into` with the pages from `first` on; beyond a file's end are zeros.
+    pub fn read(&self, first: u64, into: &mut [u8]) -> io::Result<()> {
+        match self {
+            Source::Process { pid, start } => sys::read_process(*pid, start + first * PAGE, into),
+            Source::File(file) => {
+                let mut done = 0;
+                while let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) {
+                    match file.read_at(rest, first * PAGE + done as u64)? {
+                        0 => {
+                            rest.fill(0);
+                            break;
+                        }
+                        got => done += got,
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn is_private(entry: u64) -> bool {
+    entry & (PRESENT | SWAPPED) != 0 && entry & OF_FILE == 0
+}
+
+/// Of a line of maps(5): where the first byte of a file with that inode would be.
+fn start_in(line: &str, inode: u64) -> Option<u64> {
+    let mut words = line.split_ascii_whitespace();
+    let range = words.next()?;
+    let rights = words.next()?;
+    let offset = u64::from_str_radix(words.next()?, 16).ok()?;
+    let found = words.nth(1)?.parse::<u64>().ok()?;
+    let (from, _) = range.split_once('-')?;
+    let from = u64::from_str_radix(from, 16).ok()?;
+    (found == inode && rights == "rw-p").then(|| from.checked_sub(offset)).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_place_of_a_memory_is_found_by_its_file() {
+        let line = "7f0010400000-7f0030400000 rw-p 00400000 fe:00 4711                       /var/lib/hutch/memory";
+        assert_eq!(start_in(line, 4711), Some(0x7f00_1000_0000));
+        assert_eq!(start_in(line, 4712), None);
+        assert_eq!(start_in(&line.replace("rw-p", "r--p"), 4711), None);
+        assert_eq!(start_in("7f00-7f10 rw-p 00000000 00:00 0", 4711), None);
+    }
+
+    #[test]
+    fn what_was_swapped_out_was_written_before() {
+        assert!(is_private(PRESENT));
+        assert!(is_private(SWAPPED));
+        assert!(!is_private(PRESENT | OF_FILE));
+        assert!(!is_private(0));
+    }
+}

@@ -1,0 +1,117 @@
+// A machine that was taken down in writing: memory, device state and, in a snapshot, its disks, in a directory that
+// needs nothing outside of it. What it has in common with others (the template's memory, earlier layers) is there
+// under one more name of the same file, so nothing that it needs can be taken from it, and nothing is stored twice.
+//
+// It is complete once `manifest.json` is there, which is written last.
+import { createHash } from 'node:crypto';
+import { join } from 'node:path';
+import { z } from 'zod';
+import type { Host } from '../../host/host.ts';
+import type { Operation } from '../../host/operation.ts';
+import { STATE_BYTES_MAX } from './manifest.ts';
+
+export const BASE = 'base';
+export const MAP = 'map';
+export const STATE = 'state';
+const MANIFEST = 'manifest.json';
+const MANIFEST_BYTES_MAX = 1024 * 1024;
+/** A chain this long is stored anew as one layer. */
+const LAYERS_MAX = 64;
+
+const hash = z.string().regex(/^[0-9a-f]{16}$/);
+export const layerSchema = z.strictObject({
+  number: z.int().min(1).max(LAYERS_MAX),
+  /** Tells the layers of two bundles apart. */
+  id: z.string().regex(/^[0-9a-f]{32}$/),
+  pages: z.int().nonnegative(),
+  bytes: z.int().nonnegative(),
+  hash,
+});
+const store = z.strictObject({
+  bytes: z.int().positive(),
+  layers: z.array(layerSchema).max(LAYERS_MAX),
+  map: z.string().regex(/^[0-9a-f]{64}$/),
+});
+export type Store = z.infer<typeof store>;
+export type Layer = z.infer<typeof layerSchema>;
+
+/** Everything that must be the same where it goes on. */
+export const fingerprintSchema = z.strictObject({
+  emulator: z.string().max(128),
+  acceleration: z.enum(['kvm', 'tcg']),
+  /** Of the host's processor; empty where the guest does not see it. */
+  cpu: z.string().max(128),
+  cpus: z.int().positive(),
+  memoryMiB: z.int().positive(),
+  image: z.string().max(128),
+  /** Digest of the machine's argument vector. */
+  machine: z.string().max(128),
+});
+export type Fingerprint = z.infer<typeof fingerprintSchema>;
+
+const manifest = z.strictObject({
+  version: z.literal(1),
+  fingerprint: fingerprintSchema,
+  /** `dir` has a name that is not to be guessed: what lies in it is read by the users of all machines made from it. */
+  memory: store.extend({ dir: z.string().regex(/^memory-[0-9a-f]{32}$/), base: hash }).nullable(),
+  state: z.strictObject({ bytes: z.int().positive().max(STATE_BYTES_MAX), sha256: z.string().regex(/^[0-9a-f]{64}$/) }).nullable(),
+  /** The sandbox's own; null where it stays where it is. */
+  disk: store.nullable(),
+  /** Which of the guest's disks is its own; `vdb` is otherwise a copy of the template's. */
+  own: z.enum(['vdb', 'vdc']),
+  scratch: store.nullable(),
+  takenAtMs: z.int(),
+});
+export type Manifest = z.infer<typeof manifest>;
+
+export type Read = { readonly ok: true; readonly manifest: Manifest } | { readonly ok: false; readonly why: string };
+
+export async function readManifest(op: Operation, host: Host, dir: string): Promise<Read> {
+  const path = join(dir, MANIFEST);
+  if ((await host.stat(op, path)) === null) return { ok: false, why: 'it is not complete: its manifest is missing' };
+  let value: unknown;
+  try {
+    value = JSON.parse(new TextDecoder().decode(await host.readFile(op, path, MANIFEST_BYTES_MAX)));
+  } catch (error) {
+    if (error instanceof SyntaxError) return { ok: false, why: 'its manifest is damaged' };
+    throw error;
+  }
+  const parsed = manifest.safeParse(value);
+  return parsed.success ? { ok: true, manifest: parsed.data } : { ok: false, why: 'its manifest is damaged' };
+}
+
+/** The last step: from here on it counts. */
+export async function writeManifest(op: Operation, host: Host, dir: string, content: Manifest): Promise<void> {
+  await host.writeFileAtomic(op, join(dir, MANIFEST), JSON.stringify(manifest.parse(content)), 0o600);
+}
+
+/** Null when nothing differs, else what does, in words. */
+export function difference(saved: Fingerprint, now: Fingerprint): string | null {
+  const names: Record<keyof Fingerprint, string> = {
+    emulator: 'the version of QEMU',
+    acceleration: 'the acceleration',
+    cpu: 'the processor',
+    cpus: 'the number of processors',
+    memoryMiB: 'the memory',
+    image: 'the image',
+    machine: 'the devices of the machine',
+  };
+  const keys = (Object.keys(names) as (keyof Fingerprint)[]).filter((key) => saved[key] !== now[key]);
+  if (keys.length === 0) return null;
+  const said = keys.map((key) => {
+    const values = key === 'machine' || key === 'cpu' || key === 'image' ? '' : ` (${saved[key]} then, ${now[key]} now)`;
+    return `${names[key]}${values}`;
+  });
+  return `${said.join(', ')} ${keys.length === 1 ? 'is' : 'are'} not what ${keys.length === 1 ? 'it was' : 'they were'} when it was made`;
+}
+
+/** Gives every file of a store, and its map, a name in another directory too. */
+export async function linkStore(op: Operation, host: Host, from: string, to: string, { layers }: Pick<Store, 'layers'>): Promise<void> {
+  const names = [...((await host.stat(op, join(from, BASE))) === null ? [] : [BASE]), ...layers.map(({ number }) => String(number))];
+  if ((await host.stat(op, join(from, MAP))) !== null) names.push(MAP);
+  for (const name of names) await host.link(op, join(from, name), join(to, name));
+}
+
+export function sha256(bytes: Uint8Array | string): string {
+  return createHash('sha256').update(bytes).digest('hex');
+}

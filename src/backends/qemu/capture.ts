@@ -1,0 +1,264 @@
+// A machine that runs, or stands still, written down: what of its memory and disks differs from what is stored, and the
+// state of its devices, all of one instant.
+import { join } from 'node:path';
+import type { Host } from '../../host/host.ts';
+import type { Operation } from '../../host/operation.ts';
+import type { SandboxPlan } from '../backend.ts';
+import type { Dead } from '../dead.ts';
+import { BASE, type Layer, linkStore, MAP, type Manifest, readManifest, STATE, type Store, sha256, writeManifest } from './bundle.ts';
+import { type QemuConfig, QMP_COMMAND_MS, RELEASE_MS } from './config.ts';
+import { dialVmm, IGNORE_SHARED, migrated } from './control.ts';
+import { hashes, take } from './imprint.ts';
+import { STATE_BYTES_MAX } from './manifest.ts';
+import { diskPath, qmpSocketPath, SOCKETS, scratchDiskPath, stateSocketPath } from './paths.ts';
+import { openQmp, type Qmp } from './qmp.ts';
+import { newMemoryName, type Running, readRunning, writeRunning } from './running.ts';
+import { inspectVmm, killVmm } from './vmm.ts';
+
+/** One that writes much, to a slow disk. */
+const SYNC_MS = 5 * 60_000;
+
+export type Capture = {
+  /** `memory`: the disk stays where it is. */
+  readonly what: 'memory' | 'memory and disk';
+  /** A bundle of the same sandbox's: what is in it already is not stored again. */
+  readonly since: string | null;
+  readonly afterwards: 'ends' | 'goes on';
+  /** Most of it is taken while it still runs: more work in all, a shorter stand-still. */
+  readonly before: boolean;
+};
+
+export type Captured = {
+  /** How long it stood still, for as far as it went on. */
+  readonly stillMs: number;
+  /** What is stored for it alone. */
+  readonly ownBytes: number;
+  readonly dead: Dead | null;
+};
+
+/**
+ * Writes to `dir`, which must not be there. On failure the machine goes on as it was, and `dir` is gone.
+ * @throws HutchError `failed_precondition` for a machine that was started by an older version of Hutch.
+ */
+export async function capture(op: Operation, config: QemuConfig, plan: SandboxPlan, dir: string, how: Capture): Promise<Captured> {
+  const { host, imprintPath } = config;
+  if (imprintPath === undefined) throw op.error('unimplemented', 'this backend has no program that writes machines down');
+  await using undo = new AsyncDisposableStack();
+  const releasing = (release: (op: Operation) => Promise<unknown>): void =>
+    undo.defer(async () => {
+      using late = op.releasing(RELEASE_MS);
+      await release(late).catch((cause: unknown) => op.log.warn({ sandbox: plan.id, cause }, 'a failed snapshot left something behind'));
+    });
+  if ((await host.stat(op, dir)) !== null) throw op.error('conflict', `there is something already where it would be written: ${dir}`);
+  const evidence = await inspectVmm(op, host, plan.runDir);
+  if (!evidence.alive) throw op.error('failed_precondition', `sandbox ${plan.name} does not run`);
+  const noted = await readRunning(op, host, plan);
+  if (noted === null) {
+    throw op.error('failed_precondition', `sandbox ${plan.name} was started by an older version of Hutch`, {
+      hint: `start it anew: hutch restart ${plan.name}`,
+    });
+  }
+  const running = await withBase(op, config, plan, noted);
+  releasing((late) => host.remove(late, dir));
+  const stored = await prepare(op, config, plan, dir, running, how);
+
+  const qmp = undo.use(await control(op, host, plan));
+  const wasRunning = await isRunning(op, qmp);
+  let stoodSinceMs = 0;
+  let stillMs = 0;
+  let state: Uint8Array = new Uint8Array();
+  const goOn = async (late: Operation): Promise<void> => {
+    if (!wasRunning) return;
+    using limited = late.within(QMP_COMMAND_MS, "QEMU's answer to cont");
+    await qmp.execute(limited, 'cont');
+  };
+  releasing(async (late) => void (stoodSinceMs > 0 && (await goOn(late))));
+  const taken = await take(
+    op,
+    host,
+    imprintPath,
+    {
+      memory: { pid: evidence.pid, mapped: join(running.memory.dir, BASE), ...stored.memory },
+      disks: stored.disks,
+    },
+    {
+      before: how.before,
+      async begin() {
+        stoodSinceMs = host.monotonicMs();
+        using limited = op.within(QMP_COMMAND_MS, "QEMU's answer to stop");
+        if (wasRunning) await qmp.execute(limited, 'stop');
+      },
+      async end() {
+        state = await deviceState(op, config, plan, qmp);
+        if (how.afterwards === 'goes on') await goOn(op);
+        stillMs = host.monotonicMs() - stoodSinceMs;
+      },
+    },
+  );
+  await host.writeFileAtomic(op, join(dir, STATE), state, 0o400);
+  if (how.what === 'memory') {
+    using syncing = op.within(SYNC_MS, "writing the sandbox's disk");
+    await host.sync(syncing, diskPath(plan));
+    if (running.own === 'vdc') await host.link(op, scratchDiskPath(plan), join(dir, SCRATCH));
+  }
+  const ownBytes = await conclude(op, config, dir, running, stored, taken, state);
+  if (how.afterwards === 'goes on') {
+    undo.move();
+    await qmp[Symbol.asyncDispose]();
+    return { stillMs, ownBytes, dead: null };
+  }
+  // It is written down: from here on it is dead or alive, but not lost.
+  const dead = await killVmm(op, host, plan.runDir, 'now');
+  undo.move();
+  await qmp[Symbol.asyncDispose]();
+  return { stillMs: host.monotonicMs() - stoodSinceMs, ownBytes, dead };
+}
+
+/** What its memory begins with is the same file for all that come from one template: it is read once in a machine's life. */
+async function withBase(op: Operation, { host, imprintPath = '' }: QemuConfig, plan: SandboxPlan, noted: Running): Promise<Running> {
+  if (noted.memory.base !== null) return noted;
+  const [base = ''] = await hashes(op, host, imprintPath, [join(noted.memory.dir, BASE)]);
+  const running = { ...noted, memory: { ...noted.memory, base } };
+  await writeRunning(op, host, plan, running);
+  return running;
+}
+
+/** The copy of the template's disk that a machine has whose own disk is another, as a file of its bundle. */
+export const SCRATCH = 'scratch.img';
+export const DISK_DIR = 'disk';
+export const SCRATCH_DIR = 'scratch';
+
+type Prepared = {
+  readonly memoryName: string;
+  readonly memoryBase: string;
+  readonly memory: { readonly dir: string; readonly bytes: number; readonly layer: number; readonly mappedLayers: number };
+  readonly memoryLayers: readonly Layer[];
+  readonly disks: readonly { readonly path: string; readonly dir: string; readonly bytes: number; readonly layer: number }[];
+  readonly diskLayers: readonly (readonly Layer[])[];
+};
+
+/** The directories, with what is stored already. */
+async function prepare(
+  op: Operation,
+  { host }: QemuConfig,
+  plan: SandboxPlan,
+  dir: string,
+  running: Running,
+  how: Capture,
+): Promise<Prepared> {
+  const memoryName = newMemoryName(host);
+  const memoryDir = join(dir, memoryName);
+  await host.makeDir(op, memoryDir, 0o711);
+  await host.chmod(op, dir, 0o711);
+  const since = how.since === null ? null : await earlier(op, host, how.since, running);
+  const memoryLayers = since?.memory?.layers ?? running.memory.layers;
+  if (since?.memory != null && how.since !== null) await linkStore(op, host, join(how.since, since.memory.dir), memoryDir, since.memory);
+  else await linkStore(op, host, running.memory.dir, memoryDir, running.memory);
+  const disks: Prepared['disks'][number][] = [];
+  const diskLayers: (readonly Layer[])[] = [];
+  if (how.what === 'memory and disk') {
+    const wanted = [
+      [DISK_DIR, diskPath(plan), since?.disk ?? null],
+      ...(running.own === 'vdc' ? ([[SCRATCH_DIR, scratchDiskPath(plan), since?.scratch ?? null]] as const) : []),
+    ] as const;
+    for (const [name, path, stored] of wanted) {
+      const to = join(dir, name);
+      await host.makeDir(op, to, 0o700);
+      if (stored !== null && how.since !== null) await linkStore(op, host, join(how.since, name), to, stored);
+      const layers = stored?.layers ?? [];
+      diskLayers.push(layers);
+      const bytes = (await host.stat(op, path))?.sizeBytes ?? 0;
+      disks.push({ path, dir: to, bytes, layer: nextOf(layers) });
+    }
+  }
+  return {
+    memoryName,
+    memoryBase: running.memory.base ?? '',
+    memory: {
+      dir: memoryDir,
+      bytes: running.fingerprint.memoryMiB * 1024 * 1024,
+      layer: nextOf(memoryLayers),
+      mappedLayers: running.memory.layers.at(-1)?.number ?? 0,
+    },
+    memoryLayers,
+    disks,
+    diskLayers,
+  };
+}
+
+/** An earlier bundle whose memory begins with what the process has mapped, layer by layer; null where it does not. */
+async function earlier(op: Operation, host: Host, dir: string, running: Running): Promise<Manifest | null> {
+  const read = await readManifest(op, host, dir);
+  if (!read.ok || read.manifest.memory === null) return null;
+  const { base, layers } = read.manifest.memory;
+  const isSame = running.memory.base === base && running.memory.layers.every(({ id }, at) => layers[at]?.id === id);
+  return isSame && layers.length < CHAIN_MAX ? read.manifest : null;
+}
+
+/** Longer chains begin anew from what the process has mapped. */
+const CHAIN_MAX = 48;
+
+function nextOf(layers: readonly Layer[]): number {
+  return (layers.at(-1)?.number ?? 0) + 1;
+}
+
+async function conclude(
+  op: Operation,
+  { host }: QemuConfig,
+  dir: string,
+  running: Running,
+  stored: Prepared,
+  taken: Awaited<ReturnType<typeof take>>,
+  state: Uint8Array,
+): Promise<number> {
+  const withNew = async (to: string, bytes: number, layers: readonly Layer[], at: number): Promise<Store> => {
+    const made = taken[at];
+    if (made === undefined) throw op.error('internal', 'the program that writes machines down has not said what it wrote');
+    const { layer: number, pages, bytes: layerBytes, hash } = made;
+    const id = Buffer.from(host.randomBytes(16)).toString('hex');
+    const map = sha256(await host.readFile(op, join(to, MAP), MAP_BYTES_MAX));
+    return { bytes, layers: [...layers, { number, id, pages, bytes: layerBytes, hash }], map };
+  };
+  const { memory } = stored;
+  const stores = [];
+  for (const [at, disk] of stored.disks.entries()) stores.push(await withNew(disk.dir, disk.bytes, stored.diskLayers[at] ?? [], at + 1));
+  const [disk = null, scratch = null] = stores;
+  await host.sync(op, memory.dir);
+  await writeManifest(op, host, dir, {
+    version: 1,
+    fingerprint: running.fingerprint,
+    memory: { ...(await withNew(memory.dir, memory.bytes, stored.memoryLayers, 0)), dir: stored.memoryName, base: stored.memoryBase },
+    state: { bytes: state.byteLength, sha256: sha256(state) },
+    disk,
+    own: running.own,
+    scratch,
+    takenAtMs: host.nowMs(),
+  });
+  return taken.reduce((sum, { bytes }) => sum + bytes, state.byteLength);
+}
+
+const MAP_BYTES_MAX = 64 * 1024 * 1024;
+
+async function control(op: Operation, host: Host, plan: SandboxPlan): Promise<Qmp> {
+  using limited = op.within(QMP_COMMAND_MS, "QEMU's greeting");
+  return await openQmp(limited, await dialVmm(limited, host, qmpSocketPath(plan)));
+}
+
+async function isRunning(op: Operation, qmp: Qmp): Promise<boolean> {
+  using limited = op.within(QMP_COMMAND_MS, "QEMU's answer to query-status");
+  const status = await qmp.execute(limited, 'query-status');
+  return typeof status === 'object' && status !== null && 'running' in status && status.running === true;
+}
+
+/** Of a machine that stands still. Its memory is not in it: QEMU takes it to be shared. */
+async function deviceState(op: Operation, { host }: QemuConfig, plan: SandboxPlan, qmp: Qmp): Promise<Uint8Array> {
+  using limited = op.within(QMP_COMMAND_MS, "saving the machine's devices");
+  const path = stateSocketPath(plan);
+  await host.remove(limited, path);
+  await qmp.execute(limited, 'migrate-set-capabilities', IGNORE_SHARED);
+  await using receiver = await host.receiveUnix(limited, path, STATE_BYTES_MAX);
+  if (plan.runAs !== null) await host.chown(limited, path, plan.runAs.uid, plan.runAs.gid);
+  await qmp.execute(limited, 'migrate', { uri: `unix:${SOCKETS.state}` });
+  await migrated(limited, qmp);
+  return await receiver.content;
+}

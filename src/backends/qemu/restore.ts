@@ -1,0 +1,164 @@
+// A machine that was written down goes on: checked first, then mapped from the files of its bundle under names of
+// the sandbox's own, so that the bundle may go while the machine runs.
+import { join } from 'node:path';
+import type { FileInfo, Host } from '../../host/host.ts';
+import type { Operation } from '../../host/operation.ts';
+import type { SandboxPlan } from '../backend.ts';
+import { BASE, difference, type Fingerprint, linkStore, MAP, type Manifest, readManifest, STATE, type Store, sha256 } from './bundle.ts';
+import { DISK_DIR, SCRATCH, SCRATCH_DIR } from './capture.ts';
+import type { QemuConfig } from './config.ts';
+import type { ChosenDisks } from './drives.ts';
+import { hashes, layOut } from './imprint.ts';
+import { STATE_BYTES_MAX } from './manifest.ts';
+import { diskPath, scratchDiskPath } from './paths.ts';
+import type { StartInput } from './start.ts';
+
+const MAP_BYTES_MAX = 64 * 1024 * 1024;
+/** Files whose content was found right in this daemon's life, as long as they are the same. */
+const SEEN_MAX = 10_000;
+
+export class Bundles {
+  readonly #config: QemuConfig;
+  readonly #seen = new Map<string, string>();
+
+  constructor(config: QemuConfig) {
+    this.#config = config;
+  }
+
+  /** Reads it, and compares every file with what was written. @throws HutchError `failed_precondition` with what is wrong. */
+  async check(op: Operation, dir: string, how: 'quick' | 'full'): Promise<Manifest> {
+    const { host } = this.#config;
+    const refused = (why: string): Error =>
+      op.error('failed_precondition', `what was saved cannot be used: ${why}`, { hint: `it lies in ${dir}` });
+    const read = await readManifest(op, host, dir);
+    if (!read.ok) throw refused(read.why);
+    const { manifest } = read;
+    if (manifest.state !== null) {
+      const state = await readOrNull(op, host, join(dir, STATE), STATE_BYTES_MAX);
+      if (state === null || sha256(state) !== manifest.state.sha256) throw refused('the state of its devices is not what was saved');
+    }
+    const files: { path: string; hash: string; bytes: number }[] = [];
+    for (const [name, store] of storesOf(manifest)) {
+      const map = await readOrNull(op, host, join(dir, name, MAP), MAP_BYTES_MAX);
+      if (map === null || sha256(map) !== store.map) throw refused(`the map of its ${nameOf(name)} is not what was saved`);
+      const bytes = Math.ceil(store.bytes / PAGE_BYTES) * PAGE_BYTES;
+      for (const layer of store.layers) files.push({ path: join(dir, name, String(layer.number)), hash: layer.hash, bytes });
+    }
+    if (manifest.memory !== null)
+      files.push({ path: join(dir, manifest.memory.dir, BASE), hash: manifest.memory.base, bytes: manifest.memory.bytes });
+    const wrong = await this.#wrong(op, files, how);
+    if (wrong !== null) throw refused(`${wrong.slice(dir.length + 1)} is not what was saved`);
+    return manifest;
+  }
+
+  async #wrong(
+    op: Operation,
+    files: readonly { readonly path: string; readonly hash: string; readonly bytes: number }[],
+    how: 'quick' | 'full',
+  ): Promise<string | null> {
+    const { host, imprintPath = '' } = this.#config;
+    const unseen: { readonly path: string; readonly hash: string; readonly identity: string }[] = [];
+    for (const { path, hash, bytes } of files) {
+      const info = await host.stat(op, path);
+      if (info === null || info.type !== 'file' || info.sizeBytes !== bytes) return path;
+      const identity = identityOf(info);
+      if (how === 'full' || this.#seen.get(identity) !== hash) unseen.push({ path, hash, identity });
+    }
+    const found = await hashes(
+      op,
+      host,
+      imprintPath,
+      unseen.map(({ path }) => path),
+    );
+    for (const [at, { path, hash, identity }] of unseen.entries()) {
+      if (found[at] !== hash) return path;
+      if (this.#seen.size >= SEEN_MAX) this.#seen.clear();
+      this.#seen.set(identity, hash);
+    }
+    return null;
+  }
+
+  /** What starts the machine of a bundle. `now`: what a machine of this sandbox would be here and now. */
+  async input(
+    op: Operation,
+    plan: SandboxPlan,
+    dir: string,
+    now: Pick<StartInput, 'emulator' | 'machine' | 'fingerprint'>,
+    beforeRunning: (op: Operation) => Promise<void>,
+  ): Promise<StartInput> {
+    const { host } = this.#config;
+    const manifest = await this.check(op, dir, 'quick');
+    const { memory } = manifest;
+    if (memory === null || manifest.state === null) throw op.error('failed_precondition', 'this snapshot has a disk, but no memory');
+    refuseDifference(op, manifest.fingerprint, now.fingerprint);
+    return {
+      ...now,
+      state: await host.readFile(op, join(dir, STATE), STATE_BYTES_MAX),
+      async linkMemory(linking, to) {
+        await linkStore(linking, host, join(dir, memory.dir), to, memory);
+        return { base: memory.base, layers: memory.layers };
+      },
+      chooseDisks: (choosing) => this.#chooseDisks(choosing, plan, dir, manifest),
+      goesOn: true,
+      beforeRunning,
+    };
+  }
+
+  /** The private disk as it was then. */
+  async layDisk(op: Operation, plan: SandboxPlan, dir: string): Promise<void> {
+    const manifest = await this.check(op, dir, 'quick');
+    if (manifest.disk === null) throw op.error('failed_precondition', 'what was saved has no disk of its own');
+    await this.#lay(op, plan, join(dir, DISK_DIR), manifest.disk, diskPath(plan));
+  }
+
+  async #lay(op: Operation, plan: SandboxPlan, from: string, store: Store, path: string): Promise<void> {
+    const { host, imprintPath = '' } = this.#config;
+    await host.remove(op, path);
+    await layOut(op, host, imprintPath, from, store.bytes, path);
+    await host.chmod(op, path, 0o600);
+    if (plan.runAs !== null) await host.chown(op, path, plan.runAs.uid, plan.runAs.gid);
+  }
+
+  async #chooseDisks(op: Operation, plan: SandboxPlan, dir: string, { own, scratch }: Manifest): Promise<ChosenDisks> {
+    const { host } = this.#config;
+    const settled = Promise.resolve();
+    if (own === 'vdb') return { drives: { vdb: diskPath(plan), vdc: null }, own, settled };
+    const path = scratchDiskPath(plan);
+    if (scratch !== null) await this.#lay(op, plan, join(dir, SCRATCH_DIR), scratch, path);
+    else {
+      // A copy: if it does not go on after all, the next try needs it as it was.
+      await host.cloneFile(op, join(dir, SCRATCH), path);
+      if (plan.runAs !== null) await host.chown(op, path, plan.runAs.uid, plan.runAs.gid);
+    }
+    return { drives: { vdb: path, vdc: diskPath(plan) }, own, settled };
+  }
+}
+
+const PAGE_BYTES = 4096;
+
+function refuseDifference(op: Operation, saved: Fingerprint, now: Fingerprint): void {
+  const why = difference(saved, now);
+  if (why !== null) throw op.error('failed_precondition', `what was saved cannot go on here: ${why}`);
+}
+
+function storesOf(manifest: Manifest): readonly (readonly [string, Store])[] {
+  const { memory, disk, scratch } = manifest;
+  return [
+    ...(memory === null ? [] : ([[memory.dir, memory]] as const)),
+    ...(disk === null ? [] : ([[DISK_DIR, disk]] as const)),
+    ...(scratch === null ? [] : ([[SCRATCH_DIR, scratch]] as const)),
+  ];
+}
+
+function nameOf(dir: string): string {
+  return dir.startsWith('memory-') ? 'memory' : dir;
+}
+
+/** A further name is no change. */
+function identityOf(info: FileInfo): string {
+  return `${info.device}:${info.inode}:${info.sizeBytes}:${info.modifiedNs}`;
+}
+
+async function readOrNull(op: Operation, host: Host, path: string, bytesMax: number): Promise<Uint8Array | null> {
+  return (await host.stat(op, path)) === null ? null : await host.readFile(op, path, bytesMax);
+}

@@ -1,0 +1,55 @@
+// What a machine that runs has: the files that its memory is mapped from, under names of its own, and a note of what
+// it was started as. The note lies in the run directory, so it is gone with the boot of the host, as the machine is.
+import { join } from 'node:path';
+import { z } from 'zod';
+import type { Host } from '../../host/host.ts';
+import type { Operation } from '../../host/operation.ts';
+import type { SandboxPlan } from '../backend.ts';
+import { fingerprintSchema, layerSchema } from './bundle.ts';
+
+const NOTE = 'machine.json';
+const NOTE_BYTES_MAX = 1024 * 1024;
+const MEMORY = /^memory-[0-9a-f]{32}$/;
+
+const running = z.strictObject({
+  fingerprint: fingerprintSchema,
+  own: z.enum(['vdb', 'vdc']),
+  memory: z.strictObject({
+    /** Absolute; holds `base`, the layers by their numbers, and their map. */
+    dir: z.string(),
+    /** Of the base, where it is known. */
+    base: z.string().nullable(),
+    layers: z.array(layerSchema),
+  }),
+});
+export type Running = z.infer<typeof running>;
+export type RunningMemory = Running['memory'];
+
+/** Its name is not to be guessed: every sandbox's user may read the files in it. */
+export function newMemoryName(host: Host): string {
+  return `memory-${Buffer.from(host.randomBytes(16)).toString('hex')}`;
+}
+
+export async function makeMemoryDir(op: Operation, host: Host, { dataDir }: SandboxPlan): Promise<string> {
+  const dir = join(dataDir, newMemoryName(host));
+  await host.makeDir(op, dir, 0o711);
+  return dir;
+}
+
+/** Of a process that is dead. */
+export async function removeMemoryDirs(op: Operation, host: Host, { dataDir }: SandboxPlan): Promise<void> {
+  if ((await host.stat(op, dataDir)) === null) return;
+  for (const name of await host.list(op, dataDir)) if (MEMORY.test(name)) await host.remove(op, join(dataDir, name));
+}
+
+export async function writeRunning(op: Operation, host: Host, { runDir }: SandboxPlan, note: Running): Promise<void> {
+  const bytes = new TextEncoder().encode(JSON.stringify(note));
+  await host.writeSparse(op, join(runDir, NOTE), bytes.byteLength, [{ offset: 0, bytes }]);
+}
+
+/** Null for one that was started by a version of Hutch that wrote none. */
+export async function readRunning(op: Operation, host: Host, { runDir }: SandboxPlan): Promise<Running | null> {
+  const path = join(runDir, NOTE);
+  if ((await host.stat(op, path)) === null) return null;
+  return running.parse(JSON.parse(new TextDecoder().decode(await host.readFile(op, path, NOTE_BYTES_MAX))));
+}
