@@ -15,9 +15,21 @@ import { LOOP } from './rows/loop.ts';
 import { MEMORY } from './rows/memory.ts';
 import { START } from './rows/start.ts';
 import { STREAMS } from './rows/streams.ts';
+import { WARM } from './rows/warm.ts';
 import { WORK_INSIDE } from './rows/work.ts';
 
-const ALL: readonly Measurement[] = [...FIRST_RUN, ...START, ...EXEC, ...STREAMS, ...WORK_INSIDE, ...MEMORY, ...LOOP, ...BOOT, ...BACKENDS];
+const ALL: readonly Measurement[] = [
+  ...FIRST_RUN,
+  ...START,
+  ...WARM,
+  ...EXEC,
+  ...STREAMS,
+  ...WORK_INSIDE,
+  ...MEMORY,
+  ...LOOP,
+  ...BOOT,
+  ...BACKENDS,
+];
 const RUNS_MAX = 1_000;
 
 const USAGE = `Usage: hutch bench [WHAT…] [--runs N] [--json] [--quick | --long] [--write]

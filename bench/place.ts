@@ -32,22 +32,23 @@ export class Place implements AsyncDisposable {
   #daemon: ChildProcess | null = null;
   #hutch: Hutch | null = null;
 
-  private constructor(home: string) {
+  private constructor(home: string, env: NodeJS.ProcessEnv) {
     this.home = home;
     this.env = {
       ...process.env,
       ...{ HUTCH_HOME: home, HUTCH_DAEMON_LISTEN: 'off', HUTCH_SANDBOX_BACKEND: 'qemu', HUTCH_SANDBOX_WARM: '0' },
       NODE_COMPILE_CACHE: join(ROOT, '.tools', 'compile-cache'), // as ./hutch has it
+      ...env,
     };
     for (const name of ['HUTCH_API_URL', 'HUTCH_API_KEY']) delete this.env[name];
     this.#places = placesOf({ env: this.env, uid: process.getuid?.() ?? 0 });
   }
 
   /** `prepared`: image and kernel are there already. */
-  static async make(start: 'prepared' | 'empty' = 'prepared'): Promise<Place> {
+  static async make(start: 'prepared' | 'empty' = 'prepared', env: NodeJS.ProcessEnv = {}): Promise<Place> {
     const home = await mkdtemp(join(tmpdir(), 'hutch-bench-'));
     await chmod(home, 0o711); // the sandboxes' users go through it
-    const place = new Place(home);
+    const place = new Place(home, env);
     if (start === 'prepared') await place.#linkPrepared();
     return place;
   }

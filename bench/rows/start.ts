@@ -39,7 +39,7 @@ async function run(bench: Bench): Promise<readonly Row[]> {
   return [
     judge(
       {
-        what: '`hutch run --rm -- true`, warm daemon, whole CLI',
+        what: '`hutch run --rm -- true`, warm daemon, no warm sandbox, whole CLI',
         unit: 'ms',
         baselineName: SCRIPT,
         target: `≤ ${BARE_FACTOR}× + ${LS_FACTOR} × \`hutch ls\`; < ${HEADLINE_MS} ms without hardware virtualization`,

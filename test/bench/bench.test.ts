@@ -28,6 +28,9 @@ test(
     for (const what of [
       'first run',
       'hutch run --rm -- true',
+      'warm hand-out → first exec',
+      'warm hand-out alone',
+      'hutch run --rm -- true`, one warm',
       'SDK: create',
       'hutch ls',
       'p50',
