@@ -66,7 +66,7 @@ module.exports = {
       to: { dependencyTypes: ['core'] },
     },
     door('files-only-through-the-host', 'fs(/promises)?', ['host'], ['^src/(cli|sdk)/']),
-    door('processes-only-through-the-host', 'child_process', ['host'], ['^src/cli/']),
+    door('processes-only-through-the-host', 'child_process', ['host'], ['^src/cli/', '^src/sdk/workspace/']),
     door('sqlite-only-in-the-store', 'sqlite', ['store']),
     {
       name: 'not-to-dev-dependencies',

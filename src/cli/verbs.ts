@@ -9,6 +9,7 @@ import { machineVerbs } from './table/machine.ts';
 import { reachVerbs } from './table/reach.ts';
 import { runVerbs } from './table/run.ts';
 import { traceVerbs } from './table/trace.ts';
+import { workspaceVerbs } from './table/workspace.ts';
 import { isBranch, type Leaf, type Verb } from './verb.ts';
 
 export const VERBS: readonly Verb[] = [
@@ -16,6 +17,7 @@ export const VERBS: readonly Verb[] = [
   ...lookVerbs,
   ...changeVerbs,
   ...reachVerbs,
+  ...workspaceVerbs,
   ...traceVerbs,
   ...imageVerbs,
   ...kernelVerbs,

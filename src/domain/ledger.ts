@@ -113,6 +113,8 @@ export function ledgerEntries(before: Sandbox | null, after: Sandbox, event: San
     case 'failed':
     case 'recovered':
     case 'renamed':
+    case 'begun':
+    case 'prepared':
       return [];
   }
 }

@@ -8,6 +8,19 @@ const opId = newOpId(() => new Uint8Array(6).fill(7));
 const snapshotId = newId('snp', () => new Uint8Array(17).fill(3));
 const ended = { cause: 'exited', exitCode: 3, oomKilled: false, actor: 'guest', atMs: 90 } as const;
 
+const workspace = {
+  sourcePath: '/home/me/web/src',
+  repoRoot: '/home/me/web',
+  repoName: 'web',
+  guestPath: '/root/web',
+  mode: 'shallow_overlay',
+  includesUntracked: false,
+  headCommit: null,
+  branch: null,
+  baseCommit: '0'.repeat(40),
+  preparedAtMs: 100,
+} as const;
+
 /** One of each, with its process as that state implies. */
 const EVENTS = {
   started: { type: 'started', reason: 'boot', deadlineAtMs: 500, atMs: 100, opId },
@@ -18,6 +31,8 @@ const EVENTS = {
   failed: { type: 'failed', cause: 'the agent is silent', atMs: 100, opId },
   recovered: { type: 'recovered', deadlineAtMs: null, atMs: 100, opId },
   renamed: { type: 'renamed', name: 'other', atMs: 100, opId },
+  begun: { type: 'begun', main: { argv: ['make'], tty: false, stdin: 'null' }, atMs: 100, opId },
+  prepared: { type: 'prepared', workspace, atMs: 100, opId },
   deleted: { type: 'deleted', process: { reason: 'stop-user', evidence: 'exit.json' }, atMs: 100, opId },
 } as const satisfies { [T in SandboxEvent['type']]: SandboxEvent & { type: T } };
 
@@ -39,7 +54,10 @@ function after(events: readonly SandboxEvent[]): Sandbox {
 /** Where each legal edge leads: written down apart from the code, so that a change there is seen here. */
 const LEADS: { readonly [S in SandboxState]: Partial<Record<SandboxEvent['type'], SandboxState>> } = {
   created: { started: 'running', failed: 'error', renamed: 'created', deleted: 'deleted' },
-  running: { paused: 'paused', suspended: 'suspended', ended: 'stopped', failed: 'error', renamed: 'running', deleted: 'deleted' },
+  running: {
+    ...{ paused: 'paused', suspended: 'suspended', ended: 'stopped', failed: 'error', renamed: 'running', deleted: 'deleted' },
+    ...{ begun: 'running', prepared: 'running' },
+  },
   paused: { resumed: 'running', suspended: 'suspended', ended: 'stopped', failed: 'error', renamed: 'paused', deleted: 'deleted' },
   suspended: { started: 'running', ended: 'stopped', failed: 'error', renamed: 'suspended', deleted: 'deleted' },
   stopped: { started: 'running', failed: 'error', renamed: 'stopped', deleted: 'deleted' },
@@ -60,6 +78,15 @@ describe('every state and every event', () => {
       });
     }
   }
+});
+
+test('a main process is given once, and a workspace again and again', () => {
+  const begun = after([started, EVENTS.begun]);
+  expect(begun.spec.main).toEqual(EVENTS.begun.main);
+  expect(transition(begun, EVENTS.begun)).toEqual({ illegal: 'begun', from: 'running' });
+  expect(illegalSentence(begun, { illegal: 'begun', from: 'running' })).toContain('has a main process');
+  const other = { ...workspace, branch: 'other' };
+  expect(after([started, EVENTS.prepared, { ...EVENTS.prepared, workspace: other }]).spec.workspace).toEqual(other);
 });
 
 test('a sandbox in error whose process is proven dead can be started again', () => {

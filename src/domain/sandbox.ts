@@ -29,7 +29,26 @@ export type MainProcess = {
   readonly stdin: 'open' | 'null';
 };
 
-/** What was asked for: fixed at creation, but for the name. */
+/** What of a git repository was copied into the sandbox. Told by the client that did it: the daemon never sees the repository. */
+export type Workspace = {
+  /** Directory and repository on the client's machine. */
+  readonly sourcePath: string;
+  readonly repoRoot: string;
+  readonly repoName: string;
+  /** Where its files lie in the sandbox. */
+  readonly guestPath: string;
+  readonly mode: 'shallow_overlay' | 'full_copy' | 'metadata_only';
+  readonly includesUntracked: boolean;
+  /** Null: the repository has no commit yet. */
+  readonly headCommit: string | null;
+  /** Null: HEAD is detached. */
+  readonly branch: string | null;
+  /** A commit with exactly the files that were copied: `headCommit` itself, or a child of it that has what was not committed. */
+  readonly baseCommit: string;
+  readonly preparedAtMs: number;
+};
+
+/** What was asked for: fixed at creation, but for the name, and what a running sandbox is given later. */
 export type SandboxSpec = {
   readonly name: string;
   readonly backend: BackendName;
@@ -48,6 +67,7 @@ export type SandboxSpec = {
   readonly autoRemove: boolean;
   /** The sandbox is stopped this long after each start; null: it has no limit. */
   readonly timeoutMs: number | null;
+  readonly workspace?: Workspace;
 };
 
 export type SnapshotSource = { readonly snapshotId: SnapshotId; readonly parentId: SandboxId | null };
@@ -141,6 +161,9 @@ export type SandboxEvent = Stamp &
     /** What `failed` doubted turned out to be alive and well: back to running, or paused if it was. Nothing is billed anew. */
     | { readonly type: 'recovered'; readonly deadlineAtMs: number | null }
     | { readonly type: 'renamed'; readonly name: string }
+    /** It had no main process, and has one now. */
+    | { readonly type: 'begun'; readonly main: MainProcess }
+    | { readonly type: 'prepared'; readonly workspace: Workspace }
     /** Everything the sandbox had on the host is gone. `process` says what proved its process dead, where one was open. */
     | { readonly type: 'deleted'; readonly process: ProcessEnd | null }
   );
@@ -153,7 +176,7 @@ export type IllegalTransition = { readonly illegal: SandboxEvent['type']; readon
 /** Every legal edge on one screen. The docs' diagram and the property tests are made from it. */
 export const ACCEPTS = {
   created: ['started', 'failed', 'renamed', 'deleted'],
-  running: ['paused', 'suspended', 'ended', 'failed', 'renamed', 'deleted'],
+  running: ['paused', 'suspended', 'ended', 'failed', 'renamed', 'begun', 'prepared', 'deleted'],
   paused: ['resumed', 'suspended', 'ended', 'failed', 'renamed', 'deleted'],
   suspended: ['started', 'ended', 'failed', 'renamed', 'deleted'],
   stopped: ['started', 'failed', 'renamed', 'deleted'],
@@ -229,6 +252,11 @@ export function transition(sandbox: Sandbox, event: SandboxEvent): Sandbox | Ill
     }
     case 'renamed':
       return { ...sandbox, ...fixed, spec: { ...sandbox.spec, name: event.name } };
+    case 'begun':
+      if (sandbox.spec.main !== null) return illegal;
+      return { ...sandbox, ...fixed, spec: { ...sandbox.spec, main: event.main } };
+    case 'prepared':
+      return { ...sandbox, ...fixed, spec: { ...sandbox.spec, workspace: event.workspace } };
     case 'deleted':
       if (sandbox.openComputeSinceMs !== null && event.process === null) return illegal;
       return { ...fixed, ...CLOSED, state: 'deleted', deletedAtMs: atMs };
@@ -242,6 +270,7 @@ export function illegalSentence(sandbox: Sandbox, { illegal, from }: IllegalTran
   const what = `sandbox ${sandbox.spec.name} (${sandbox.id}) is ${from === 'error' ? 'in error' : from}`;
   if (illegal === 'started' && sandbox.openComputeSinceMs !== null)
     return `${what} and its process is not proven dead; it cannot be started`;
+  if (illegal === 'begun' && sandbox.spec.main !== null) return `${what} and has a main process; it cannot be given another`;
   if (illegal === 'deleted' && from !== 'deleted') return `${what} and its process is not proven dead; it cannot be deleted`;
   return `${what}; it cannot be ${illegal}`;
 }

@@ -19,6 +19,8 @@ export const routes = {
   'sandbox.pause': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/pause', idempotent: true, reads: false },
   'sandbox.resume': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/resume', idempotent: true, reads: false },
   'sandbox.rename': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/rename', idempotent: true, reads: false },
+  'main.begin': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/main', idempotent: false, reads: false },
+  'workspace.put': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/workspace', idempotent: true, reads: false },
   'sandbox.delete': { kind: 'unary', method: 'DELETE', path: '/v1/sandboxes/{ref}', idempotent: true, reads: false },
   'sandbox.wait': { kind: 'unary', method: 'GET', path: '/v1/sandboxes/{ref}/wait', idempotent: true, reads: true },
   'sandbox.stats': { kind: 'unary', method: 'GET', path: '/v1/sandboxes/{ref}/stats', idempotent: true, reads: true },

@@ -155,6 +155,21 @@ export class Sandbox implements AsyncDisposable {
     return (await this.#client.call('port.unpublish', { ...port, ref: this.id }, options)).removed;
   }
 
+  /** Gives a running sandbox that has no main process one, and starts it. */
+  async begin(main: Input<'main.begin'>['main'], options: CallOptions = {}): Promise<SandboxInfo> {
+    return this.#became(await this.#client.call('main.begin', { ref: this.id, main }, options));
+  }
+
+  /** Records which git repository has been copied in: `prepareWorkspace` does both. */
+  async recordWorkspace(
+    workspace: Input<'workspace.put'>['workspace'],
+    options: CallOptions = {},
+  ): Promise<NonNullable<SandboxInfo['workspace']>> {
+    const { workspace: recorded } = this.#became(await this.#client.call('workspace.put', { ref: this.id, workspace }, options));
+    if (recorded === null) throw new Error('the record of a workspace was not kept');
+    return recorded;
+  }
+
   /** A byte stream to a port inside, or to a unix socket. */
   async connect(
     to: number | { readonly port: number; readonly host?: string } | { readonly unix: string },

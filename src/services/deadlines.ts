@@ -30,6 +30,8 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'sandbox.pause': CHANGE_MS,
   'sandbox.resume': CHANGE_MS,
   'sandbox.rename': READ_MS,
+  'main.begin': CHANGE_MS,
+  'workspace.put': READ_MS,
   'sandbox.delete': CHANGE_MS,
   'sandbox.wait': null,
   'sandbox.stats': READ_MS,

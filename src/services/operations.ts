@@ -220,6 +220,7 @@ const BUSY: ReadonlySet<string> = new Set([
   'sandbox.pause',
   'sandbox.resume',
   'sandbox.rename',
+  'main.begin',
   'sandbox.delete',
 ]);
 /** Their first commit claims the Idempotency-Key, or they have a way of their own (`execId`). */

@@ -71,6 +71,7 @@ function sandboxView(sandbox: Sandbox, image: Image | null, busyOpId: string | n
     workdir: spec.workdir,
     user: spec.user,
     main: spec.main === null ? null : { ...spec.main, argv: [...spec.main.argv] },
+    workspace: spec.workspace === undefined ? null : { ...spec.workspace },
     autoRemove: spec.autoRemove,
     timeoutMs: spec.timeoutMs,
     deadlineAtMs: sandbox.state === 'running' || sandbox.state === 'paused' ? sandbox.deadlineAtMs : null,

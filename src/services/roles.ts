@@ -11,6 +11,8 @@ type Section = VerbName extends infer N ? (N extends `${infer S}.${string}` ? S 
 /** `every`: about the daemon that is asked, whatever its roles. */
 const ROLE_OF: Readonly<Record<Section, Role | 'every'>> = {
   sandbox: 'vm',
+  main: 'vm',
+  workspace: 'vm',
   exec: 'vm',
   port: 'vm',
   file: 'vm',

@@ -2,6 +2,7 @@
 import type { Backend } from '../backends/backend.ts';
 import { isOpId, newOpId, type OpId } from '../domain/ids.ts';
 import { type Log, newOperation, type Operation } from '../host/operation.ts';
+import { beginVerbs } from './begin.ts';
 import { commitVerb } from './commit.ts';
 import { type Core, MainLogs } from './core.ts';
 import { createVerb } from './create.ts';
@@ -76,6 +77,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     ...createVerb(core, supervisor),
     ...commitVerb(core),
     ...lifecycleVerbs(core, supervisor),
+    ...beginVerbs(core, supervisor),
     ...execVerbs(core),
     ...fileVerbs(core),
     ...reachVerbs(core),

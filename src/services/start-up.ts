@@ -58,7 +58,7 @@ export async function inPlace<T>(core: Pick<Core, 'startGate'>, op: Operation, w
 }
 
 /** What the start of the main process came to: kept for its client, let go of, or an end. */
-async function followMain(
+export async function followMain(
   supervisor: Supervisor,
   call: Call,
   run: Run,

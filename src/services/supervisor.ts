@@ -40,7 +40,7 @@ export class Supervisor {
 
   /** A sandbox that was found running. The daemon before may have died before the guest heard of its main process. */
   adopt(run: Run, sandbox: Sandbox): void {
-    if (sandbox.spec.main !== null) run.mainBegun = this.#guarded(run, 'its main process', () => this.#ensureMain(run, sandbox));
+    this.#beginMain(run, sandbox);
     this.watch(run, sandbox);
     void this.#guarded(run, 'its published ports', () => this.#core.publisher.adopt(run));
   }
@@ -53,9 +53,24 @@ export class Supervisor {
     void this.#guarded(run, 'its network', () => watchNetwork(this.#core, run));
     const { othersPause } = run.backend;
     if (othersPause !== undefined) void this.#guarded(run, 'whether it is paused', () => this.#watchPauses(run, othersPause));
-    if (sandbox.spec.main !== null) run.mirrored = this.#guarded(run, 'its log', () => this.#mirror(run, sandbox));
+    this.watchMain(run, sandbox);
     this.#arm(run, sandbox);
     run.op.signal.addEventListener('abort', () => clearTimeout(this.#timers.get(run)), { once: true });
+  }
+
+  /** The main process has begun, if it has one: its log is kept. */
+  watchMain(run: Run, sandbox: Sandbox): void {
+    if (sandbox.spec.main !== null) run.mirrored = this.#guarded(run, 'its log', () => this.#mirror(run, sandbox));
+  }
+
+  /** It was given a main process while it ran, and whether that has begun is not known. */
+  adoptMain(run: Run, sandbox: Sandbox): void {
+    this.#beginMain(run, sandbox);
+    this.watchMain(run, sandbox);
+  }
+
+  #beginMain(run: Run, sandbox: Sandbox): void {
+    if (sandbox.spec.main !== null) run.mainBegun = this.#guarded(run, 'its main process', () => this.#ensureMain(run, sandbox));
   }
 
   /** The main process has ended: waits until whoever follows it has everything. */

@@ -81,6 +81,21 @@ export const imageDetail = image.extend({
 
 export const diskUse = z.object({ count: z.int(), bytes: z.number(), reclaimableBytes: z.number() });
 
+export const workspace = z
+  .object({
+    sourcePath: z.string(),
+    repoRoot: z.string(),
+    repoName: z.string(),
+    guestPath: z.string(),
+    mode: z.enum(['shallow_overlay', 'full_copy', 'metadata_only']),
+    includesUntracked: z.boolean(),
+    headCommit: z.string().nullable().describe('null: the repository has no commit'),
+    branch: z.string().nullable().describe('null: HEAD is detached'),
+    baseCommit: z.string().describe('a commit with exactly the files that were copied'),
+    preparedAtMs: timeMs,
+  })
+  .meta({ id: 'Workspace' });
+
 export const sandbox = z
   .object({
     id: z.string(),
@@ -103,6 +118,7 @@ export const sandbox = z
     workdir: z.string().nullable(),
     user: z.string().nullable(),
     main: z.object({ argv: z.array(z.string()), tty: z.boolean(), stdin: z.enum(['open', 'null']) }).nullable(),
+    workspace: workspace.nullable().describe('the git repository whose files were copied in last'),
     autoRemove: z.boolean(),
     timeoutMs: z.int().nullable(),
     deadlineAtMs: timeMs.nullable(),

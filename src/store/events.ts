@@ -88,6 +88,12 @@ export function factsOf(event: SandboxEvent | SandboxCreation, before?: Sandbox)
       return { deadlineAtMs: event.deadlineAtMs };
     case 'renamed':
       return compact({ from: before?.spec.name, to: event.name });
+    case 'begun':
+      return { argv0: event.main.argv[0] };
+    case 'prepared': {
+      const { repoName, guestPath, mode, headCommit } = event.workspace;
+      return { repoName, guestPath, mode, headCommit };
+    }
     case 'deleted':
       return event.process === null ? {} : compact({ ...event.process });
     case 'paused':

@@ -29,6 +29,19 @@ const PAGE_SPEC_CHARS_MAX = 4_194_304;
 
 const shape = z.object({ cpus: z.number(), memoryMiB: z.number(), diskMiB: z.number() });
 
+const workspace = z.object({
+  sourcePath: z.string(),
+  repoRoot: z.string(),
+  repoName: z.string(),
+  guestPath: z.string(),
+  mode: z.enum(['shallow_overlay', 'full_copy', 'metadata_only']),
+  includesUntracked: z.boolean(),
+  headCommit: z.string().nullable(),
+  branch: z.string().nullable(),
+  baseCommit: z.string(),
+  preparedAtMs: timeColumn,
+});
+
 // Keys that are added later need a `.default()`: old rows have not got them.
 const spec = z.object({
   name: z.string(),
@@ -45,6 +58,7 @@ const spec = z.object({
   main: z.object({ argv: z.array(z.string()), tty: z.boolean(), stdin: z.enum(['open', 'null']) }).nullable(),
   autoRemove: z.boolean(),
   timeoutMs: z.number().nullable(),
+  workspace: workspace.exactOptional(),
 });
 
 const ended = z.object({

@@ -95,6 +95,15 @@ function eventsAt(atMs: number, diedMsAgo: number, choice: number): { readonly [
     failed: { ...stamp, type: 'failed', cause: 'who knows' },
     recovered: { ...stamp, type: 'recovered', deadlineAtMs: null },
     renamed: { ...stamp, type: 'renamed', name: `other-${choice % 10}` },
+    begun: { ...stamp, type: 'begun', main: { argv: ['make'], tty: false, stdin: 'null' } },
+    prepared: {
+      ...stamp,
+      type: 'prepared',
+      workspace: {
+        ...{ sourcePath: '/src', repoRoot: '/src', repoName: 'src', guestPath: '/root/src', mode: 'full_copy', includesUntracked: true },
+        ...{ headCommit: null, branch: null, baseCommit: '0'.repeat(40), preparedAtMs: atMs },
+      },
+    },
     ended: {
       ...stamp,
       type: 'ended',

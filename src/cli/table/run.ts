@@ -1,5 +1,6 @@
 // Verbs that start something: run, create, exec, shell, attach.
 import type { Flag, Positional, Verb } from '../verb.ts';
+import { WORKSPACE_FLAGS } from './workspace.ts';
 
 const SANDBOX: Positional = { name: 'SANDBOX', takes: 'one', completes: 'sandbox' };
 const BACKENDS = ['qemu', 'gvisor', 'docker', 'firecracker', 'cloud-hypervisor'];
@@ -56,6 +57,7 @@ export const runVerbs: readonly Verb[] = [
     summary: 'Run a command in a new sandbox',
     examples: [
       { line: "hutch run --rm -- python3 -c 'print(2**100)'", about: 'one command, nothing left behind' },
+      { line: 'hutch run --rm . -- make test', about: 'in a copy of the git repository that we are in' },
       { line: 'hutch run --rm -it -- bash', about: 'a shell in a new sandbox' },
       { line: 'hutch run -d --name web -p 8080:8000 -- python3 -m http.server 8000', about: 'in the background, at http://127.0.0.1:8080' },
     ],
@@ -65,12 +67,13 @@ export const runVerbs: readonly Verb[] = [
       ...TERMINAL,
       DETACH_KEYS,
       ...CREATE,
+      ...WORKSPACE_FLAGS,
     ],
     positionals: [],
     command: 'optional',
     passesExitCode: true,
     notes:
-      'Ends with the command’s own code. Without a command it runs what an image of a registry is made for (its ENTRYPOINT and CMD), and with -t on our own image a login shell.',
+      'A directory and -- before the command: the git repository there is copied in, and the command runs in it (see hutch workspace\nprepare). Ends with the command’s own code. Without a command it runs what an image of a registry is made for (its ENTRYPOINT and CMD), and with -t on our own image a login shell.',
     load: async () => (await import('../verbs/run.ts')).run,
   },
   {
@@ -105,6 +108,10 @@ export const runVerbs: readonly Verb[] = [
       ...TERMINAL,
       DETACH_KEYS,
       { name: 'detach', short: 'd', about: 'Leave it running, and print its id' },
+      {
+        name: 'auto-prepare',
+        about: 'First copy in what is new, if HEAD of the repository has moved here since (hutch workspace prepare)',
+      },
       ...ENVIRONMENT,
       ...PLACE,
       { name: 'timeout', value: 'TIME', about: 'End it after this time, like 90s or 5m' },

@@ -3,7 +3,7 @@ import { type ProcessOptions, RemoteProcess } from '../../sdk/process.ts';
 import type { ExecRequest } from '../../services/verbs.ts';
 import { type Args, usage } from '../args.ts';
 import { carry } from '../carry.ts';
-import type { Context } from '../context.ts';
+import { ask, type Context } from '../context.ts';
 import { checkFits } from '../limits.ts';
 import { outcome } from '../outcome.ts';
 import { json } from '../output.ts';
@@ -32,7 +32,24 @@ export async function run(context: Context, args: Args): Promise<number> {
     ...one(args, 'user', 'user'),
     ...(timeout === undefined ? {} : { timeoutMs: durationMs('timeout', timeout, { minMs: 1, maxMs: YEAR_MS }) }),
   };
+  if (args.has('auto-prepare')) await autoPrepare(context, ref);
   return await carryExec(context, ref, request, stdio, { detachKeys: parseDetachKeys(args.value('detach-keys')), detach });
+}
+
+/** Where the repository has moved on, the sandbox gets what is new before the command runs. */
+async function autoPrepare(context: Context, ref: string): Promise<void> {
+  const [{ Sandbox }, { hasMoved, prepareWorkspace }, { progressOf, tell }] = await Promise.all([
+    import('../../sdk/sandbox.ts'),
+    import('../../sdk/workspace/prepare.ts'),
+    import('./workspace.ts'),
+  ]);
+  const sandbox = new Sandbox(context.client, await ask(context, 'sandbox.get', { ref }), async () => {});
+  const { workspace } = sandbox.info;
+  const { signal } = context.interrupts;
+  if (workspace === null)
+    throw usage(`no repository was copied into sandbox ${sandbox.name}`, `copy one with: hutch workspace prepare ${sandbox.name}`);
+  if (!(await hasMoved(workspace, signal))) return;
+  await tell(context, await prepareWorkspace(sandbox, workspace.sourcePath, { signal, onProgress: progressOf(context) }));
 }
 
 function one(args: Args, flag: string, member: 'cwd' | 'user'): Partial<ExecRequest> {

@@ -1,5 +1,6 @@
 // hutch run: a sandbox, its main process on our own streams, and its exit code. Two round trips: the
 // sandbox is made and started by one request, and its main process attached to by the next.
+import { stat } from 'node:fs/promises';
 import { HutchError } from '../../domain/errors.ts';
 import { type ProcessExit, RemoteProcess } from '../../sdk/process.ts';
 import { preloadSockets } from '../../sdk/socket.ts';
@@ -26,20 +27,24 @@ const STOP_GRACE_MS = 2_000;
 export async function run(context: Context, args: Args): Promise<number> {
   const detach = args.has('detach');
   const stdio = detach ? detachedStdio(args) : stdioOf(context, args);
-  const argv = commandOf(context, args, stdio);
+  const { source, words } = await sourceOf(args);
+  if (source === null) refuseWorkspaceFlags(args);
+  else if (args.has('dry-run')) return await (await import('./run-workspace.ts')).dryRun(context, args, source);
+  const argv = commandOf(context, args, words, stdio);
+  if (source !== null && argv === null) throw usage('hutch run DIR needs a command to run', 'like: hutch run . -- make test');
   const detachKeys = parseDetachKeys(args.value('detach-keys'));
   const spec = await createSpec(context, args);
   const loading = detach ? null : preloadSockets('once-idle');
-  const sandbox = await change(context, 'sandbox.create', {
-    ...spec,
-    main: {
-      ...(argv === null ? {} : { argv }),
-      tty: stdio.tty,
-      stdin: stdio.input === 'none' ? 'null' : 'open',
-      ...(stdio.terminal === null ? {} : { terminal: stdio.terminal }),
-      ...(detach ? {} : { attach: true }),
-    },
-  });
+  const main = {
+    tty: stdio.tty,
+    stdin: stdio.input === 'none' ? ('null' as const) : ('open' as const),
+    ...(stdio.terminal === null ? {} : { terminal: stdio.terminal }),
+    ...(detach ? {} : { attach: true }),
+  };
+  const sandbox =
+    source === null
+      ? await change(context, 'sandbox.create', { ...spec, main: { ...main, ...(argv === null ? {} : { argv }) } })
+      : await (await import('./run-workspace.ts')).createWithWorkspace(context, args, source, spec, { ...main, argv: argv ?? [] });
   await loading;
   if (detach) {
     await context.io.out(context.json ? json(sandbox) : `${sandbox.id}\n`);
@@ -48,9 +53,26 @@ export async function run(context: Context, args: Args): Promise<number> {
   return await foreground(context, sandbox, stdio, detachKeys);
 }
 
+/** A directory and `--` before the command, or a directory alone: whose git repository is copied in. */
+async function sourceOf({ command }: Args): Promise<{ readonly source: string | null; readonly words: readonly string[] }> {
+  const [first = '', second] = command;
+  if (!/^(?:\.{1,2}$|\.{0,2}\/)/.test(first) || (second !== undefined && second !== '--')) return { source: null, words: command };
+  const info = await stat(first).catch(() => null);
+  return info?.isDirectory() === true ? { source: first, words: command.slice(2) } : { source: null, words: command };
+}
+
+function refuseWorkspaceFlags(args: Args): void {
+  for (const flag of ['mode', 'path'] as const) if (args.value(flag) !== undefined) throw withoutSource(flag);
+  for (const flag of ['include-untracked', 'dry-run'] as const) if (args.has(flag)) throw withoutSource(flag);
+}
+
+function withoutSource(flag: string): HutchError {
+  return usage(`--${flag} is about a git repository, and none is named`, 'like: hutch run . -- make test');
+}
+
 /** Null: what the image is made for. Our own image is made for nothing but a shell. */
-function commandOf(context: Context, args: Args, stdio: Stdio): string[] | null {
-  if (args.command.length > 0) return [...args.command];
+function commandOf(context: Context, args: Args, words: readonly string[], stdio: Stdio): string[] | null {
+  if (words.length > 0) return [...words];
   const image = imageAsked(context, args);
   if (image !== undefined && image !== OWN_IMAGE) return null;
   if (stdio.tty) return [...LOGIN_SHELL];

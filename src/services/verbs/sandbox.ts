@@ -29,6 +29,27 @@ import {
 } from './fields.ts';
 import type { Verb } from './verb.ts';
 
+const main = z.strictObject({
+  argv: argv
+    .optional()
+    .describe("absent: what the image is made for, its ENTRYPOINT and CMD; given: runs as it is, without the image's entrypoint"),
+  tty: z.boolean().default(false),
+  terminal: terminal.optional(),
+  stdin: z.enum(['open', 'null']).default('null'),
+  attach: z.boolean().default(false).describe('whoever asks attaches to `main` next: nothing of its output is lost until then'),
+});
+
+const commit = z.string().regex(/^(?:[0-9a-f]{40}|[0-9a-f]{64})$/, 'must be the id of a commit');
+const workspaceBounds = {
+  sourcePath: path,
+  repoRoot: path,
+  repoName: z.string().min(1).max(255),
+  guestPath: path,
+  headCommit: commit.nullable(),
+  branch: z.string().min(1).max(1024).nullable(),
+  baseCommit: commit,
+};
+
 const createInput = z
   .strictObject({
     name: z.string().max(63).optional().describe('a DNS label; made up when absent'),
@@ -55,17 +76,7 @@ const createInput = z
       .max(PUBLISHED_PORTS_MAX)
       .optional()
       .describe('TCP ports inside at which this machine answers, from each start on'),
-    main: z
-      .strictObject({
-        argv: argv
-          .optional()
-          .describe("absent: what the image is made for, its ENTRYPOINT and CMD; given: runs as it is, without the image's entrypoint"),
-        tty: z.boolean().default(false),
-        terminal: terminal.optional(),
-        stdin: z.enum(['open', 'null']).default('null'),
-        attach: z.boolean().default(false).describe('whoever asks attaches to `main` next: nothing of its output is lost until then'),
-      })
-      .optional(),
+    main: main.optional(),
     autoRemove: z.boolean().optional(),
     start: z.boolean().optional().describe('default true'),
   })
@@ -180,6 +191,30 @@ export const sandboxVerbs = {
     input: target.extend({ name: z.string().min(1).max(63) }),
     output: view.sandbox,
     errors: found,
+    idempotent: true,
+    reads: false,
+  },
+  'main.begin': {
+    kind: 'unary',
+    method: 'POST',
+    path: '/v1/sandboxes/{ref}/main',
+    summary: 'Give a running sandbox without a main process one, and start it',
+    input: target
+      .extend({ main: main.extend({ argv }) })
+      .superRefine(({ main: { argv: words } }, context) => refuseTooLarge(context, words, {}, ([, which]) => ['main', 'argv', which])),
+    output: view.sandbox,
+    errors: alive,
+    idempotent: false,
+    reads: false,
+  },
+  'workspace.put': {
+    kind: 'unary',
+    method: 'POST',
+    path: '/v1/sandboxes/{ref}/workspace',
+    summary: 'Record which git repository has been copied in',
+    input: target.extend({ workspace: view.workspace.omit({ preparedAtMs: true }).extend(workspaceBounds).strict() }),
+    output: view.sandbox,
+    errors: alive,
     idempotent: true,
     reads: false,
   },
