@@ -190,7 +190,7 @@ export type Host = {
   connectUnix(op: Operation, path: string, reads?: Reads): Promise<Duplex>;
   /** Listens for one peer and gathers what it sends until it hangs up; more than `bytesMax` fails. */
   receiveUnix(op: Operation, path: string, bytesMax: number): Promise<Receiver>;
-  /** Listens at `path`, in place of whatever is there, until disposed; the socket has that mode. */
+  /** Listens at `path`, in place of whatever is there, until disposed; the socket has that mode. Peers are read `in-place`, and paused. */
   listenUnix(op: Operation, path: string, mode: number): Promise<UnixListener>;
   /** One request over HTTP or HTTPS; redirects are the caller's. Resolves with the answer's headers, whatever its status. */
   request(op: Operation, request: HttpRequest): Promise<HttpAnswer>;

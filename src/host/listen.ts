@@ -7,7 +7,7 @@ import type { Duplex } from 'node:stream';
 import { abortError, heed, systemError } from './errors.ts';
 import type { UnixListener } from './host.ts';
 import type { Operation } from './operation.ts';
-import { SOCKET_PATH_BYTES_MAX } from './sockets.ts';
+import { readInPlace, SOCKET_PATH_BYTES_MAX } from './sockets.ts';
 
 /** Listens at `path` in place of whatever socket is there, with that mode. */
 export function listenUnix(op: Operation, path: string, mode: number): Promise<UnixListener> {
@@ -67,6 +67,12 @@ class Peers {
   }
 
   async next(op: Operation): Promise<Duplex> {
+    const peer = readInPlace(await this.#next(op));
+    peer.on('error', () => peer.destroy());
+    return peer;
+  }
+
+  async #next(op: Operation): Promise<Socket> {
     const waiting = this.#waiting;
     this.#waiting = null;
     if (waiting !== null && !waiting.destroyed) return waiting;

@@ -1,6 +1,6 @@
 // Unix sockets that somebody else listens on.
 import * as fs from 'node:fs/promises';
-import { connect, type Socket } from 'node:net';
+import { connect, type OnReadOpts, Socket, type SocketConstructorOpts } from 'node:net';
 import { basename, dirname } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { heed } from './errors.ts';
@@ -51,7 +51,32 @@ function dial(op: Operation, path: string, reads: Reads): Promise<Duplex> {
 
 /** Paused until somebody listens: nothing is kept for a listener that is not there yet. */
 function connectInPlace(path: string): Socket {
-  const callback = (length: number, memory: Uint8Array): boolean => socket.emit('data', memory.subarray(0, length)) || true;
-  const socket: Socket = connect({ path, onread: { buffer: Buffer.allocUnsafeSlow(IN_PLACE_BYTES), callback } });
+  const socket: Socket = connect({ path, onread: onread(() => socket) });
   return socket.pause();
+}
+
+function onread(socket: () => Socket): OnReadOpts {
+  return {
+    buffer: Buffer.allocUnsafeSlow(IN_PLACE_BYTES),
+    callback: (length, memory) => socket().emit('data', memory.subarray(0, length)) || true,
+  };
+}
+
+type Handle = { readonly readStop: () => unknown };
+
+/**
+ * The same connection read in place, and paused. Node offers this for connections that it makes, not for those that come to it:
+ * so what is under the socket goes to another one. Where that is not there, or something was read already, the socket itself.
+ */
+export function readInPlace(accepted: Socket): Socket {
+  const inner = accepted as unknown as { _handle: Handle | null };
+  const handle = inner._handle;
+  if (typeof handle?.readStop !== 'function' || accepted.readableLength > 0) return accepted.pause();
+  handle.readStop();
+  inner._handle = null; // whose end would be the connection's
+  accepted.removeAllListeners();
+  accepted.destroy();
+  const options = { handle, onread: onread(() => socket), pauseOnCreate: true };
+  const socket: Socket = new Socket(options as unknown as SocketConstructorOpts);
+  return socket;
 }

@@ -394,13 +394,13 @@ test('peers arrive one after the other: one may wait, and the next is turned awa
     const asked = listener.accept(op);
     const first = await host.connectUnix(op, path);
     first.write('first');
-    expect(text((await once(await asked, 'data'))[0])).toBe('first');
+    expect(text((await once((await asked).resume(), 'data'))[0])).toBe('first');
     const second = await host.connectUnix(op, path);
     second.write('second');
     const third = await host.connectUnix(op, path);
     await once(third.resume(), 'close');
     const waited = await listener.accept(op);
-    expect(text((await once(waited, 'data'))[0])).toBe('second');
+    expect(text((await once(waited.resume(), 'data'))[0])).toBe('second');
     const abort = new AbortController();
     const hurried = listener.accept(testOperation({ signal: abort.signal }));
     abort.abort();
@@ -414,6 +414,47 @@ test('peers arrive one after the other: one may wait, and the next is turned awa
   const peer = await host.connectUnix(op, path);
   (await again.accept(op)).destroy();
   peer.destroy();
+});
+
+test('what a peer that came to us sends is read in place, comes whole and in order, waits while it is paused, and ends', async () => {
+  const op = testOperation();
+  const path = join(dir, 'l-in-place');
+  await using listener = await host.listenUnix(op, path, 0o600);
+  const asked = listener.accept(op);
+  const dialled = await host.connectUnix(op, path);
+  const peer = await asked;
+  const sent = Buffer.from(Array.from({ length: 300_000 }, (_, i) => i % 251));
+  dialled.end(sent);
+  const memories = new Set<ArrayBufferLike>();
+  const got: Buffer[] = [];
+  const ended = once(peer, 'end');
+  peer.on('data', (chunk: Buffer) => {
+    memories.add(chunk.buffer);
+    got.push(Buffer.from(chunk));
+    peer.pause();
+    setImmediate(() => peer.resume());
+  });
+  await sleep(20); // nobody has let it go
+  expect(got).toEqual([]);
+  peer.resume();
+  await ended;
+  expect(Buffer.concat(got).equals(sent)).toBe(true);
+  expect(memories.size).toBe(1);
+  peer.destroy();
+});
+
+test('a peer that came to us hears what is sent to it, and of the end', async () => {
+  const op = testOperation();
+  const path = join(dir, 'l-both');
+  await using listener = await host.listenUnix(op, path, 0o600);
+  const asked = listener.accept(op);
+  const dialled = await host.connectUnix(op, path);
+  const peer = await asked;
+  peer.write('hello');
+  expect(text((await once(dialled, 'data'))[0])).toBe('hello');
+  const closed = once(dialled.resume(), 'close');
+  peer.destroy();
+  await closed;
 });
 
 test('every call of an aborted operation is refused with the reason of its signal', async () => {
