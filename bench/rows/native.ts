@@ -52,12 +52,12 @@ export async function fileRows(bench: Bench, backend: string, sandbox: Sandbox):
     await way(
       'push a file',
       () => writeRate(sandbox, mebibytes),
-      'Through the client, the daemon and the agent: three processes and three sockets, and the file is on the disk at the end, synced. The bytes of the baseline go through one socket, and stay nowhere.',
+      'The file is on the disk at the end, synced, and replaces the old one whole; the bytes of the baseline go through one socket, and stay nowhere. In a container of a local Engine the client writes into the file that the daemon lends it; elsewhere they go through the client, the daemon and the agent: three sockets.',
     ),
     await way(
       'pull a file',
       () => readRate(sandbox, mebibytes),
-      'Through the agent, the daemon and the client, out of a file: three sockets where the baseline has one.',
+      'In a container of a local Engine the client reads the file that the daemon lends it, into memory of its own for each piece, where the baseline uses the same again. Elsewhere through the agent, the daemon and the client: three sockets where the baseline has one.',
     ),
   ];
 }

@@ -215,6 +215,9 @@ export type Backend = {
   /** An image that `commit` made goes; one that is gone is no error. */
   dropCommitted?(op: Operation, digest: string): Promise<void>;
 
+  /** Where this host sees a descriptor of the agent's, if it does. */
+  descriptorPath?(op: Operation, plan: SandboxPlan, descriptor: number): Promise<string | null>;
+
   pause(op: Operation, plan: SandboxPlan): Promise<void>;
   resume(op: Operation, plan: SandboxPlan): Promise<void>;
 

@@ -10,6 +10,8 @@ import {
   entry,
   type FileChange,
   type GuestPath,
+  lentEntry,
+  lentFile,
   nothing,
   type TarDone,
   tarDone,
@@ -28,6 +30,8 @@ export type WriteSpec = As & {
   /** Written in place from this offset; absent: the whole file is replaced atomically. */
   readonly at?: number;
 };
+/** A file that the agent holds open for us. Disposing it gives it back. */
+export type LentFile = Disposable & { readonly descriptor: number };
 export type PackSpec = As & { readonly path: GuestPath; readonly dereference?: boolean; readonly includeParent?: boolean };
 export type UnpackSpec = As & { readonly path: GuestPath; readonly preserveOwner?: boolean; readonly mkdirs?: boolean };
 
@@ -38,7 +42,18 @@ export type AgentFiles = {
   /** In pieces of at most 256, in the order of the agent. */
   list(op: Operation, spec: As & { readonly path: GuestPath; readonly depth: number }): AsyncGenerator<readonly Entry[], void, undefined>;
   read(op: Operation, spec: ReadSpec): Promise<{ readonly entry: Entry; readonly bytes: Bytes<{ readonly bytes: number }> }>;
-  write(op: Operation, spec: WriteSpec, source: AsyncIterable<Uint8Array>): Promise<Entry>;
+  /** As `read`, but a large file's descriptor in place of its bytes. */
+  readLent(
+    op: Operation,
+    spec: ReadSpec,
+  ): Promise<{ readonly entry: Entry } & ({ readonly lent: LentFile } | { readonly bytes: Bytes<{ readonly bytes: number }> })>;
+  /** With `lend`: told the descriptor of the file that is being written, or null, before anything is taken from the source. */
+  write(
+    op: Operation,
+    spec: WriteSpec,
+    source: AsyncIterable<Uint8Array>,
+    lend?: (descriptor: number | null) => Promise<void>,
+  ): Promise<Entry>;
   mkdir(op: Operation, spec: As & { readonly path: GuestPath; readonly mode?: number; readonly parents: boolean }): Promise<Entry>;
   rename(op: Operation, spec: As & { readonly from: GuestPath; readonly to: GuestPath }): Promise<Entry>;
   remove(op: Operation, spec: As & { readonly path: GuestPath; readonly recursive: boolean }): Promise<void>;
@@ -75,8 +90,26 @@ export function agentFiles(connection: AgentConnection): AgentFiles {
       const { stream, reply } = await open(op, connection, 'file.read', onPath(spec), entry);
       return { entry: reply, bytes: content(op, connection, stream, CONTENT, bytesMoved) };
     },
-    async write(op, spec, source) {
-      const { stream } = await open(op, connection, 'file.write', onPath(spec), nothing);
+    async readLent(op, spec) {
+      const { stream, reply } = await open(op, connection, 'file.read', { ...onPath(spec), lend: true }, lentEntry);
+      const { lent, ...found } = reply;
+      if (lent === null) return { entry: found, bytes: content(op, connection, stream, CONTENT, bytesMoved) };
+      return { entry: found, lent: { descriptor: lent, [Symbol.dispose]: () => stream.cancel() } };
+    },
+    async write(op, spec, source, lend) {
+      const { stream, reply } = await open(
+        op,
+        connection,
+        'file.write',
+        { ...onPath(spec), ...(lend === undefined ? {} : { lend: true }) },
+        lentFile,
+      );
+      try {
+        await lend?.(reply?.lent ?? null);
+      } catch (error) {
+        stream.cancel();
+        throw error;
+      }
       return await upload(op, connection, stream, source, entry);
     },
     mkdir: (op, spec) => unary(op, connection, 'file.mkdir', onPath(spec), entry),

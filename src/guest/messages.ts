@@ -165,6 +165,10 @@ export const entry = z.object({
 });
 export type Entry = z.output<typeof entry>;
 
+/** `lent`: the agent's descriptor of the file, where it was asked for and the file is large enough. */
+export const lentEntry = entry.extend({ lent: maybe(whole) });
+export const lentFile = z.object({ lent: maybe(whole) }).nullish();
+
 export const bytesMoved = z.object({ bytes: whole });
 export const tarDone = z.object({ entries: whole, bytes: whole });
 export type TarDone = z.output<typeof tarDone>;

@@ -262,9 +262,13 @@ export function fileSystem(op: Operation, path: string): Promise<FileSystemInfo>
     return {
       totalBytes: info.blocks * info.bsize,
       freeBytes: info.bavail * info.bsize,
-      type: FILE_SYSTEMS[info.type] ?? `0x${info.type.toString(16)}`,
+      type: fileSystemName(info.type),
     };
   });
+}
+
+export function fileSystemName(magic: number): string {
+  return FILE_SYSTEMS[magic] ?? `0x${magic.toString(16)}`;
 }
 
 export async function sha256(op: Operation, path: string): Promise<string> {

@@ -78,6 +78,9 @@ export type TlsOptions = {
   readonly verify: boolean;
 };
 
+/** `path`: a descriptor of ours, for whoever may look into this process; `device` and `inode` are what must be found there. */
+export type BorrowedFile = AsyncDisposable & { readonly path: string; readonly device: string; readonly inode: string };
+
 export type FileSystemInfo = { readonly totalBytes: number; readonly freeBytes: number; readonly type: string };
 
 /**
@@ -155,6 +158,8 @@ export type Host = {
   cloneFile(op: Operation, from: string, to: string): Promise<'reflink' | 'copy'>;
   /** A file of that size (0600) with only these pieces written; it replaces `path` when it is whole, and is durable only after `sync`. */
   writeSparse(op: Operation, path: string, sizeBytes: number, pieces: readonly SparsePiece[]): Promise<void>;
+  /** A regular file that another process has open, by its path in /proc; null where it is none, or is not to be had. */
+  borrowFile(op: Operation, path: string, access: 'read' | 'write'): Promise<BorrowedFile | null>;
   /** fsync of a file or a directory. */
   sync(op: Operation, path: string): Promise<void>;
   fileSystem(op: Operation, path: string): Promise<FileSystemInfo>;

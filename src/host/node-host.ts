@@ -1,5 +1,6 @@
 // The real Host: what the daemon runs on. Nothing here decides anything; each part is in its file.
 import { homedir } from 'node:os';
+import { borrowFile } from './borrow.ts';
 import { clock } from './clock.ts';
 import { cloneFile } from './copy.ts';
 import * as files from './files.ts';
@@ -45,6 +46,7 @@ export function nodeHost(options: NodeHostOptions = {}): Host {
     truncate: files.truncate,
     cloneFile: (op, from, to) => cloneFile(op, runHere, from, to),
     writeSparse,
+    borrowFile,
     sync: files.sync,
     fileSystem: files.fileSystem,
     sha256: files.sha256,

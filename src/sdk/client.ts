@@ -6,6 +6,7 @@ import type { Input, Output, VerbName } from '../services/verbs.ts';
 import type { Address } from './address.ts';
 import { ConnectionError, errorFromBody } from './errors.ts';
 import { bodyBytes, HttpClient, jsonBody, opIdOf } from './http.ts';
+import { begun, LEND_FROM_BYTES, lentBytes, lentOf, mayBeLent } from './lent.ts';
 import { jsonLines } from './lines.ts';
 import { encodeRequest } from './request.ts';
 import { backOff } from './retry.ts';
@@ -49,6 +50,9 @@ export type ClientOptions = {
 
 /** Their answer has a secret that is kept nowhere, so there is none to repeat. */
 const NEVER_REPEATED: ReadonlySet<VerbName> = new Set(['key.create']);
+const LEND = { 'Hutch-Lend': '1' };
+/** Its length is not known: none of it is sent where the file is lent. */
+const LENT_BODY = { ...LEND, Expect: '100-continue', 'Content-Type': 'application/octet-stream', 'Transfer-Encoding': 'chunked' };
 const RETRY_FOR_MS = 5_000;
 const ANSWER_BYTES_MAX = 64 * 1024 * 1024;
 
@@ -109,7 +113,18 @@ export class ApiClient implements Disposable {
   }
 
   async download<N extends DownloadVerb>(verb: N, input: Input<N>, options: CallOptions = {}): Promise<Downloaded> {
-    const response = await this.#retrying(verb, options, undefined, (headers) => this.#send(verb, input, headers, options));
+    const lends = verb === 'file.read' && mayBeLent(this.address);
+    const ask = (more: Record<string, string>) =>
+      this.#retrying(verb, options, undefined, (headers) => this.#send(verb, input, { ...headers, ...more }, options));
+    let response = await ask(lends ? LEND : {});
+    const lent = lends ? lentOf(response) : null;
+    if (lent !== null) {
+      response.resume();
+      const { offset, length } = input as { readonly offset?: number; readonly length?: number };
+      const bytes = await lentBytes(lent, { offset, length }, options.signal);
+      if (bytes !== null) return { opId: opIdOf(response), headers: response.headers, bytes };
+      response = await ask({});
+    }
     return { opId: opIdOf(response), headers: response.headers, bytes: bodyBytes(response, options.signal) };
   }
 
@@ -120,8 +135,11 @@ export class ApiClient implements Disposable {
     content: Uint8Array | AsyncIterable<Uint8Array>,
     options: CallOptions = {},
   ): Promise<Output<N>> {
+    const lends = verb === 'file.write' && (input as Input<'file.write'>).at === undefined && mayBeLent(this.address);
+    const body = lends && !(content instanceof Uint8Array) ? await begun(content) : content;
+    const isLarge = !(body instanceof Uint8Array) || body.byteLength >= LEND_FROM_BYTES;
     const send = async (headers: Record<string, string>) =>
-      (await jsonBody(await this.#send(verb, input, headers, options, content))) as Output<N>;
+      (await jsonBody(await this.#send(verb, input, headers, options, body, lends && isLarge ? 'lend' : 'send'))) as Output<N>;
     const key = options.idempotencyKey;
     if (content instanceof Uint8Array) return await this.#retrying(verb, options, key, send);
     return await send(await this.headers({ ...options, ...(key === undefined ? {} : { idempotencyKey: key }) }));
@@ -180,14 +198,16 @@ export class ApiClient implements Disposable {
     headers: Record<string, string>,
     options: CallOptions,
     content?: Uint8Array | AsyncIterable<Uint8Array>,
+    how: 'send' | 'lend' = 'send',
   ): Promise<IncomingMessage> {
     const { method, path, body } = encodeRequest(routes[verb], input as Record<string, unknown>);
     const response = await this.#http.send({
       method,
       path,
       body: content ?? body,
-      headers: { ...headers, ...bodyHeaders(content ?? body) },
+      headers: { ...headers, ...(how === 'lend' ? LENT_BODY : bodyHeaders(content ?? body)) },
       signal: options.signal,
+      lend: how === 'lend',
     });
     const opId = opIdOf(response);
     if (opId !== null) options.onOpId?.(opId);

@@ -2,10 +2,12 @@
 // answer, its body still to be read; everything else is a HutchError. Retries are the caller's.
 import { Agent, type AgentOptions, type IncomingMessage, type RequestOptions, request as startRequest } from 'node:http';
 import type { Socket } from 'node:net';
+import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { HutchError } from '../domain/errors.ts';
 import { type Address, formatAddress } from './address.ts';
 import { ConnectionError, cancelled, errorFromBody } from './errors.ts';
+import { wroteLent } from './lent.ts';
 import { connectForBodies } from './reading.ts';
 
 const ERROR_BODY_BYTES_MAX = 1024 * 1024;
@@ -15,6 +17,8 @@ export type Exchange = {
   readonly path: string;
   readonly headers: Readonly<Record<string, string>>;
   readonly body?: string | Uint8Array | AsyncIterable<Uint8Array> | null;
+  /** The body may go into the file itself, if the daemon lends it. */
+  readonly lend?: boolean;
   readonly signal?: AbortSignal | undefined;
 };
 
@@ -66,13 +70,24 @@ export class HttpClient implements Disposable {
       reject(unreachable(address, cause));
     });
     if (body === null) request.end();
-    else if (typeof body === 'string' || body instanceof Uint8Array) request.end(body);
+    else if (typeof body === 'string' || (body instanceof Uint8Array && exchange.lend !== true)) request.end(body);
     else {
+      const content = body instanceof Uint8Array ? Readable.from([body]) : body;
       // A server may refuse before it has taken all: then its answer counts, not the broken pipe.
-      pipeline(body, request).catch((cause: unknown) => {
-        if (request.destroyed) return;
-        request.destroy(cause instanceof Error ? cause : new Error(String(cause)));
-      });
+      const send = () =>
+        pipeline(content, request).catch((cause: unknown) => {
+          if (request.destroyed) return;
+          request.destroy(cause instanceof Error ? cause : new Error(String(cause)));
+        });
+      if (exchange.lend === true) {
+        request.flushHeaders();
+        wroteLent(request, content)
+          .then((wrote) => (wrote ? undefined : send()))
+          .catch((cause: unknown) => {
+            reject(cause);
+            request.destroy();
+          });
+      } else void send();
     }
     const response = await promise;
     const status = response.statusCode ?? 0;

@@ -2,6 +2,7 @@
 // reach the store. Always true: what is asked with an Idempotency-Key is claimed in the first commit
 // of the call, and its reply is kept in the commit that decides the outcome.
 import type { KeyId, ProjectId } from '../domain/ids.ts';
+import type { BorrowedFile } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Change, ChangeResults, Durability } from '../store/contract.ts';
 
@@ -13,6 +14,8 @@ export type Call = {
   readonly caller: Caller;
   /** The Idempotency-Key of the request, if it has one. */
   readonly idempotencyKey: string | null;
+  /** Where the client can read and write files of this machine as this daemon does: told which one it may use, or null. */
+  readonly lend: ((file: BorrowedFile | null) => void) | null;
   /** Whether somebody cancelled the operation, rather than its client having gone. */
   wasCancelled(): boolean;
   /** Says what the call works on, once that is known. */

@@ -37,6 +37,7 @@ export class Commits {
       target: (id) => {
         this.#running.record = { ...this.#running.record, targetId: id };
       },
+      lend: this.#ask.onLend ?? null,
       wasCancelled: () => this.#running.cancelled,
       idempotencyKey: this.#ask.idempotency?.key ?? null,
       commit: (changes, durability) => this.#commit(changes, [], durability),

@@ -5,7 +5,10 @@ import type { FileChange } from '../guest/messages.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import type { Handlers } from './handlers.ts';
+import { borrow, closeLater, nothingMore } from './lending.ts';
 import { entryView, pathText } from './present.ts';
+import type { Run } from './run.ts';
+import type { Parsed } from './verbs.ts';
 
 type FileVerbs =
   | 'file.read'
@@ -30,17 +33,53 @@ export function fileVerbs(core: Core): Pick<Handlers, FileVerbs> {
     return await core.runs.agent(call.op, sandbox);
   }
 
+  /** With its run, for a client that may be lent a file; null where it may not. */
+  async function lenderOf(call: Call, ref: string): Promise<Run | null> {
+    if (call.lend === null) return null;
+    const sandbox = await core.sandboxes.resolve(call.caller.projectId, ref);
+    const run = core.runs.of(call.op, sandbox);
+    return run.backend.descriptorPath === undefined ? null : run;
+  }
+
+  /** What a file is, and its bytes: none where the client has been lent it. Null: it has to be read as ever. */
+  async function readLent(call: Call, agent: Agent, run: Run, spec: Omit<Parsed<'file.read'>, 'ref'>) {
+    const found = await agent.file.readLent(call.op, defined(spec));
+    if ('bytes' in found) return found;
+    using lent = found.lent;
+    const file = await borrow(core.deps.host, call.op, run, lent.descriptor, 'read');
+    if (file === null) return null;
+    closeLater(file);
+    call.lend?.(file);
+    return { entry: found.entry, bytes: nothingMore() };
+  }
+
   return {
     'file.read': async (call, { ref, ...spec }) => {
-      const { entry, bytes } = await (await agentOf(call, ref)).file.read(call.op, defined(spec));
+      const agent = await agentOf(call, ref);
+      const run = await lenderOf(call, ref);
+      const { entry, bytes } =
+        (run === null ? null : await readLent(call, agent, run, spec)) ?? (await agent.file.read(call.op, defined(spec)));
       return {
         contentType: 'application/octet-stream',
         headers: { 'Hutch-Entry': encodeURIComponent(JSON.stringify(entryView(entry))) },
         bytes,
       };
     },
-    'file.write': async (call, { ref, ...spec }, source) =>
-      entryView(await (await agentOf(call, ref)).file.write(call.op, defined(spec), source)),
+    'file.write': async (call, { ref, ...spec }, source) => {
+      const agent = await agentOf(call, ref);
+      const run = await lenderOf(call, ref);
+      if (run === null) {
+        call.lend?.(null);
+        return entryView(await agent.file.write(call.op, defined(spec), source));
+      }
+      await using held = new AsyncDisposableStack();
+      const lend = async (descriptor: number | null): Promise<void> => {
+        const file = descriptor === null ? null : await borrow(core.deps.host, call.op, run, descriptor, 'write');
+        if (file !== null) held.use(file);
+        call.lend?.(file);
+      };
+      return entryView(await agent.file.write(call.op, defined(spec), source, lend));
+    },
     'file.stat': async (call, { ref, follow, ...spec }) =>
       entryView(await (await agentOf(call, ref)).file.stat(call.op, { ...defined(spec), follow: follow ?? true })),
     'file.list': async (call, { ref, depth, ...spec }) => {

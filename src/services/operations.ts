@@ -6,7 +6,7 @@ import { type Span, SpanStatusCode } from '@opentelemetry/api';
 import { HutchError } from '../domain/errors.ts';
 import { newOpId, type OpId } from '../domain/ids.ts';
 import type { OperationRecord, OperationState } from '../domain/records.ts';
-import type { Host } from '../host/host.ts';
+import type { BorrowedFile, Host } from '../host/host.ts';
 import { type Log, newOperation, type Operation, type Progress } from '../host/operation.ts';
 import type { Store } from '../store/contract.ts';
 import { type Call, type Caller, Repeated } from './call.ts';
@@ -26,6 +26,8 @@ export type Ask = {
   /** Aborts when the client has gone, where that ends the call. */
   readonly signal?: AbortSignal;
   readonly onProgress?: (progress: Progress) => void;
+  /** Of a client that sees the files of this machine as we do: see `Call.lend`. */
+  readonly onLend?: (file: BorrowedFile | null) => void;
   /** The id that the client was told already. */
   readonly opId?: OpId;
   /** Called when the answer is that of an earlier call with the same Idempotency-Key. */

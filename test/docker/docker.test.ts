@@ -1,6 +1,10 @@
 // Containers of a real Engine, from outside: what only this backend can get wrong. What all backends
 // share is in test/conformance.
+import { createHash, randomBytes } from 'node:crypto';
+import { readdir, readlink } from 'node:fs/promises';
+import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { Hutch } from '../../src/sdk/hutch.ts';
 import type { SandboxView } from '../support/daemon-under-test.ts';
 import { ApiError } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
@@ -426,6 +430,63 @@ test('a foreign container that takes the name of one that was removed is not tak
   await gone(id);
   expect((await engine.containers()).map((container) => container.Id)).toEqual([Id]);
   await engine.ask('DELETE', `/containers/${Id}?force=1`);
+});
+
+test('a large file goes into a container and out of it where it lies, as the user who asks, and not through the daemon', {
+  timeout: 120_000,
+}, async () => {
+  const { daemon } = world;
+  const { id } = await daemon.call('sandbox.create', { name: 'files' });
+  using hutch = Hutch.connect({ url: `unix:${daemon.ready.socketPath}`, apiKey: daemon.key });
+  const { files } = await hutch.sandbox(id);
+  const content = randomBytes(24 * 2 ** 20 + 321);
+  const sha256 = createHash('sha256').update(content).digest('hex');
+  async function* pieces() {
+    for (let at = 0; at < content.byteLength; at += 65_536) yield content.subarray(at, at + 65_536);
+  }
+  expect(await files.write('/srv/deep/file', pieces(), { mode: 0o640, mkdirs: true, user: 'nobody' }).catch(String)).toMatch(
+    /permission|EACCES/i,
+  );
+  const written = await files.write('/tmp/file', pieces(), { mode: 0o640, user: 'nobody', mtimeMs: 1_000_000 });
+  expect(written).toMatchObject({ size: content.byteLength, mode: 0o640, user: 'nobody', mtimeMs: 1_000_000 });
+  expect((await daemon.run(id, ['sha256sum', '/tmp/file'])).stdout).toContain(sha256);
+  expect(
+    createHash('sha256')
+      .update(await files.read('/tmp/file'))
+      .digest('hex'),
+  ).toBe(sha256);
+  expect((await files.read('/tmp/file', { offset: 1_000_001, length: 2_000_003 })).equals(content.subarray(1_000_001, 3_000_004))).toBe(
+    true,
+  );
+  expect(await files.read('/tmp/file', { user: 'daemon' }).catch(String)).toMatch(/permission|EACCES/i);
+
+  // What was there stays until the new one is whole, and nothing else.
+  await expect(
+    files.write(
+      '/tmp/file',
+      (async function* () {
+        yield content;
+        throw new Error('the source is gone');
+      })(),
+    ),
+  ).rejects.toThrow('the source is gone');
+  await eventually('nothing is left beside it', async () => (await daemon.run(id, ['ls', '-A', '/tmp'])).stdout === 'file\n');
+  expect((await daemon.run(id, ['sha256sum', '/tmp/file'])).stdout).toContain(sha256);
+
+  const carried = (await daemon.log())
+    .split('\n')
+    .filter((line) => /"verb":"file\.(read|write)"/.test(line))
+    .map((line) => JSON.parse(line) as { bytesIn: number; bytesOut: number });
+  expect(carried.length).toBeGreaterThan(4);
+  for (const { bytesIn, bytesOut } of carried) expect(bytesIn + bytesOut).toBeLessThan(100_000);
+  // Nothing of it is held by the daemon once everybody has what he wanted.
+  const held = async (): Promise<readonly string[]> => {
+    const dir = `/proc/${daemon.pid}/fd`;
+    const links = await Promise.all((await readdir(dir)).map((fd) => readlink(join(dir, fd)).catch(() => '')));
+    return links.filter((link) => /\/tmp\/(file|\.hutch-)/.test(link));
+  };
+  await eventually('the daemon lets go of it', async () => (await held()).length === 0, 20_000);
+  await gone(id);
 });
 
 test('what a container cannot do is refused by name, and a limit that would not hold is not dropped', async () => {

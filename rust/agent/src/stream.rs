@@ -8,6 +8,7 @@ use crate::process::log::LogReader;
 use crate::wire::frame::{CREDIT_START_BYTES, FRAME_BYTES_MAX, FrameType, OUTPUT_CREDIT_START_BYTES};
 use crate::wire::value::Value;
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 
 /// More events than this, and the stream ends with `resource_exhausted`.
 const EVENTS_MAX: usize = 4_096;
@@ -25,6 +26,8 @@ pub enum Kind {
     },
     Log(LogReader),
     Read(Box<FileReader>),
+    /// The host reads the file itself, and says when it has it.
+    Lent(OwnedFd),
     Write(Box<FileWriter>),
     Job(JobStream),
     Tunnel(Box<Tunnel>),

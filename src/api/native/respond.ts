@@ -2,6 +2,7 @@
 // source is asked for more only when the socket has taken the last.
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { ERROR_CODES, HutchError } from '../../domain/errors.ts';
+import type { BorrowedFile } from '../../host/host.ts';
 import { giveBack } from '../../host/large-buffers.ts';
 import type { Download } from '../../services/handlers.ts';
 
@@ -59,6 +60,16 @@ export async function write(response: ServerResponse, chunk: Uint8Array | string
 
 function gone(): HutchError {
   return new HutchError({ code: 'cancelled', message: 'the client went away' });
+}
+
+/** `goOn`: of an upload, which is told before its content comes; a download's answer says it. */
+export function tellLent(response: ServerResponse, file: BorrowedFile | null, goOn: (() => void) | null): void {
+  if (file !== null) {
+    const { path, device, inode } = file;
+    if (goOn === null) response.setHeader('Hutch-Lent', `${path} ${device} ${inode}`);
+    else response.writeEarlyHints({ link: `<${path}>; rel=lent; device=${device}; inode=${inode}` });
+  }
+  goOn?.();
 }
 
 export async function sendDownload(response: ServerResponse, download: Download): Promise<void> {

@@ -17,7 +17,7 @@ import { admit, answerBrowser, bearerOf, type GuardOptions } from './guard.ts';
 import { invalid, parseInput, queryOf, readJsonBody, takesBody } from './input.ts';
 import { FIRST_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX, MessageSocket } from './message-socket.ts';
 import { openApi } from './openapi.ts';
-import { LineWriter, sendDownload, sendError, sendJson } from './respond.ts';
+import { LineWriter, sendDownload, sendError, sendJson, tellLent } from './respond.ts';
 import { newRoutes, type Route } from './routes.ts';
 
 export type ApiOptions = {
@@ -51,6 +51,9 @@ const IDEMPOTENCY_KEY = /^[\x21-\x7e]{1,128}$/;
 /** Without a key nobody could learn the outcome of these later: a lost connection cancels them. */
 const LOST_CANCELS: ReadonlySet<VerbName> = new Set(['sandbox.create', 'sandbox.restart', 'key.create']);
 
+/** Whose content a client that may open our descriptors need not be sent. */
+const LENT: ReadonlySet<VerbName> = new Set(['file.read', 'file.write']);
+
 type Arrival = {
   opId: OpId;
   readonly from: 'tcp' | 'unix';
@@ -71,6 +74,8 @@ export function newApi(services: ApiServices, options: ApiOptions): Api {
   const [anySockets, startSockets] = [webSocketServer(MESSAGE_BYTES_MAX), webSocketServer(FIRST_MESSAGE_BYTES_MAX)];
   const servers: Server[] = [];
   const sockets = new Set<Duplex>();
+  /** Their client sends its body once it is told to. */
+  const expecting = new WeakSet<IncomingMessage>();
   /** What earlier requests of a connection have moved. */
   const counted = new WeakMap<Duplex, { bytesRead: number; bytesWritten: number }>();
 
@@ -102,12 +107,14 @@ export function newApi(services: ApiServices, options: ApiOptions): Api {
       const { name, verb, params } = verbOf(route, request, response);
       arrival.verb = name;
       if (verb.kind === 'socket') throw invalid(`${name} is a WebSocket: connect with Upgrade: websocket`);
+      if (takesBody(verb) && expecting.delete(request)) response.writeContinue();
       const given = takesBody(verb) ? await readJsonBody(request) : queryOf(url.search);
       const input = parseInput(verb, params, given);
       const peer = peerFor(name);
+      if (peer !== null && expecting.delete(request)) response.writeContinue();
       if (peer !== null)
         return await peer.request(request, response, { opId: arrival.opId, verb, body: takesBody(verb) ? JSON.stringify(given) : null });
-      await serve(request, response, { ask: askOf(request, arrival, name, verb, caller, input), name, verb, input });
+      await serve(request, response, { ask: askOf(request, arrival, name, verb, caller, input), name, verb, input, from });
     } catch (error) {
       const failure = toHutchError(error, arrival.opId);
       arrival.code = failure.code;
@@ -118,17 +125,21 @@ export function newApi(services: ApiServices, options: ApiOptions): Api {
   async function serve(
     request: IncomingMessage,
     response: ServerResponse,
-    what: { ask: Ask; name: VerbName; verb: Verb; input: unknown },
+    what: { ask: Ask; name: VerbName; verb: Verb; input: unknown; from: 'tcp' | 'unix' },
   ): Promise<void> {
-    const { name, verb, input } = what;
+    const { name, verb, input, from } = what;
     const lost = new AbortController();
     response.once('close', () => {
       if (!response.writableFinished) lost.abort(new HutchError({ code: 'cancelled', message: 'the client went away' }));
     });
     const cancels = verb.reads || verb.kind === 'upload' || (LOST_CANCELS.has(name) && what.ask.idempotency === undefined);
+    const goOn = expecting.has(request) ? (): void => response.writeContinue() : (): void => {};
+    const lends = from === 'unix' && LENT.has(name) && request.headers['hutch-lend'] !== undefined;
+    if (!lends) goOn();
     const ask: Ask = {
       ...what.ask,
       ...(cancels ? { signal: lost.signal } : {}),
+      ...(lends ? { onLend: (file) => tellLent(response, file, verb.kind === 'upload' ? goOn : null) } : {}),
       onRepeat: (firstOpId) => {
         if (response.headersSent) return;
         response.setHeader('Hutch-Op-Id', firstOpId);
@@ -283,6 +294,10 @@ export function newApi(services: ApiServices, options: ApiOptions): Api {
     });
     server.maxConnections = CONNECTIONS_MAX;
     server.on('request', (request, response) => void onRequest(request, response, from));
+    server.on('checkContinue', (request, response) => {
+      expecting.add(request);
+      void onRequest(request, response, from);
+    });
     server.on('upgrade', (request, socket: Duplex, head: Buffer) => void onUpgrade(request, socket, head, from));
     server.on('connection', (socket: Duplex) => {
       sockets.add(socket);

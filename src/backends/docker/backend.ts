@@ -334,6 +334,14 @@ export function newDockerBackend(config: DockerConfig): Backend {
 
     dropCommitted: (op, digest) => dropImage(op, engine, digest),
 
+    async descriptorPath(op, plan, descriptor) {
+      if (host.uid !== 0) return null;
+      const { container, reach } = await containerOf(op, plan);
+      // An Engine elsewhere, whose agent cannot connect out, has another machine's processes.
+      if (reach !== 'mounted' || container?.State.Running !== true) return null;
+      return `/proc/${container.State.Pid}/fd/${descriptor}`;
+    },
+
     async pause(op, plan) {
       const container = await running(op, plan);
       if (!container.State.Paused) await engine.call(op, { method: 'POST', path: `/containers/${container.Id}/pause` });

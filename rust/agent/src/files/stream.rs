@@ -17,8 +17,10 @@ use rustix::fs::{
     stat, unlinkat,
 };
 use rustix::io::Errno;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
+/// A file that is smaller is sent as ever.
+const LENT_FROM: u64 = 1024 * 1024;
 /// Content that the host may send before it hears that some was written, beyond what any stream may.
 const WRITE_WINDOW_BYTES: u32 = 768 * 1024;
 
@@ -197,15 +199,17 @@ impl Agent {
     pub fn file_read(&mut self, ticket: Ticket, p: Fields<'_>, scene: Scene) -> Result<(), Fault> {
         let path = self.path_of(p, "path", &scene)?;
         let (offset, length) = (p.opt_u64("offset")?.unwrap_or(0), p.opt_u64("length")?);
+        let lend = p.bool_or("lend", false)?;
         let notes = self.notes.clone();
         self.pool.run(move || {
             let result = open_for_reading(&scene, path, offset, length);
             notes.post(move |agent| match result {
                 Err(fault) => agent.finish(ticket, &Err(fault)),
                 Ok((reader, entry)) if agent.ticket_is_open(ticket) => agent.with_stream(ticket.stream, |stream| {
-                    stream.reply(&entry);
+                    let lent = lend && reader.size >= LENT_FROM;
+                    stream.reply(&if lent { entry.with("lent", Some(descriptor(&reader.file))) } else { entry });
                     if !stream.is_finishing() {
-                        stream.kind = Kind::Read(Box::new(reader));
+                        stream.kind = if lent { Kind::Lent(reader.file) } else { Kind::Read(Box::new(reader)) };
                     }
                 }),
                 Ok(_) => {}
@@ -216,7 +220,7 @@ impl Agent {
     pub fn file_write(&mut self, ticket: Ticket, p: Fields<'_>, scene: Scene) -> Result<(), Fault> {
         let path = self.path_of(p, "path", &scene)?;
         let (mode, mtime_ms, at) = (mode_of(p)?, p.opt_u64("mtimeMs")?, p.opt_u64("at")?);
-        let parents = p.bool_or("mkdirs", false)?;
+        let (parents, lend) = (p.bool_or("mkdirs", false)?, p.bool_or("lend", false)?);
         let notes = self.notes.clone();
         self.pool.run(move || {
             let opened = open_for_writing(scene, path, mode, at, parents);
@@ -225,7 +229,8 @@ impl Agent {
                 Ok(writer) if agent.ticket_is_open(ticket) => {
                     let writer = FileWriter { mtime_ms, ..writer };
                     agent.with_stream(ticket.stream, |stream| {
-                        stream.reply(&Value::Nil);
+                        let lent = lend && writer.beside.is_some();
+                        stream.reply(&if lent { Value::map([("lent", descriptor(&writer.file))]) } else { Value::Nil });
                         if !stream.is_finishing() {
                             stream.kind = Kind::Write(Box::new(writer));
                             stream.widen(WRITE_WINDOW_BYTES);
@@ -250,6 +255,11 @@ impl Agent {
             }
         }
     }
+}
+
+/// By which a host that sees our processes opens the same file.
+fn descriptor(file: &OwnedFd) -> Value {
+    Value::from(u64::try_from(file.as_raw_fd()).unwrap_or(0))
 }
 
 fn open_for_reading(scene: &Scene, path: Vec<u8>, offset: u64, length: Option<u64>) -> Result<(FileReader, Value), Fault> {
