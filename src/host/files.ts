@@ -5,7 +5,7 @@ import { constants } from 'node:fs';
 import * as fs from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { errnoOf, heed, systemError, throwIfAborted } from './errors.ts';
-import type { FileInfo, FileSystemInfo } from './host.ts';
+import type { FileInfo, FileSystemInfo, Reads } from './host.ts';
 import type { Operation } from './operation.ts';
 
 const CHUNK_BYTES = 256 * 1024;
@@ -107,7 +107,7 @@ export function readRange(op: Operation, path: string, offset: number, length: n
   });
 }
 
-export async function* readStream(op: Operation, path: string, offset = 0): AsyncGenerator<Uint8Array> {
+export async function* readStream(op: Operation, path: string, offset = 0, reads: Reads = 'fresh'): AsyncGenerator<Uint8Array> {
   const what = `read ${path}`;
   await using file = await heed(
     op,
@@ -116,8 +116,9 @@ export async function* readStream(op: Operation, path: string, offset = 0): Asyn
     (late) => void late.close(),
   );
   const { size } = await heed(op, what, () => file.stat());
+  const own = reads === 'in-place' && offset < size ? Buffer.allocUnsafeSlow(Math.min(CHUNK_BYTES, size - offset)) : null;
   for (let at = offset; at < size; ) {
-    const chunk = Buffer.allocUnsafe(Math.min(CHUNK_BYTES, size - at));
+    const chunk = own?.subarray(0, size - at) ?? Buffer.allocUnsafe(Math.min(CHUNK_BYTES, size - at));
     const { bytesRead } = await heed(op, what, () => file.read(chunk, 0, chunk.byteLength, at));
     if (bytesRead === 0) return; // truncated since
     yield new Uint8Array(chunk.buffer, chunk.byteOffset, bytesRead);
@@ -274,7 +275,7 @@ export function fileSystemName(magic: number): string {
 export async function sha256(op: Operation, path: string): Promise<string> {
   const hash = createHash('sha256');
   try {
-    for await (const chunk of readStream(op, path)) hash.update(chunk);
+    for await (const chunk of readStream(op, path, 0, 'in-place')) hash.update(chunk);
   } catch (error) {
     throw systemError(op, `hash ${path}`, error);
   }

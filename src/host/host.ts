@@ -128,8 +128,8 @@ export type Host = {
   appendStream(op: Operation, path: string, chunks: AsyncIterable<Uint8Array>): Promise<number>;
   /** Fewer bytes than `length` where the file ends before. */
   readRange(op: Operation, path: string, offset: number, length: number): Promise<Uint8Array>;
-  /** Chunks from `offset` to the end of the file as it is then. */
-  readStream(op: Operation, path: string, offset?: number): AsyncIterable<Uint8Array>;
+  /** Chunks from `offset` to the end of the file as it is then; `in-place`: each is valid until the next is asked for. */
+  readStream(op: Operation, path: string, offset?: number, reads?: Reads): AsyncIterable<Uint8Array>;
   /** Of a symlink itself; null where nothing is. */
   stat(op: Operation, path: string): Promise<FileInfo | null>;
   /** What a symlink points to, as it stands there. */

@@ -86,25 +86,20 @@ async function endOf(child: ChildProcess): Promise<number> {
   return code ?? 128 + (signal === null ? 0 : osConstants.signals[signal]);
 }
 
-/** As fast as it reads. What it does not want to read any more is not asked for. */
+/** As fast as it reads. What it does not want to read any more is not asked for; a chunk's memory is free when the next is asked for. */
 async function feed({ stdin }: ChildProcess, chunks: AsyncIterable<Uint8Array>): Promise<void> {
   if (stdin === null) return;
   for await (const chunk of chunks) {
     if (stdin.destroyed) return;
-    if (!stdin.write(chunk)) await drained(stdin);
+    await written(stdin, chunk);
   }
   stdin.end();
 }
 
-function drained(stream: Writable): Promise<void> {
+/** What goes wrong is told by the exit code. */
+function written(stream: Writable, chunk: Uint8Array): Promise<void> {
   const { promise, resolve } = Promise.withResolvers<void>();
-  const done = (): void => {
-    stream.removeListener('drain', done);
-    stream.removeListener('close', done);
-    resolve();
-  };
-  stream.once('drain', done);
-  stream.once('close', done);
+  stream.write(chunk, () => resolve());
   return promise;
 }
 

@@ -1,22 +1,26 @@
-// From layers to an image that sandboxes boot: the layers are flattened into one tar stream, that is
-// packed as it comes (docs/decisions/0005-image-file-system.md), and the result is moved into place
-// whole. Needs no root, and no file of the image is ever made on this machine.
+// From layers to an image that sandboxes boot: each layer is packed as it is read, or taken from an image that
+// has it already; one file system is made of them (docs/decisions/0027-layers-are-packed-once.md) and
+// moved into place whole. Needs no root, and no file of the image is ever made on this machine.
+import { createHash } from 'node:crypto';
 import { join } from 'node:path';
-import type { HutchError } from '../domain/errors.ts';
+import { setImmediate as turn } from 'node:timers/promises';
+import { HutchError } from '../domain/errors.ts';
 import type { ImageConfig } from '../domain/image.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { ArchiveError } from './archive-error.ts';
 import type { Blobs } from './blobs.ts';
 import { commitImage, OCI_CONFIG, OCI_MANIFEST, type OciSource, openImage, type PreparedImage, ROOTFS } from './image.ts';
-import { applyLayer, flattened, type LayerSource } from './layers/flatten.ts';
+import { type KnownLayer, keepMap, knownMaps, openMap } from './layers/map.ts';
+import { PackFailed, packLayer } from './layers/pack.ts';
 import { TREE_LIMITS, Tree, type TreeLimits } from './layers/tree.ts';
 import { unpacked } from './layers/unpack.ts';
 import { type ImagePaths, SHARED_DIR_MODE, SHARED_FILE_MODE, unlessDamaged } from './layout.ts';
-import { PACK_OPTIONS } from './pack.ts';
+import type { PackedLayer } from './squashfs/format.ts';
+import { squashfsOf, TooManyOwners } from './squashfs/write.ts';
 
-const OUTPUT_BYTES_MAX = 1024 * 1024;
 export const STEP = 'pull';
+const ENTRIES_PER_TURN = 2_000;
 
 export type BuildLimits = TreeLimits & {
   /** One layer as a tar archive, with its headers and all that is overwritten later. */
@@ -56,22 +60,9 @@ export async function buildImage(
   const out = staged.path;
   await host.remove(op, out);
   await host.makeDir(op, out, SHARED_DIR_MODE);
-  const sources: LayerSource[] = [];
-  const tree = new Tree(limits);
-  for (const [at, layer] of image.layers.entries()) {
-    const name = `layer ${at + 1} of ${image.layers.length} of ${image.what}`;
-    const file = await layer.file;
-    const open = (): AsyncIterable<Uint8Array> => unpacked(op, host, file, limits.layerBytesMax);
-    op.progress({ step: STEP, detail: `reading layer ${at + 1} of ${image.layers.length}` });
-    const diffId = await named(op, name, () => applyLayer(tree, at, open));
-    if (diffId !== layer.diffId) throw op.error('failed_precondition', `${name} is not what the image says: its content is ${diffId}`);
-    sources.push(open);
-  }
-  op.progress({ step: STEP, detail: 'packing' });
-  const sizeBytes = await named(op, image.what, () => pack(op, host, flattened(tree, sources), join(out, ROOTFS), image.what));
+  const { sha256, sizeBytes } = await rootOf(op, { host, paths, image, out, limits }, 'reuse');
   await host.writeFileAtomic(op, join(out, OCI_CONFIG), image.configBytes, SHARED_FILE_MODE);
   if (image.manifest !== null) await host.writeFileAtomic(op, join(out, OCI_MANIFEST), image.manifest.bytes, SHARED_FILE_MODE);
-  const sha256 = await host.sha256(op, join(out, ROOTFS));
   // Another process may have been quicker.
   const there = await unlessDamaged(op, () => openImage(op, host, paths, image.digest));
   if (there !== null) return there;
@@ -97,6 +88,130 @@ export async function buildImage(
   });
 }
 
+type Root = { readonly sha256: string; readonly sizeBytes: number };
+type Making = {
+  readonly host: Host;
+  readonly paths: ImagePaths;
+  readonly image: ImageToBuild;
+  readonly out: string;
+  readonly limits: BuildLimits;
+};
+
+/** The root file system, with what is known of its layers beside it. */
+async function rootOf(op: Operation, making: Making, layersHere: 'reuse' | 'ignore'): Promise<Root> {
+  const { host, paths, image, out, limits } = making;
+  const tree = new Tree(limits);
+  const here = layersHere === 'reuse' ? await knownMaps(op, host, paths) : new Map<string, string>();
+  const layers: KnownLayer[] = [];
+  for (const [at, layer] of image.layers.entries()) {
+    const dir = here.get(layer.diffId);
+    const known = dir === undefined ? null : await openMap(op, host, dir, layer.diffId);
+    layers.push(
+      known === null ? await readLayer(op, making, tree, at, layer) : await named(op, image.what, () => applied(tree, at, known)),
+    );
+  }
+  await Promise.all(image.layers.map(({ file }) => file)); // also those whose content was here: they are kept for others
+  op.progress({ step: STEP, detail: 'writing' });
+  try {
+    return await named(op, image.what, () => written(op, making, tree, layers));
+  } catch (error) {
+    if (!(error instanceof NotAsItWas)) throw error;
+    op.log.warn({ path: error.path }, 'an image has changed on disk; its layers are read anew');
+    await host.remove(op, join(out, ROOTFS));
+    return await rootOf(op, making, 'ignore');
+  }
+}
+
+async function readLayer(
+  op: Operation,
+  { host, image, out, limits }: Making,
+  tree: Tree,
+  at: number,
+  layer: LayerToBuild,
+): Promise<KnownLayer> {
+  const name = `layer ${at + 1} of ${image.layers.length} of ${image.what}`;
+  const file = await layer.file;
+  op.progress({ step: STEP, detail: `reading layer ${at + 1} of ${image.layers.length}` });
+  const source = unpacked(op, host, file, limits.layerBytesMax);
+  const { packed, diffId, entries } = await named(op, name, () => packLayer(op, host, tree, at, source, join(out, `layer-${at}`)));
+  if (diffId !== layer.diffId) throw op.error('failed_precondition', `${name} is not what the image says: its content is ${diffId}`);
+  return { packed, entries };
+}
+
+async function applied(tree: Tree, at: number, known: KnownLayer): Promise<KnownLayer> {
+  for (const [ordinal, entry] of known.entries.entries()) {
+    tree.apply(at, ordinal, entry);
+    if (ordinal % ENTRIES_PER_TURN === 0) await turn();
+  }
+  return known;
+}
+
+/** A layer that was to be taken from another image is not what it was there. */
+class NotAsItWas extends Error {
+  readonly path: string;
+  constructor(path: string) {
+    super(`${path} has changed`);
+    this.path = path;
+  }
+}
+
+async function written(op: Operation, { host, image, out }: Making, tree: Tree, layers: readonly KnownLayer[]): Promise<Root> {
+  const { head, tables, sizeBytes } = await squashfsOf(
+    tree,
+    layers.map(({ packed }) => packed),
+  );
+  const hash = createHash('sha256');
+  const sums: string[] = [];
+  await host.appendStream(
+    op,
+    join(out, ROOTFS),
+    (async function* () {
+      hash.update(head);
+      yield head;
+      for (const { packed } of layers) {
+        const own = createHash('sha256');
+        for await (const chunk of dataOf(op, host, packed)) {
+          own.update(chunk);
+          hash.update(chunk);
+          yield chunk;
+        }
+        const sum = own.digest('hex');
+        if (packed.sha256 !== null && packed.sha256 !== sum) throw new NotAsItWas(packed.path);
+        sums.push(sum);
+      }
+      for (const table of tables) {
+        hash.update(table);
+        yield table;
+      }
+    })(),
+  );
+  let offset = head.byteLength;
+  for (const [at, { packed, entries }] of layers.entries()) {
+    const { diffId = '' } = image.layers[at] ?? {};
+    await keepMap(op, host, out, diffId, { packed: { ...packed, offset }, entries, sha256: sums[at] ?? '' });
+    offset += packed.bytes;
+    await host.remove(op, join(out, `layer-${at}`));
+  }
+  return { sha256: hash.digest('hex'), sizeBytes };
+}
+
+async function* dataOf(op: Operation, host: Host, { path, offset, bytes, sha256 }: PackedLayer): AsyncGenerator<Uint8Array> {
+  let left = bytes;
+  try {
+    for await (const chunk of left === 0 ? [] : host.readStream(op, path, offset, 'in-place')) {
+      const part = chunk.subarray(0, left);
+      left -= part.byteLength;
+      yield part;
+      if (left === 0) return;
+    }
+  } catch (error) {
+    // Another image's, which may be removed at any time.
+    if (sha256 !== null && error instanceof HutchError && error.code === 'not_found') throw new NotAsItWas(path);
+    throw error;
+  }
+  if (left > 0) throw new NotAsItWas(path);
+}
+
 function listsOf({ entrypoint, command, exposedPorts }: ImageConfig) {
   return { entrypoint: [...entrypoint], command: [...command], exposedPorts: [...exposedPorts] };
 }
@@ -108,20 +223,11 @@ export async function named<T>(op: Operation, what: string, work: () => Promise<
   } catch (error) {
     for (let at: unknown = error, depth = 0; at instanceof Error && depth < 4; at = at.cause, depth += 1) {
       if (at instanceof ArchiveError) throw op.error('failed_precondition', `${what} cannot be used: ${at.message}`);
+      if (at instanceof PackFailed) throw packError(op, at.message, what);
+      if (at instanceof TooManyOwners) throw op.error('failed_precondition', `${what} has files of more than 65,535 users and groups`);
     }
     throw error;
   }
-}
-
-async function pack(op: Operation, host: Host, tar: AsyncIterable<Uint8Array>, out: string, what: string): Promise<number> {
-  const packed = await host.run(op, ['tar2sqfs', ...PACK_OPTIONS, out], {
-    input: tar,
-    env: { SOURCE_DATE_EPOCH: '0' },
-    outputBytesMax: OUTPUT_BYTES_MAX,
-  });
-  const file = await host.stat(op, out);
-  if (packed.exitCode === 0 && file !== null) return file.sizeBytes;
-  throw packError(op, Buffer.from(packed.stderr).toString(), what);
 }
 
 function packError(op: Operation, said: string, what: string): HutchError {

@@ -31,6 +31,12 @@ export async function unpackLz4Legacy(packed: Uint8Array, unpackedBytes: number)
   return out;
 }
 
+/** One block alone, of which at most `bytesMax` come. */
+export function unpackLz4Block(block: Uint8Array, bytesMax: number): Uint8Array {
+  const out = new Uint8Array(bytesMax);
+  return out.subarray(0, unpackBlock(block, out, 0));
+}
+
 /** Unpacks one block into `out` from `start` on; gives where it ended. */
 function unpackBlock(block: Uint8Array, out: Uint8Array, start: number): number {
   const room = Math.min(out.byteLength, start + BLOCK_BYTES_MAX);

@@ -120,16 +120,10 @@ export class TarReader implements AsyncDisposable {
     const at = this.#source.offset;
     const block = Buffer.from(await this.#source.take(BLOCK_BYTES)); // a copy: what comes next may lie in the same memory
     // Many an archive ends without its two blocks of zeros.
-    if (block.byteLength === 0 || block.every((byte) => byte === 0)) return null;
+    if (block.byteLength === 0 || ZEROS.compare(block, 0, block.byteLength, 0, block.byteLength) === 0) return null;
     if (block.byteLength < BLOCK_BYTES) throw truncated();
     const said = /^[ \0]*([0-7]+)[ \0]*$/.exec(block.toString('latin1', 148, 156))?.[1];
-    let unsigned = 0;
-    let signed = 0;
-    for (const [index, byte] of block.entries()) {
-      const value = index >= 148 && index < 156 ? 0x20 : byte;
-      unsigned += value;
-      signed += value > 127 ? value - 256 : value;
-    }
+    const { unsigned, signed } = checksums(block);
     if (said !== undefined && [unsigned, signed].includes(Number.parseInt(said, 8))) return block;
     throw new ArchiveError(`it is no tar archive: there is no header at byte ${at}`);
   }
@@ -207,6 +201,19 @@ export class TarReader implements AsyncDisposable {
     checkPieces(pieces, { sizeBytes, storedBytes: this.#unread, path });
     return { sparse: pieces, sizeBytes };
   }
+}
+
+/** Of a header, its own field counted as blanks; by index, as an iterator would make an object of each of millions of bytes. */
+function checksums(block: Buffer): { readonly unsigned: number; readonly signed: number } {
+  let unsigned = 8 * 0x20;
+  let large = 0;
+  for (let index = 0; index < BLOCK_BYTES; index += 1) {
+    if (index >= 148 && index < 156) continue;
+    const byte = block[index] ?? 0;
+    unsigned += byte;
+    if (byte > 127) large += 1;
+  }
+  return { unsigned, signed: unsigned - 256 * large };
 }
 
 const NOTHING = { sparse: null, sizeBytes: 0 } as const;

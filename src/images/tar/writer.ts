@@ -52,7 +52,7 @@ function block(flag: string, entry: Omit<EntryToWrite, 'type' | 'xattrs'>): Buff
   octal(header, 329, 8, entry.devMajor);
   octal(header, 337, 8, entry.devMinor);
   let sum = 0;
-  for (const byte of header) sum += byte;
+  for (let index = 0; index < BLOCK_BYTES; index += 1) sum += header[index] ?? 0;
   header.write(`${sum.toString(8).padStart(6, '0')}\0 `, 148, 'latin1');
   return header;
 }

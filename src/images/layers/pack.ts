@@ -1,0 +1,118 @@
+// One layer, read once: what it says goes to the tree, and the content of its files to tar2sqfs, under no name
+// but the number of its entry. No file of an image is ever made on this machine but the packed result.
+// The same layer gives the same bytes.
+import { createHash, type Hash } from 'node:crypto';
+import { setImmediate as turn } from 'node:timers/promises';
+import type { Host } from '../../host/host.ts';
+import type { Operation } from '../../host/operation.ts';
+import { PACK_OPTIONS } from '../pack.ts';
+import type { PackedLayer } from '../squashfs/format.ts';
+import { readPacked } from '../squashfs/read.ts';
+import { padding, type TarEntry } from '../tar/entry.ts';
+import { TarReader } from '../tar/reader.ts';
+import { TAR_END, tarHeader } from '../tar/writer.ts';
+import type { Tree } from './tree.ts';
+
+/** A layer, unpacked, from its beginning. */
+export type LayerSource = AsyncIterable<Uint8Array>;
+
+/** So many entries are looked at before others get their turn. */
+const ENTRIES_PER_TURN = 2_000;
+/** Small files go out together: a write for each header would cost more than its content. */
+const CHUNK_BYTES = 128 * 1024;
+/** From here on a copy would cost more than a write. */
+const LARGE_BYTES = 32 * 1024;
+/** A directory of tar2sqfs's is a list. */
+const FILES_PER_DIRECTORY = 1_024;
+const OUTPUT_BYTES_MAX = 1024 * 1024;
+
+export type LayerRead = {
+  readonly packed: PackedLayer;
+  /** `sha256:…` of the whole of it, unpacked. */
+  readonly diffId: string;
+  /** All that it says, in order. */
+  readonly entries: readonly TarEntry[];
+};
+
+/** What tar2sqfs could not do. */
+export class PackFailed extends Error {}
+
+export async function packLayer(
+  op: Operation,
+  host: Host,
+  tree: Tree,
+  layer: number,
+  source: LayerSource,
+  out: string,
+): Promise<LayerRead> {
+  const hash = createHash('sha256');
+  const entries: TarEntry[] = [];
+  const contents = gathered(contentsOf(tree, layer, hashed(source, hash), entries));
+  const { exitCode, stderr } = await host.run(op, ['tar2sqfs', ...PACK_OPTIONS, '--no-xattr', out], {
+    input: contents,
+    outputBytesMax: OUTPUT_BYTES_MAX,
+  });
+  if (exitCode !== 0) throw new PackFailed(new TextDecoder().decode(stderr));
+  return { packed: await readPacked(op, host, out), diffId: `sha256:${hash.digest('hex')}`, entries };
+}
+
+async function* contentsOf(tree: Tree, layer: number, source: LayerSource, entries: TarEntry[]): AsyncGenerator<Uint8Array> {
+  await using reader = new TarReader(source);
+  for (let ordinal = 0; ; ordinal += 1) {
+    const entry = await reader.next();
+    if (entry === null) break;
+    tree.apply(layer, ordinal, entry);
+    entries.push(entry);
+    if (ordinal % ENTRIES_PER_TURN === 0) await turn();
+    if (entry.type !== 'file' || entry.sizeBytes === 0) continue;
+    yield tarHeader(numbered(ordinal, entry.sizeBytes));
+    yield* reader.content();
+    yield ZEROS.subarray(0, padding(entry.sizeBytes));
+  }
+  await reader.drain();
+  yield TAR_END;
+}
+
+const ZEROS = Buffer.alloc(512);
+
+/** What is asked back of the packed layer is which entry a file was: its time says it. */
+function numbered(ordinal: number, sizeBytes: number) {
+  return {
+    type: 'file',
+    path: `${Math.floor(ordinal / FILES_PER_DIRECTORY)}/${ordinal}`,
+    link: '',
+    mode: 0o600,
+    uid: 0,
+    gid: 0,
+    mtimeSeconds: ordinal,
+    sizeBytes,
+    devMajor: 0,
+    devMinor: 0,
+    xattrs: null,
+  } as const;
+}
+
+async function* hashed(chunks: AsyncIterable<Uint8Array>, hash: Hash): AsyncGenerator<Uint8Array> {
+  for await (const chunk of chunks) {
+    hash.update(chunk);
+    yield chunk;
+  }
+}
+
+/** In the same memory each time: what it yields is valid until the next step. */
+async function* gathered(chunks: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+  const buffer = Buffer.allocUnsafeSlow(CHUNK_BYTES);
+  let filled = 0;
+  for await (const chunk of chunks) {
+    if (chunk.byteLength > CHUNK_BYTES - filled || chunk.byteLength >= LARGE_BYTES) {
+      if (filled > 0) yield buffer.subarray(0, filled);
+      filled = 0;
+    }
+    if (chunk.byteLength >= LARGE_BYTES) yield chunk;
+    else {
+      buffer.set(chunk, filled);
+      filled += chunk.byteLength;
+    }
+  }
+  if (filled > 0) yield buffer.subarray(0, filled);
+}
