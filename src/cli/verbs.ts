@@ -6,6 +6,7 @@ import { imageVerbs } from './table/image.ts';
 import { kernelVerbs } from './table/kernel.ts';
 import { lookVerbs } from './table/look.ts';
 import { machineVerbs } from './table/machine.ts';
+import { quotaVerbs } from './table/quotas.ts';
 import { reachVerbs } from './table/reach.ts';
 import { runVerbs } from './table/run.ts';
 import { traceVerbs } from './table/trace.ts';
@@ -21,6 +22,7 @@ export const VERBS: readonly Verb[] = [
   ...traceVerbs,
   ...imageVerbs,
   ...kernelVerbs,
+  ...quotaVerbs,
   ...machineVerbs,
 ];
 

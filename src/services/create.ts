@@ -186,7 +186,8 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
       core.warm.handOver(member);
       return id;
     } catch (error) {
-      if (error instanceof Repeated || (error instanceof HutchError && error.code === 'conflict')) core.warm.giveBack(member);
+      if (error instanceof Repeated || (error instanceof HutchError && (error.code === 'conflict' || error.code === 'resource_exhausted')))
+        core.warm.giveBack(member);
       else void core.warm.drop(member);
       throw error;
     }
@@ -277,8 +278,8 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
 }
 
 /** Written down before any of it is done. */
-function creating(projectId: ProjectId, sandboxId: SandboxId, { name, backend, imageId, kernelId }: SandboxSpec, atMs: number) {
-  const detail = { backend, imageId, kernelId };
+function creating(projectId: ProjectId, sandboxId: SandboxId, { name, backend, imageId, kernelId, shape }: SandboxSpec, atMs: number) {
+  const detail = { backend, imageId, kernelId, shape: { ...shape } };
   return { change: 'addIntent', kind: 'create', projectId, sandboxId, reserveName: name, atMs, detail } as const;
 }
 

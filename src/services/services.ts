@@ -20,6 +20,7 @@ import { logVerbs } from './logs.ts';
 import { Operations } from './operations.ts';
 import { Presenter } from './present.ts';
 import { Publisher } from './publisher.ts';
+import { quotaVerbs } from './quotas.ts';
 import { reachVerbs } from './reach-verbs.ts';
 import { reconcile } from './reconcile.ts';
 import { recordVerbs } from './records.ts';
@@ -84,6 +85,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     ...logVerbs(core),
     ...imageVerbs(core),
     ...kernelVerbs(core),
+    ...quotaVerbs(core),
     ...recordVerbs(core),
     ...keys.verbs(),
     ...daemonVerbs(core, deps.host.nowMs()),

@@ -16,6 +16,7 @@ import { execRequest, execVerbs } from './verbs/exec.ts';
 import { fileVerbs } from './verbs/file.ts';
 import { imageVerbs } from './verbs/image.ts';
 import { kernelVerbs } from './verbs/kernel.ts';
+import { quotaVerbs } from './verbs/quota.ts';
 import { recordVerbs } from './verbs/record.ts';
 import { sandboxVerbs } from './verbs/sandbox.ts';
 import type { Verb } from './verbs/verb.ts';
@@ -28,6 +29,7 @@ export const verbs = {
   ...fileVerbs,
   ...imageVerbs,
   ...kernelVerbs,
+  ...quotaVerbs,
   ...recordVerbs,
   ...daemonVerbs,
 } as const satisfies Record<string, Verb>;

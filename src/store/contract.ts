@@ -8,6 +8,7 @@ import type { ImageId, KernelId, KeyId, OpId, ProjectId, SandboxId } from '../do
 import type { Image, Kernel, NamedImage } from '../domain/image.ts';
 import type { LedgerEntry } from '../domain/ledger.ts';
 import type { PublishedPort } from '../domain/published-port.ts';
+import type { Bounds, ProjectQuota, Tier } from '../domain/quota.ts';
 import type {
   ApiKey,
   EventRecord,
@@ -28,7 +29,10 @@ export const PAGE_ROWS_MAX = 1_000;
 export const REQUEST_LIFETIME_MS = 24 * 60 * 60 * 1_000;
 
 export type ChangeMap = {
-  /** Its disk exists: the row, its `created` event and `vm.storage.start`. `conflict` when the name is taken or reserved. */
+  /**
+   * Its disk exists: the row, its `created` event and `vm.storage.start`. `conflict` when the name is taken or reserved,
+   * `resource_exhausted` when a quota of the project would be passed.
+   */
   createSandbox: {
     args: {
       readonly id: SandboxId;
@@ -95,7 +99,10 @@ export type ChangeMap = {
   /** At the start of the daemon: whatever still runs on paper was interrupted. */
   interruptOperations: { args: { readonly endedAtMs: number }; result: readonly OperationRecord[] };
 
-  /** `conflict` when the name is taken or reserved. */
+  /**
+   * `conflict` when the name is taken or reserved; of kind `create` with a `shape`, `resource_exhausted` when a quota of the
+   * project would be passed: what it is about counts from now on.
+   */
   addIntent: {
     args: {
       readonly kind: string;
@@ -128,7 +135,7 @@ export type ChangeMap = {
   /** Forgets the first call, because it changed nothing: the next one starts anew. */
   releaseRequest: { args: { readonly apiKeyId: KeyId; readonly key: string }; result: null };
 
-  /** A new digest takes the name away from the image that had it. The same digest again changes nothing but the name. */
+  /** `resource_exhausted` when it passes the quota of the project whose key asks. A new digest takes the name away from the image that had it. The same digest again changes nothing but the name. */
   putImage: { args: { readonly image: Image }; result: NamedImage };
   /** One more name, taken from the image that had it. */
   nameImage: { args: { readonly id: ImageId; readonly name: string; readonly atMs: number }; result: NamedImage };
@@ -150,6 +157,13 @@ export type ChangeMap = {
   touchKey: { args: { readonly id: KeyId; readonly atMs: number }; result: null };
   /** Idempotent: keeps the first time. */
   revokeKey: { args: { readonly id: KeyId; readonly atMs: number }; result: ApiKey };
+
+  /** What all projects of that tier may have from now on; made when it is not there. */
+  setTier: { args: { readonly name: string; readonly bounds: Bounds }; result: null };
+  /** `failed_precondition`, naming them, while projects have it; `not_found`. */
+  removeTier: { args: { readonly name: string }; result: null };
+  /** `not_found` for a tier that there is not. */
+  setQuota: { args: { readonly projectId: ProjectId; readonly tier: string | null; readonly own: Bounds }; result: null };
 
   setSetting: { args: { readonly key: string; readonly value: unknown }; result: null };
   beat: { args: Record<never, never>; result: Heartbeat };
@@ -239,6 +253,10 @@ export type QueryMap = {
   /** Revoked ones too: the caller says so. */
   keyByHash: { args: { readonly sha256: string }; result: ApiKey | null };
   keys: { args: { readonly projectId?: ProjectId }; result: readonly ApiKey[] };
+
+  /** Of every project, what it may have and what it uses. */
+  quotas: { args: Record<never, never>; result: readonly ProjectQuota[] };
+  tiers: { args: Record<never, never>; result: readonly Tier[] };
 
   setting: { args: { readonly key: string }; result: unknown };
   /**

@@ -31,6 +31,7 @@ import {
   updateOperation,
 } from './operations.ts';
 import { listPorts, releasePorts, reservePorts } from './ports.ts';
+import { listQuotas, listTiers, removeTier, setQuota, setTier } from './quotas.ts';
 import { finishRequest, openRequests, releaseRequest } from './requests.ts';
 import {
   applyChange,
@@ -72,6 +73,9 @@ export const CHANGES: { readonly [K in ChangeName]: (tx: Tx, args: ChangeMap[K][
   createKey,
   touchKey,
   revokeKey,
+  setTier,
+  removeTier,
+  setQuota,
   setSetting,
   beat,
   prune,
@@ -103,6 +107,8 @@ export const QUERIES: { readonly [K in QueryName]: (db: Db, args: QueryMap[K]['a
   projects: listProjects,
   keyByHash: (db, { sha256 }) => keyByHash(db, sha256),
   keys: listKeys,
+  quotas: listQuotas,
+  tiers: listTiers,
   setting: (db, { key }) => readSetting(db, key),
   heartbeat: readHeartbeat,
   ledger: ledgerPage,

@@ -7,6 +7,7 @@ import { ARCHITECTURES, type Kernel, type NamedImage } from '../domain/image.ts'
 import { DETAIL_BYTES_MAX, idColumn, jsonColumn, objectSchema, timeColumn, toJson } from './columns.ts';
 import type { ChangeMap, QueryMap } from './contract.ts';
 import type { Db, Row } from './db.ts';
+import { ownImage } from './quotas.ts';
 import { readSetting, setSetting } from './settings.ts';
 import type { Tx } from './tx.ts';
 
@@ -61,6 +62,7 @@ export function putImage(tx: Tx, { image }: ChangeMap['putImage']['args']): Name
   );
   // One that was there keeps its id.
   const { id } = idRow.parse(tx.db.get('SELECT id FROM images WHERE digest = ?', image.digest));
+  ownImage(tx, id, image);
   if (image.name !== null) setName(tx.db, image.name, id, image.createdAtMs);
   return requireImage(tx.db, id);
 }
@@ -89,6 +91,7 @@ function setName(db: Db, name: string, id: ImageId, atMs: number): void {
 export function removeImage(tx: Tx, { id }: ChangeMap['removeImage']['args']): null {
   refuseUsed(tx.db, 'image', id);
   tx.db.run('DELETE FROM image_names WHERE image_id = ?', id);
+  tx.db.run('DELETE FROM image_owners WHERE image_id = ?', id);
   if (tx.db.run('DELETE FROM images WHERE id = ?', id).changes === 0)
     throw new HutchError({ code: 'not_found', message: `there is no image ${id}` });
   return null;

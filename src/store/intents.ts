@@ -9,6 +9,7 @@ import { DETAIL_BYTES_MAX, idColumn, jsonColumn, objectSchema, opIdColumn, timeC
 import type { ChangeMap, QueryMap } from './contract.ts';
 import type { Db, Row } from './db.ts';
 import { meta, setMeta } from './open.ts';
+import { roomForSandbox } from './quotas.ts';
 import { claimName } from './sandboxes.ts';
 import type { Tx } from './tx.ts';
 
@@ -22,6 +23,9 @@ const row = z.object({
   created_at_ms: timeColumn,
   detail: jsonColumn(objectSchema),
 });
+
+/** Of one that makes a sandbox: what counts for the quotas of its project. */
+const shapeOfDetail = z.object({ shape: z.object({ cpus: z.number(), memoryMiB: z.number(), diskMiB: z.number() }) });
 
 function fromRow(raw: Row): Intent {
   const parsed = row.parse(raw);
@@ -38,6 +42,8 @@ function fromRow(raw: Row): Intent {
 }
 
 export function addIntent(tx: Tx, args: ChangeMap['addIntent']['args']): Intent {
+  const making = shapeOfDetail.safeParse(args.detail);
+  if (args.kind === 'create' && making.success) roomForSandbox(tx.db, args.projectId, making.data.shape);
   if (args.reserveName !== undefined) claimName(tx.db, args.projectId, args.reserveName, args.sandboxId ?? null);
   const { lastRowId } = tx.db.run(
     'INSERT INTO intents (kind, project_id, sandbox_id, reserved_name, op_id, created_at_ms, detail) VALUES (?, ?, ?, ?, ?, ?, ?)',

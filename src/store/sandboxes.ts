@@ -19,6 +19,7 @@ import { type ChangeMap, PAGE_ROWS_MAX, type QueryMap, type SandboxFilter } from
 import type { Db, Row } from './db.ts';
 import { appendEvent, factsOf } from './events.ts';
 import { appendLedger } from './ledger.ts';
+import { roomForSandbox } from './quotas.ts';
 import type { Tx } from './tx.ts';
 
 /** A spec has argv and env: as large as the API's bounds let them be. */
@@ -117,6 +118,7 @@ function fromRow(raw: Row): Sandbox {
 export function createSandbox(tx: Tx, args: ChangeMap['createSandbox']['args']): Sandbox {
   const { id, projectId, spec: wanted, atMs, source } = args;
   claimName(tx.db, projectId, wanted.name, null);
+  roomForSandbox(tx.db, projectId, wanted.shape);
   const creation: SandboxCreation = { type: 'created', atMs, opId: tx.stamp.opId, ...(source === undefined ? {} : { source }) };
   const sandbox = newSandbox({ id, projectId, spec: wanted, atMs, opId: tx.stamp.opId });
   tx.db.run(

@@ -202,6 +202,28 @@ export const MIGRATIONS: readonly Migration[] = [
       UPDATE images SET name = NULL;
     `,
   },
+  {
+    version: 5,
+    what: 'quotas by tier and project, and who brought an image',
+    sql: `
+      CREATE TABLE quota_tiers (name TEXT PRIMARY KEY, bounds TEXT NOT NULL) STRICT;
+      INSERT INTO quota_tiers (name, bounds) VALUES
+        ('FREE', '{"sandboxes":1,"cpus":1,"memoryMiB":512,"diskMiB":1024,"imageMiB":1024}'),
+        ('PRO', '{"sandboxes":3,"cpus":6,"memoryMiB":6144,"diskMiB":30720,"imageMiB":10240}'),
+        ('ENTERPRISE', '{"sandboxes":10,"cpus":40,"memoryMiB":81920,"diskMiB":1024000,"imageMiB":102400}'),
+        ('DEDICATED', '{"sandboxes":50,"cpus":800,"memoryMiB":1638400,"diskMiB":52428800,"imageMiB":1048576}');
+      CREATE TABLE project_quotas (
+        project_id TEXT PRIMARY KEY REFERENCES projects (id),
+        tier TEXT REFERENCES quota_tiers (name),
+        bounds TEXT NOT NULL
+      ) STRICT, WITHOUT ROWID;
+      CREATE TABLE image_owners (
+        image_id TEXT NOT NULL REFERENCES images (id),
+        project_id TEXT NOT NULL REFERENCES projects (id),
+        PRIMARY KEY (image_id, project_id)
+      ) STRICT, WITHOUT ROWID;
+    `,
+  },
 ];
 
 export const SCHEMA_VERSION = MIGRATIONS.length;

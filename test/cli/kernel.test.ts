@@ -128,3 +128,21 @@ test('what is no kernel is one sentence', { timeout: 60_000 }, async () => {
   const odd = await world.run(['kernel', 'pull', '--', '--simulate']);
   expect([odd.code, odd.stderr]).toEqual([2, expect.stringContaining('must be letters')]);
 });
+
+test('a quota is set and shown in units that people write, and what passes it ends with 5', { timeout: 60_000 }, async () => {
+  expect(await world.ok('quotas', 'set', 'default', '--tier', 'FREE', '--disk', 'none', '--sandboxes', '0')).toMatch(
+    /default +FREE +0 of 0 +0 of 1 +0 B of 512 MiB +0 B +/,
+  );
+  const refused = await world.run(['create', '--no-start']);
+  expect([refused.code, refused.stderr]).toEqual([
+    5,
+    expect.stringMatching(/quota sandboxes of project default \(tier FREE\) is 0.*hutch quotas ls/s),
+  ]);
+  expect(await world.ok('admin', 'quotas', 'tiers')).toMatch(/DEDICATED +50 +800 +1\.6 TiB/);
+  expect(await world.ok('quotas', 'set', 'default', '--tier', 'none', '--disk', 'tier', '--sandboxes', 'tier')).toMatch(
+    /default +- +0 +0 /,
+  );
+  await world.ok('rm', await world.ok('create', '--no-start'));
+  const nothing = await world.run(['quotas', 'set', 'default']);
+  expect([nothing.code, nothing.stderr]).toEqual([2, expect.stringContaining('say what to set')]);
+});

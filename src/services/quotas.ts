@@ -1,0 +1,70 @@
+// Quotas as an operator sees and sets them. They are enforced where sandboxes and images are recorded, in the store.
+import { type Bounds, QUOTA_NAMES } from '../domain/quota.ts';
+import { requireReference } from '../domain/reference.ts';
+import type { Call } from './call.ts';
+import type { Core } from './core.ts';
+import type { Handlers } from './handlers.ts';
+
+type QuotaVerbs = Extract<keyof Handlers, `quota.${string}`>;
+
+export function quotaVerbs(core: Core): Pick<Handlers, QuotaVerbs> {
+  const { store } = core.deps;
+
+  /** Who has bounds may not set them. */
+  function requireOperator({ op, caller }: Call): void {
+    if (caller.projectId === store.defaultProjectId) return;
+    throw op.error('permission_denied', 'quotas are set with a key of the project default');
+  }
+
+  async function find(text: string) {
+    const quotas = await store.query('quotas', {});
+    const candidates = quotas.map((quota) => ({ id: quota.projectId, name: quota.project, quota }));
+    return requireReference('project', text, candidates).quota;
+  }
+
+  const shown = (quota: Awaited<ReturnType<typeof find>>) => ({
+    ...quota,
+    own: { ...quota.own },
+    bounds: { ...quota.bounds },
+    use: { ...quota.use },
+  });
+
+  return {
+    'quota.list': async ({ caller }) => {
+      const quotas = await store.query('quotas', {});
+      const isOperator = caller.projectId === store.defaultProjectId;
+      return { projects: quotas.filter(({ projectId }) => isOperator || projectId === caller.projectId).map(shown) };
+    },
+    'quota.set': async (call, { project, tier, bounds }) => {
+      requireOperator(call);
+      const before = await find(project);
+      call.target(before.projectId);
+      const own = merged(before.own, bounds);
+      await call.commit([{ change: 'setQuota', projectId: before.projectId, tier: tier === undefined ? before.tier : tier, own }]);
+      return shown(await find(before.projectId));
+    },
+    'quota.tiers': async () => ({ tiers: (await store.query('tiers', {})).map(({ name, bounds }) => ({ name, bounds: { ...bounds } })) }),
+    'quota.setTier': async (call, { tier, bounds }) => {
+      requireOperator(call);
+      const before = (await store.query('tiers', {})).find(({ name }) => name === tier);
+      const now = merged(before?.bounds ?? {}, bounds);
+      await call.commit([{ change: 'setTier', name: tier, bounds: now }]);
+      return { name: tier, bounds: { ...now } };
+    },
+    'quota.removeTier': async (call, { tier }) => {
+      requireOperator(call);
+      await call.commit([{ change: 'removeTier', name: tier }]);
+      return { name: tier };
+    },
+  };
+}
+
+/** What is said now comes before what was; `inherit` takes back what was said. */
+function merged(before: Bounds, now: Readonly<Record<string, number | null | 'inherit' | undefined>>): Bounds {
+  const bounds: Record<string, number | null> = {};
+  for (const name of QUOTA_NAMES) {
+    const said = now[name] === undefined ? before[name] : now[name];
+    if (said !== undefined && said !== 'inherit') bounds[name] = said;
+  }
+  return bounds;
+}

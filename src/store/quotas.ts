@@ -1,0 +1,152 @@
+// The tables of tiers and of projects' quotas. Use is not kept: it is counted, in the transaction that adds to it, from the
+// sandboxes that are there, those that are being made, and the images that a project brought. So two at once cannot both
+// have the last of something, and nothing can go out of step.
+import * as z from 'zod';
+import { HutchError } from '../domain/errors.ts';
+import type { ImageId, ProjectId } from '../domain/ids.ts';
+import type { Image } from '../domain/image.ts';
+import { type Bounds, effective, type ProjectQuota, passed, QUOTA_NAMES, QUOTAS, type Tier, type Use } from '../domain/quota.ts';
+import type { Shape } from '../domain/sandbox.ts';
+import { DETAIL_BYTES_MAX, idColumn, jsonColumn, toJson } from './columns.ts';
+import type { ChangeMap } from './contract.ts';
+import type { Db, Row } from './db.ts';
+import type { Tx } from './tx.ts';
+
+const MIB = 2 ** 20;
+
+const boundsSchema = z.object(Object.fromEntries(QUOTA_NAMES.map((name) => [name, z.number().nullable().optional()])));
+const tierRow = z.object({ name: z.string(), bounds: jsonColumn(boundsSchema) });
+const projectRow = z.object({
+  id: idColumn('prj'),
+  name: z.string(),
+  tier: z.string().nullable(),
+  own: z.string().nullable(),
+  tier_bounds: z.string().nullable(),
+});
+
+const PROJECTS = `SELECT p.id, p.name, q.tier, q.bounds AS own, t.bounds AS tier_bounds
+  FROM projects p LEFT JOIN project_quotas q ON q.project_id = p.id LEFT JOIN quota_tiers t ON t.name = q.tier`;
+
+export function listTiers(db: Db): readonly Tier[] {
+  return db.all('SELECT name, bounds FROM quota_tiers ORDER BY rowid').map((row) => tierRow.parse(row) as Tier);
+}
+
+export function setTier(tx: Tx, { name, bounds }: ChangeMap['setTier']['args']): null {
+  tx.db.run(
+    'INSERT INTO quota_tiers (name, bounds) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET bounds = excluded.bounds',
+    name,
+    toJson(bounds, DETAIL_BYTES_MAX, 'the bounds'),
+  );
+  return null;
+}
+
+export function removeTier(tx: Tx, { name }: ChangeMap['removeTier']['args']): null {
+  const users = tx.db.all('SELECT p.name FROM project_quotas q JOIN projects p ON p.id = q.project_id WHERE q.tier = ? LIMIT 10', name);
+  if (users.length > 0) {
+    const names = users.map((row) => String(row['name'])).join(', ');
+    throw new HutchError({
+      code: 'failed_precondition',
+      message: `tier ${name} is that of ${names}`,
+      hint: 'give them another first: hutch quotas set PROJECT --tier TIER',
+    });
+  }
+  if (tx.db.run('DELETE FROM quota_tiers WHERE name = ?', name).changes === 0) throw noTier(name);
+  return null;
+}
+
+export function setQuota(tx: Tx, { projectId, tier, own }: ChangeMap['setQuota']['args']): null {
+  if (tier !== null && tx.db.get('SELECT name FROM quota_tiers WHERE name = ?', tier) === undefined) throw noTier(tier);
+  tx.db.run(
+    'INSERT INTO project_quotas (project_id, tier, bounds) VALUES (?, ?, ?) ON CONFLICT (project_id) DO UPDATE SET tier = excluded.tier, bounds = excluded.bounds',
+    projectId,
+    tier,
+    toJson(own, DETAIL_BYTES_MAX, 'the bounds'),
+  );
+  return null;
+}
+
+function noTier(name: string): HutchError {
+  return new HutchError({ code: 'not_found', message: `there is no tier ${name}`, hint: 'see: hutch quotas tiers' });
+}
+
+export function listQuotas(db: Db): readonly ProjectQuota[] {
+  return db.all(`${PROJECTS} ORDER BY p.created_at_ms, p.id`).map((row) => quotaOf(db, row));
+}
+
+function quotaOf(db: Db, row: Row): ProjectQuota {
+  const { id, name, tier, own, tier_bounds } = projectRow.parse(row);
+  const ownBounds = parsed(own) ?? {};
+  return {
+    projectId: id,
+    project: name,
+    tier,
+    own: ownBounds,
+    bounds: effective(ownBounds, parsed(tier_bounds)),
+    use: useOf(db, id),
+  };
+}
+
+function parsed(text: string | null): Bounds | null {
+  return text === null ? null : (jsonColumn(boundsSchema).parse(text) as Bounds);
+}
+
+function useOf(db: Db, projectId: ProjectId): Use {
+  const sums = (from: string) =>
+    z.object({ sandboxes: z.number(), cpus: z.number(), memory: z.number(), disk: z.number() }).parse(
+      db.get(
+        `SELECT count(*) AS sandboxes, coalesce(sum(shape ->> 'cpus'), 0) AS cpus, coalesce(sum(shape ->> 'memoryMiB'), 0) AS memory,
+             coalesce(sum(shape ->> 'diskMiB'), 0) AS disk FROM (${from})`,
+        projectId,
+      ),
+    );
+  const there = sums("SELECT spec -> 'shape' AS shape FROM sandboxes WHERE project_id = ? AND state <> 'deleted'");
+  // One that is being made, until it is a sandbox: both are never there at once.
+  const coming = sums(
+    "SELECT detail -> 'shape' AS shape FROM intents WHERE project_id = ? AND kind = 'create' AND detail -> 'shape' IS NOT NULL",
+  );
+  const image = db.get(
+    `SELECT coalesce(sum(i.body ->> 'sizeBytes'), 0) AS bytes FROM image_owners o JOIN images i ON i.id = o.image_id WHERE o.project_id = ?`,
+    projectId,
+  );
+  return {
+    sandboxes: there.sandboxes + coming.sandboxes,
+    cpus: there.cpus + coming.cpus,
+    memoryMiB: there.memory + coming.memory,
+    diskMiB: there.disk + coming.disk,
+    imageMiB: Math.ceil(Number(image?.['bytes'] ?? 0) / MIB),
+  };
+}
+
+/** @throws HutchError `resource_exhausted`, with the quota, its bound and what is used. */
+export function requireRoom(db: Db, projectId: ProjectId, wanted: Partial<Use>): void {
+  const isBounded = db.get('SELECT 1 FROM project_quotas WHERE project_id = ?', projectId) !== undefined;
+  if (!isBounded) return; // the usual case, which must cost nothing
+  const row = db.get(`${PROJECTS} WHERE p.id = ?`, projectId);
+  if (row === undefined) return;
+  const { project, tier, bounds, use } = quotaOf(db, row);
+  const name = passed(bounds, use, wanted);
+  if (name === null) return;
+  const unit = QUOTAS[name].unit === '' ? '' : ` ${QUOTAS[name].unit}`;
+  const whose = tier === null ? '' : ` (tier ${tier})`;
+  throw new HutchError({
+    code: 'resource_exhausted',
+    message: `the quota ${name} of project ${project}${whose} is ${bounds[name]}${unit}: ${use[name]} are in use, and ${wanted[name]} more are wanted`,
+    hint: 'ask for less, or remove what is not needed; what is used shows: hutch quotas ls',
+  });
+}
+
+export function roomForSandbox(db: Db, projectId: ProjectId, { cpus, memoryMiB, diskMiB }: Shape): void {
+  requireRoom(db, projectId, { sandboxes: 1, cpus, memoryMiB, diskMiB });
+}
+
+/** Whoever brings an image has it, as long as it is there. What Hutch makes by itself is nobody's, and what an Engine keeps lies elsewhere. */
+export function ownImage(tx: Tx, id: ImageId, image: Image): void {
+  const kind = z.object({ source: z.object({ kind: z.string() }) }).safeParse(image.detail);
+  if (!kind.success || kind.data.source.kind === 'mmdebstrap') return;
+  const project = tx.db.get('SELECT project_id FROM api_keys WHERE id = ?', tx.stamp.actor)?.['project_id'];
+  if (typeof project !== 'string') return; // the daemon itself
+  const projectId = idColumn('prj').parse(project);
+  if (tx.db.get('SELECT 1 FROM image_owners WHERE image_id = ? AND project_id = ?', id, projectId) !== undefined) return;
+  requireRoom(tx.db, projectId, { imageMiB: Math.ceil(image.sizeBytes / MIB) });
+  tx.db.run('INSERT INTO image_owners (image_id, project_id) VALUES (?, ?)', id, projectId);
+}

@@ -1,0 +1,65 @@
+// Quotas where they are enforced: in the transaction that adds to what is used.
+import { randomBytes } from 'node:crypto';
+import { expect, test } from 'vitest';
+import { newId } from '../../src/domain/ids.ts';
+import type { Image } from '../../src/domain/image.ts';
+import { testOperation } from '../support/operation.ts';
+import { someSandboxId, someSpec } from './support/sandboxes.ts';
+import { tempStore } from './support/stores.ts';
+
+const op = testOperation();
+const SHAPE = { cpus: 1, memoryMiB: 512, diskMiB: 8_192 };
+
+function someImage(at: number, sizeBytes: number, source: string): Image {
+  return {
+    id: newId('img', randomBytes),
+    name: null,
+    digest: `sha256:${String(at).repeat(64)}`,
+    architecture: 'x86_64',
+    sizeBytes,
+    config: { env: {}, entrypoint: [], command: [], workdir: null, user: null, stopSignal: null, exposedPorts: [] },
+    createdAtMs: 1,
+    detail: { source: { kind: source } },
+  };
+}
+
+test('one that is being made counts once, also in the commit that makes it a sandbox', async () => {
+  await using store = await tempStore();
+  const { defaultProjectId: projectId } = store;
+  await store.commit(op, [{ change: 'setQuota', projectId, tier: null, own: { sandboxes: 1 } }]);
+  const id = someSandboxId();
+  const intent = { change: 'addIntent', kind: 'create', projectId, atMs: 1, detail: { shape: SHAPE } } as const;
+  const [{ id: intentId }] = await store.commit(op, [{ ...intent, sandboxId: id, reserveName: 'web' }]);
+  await expect(store.commit(op, [{ ...intent, sandboxId: someSandboxId(), reserveName: 'other' }])).rejects.toThrow('the quota sandboxes');
+  await store.commit(op, [
+    { change: 'finishIntent', id: intentId },
+    { change: 'createSandbox', id, projectId, spec: someSpec('web'), atMs: 2 },
+  ]);
+  expect((await store.query('quotas', {}))[0]?.use).toMatchObject({ sandboxes: 1, cpus: 1, memoryMiB: 512, diskMiB: 8_192 });
+  // Whoever makes a sandbox in another way is counted as well.
+  const another = { change: 'createSandbox', id: someSandboxId(), projectId, spec: someSpec('fork'), atMs: 3 } as const;
+  await expect(store.commit(op, [another])).rejects.toMatchObject({ code: 'resource_exhausted' });
+});
+
+test('an image counts for the project whose key brought it, as long as it is there; what Hutch made does not', async () => {
+  await using store = await tempStore();
+  const { defaultProjectId: projectId } = store;
+  const keyId = newId('key', randomBytes);
+  await store.commit(op, [{ change: 'createKey', id: keyId, projectId, name: 'ci', sha256: 'a'.repeat(64), atMs: 1 }]);
+  await store.commit(op, [{ change: 'setQuota', projectId, tier: null, own: { imageMiB: 10 } }]);
+  const asKey = { id: op.id, actor: keyId };
+  const use = async () => (await store.query('quotas', {}))[0]?.use.imageMiB;
+  const first = someImage(1, 6 * 2 ** 20, 'oci');
+  await store.commit(asKey, [{ change: 'putImage', image: first }]);
+  await store.commit(asKey, [{ change: 'putImage', image: first }]);
+  await store.commit(asKey, [{ change: 'putImage', image: someImage(2, 60 * 2 ** 20, 'mmdebstrap') }]);
+  await store.commit(op, [{ change: 'putImage', image: someImage(3, 60 * 2 ** 20, 'oci') }]); // by the daemon itself
+  expect(await use()).toBe(6);
+  const refused = store.commit(asKey, [{ change: 'putImage', image: someImage(4, 5 * 2 ** 20, 'oci') }]);
+  await expect(refused).rejects.toThrow('the quota imageMiB of project default is 10 MiB: 6 are in use, and 5 more are wanted');
+  expect(await store.query('images', {})).toHaveLength(3);
+  await store.commit(asKey, [{ change: 'removeImage', id: first.id }]);
+  expect(await use()).toBe(0);
+  await store.commit(asKey, [{ change: 'putImage', image: someImage(4, 5 * 2 ** 20, 'oci') }]);
+  expect(await use()).toBe(5);
+});
