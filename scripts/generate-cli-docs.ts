@@ -50,7 +50,9 @@ When the CLI itself is killed (\`kill -9\`) while it has a terminal, that stays 
 export function cliDocs(): string {
   const codes = Object.values(EXIT_CODES).map(({ code, when }) => `| ${code} | ${when} |`);
   const verbs = VERBS.map((verb) => {
-    if (!isBranch(verb)) return `### ${verb.name}\n\n${leafText(verb.name, verb)}`;
+    // The overview leaves these out, and so does the shell script, which reads it here while there is no Node.
+    const where = verb.under === undefined ? '' : `In \`hutch ${verb.under}\`, too: `;
+    if (!isBranch(verb)) return `### ${verb.name}\n\n${where}${leafText(verb.name, verb)}`;
     const leaves = verb.subverbs.map((leaf) => `#### ${verb.name} ${leaf.name}\n\n${leafText(`${verb.name} ${leaf.name}`, leaf)}`);
     const fallback =
       verb.fallback === undefined
@@ -58,7 +60,7 @@ export function cliDocs(): string {
         : ` \`hutch ${verb.name}${verb.fallbackTakes === 'words' ? ' …' : ''}\` alone is \`hutch ${verb.name} ${verb.fallback}${verb.fallbackTakes === 'words' ? ' …' : ''}\`.`;
     const listed = listedUnder(verb.name).map(({ name }) => `\`${name}\``);
     const also = listed.length === 0 ? '' : ` It lists ${listed.join(', ')} as well.`;
-    return [`### ${verb.name}`, `${verb.summary}.${fallback}${also}`, ...leaves].join('\n\n');
+    return [`### ${verb.name}`, `${where}${verb.summary}.${fallback}${also}`, ...leaves].join('\n\n');
   });
   const common = COMMON_FLAGS.map((flag) => `\`${flagText(flag)}\``).join(' and ');
   return `${INTRODUCTION}

@@ -62,7 +62,21 @@ export const TABLE: Readonly<Partial<Record<VerbName, Row>>> = {
 };
 
 /** Sections whose verbs are not about one sandbox, and the verbs of `sandbox` that have no state to be about. */
-export const ELSEWHERE = ['main', 'workspace', 'event', 'operation', 'ledger', 'key', 'config', 'doctor', 'daemon', 'backends', 'image', 'build', 'snapshot'];
+export const ELSEWHERE = [
+  'main',
+  'workspace',
+  'event',
+  'operation',
+  'ledger',
+  'key',
+  'config',
+  'doctor',
+  'daemon',
+  'backends',
+  'image',
+  'build',
+  'snapshot',
+];
 export const STATELESS: readonly VerbName[] = ['sandbox.create', 'sandbox.list'];
 
 /** A sandbox in that state. */

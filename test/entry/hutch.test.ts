@@ -331,6 +331,9 @@ test('help installs nothing: it is read from the manual until Node is there', as
   }
   const grouped = await copy.run([join(copy.dir, 'hutch'), 'backends', '--help'], { missing: MACHINE });
   expect(grouped).toMatchObject({ code: 0, stdout: expect.stringContaining('what runs sandboxes here') });
+  const alone = await copy.run([join(copy.dir, 'hutch'), 'bring', '--help'], { missing: MACHINE });
+  expect(alone).toMatchObject({ code: 0, stdout: expect.stringContaining('workspace bring') });
+  expect(help.stdout.match(/^ {2}\w+ {2,}/gm)?.length).toBeLessThanOrEqual(30);
   expect(copy.calls()).toEqual([]);
   expect(existsSync(join(copy.dir, '.tools'))).toBe(false);
 });

@@ -9,6 +9,7 @@ import { pipeline } from 'node:stream/promises';
 import { HutchError } from '../../domain/errors.ts';
 import type { Workspace } from '../../domain/sandbox.ts';
 import type { Sandbox } from '../sandbox.ts';
+import { unbundle } from './bundle.ts';
 import { git, gitLine, INERT } from './git.ts';
 import { inSandbox, lastLine } from './prepare.ts';
 import { IDENTITY, lookAtRepository, type Repository } from './source.ts';
@@ -61,8 +62,8 @@ tree=$(GIT_INDEX_FILE=$index git write-tree)
 GIT_AUTHOR_DATE=$(git log -1 --format=%cd --date=raw 2>/dev/null || echo '0 +0000')
 export GIT_AUTHOR_DATE GIT_COMMITTER_DATE="$GIT_AUTHOR_DATE"
 work=$(git commit-tree "$tree" \${head:+-p "$head"} -m "What was not committed in the sandbox")
-git update-ref refs/hutch/work "$work"
-[ -z "$head" ] || git update-ref refs/hutch/head "$head"
+git -c core.hooksPath=/dev/null update-ref refs/hutch/work "$work"
+[ -z "$head" ] || git -c core.hooksPath=/dev/null update-ref refs/hutch/head "$head"
 git rev-parse -q --verify refs/hutch/base >/dev/null || exit 5
 refs="refs/hutch/work refs/hutch/base"
 [ -z "$head" ] || refs="$refs refs/hutch/head"
@@ -156,31 +157,16 @@ async function take(sandbox: Sandbox, workspace: Workspace, repository: Reposito
     await git(['init', '--quiet', '--bare', '--template=', `--object-format=${format}`, '.'], { cwd: dir, signal, env });
     await writeFile(join(dir, 'objects/info/alternates'), `${join(repository.commonDir, 'objects')}\n`);
     const inner = { cwd: dir, signal, env };
-    // What the bundle says that it builds upon: refs of ours make it known.
-    if (known !== null) await git(['update-ref', 'refs/known/head', known], inner);
-    const checks = [
-      '-c',
-      'fetch.fsckObjects=true',
-      '-c',
-      'transfer.fsckObjects=true',
-      '-c',
-      'core.protectHFS=true',
-      '-c',
-      'core.protectNTFS=true',
-    ];
-    const refs = ['refs/hutch/*:refs/in/hutch/*', 'refs/heads/*:refs/in/heads/*', 'refs/stash*:refs/in/stash*'];
-    await git(
-      [...checks, 'fetch', '--quiet', '--no-tags', '--no-write-fetch-head', '--no-auto-gc', '--no-recurse-submodules', bundle, ...refs],
-      inner,
-    ).catch((error: unknown) => {
-      if (error instanceof HutchError)
-        throw new HutchError({
-          code: 'failed_precondition',
-          message: `what ${sandbox.name} sent is refused: ${error.message}`,
-          cause: error,
-        });
-      throw error;
+    const refs = await unbundle(bundle, { dir, signal, env }).catch((error: unknown) => {
+      if (!(error instanceof HutchError)) throw error;
+      throw new HutchError({
+        code: 'failed_precondition',
+        message: `what ${sandbox.name} sent is refused: ${error.message}`,
+        cause: error,
+      });
     });
+    const made = refs.map(({ ref, commit }) => `create ${ref.replace('refs/', 'refs/in/')}\0${commit}\0`).join('');
+    await git(['update-ref', '-z', '--stdin'], { ...inner, input: made });
     await rm(bundle);
     const commitOf = async (ref: string) => {
       const found = await git(['rev-parse', '--verify', '--quiet', `${ref}^{commit}`], { ...inner, accepts: [1, 128] });

@@ -1,12 +1,13 @@
 // Git on the client's machine. The user's own repository is read as the user's own git reads it; what came out of a sandbox
 // is looked at only in a repository of ours (`INERT`), in which no hook, filter or configuration takes part.
 import { spawn } from 'node:child_process';
+import { Readable } from 'node:stream';
 import { HutchError } from '../../domain/errors.ts';
 
 export type GitOptions = {
   readonly cwd: string;
   readonly env?: Readonly<Record<string, string>>;
-  readonly input?: Uint8Array | string;
+  readonly input?: Uint8Array | string | Readable;
   readonly signal?: AbortSignal | undefined;
   /** Codes that are no failure. */
   readonly accepts?: readonly number[];
@@ -61,7 +62,8 @@ async function program(name: string, args: readonly string[], options: GitOption
   child.on('error', (error: NodeJS.ErrnoException) => ended.reject(failure(name, error, options.signal)));
   child.on('close', (code) => ended.resolve(code ?? 1));
   child.stdin.on('error', () => {}); // it ended before it had read all: its code tells
-  child.stdin.end(options.input ?? '');
+  if (options.input instanceof Readable) options.input.on('error', ended.reject).pipe(child.stdin);
+  else child.stdin.end(options.input ?? '');
   const stdout: Buffer[] = [];
   let bytes = 0;
   let stderr = '';

@@ -103,13 +103,13 @@ async function pack(
     ...(shallow ? [`--shallow ${headCommit}`] : []),
     ...(headCommit === null ? [] : [headCommit]),
     baseCommit,
-    ...(mode === 'full_copy' ? ['--branches', '--tags'] : []),
+    ...(mode === 'full_copy' ? (await gitLine(['for-each-ref', '--format=%(objectname)', 'refs/heads', 'refs/tags'], at)).split('\n') : []),
     ...(before === null ? [] : [`^${before.baseCommit}`]),
     ...(before === null || before.headCommit === null ? [] : [`^${before.headCommit}`]),
   ];
   const how = ['--window=0', '--compression=1', '--delta-base-offset'];
   const args = ['pack-objects', '--quiet', '--revs', ...(shallow ? ['--shallow'] : []), ...how, join(own, 'objects/pack/pack')];
-  await git(args, { ...at, input: `${wanted.join('\n')}\n` });
+  await git(args, { ...at, input: `${wanted.filter((line) => line !== '').join('\n')}\n` });
   return before !== null && shallow ? headCommit : null;
 }
 
