@@ -139,6 +139,10 @@ export type OthersPause = {
 };
 
 export type Checkpoints = {
+  /** Whether `save` has written all of it, and nothing has run since: the daemon that asked may have died then. */
+  isWhole?(op: Operation, dir: string): Promise<boolean>;
+  /** Of one that runs since a `restore`: what that gave, once more. */
+  again?(op: Operation, plan: SandboxPlan): Promise<Pick<Started, 'network' | 'disk'>>;
   /**
    * Writes what runs in it to `dir`, which must not be there yet, and ends its process. The agent has been asked to let go of its
    * connection (`prepareCheckpoint`). On failure the sandbox runs, and `dir` is gone.

@@ -230,7 +230,8 @@ export function transition(sandbox: Sandbox, event: SandboxEvent): Sandbox | Ill
         state: 'running',
         sinceMs: atMs,
         deadlineAtMs: event.deadlineAtMs,
-        startCount: sandbox.startCount + 1,
+        // What wakes up goes on with the start that it had.
+        startCount: sandbox.startCount + (event.reason === 'hibernate-wake' ? 0 : 1),
         openComputeSinceMs: atMs,
         openPauseSinceMs: null,
         aliveAtMs: atMs,

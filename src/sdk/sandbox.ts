@@ -115,6 +115,11 @@ export class Sandbox implements AsyncDisposable {
     return this.#became(await this.#client.call('sandbox.resume', { ref: this.id }, options));
   }
 
+  /** Its memory goes to the disk and its process ends; `resume` lets it go on where it was. */
+  async suspend(options: CallOptions = {}): Promise<SandboxInfo> {
+    return this.#became(await this.#client.call('sandbox.suspend', { ref: this.id }, options));
+  }
+
   async rename(name: string, options: CallOptions = {}): Promise<SandboxInfo> {
     return this.#became(await this.#client.call('sandbox.rename', { ref: this.id, name }, options));
   }

@@ -129,7 +129,11 @@ export async function wake(op: Operation, host: Host, run: Run, what: BringUp, s
 }
 
 /** `startCount`: of starts before this one; −1 for a machine that is nobody's yet. */
-export function configurationOf(host: Host, { sandbox, boot, secrets }: Configured, started: Started): Configuration {
+export function configurationOf(
+  host: Host,
+  { sandbox, boot, secrets }: Configured,
+  started: Pick<Started, 'network' | 'disk'>,
+): Configuration {
   const { id, spec, startCount } = sandbox;
   const { config } = boot.image;
   const user = spec.user ?? config.user;

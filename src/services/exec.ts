@@ -197,6 +197,13 @@ class Session implements ExecSession {
       }
     } catch (error) {
       if (this.#call.op.signal.aborted || !this.#run.isOver) throw error;
+      const { name } = this.#sandbox.spec;
+      if (this.#run.suspended !== null) {
+        throw this.#call.op.error('unavailable', `sandbox ${name} was suspended; the command goes on when it is resumed`, {
+          hint: `hutch resume ${name}, then hutch attach ${name} ${this.started.execId}`,
+          cause: error,
+        });
+      }
       throw this.#call.op.error('unavailable', `sandbox ${this.#sandbox.spec.name} has ended; how the command ended is not known`, {
         hint: `see why: hutch why ${this.#sandbox.spec.name}`,
         cause: error,

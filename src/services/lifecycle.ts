@@ -14,6 +14,7 @@ import { releaseRun, runOf } from './release.ts';
 import { readSecrets } from './secrets.ts';
 import { startUp } from './start-up.ts';
 import type { Supervisor } from './supervisor.ts';
+import { Suspension } from './suspend.ts';
 import { recordEnd, removalsOf, removeSandbox, takeDown } from './take-down.ts';
 
 type LifecycleVerbs =
@@ -22,17 +23,26 @@ type LifecycleVerbs =
   | 'sandbox.restart'
   | 'sandbox.pause'
   | 'sandbox.resume'
+  | 'sandbox.suspend'
   | 'sandbox.rename'
   | 'sandbox.delete'
   | 'sandbox.wait';
 
 const RELEASE_MS = 60_000;
 /** How long a forced call waits for what it interrupts to clean up. */
-const INTERRUPTED: ReadonlySet<string> = new Set(['sandbox.start', 'sandbox.restart', 'sandbox.stop', 'sandbox.pause', 'sandbox.resume']);
+const INTERRUPTED: ReadonlySet<string> = new Set([
+  'sandbox.start',
+  'sandbox.restart',
+  'sandbox.stop',
+  'sandbox.pause',
+  'sandbox.resume',
+  'sandbox.suspend',
+]);
 
 export function lifecycleVerbs(core: Core, supervisor: Supervisor): Pick<Handlers, LifecycleVerbs> {
   const { deps, sandboxes, turns, presenter } = core;
   const claims = new Claims();
+  const suspension = new Suspension(core, supervisor);
 
   /** Resolves the reference, waits for the turn, and hands in the sandbox as it is then. */
   async function inTurn(call: Call, ref: string, work: (sandbox: Sandbox) => Promise<Sandbox>): Promise<SandboxView> {
@@ -45,6 +55,7 @@ export function lifecycleVerbs(core: Core, supervisor: Supervisor): Pick<Handler
   async function start(call: Call, sandbox: Sandbox, reason: 'boot' | 'restart'): Promise<Sandbox> {
     const { op } = call;
     if (sandbox.state === 'running') return sandbox;
+    if (sandbox.state === 'suspended') return await suspension.wakeUp(call, sandbox);
     if (sandbox.state === 'paused')
       throw op.error('failed_precondition', `sandbox ${sandbox.spec.name} is paused`, {
         hint: `let it go on with: hutch resume ${sandbox.spec.name}`,
@@ -114,6 +125,7 @@ export function lifecycleVerbs(core: Core, supervisor: Supervisor): Pick<Handler
     graceMs: number | null,
     then: 'kept' | 'removed' | 'as-made' = 'kept',
   ): Promise<Sandbox> {
+    if (sandbox.state === 'suspended') return await suspension.lost(call.op, call, sandbox, null);
     if (sandbox.openComputeSinceMs === null) return sandbox;
     const run = await runOf(core, call.op, sandbox);
     return await takeDown(core, call, run, {
@@ -198,10 +210,11 @@ export function lifecycleVerbs(core: Core, supervisor: Supervisor): Pick<Handler
     'sandbox.resume': (call, { ref }) =>
       inTurn(call, ref, async (sandbox) => {
         if (sandbox.state === 'running') return sandbox;
+        if (sandbox.state === 'suspended') return await suspension.wakeUp(call, sandbox);
         const run = sandbox.state === 'paused' ? core.runs.get(sandbox.id) : null;
         if (run === null) {
           const { name } = sandbox.spec;
-          throw call.op.error('failed_precondition', `sandbox ${name} is ${sandbox.state}, not paused`, {
+          throw call.op.error('failed_precondition', `sandbox ${name} is ${sandbox.state}, neither paused nor suspended`, {
             hint: `start it with: hutch start ${name}`,
           });
         }
@@ -213,6 +226,8 @@ export function lifecycleVerbs(core: Core, supervisor: Supervisor): Pick<Handler
         sandboxes.changed(after);
         return after;
       }),
+
+    'sandbox.suspend': (call, { ref }) => inTurn(call, ref, (sandbox) => suspension.suspend(call, sandbox)),
 
     'sandbox.rename': (call, { ref, name }) =>
       inTurn(call, ref, async (sandbox) => {
@@ -232,10 +247,10 @@ export function lifecycleVerbs(core: Core, supervisor: Supervisor): Pick<Handler
       const { id } = await sandboxes.resolve(caller.projectId, ref);
       const over = Promise.withResolvers<Sandbox>();
       using _ = sandboxes.onChange(id, (changed) => {
-        if (!isAwake(changed)) over.resolve(changed);
+        if (!isToEnd(changed)) over.resolve(changed);
       });
       const now = await sandboxes.get(op, id);
-      const after = isAwake(now) ? await waitFor(op, over.promise, `the end of sandbox ${now.spec.name}`) : now;
+      const after = isToEnd(now) ? await waitFor(op, over.promise, `the end of sandbox ${now.spec.name}`) : now;
       return { sandbox: await presenter.sandbox(after), exitCode: await exitCodeOf(after) };
     },
   };
@@ -250,6 +265,7 @@ export function lifecycleVerbs(core: Core, supervisor: Supervisor): Pick<Handler
   }
 }
 
-function isAwake(sandbox: Sandbox): boolean {
-  return sandbox.state === 'running' || sandbox.state === 'paused';
+/** It has not ended: what is suspended goes on some day. */
+function isToEnd(sandbox: Sandbox): boolean {
+  return sandbox.state === 'running' || sandbox.state === 'paused' || sandbox.state === 'suspended';
 }

@@ -221,6 +221,7 @@ const BUSY: ReadonlySet<string> = new Set([
   'sandbox.restart',
   'sandbox.pause',
   'sandbox.resume',
+  'sandbox.suspend',
   'sandbox.rename',
   'main.begin',
   'sandbox.delete',

@@ -11,6 +11,7 @@ import type { Core } from './core.ts';
 import { placesOf } from './deps.ts';
 import { releaseRun, runOf } from './release.ts';
 import { causeOf, ownCaller, type Supervisor } from './supervisor.ts';
+import { Suspension } from './suspend.ts';
 import { recordEnd, removeSandbox } from './take-down.ts';
 
 /** Sandboxes that are looked at side by side. */
@@ -29,9 +30,11 @@ export async function reconcile(core: Core, supervisor: Supervisor): Promise<voi
 
     await core.deps.images?.sweep(op);
     const intents = await store.query('intents', {});
-    await each(intents, (intent) => settled(op, intent.sandboxId, () => finish(core, call, intent)));
+    const suspension = new Suspension(core, supervisor);
+    await each(intents, (intent) => settled(op, intent.sandboxId, () => finish(core, suspension, call, intent)));
     const open = await store.query('openSandboxes', {});
     await each(open, (sandbox) => settled(op, sandbox.id, () => adopt(core, supervisor, call, sandbox)));
+    for (const intent of intents) await tell(core, suspension, call, intent);
     await sweep(core, op);
     if (open.length + intents.length > 0)
       op.log.info({ open: open.length, intents: intents.length, adopted: core.runs.all().length }, 'reconciled');
@@ -39,7 +42,7 @@ export async function reconcile(core: Core, supervisor: Supervisor): Promise<voi
 }
 
 /** What was begun and not finished. The name that a creation reserved is freed with it. */
-async function finish(core: Core, call: Call, intent: Intent): Promise<void> {
+async function finish(core: Core, suspension: Suspension, call: Call, intent: Intent): Promise<void> {
   const { op } = call;
   const { store } = core.deps;
   const { sandboxId } = intent;
@@ -62,6 +65,8 @@ async function finish(core: Core, call: Call, intent: Intent): Promise<void> {
     );
     return;
   }
+  if (intent.kind === 'suspend') return await suspension.finishSuspend(call, sandbox, intent);
+  if (intent.kind === 'wake') return await suspension.finishWakeUp(call, sandbox, intent);
   if (intent.kind === 'delete' && sandbox.state !== 'deleted') {
     const run = await runOf(core, op, sandbox);
     const dead = await run.backend.kill(op, run.plan, 'now');
@@ -79,6 +84,17 @@ async function finish(core: Core, call: Call, intent: Intent): Promise<void> {
     await releaseRun(core, op, run);
   }
   await store.commit(op, [{ change: 'finishIntent', id: intent.id }], 'relaxed');
+}
+
+/** One that was woken up may not have heard of it: in the background, as it may not answer. */
+async function tell(core: Core, suspension: Suspension, call: Call, { kind, sandboxId, id }: Intent): Promise<void> {
+  const run = kind === 'wake' && sandboxId !== null ? core.runs.get(sandboxId) : null;
+  if (run === null) return;
+  const sandbox = await core.sandboxes.get(call.op, run.id);
+  if (sandbox.state !== 'running') return;
+  suspension
+    .finishTelling({ ...call, op: run.op }, sandbox, run, id)
+    .catch((cause: unknown) => run.op.log.warn({ sandbox: run.id, cause }, 'a sandbox that was woken up has not heard of it'));
 }
 
 function actorOf(intent: Intent): string {

@@ -7,6 +7,7 @@ import { AgentLink } from '../guest/link.ts';
 import type { LinkedProcess } from '../guest/linked-process.ts';
 import type { Exit } from '../guest/messages.ts';
 import type { Operation } from '../host/operation.ts';
+import type { Call } from './call.ts';
 
 /** An agent answers a dial at once, or it hangs. */
 const DIAL_MS = 10_000;
@@ -22,6 +23,8 @@ export class Run implements Disposable {
   /** The run's own operation: its signal aborts when nobody cares for the run any more. */
   readonly op: Operation;
   readonly link: AgentLink;
+  /** Its memory is on the disk and its process dead: what records that. */
+  suspended: ((call: Call) => Promise<void>) | null = null;
   /** Why we are ending it, from the moment when that began; what a failed try left counts for a while. */
   ending: { readonly cause: EndCause; readonly actor: string; readonly untilMs: number } | null = null;
   /** Settles when the guest has heard of its main process: from the start on, but for a sandbox that was adopted. */

@@ -91,7 +91,10 @@ export class Runs {
     }
     const run = this.#runs.get(sandbox.id);
     if (sandbox.state !== 'running' || run === undefined) {
-      const hint = sandbox.state === 'deleted' ? 'it cannot be brought back' : `start it with: hutch start ${name}`;
+      const hint =
+        sandbox.state === 'deleted'
+          ? 'it cannot be brought back'
+          : `${sandbox.state === 'suspended' ? 'let it go on with: hutch resume' : 'start it with: hutch start'} ${name}`;
       throw op.error(
         'failed_precondition',
         `sandbox ${name} does not run: it is ${sandbox.state === 'error' ? 'in error' : sandbox.state}`,

@@ -116,6 +116,7 @@ export class Supervisor {
     await this.#insist(run, 'daemon.end', async (call) => {
       const sandbox = await this.#core.sandboxes.get(call.op, run.id);
       if (sandbox.openComputeSinceMs === null) return;
+      if (run.suspended !== null) return await run.suspended(call);
       const how = causeOf(run, dead);
       call.op.log.info({ sandbox: run.id, ...how, ...dead }, 'a sandbox has ended by itself');
       const after = await recordEnd(this.#core, call, run, sandbox, dead, { ...how, removesItself: true });

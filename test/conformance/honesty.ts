@@ -99,6 +99,23 @@ export function honesty(subject: Subject): void {
     await subject.remove(id);
   });
 
+  test(`honesty: suspend is ${can.suspend ? 'claimed: what was in memory is there when it goes on' : 'not claimed: it refuses by name'}`, async () => {
+    const { id } = await subject.make();
+    await subject.sh(id, 'echo remembered > /dev/shm/memory 2>/dev/null || true');
+    if (!can.suspend) {
+      expect(await refusal(daemon.call('sandbox.suspend', { ref: id }))).toMatchObject({
+        code: 'failed_precondition',
+        message: expect.stringMatching(/\bsuspend\b/),
+      });
+      expect((await subject.get(id)).state).toBe('running');
+      return await subject.remove(id);
+    }
+    expect(await daemon.call('sandbox.suspend', { ref: id })).toMatchObject({ state: 'suspended', openComputeSinceMs: null });
+    expect((await daemon.call('sandbox.resume', { ref: id })).state).toBe('running');
+    expect(await subject.sh(id, 'cat /dev/shm/memory')).toBe('remembered\n');
+    await subject.remove(id);
+  });
+
   for (const mode of MODES) {
     const claimed = can.networks.includes(mode);
     test(`honesty: the network ${mode} is ${claimed ? 'claimed, and starts' : 'not claimed: it refuses by name'}`, async () => {

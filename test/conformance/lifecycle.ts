@@ -21,11 +21,13 @@ export function lifecycle(subject: Subject): void {
       timeout: 180_000,
     }, async (here) => {
       if (state === 'paused' && !subject.can.pause) return here.skip('this backend does not pause');
+      if (state === 'suspended' && !subject.can.suspend) return here.skip('this backend does not suspend');
       const expected: Record<string, Outcome> = {};
       const found: Record<string, Outcome> = {};
       let ref = await sandboxIn(subject, state);
       for (const [nth, [verb, row]] of Object.entries(TABLE).entries()) {
         if (verb === 'sandbox.pause' && !subject.can.pause) continue; // honesty's
+        if (verb === 'sandbox.suspend' && !subject.can.suspend) continue;
         expected[verb] = row[state];
         const answer = await codeOf(ask(subject, verb as VerbName, ref, nth));
         const now = (await subject.get(ref)).state as State;

@@ -6,35 +6,92 @@ import type { VerbName } from '../../src/services/verbs.ts';
 import { ApiError } from '../support/daemon-under-test.ts';
 import type { Subject } from './subject.ts';
 
-/** No verb leads to `suspended` yet: it has its column as soon as one does. */
-export type State = Exclude<SandboxState, 'suspended'>;
-export const STATES = (Object.keys(ACCEPTS) as SandboxState[]).filter((state) => state !== 'suspended');
+export type State = SandboxState;
+export const STATES = Object.keys(ACCEPTS) as State[];
 
 /** The state afterwards, `ok` where it stays, or the code of the refusal. */
 export type Outcome = 'ok' | State | ErrorCode;
 type Row = Readonly<Record<State, Outcome>>;
 
 const refused = 'failed_precondition';
-const ALWAYS: Row = { created: 'ok', running: 'ok', paused: 'ok', stopped: 'ok', error: 'ok', deleted: 'ok' };
-const NEEDS_RUNNING: Row = { created: refused, running: 'ok', paused: refused, stopped: refused, error: refused, deleted: refused };
+const ALWAYS: Row = { created: 'ok', running: 'ok', paused: 'ok', suspended: 'ok', stopped: 'ok', error: 'ok', deleted: 'ok' };
+const NEEDS_RUNNING: Row = {
+  created: refused,
+  running: 'ok',
+  paused: refused,
+  suspended: refused,
+  stopped: refused,
+  error: refused,
+  deleted: refused,
+};
 
 /** The column `error` is of a sandbox whose process is alive: what may be is billed, and is ended before it is started again. */
 export const TABLE: Readonly<Partial<Record<VerbName, Row>>> = {
   'sandbox.get': ALWAYS,
-  'sandbox.start': { created: 'running', running: 'ok', paused: refused, stopped: 'running', error: refused, deleted: refused },
-  'sandbox.stop': { created: 'ok', running: 'stopped', paused: 'stopped', stopped: 'ok', error: 'stopped', deleted: 'ok' },
+  'sandbox.start': {
+    created: 'running',
+    running: 'ok',
+    paused: refused,
+    suspended: 'running',
+    stopped: 'running',
+    error: refused,
+    deleted: refused,
+  },
+  'sandbox.stop': {
+    created: 'ok',
+    running: 'stopped',
+    paused: 'stopped',
+    suspended: 'stopped',
+    stopped: 'ok',
+    error: 'stopped',
+    deleted: 'ok',
+  },
   'sandbox.restart': {
     created: 'running',
     running: 'running',
     paused: 'running',
+    suspended: 'running',
     stopped: 'running',
     error: 'running',
     deleted: refused,
   },
-  'sandbox.pause': { created: refused, running: 'paused', paused: 'ok', stopped: refused, error: refused, deleted: refused },
-  'sandbox.resume': { created: refused, running: 'ok', paused: 'running', stopped: refused, error: refused, deleted: refused },
-  'sandbox.rename': { created: 'ok', running: 'ok', paused: 'ok', stopped: 'ok', error: 'ok', deleted: refused },
-  'sandbox.delete': { created: 'deleted', running: refused, paused: refused, stopped: 'deleted', error: refused, deleted: 'ok' },
+  'sandbox.pause': {
+    created: refused,
+    running: 'paused',
+    paused: 'ok',
+    suspended: refused,
+    stopped: refused,
+    error: refused,
+    deleted: refused,
+  },
+  'sandbox.resume': {
+    created: refused,
+    running: 'ok',
+    paused: 'running',
+    suspended: 'running',
+    stopped: refused,
+    error: refused,
+    deleted: refused,
+  },
+  'sandbox.suspend': {
+    created: refused,
+    running: 'suspended',
+    paused: 'suspended',
+    suspended: 'ok',
+    stopped: refused,
+    error: refused,
+    deleted: refused,
+  },
+  'sandbox.rename': { created: 'ok', running: 'ok', paused: 'ok', suspended: 'ok', stopped: 'ok', error: 'ok', deleted: refused },
+  'sandbox.delete': {
+    created: 'deleted',
+    running: refused,
+    paused: refused,
+    suspended: 'deleted',
+    stopped: 'deleted',
+    error: refused,
+    deleted: 'ok',
+  },
   'sandbox.wait': ALWAYS,
   'sandbox.stats': NEEDS_RUNNING,
   'sandbox.logs': ALWAYS,
@@ -84,6 +141,7 @@ export async function sandboxIn(subject: Subject, state: State): Promise<string>
   const { daemon } = subject;
   const { id } = await subject.make({ start: state !== 'created' && state !== 'deleted' });
   if (state === 'paused') await daemon.call('sandbox.pause', { ref: id });
+  if (state === 'suspended') await daemon.call('sandbox.suspend', { ref: id });
   if (state === 'stopped') await daemon.call('sandbox.stop', { ref: id, force: true });
   if (state === 'deleted') await daemon.call('sandbox.delete', { ref: id });
   if (state === 'error') await subject.doubt(id);
@@ -108,7 +166,7 @@ export async function ask({ daemon }: Subject, verb: VerbName, ref: string, nth:
       const { state } = await daemon.call('sandbox.get', { ref });
       const gone = new AbortController();
       const waiting = daemon.call(verb, { ref }, { signal: gone.signal });
-      if (state === 'running' || state === 'paused') gone.abort();
+      if (state === 'running' || state === 'paused' || state === 'suspended') gone.abort();
       return await waiting.then(
         () => {},
         (error: unknown) => {

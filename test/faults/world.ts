@@ -141,7 +141,7 @@ export async function all(daemon: DaemonUnderTest): Promise<readonly SandboxView
 /** Every sandbox is what it says that it is, and nothing else is there. */
 export async function expectInOrder(daemon: DaemonUnderTest): Promise<void> {
   for (const { id, state, spec } of (await all(daemon)).map((view) => ({ ...view, spec: view.main }))) {
-    expect(['created', 'running', 'stopped']).toContain(state);
+    expect(['created', 'running', 'stopped', 'suspended']).toContain(state);
     if (state !== 'running') continue;
     await works(daemon, id);
     if (spec !== null) await expectMain(daemon, id);

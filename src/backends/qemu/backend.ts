@@ -12,7 +12,7 @@ import { DiskSeeds } from '../disk.ts';
 import { allOf } from '../wait.ts';
 import { type Accelerated, findAcceleration, giveUpKvm } from './acceleration.ts';
 import { buildTemplate } from './build.ts';
-import { BASE } from './bundle.ts';
+import { BASE, readManifest } from './bundle.ts';
 import { capture } from './capture.ts';
 import { removeCgroups } from './cgroup.ts';
 import { type QemuConfig, QMP_COMMAND_MS, TEMPLATE_DISK_MIB } from './config.ts';
@@ -28,7 +28,7 @@ import { agentSocketPath, diskPath, qmpSocketPath, scratchDiskPath } from './pat
 import { probeMachine } from './probe.ts';
 import type { Qmp } from './qmp.ts';
 import { Bundles } from './restore.ts';
-import { removeMemoryDirs } from './running.ts';
+import { readRunning, removeMemoryDirs } from './running.ts';
 import { networkPlan, type StartInput, startSandbox } from './start.ts';
 import { type Template, TemplateShelf } from './template.ts';
 import { type HostCpu, templateRecipe } from './template-key.ts';
@@ -128,6 +128,12 @@ export function newQemuBackend(config: QemuConfig): Backend {
       );
     },
     checkpoints: {
+      isWhole: async (op, dir) => (await readManifest(op, host, dir)).ok,
+      async again(op, plan) {
+        const running = await readRunning(op, host, plan);
+        if (running === null) throw op.error('unavailable', `what sandbox ${plan.name} was started as is not known`);
+        return running.started;
+      },
       async save(op, plan, dir) {
         await letGo(plan);
         const { dead } = await capture(op, config, plan, dir, { what: 'memory', since: null, afterwards: 'ends', before: false });

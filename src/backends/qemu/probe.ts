@@ -34,7 +34,7 @@ export async function probeMachine(
     }
     const how = await accelerated(op, emulator);
     const { modes, notes } = await network.probe(op);
-    return { ok: true, can: capabilities(emulator, how, modes, notes) };
+    return { ok: true, can: capabilities(config, emulator, how, modes, notes) };
   } catch (error) {
     if (op.signal.aborted || !(error instanceof HutchError)) throw error;
     return { ok: false, why: error.message, hint: error.hint ?? 'see: hutch doctor' };
@@ -42,6 +42,7 @@ export async function probeMachine(
 }
 
 function capabilities(
+  { imprintPath, readonlyLibraryPath }: QemuConfig,
   emulator: Emulator,
   how: Accelerated,
   networks: Capabilities['networks'],
@@ -51,7 +52,7 @@ function capabilities(
     isolation: 'vm',
     securityBoundary: true,
     pause: true,
-    suspend: false,
+    suspend: imprintPath !== undefined && readonlyLibraryPath !== undefined,
     fork: false,
     diskSnapshot: false,
     // By the machine itself: a guest has these processors, this memory and this disk, and its processes are its own.

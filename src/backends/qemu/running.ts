@@ -14,6 +14,13 @@ const MEMORY = /^memory-[0-9a-f]{32}$/;
 const running = z.strictObject({
   fingerprint: fingerprintSchema,
   own: z.enum(['vdb', 'vdc']),
+  /** What the guest was told, or is to be told. */
+  started: z.strictObject({
+    network: z
+      .strictObject({ mac: z.string(), address: z.string(), gateway: z.string(), dns: z.array(z.string()), mtu: z.int() })
+      .nullable(),
+    disk: z.strictObject({ device: z.string(), sizeBytes: z.int() }),
+  }),
   memory: z.strictObject({
     /** Absolute; holds `base`, the layers by their numbers, and their map. */
     dir: z.string(),

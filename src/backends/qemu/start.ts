@@ -71,7 +71,14 @@ export async function startSandbox(
     places.then(() => preloadedLibrary(op, config, plan)),
   ]);
   const { emulator, machine } = input;
-  await writeRunning(op, host, plan, { fingerprint: input.fingerprint, own: disks.own, memory: { dir: memoryDir, ...memory } });
+  const given = {
+    network: link.kind === 'none' ? null : { ...link.guest, dns: [...link.guest.dns] },
+    disk: { device: `/dev/${disks.own}`, sizeBytes: diskBytes },
+  };
+  await writeRunning(op, host, plan, {
+    ...{ fingerprint: input.fingerprint, own: disks.own, started: given },
+    memory: { dir: memoryDir, base: memory.base, layers: [...memory.layers] },
+  });
   stages.done('prepared');
 
   releasing((late) => killVmm(late, host, plan.runDir, 'now'));
@@ -109,8 +116,7 @@ export async function startSandbox(
   else keep(qmp);
   return {
     evidence,
-    network: link.kind === 'none' ? null : link.guest,
-    disk: { device: `/dev/${disks.own}`, sizeBytes: diskBytes },
+    ...given,
     stagesMs: stages.tookMs,
   };
 }

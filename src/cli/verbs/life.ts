@@ -35,6 +35,10 @@ export async function resume(context: Context, args: Args): Promise<number> {
   return await forEachRef(context, args.positionals, (ref) => change(context, 'sandbox.resume', { ref }), echo);
 }
 
+export async function suspend(context: Context, args: Args): Promise<number> {
+  return await forEachRef(context, args.positionals, (ref) => change(context, 'sandbox.suspend', { ref }), echo);
+}
+
 export async function rename(context: Context, args: Args): Promise<number> {
   const [ref = '', name = ''] = args.positionals;
   const sandbox = await change(context, 'sandbox.rename', { ref, name });

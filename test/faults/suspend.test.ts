@@ -1,0 +1,185 @@
+// Sandboxes that are put away and taken up again: nothing of them is lost, whatever happens to daemon, machine and disk.
+import { existsSync, readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterAll, expect, test } from 'vitest';
+import { eventually } from '../support/eventually.ts';
+import { all, expectInOrder, isAlive, isLong, numbers, options, pidOf, seed, startDaemon } from './world.ts';
+
+const TEST_MS = isLong ? 3_600_000 : 120_000;
+const CYCLES = isLong ? 1_000 : 4;
+const POINTS = isLong ? 200 : 4;
+const OWN = { HUTCH_SANDBOX_BACKEND: 'qemu', HUTCH_SANDBOX_STOP_GRACE: '2s', HUTCH_SANDBOX_WARM: '0' };
+
+const daemon = await startDaemon(OWN);
+afterAll(() => daemon[Symbol.asyncDispose]());
+
+const sh = async (ref: string, script: string): Promise<string> => {
+  const { stdout, stderr, exitCode } = await daemon.run(ref, ['sh', '-c', script]);
+  expect([exitCode, stderr], script).toEqual([0, '']);
+  return stdout;
+};
+
+const COUNTER = `i=0; while :; do i=$((i+1)); echo $i > /dev/shm/count; sleep 0.02; done`;
+const counted = async (ref: string): Promise<number> =>
+  Number(await sh(ref, 'until [ -s /dev/shm/count ]; do sleep 0.01; done; cat /dev/shm/count'));
+
+async function ledgerOf(id: string): Promise<string[]> {
+  const found: string[] = [];
+  for await (const line of daemon.lines('ledger.list', {})) {
+    const { kind, reason, sandboxId } = line as { kind: string; reason: string; sandboxId: string };
+    if (sandboxId === id) found.push(`${kind} ${reason}`);
+  }
+  return found;
+}
+
+test('a sandbox that is suspended has no process, outlives the daemon, and goes on as itself', { timeout: TEST_MS }, async () => {
+  const made = await daemon.call('sandbox.create', {
+    name: 'web',
+    labels: { for: 'test' },
+    env: { PLAIN: 'p' },
+    secrets: { HIDDEN: 'h' },
+    timeoutMs: 3_600_000,
+    main: { argv: ['sh', '-c', COUNTER] },
+  });
+  const { id } = made;
+  const look = 'cat /proc/sys/kernel/random/boot_id /etc/machine-id; hostname; cat /sys/class/net/*/address; ip -o -4 addr show; ip route';
+  const before = {
+    self: await sh('web', look),
+    count: await counted('web'),
+    random: await sh('web', 'head -c 16 /dev/urandom | od -An -tx1'),
+  };
+  const open = await daemon.exec('web', { argv: ['sh', '-c', 'echo begun; cat > /dev/null'], stdin: 'open' }, { execId: 'open' });
+  await open.sawOutput('begun');
+  const vmm = pidOf(daemon, id, 'vmm');
+
+  const suspended = await daemon.call('sandbox.suspend', { ref: 'web' });
+  expect(suspended).toMatchObject({ state: 'suspended', openComputeSinceMs: null, labels: { for: 'test' } });
+  expect(isAlive(vmm)).toBe(false);
+  expect(existsSync(join(daemon.home, 'run/sandboxes', id))).toBe(false);
+  await open.closed;
+  expect(open.message('error')).toMatchObject({ error: { message: expect.stringContaining('was suspended') } });
+  expect(await daemon.call('sandbox.suspend', { ref: 'web' })).toEqual(suspended);
+  await expect(daemon.run('web', ['true'])).rejects.toThrow(/suspended/);
+  expect((await daemon.call('why.get', { ref: 'web' })).sentence).toContain('its memory is on disk');
+
+  await daemon.kill9();
+  // Another boot of the host.
+  await daemon.startAgain(options({ ...OWN, HUTCH_TEST_BOOT_ID: '6f1d2f6e-0000-4000-8000-000000000001' }));
+  await expectInOrder(daemon);
+  expect(await all(daemon)).toMatchObject([{ id, state: 'suspended' }]);
+  await daemon.terminate();
+  await daemon.startAgain(options(OWN));
+
+  const wokenAt = Date.now();
+  const woken = await daemon.call('sandbox.resume', { ref: 'web' });
+  expect(woken).toMatchObject({ id, state: 'running', startCount: 1, labels: { for: 'test' } });
+  expect(woken.deadlineAtMs).toBeGreaterThan(wokenAt + 3_000_000);
+  const now = Number(await sh('web', 'date +%s%3N'));
+  expect(Math.abs(now - Date.now())).toBeLessThan(5_000);
+  expect(await sh('web', look)).toBe(before.self);
+  expect(await sh('web', 'echo $PLAIN $HIDDEN')).toBe('p h\n');
+  expect(await sh('web', 'head -c 16 /dev/urandom | od -An -tx1')).not.toBe(before.random);
+  const count = await counted('web');
+  expect(count).toBeGreaterThanOrEqual(before.count);
+  await eventually('it counts on', async () => (await counted('web')) > count);
+  // A command that was open has not ended: whoever wants to follows it again.
+  const again = await daemon.attach('web', 'open', { input: 'true' });
+  await again.saw('attached').catch(() => {});
+  expect((await daemon.call('exec.list', { ref: 'web' })).execs.find(({ execId }) => execId === 'open')).toMatchObject({ running: true });
+  again.socket.terminate();
+  expect(await ledgerOf(id)).toEqual([
+    'vm.storage.start boot',
+    'vm.compute.start boot',
+    'vm.compute.stop hibernate',
+    'vm.compute.start hibernate-wake',
+  ]);
+  expect(readdirSync(join(daemon.home, 'data/sandboxes', id)).sort()).toEqual(['secrets.json', 'vm']);
+  await expectInOrder(daemon);
+  await daemon.deleteAll();
+});
+
+test('whatever can be done with a suspended sandbox', { timeout: TEST_MS }, async () => {
+  const { id } = await daemon.call('sandbox.create', { name: 'away', network: 'none' });
+  await sh('away', 'echo disk > /root/a; echo memory > /dev/shm/a; sync');
+  await daemon.call('sandbox.pause', { ref: 'away' });
+  await daemon.call('sandbox.suspend', { ref: 'away' });
+  await daemon.call('sandbox.rename', { ref: 'away', name: 'gone' });
+  expect((await daemon.call('sandbox.start', { ref: 'gone' })).state).toBe('running');
+  expect(await sh('gone', 'cat /dev/shm/a; hostname')).toBe('memory\ngone\n');
+  await daemon.call('sandbox.suspend', { ref: 'gone' });
+  expect(await daemon.call('sandbox.stop', { ref: 'gone' })).toMatchObject({ state: 'stopped', ended: { cause: 'stopped' } });
+  expect(readdirSync(join(daemon.home, 'data/sandboxes', id))).toEqual(['vm']);
+  await daemon.call('sandbox.start', { ref: 'gone' });
+  // The disk is as after a power failure: what was synced is there.
+  expect(await sh('gone', 'cat /root/a; ls /dev/shm')).toBe('disk\n');
+  await daemon.call('sandbox.suspend', { ref: 'gone' });
+  expect((await daemon.call('sandbox.delete', { ref: 'gone' })).state).toBe('deleted');
+  expect(existsSync(join(daemon.home, 'data/sandboxes', id))).toBe(false);
+  await expectInOrder(daemon);
+});
+
+/** What is written in a cycle, and what the guest's own check says of all that was. */
+const WRITE =
+  'n=$1; head -c 200000 /dev/urandom > /root/tree/$n; cp /root/tree/$n /dev/shm/tree/$n; (cd /root/tree && sha256sum $n) >> /dev/shm/sums';
+const CHECK =
+  'cd /root/tree && sha256sum --quiet -c /dev/shm/sums && cd /dev/shm/tree && sha256sum --quiet -c /dev/shm/sums && wc -l < /dev/shm/sums';
+
+test(`${CYCLES} random cycles lose nothing (seed ${seed})`, { timeout: TEST_MS }, async () => {
+  const random = numbers(seed);
+  const pick = <T>(from: readonly T[]): T => from[Math.floor(random.next().value * from.length)] as T;
+  await daemon.call('sandbox.create', { name: 'tree', network: 'none', labels: { kept: 'yes' } });
+  await sh('tree', 'mkdir -p /root/tree /dev/shm/tree; : > /dev/shm/sums');
+  let written = 0;
+  for (let cycle = 0; cycle < CYCLES; cycle += 1) {
+    const files = 1 + Math.floor(random.next().value * 3);
+    for (let nth = 0; nth < files; nth += 1) {
+      written += 1;
+      await daemon.run('tree', ['sh', '-c', WRITE, 'sh', String(written)]);
+    }
+    const what = pick(['suspend', 'suspend', 'paused', 'killed'] as const);
+    if (what === 'paused') await daemon.call('sandbox.pause', { ref: 'tree' });
+    await daemon.call('sandbox.suspend', { ref: 'tree' });
+    if (what === 'killed') {
+      await daemon.kill9();
+      await daemon.startAgain();
+    }
+    await daemon.call(pick(['sandbox.resume', 'sandbox.start'] as const), { ref: 'tree' });
+    expect(await sh('tree', CHECK), `after cycle ${cycle}, ${what}`).toBe(`${written}\n`);
+  }
+  expect(await daemon.call('sandbox.get', { ref: 'tree' })).toMatchObject({ labels: { kept: 'yes' }, startCount: 1 });
+  await expectInOrder(daemon);
+  await daemon.deleteAll();
+});
+
+async function restart(more: Readonly<Record<string, string>> = {}): Promise<void> {
+  await daemon.terminate();
+  await daemon.startAgain(options({ ...OWN, ...more }));
+}
+
+test(`the daemon is killed, or the host fails, at ${isLong ? 'every' : 'some'} point of a suspend and of a resume (seed ${seed})`, {
+  timeout: TEST_MS,
+}, async () => {
+  const random = numbers(seed + 1);
+  await daemon.call('sandbox.create', { name: 'tree', network: 'none' });
+  await sh('tree', 'mkdir -p /root/tree /dev/shm/tree; : > /dev/shm/sums');
+  let written = 0;
+  for (let point = 0; point < POINTS; point += 1) {
+    const verb = point % 2 === 0 ? 'sandbox.suspend' : 'sandbox.resume';
+    const action = ['die-before', 'die-after', 'fail'][Math.floor(random.next().value * 3)];
+    const n = isLong ? 1 + Math.floor(point / 2) : 1 + Math.floor(random.next().value * (verb === 'sandbox.suspend' ? 45 : 50));
+    const fault = `${action}:${n}:${verb}`;
+    written += 1;
+    await daemon.run('tree', ['sh', '-c', WRITE, 'sh', String(written)]);
+    if (verb === 'sandbox.resume') await daemon.call('sandbox.suspend', { ref: 'tree' });
+    await restart({ HUTCH_TEST_FAULT: fault });
+    await daemon.call(verb, { ref: 'tree' }).catch(() => {});
+    await daemon.kill9();
+    await daemon.startAgain(options(OWN));
+    const { state } = await daemon.call('sandbox.get', { ref: 'tree' });
+    expect(['running', 'suspended'], fault).toContain(state);
+    if (state === 'suspended') await daemon.call('sandbox.resume', { ref: 'tree' });
+    expect(await sh('tree', CHECK), fault).toBe(`${written}\n`);
+    await expectInOrder(daemon);
+  }
+  await daemon.deleteAll();
+});
