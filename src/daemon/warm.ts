@@ -14,7 +14,14 @@ const ANY_RESOLVER = '203.0.113.53';
 export const WARM_PATHS = ['/bin/sh', '/bin/true', '/usr/bin/env', '/etc/passwd', '/etc/group'] as const;
 
 /** Its files in /etc are there and no longer than any sandbox's: to write over them is cheap, to cut or make them is not. */
-const NOBODY = { generation: 'template', hostname: 't', machineId: '0'.repeat(32), env: {}, secrets: {} } as const;
+const NOBODY = {
+  generation: 'template',
+  hostname: 't',
+  machineId: '0'.repeat(32),
+  bootId: '00000000-0000-4000-8000-000000000000',
+  env: {},
+  secrets: {},
+} as const;
 
 export async function warmGuest(
   op: Operation,

@@ -29,6 +29,8 @@ export type Configuration = {
   readonly hostname: string;
   /** 32 hex digits. */
   readonly machineId?: string;
+  /** As a kernel writes its own; absent: it stays what it is. */
+  readonly bootId?: string;
   /** Absolute, UTC; the guest's clock is stepped to it. */
   readonly clockMs?: number;
   /** 32 to 512 random bytes. */

@@ -66,7 +66,7 @@ const exitRecord = z.object({
 const startReply = z.union([shimRecord.extend({ rulesGeneration: z.int().nonnegative().optional() }), z.object({ error: z.string() })]);
 
 /** To a request over the socket. */
-const answer = z.object({ ok: z.boolean() });
+const answer = z.object({ ok: z.boolean(), rulesGeneration: z.int().nonnegative().optional() });
 /** Said without being asked. */
 const companionNews = z.object({ companion: z.int().nonnegative(), endedAtMs: timeMs });
 
@@ -274,22 +274,32 @@ export async function signalShim(
   dir: string,
   signal: 'SIGTERM' | 'SIGKILL' | 'SIGSTOP' | 'SIGCONT',
 ): Promise<boolean> {
-  if (await askShim(op, host, join(dir, 'shim.sock'), signal.slice('SIG'.length))) return true;
+  if ((await askShim(op, host, join(dir, 'shim.sock'), { signal: signal.slice('SIG'.length) }))?.ok === true) return true;
   const now = await inspectShim(op, host, dir);
   return now.alive && (await host.kill(op, now, signal));
 }
 
-/** Whether the shim says that it has sent it. */
-async function askShim(op: Operation, host: Host, path: string, signal: string): Promise<boolean> {
+/** The generation of this host's nftables rules now, as `ShimStarted` has it of the start; null: it cannot be told. */
+export async function rulesGeneration(op: Operation, host: Host, dir: string): Promise<number | null> {
+  return (await askShim(op, host, join(dir, 'shim.sock'), { rules: 'asked' }))?.rulesGeneration ?? null;
+}
+
+/** What the shim says to a request; null when it does not answer. */
+async function askShim(
+  op: Operation,
+  host: Host,
+  path: string,
+  request: { readonly signal: string } | { readonly rules: 'asked' },
+): Promise<z.infer<typeof answer> | null> {
   const stream = await connect(op, host, path);
-  if (stream === null) return false;
+  if (stream === null) return null;
   try {
-    stream.write(`${JSON.stringify({ signal })}\n`);
+    stream.write(`${JSON.stringify(request)}\n`);
     for await (const text of lines(op, stream)) {
       const said = answer.safeParse(parseJson(text));
-      if (said.success) return said.data.ok; // what is none is the greeting, or news
+      if (said.success) return said.data; // what is none is the greeting, or news
     }
-    return false;
+    return null;
   } finally {
     stream.destroy();
   }

@@ -144,6 +144,7 @@ export function configurationOf(
     generation: `${id}.${startCount + 1}`,
     hostname: spec.name,
     machineId: createHash('sha256').update(id).digest('hex').slice(0, 32),
+    bootId: uuidOf(host.randomBytes(16)),
     clockMs: host.nowMs(),
     entropy: host.randomBytes(ENTROPY_BYTES),
     ...(network === null ? {} : { network: { ...network, up: true } }),
@@ -155,4 +156,12 @@ export function configurationOf(
     hosts: [[address, spec.name]] as const,
     log: { bytesMax: MAIN_LOG_BYTES_MAX, files: MAIN_LOG_FILES },
   };
+}
+
+/** As the kernel makes them (RFC 9562, version 4). */
+function uuidOf(bytes: Uint8Array): string {
+  const marked = bytes.map((byte, at) => (at === 6 ? (byte & 0x0f) | 0x40 : at === 8 ? (byte & 0x3f) | 0x80 : byte));
+  return Buffer.from(marked)
+    .toString('hex')
+    .replace(/^(.{8})(.{4})(.{4})(.{4})/, '$1-$2-$3-$4-');
 }

@@ -148,7 +148,8 @@ export class Suspension {
     const secrets = await readSecrets(op, deps.host, placesOf(deps.places, sandbox.id).secretsPath, sandbox.spec.secretNames);
     using limited = op.within(CONFIGURE_MS, 'configuring the guest');
     const agent = await reach(limited, sandbox.spec.name, run);
-    const configuration = configurationOf(deps.host, { sandbox, boot, secrets }, started);
+    // Its boot goes on.
+    const { bootId: _, ...configuration } = configurationOf(deps.host, { sandbox, boot, secrets }, started);
     const { warnings } = await agent.configure(limited, { ...configuration, generation: `${sandbox.id}.woken.${sandbox.generation}` });
     if (warnings.length > 0) op.log.warn({ sandbox: run.id, warnings }, 'the guest had warnings while it was configured');
     if (started.network !== null) await run.backend.linkUp(limited, run.plan);

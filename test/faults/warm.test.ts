@@ -104,6 +104,7 @@ const LOOK = `env | sort | grep -v HOSTNAME; id; pwd; umask; ulimit -a; sed s/$(
 /** What must differ. */
 const UNLIKE = {
   'machine-id': 'cat /etc/machine-id',
+  'boot-id': 'cat /proc/sys/kernel/random/boot_id',
   getrandom: 'head -c 16 /dev/urandom | od -An -tx1',
   uuid: 'cat /proc/sys/kernel/random/uuid',
   address: 'cat /sys/class/net/*/address | grep -v 00:00:00',

@@ -107,6 +107,7 @@ pub struct Agent {
     /// What it set.
     pub before: crate::identity::Before,
     pub etc: Arc<std::sync::Mutex<crate::etc::Etc>>,
+    pub boot_id: Arc<std::sync::Mutex<crate::boot_id::BootId>>,
     pub users: Users,
     pub processes: Processes,
     /// Programs that are being started by a thread just now.
@@ -157,6 +158,7 @@ impl Agent {
             configured: Value::Nil,
             before: crate::identity::Before::default(),
             etc: Arc::default(),
+            boot_id: Arc::default(),
             users: Users::default(),
             processes: Processes::default(),
             starting: 0,

@@ -1,6 +1,7 @@
 //! `configure`: makes a machine that was restored from a template into this one sandbox. All of it by
 //! system calls, no program is started: it stands between the restore and the first command.
 use crate::agent::Agent;
+use crate::boot_id::is_boot_id;
 use crate::fault::{Fault, Outcome};
 use crate::identity::{Applied, Identity, Network, Scene, apply};
 use crate::jobs::Ticket;
@@ -50,6 +51,10 @@ fn parse_identity(p: Fields<'_>) -> Result<Identity, Fault> {
     if machine_id.is_some_and(|id| id.len() != 32 || !id.bytes().all(|byte| byte.is_ascii_hexdigit())) {
         return Err(Fault::invalid_argument("machineId must be 32 hex digits"));
     }
+    let boot_id = p.opt_str("bootId")?;
+    if boot_id.is_some_and(|id| !is_boot_id(id)) {
+        return Err(Fault::invalid_argument("bootId must be like 0e4b4a3c-7f04-4b15-9d0c-4c1a2a3b4c5d, in lower case"));
+    }
     let entropy = match p.get("entropy") {
         Some(Value::Bin(bytes)) if (32..=hutch_sys::ENTROPY_BYTES_MAX).contains(&bytes.len()) => bytes.clone(),
         _ => return Err(Fault::invalid_argument("entropy must be 32 to 512 bytes")),
@@ -84,6 +89,7 @@ fn parse_identity(p: Fields<'_>) -> Result<Identity, Fault> {
     Ok(Identity {
         hostname: hostname.to_owned(),
         machine_id: machine_id.map(str::to_lowercase),
+        boot_id: boot_id.map(str::to_owned),
         clock_ms: p.opt_u64("clockMs")?,
         entropy,
         network: p.opt_fields("network")?.map(parse_network).transpose()?,
@@ -128,6 +134,7 @@ impl Agent {
             devices: self.machine.devices(),
             random: self.machine.random(),
             etc: self.etc.clone(),
+            boot_id: self.boot_id.clone(),
             before: self.before.clone(),
         };
         let device = identity.disk.as_ref().map_or(String::new(), |disk| disk.device.clone());

@@ -2,6 +2,7 @@
 //! a template's machine was configured already, and each first use of a part of the kernel is slow
 //! under emulation.
 use crate::agent::Place;
+use crate::boot_id::BootId;
 use crate::etc::{Content, Etc, set_timezone};
 use crate::fault::{Fault, describe};
 use crate::jobs::lock;
@@ -29,6 +30,8 @@ pub struct Network {
 pub struct Identity {
     pub hostname: String,
     pub machine_id: Option<String>,
+    /// None: it stays what it is.
+    pub boot_id: Option<String>,
     pub clock_ms: Option<u64>,
     pub entropy: Vec<u8>,
     pub network: Option<Network>,
@@ -66,6 +69,7 @@ pub struct Scene {
     pub devices: Option<OwnedFd>,
     pub random: Option<OwnedFd>,
     pub etc: Arc<Mutex<Etc>>,
+    pub boot_id: Arc<Mutex<BootId>>,
     pub before: Before,
 }
 
@@ -111,6 +115,9 @@ pub fn apply(identity: &Identity, scene: Scene) -> Result<Applied, Fault> {
                 applied.before.network = Some(network.clone());
             }
         }
+    }
+    if let Some(id) = identity.boot_id.as_ref().filter(|_| scene.place == Place::Machine) {
+        warn("boot_id", lock(&scene.boot_id).set(id, scene.memory.as_ref()));
     }
     lock(&scene.etc).write(contents(identity), scene.memory.as_ref(), &mut warn);
     if let Some(zone) = identity.timezone.as_ref().filter(|zone| applied.before.timezone.as_ref() != Some(*zone)) {

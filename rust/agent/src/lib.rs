@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod boot_id;
 pub mod clock;
 pub mod configure;
 pub mod connect;

@@ -60,8 +60,8 @@ impl Clients {
         }
     }
 
-    /// Reads once from the clients whose descriptors are `ready`; `obey` carries out a signal's number.
-    pub fn serve(&mut self, ready: &[RawFd], mut obey: impl FnMut(i32) -> Result<(), String>) {
+    /// Reads once from the clients whose descriptors are `ready`; `obey` carries out a request, and gives what it found out.
+    pub fn serve(&mut self, ready: &[RawFd], mut obey: impl FnMut(Request) -> Result<Option<u32>, String>) {
         self.clients.retain_mut(|client| !ready.contains(&client.stream.as_raw_fd()) || client.serve(&mut obey));
     }
 
@@ -87,7 +87,7 @@ impl Client {
     }
 
     /// False: it has hung up, or is given up.
-    fn serve(&mut self, obey: &mut impl FnMut(i32) -> Result<(), String>) -> bool {
+    fn serve(&mut self, obey: &mut impl FnMut(Request) -> Result<Option<u32>, String>) -> bool {
         let mut chunk = [0; LINE_BYTES_MAX];
         let count = match self.stream.read(&mut chunk) {
             Ok(0) => return false,
@@ -104,7 +104,8 @@ impl Client {
                 continue;
             }
             let answer = match request(&self.line).and_then(&mut *obey) {
-                Ok(()) => "{\"ok\":true}".to_owned(),
+                Ok(None) => "{\"ok\":true}".to_owned(),
+                Ok(Some(generation)) => format!("{{\"ok\":true,\"rulesGeneration\":{generation}}}"),
                 Err(why) => format!("{{\"ok\":false,\"error\":\"{why}\"}}"),
             };
             self.line = Vec::new();
@@ -116,16 +117,27 @@ impl Client {
     }
 }
 
-/// `{"signal":"TERM"}` and no more, whatever the spaces: all that may be asked.
-fn request(line: &[u8]) -> Result<i32, String> {
+/// All that may be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    Signal(i32),
+    /// The generation of the host's rules, as at the start with `--rules`.
+    Rules,
+}
+
+/// `{"signal":"TERM"}` or `{"rules":"asked"}` and no more, whatever the spaces.
+fn request(line: &[u8]) -> Result<Request, String> {
     let text: Vec<u8> = line.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    if text == b"{\"rules\":\"asked\"}" {
+        return Ok(Request::Rules);
+    }
     let name = text.strip_prefix(b"{\"signal\":\"").and_then(|rest| rest.strip_suffix(b"\"}"));
     match name {
-        Some(b"TERM") => Ok(libc::SIGTERM),
-        Some(b"KILL") => Ok(libc::SIGKILL),
-        Some(b"STOP") => Ok(libc::SIGSTOP),
-        Some(b"CONT") => Ok(libc::SIGCONT),
-        _ => Err("a request is {'signal': 'TERM' or 'KILL' or 'STOP' or 'CONT'}".into()),
+        Some(b"TERM") => Ok(Request::Signal(libc::SIGTERM)),
+        Some(b"KILL") => Ok(Request::Signal(libc::SIGKILL)),
+        Some(b"STOP") => Ok(Request::Signal(libc::SIGSTOP)),
+        Some(b"CONT") => Ok(Request::Signal(libc::SIGCONT)),
+        _ => Err("a request is {'signal': 'TERM' or 'KILL' or 'STOP' or 'CONT'} or {'rules': 'asked'}".into()),
     }
 }
 
@@ -134,8 +146,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_four_signals_can_be_asked_for() {
-        assert_eq!(request(b" {\"signal\" : \"STOP\"}\r"), Ok(libc::SIGSTOP));
+    fn only_the_four_signals_and_the_rules_can_be_asked_for() {
+        assert_eq!(request(b" {\"signal\" : \"STOP\"}\r"), Ok(Request::Signal(libc::SIGSTOP)));
+        assert_eq!(request(b"{\"rules\": \"asked\"}"), Ok(Request::Rules));
         for garbage in [&b""[..], b"{}", b"{\"signal\":\"HUP\"}", b"{\"signal\":\"TERM\"", b"\xff\xfe\0", b"{\"signal\":9}"] {
             assert!(request(garbage).is_err());
         }

@@ -5,10 +5,11 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::clients::Clients;
+use crate::clients::{Clients, Request};
 use crate::descendants;
 use crate::log::Log;
 use crate::record::{self, Json, RunDir};
+use crate::rules;
 use crate::start::{Birth, DESCENDANTS_GONE};
 use crate::sys::{self, Reaped};
 
@@ -88,7 +89,10 @@ impl Supervised {
             if clients.is_full() {
                 clients.try_again();
             }
-            clients.serve(&ready, &mut ask);
+            clients.serve(&ready, |request| match request {
+                Request::Signal(signal) => ask(signal).map(|()| None),
+                Request::Rules => rules::generation().map(Some).map_err(|error| error.to_string()),
+            });
             clients.accept(greeting);
         };
 

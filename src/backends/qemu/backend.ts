@@ -5,7 +5,7 @@ import type { Duplex } from 'node:stream';
 import { HutchError } from '../../domain/errors.ts';
 import type { SandboxId } from '../../domain/ids.ts';
 import type { Operation } from '../../host/operation.ts';
-import { companionEnded, shimRef } from '../../host/shim.ts';
+import { companionEnded, rulesGeneration, shimRef } from '../../host/shim.ts';
 import { surroundings } from '../../network/surroundings.ts';
 import { type Backend, machineFiles, type SandboxPlan } from '../backend.ts';
 import { DiskSeeds } from '../disk.ts';
@@ -29,7 +29,7 @@ import { probeMachine } from './probe.ts';
 import type { Qmp } from './qmp.ts';
 import { Bundles } from './restore.ts';
 import { readRunning, removeMemoryDirs } from './running.ts';
-import { networkPlan, type StartInput, startSandbox } from './start.ts';
+import { networkPlan, type StartInput, seenRules, startSandbox } from './start.ts';
 import { type Template, TemplateShelf } from './template.ts';
 import { type HostCpu, templateRecipe } from './template-key.ts';
 import { inspectVmm, killVmm, vmmEnded } from './vmm.ts';
@@ -164,7 +164,12 @@ export function newQemuBackend(config: QemuConfig): Backend {
         ]);
         return template === null ? null : `${recipe.key} ${template.id} ${outside}`;
       },
-      admit: (op, plan) => config.network.admit(op, networkPlan(plan), null),
+      async admit(op, plan) {
+        // In this order: what is read after this cannot be older.
+        const link = await config.network.wire(op, networkPlan(plan));
+        const generation = link.kind === 'passt' ? await rulesGeneration(op, host, plan.runDir) : null;
+        await config.network.admit(op, networkPlan(plan), seenRules(link, generation));
+      },
     },
     async linkUp(op, plan) {
       const link = { name: NIC_ID, up: true };

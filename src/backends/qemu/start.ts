@@ -183,7 +183,7 @@ async function makePlaces(op: Operation, { host }: QemuConfig, plan: SandboxPlan
   await host.chown(op, socketDir(plan), uid, gid);
 }
 
-function seenRules(link: Link, generation: number | null): SeenRules | null {
+export function seenRules(link: Link, generation: number | null): SeenRules | null {
   return link.kind !== 'passt' || generation === null ? null : { wiredAt: link.wiredAt, generation };
 }
 
