@@ -5,6 +5,9 @@ import { BACKENDS } from '../domain/sandbox.ts';
 import { countLeaf, durationLeaf, flagLeaf, type Leaf, listLeaf, mebibytesLeaf, orWord, textLeaf, wordLeaf } from './leaf.ts';
 
 const ADDRESSES_MAX = 64;
+const RULES_MAX = 256;
+const REPOSITORIES = /^[A-Za-z0-9.*_:/[\]-]{1,512}$/;
+const REPOSITORIES_MUST = 'a registry and a path, like docker.io/library/* or ghcr.io/owner/**';
 const DAY_MS = 86_400_000;
 const YEAR_MS = 365 * DAY_MS;
 
@@ -100,6 +103,37 @@ export const KEYS = {
         must: 'an absolute path',
       }),
     ),
+    registry_ca: listLeaf({
+      about: 'Files of certificates that one registry alone is trusted by. Then it is looked at on the loopback too',
+      pattern: /^(\[[0-9a-f:.]{2,45}\]|[a-z0-9.-]{1,253})(:\d{1,5})?=\/[^\0,]{1,1023}$/,
+      must: 'a registry and a file, like registry.example:5000=/etc/ssl/own.pem',
+      max: ADDRESSES_MAX,
+    }),
+    mirrors: listLeaf({
+      about: 'Registries that are asked before another one; what they do not have, or not now, comes from that one',
+      pattern: /^[a-z0-9.-]{1,253}(:\d{1,5})?=(\[[0-9a-f:.]{2,45}\]|[a-z0-9.-]{1,253})(:\d{1,5})?(\/[a-z0-9._/-]{1,200})?$/,
+      must: 'a registry and its mirror, like docker.io=mirror.example:5000',
+      max: ADDRESSES_MAX,
+    }),
+    allow: listLeaf({
+      about: 'Repositories whose images may be pulled, all others may not; * is a part of a path, ** any number of them; none: all may',
+      pattern: REPOSITORIES,
+      must: REPOSITORIES_MUST,
+      max: RULES_MAX,
+    }),
+    require_digest: listLeaf({
+      about: 'Repositories whose images may be pulled by their digest alone: a tag can move',
+      pattern: REPOSITORIES,
+      must: REPOSITORIES_MUST,
+      max: RULES_MAX,
+    }),
+    signed: listLeaf({
+      about:
+        'Repositories whose images must be signed by a key, as cosign signs: its public key, in PEM. Of several for one image one is enough',
+      pattern: /^[A-Za-z0-9.*_:/[\]-]{1,512}=\/[^\0,]{1,1023}$/,
+      must: 'repositories and a file, like ghcr.io/owner/**=/etc/hutch/cosign.pub',
+      max: RULES_MAX,
+    }),
   },
   network: {
     allow_qemu_user_network: flagLeaf({

@@ -152,6 +152,8 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
         hint: `without docker:// Hutch pulls the image itself, for every backend: --image ${shown.replace(/^docker:\/\//, '')}`,
       });
     }
+    const named = parseImageReference(reference.replace(/^docker:\/\//, ''));
+    if (named !== null) library.requireAllowedElsewhere(op, named);
     const image = await backend.fetchImage(op, reference);
     const record = {
       ...image,

@@ -16,7 +16,7 @@ import { proxyVariables } from '../images/debian-sources.ts';
 import { KernelLibrary } from '../images/kernels.ts';
 import { imagePaths } from '../images/layout.ts';
 import { ImageLibrary } from '../images/library.ts';
-import { Registry } from '../images/registry/client.ts';
+import { type Mirror, Registry } from '../images/registry/client.ts';
 import { Credentials } from '../images/registry/credentials.ts';
 import { bridgeNetwork } from '../network/bridge.ts';
 import type { Network } from '../network/network.ts';
@@ -83,9 +83,24 @@ function imageLibrary(host: Host, places: Places, config: Config, env: Environme
     credentials,
     insecure: config.images.insecure_registries,
     caPath: config.images.ca,
+    caPaths: new Map(config.images.registry_ca.map(halves)),
+    mirrors: config.images.mirrors.map((text) => mirrorOf(...halves(text))),
     proxy: proxyVariables(env),
   });
-  return new ImageLibrary({ host, paths: imagePaths(places.dataDir), registry, credentials });
+  const { allow, require_digest: requireDigest, signed } = config.images;
+  const policy = { allow, requireDigest, signed: signed.map(halves).map(([pattern, keyPath]) => ({ pattern, keyPath })) };
+  return new ImageLibrary({ host, paths: imagePaths(places.dataDir), registry, credentials, policy });
+}
+
+/** `WHAT=VALUE`, as the configuration has made sure. */
+function halves(text: string): [what: string, value: string] {
+  const at = text.indexOf('=');
+  return [text.slice(0, at), text.slice(at + 1)];
+}
+
+function mirrorOf(of: string, place: string): Mirror {
+  const slash = place.indexOf('/');
+  return slash < 0 ? { of, registry: place, prefix: '' } : { of, registry: place.slice(0, slash), prefix: place.slice(slash + 1) };
 }
 
 function gvisorBackend(host: Host, places: Places, prebuilt: string, network: Network, noKvm: GvisorConfig['whyNoKvm']): Backend {

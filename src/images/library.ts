@@ -1,7 +1,7 @@
 // The images of this machine that came from elsewhere: pulled, imported, exported, looked after. It
 // knows files, not names: those are the store's, and so is who uses what.
 import { join } from 'node:path';
-import type { ImageReference } from '../domain/image-reference.ts';
+import { type ImageReference, shownReference } from '../domain/image-reference.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { type Imported, importImages } from './archive.ts';
@@ -11,11 +11,12 @@ import { exportImage } from './export.ts';
 import { imageDir, OCI_CONFIG, openImage, type PreparedImage, verifyImage } from './image.ts';
 import type { ImagePaths } from './layout.ts';
 import { CONFIG_BYTES_MAX, type OciConfig, parseConfig } from './oci/manifest.ts';
-import { type PullParts, pullImage } from './pull.ts';
+import { type PullParts, pullImage, requireAllowed } from './pull.ts';
 import { type PushedImage, pushImage } from './push.ts';
 import type { Registry } from './registry/client.ts';
 import type { Credentials } from './registry/credentials.ts';
 import { Shared } from './shared.ts';
+import { type ImagePolicy, keysFor, NO_POLICY } from './trust/policy.ts';
 
 export type LibraryOptions = {
   readonly host: Host;
@@ -23,6 +24,7 @@ export type LibraryOptions = {
   readonly registry: Registry;
   readonly credentials: Credentials;
   readonly limits?: BuildLimits;
+  readonly policy?: ImagePolicy;
 };
 
 export type LayerUse = { readonly digest: string; readonly sizeBytes: number; readonly isHere: boolean };
@@ -35,18 +37,28 @@ export class ImageLibrary {
   readonly blobs: Blobs;
   readonly #parts: PullParts;
 
-  constructor({ host, paths, registry, credentials, limits }: LibraryOptions) {
+  constructor({ host, paths, registry, credentials, limits, policy = NO_POLICY }: LibraryOptions) {
     this.host = host;
     this.paths = paths;
     this.registry = registry;
     this.credentials = credentials;
     this.blobs = new Blobs(host, paths);
-    this.#parts = { host, paths, registry, blobs: this.blobs, making: new Shared(), ...(limits === undefined ? {} : { limits }) };
+    this.#parts = { host, paths, registry, blobs: this.blobs, making: new Shared(), policy, ...(limits === undefined ? {} : { limits }) };
   }
 
   /** @throws HutchError `not_found`, `permission_denied`, `unavailable`, and `failed_precondition` for what is no image that runs here. */
   async pull(op: Operation, reference: ImageReference): Promise<PreparedImage> {
     return await pullImage(op, this.#parts, reference);
+  }
+
+  /** For one that an Engine is to pull, whose signatures nobody here can check. @throws HutchError `permission_denied`. */
+  requireAllowedElsewhere(op: Operation, reference: ImageReference): void {
+    const { policy = NO_POLICY } = this.#parts;
+    requireAllowed(op, policy, reference);
+    if (keysFor(policy, reference) === null) return;
+    throw op.error('permission_denied', `${shownReference(reference)} must be signed (images.signed), which an Engine does not check`, {
+      hint: 'let Hutch pull it: without docker:// it runs on every backend',
+    });
   }
 
   /** All images of an archive. @throws HutchError `failed_precondition` for what is none. */

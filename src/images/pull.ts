@@ -11,6 +11,8 @@ import { type ImagePaths, unlessDamaged } from './layout.ts';
 import { CONFIG_BYTES_MAX, INDEX_DEPTH_MAX, type Manifest, ownPlatform, parseConfig, parseManifest, runConfig } from './oci/manifest.ts';
 import type { Fetched, Registry } from './registry/client.ts';
 import type { Shared } from './shared.ts';
+import { type ImagePolicy, keysFor, NO_POLICY, refusalOfName } from './trust/policy.ts';
+import { requireSignature } from './trust/signature.ts';
 
 const LAYERS_AT_ONCE = 3;
 /** All layers as they come. */
@@ -23,14 +25,19 @@ export type PullParts = {
   readonly registry: Registry;
   readonly making: Shared<PreparedImage>;
   readonly limits?: BuildLimits;
+  readonly policy?: ImagePolicy;
 };
 
 /** The image; made when it is not there. A name that has moved on is another image. */
 export async function pullImage(op: Operation, parts: PullParts, reference: ImageReference): Promise<PreparedImage> {
   const { host, paths, registry, making } = parts;
   const what = shownReference(reference);
+  const { policy = NO_POLICY } = parts;
+  requireAllowed(op, policy, reference);
   op.progress({ step: STEP, detail: what });
-  const { fetched, manifest } = await resolve(op, registry, reference, what);
+  const { fetched, manifest, digests } = await resolve(op, registry, reference, what);
+  const keys = keysFor(policy, reference);
+  if (keys !== null) await requireSignature(op, parts, reference, what, digests, keys);
   checkSizes(op, manifest, what);
   const { digest } = manifest.config;
   const there = await unlessDamaged(op, () => openImage(op, host, paths, digest));
@@ -38,14 +45,23 @@ export async function pullImage(op: Operation, parts: PullParts, reference: Imag
   return await making.join(op, digest, (shared) => make(shared, parts, { reference, what, fetched, manifest }));
 }
 
-type Found = { readonly fetched: Fetched; readonly manifest: Manifest };
+/** @throws HutchError `permission_denied` naming the rule that does not let it be pulled. */
+export function requireAllowed(op: Operation, policy: ImagePolicy, reference: ImageReference): void {
+  const refusal = refusalOfName(policy, reference);
+  if (refusal !== null) throw op.error('permission_denied', refusal.message, { hint: refusal.hint });
+}
+
+/** `digests`: of the manifest and of the indexes that led to it. */
+type Found = { readonly fetched: Fetched; readonly manifest: Manifest; readonly digests: readonly string[] };
 
 async function resolve(op: Operation, registry: Registry, reference: ImageReference, what: string): Promise<Found> {
   let wanted = reference.digest ?? reference.tag ?? 'latest';
+  const digests: string[] = [];
   for (let depth = 0; depth < INDEX_DEPTH_MAX; depth += 1) {
     const fetched = await registry.manifest(op, reference, wanted);
+    digests.push(fetched.digest);
     const parsed = parseManifest(op, fetched.bytes, fetched.mediaType, what);
-    if ('manifest' in parsed) return { fetched, manifest: parsed.manifest };
+    if ('manifest' in parsed) return { fetched, manifest: parsed.manifest, digests };
     wanted = ownPlatform(op, parsed.index, what).digest;
   }
   throw op.error('failed_precondition', `${what} is an index of indexes, more than ${INDEX_DEPTH_MAX} deep`);
@@ -60,7 +76,7 @@ function checkSizes(op: Operation, { config, layers }: Manifest, what: string): 
 async function make(
   op: Operation,
   { host, paths, blobs, registry, limits }: PullParts,
-  { reference, what, fetched, manifest }: Found & { readonly reference: ImageReference; readonly what: string },
+  { reference, what, fetched, manifest }: Omit<Found, 'digests'> & { readonly reference: ImageReference; readonly what: string },
 ): Promise<PreparedImage> {
   const digest = manifest.config.digest;
   const configBytes = await registry.smallBlob(op, reference, { digest, sizeBytes: manifest.config.size }, CONFIG_BYTES_MAX);

@@ -150,6 +150,19 @@ test('an image is pushed where its name says, or elsewhere, and can be pulled by
   await world.ok('image', 'rm', `${elsewhere.name}/other/app:3`);
 });
 
+test('rules of the configuration are for every pull', { timeout: 60_000 }, async () => {
+  await world.ok('daemon', 'stop');
+  const env = { HUTCH_IMAGES_ALLOW: `${registry.name}/team/*`, HUTCH_IMAGES_SIGNED: `${registry.name}/team/signed=/nowhere.pub` };
+  registry.put('free', '1', image([base]));
+  const refused = await world.run(['run', '--image', `${registry.name}/free:1`, '--', 'true'], { env });
+  expect([refused.code, refused.stderr]).toEqual([125, expect.stringContaining('images.allow does not list it')]);
+  registry.put('team/signed', '1', image([base]));
+  const signed = await world.run(['image', 'pull', `${registry.name}/team/signed:1`], { env });
+  expect([signed.code === 0, signed.stderr]).toEqual([false, expect.stringContaining('/nowhere.pub')]);
+  expect((await world.run(['image', 'pull', app], { env })).code).toBe(0);
+  await world.ok('daemon', 'stop');
+});
+
 test('what is nowhere is one sentence', { timeout: 60_000 }, async () => {
   const none = await world.run(['run', '--image', `${registry.name}/none:1`, '--', 'true']);
   expect([none.code, none.stderr]).toEqual([

@@ -10,11 +10,12 @@ import { BUILD_LIMITS, type BuildLimits } from '../../src/images/build.ts';
 import type { PreparedImage } from '../../src/images/image.ts';
 import { imagePaths } from '../../src/images/layout.ts';
 import { ImageLibrary } from '../../src/images/library.ts';
-import { Registry } from '../../src/images/registry/client.ts';
+import { type Mirror, Registry } from '../../src/images/registry/client.ts';
 import { Credentials } from '../../src/images/registry/credentials.ts';
 import type { Patience } from '../../src/images/registry/patience.ts';
 import type { TarEntry } from '../../src/images/tar/entry.ts';
 import { TarReader } from '../../src/images/tar/reader.ts';
+import { type ImagePolicy, NO_POLICY } from '../../src/images/trust/policy.ts';
 import { testOperation } from '../support/operation.ts';
 
 export type Place = AsyncDisposable & {
@@ -32,6 +33,8 @@ export type PlaceOptions = {
   readonly host?: (host: Host) => Host;
   readonly caPath?: string;
   readonly caPaths?: ReadonlyMap<string, string>;
+  readonly mirrors?: readonly Mirror[];
+  readonly policy?: Partial<ImagePolicy>;
 };
 
 /** Waits for nothing longer than a test should take. */
@@ -43,6 +46,8 @@ export async function place({
   host: wrap = (host) => host,
   caPath,
   caPaths,
+  mirrors = [],
+  policy = {},
 }: PlaceOptions = {}): Promise<Place> {
   const dir = await mkdtemp(join(tmpdir(), 'hutch-images-'));
   const host = wrap(nodeHost());
@@ -53,11 +58,19 @@ export async function place({
     insecure: [],
     caPath: caPath ?? null,
     ...(caPaths === undefined ? {} : { caPaths }),
+    mirrors,
     proxy: {},
     patience: { ...PATIENCE, ...patience },
   });
   const paths = imagePaths(join(dir, 'data'));
-  const library = new ImageLibrary({ host, paths, registry, credentials, limits: { ...BUILD_LIMITS, ...limits } });
+  const library = new ImageLibrary({
+    host,
+    paths,
+    registry,
+    credentials,
+    limits: { ...BUILD_LIMITS, ...limits },
+    policy: { ...NO_POLICY, ...policy },
+  });
   const names = async (path: string) => await readdir(path).catch(() => []);
   return {
     dir,

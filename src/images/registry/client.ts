@@ -2,6 +2,7 @@
 // registry is not trusted: every answer has a bound in size and in time, and what has a digest is
 // checked against it. How it is reached, connection.ts knows.
 import { createHash } from 'node:crypto';
+import { HutchError } from '../../domain/errors.ts';
 import type { Host, HttpAnswer } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import { nameOf, type Repository, readAll, wrongDigest } from './answers.ts';
@@ -10,7 +11,17 @@ import type { Login } from './credentials.ts';
 import { PATIENCE, type Patience, retrying } from './patience.ts';
 import { type ArtifactToPush, type OnBytes, type PushResult, pushArtifact } from './upload.ts';
 
-export type RegistryOptions = ConnectionOptions & { readonly patience?: Patience };
+/** A registry that is asked before another one. */
+export type Mirror = {
+  readonly of: string;
+  readonly registry: string;
+  /** In front of the repository there; may be empty. */
+  readonly prefix: string;
+};
+export type RegistryOptions = ConnectionOptions & { readonly patience?: Patience; readonly mirrors?: readonly Mirror[] };
+
+/** A mirror that could not be reached is not asked again so soon. */
+const MIRROR_DOWN_MS = 60_000;
 
 export const MANIFEST_BYTES_MAX = 4 * 1024 * 1024;
 const ACCEPT = [
@@ -27,17 +38,24 @@ export class Registry {
   readonly #host: Host;
   readonly #connection: Connection;
   readonly #patience: Patience;
+  readonly #mirrors: readonly Mirror[];
+  readonly #downUntilMs = new Map<Mirror, number>();
 
   constructor(options: RegistryOptions) {
     this.#host = options.host;
+    this.#mirrors = options.mirrors ?? [];
     this.#patience = options.patience ?? PATIENCE;
     this.#connection = new Connection(options, this.#patience.idleMs);
   }
 
   /** By tag or digest; one that was asked for by its digest has it. */
   async manifest(op: Operation, repository: Repository, wanted: string): Promise<Fetched> {
+    return await this.#fromAny(op, repository, (source, tries) => this.#manifest(op, source, wanted, tries));
+  }
+
+  async #manifest(op: Operation, repository: Repository, wanted: string, patience: Patience): Promise<Fetched> {
     const what = `${nameOf(repository)} ${wanted}`;
-    return await retrying(op, this.#patience, what, async () => {
+    return await retrying(op, patience, what, async () => {
       using answer = await this.#connection.send(op, repository, { path: `manifests/${wanted}`, headers: { Accept: ACCEPT } });
       const bytes = await readAll(op, answer, MANIFEST_BYTES_MAX, `the manifest of ${what}`);
       const digest = `sha256:${createHash('sha256').update(bytes).digest('hex')}`;
@@ -49,10 +67,20 @@ export class Registry {
   }
 
   /** Into memory; for what is small. */
-  async smallBlob(op: Operation, repository: Repository, { digest, sizeBytes }: Blob, bytesMax: number): Promise<Buffer> {
+  async smallBlob(op: Operation, repository: Repository, blob: Blob, bytesMax: number): Promise<Buffer> {
+    return await this.#fromAny(op, repository, (source, tries) => this.#smallBlob(op, source, blob, bytesMax, tries));
+  }
+
+  async #smallBlob(
+    op: Operation,
+    repository: Repository,
+    { digest, sizeBytes }: Blob,
+    bytesMax: number,
+    patience: Patience,
+  ): Promise<Buffer> {
     const what = `${nameOf(repository)} ${digest}`;
     if (sizeBytes > bytesMax) throw op.error('failed_precondition', `${what} has ${sizeBytes} bytes; at most ${bytesMax} are read`);
-    return await retrying(op, this.#patience, what, async () => {
+    return await retrying(op, patience, what, async () => {
       using answer = await this.#connection.send(op, repository, { path: `blobs/${digest}` });
       const bytes = await readAll(op, answer, bytesMax, what);
       const found = `sha256:${createHash('sha256').update(bytes).digest('hex')}`;
@@ -62,12 +90,17 @@ export class Registry {
   }
 
   /** Into a file, whole and checked when this returns. A connection that breaks is gone on with where it broke. */
-  async blob(
+  async blob(op: Operation, repository: Repository, blob: Blob, path: string, onBytes: (total: number) => void): Promise<void> {
+    await this.#fromAny(op, repository, (source, tries) => this.#blob(op, source, blob, path, onBytes, tries));
+  }
+
+  async #blob(
     op: Operation,
     repository: Repository,
     { digest, sizeBytes }: Blob,
     path: string,
     onBytes: (total: number) => void,
+    patience: Patience,
   ): Promise<void> {
     const what = `${nameOf(repository)} ${digest}`;
     const host = this.#host;
@@ -77,7 +110,7 @@ export class Registry {
     let lastTotal = -1;
     await retrying(
       op,
-      this.#patience,
+      patience,
       what,
       async () => {
         lastTotal = total;
@@ -126,6 +159,25 @@ export class Registry {
   /** Whatever was kept of a login is not used any more. */
   forget(registry: string): void {
     this.#connection.forget(registry);
+  }
+
+  /** From a mirror, once and briefly; from the registry itself where no mirror has it. What has a digest is checked in each case. */
+  async #fromAny<T>(op: Operation, repository: Repository, work: (source: Repository, patience: Patience) => Promise<T>): Promise<T> {
+    for (const mirror of this.#mirrors) {
+      if (mirror.of !== repository.registry || (this.#downUntilMs.get(mirror) ?? 0) > this.#host.monotonicMs()) continue;
+      const source = {
+        registry: mirror.registry,
+        repository: [mirror.prefix, repository.repository].filter((part) => part !== '').join('/'),
+      };
+      try {
+        return await work(source, { ...this.#patience, tries: 1 });
+      } catch (error) {
+        if (!(error instanceof HutchError) || error.code === 'resource_exhausted' || op.signal.aborted) throw error;
+        op.log.info({ mirror: mirror.registry, cause: error.message }, 'a mirror is passed over');
+        if (error.code === 'unavailable') this.#downUntilMs.set(mirror, this.#host.monotonicMs() + MIRROR_DOWN_MS);
+      }
+    }
+    return await work(repository, this.#patience);
   }
 
   /** A server that sends a byte now and then would hold us for ever. */
