@@ -189,7 +189,10 @@ export type Host = {
    * when it is gone, or not this user's to look at.
    */
   processTraffic(op: Operation, ref: ProcessRef): Promise<{ readBytes: number; writtenBytes: number } | null>;
-  which(op: Operation, program: string): Promise<string | null>;
+  /** `path`: directories like those of PATH, which are looked at first. */
+  which(op: Operation, program: string, path?: string): Promise<string | null>;
+  /** Starts a program and gives its input and output as one stream; `env` is added to the little that every program gets. */
+  connectProgram(op: Operation, argv: readonly string[], env: Readonly<Record<string, string>>): Promise<Duplex>;
 
   // Sockets
   connectUnix(op: Operation, path: string, reads?: Reads): Promise<Duplex>;

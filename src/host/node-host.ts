@@ -9,6 +9,7 @@ import { request } from './http.ts';
 import { listenUnix } from './listen.ts';
 import { lockFile } from './lock.ts';
 import { isAlive, kill, processRef, processTraffic, processUse, which } from './proc.ts';
+import { connectProgram } from './program-stream.ts';
 import { receiveUnix } from './receive.ts';
 import { type RunProgram, run, spawnDetached } from './run.ts';
 import { connectUnix } from './sockets.ts';
@@ -60,7 +61,8 @@ export function nodeHost(options: NodeHostOptions = {}): Host {
     kill,
     processUse,
     processTraffic,
-    which: (op, program) => which(op, env.PATH, program),
+    which: (op, program, path) => which(op, path === undefined ? env.PATH : `${path}:${env.PATH}`, program),
+    connectProgram: (op, argv, own) => connectProgram(op, argv, { ...env, ...own }),
 
     connectUnix,
     receiveUnix,

@@ -139,7 +139,12 @@ async function tasksOf(pid: number): Promise<readonly string[]> {
 
 export async function which(op: Operation, searchPath: string, program: string): Promise<string | null> {
   throwIfAborted(op, `look for ${program}`);
-  const candidates = program.includes('/') ? [program] : searchPath.split(':').map((dir) => join(dir, program));
+  const candidates = program.includes('/')
+    ? [program]
+    : searchPath
+        .split(':')
+        .filter((dir) => dir.startsWith('/'))
+        .map((dir) => join(dir, program));
   return candidates.find(isExecutable) ?? null;
 }
 

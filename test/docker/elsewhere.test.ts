@@ -1,16 +1,19 @@
 // An Engine that sees neither our files nor our network, as one on another machine or one beside a Hutch
 // that itself runs in a container; and images that only an Engine has.
 import { execFile } from 'node:child_process';
-import { createHash } from 'node:crypto';
+import { createHash, randomBytes } from 'node:crypto';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { ApiError } from '../support/daemon-under-test.ts';
+import { ApiError, DaemonUnderTest } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
 import { importTool } from './tool-image.ts';
-import { DockerWorld } from './world.ts';
+import { DockerWorld, withImages } from './world.ts';
 
 const IMAGE = 'local/tool:1';
+const ROOT = join(import.meta.dirname, '../..');
+const run = promisify(execFile);
 
 let world: DockerWorld;
 beforeAll(async () => {
@@ -63,6 +66,63 @@ test('the agent is put in and speaks over the attached container: commands, file
   expect((await daemon.run(id, ['sh', '-c', 'wc -c < /tmp/x'])).stdout).toBe('8000000\n');
   await daemon.call('sandbox.delete', { ref: id, force: true });
   expect(await engine.containers()).toEqual([]);
+});
+
+test('an Engine behind ssh runs sandboxes through docker system dial-stdio; what ssh complains of is told', {
+  timeout: 180_000,
+}, async () => {
+  const dir = await mkdtemp('/tmp/hutch-ssh-');
+  // In place of a machine behind ssh: what ssh would run there runs here, where docker finds another Engine by itself.
+  const put = async (script: string) =>
+    await writeFile(join(dir, 'ssh'), `#!/bin/sh\necho "$*" >>${dir}/asked\n${script}\n`, { mode: 0o755 });
+  const there = `while [ "$1" != -- ]; do shift; done; shift 2; DOCKER_HOST=unix://${world.engine.socketPath} exec sh -c "$*"`;
+  await put(there);
+  {
+    await using daemon = await DaemonUnderTest.start({
+      entry: join(ROOT, 'src/daemon/main.ts'),
+      env: {
+        ...{ DOCKER_HOST: 'ssh://me@far.example:2222', HUTCH_SANDBOX_BACKEND: 'docker', HUTCH_SANDBOX_NETWORK: 'none' },
+        ...{ PATH: `${dir}:${process.env['PATH']}`, HUTCH_SANDBOX_STOP_GRACE: '2s' },
+      },
+      before: withImages,
+    });
+    const { backends } = await daemon.call('backends.list', {});
+    expect(backends.find(({ name }) => name === 'docker')?.can?.notes.join(' ')).toContain('from DOCKER_HOST');
+    const { id } = await daemon.call('sandbox.create', { name: 'behind' });
+    const bytes = randomBytes(3_000_000);
+    await daemon.send('PUT', `/v1/sandboxes/${id}/files?path=/tmp/x`, { body: bytes });
+    expect((await daemon.run(id, ['sha256sum', '/tmp/x'])).stdout).toContain(createHash('sha256').update(bytes).digest('hex'));
+    expect((await daemon.send('GET', `/v1/sandboxes/${id}/files?path=/tmp/x`)).body.equals(bytes)).toBe(true);
+    expect((await refused(daemon.call('sandbox.create', { network: 'allow' }))).code).toBe('failed_precondition');
+    await daemon.kill9();
+    await daemon.startAgain();
+    expect((await daemon.run(id, ['hostname'])).stdout).toBe('behind\n');
+
+    for (const [script, code, message] of [
+      ['echo "me@far.example: Permission denied (publickey)." >&2; exit 255', 'permission_denied', 'Permission denied (publickey)'],
+      ['echo "Host key verification failed." >&2; exit 255', 'failed_precondition', 'the host key of far.example is not known'],
+      ['echo "ssh: connect to host far.example port 2222: Connection refused" >&2; exit 255', 'unavailable', 'Connection refused'],
+      ['echo "sh: 1: docker: not found" >&2; exit 127', 'failed_precondition', 'no docker command'],
+      ['exit 0', 'unavailable', 'ssh://me@far.example:2222'],
+    ] as const) {
+      await put(script);
+      const { body } = await refused(daemon.call('sandbox.create', {}));
+      expect(body).toMatchObject({
+        code,
+        message: expect.stringContaining(message),
+        hint: expect.stringContaining('ssh -p 2222 me@far.example'),
+      });
+    }
+    await put(there);
+    await daemon.call('sandbox.delete', { ref: id, force: true });
+    await daemon.terminate();
+    expect(await readFile(join(dir, 'asked'), 'utf8')).toMatch(
+      /^-T -o BatchMode=yes .*-l me -p 2222 -- far\.example docker system dial-stdio$/m,
+    );
+  }
+  expect(await world.engine.containers()).toEqual([]);
+  await eventually('no process of it is left', async () => !(await run('ps', ['-eo', 'args'])).stdout.includes('system dial-stdio'));
+  await rm(dir, { recursive: true });
 });
 
 test('where its networks are not on this machine, a sandbox gets none rather than one without rules', async () => {
@@ -123,7 +183,7 @@ test('without a command an image runs what it is made for; inspect shows what it
   const image = 'docker://local/tool:2';
   const cli = [join(import.meta.dirname, '../../src/cli/main.ts'), 'run', '--rm', '--backend', 'docker', '--image', image];
   const env = { PATH: process.env['PATH'], HOME: daemon.home, HUTCH_HOME: daemon.home, HUTCH_DAEMON_LISTEN: 'off' };
-  const { stdout, stderr } = await promisify(execFile)(process.execPath, cli, { env });
+  const { stdout, stderr } = await run(process.execPath, cli, { env });
   expect({ stdout, stderr }).toEqual({ stdout: 'tool:x:1234:1234::/work:/bin/sh\n', stderr: '' });
 
   const made = await daemon.call('sandbox.create', { image, main: {} });

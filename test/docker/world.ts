@@ -19,6 +19,12 @@ const wayTo = (engine: DockerEngine): string => join(engine.dir, 'way.sock');
 /** Where it looks for logins. */
 export const dockerConfigOf = (engine: DockerEngine): string => join(engine.dir, 'config');
 
+/** Gives a daemon the image that was made for all tests. */
+export async function withImages(home: string): Promise<void> {
+  await mkdir(join(home, 'data'), { mode: 0o711 });
+  await run('cp', ['-al', join(ROOT, '.tools/data/images'), join(home, 'data')]);
+}
+
 export class DockerWorld implements AsyncDisposable {
   readonly engine: DockerEngine;
   readonly daemon: DaemonUnderTest;
@@ -44,10 +50,7 @@ export class DockerWorld implements AsyncDisposable {
           HUTCH_SANDBOX_STOP_GRACE: '2s',
           ...options.env,
         },
-        async before(home) {
-          await mkdir(join(home, 'data'), { mode: 0o711 });
-          await run('cp', ['-al', join(ROOT, '.tools/data/images'), join(home, 'data')]);
-        },
+        before: withImages,
       });
       return new DockerWorld(engine, daemon);
     } catch (error) {

@@ -38,7 +38,7 @@ const BEFORE_PAUSE_HINTS_MS = 300;
 
 export function newDockerBackend(config: DockerConfig): Backend {
   const { host, instance } = config;
-  const engine = new Engine(host, config.env);
+  const engine = new Engine(host, config.env, join(config.workDir, 'ssh'));
   const events = new EngineEvents(engine, instance);
   const duties = new Duties({ host, engine, events, instance, dir: join(config.workDir, 'duties') });
   const doors = new AgentDoors(host);

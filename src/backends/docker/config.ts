@@ -12,7 +12,19 @@ export type DockerEnvironment = {
   readonly DOCKER_TLS_VERIFY?: string | undefined;
   readonly DOCKER_CERT_PATH?: string | undefined;
   readonly HOME?: string | undefined;
+  /** Where credential helpers and ssh are looked for first. */
+  readonly PATH?: string | undefined;
+  readonly SSH_AUTH_SOCK?: string | undefined;
+  readonly XDG_RUNTIME_DIR?: string | undefined;
+  readonly DBUS_SESSION_BUS_ADDRESS?: string | undefined;
 };
+
+/** What a program of the user's own needs of his environment: a credential helper, ssh. */
+export function userEnvironment(env: DockerEnvironment): Record<string, string> {
+  const { HOME, PATH, SSH_AUTH_SOCK, XDG_RUNTIME_DIR, DBUS_SESSION_BUS_ADDRESS } = env;
+  const all = { HOME, PATH, SSH_AUTH_SOCK, XDG_RUNTIME_DIR, DBUS_SESSION_BUS_ADDRESS };
+  return Object.fromEntries(Object.entries(all).filter((entry): entry is [string, string] => entry[1] !== undefined));
+}
 
 export type DockerConfig = {
   readonly host: Host;

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import * as z from 'zod';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
-import type { DockerEnvironment } from './config.ts';
+import { type DockerEnvironment, userEnvironment } from './config.ts';
 import { dockerDir, readJson } from './endpoint.ts';
 
 const HUB = 'https://index.docker.io/v1/';
@@ -46,12 +46,12 @@ export function registryOf(name: string): string {
 
 async function askHelper(op: Operation, host: Host, env: DockerEnvironment, helper: string, registry: string) {
   if (!HELPER.test(helper)) return null;
-  const program = await host.which(op, `docker-credential-${helper}`);
+  const program = await host.which(op, `docker-credential-${helper}`, env.PATH);
   if (program === null) return null;
   using limited = op.within(HELPER_MS, `Docker's credential helper ${helper}`);
   const { exitCode, stdout } = await host.run(limited, [program, 'get'], {
     input: new TextEncoder().encode(registry),
-    ...(env.HOME === undefined ? {} : { env: { HOME: env.HOME } }),
+    env: userEnvironment(env),
   });
   if (exitCode !== 0) return null; // it has none for this registry
   const parsed = helperAnswer.safeParse(JSON.parse(new TextDecoder().decode(stdout)));

@@ -1,12 +1,16 @@
+import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { testOperation } from '../../../test/support/operation.ts';
 import { nodeHost } from '../../host/node-host.ts';
+import { Credentials } from '../../images/registry/credentials.ts';
 import { registryAuth, registryOf } from './credentials.ts';
 import { findEndpoint } from './endpoint.ts';
+import { sshArguments } from './ssh.ts';
 
 const host = nodeHost();
 const op = testOperation();
@@ -47,19 +51,56 @@ test('the Engine is found as docker finds it: DOCKER_HOST, DOCKER_CONTEXT, the c
     code: 'failed_precondition',
     message: /nowhere does not exist/,
   });
-  const refusals = [
-    ['ssh://me@far.example:2222', 'me@far.example'],
-    ['npipe:////./pipe/docker', 'HOST'],
-    ['tcp://10.0.0.1:99999', '10.0.0.1'],
-    ['tcp://', 'HOST'],
-  ] as const;
-  for (const [DOCKER_HOST, target] of refusals) {
-    await expect(where({ DOCKER_HOST })).rejects.toMatchObject({
+  for (const DOCKER_HOST of [
+    'npipe:////./pipe/docker',
+    'tcp://10.0.0.1:99999',
+    'tcp://',
+    'ssh://',
+    'ssh://-oProxyCommand=x',
+    'ssh://me@-oProxyCommand=x',
+    'ssh://-l@far',
+    'ssh://me:password@far',
+    'ssh://far:99999',
+    'ssh://far/run/$(id).sock',
+    'ssh://far/run/a b',
+  ]) {
+    await expect(where({ DOCKER_HOST }), DOCKER_HOST).rejects.toMatchObject({
       code: 'failed_precondition',
-      message: expect.stringMatching(/DOCKER_HOST names .*; a Docker Engine is reached over unix:\/\/ or tcp:\/\//),
-      hint: expect.stringContaining(`/var/run/docker.sock ${target}, and`),
+      message: expect.stringMatching(/DOCKER_HOST names .*; a Docker Engine is reached over unix:\/\/, tcp:\/\//),
     });
   }
+});
+
+test('an Engine behind ssh is reached by the user’s own ssh, which takes what we give it and asks nothing', async () => {
+  const where = async (DOCKER_HOST: string) => {
+    const endpoint = await findEndpoint(op, host, { HOME: home, DOCKER_HOST });
+    if (endpoint.kind !== 'ssh') throw new Error(`it is ${endpoint.kind}`);
+    return endpoint;
+  };
+  const full = await where('ssh://me@far.example:2222/run/user/1000/docker.sock');
+  expect(full).toMatchObject({ user: 'me', host: 'far.example', port: 2222, socketPath: '/run/user/1000/docker.sock' });
+  expect(await where('ssh://far')).toMatchObject({ user: null, host: 'far', port: null, socketPath: null });
+  expect(await where('ssh://[fd00::1]/')).toMatchObject({ host: 'fd00::1', socketPath: null });
+  await context('far', 'ssh://me@far');
+  expect(await findEndpoint(op, host, { HOME: home, DOCKER_CONTEXT: 'far' })).toMatchObject({ kind: 'ssh', source: 'the context far' });
+
+  const argv = sshArguments(full, home);
+  const at = argv.indexOf('--');
+  expect(argv.slice(at + 1)).toEqual(['far.example', 'docker', '--host', 'unix:///run/user/1000/docker.sock', 'system', 'dial-stdio']);
+  // OpenSSH itself says what it makes of it.
+  const { stdout } = await promisify(execFile)('ssh', ['-G', '-F', 'none', ...argv.slice(0, at + 2)]);
+  for (const line of [
+    'user me',
+    'hostname far.example',
+    'port 2222',
+    'batchmode yes',
+    'controlmaster auto',
+    'controlpersist 60',
+    'requesttty no',
+  ])
+    expect(stdout.split('\n').map((said) => said.replace('requesttty false', 'requesttty no'))).toContain(line);
+  // Where its socket's path would be too long, each connection is one of its own.
+  expect(sshArguments(full, `/${'x'.repeat(80)}`).join(' ')).not.toContain('Control');
 });
 
 test('an Engine behind TCP is found with the certificates that docker would use for it', async () => {
@@ -121,4 +162,19 @@ test('the login for a registry is the user’s own, and goes only to that regist
     'localhost:5000',
     'a.b',
   ]);
+});
+
+test('a credential helper is found where its user keeps his programs, and finds its own there', async () => {
+  const dir = join(home, 'bin');
+  await mkdir(dir);
+  const program = (name: string, script: string) => writeFile(join(dir, name), `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+  await program('docker-credential-own', 'test "$1" = get && own-secret "$(cat)"');
+  await program('own-secret', `printf '{"ServerURL":"%s","Username":"me","Secret":"of %s"}' "$1" "$HOME"`);
+  await configure({ credHelpers: { 'ghcr.io': 'own' } });
+  const env = { HOME: home, PATH: `${dir}:/usr/bin:/bin` };
+  const header = await registryAuth(op, host, env, 'ghcr.io/owner/name:1');
+  expect(JSON.parse(Buffer.from(header ?? '', 'base64url').toString())).toMatchObject({ username: 'me', password: `of ${home}` });
+  const credentials = new Credentials(host, env);
+  expect(await credentials.of(op, 'ghcr.io')).toEqual({ username: 'me', password: `of ${home}` });
+  expect(await registryAuth(op, host, { HOME: home }, 'ghcr.io/owner/name:1'), 'elsewhere there is none').toBeNull();
 });

@@ -16,6 +16,14 @@ export type Endpoint = {
   | { readonly kind: 'unix'; readonly socketPath: string }
   /** `tls` null: in the clear. */
   | { readonly kind: 'tcp'; readonly host: string; readonly port: number; readonly tls: TlsOptions | null }
+  /** Its machine's own `docker` carries a connection to it. `socketPath` null: where that looks by itself. */
+  | {
+      readonly kind: 'ssh';
+      readonly user: string | null;
+      readonly host: string;
+      readonly port: number | null;
+      readonly socketPath: string | null;
+    }
 );
 
 const DEFAULT_HOST = 'unix:///var/run/docker.sock';
@@ -105,12 +113,20 @@ function parse(op: Operation, text: string, source: string, tls: TlsOptions | nu
   if (tcp !== undefined && port > 0 && port <= 65_535) {
     return { kind: 'tcp', host: tcp['v6'] ?? tcp['name'] ?? '', port, tls, source, address };
   }
-  const there = /^(?:ssh|tcp|https?):\/\/((?:[\w.-]+@)?[\w.-]+)/.exec(text)?.[1] ?? 'HOST';
+  const ssh =
+    /^ssh:\/\/(?:(?<user>[\w.][\w.-]*)@)?(?:\[(?<v6>[0-9a-fA-F:.]+)\]|(?<name>\w[\w.-]*))(?::(?<port>\d{1,5}))?(?<path>\/[\w./@+-]*)?$/.exec(
+      text,
+    )?.groups;
+  if (ssh !== undefined) {
+    const { user, v6, name, port: sshPort, path } = ssh;
+    const isDefault = path === undefined || path === '/';
+    const own = { user: user ?? null, host: v6 ?? name ?? '', port: sshPort === undefined ? null : Number(sshPort) };
+    if (own.port === null || (own.port > 0 && own.port <= 65_535))
+      return { kind: 'ssh', ...own, socketPath: isDefault ? null : path, source, address };
+  }
   throw op.error(
     'failed_precondition',
-    `${source} names ${address}; a Docker Engine is reached over unix:// or tcp://, with TLS or without`,
-    {
-      hint: `forward its socket to this machine: ssh -nNT -L /run/docker-remote.sock:/var/run/docker.sock ${there}, and DOCKER_HOST=unix:///run/docker-remote.sock`,
-    },
+    `${source} names ${address}; a Docker Engine is reached over unix://, tcp://, with TLS or without, or ssh://[USER@]HOST[:PORT][/SOCKET]`,
+    { hint: 'see: docker context ls' },
   );
 }

@@ -11,6 +11,7 @@ import type { Operation } from '../../host/operation.ts';
 import { API_MAX, API_MIN, type DockerEnvironment, PING_MS, REQUEST_MS } from './config.ts';
 import { type Endpoint, findEndpoint } from './endpoint.ts';
 import { notReached, notTrusted, tlsCode } from './reach.ts';
+import { connectSsh, sshFailed } from './ssh.ts';
 
 export type Ask = {
   readonly method: 'GET' | 'POST' | 'PUT' | 'DELETE' | 'HEAD';
@@ -38,13 +39,16 @@ const CODES: Readonly<Record<number, ErrorCode>> = {
 export class Engine {
   readonly #host: Host;
   readonly #env: DockerEnvironment;
+  readonly #sshDir: string | null;
   #endpoint: Endpoint | null = null;
   /** `/v1.41`; asked anew after the Engine was away: another one may have come back. */
   #version: string | null = null;
 
-  constructor(host: Host, env: DockerEnvironment) {
+  /** `sshDir`: where connections by ssh are shared, in sockets of this user alone. */
+  constructor(host: Host, env: DockerEnvironment, sshDir: string | null = null) {
     this.#host = host;
     this.#env = env;
+    this.#sshDir = sshDir;
   }
 
   async endpoint(op: Operation): Promise<Endpoint> {
@@ -192,9 +196,10 @@ export class Engine {
     const endpoint = await this.endpoint(op);
     try {
       if (endpoint.kind === 'unix') return await this.#host.connectUnix(op, endpoint.socketPath);
+      if (endpoint.kind === 'ssh') return await connectSsh(op, this.#host, this.#env, endpoint, this.#sshDir);
       return await this.#host.connectTcp(op, endpoint, endpoint.tls ?? undefined);
     } catch (cause) {
-      if (op.signal.aborted) throw cause;
+      if (op.signal.aborted || endpoint.kind === 'ssh') throw cause;
       this.#forget();
       throw notReached(op, endpoint, cause);
     }
@@ -212,6 +217,7 @@ export class Engine {
     if (cause instanceof HutchError) return cause;
     const endpoint = this.#endpoint;
     this.#forget();
+    if (endpoint?.kind === 'ssh') return sshFailed(op, endpoint, cause);
     const refusal = tlsCode(cause);
     if (refusal !== null && endpoint !== null) return notTrusted(op, endpoint, refusal, cause);
     return op.error('unavailable', 'the Docker Engine hung up before it had answered', { cause });

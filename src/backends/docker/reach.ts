@@ -4,7 +4,7 @@ import { errnoOf } from '../../host/errors.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { Endpoint } from './endpoint.ts';
 
-export function notReached(op: Operation, endpoint: Endpoint, cause: unknown): HutchError {
+export function notReached(op: Operation, endpoint: Exclude<Endpoint, { kind: 'ssh' }>, cause: unknown): HutchError {
   const { source, address } = endpoint;
   const errno = errnoOf(cause);
   const refusal = tlsCode(cause);

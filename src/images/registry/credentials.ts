@@ -15,7 +15,12 @@ const HELPER_MS = 10_000;
 const HELPER = /^[A-Za-z0-9_.-]{1,64}$/;
 
 export type Login = { readonly username: string; readonly password: string } | { readonly identityToken: string };
-export type DockerHome = { readonly HOME?: string | undefined; readonly DOCKER_CONFIG?: string | undefined };
+export type DockerHome = {
+  readonly HOME?: string | undefined;
+  readonly DOCKER_CONFIG?: string | undefined;
+  /** Where credential helpers are looked for first. */
+  readonly PATH?: string | undefined;
+};
 
 const entry = z.looseObject({
   auth: z.string().optional(),
@@ -130,7 +135,7 @@ export class Credentials {
   }
 
   async #runHelper(op: Operation, helper: string, verb: 'get' | 'store' | 'erase', input: string): Promise<string> {
-    const program = HELPER.test(helper) ? await this.#host.which(op, `docker-credential-${helper}`) : null;
+    const program = HELPER.test(helper) ? await this.#host.which(op, `docker-credential-${helper}`, this.#env.PATH) : null;
     if (program === null) {
       throw op.error(
         'failed_precondition',
@@ -140,7 +145,10 @@ export class Credentials {
     using limited = op.within(HELPER_MS, `the credential helper ${helper}`);
     const { exitCode, stdout } = await this.#host.run(limited, [program, verb], {
       input: new TextEncoder().encode(input),
-      ...(this.#env.HOME === undefined ? {} : { env: { HOME: this.#env.HOME } }),
+      env: {
+        ...(this.#env.HOME === undefined ? {} : { HOME: this.#env.HOME }),
+        ...(this.#env.PATH === undefined ? {} : { PATH: this.#env.PATH }),
+      },
     });
     if (exitCode !== 0) throw op.error('failed_precondition', `the credential helper ${helper} failed to ${verb} a login`);
     return new TextDecoder().decode(stdout);
