@@ -17,6 +17,7 @@ import { START } from './rows/start.ts';
 import { STREAMS } from './rows/streams.ts';
 import { WARM } from './rows/warm.ts';
 import { WORK_INSIDE } from './rows/work.ts';
+import { WORKSPACE } from './rows/workspace.ts';
 
 const ALL: readonly Measurement[] = [
   ...FIRST_RUN,
@@ -29,6 +30,7 @@ const ALL: readonly Measurement[] = [
   ...LOOP,
   ...BOOT,
   ...BACKENDS,
+  ...WORKSPACE,
 ];
 const RUNS_MAX = 1_000;
 

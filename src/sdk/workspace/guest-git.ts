@@ -1,11 +1,11 @@
 // The `.git` that a sandbox gets: made here, so that the image needs no git, and so that nothing of the user's own goes along
 // but history: no hooks, no filters, no credentials, no other branches (unless all is asked for).
-import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { copyFile, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import type { Workspace } from '../../domain/sandbox.ts';
 import { git, gitLine } from './git.ts';
-import type { Contents, Mode, Repository } from './source.ts';
+import type { Base, Contents, Mode, Repository } from './source.ts';
 
 /** What decides how files become blobs, and who makes commits. Everything else stays here. */
 const CARRIED = [
@@ -28,7 +28,7 @@ export type GuestGit = {
 
 type Wanted = {
   readonly mode: Mode;
-  readonly baseCommit: string;
+  readonly base: Base;
   readonly contents: Contents;
   /** What is there already. */
   readonly before: Workspace | null;
@@ -37,7 +37,7 @@ type Wanted = {
 /** A directory that holds `.git`; it goes with the disposal. */
 export async function makeGuestGit(
   repository: Repository,
-  { mode, baseCommit, contents, before }: Wanted,
+  { mode, base, contents, before }: Wanted,
   signal?: AbortSignal,
 ): Promise<GuestGit> {
   const dir = await mkdtemp(join(tmpdir(), 'hutch-git-'));
@@ -48,7 +48,7 @@ export async function makeGuestGit(
       await mkdir(join(own, folder), { recursive: true });
     const { headCommit, branch } = repository;
     const at = { cwd: repository.root, signal };
-    const alsoShallow = await pack(repository, own, { mode, baseCommit, before }, signal);
+    const alsoShallow = await pack(repository, own, { mode, base, before }, signal);
     await writeFile(join(own, 'config'), await configOf(repository, signal));
     await writeFile(
       join(own, 'HEAD'),
@@ -59,11 +59,11 @@ export async function makeGuestGit(
       const refs = await gitLine(['for-each-ref', '--sort=refname', '--format=%(objectname) %(refname)', 'refs/heads', 'refs/tags'], at);
       await writeFile(join(own, 'packed-refs'), `# pack-refs with: sorted \n${refs}\n`);
     } else if (headCommit !== null && branch !== null) await writeRef(own, `refs/heads/${branch}`, headCommit);
-    await writeRef(own, BASE_REF, baseCommit);
+    await writeRef(own, BASE_REF, base.commit);
     if (mode !== 'full_copy' && headCommit !== null && before === null) await writeFile(join(own, 'shallow'), `${headCommit}\n`);
     // The index says what HEAD has; of files with a filter that the sandbox lacks it says that they are as they should be.
     const index = { ...at, env: { GIT_INDEX_FILE: join(own, 'index') } };
-    await git(headCommit === null ? ['read-tree', '--empty'] : ['read-tree', headCommit], index);
+    await copyFile(base.indexFile, join(own, 'index'));
     const inHead = contents.filtered.length === 0 ? [] : contents.filtered;
     if (inHead.length > 0) {
       const input = Buffer.concat(inHead.flatMap((path) => [path, Buffer.of(0)]));
@@ -88,7 +88,7 @@ async function writeRef(own: string, ref: string, commit: string): Promise<void>
 async function pack(
   repository: Repository,
   own: string,
-  { mode, baseCommit, before }: Omit<Wanted, 'contents'>,
+  { mode, base, before }: Omit<Wanted, 'contents'>,
   signal?: AbortSignal,
 ): Promise<string | null> {
   const { headCommit } = repository;
@@ -102,7 +102,7 @@ async function pack(
   const wanted = [
     ...(shallow ? [`--shallow ${headCommit}`] : []),
     ...(headCommit === null ? [] : [headCommit]),
-    baseCommit,
+    base.commit,
     ...(mode === 'full_copy' ? (await gitLine(['for-each-ref', '--format=%(objectname)', 'refs/heads', 'refs/tags'], at)).split('\n') : []),
     ...(before === null ? [] : [`^${before.baseCommit}`]),
     ...(before === null || before.headCommit === null ? [] : [`^${before.headCommit}`]),
@@ -115,7 +115,15 @@ async function pack(
 
 async function configOf(repository: Repository, signal?: AbortSignal): Promise<string> {
   const at = { cwd: repository.root, signal, accepts: [1] };
-  const lines = ['[core]', '\trepositoryformatversion = 0', '\tbare = false', '\tlogallrefupdates = true'];
+  // Sizes and times of files are as they are here, and decide; inodes and the like are the sandbox's own.
+  const lines = [
+    '[core]',
+    '\trepositoryformatversion = 0',
+    '\tbare = false',
+    '\tlogallrefupdates = true',
+    '\tcheckstat = minimal',
+    '\ttrustctime = false',
+  ];
   if ((await gitLine(['rev-parse', '--show-object-format'], { ...at, accepts: [128, 129] })) === 'sha256') {
     lines[1] = '\trepositoryformatversion = 1';
     lines.push('[extensions]', '\tobjectformat = sha256');

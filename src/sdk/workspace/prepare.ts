@@ -6,16 +6,7 @@ import type { Output } from '../../services/verbs.ts';
 import type { Sandbox } from '../sandbox.ts';
 import { git } from './git.ts';
 import { makeGuestGit } from './guest-git.ts';
-import {
-  baseCommitOf,
-  type Contents,
-  listContents,
-  lookAtRepository,
-  type Mode,
-  type Repository,
-  type SourceFile,
-  split,
-} from './source.ts';
+import { baseOf, type Contents, listContents, lookAtRepository, type Mode, type Repository, type SourceFile, split } from './source.ts';
 import { tarOf } from './tar.ts';
 
 export type PrepareOptions = {
@@ -90,12 +81,13 @@ export async function prepareWorkspace(sandbox: Sandbox, path: string, options: 
   const guestPath = options.guestPath ?? before?.guestPath ?? defaultGuestPath(repository);
   if (!guestPath.startsWith('/'))
     throw new HutchError({ code: 'invalid_argument', message: `guestPath: '${guestPath}' does not begin with /` });
-  const baseCommit = await baseCommitOf(repository, { includeUntracked, mode }, signal);
+  await using base = await baseOf(repository, { includeUntracked, mode }, signal);
+  const baseCommit = base.commit;
   const again = before !== null && before.guestPath === guestPath && options.force !== true ? before : null;
   const changes = again === null ? null : await changesSince(sandbox, repository, again, baseCommit, signal);
   if (again === null || changes === null) await refuseOccupied(sandbox, guestPath, options);
   else await refuseConflicts(sandbox, again, changes, options);
-  await using staged = await makeGuestGit(repository, { mode, baseCommit, contents: plan.contents, before: again }, signal);
+  await using staged = await makeGuestGit(repository, { mode, base, contents: plan.contents, before: again }, signal);
   const files = changes === null ? plan.contents.files : onlyChanged(plan.contents.files, changes);
   onProgress({ step: 'copying' });
   await makeGuestPath(sandbox, guestPath, options);

@@ -104,47 +104,61 @@ export async function listContents(
   return { files, missing, skipped, submodules, filtered: await filteredPaths(at) };
 }
 
+export type Base = {
+  readonly commit: string;
+  /** An index of ours: what HEAD has, and of each file that is as it was committed also its size and time. */
+  readonly indexFile: string;
+} & AsyncDisposable;
+
 /**
  * The commit that stands for what travels: HEAD itself where nothing is changed, else a new one on top of it, which no branch
  * has. Made with an index of its own: the user's is not touched, and no hook runs.
  */
-export async function baseCommitOf(
+export async function baseOf(
   repository: Repository,
   { includeUntracked, mode }: { readonly includeUntracked: boolean; readonly mode: Mode },
   signal?: AbortSignal,
-): Promise<string> {
+): Promise<Base> {
   const dir = await mkdtemp(join(tmpdir(), 'hutch-index-'));
+  const remove = async () => await rm(dir, { recursive: true, force: true });
   try {
-    const index = join(dir, 'index');
-    const at: GitOptions = { cwd: repository.root, signal, env: { GIT_INDEX_FILE: index, ...IDENTITY } };
+    const indexFile = join(dir, 'index');
+    const { headCommit } = repository;
+    const at: GitOptions = { cwd: repository.root, signal, env: { GIT_INDEX_FILE: indexFile, ...IDENTITY } };
     const own = await gitLine(['rev-parse', '--path-format=absolute', '--git-path', 'index'], { cwd: repository.root, signal });
     // With the user's own index only what has changed is read again.
-    await copyFile(own, index).catch((error: NodeJS.ErrnoException) => {
+    await copyFile(own, indexFile).catch((error: NodeJS.ErrnoException) => {
       if (error.code !== 'ENOENT') throw error;
     });
-    if (mode !== 'metadata_only')
-      await git(['add', includeUntracked || mode === 'full_copy' ? '--all' : '--update', '--', ':/'], { ...at, accepts: [1] });
-    else if (repository.headCommit !== null) await git(['read-tree', repository.headCommit], at);
+    const all = includeUntracked || mode === 'full_copy';
+    if (mode !== 'metadata_only') await git([...PLAIN_INDEX, 'add', all ? '--all' : '--update', '--', ':/'], { ...at, accepts: [1] });
+    else if (headCommit !== null) await git([...PLAIN_INDEX, 'read-tree', headCommit], at);
     const tree = await gitLine(['write-tree'], at);
-    const { headCommit } = repository;
-    const base =
-      headCommit !== null && (await gitLine(['rev-parse', `${headCommit}^{tree}`], at)) === tree
-        ? headCommit
-        : await gitLine(
-            [
-              'commit-tree',
-              tree,
-              ...(headCommit === null ? [] : ['-p', headCommit]),
-              '-m',
-              'What was not committed when it was copied into a sandbox',
-            ],
-            at,
-          );
-    return base;
-  } finally {
-    await rm(dir, { recursive: true, force: true });
+    const isHead = headCommit !== null && (await gitLine(['rev-parse', `${headCommit}^{tree}`], at)) === tree;
+    const parent = headCommit === null ? [] : ['-p', headCommit];
+    const commit = isHead
+      ? headCommit
+      : await gitLine(['commit-tree', tree, ...parent, '-m', 'What was not committed when it was copied into a sandbox'], at);
+    // What is as HEAD has it keeps its time: git in the sandbox need not read it to know.
+    await git([...PLAIN_INDEX, 'read-tree', ...(headCommit === null ? ['--empty'] : ['-m', headCommit])], at);
+    return { commit, indexFile, [Symbol.asyncDispose]: remove };
+  } catch (error) {
+    await remove();
+    throw error;
   }
 }
+
+/** An index in one file, without what only the user's own git knows how to read. */
+const PLAIN_INDEX = [
+  '-c',
+  'core.splitIndex=false',
+  '-c',
+  'core.untrackedCache=false',
+  '-c',
+  'core.fsmonitor=false',
+  '-c',
+  'feature.manyFiles=false',
+];
 
 /** Who made the commits that we make: they must not ask the user who they are. */
 export const IDENTITY: Readonly<Record<string, string>> = {
