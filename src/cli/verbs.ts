@@ -1,6 +1,7 @@
 // The table of the CLI's verbs, at most 30: what `hutch --help` lists. Help, completion and docs/cli.md are made from it.
 // A verb that would be one too many lies in a group and may have a word of its own as well, or is listed by one
 // (docs/decisions/0023).
+import { assetVerbs } from './table/assets.ts';
 import { changeVerbs } from './table/change.ts';
 import { imageVerbs } from './table/image.ts';
 import { kernelVerbs } from './table/kernel.ts';
@@ -22,6 +23,7 @@ export const VERBS: readonly Verb[] = [
   ...traceVerbs,
   ...imageVerbs,
   ...kernelVerbs,
+  ...assetVerbs,
   ...quotaVerbs,
   ...machineVerbs,
 ];

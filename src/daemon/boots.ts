@@ -30,9 +30,11 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
   const paths = imagePaths(dataDir);
   /** By what is needed, image and the kernel that was asked for: what was put together before. */
   const known = new Map<string, Boot>();
+  const initrds = new Set<string>();
 
   async function machine(op: Operation, image: PreparedImage, kernel: PreparedKernel): Promise<Boot> {
     const initramfs = await prepareInitramfs(op, host, paths, { kernel, agentPath });
+    initrds.add(initramfs.path);
     const boot = {
       image: image.record,
       kernelId: kernel.record.id,
@@ -81,6 +83,8 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
   }
 
   return {
+    initrds: () => initrds,
+
     async prepare(op, name, backend, kernel) {
       const { needs } = backend;
       if (name.includes('://')) return await fetched(op, name, backend);
@@ -202,7 +206,8 @@ async function both<A, B>(a: Promise<A>, b: Promise<B> | null): Promise<[A, B | 
 
 /** Somebody may have removed it to have it made anew. */
 async function isThere(op: Operation, host: Host, { files }: Boot): Promise<boolean> {
-  const paths = files.kind === 'machine' ? [files.imagePath, files.kernelPath] : files.kind === 'root' ? [files.imagePath] : [];
+  const paths =
+    files.kind === 'machine' ? [files.imagePath, files.kernelPath, files.initramfsPath] : files.kind === 'root' ? [files.imagePath] : [];
   for (const path of paths) if ((await host.stat(op, path)) === null) return false;
   return true;
 }

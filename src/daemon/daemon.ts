@@ -73,6 +73,7 @@ export type Daemon = {
 const NO_PARTS: Parts = {
   backends: [],
   boots: {
+    initrds: () => new Set(),
     prepare: async (op) => Promise.reject(op.error('failed_precondition', 'this daemon has no images')),
     of: async (op) => Promise.reject(op.error('failed_precondition', 'this daemon has no images')),
   },

@@ -1,7 +1,7 @@
 // What is written down about work and people: operations, events, projects, keys, intents, and the
 // requests that must not be done twice.
 import type { ErrorBody } from './errors.ts';
-import type { KeyId, OpId, ProjectId, SandboxId } from './ids.ts';
+import type { KeyId, LeaseId, OpId, ProjectId, SandboxId } from './ids.ts';
 
 export type JsonObject = Readonly<Record<string, unknown>>;
 
@@ -80,3 +80,15 @@ export type RequestRecord = {
 
 /** The last moment at which the daemon is known to have been alive, and in which boot. */
 export type Heartbeat = { readonly bootId: string; readonly atMs: number; readonly monotonicMs: number };
+
+/** Keeps a kernel or an image from being removed. */
+export type Lease = {
+  readonly id: LeaseId;
+  readonly assetId: string;
+  /** Who wanted it, for people. */
+  readonly holder: string;
+  /** Whose it is: it holds as long as that is not deleted. */
+  readonly sandboxId: SandboxId | null;
+  readonly createdAtMs: number;
+  readonly expiresAtMs: number;
+};

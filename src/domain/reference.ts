@@ -66,6 +66,7 @@ const LISTED_BY: Readonly<Record<string, string>> = {
   key: 'hutch keys ls',
   image: 'hutch image ls',
   kernel: 'hutch kernel ls',
+  asset: 'hutch assets ls',
   project: 'hutch quotas ls',
   operation: 'hutch ops ls --all',
 };

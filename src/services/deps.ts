@@ -14,6 +14,8 @@ import type { Store } from '../store/contract.ts';
 export type Boot = { readonly image: Image; readonly kernelId: KernelId | null; readonly files: BootFiles };
 
 export type BootSource = {
+  /** Paths of the initrds that this daemon has given to anybody: who is about to boot one must find it. */
+  initrds(): ReadonlySet<string>;
   /**
    * By name, id or digest, or as `docker://REF` where the backend fetches that by itself; made or pulled on first use,
    * with progress. `kernel` is the one that it boots, where the backend boots one; null: the default.

@@ -84,10 +84,11 @@ export function imageVerbs(core: Core): Pick<Handlers, ImageVerbs> {
     await dropCommitted(core, op, image);
   }
 
-  /** Without a name and without a user. */
+  /** Without a name, a user and a lease. */
   async function unused(): Promise<readonly NamedImage[]> {
     const using = await users();
-    return (await store.query('images', {})).filter(({ id, names }) => names.length === 0 && !using.has(id));
+    const leased = new Set((await store.query('leases', { atMs: host.nowMs() })).map(({ assetId }) => assetId));
+    return (await store.query('images', {})).filter(({ id, names }) => names.length === 0 && !using.has(id) && !leased.has(id));
   }
 
   async function layersKept(op: Operation, but: ReadonlySet<ImageId>): Promise<Set<string>> {

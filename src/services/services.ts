@@ -2,6 +2,7 @@
 import type { Backend } from '../backends/backend.ts';
 import { isOpId, newOpId, type OpId } from '../domain/ids.ts';
 import { type Log, newOperation, type Operation } from '../host/operation.ts';
+import { assetVerbs } from './assets.ts';
 import { beginVerbs } from './begin.ts';
 import { commitVerb } from './commit.ts';
 import { type Core, MainLogs } from './core.ts';
@@ -74,6 +75,8 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
   };
   const supervisor = new Supervisor(core);
   const keys = new Keys(core);
+  const images = imageVerbs(core);
+  const kernels = kernelVerbs(core);
   const handlers: Handlers = {
     ...createVerb(core, supervisor),
     ...commitVerb(core),
@@ -83,8 +86,9 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     ...fileVerbs(core),
     ...reachVerbs(core),
     ...logVerbs(core),
-    ...imageVerbs(core),
-    ...kernelVerbs(core),
+    ...images,
+    ...kernels,
+    ...assetVerbs(core, { ...images, ...kernels }),
     ...quotaVerbs(core),
     ...recordVerbs(core),
     ...keys.verbs(),

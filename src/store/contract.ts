@@ -4,7 +4,7 @@
 // A commit is a list of changes that happen together or not at all. If one of them is refused, none
 // has happened and the commit rejects with a HutchError that names it.
 import type { ErrorBody } from '../domain/errors.ts';
-import type { ImageId, KernelId, KeyId, OpId, ProjectId, SandboxId } from '../domain/ids.ts';
+import type { ImageId, KernelId, KeyId, LeaseId, OpId, ProjectId, SandboxId } from '../domain/ids.ts';
 import type { Image, Kernel, NamedImage } from '../domain/image.ts';
 import type { LedgerEntry } from '../domain/ledger.ts';
 import type { PublishedPort } from '../domain/published-port.ts';
@@ -15,6 +15,7 @@ import type {
   Heartbeat,
   Intent,
   JsonObject,
+  Lease,
   OperationRecord,
   OperationState,
   Project,
@@ -158,6 +159,17 @@ export type ChangeMap = {
   /** Idempotent: keeps the first time. */
   revokeKey: { args: { readonly id: KeyId; readonly atMs: number }; result: ApiKey };
 
+  /** `not_found` for what is no image or kernel on record, or no sandbox. */
+  acquireLease: { args: { readonly lease: Lease }; result: Lease };
+  /** `not_found` for one that is over. */
+  renewLease: { args: { readonly id: LeaseId; readonly atMs: number; readonly expiresAtMs: number }; result: Lease };
+  releaseLease: { args: { readonly id: LeaseId }; result: null };
+  /** Null takes a label away. Its result is all labels. */
+  labelAsset: {
+    args: { readonly id: string; readonly labels: Readonly<Record<string, string | null>> };
+    result: Readonly<Record<string, string>>;
+  };
+
   /** What all projects of that tier may have from now on; made when it is not there. */
   setTier: { args: { readonly name: string; readonly bounds: Bounds }; result: null };
   /** `failed_precondition`, naming them, while projects have it; `not_found`. */
@@ -253,6 +265,14 @@ export type QueryMap = {
   /** Revoked ones too: the caller says so. */
   keyByHash: { args: { readonly sha256: string }; result: ApiKey | null };
   keys: { args: { readonly projectId?: ProjectId }; result: readonly ApiKey[] };
+
+  imageUsers: { args: Record<never, never>; result: readonly { readonly id: ImageId; readonly sandbox: string }[] };
+  /** Those that hold. */
+  leases: { args: { readonly atMs: number }; result: readonly Lease[] };
+  /** By asset. */
+  assetLabels: { args: Record<never, never>; result: Readonly<Record<string, Readonly<Record<string, string>>>> };
+  /** When a sandbox last had it, for as long as its tombstone is kept. */
+  assetUses: { args: Record<never, never>; result: readonly { readonly id: string; readonly atMs: number }[] };
 
   /** Of every project, what it may have and what it uses. */
   quotas: { args: Record<never, never>; result: readonly ProjectQuota[] };

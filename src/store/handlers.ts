@@ -1,10 +1,12 @@
 // Which function answers which change and which query. Complete by its types: what the contract lists
 // and nothing answers does not compile.
+import { acquireLease, assetUses, labelAsset, listLabels, listLeases, releaseLease, renewLease } from './assets.ts';
 import type { ChangeMap, ChangeName, QueryMap, QueryName } from './contract.ts';
 import type { Db } from './db.ts';
 import { addEvent, lastEvents, listEvents } from './events.ts';
 import {
   defaultKernel,
+  imageUsers,
   kernelUsers,
   listImages,
   listKernels,
@@ -73,6 +75,10 @@ export const CHANGES: { readonly [K in ChangeName]: (tx: Tx, args: ChangeMap[K][
   createKey,
   touchKey,
   revokeKey,
+  acquireLease,
+  renewLease,
+  releaseLease,
+  labelAsset,
   setTier,
   removeTier,
   setQuota,
@@ -107,6 +113,10 @@ export const QUERIES: { readonly [K in QueryName]: (db: Db, args: QueryMap[K]['a
   projects: listProjects,
   keyByHash: (db, { sha256 }) => keyByHash(db, sha256),
   keys: listKeys,
+  imageUsers,
+  leases: listLeases,
+  assetLabels: listLabels,
+  assetUses,
   quotas: listQuotas,
   tiers: listTiers,
   setting: (db, { key }) => readSetting(db, key),

@@ -4,6 +4,7 @@ import * as z from 'zod';
 import { HutchError } from '../domain/errors.ts';
 import type { ImageId, KernelId } from '../domain/ids.ts';
 import { ARCHITECTURES, type Kernel, type NamedImage } from '../domain/image.ts';
+import { forgetAsset, refuseLeased } from './assets.ts';
 import { DETAIL_BYTES_MAX, idColumn, jsonColumn, objectSchema, timeColumn, toJson } from './columns.ts';
 import type { ChangeMap, QueryMap } from './contract.ts';
 import type { Db, Row } from './db.ts';
@@ -90,6 +91,8 @@ function setName(db: Db, name: string, id: ImageId, atMs: number): void {
 
 export function removeImage(tx: Tx, { id }: ChangeMap['removeImage']['args']): null {
   refuseUsed(tx.db, 'image', id);
+  refuseLeased(tx, 'image', id);
+  forgetAsset(tx, id);
   tx.db.run('DELETE FROM image_names WHERE image_id = ?', id);
   tx.db.run('DELETE FROM image_owners WHERE image_id = ?', id);
   if (tx.db.run('DELETE FROM images WHERE id = ?', id).changes === 0)
@@ -111,6 +114,8 @@ export function putKernel(tx: Tx, { kernel }: ChangeMap['putKernel']['args']): K
 
 export function removeKernel(tx: Tx, { id }: ChangeMap['removeKernel']['args']): null {
   refuseUsed(tx.db, 'kernel', id);
+  refuseLeased(tx, 'kernel', id);
+  forgetAsset(tx, id);
   if (defaultKernel(tx.db) === id) {
     throw new HutchError({
       code: 'failed_precondition',
@@ -132,6 +137,11 @@ export function setDefaultKernel(tx: Tx, { id }: ChangeMap['setDefaultKernel']['
 
 export function defaultKernel(db: Db): KernelId | null {
   return idColumn('krn').nullable().parse(readSetting(db, DEFAULT_KERNEL));
+}
+
+export function imageUsers(db: Db): QueryMap['imageUsers']['result'] {
+  const rows = db.all("SELECT image_id, name FROM sandboxes WHERE state <> 'deleted' ORDER BY name");
+  return rows.map((row) => ({ id: idColumn('img').parse(row['image_id']), sandbox: String(row['name']) }));
 }
 
 export function kernelUsers(db: Db): QueryMap['kernelUsers']['result'] {

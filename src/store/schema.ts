@@ -224,6 +224,27 @@ export const MIGRATIONS: readonly Migration[] = [
       ) STRICT, WITHOUT ROWID;
     `,
   },
+  {
+    version: 6,
+    what: 'leases and labels of kernels and images',
+    sql: `
+      CREATE TABLE asset_leases (
+        id TEXT PRIMARY KEY,
+        asset_id TEXT NOT NULL,
+        holder TEXT NOT NULL,
+        sandbox_id TEXT,
+        created_at_ms INTEGER NOT NULL,
+        expires_at_ms INTEGER NOT NULL
+      ) STRICT, WITHOUT ROWID;
+      CREATE INDEX asset_leases_asset ON asset_leases (asset_id);
+      CREATE TABLE asset_labels (
+        asset_id TEXT NOT NULL,
+        key TEXT NOT NULL,
+        value TEXT NOT NULL,
+        PRIMARY KEY (asset_id, key)
+      ) STRICT, WITHOUT ROWID;
+    `,
+  },
 ];
 
 export const SCHEMA_VERSION = MIGRATIONS.length;

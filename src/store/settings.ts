@@ -1,6 +1,7 @@
 // What the daemon keeps about itself: settings, heartbeats, and how long old records are kept.
 import * as z from 'zod';
 import type { Heartbeat } from '../domain/records.ts';
+import { pruneLeases } from './assets.ts';
 import { DETAIL_BYTES_MAX, jsonColumn, timeColumn, toJson } from './columns.ts';
 import { type ChangeMap, PAGE_ROWS_MAX, type QueryMap, REQUEST_LIFETIME_MS } from './contract.ts';
 import type { Db } from './db.ts';
@@ -67,6 +68,7 @@ export function prune(tx: Tx, args: ChangeMap['prune']['args']): ChangeMap['prun
       args.nowMs - REQUEST_LIFETIME_MS,
       PAGE_ROWS_MAX,
     ),
+    { changes: pruneLeases(tx, args.nowMs) },
   ].map(({ changes }) => changes);
   return { dropped: dropped.reduce((sum, count) => sum + count, 0), more: dropped.some((count) => count === PAGE_ROWS_MAX) };
 }

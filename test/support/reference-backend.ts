@@ -302,6 +302,7 @@ export function referenceBoots(store: Store, host: Host): BootSource {
     return { image: await known, kernelId: null, files: FILES };
   };
   return {
+    initrds: () => new Set(),
     async prepare(op, name) {
       if (name !== 'debian') throw op.error('not_found', `there is no image '${name}'`);
       return await take(op);
