@@ -5,7 +5,7 @@ import { parseArgs } from 'node:util';
 import { Bench, type Measurement, type Size } from './context.ts';
 import { HEADER, line, type Row } from './harness.ts';
 import { listenForNoise, machineFacts, type Noise } from './machine.ts';
-import { mustRun, Place, ROOT } from './place.ts';
+import { interrupt, isInterrupted, mustRun, Place, ROOT } from './place.ts';
 import { type Result, report } from './report.ts';
 import { BACKENDS } from './rows/backends.ts';
 import { BOOT } from './rows/boot.ts';
@@ -33,6 +33,8 @@ const ALL: readonly Measurement[] = [
   ...WORKSPACE,
 ];
 const RUNS_MAX = 1_000;
+const RELEASED_MS = 60_000;
+const EXIT_INTERRUPTED = 130;
 
 const USAGE = `Usage: hutch bench [WHAT…] [--runs N] [--json] [--quick | --long] [--write]
 
@@ -86,6 +88,14 @@ const say = (text: string): void => void process.stderr.write(`${text}\n`);
 
 /** `onRows` is told what there is after each measurement, so that a run that is cut short is not lost. */
 async function measure({ wanted, size, runs, json }: Options, onRows: (sofar: Result) => void): Promise<Result> {
+  const interrupted = Promise.withResolvers<never>();
+  interrupted.promise.catch(() => {});
+  const stop = (): void => {
+    say('\nInterrupted: cleaning up. Once more ends at once, and leaves what there is.');
+    interrupt();
+    interrupted.reject(new Error('interrupted'));
+  };
+  process.once('SIGINT', stop).once('SIGTERM', stop);
   const began = performance.now();
   const facts = machineFacts();
   const before = listenForNoise();
@@ -100,26 +110,22 @@ async function measure({ wanted, size, runs, json }: Options, onRows: (sofar: Re
     await using place = await Place.make();
     await place.startDaemon();
     await using bench = new Bench(place, size, runs);
-    const ending = new AbortController();
-    const stop = (): void => ending.abort();
-    process.once('SIGINT', stop).once('SIGTERM', stop);
     for (const { name, rows: take } of wanted) {
-      if (ending.signal.aborted) break;
+      if (isInterrupted()) break;
       say(`measuring ${name}`);
-      const stopped = new Promise<never>((_resolve, reject) => {
-        ending.signal.addEventListener('abort', () => reject(new Error('interrupted')), { once: true });
-      });
-      stopped.catch(() => {});
+      const taking = take(bench);
+      taking.catch(() => {}); // after an interruption only its end is waited for
       try {
-        const taking = take(bench);
-        taking.catch(() => {}); // after an interruption nobody waits for it
-        const taken = await Promise.race([taking, stopped]);
+        const taken = await Promise.race([taking, interrupted.promise]);
         rows.push(...taken);
         if (!json) for (const row of taken) say(line(row));
         onRows(resultNow(before));
       } catch (error) {
+        // It releases what it has made itself, at its next step; what hangs is taken from it below.
+        if (isInterrupted())
+          await Promise.race([taking.catch(() => {}), new Promise((resolve) => setTimeout(resolve, RELEASED_MS).unref())]);
         failed.push({ name, why: error instanceof Error ? error.message : String(error) });
-        say(`not measured: ${name}: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`);
+        if (!isInterrupted()) say(`not measured: ${name}: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`);
         await place.deleteAll().catch(() => {});
       }
     }
@@ -138,6 +144,9 @@ if (typeof options === 'string') {
 }
 const result = await measure(options, (sofar) => {
   if (options.write) write(sofar);
+}).catch((error: unknown) => {
+  if (!isInterrupted()) throw error;
+  process.exit(EXIT_INTERRUPTED); // before there was anything to report
 });
 if (options.json) process.stdout.write(`${JSON.stringify(result, null, 2)}\n`);
 else
@@ -152,4 +161,4 @@ if (options.write) {
   write(result);
   say('Wrote docs/benchmarks.md.');
 }
-process.exit(result.failed.length === 0 ? 0 : 1);
+process.exit(isInterrupted() ? EXIT_INTERRUPTED : result.failed.length === 0 ? 0 : 1);

@@ -23,6 +23,17 @@ const CLI = join(ROOT, 'hutch');
 const DAEMON = join(ROOT, 'dist', 'hutchd.mjs');
 const ENDED_MS = 30_000;
 
+/** Set by Ctrl-C: what measures ends at its next step, and releases what it has made. */
+const interruption = new AbortController();
+
+export function interrupt(): void {
+  interruption.abort(new Error('interrupted'));
+}
+
+export function isInterrupted(): boolean {
+  return interruption.signal.aborted;
+}
+
 export type Wrapped = { readonly program: string; readonly args: readonly string[] };
 
 export class Place implements AsyncDisposable {
@@ -49,11 +60,17 @@ export class Place implements AsyncDisposable {
     const home = await mkdtemp(join(tmpdir(), 'hutch-bench-'));
     await chmod(home, 0o711); // the sandboxes' users go through it
     const place = new Place(home, env);
-    if (start === 'prepared') await place.#linkPrepared();
+    try {
+      if (start === 'prepared') await place.#linkPrepared();
+    } catch (error) {
+      await rm(home, { recursive: true, force: true });
+      throw error;
+    }
     return place;
   }
 
   get hutch(): Hutch {
+    interruption.signal.throwIfAborted();
     if (this.#hutch === null) throw new Error('the daemon of the bench does not run');
     return this.#hutch;
   }
@@ -74,12 +91,14 @@ export class Place implements AsyncDisposable {
 
   /** Milliseconds until it was ready. `through` runs it under another program. */
   async startDaemon(through: Wrapped | null = null, flags: readonly string[] = []): Promise<number> {
+    interruption.signal.throwIfAborted();
     const started = performance.now();
     const argv = [process.execPath, ...NODE_FLAGS, DAEMON, '--ready-fd', '3', ...flags];
     const [program = '', ...args] = through === null ? argv : [through.program, ...through.args, ...argv];
     const child = spawn(program, args, {
       env: { ...MALLOC_ENV, ...this.env },
       stdio: ['ignore', 'ignore', 'pipe', 'pipe'],
+      detached: true, // Ctrl-C is for the bench, which still needs it to delete what it has made
     });
     this.#daemon = child;
     let said = '';
@@ -125,9 +144,11 @@ export class Place implements AsyncDisposable {
   }
 
   async deleteAll(): Promise<void> {
+    const hutch = this.#hutch;
+    if (hutch === null) return;
     const all: string[] = [];
-    for await (const { id } of this.hutch.list()) all.push(id);
-    for (const ref of all) await this.hutch.api.call('sandbox.delete', { ref, force: true });
+    for await (const { id } of hutch.list()) all.push(id);
+    for (const ref of all) await hutch.api.call('sandbox.delete', { ref, force: true });
   }
 
   /** The machine processes of this place: pid of each VMM and of its shim. */
@@ -139,7 +160,7 @@ export class Place implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     try {
-      if (this.#hutch !== null) await this.deleteAll();
+      await this.deleteAll();
     } finally {
       await this.stopDaemon();
       for (const { vmm } of this.machines()) process.kill(vmm, 'SIGKILL');
@@ -191,13 +212,21 @@ function daemonBelow(pid: number): number {
   return all.find(({ parent }) => parent === pid)?.pid ?? pid;
 }
 
-export function runProgram(
-  argv: readonly string[],
-  env: NodeJS.ProcessEnv = process.env,
-): Promise<{ code: number; stdout: string; stderr: string }> {
+type Ran = { code: number; stdout: string; stderr: string };
+
+/** Is killed when the bench is interrupted. */
+export async function runProgram(argv: readonly string[], env: NodeJS.ProcessEnv = process.env): Promise<Ran> {
+  interruption.signal.throwIfAborted();
+  const ran = await runAnyway(argv, env, interruption.signal);
+  interruption.signal.throwIfAborted();
+  return ran;
+}
+
+/** Also after an interruption: for what releases. */
+export function runAnyway(argv: readonly string[], env: NodeJS.ProcessEnv = process.env, signal?: AbortSignal): Promise<Ran> {
   const [program = '', ...args] = argv;
   return new Promise((resolve, reject) => {
-    const child = spawn(program, args, { env, stdio: ['ignore', 'pipe', 'pipe'] });
+    const child = spawn(program, args, { env, stdio: ['ignore', 'pipe', 'pipe'], ...(signal === undefined ? {} : { signal }) });
     let [stdout, stderr] = ['', ''];
     child.stdout.on('data', (chunk: Buffer) => {
       stdout += chunk.toString();
@@ -219,6 +248,7 @@ export async function mustRun(argv: readonly string[], env: NodeJS.ProcessEnv = 
 
 /** One exec through the SDK, which must end with 0. */
 export async function execOk(sandbox: Sandbox, argv: readonly string[]): Promise<string> {
+  interruption.signal.throwIfAborted();
   const { exitCode, stdout, stderr } = await sandbox.exec(argv);
   if (exitCode !== 0) throw new Error(`${argv.join(' ')} ended with ${exitCode} in the sandbox: ${stderr}`);
   return stdout;

@@ -3,7 +3,7 @@ import { mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Bench } from '../context.ts';
 import { judge, type Row, short, timed } from '../harness.ts';
-import { execOk, mustRun, Place, runProgram } from '../place.ts';
+import { execOk, mustRun, Place, runAnyway } from '../place.ts';
 import { fileRows, workRows } from './native.ts';
 import { WORK } from './work.ts';
 
@@ -53,6 +53,7 @@ class BareRuntime implements AsyncDisposable {
   async run(argv: readonly string[]): Promise<void> {
     const { name, bundle } = this.#bundle(argv);
     await mustRun([...this.#runsc(), 'run', '-bundle', bundle, name]);
+    this.#going.delete(name);
   }
 
   /** One that goes on; its name. */
@@ -60,7 +61,6 @@ class BareRuntime implements AsyncDisposable {
     const { name, bundle } = this.#bundle(argv);
     // It keeps its caller's output, and whoever reads that would wait for its end.
     await mustRun(['sh', '-c', 'exec "$@" </dev/null >/dev/null 2>&1', 'sh', ...this.#runsc(), 'run', '-detach', '-bundle', bundle, name]);
-    this.#going.add(name);
     return name;
   }
 
@@ -74,14 +74,15 @@ class BareRuntime implements AsyncDisposable {
   }
 
   async #end(name: string): Promise<void> {
-    await mustRun([...this.#runsc(), 'kill', name, 'KILL']);
-    await runProgram([...this.#runsc(), 'wait', name]);
-    await mustRun([...this.#runsc(), 'delete', '-force', name]);
+    // One that was interrupted may not have begun.
+    if ((await runAnyway([...this.#runsc(), 'kill', name, 'KILL'])).code === 0) await runAnyway([...this.#runsc(), 'wait', name]);
+    await runAnyway([...this.#runsc(), 'delete', '-force', name]);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.endAll();
-    await mustRun(['umount', '-l', this.root]);
+    const { code, stderr } = await runAnyway(['umount', '-l', this.root]);
+    if (code !== 0) throw new Error(`the bench's own layer stays mounted: ${stderr.trim()}`);
   }
 
   #runsc(): readonly string[] {
@@ -93,6 +94,7 @@ class BareRuntime implements AsyncDisposable {
     const name = `bench-${process.pid}-${this.#count}`;
     const bundle = join(this.#dir, name);
     mkdirSync(bundle);
+    this.#going.add(name);
     const config = {
       ociVersion: '1.0.2',
       process: { user: { uid: 0, gid: 0 }, args: argv, env: [PATH], cwd: '/' },

@@ -145,8 +145,7 @@ function start(root: string): void {
     ...drive('flaky', 'flaky.raw', 'raw'),
     ...['-device', 'virtio-serial-pci', '-chardev', `socket,id=control,path=${controlSocket},server=on,wait=off`],
     ...['-device', 'virtserialport,chardev=control,name=hutch.lab'],
-    // A way out that leads nowhere: what a sandbox's network needs, and nothing that a test could come to rely on.
-    ...['-device', 'virtio-rng-pci', '-netdev', 'user,id=net,restrict=on', '-device', 'virtio-net-pci,netdev=net'],
+    ...['-device', 'virtio-rng-pci', '-nic', 'none'],
     ...['-serial', 'stdio', '-qmp', `unix:${join(run, 'qmp.sock')},server=on,wait=off`],
   ];
   const child = spawn('qemu-system-x86_64', args, { detached: true, stdio: ['ignore', log, log] });

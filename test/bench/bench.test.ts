@@ -1,8 +1,10 @@
-import { spawnSync } from 'node:child_process';
-import { readdirSync } from 'node:fs';
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { chmodSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { resolve } from 'node:path';
-import { expect, test } from 'vitest';
+import { join, resolve } from 'node:path';
+import { expect, onTestFinished, test } from 'vitest';
+import { eventually } from '../support/eventually.ts';
 
 const MAIN = resolve(import.meta.dirname, '../../bench/main.ts');
 const BENCH_MS = 15 * 60_000;
@@ -70,6 +72,31 @@ test(
   },
   BENCH_MS,
 );
+
+test('Ctrl-C ends a bench with 130, without a stack, and leaves nothing', { timeout: 240_000 }, async () => {
+  const dir = mkdtempSync(join(tmpdir(), 'hutch-cut-'));
+  onTestFinished(() => rmSync(dir, { recursive: true, force: true }));
+  chmodSync(dir, 0o711); // the sandboxes' users go through it
+  // As on a terminal, where everything that the bench has started is told as well.
+  const child = spawn(process.execPath, [MAIN, 'sdk', '--quick', '--runs', '200'], {
+    env: { ...process.env, TMPDIR: dir },
+    stdio: ['ignore', 'ignore', 'pipe'],
+    detached: true,
+  });
+  let said = '';
+  child.stderr.on('data', (chunk: Buffer) => {
+    said += chunk.toString();
+  });
+  const ended = once(child, 'exit');
+  const sandboxes = () => readdirSync(dir).flatMap((name) => readdirSync(join(dir, name, 'run/sandboxes')));
+  await eventually('it measures', () => said.includes('measuring sdk') && sandboxes().length > 0, 120_000);
+  process.kill(-(child.pid ?? 0), 'SIGINT');
+  expect(await ended).toEqual([130, null]);
+  expect(said).toContain('Interrupted: cleaning up.');
+  expect(said).not.toMatch(/^ +at /m);
+  expect(readdirSync(dir).filter((name) => name.startsWith('hutch-'))).toEqual([]);
+  expect(spawnSync('pgrep', ['-f', `${dir}/hutch`], { encoding: 'utf8' }).stdout).toBe('');
+});
 
 test('a benchmark that does not exist is named, with those that do', () => {
   const { status, stderr } = bench('speed');
