@@ -55,7 +55,11 @@ test('the help of every verb shows an example before the flags', () => {
 
 /** In a shell line the words of the `hutch` that is this verb. */
 function ownWords(line: string, path: string): string[] {
-  const words: readonly string[] = line.replace(/ > \S+$/, '').match(/'[^']*'|"[^"]*"|[^\s()|<>$]+/g) ?? [];
+  const words: readonly string[] =
+    line
+      .replace(/ > \S+$/, '')
+      .replace(/(\bhutch .*?) \| .*$/, '$1')
+      .match(/'[^']*'|"[^"]*"|[^\s()|<>$]+/g) ?? [];
   const verb = path.split(' ')[0];
   const own = words.slice(words.findIndex((word, at) => word === 'hutch' && words[at + 1] === verb) + 1);
   const inner = own.indexOf('hutch');
