@@ -22,7 +22,7 @@ export async function checkMachine(deps: Deps, op: Operation): Promise<Check[]> 
       `backend ${backend.name}`,
       async (checking) => {
         const probe = await backend.probe(checking);
-        if (!probe.ok) return [{ name: `backend ${backend.name}`, status: 'missing', detail: probe.why, fix: probe.hint }];
+        if (!probe.ok) return [withCommand({ name: `backend ${backend.name}`, status: 'missing', detail: probe.why, fix: probe.hint })];
         const { acceleration, networks, notes, limits, securityBoundary } = probe.can;
         canRun ||= securityBoundary;
         const speed =
@@ -51,12 +51,7 @@ export async function checkMachine(deps: Deps, op: Operation): Promise<Check[]> 
                   fix: null,
                 },
               ]),
-          {
-            name: `network of ${backend.name}`,
-            status: networks.includes('allow') ? 'ok' : 'warning',
-            detail: `works: ${networks.join(', ')}`,
-            fix: networks.includes('allow') ? null : 'apt-get install passt nftables',
-          },
+          networkOf(backend.name, networks, notes),
           ...(unlimited.length === 0
             ? []
             : [
@@ -103,6 +98,33 @@ export async function checkMachine(deps: Deps, op: Operation): Promise<Check[]> 
   return canRun ? found.map(notNeeded) : found;
 }
 
+/** Says why there is none: a package that is missing is a command away, a machine without a route is not. */
+export function networkOf(backend: string, networks: readonly string[], notes: readonly string[]): Check {
+  const name = `network of ${backend}`;
+  const works = `works: ${networks.join(', ')}`;
+  if (networks.includes('allow')) return { name, status: 'ok', detail: works, fix: null };
+  const why = notes.find((note) => note.startsWith('no network'));
+  const installs = why === undefined || /not installed|too old/.test(why);
+  return {
+    name,
+    status: 'warning',
+    detail: why === undefined ? works : `${works}; ${why}`,
+    fix: installs ? 'apt-get install passt nftables' : null,
+  };
+}
+
+/** `fix` is what can be pasted into a shell, and nothing else: other advice belongs to the detail. */
+export function withCommand(check: Check): Check {
+  if (check.fix === null) return check;
+  const command = COMMAND.exec(check.fix)?.[1] ?? null;
+  if (command === check.fix) return check;
+  const words = command === null ? check.fix : check.fix.slice(0, -command.length).replace(/: $/, '');
+  const detail = /^(see|install it)?$/.test(words) || words === 'see: hutch doctor' ? check.detail : `${check.detail}; ${words}`;
+  return { ...check, detail, fix: command };
+}
+
+const COMMAND = /(?:^|: )((?:apt-get|chmod|docker|modprobe|systemctl|usermod) .+)$/;
+
 /** Where sandboxes run one way, what another way lacks is no fault of the machine. */
 export function notNeeded(check: Check): Check {
   const ofOneWay = check.name.startsWith('backend ') || check.name === 'QEMU' || check.name === 'mkfs';
@@ -112,8 +134,16 @@ export function notNeeded(check: Check): Check {
 /** A command that only root may run, as its user has to type it. */
 export function asRoot(fix: string, uid: number): string {
   if (uid === 0) return fix;
-  if (fix.startsWith('echo ')) return `sudo sh -c '${fix}'`;
-  return /^(apt-get|chmod|usermod) /.test(fix) ? `sudo ${fix}` : fix;
+  const typed = (command: string): string => {
+    if (/^(echo|test) /.test(command)) return `sudo sh -c '${command}'`;
+    return /^(apt-get|chmod|cp|mkdir|mkfs\.xfs|modprobe|mount|rmdir|systemctl|truncate|umount|usermod) /.test(command)
+      ? `sudo ${command}`
+      : command;
+  };
+  return fix
+    .split(/( && | \|\| |; )/)
+    .map(typed)
+    .join('');
 }
 
 async function text(host: Host, op: Operation, path: string): Promise<string | null> {
@@ -137,19 +167,32 @@ async function program(
 async function kvm({ host, backends }: Deps, op: Operation): Promise<Check> {
   const name = 'KVM';
   const device = await host.stat(op, '/dev/kvm');
-  if (device === null) {
-    const fix = 'turn on virtualization in the firmware, or nested virtualization in the outer machine';
-    return { name, status: 'warning', detail: 'no: there is no /dev/kvm', fix };
-  }
+  if (device === null) return { name, status: 'warning', ...withoutDevice((await text(host, op, '/proc/cpuinfo')) ?? '') };
   const probes = await Promise.all(backends.map((backend) => backend.probe(op)));
   const ways = probes.flatMap((probe) => (probe.ok ? [probe.can.acceleration] : []));
   if (ways.includes('kvm')) return { name, status: 'ok', detail: 'yes: a small guest ran under /dev/kvm', fix: null };
   const groupFile = (await text(host, op, '/etc/group')) ?? '';
   const closed = closedTo(device, { uid: host.uid, groups: await ownGroups(op, host), groupFile });
   if (closed !== null) return { name, status: 'warning', detail: `no: /dev/kvm is there, but ${closed.why}`, fix: closed.fix };
-  const fix = 'look whether virtualization is on in the firmware, or nested virtualization in the outer machine';
-  if (ways.includes('tcg')) return { name, status: 'warning', detail: 'no: /dev/kvm is there, but is not used; the backend says why', fix };
+  if (ways.includes('tcg')) {
+    const detail = 'no: /dev/kvm is there, but no guest ran under it; the backend says why. What it lacks is the outer machine’s to give';
+    return { name, status: 'warning', detail, fix: null };
+  }
   return { name, status: 'warning', detail: 'not tried: /dev/kvm is there, but no backend that could use it works', fix: null };
+}
+
+/** Why there is no /dev/kvm. `cpuinfo`: the content of /proc/cpuinfo. */
+export function withoutDevice(cpuinfo: string): { readonly detail: string; readonly fix: string | null } {
+  const flags = new Set(/^flags\s*:(.*)$/m.exec(cpuinfo)?.[1]?.split(' '));
+  const none = 'no: there is no /dev/kvm';
+  const extension = flags.has('svm') ? 'kvm_amd' : flags.has('vmx') ? 'kvm_intel' : null;
+  if (extension !== null)
+    return { detail: `${none}, though the processor can: the kernel's module is not loaded`, fix: `modprobe ${extension}` };
+  if (flags.has('hypervisor')) {
+    const detail = `${none}: this is a virtual machine without nested virtualization; turn that on where the machine is run`;
+    return { detail, fix: null };
+  }
+  return { detail: `${none}: virtualization is off in the firmware`, fix: 'systemctl reboot --firmware-setup' };
 }
 
 /** Why whoever runs sandboxes may not open the device, and what lets them. Null: they may. `groupFile`: the content of /etc/group. */
@@ -165,7 +208,7 @@ export function closedTo(
   const join = uid !== 0 && byGroup && device.gid !== 0 && group !== undefined;
   return {
     why: uid === 0 ? 'only root may open it' : 'it is not ours to open',
-    fix: join ? `usermod -aG ${group} "$USER"; then log in again, and: hutch daemon stop` : 'chmod 666 /dev/kvm; hutch daemon stop',
+    fix: join ? `usermod -aG ${group} "$USER"; hutch daemon stop; newgrp ${group}` : 'chmod 666 /dev/kvm; hutch daemon stop',
   };
 }
 
@@ -196,7 +239,7 @@ async function diskSpace({ host, places }: Deps, op: Operation): Promise<Check> 
     name: 'disk space',
     status,
     detail,
-    fix: status === 'ok' ? null : 'remove sandboxes that are not needed: hutch ls; hutch rm NAME',
+    fix: status === 'ok' ? null : 'hutch image prune; hutch ls',
   };
 }
 
@@ -214,14 +257,38 @@ async function reflink({ host, places }: Deps, op: Operation): Promise<Check> {
       : {
           name: 'reflink',
           status: 'warning',
-          detail: 'the file system copies disks (sparsely) instead of sharing blocks',
-          fix: 'put the data directory on XFS or btrfs',
+          detail:
+            'the file system copies disks (sparsely) instead of sharing blocks; XFS and btrfs share them (with all sandboxes stopped)',
+          fix: onXfs(places.dataDir, (await host.fileSystem(op, places.dataDir)).freeBytes),
         };
   } finally {
     using late = op.releasing(CHECK_MS);
     await host.remove(late, probe);
     await host.remove(late, `${probe}-clone`);
   }
+}
+
+/** Puts the data directory on a file system that shares blocks, in a file beside it; what lies there now goes along. */
+export function onXfs(dataDir: string, freeBytes: number): string {
+  const [dir, next, disk] = [quoted(dataDir), quoted(`${dataDir}.new`), quoted(`${dataDir}.xfs`)];
+  const sizeGib = Math.max(1, Math.floor((freeBytes / 1024 ** 3) * 0.8));
+  return [
+    'apt-get -y install xfsprogs',
+    'hutch daemon stop',
+    `truncate -s ${sizeGib}G ${disk}`,
+    `mkfs.xfs -q -m reflink=1 ${disk}`,
+    `mkdir ${next}`,
+    `mount -o loop ${disk} ${next}`,
+    `cp -a --sparse=always ${dir}/. ${next}`,
+    `umount ${next}`,
+    `rmdir ${next}`,
+    `echo ${disk} ${dir} xfs loop 0 0 >> /etc/fstab`,
+    `mount ${dir}`,
+  ].join(' && ');
+}
+
+function quoted(path: string): string {
+  return /^[\w./-]+$/.test(path) ? path : `"${path.replaceAll(/["$`\\]/g, '\\$&')}"`;
 }
 
 async function cgroups(host: Host, op: Operation): Promise<Check> {
@@ -247,9 +314,6 @@ async function openFiles(host: Host, op: Operation): Promise<Check> {
   };
 }
 
-/** A virtual machine has its microcode from its host. */
-const MITIGATE = 'apt-get dist-upgrade; then reboot (a virtual machine: its host as well)';
-
 async function vulnerabilities(host: Host, op: Operation): Promise<Check> {
   const dir = '/sys/devices/system/cpu/vulnerabilities';
   if ((await host.stat(op, dir)) === null)
@@ -259,7 +323,18 @@ async function vulnerabilities(host: Host, op: Operation): Promise<Check> {
     if ((await text(host, op, `${dir}/${name}`))?.startsWith('Vulnerable') === true) open.push(name);
   return open.length === 0
     ? { name: 'CPU vulnerabilities', status: 'ok', detail: 'all known ones are mitigated', fix: null }
-    : { name: 'CPU vulnerabilities', status: 'warning', detail: `not mitigated: ${open.join(', ')}`, fix: MITIGATE };
+    : { name: 'CPU vulnerabilities', status: 'warning', ...mitigation(open, (await text(host, op, '/proc/cpuinfo')) ?? '') };
+}
+
+/** Kernels mitigate, with the processor's microcode, which a virtual machine has from its host. */
+export function mitigation(open: readonly string[], cpuinfo: string): { readonly detail: string; readonly fix: string } {
+  const isVirtual = /^flags\s*:.* hypervisor\b/m.test(cpuinfo);
+  const microcode = /AuthenticAMD/.test(cpuinfo) ? 'amd64-microcode' : 'intel-microcode';
+  const upgrade = `apt-get update && apt-get -y ${isVirtual ? '' : `install ${microcode} && apt-get -y `}dist-upgrade && systemctl reboot`;
+  return {
+    detail: `not mitigated: ${open.join(', ')}${isVirtual ? '; this is a virtual machine: its host may need the same' : ''}`,
+    fix: upgrade,
+  };
 }
 
 async function smt(host: Host, op: Operation): Promise<Check> {

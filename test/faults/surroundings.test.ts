@@ -22,7 +22,11 @@ test('without passt there is no network: the error and doctor say why, and a san
     await using daemon = await DaemonUnderTest.start(options({ HUTCH_TEST_PATH: bin }));
     const { checks } = await daemon.call('doctor.check', {});
     expect(checks.find(({ name }) => name === 'passt')).toMatchObject({ status: 'warning', fix: expect.stringContaining('passt') });
-    expect(checks.find(({ name }) => name === 'network of qemu')).toMatchObject({ status: 'warning', detail: 'works: none' });
+    expect(checks.find(({ name }) => name === 'network of qemu')).toMatchObject({
+      status: 'warning',
+      detail: 'works: none; no network: passt is not installed',
+      fix: expect.stringContaining('apt-get install passt nftables'),
+    });
     expect(JSON.stringify(checks)).toContain('passt is not installed');
     const error = await daemon.call('sandbox.create', { network: 'allow' }).then(
       () => null,

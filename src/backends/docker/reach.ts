@@ -22,13 +22,13 @@ export function notReached(op: Operation, endpoint: Exclude<Endpoint, { kind: 's
   const { socketPath } = endpoint;
   if (errno === 'EACCES' || errno === 'EPERM') {
     return op.error('permission_denied', `Docker's socket ${socketPath} is not ours to open`, {
-      hint: 'usermod -aG docker "$USER", then log in again; whoever may use it is root on this machine',
+      hint: 'whoever may use it is root on this machine; to be one of them: usermod -aG docker "$USER" && newgrp docker',
       cause,
     });
   }
   const why = errno === 'ENOENT' ? `there is no socket ${socketPath}` : `nobody answers at ${socketPath}`;
   return op.error('unavailable', `the Docker Engine does not run: ${why} (from ${source})`, {
-    hint: 'start it: systemctl start docker; or install it: apt-get install docker.io',
+    hint: 'start it, or install it: systemctl start docker || apt-get install docker.io',
     cause,
   });
 }
