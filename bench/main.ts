@@ -11,6 +11,7 @@ import { BACKENDS } from './rows/backends.ts';
 import { BOOT } from './rows/boot.ts';
 import { EXEC } from './rows/exec.ts';
 import { FIRST_RUN } from './rows/first-run.ts';
+import { IMAGES } from './rows/images.ts';
 import { LOOP } from './rows/loop.ts';
 import { MEMORY } from './rows/memory.ts';
 import { START } from './rows/start.ts';
@@ -31,6 +32,7 @@ const ALL: readonly Measurement[] = [
   ...BOOT,
   ...BACKENDS,
   ...WORKSPACE,
+  ...IMAGES,
 ];
 const RUNS_MAX = 1_000;
 const RELEASED_MS = 60_000;

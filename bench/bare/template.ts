@@ -1,7 +1,7 @@
 // The template that a daemon uses, for the bare script to restore the same one. What it is, is read
 // off the command line of a sandbox that runs: so the two cannot differ.
-import { mkdirSync, readFileSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { mkdirSync, readdirSync, readFileSync, statSync } from 'node:fs';
+import { join } from 'node:path';
 import type { Acceleration } from '../../src/backends/qemu/config.ts';
 import { type Place, ROOT } from '../place.ts';
 import type { BareTemplate } from './restore.ts';
@@ -16,9 +16,9 @@ export async function templateOf(place: Place): Promise<BareTemplate> {
   const image = JSON.parse(after('-blockdev')) as { file: { filename: string } };
   const workDir = join(place.home, 'bare');
   mkdirSync(workDir, { recursive: true });
-  const memoryPath = memory['mem-path'];
+  const dir = dirOf(place, memory['mem-path']);
+  const memoryPath = join(dir, 'memory');
   const preload = { LD_PRELOAD: join(ROOT, 'prebuilt', 'x86_64', 'hutch-readonly.so'), HUTCH_READONLY: memoryPath };
-  const dir = dirname(memoryPath);
   const manifest = JSON.parse(readFileSync(join(dir, 'manifest.json'), 'utf8')) as Pick<BareTemplate, 'disk'>;
   return {
     dir,
@@ -35,4 +35,13 @@ export async function templateOf(place: Place): Promise<BareTemplate> {
     env: process.getuid?.() === 0 || memory.readonly === true ? {} : preload,
     workDir,
   };
+}
+
+/** A sandbox has its template's memory under a name of its own: it is the same file. */
+function dirOf(place: Place, memoryPath: string): string {
+  const templates = join(place.dataDir, 'templates');
+  const { ino } = statSync(memoryPath);
+  const own = readdirSync(templates).find((name) => statSync(join(templates, name, 'memory'), { throwIfNoEntry: false })?.ino === ino);
+  if (own === undefined) throw new Error(`no template in ${templates} has the memory ${memoryPath}`);
+  return join(templates, own);
 }
