@@ -1,5 +1,4 @@
 // The parts that a real daemon is made of: the backends with their networks, and what boots in them.
-import { createHash } from 'node:crypto';
 import { fileURLToPath } from 'node:url';
 import type { Backend } from '../backends/backend.ts';
 import { newDockerBackend } from '../backends/docker/backend.ts';
@@ -20,6 +19,7 @@ import { type Mirror, Registry } from '../images/registry/client.ts';
 import { Credentials } from '../images/registry/credentials.ts';
 import { bridgeNetwork } from '../network/bridge.ts';
 import type { Network } from '../network/network.ts';
+import { bridgesOf, bridgeTableOf, ownName } from '../network/own-name.ts';
 import { rootedNetwork } from '../network/rooted.ts';
 import { rootlessNetwork } from '../network/rootless.ts';
 import { orVmmUser } from '../network/vmm-user.ts';
@@ -37,7 +37,7 @@ export const makeParts: DaemonOptions['makeParts'] = async ({ op, host, store, p
   const agentPath = `${prebuilt}/hutch-agent`;
   const isRoot = host.uid === 0;
   if (isRoot) await checkReachable(op, host, [places.dataDir, places.runDir]);
-  const users = isRoot ? await openUsers(op, { host, store, places, oldTable: ownName(places, '_') }) : null;
+  const users = isRoot ? await openUsers(op, { host, store, places, oldTable: ownName(places.dataDir, '_') }) : null;
   const network = networkOf(host, users, config);
   const qemu = newQemuBackend({
     host,
@@ -48,7 +48,7 @@ export const makeParts: DaemonOptions['makeParts'] = async ({ op, host, store, p
     imprintPath: `${prebuilt}/hutch-imprint`,
     templateOwner: isRoot ? { uid: TEMPLATE_UID, gid: TEMPLATE_UID } : null,
     runRoot: `${places.runDir}/sandboxes`,
-    cgroups: await findCgroups(op, host, ownName(places, '-')),
+    cgroups: await findCgroups(op, host, ownName(places.dataDir, '-')),
     network,
     templateDiskMiB: config.sandbox.disk,
     warmAgent: (warming, dial, disk) => warmGuest(warming, host, dial, disk),
@@ -112,7 +112,7 @@ function gvisorBackend(host: Host, places: Places, prebuilt: string, network: Ne
     cellPath: `${prebuilt}/hutch-cell`,
     automountLibraryPath: `${prebuilt}/hutch-automount.so`,
     agentPath: `${prebuilt}/hutch-agent`,
-    cgroupName: host.uid === 0 ? `${ownName(places, '-')}-gvisor` : null,
+    cgroupName: host.uid === 0 ? `${ownName(places.dataDir, '-')}-gvisor` : null,
     runRoot: `${places.runDir}/sandboxes`,
     network,
     whyNoKvm: noKvm,
@@ -120,25 +120,15 @@ function gvisorBackend(host: Host, places: Places, prebuilt: string, network: Ne
 }
 
 function dockerBackend(host: Host, places: Places, env: Environment, agentPath: string): Backend {
-  const instance = ownName(places, '-');
-  const bridge = instance.replace('-', '');
-  const network = bridgeNetwork({
-    host,
-    table: `${ownName(places, '_')}_bridge`,
-    bridges: { internet: `${bridge}n`, lan: `${bridge}l` },
-  });
-  return newDockerBackend({ host, env, agentPath, workDir: `${places.dataDir}/docker`, instance, network });
+  const { dataDir } = places;
+  const instance = ownName(dataDir, '-');
+  const network = bridgeNetwork({ host, table: bridgeTableOf(dataDir), bridges: bridgesOf(dataDir) });
+  return newDockerBackend({ host, env, agentPath, workDir: `${dataDir}/docker`, instance, network });
 }
 
 function networkOf(host: Host, users: Users | null, config: Config): Network {
   const own = users === null ? rootlessNetwork({ host }) : rootedNetwork({ host, ...users });
   return config.network.allow_qemu_user_network ? orVmmUser(own) : own;
-}
-
-/** Names what is this daemon's alone on a machine that may run others. */
-function ownName(places: Places, separator: '-' | '_'): string {
-  if (places.dataDir === '/var/lib/hutch') return 'hutch';
-  return `hutch${separator}${createHash('sha256').update(places.dataDir).digest('hex').slice(0, 8)}`;
 }
 
 /** Beside the sources, or beside the bundle. */

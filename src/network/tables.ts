@@ -1,11 +1,12 @@
 // Tables of rules that daemons have left behind: killed, or their data directory deleted. Such a table goes on judging
-// users that are somebody else's by now. It is removed only when no process runs as one of its users,
-// because a sandbox that still runs must not be let out.
+// users that are somebody else's by now, or bridges. It is removed only when no process runs as one of its users and
+// there is none of its bridges, because a sandbox that still runs must not be let out.
 import { blockOf, type UidRange } from '../domain/users.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { removeScript } from './firewall.ts';
 import { runNft, transact } from './nft.ts';
+import { bridgesOfTable, bridgeTableOf } from './own-name.ts';
 import { CLAIMS_DIR, type Claim, type UidClaims } from './uid-blocks.ts';
 
 export type Leftover = { readonly kind: 'claim' | 'table'; readonly what: string };
@@ -46,18 +47,26 @@ export async function listLeftovers(op: Operation, host: Host, claims: UidClaims
 async function findStale(op: Operation, host: Host, claims: UidClaims, own: Own): Promise<Stale> {
   const staleClaims: Stale['claims'][number][] = [];
   const kept = new Set<number>();
+  const bridging = new Set<string>();
   for (const [first, claim] of await claims.all(op)) {
-    if (first === own.uids.first) continue;
-    if (await claims.stands(op, first, claim)) kept.add(first);
-    else staleClaims.push({ first, claim, isBusy: await claims.isBusy(op, blockOf(first)) });
+    const isOwn = first === own.uids.first;
+    if (isOwn || (await claims.stands(op, first, claim))) {
+      if (claim !== null) bridging.add(bridgeTableOf(claim.dataDir));
+      if (!isOwn) kept.add(first);
+    } else staleClaims.push({ first, claim, isBusy: await claims.isBusy(op, blockOf(first)) });
   }
   const tables: Stale['tables'][number][] = [];
   for (const name of await tableNames(op, host)) {
-    if (own.needed.includes(name)) continue;
+    if (own.needed.includes(name) || bridging.has(name)) continue;
+    const bridges = bridgesOfTable(name);
     const first = Number(/^hutch_uids_(\d+)$/.exec(name)?.[1] ?? Number.NaN);
     if (own.outdated.includes(name)) tables.push({ name, isBusy: false });
     else if (Number.isInteger(first)) {
       if (!kept.has(first)) tables.push({ name, isBusy: await claims.isBusy(op, blockOf(first)) });
+    } else if (bridges !== null) {
+      // While a bridge is there an Engine may have containers on it.
+      const found = await Promise.all(Object.values(bridges).map((bridge) => host.stat(op, `/sys/class/net/${bridge}`)));
+      tables.push({ name, isBusy: found.some((bridge) => bridge !== null) });
     } else if (OLD_TABLE.test(name)) {
       // Whose it is cannot be told. Where nothing runs that might be its, it judges others' sandboxes alone.
       tables.push({ name, isBusy: (await claims.busyWithoutClaim(op)).length > 0 });
@@ -81,6 +90,9 @@ function describe({ claims, tables }: Stale): readonly Leftover[] {
       kind: 'claim' as const,
       what: `${CLAIMS_DIR}/${first} (of ${claim?.dataDir ?? 'nobody'}, which does not have it${busy(isBusy)})`,
     })),
-    ...tables.map(({ name, isBusy }) => ({ kind: 'table' as const, what: `nft table inet ${name}${busy(isBusy)}` })),
+    ...tables.map(({ name, isBusy }) => {
+      const why = bridgesOfTable(name) === null ? busy(isBusy) : isBusy ? '; its bridges are still there' : '';
+      return { kind: 'table' as const, what: `nft table inet ${name}${why}` };
+    }),
   ];
 }

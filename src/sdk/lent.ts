@@ -82,7 +82,11 @@ async function* pieces(
  */
 export async function wroteLent(request: ClientRequest, content: AsyncIterable<Uint8Array>): Promise<boolean> {
   const lent = await told(request);
-  if (lent === 'over') return true;
+  if (lent === 'over') {
+    // Refused before it was asked for: an empty body leaves the connection to who comes next.
+    request.end();
+    return true;
+  }
   const file = lent === null ? null : await take(lent, constants.O_WRONLY);
   if (file === null) return false;
   await using _ = file;

@@ -21,8 +21,8 @@ export function reachVerbs(core: Core): Pick<Handlers, 'port.list' | 'port.publi
       return await turns.take(call.op, id, async () => {
         const sandbox = await sandboxes.get(call.op, id);
         if (sandbox.state === 'deleted') throw call.op.error('failed_precondition', `sandbox ${sandbox.spec.name} is deleted`);
-        const run = sandbox.state === 'running' || sandbox.state === 'paused' ? runs.of(call.op, sandbox) : null;
-        return { ...(await publisher.add(call.op, id, run, port)) };
+        const run = runs.get(id);
+        return { ...(await publisher.add(call.op, id, run === null || run.isOver ? null : run, port)) };
       });
     },
 

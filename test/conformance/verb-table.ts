@@ -100,6 +100,9 @@ export const TABLE: Readonly<Partial<Record<VerbName, Row>>> = {
   'exec.list': NEEDS_RUNNING,
   'exec.signal': NEEDS_RUNNING,
   'port.list': NEEDS_RUNNING,
+  // Reserved whatever it does; answered at while it runs.
+  'port.publish': { ...ALWAYS, deleted: refused },
+  'port.unpublish': { ...ALWAYS, deleted: 'not_found' },
   'port.connect': NEEDS_RUNNING,
   'file.read': NEEDS_RUNNING,
   'file.write': NEEDS_RUNNING,
@@ -133,6 +136,9 @@ export const ELSEWHERE = [
   'image',
   'build',
   'snapshot',
+  'kernel',
+  'quota',
+  'asset',
 ];
 export const STATELESS: readonly VerbName[] = ['sandbox.create', 'sandbox.list'];
 
@@ -187,6 +193,10 @@ export async function ask({ daemon }: Subject, verb: VerbName, ref: string, nth:
       await daemon.call(verb, { ref, execId: `two-${nth}`, signal: 'KILL' });
       return void (await client.exit());
     }
+    case 'port.publish':
+      return void (await daemon.call(verb, { ref, guestPort: 9 }));
+    case 'port.unpublish':
+      return void (await daemon.call(verb, { ref, guestPort: 9 }));
     case 'port.connect': {
       const client = await daemon.socket(`${path}/connect?port=9`);
       await client.closed;

@@ -1,6 +1,7 @@
 // Blocks of users: no two data directories have the same, whoever was killed, removed or away, and what they leave of
 // the machine's rules judges nobody else.
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { cp, mkdir, mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -9,8 +10,10 @@ import { expect, onTestFinished, test } from 'vitest';
 import { BLOCKS, blockOf, isWithin, type UidRange } from '../../src/domain/users.ts';
 import type { Host, ProcessRef } from '../../src/host/host.ts';
 import { nodeHost } from '../../src/host/node-host.ts';
+import { bridgeScript } from '../../src/network/bridge.ts';
 import { installScript } from '../../src/network/firewall.ts';
 import { transact } from '../../src/network/nft.ts';
+import { bridgesOfTable, bridgeTableOf } from '../../src/network/own-name.ts';
 import { listLeftovers, removeLeftovers, tableOf } from '../../src/network/tables.ts';
 import { BLOCK_FILE, CLAIMS_DIR, UidClaims } from '../../src/network/uid-blocks.ts';
 import { testOperation } from '../support/operation.ts';
@@ -194,6 +197,48 @@ test.runIf(isRoot)(
     expect(tables()).not.toContain(stale.table);
     expect(tables()).toContain(users.table);
     expect(ours(await holding((claims) => listLeftovers(op, only, claims, own)))).toEqual([]);
+  },
+);
+
+test.runIf(isRoot)(
+  'rules for containers whose daemon is gone are removed once their bridges are, and those of a daemon that lives never',
+  {
+    timeout: 60_000,
+  },
+  async () => {
+    await using users = await takeUsers();
+    const host = nodeHost();
+    const hashes = Array.from({ length: 2 }, () => randomBytes(4).toString('hex'));
+    const [gone = '', bridged = ''] = hashes.map((hash) => `hutch_${hash}_bridge`);
+    await using claims = await UidClaims.hold(op, host);
+    const alive = bridgeTableOf((await claims.all(op)).get(users.uids.first)?.dataDir ?? '');
+    const bridge = bridgesOfTable(bridged)?.lan ?? '';
+    onTestFinished(() => {
+      for (const table of [gone, bridged, alive]) spawnSync('nft', ['delete', 'table', 'inet', table], { stdio: 'ignore' });
+      spawnSync('ip', ['link', 'delete', bridge]);
+    });
+    for (const table of [gone, bridged, alive]) {
+      const bridges = bridgesOfTable(table);
+      if (bridges === null) throw new Error(`${table} is none`);
+      expect(await transact(op, host, bridgeScript(table, bridges, []))).toBe('');
+    }
+    expect(spawnSync('ip', ['link', 'add', bridge, 'type', 'bridge']).status).toBe(0);
+    const own = { uids: users.uids, needed: [users.table], outdated: [] };
+    const ours = (found: readonly { what: string }[]) =>
+      found.map(({ what }) => what).filter((what) => what.endsWith('_bridge') || what.includes(bridged));
+    const other = (line: string): boolean => hashes.some((hash) => line.includes(hash)) || line.includes(alive);
+    expect(
+      ours(await listLeftovers(op, host, claims, own))
+        .filter(other)
+        .toSorted(),
+    ).toEqual([`nft table inet ${gone}`, `nft table inet ${bridged}; its bridges are still there`].toSorted());
+    await removeLeftovers(op, host, claims, own);
+    expect(tables()).not.toContain(gone);
+    expect(tables()).toEqual(expect.arrayContaining([bridged, alive]));
+    spawnSync('ip', ['link', 'delete', bridge]);
+    await removeLeftovers(op, host, claims, own);
+    expect(tables()).not.toContain(bridged);
+    expect(tables()).toContain(alive);
   },
 );
 

@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { Hutch } from '../../src/sdk/hutch.ts';
+import { eventually } from '../support/eventually.ts';
 
 const MIB = 2 ** 20;
 const content = Buffer.alloc(3 * MIB + 17, 'what is in it ');
@@ -98,3 +99,18 @@ async function* failing() {
   yield content;
   throw new Error('the source is gone');
 }
+
+test('a refusal before any content is told, and leaves no connection open', async (here) => {
+  if (process.getuid?.() !== 0) return here.skip('only root is lent files');
+  const lent = await files((request, response) => {
+    if (request.headers['expect'] === undefined)
+      return void request.resume().on('end', () => response.setHeader('Content-Type', 'application/json').end('{}'));
+    response.writeHead(404, { 'Content-Type': 'application/json' });
+    response.end(JSON.stringify({ code: 'not_found', message: 'there is no such directory' }));
+  });
+  for (let times = 0; times < 3; times += 1)
+    await expect(lent.write('/none/file', content)).rejects.toMatchObject({ code: 'not_found', message: 'there is no such directory' });
+  await lent.write('/file', 'small');
+  const open = () => new Promise<number>((resolve) => server?.getConnections((_, count) => resolve(count)));
+  await eventually('only the one that is kept is open', async () => (await open()) <= 1);
+});
