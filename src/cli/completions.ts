@@ -39,7 +39,7 @@ const words = (flags: readonly Flag[]) => flags.flatMap(spellings).join(' ');
 const quoted = (text: string) => `'${text.replaceAll("'", `'\\''`)}'`;
 
 /** What the shell offers for a flag's value. */
-function offered({ value, choices, completes }: Flag): 'file' | 'pair' | 'sandbox' | 'nothing' | readonly string[] {
+function offered({ value, choices, completes }: Flag): 'file' | 'pair' | 'sandbox' | 'image' | 'nothing' | readonly string[] {
   if (choices !== undefined) return choices;
   if (completes !== undefined) return completes;
   return value === 'FILE' ? 'file' : value === 'K=FILE' ? 'pair' : 'nothing';
@@ -101,6 +101,8 @@ ${cases.join('\n')}
     case "$word" in
       --) return ;;
       -*) case " $valued " in *" $word "*) flag=$word ;; esac ;;
+      # Bash makes three words of an image's name and its tag.
+      :) count=$((count - 1)) ;;
       *) count=$((count + 1)) ;;
     esac
     at=$((at + 1))
@@ -114,6 +116,7 @@ ${cases.join('\n')}
     fi
   done
   if [ "$cur" = = ] && [ -n "$flag" ]; then cur=; fi
+  if [ "$cur" = : ]; then count=$((count - 1)); fi
   # Zsh makes no word of a "=".
   case "$cur" in
     --*=*) flag=\${cur%%=*}; prefix="$flag="; cur=\${cur#*=} ;;
@@ -132,6 +135,18 @@ ${values.join('\n')}
   case "$kind" in
     words) COMPREPLY=($(compgen -P "$prefix" -W "$list" -- "$cur")) ;;
     sandbox | operation | key) COMPREPLY=($(compgen -P "$prefix" -W "$("$self" __complete "$kind" 2>/dev/null)" -- "$cur")) ;;
+    image)
+      word=$cur
+      at=$COMP_CWORD
+      while [ "$at" -gt "$first" ] && { [ "\${COMP_WORDS[at]}" = : ] || [ "\${COMP_WORDS[at - 1]}" = : ]; }; do
+        at=$((at - 1))
+        word="\${COMP_WORDS[at]}$word"
+      done
+      list=\${word%"\${word##*:}"}
+      for at in $("$self" __complete image 2>/dev/null); do
+        case "$at" in "$word"*) COMPREPLY+=("$prefix\${at#"$list"}") ;; esac
+      done
+      ;;
     file | pair)
       if [ "$kind" = pair ]; then
         case "$cur" in
@@ -199,7 +214,7 @@ export function fishCompletion(): string {
   const add = (condition: string, rest: string) => lines.push(`complete -c hutch -n ${quoted(condition)} ${rest}`);
   const offer = (kind: string | readonly string[]): string | null => {
     if (typeof kind !== 'string') return `-a ${quoted(kind.join(' '))}`;
-    if (kind === 'sandbox' || kind === 'operation' || kind === 'key') return `-a '(__hutch_names ${kind})'`;
+    if (kind === 'sandbox' || kind === 'image' || kind === 'operation' || kind === 'key') return `-a '(__hutch_names ${kind})'`;
     return null;
   };
   for (const verb of VERBS) {

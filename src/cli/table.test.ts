@@ -118,7 +118,11 @@ test('bash completes verbs, flags, their values, files, and names by the program
   using dir = mkdtempDisposableSync(join(tmpdir(), 'hutch-completion-'));
   writeFileSync(join(dir.path, 'my env'), '');
   mkdirSync(join(dir.path, 'my dir'));
-  writeFileSync(join(dir.path, 'hutch'), '#!/bin/sh\necho "$1-$2-two"; echo two; echo three\n', { mode: 0o755 });
+  writeFileSync(
+    join(dir.path, 'hutch'),
+    '#!/bin/sh\necho "$1-$2-two"; echo two; echo three; case $2 in image) echo web:1; echo web:2 ;; esac\n',
+    { mode: 0o755 },
+  );
   /** Bash makes words of "=" and ":" before it asks. */
   const complete = (line: string) => {
     const words = ['./hutch', ...line.split(/ |(?<==)|(?==)|(?<=:)|(?=:)/)];
@@ -143,6 +147,13 @@ test('bash completes verbs, flags, their values, files, and names by the program
   expect(complete('stop __')).toEqual(['__complete-sandbox-two']);
   expect(complete('ops cancel __')).toEqual(['__complete-operation-two']);
   expect(complete('keys revoke __')).toEqual(['__complete-key-two']);
+  expect(complete('image inspect __')).toEqual(['__complete-image-two']);
+  expect(complete('run --image tw')).toEqual(['two']);
+  expect(complete('image rm web:1 we')).toEqual(['web:1', 'web:2']);
+  // What stands before the colon is a word of its own, and stays.
+  expect(complete('image history web:')).toEqual(['1', '2']);
+  expect(complete('image history web:2')).toEqual(['2']);
+  expect(complete('image history web:2 we')).toEqual([]);
   expect(complete('logs -n 3 tw')).toEqual(['two']);
   expect(complete('cp my')).toEqual(['my dir', 'my env']);
   expect(complete('cp tw')).toEqual(['two:']);

@@ -86,7 +86,7 @@ async function asOneLayer(
   await host.makeDir(op, staging, SHARED_DIR_MODE);
   const plain = join(staging, 'layer.tar');
   op.progress({ step: 'export', detail: 'unpacking' });
-  await written(op, host, 'exec sqfs2tar "$0" > "$1"', image.path, plain);
+  await unpackedTo(op, host, image.path, plain);
   const diffId = `sha256:${await host.sha256(op, plain)}`;
   const path = packed ? `${plain}.gz` : plain;
   if (packed) {
@@ -108,6 +108,11 @@ async function asOneLayer(
   });
   const layers = [{ digest, sizeBytes, path }];
   return { config, layers, manifest: await manifestOf(op, host, config, layers) };
+}
+
+/** A root file system as a tar archive. */
+export async function unpackedTo(op: Operation, host: Host, path: string, tar: string): Promise<void> {
+  await written(op, host, 'exec sqfs2tar "$0" > "$1"', path, tar);
 }
 
 /** The shell only opens the files; all names are arguments of its own, never part of the command. */

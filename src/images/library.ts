@@ -15,6 +15,7 @@ import { type PullParts, pullImage, requireAllowed } from './pull.ts';
 import { type PushedImage, pushImage } from './push.ts';
 import type { Registry } from './registry/client.ts';
 import type { Credentials } from './registry/credentials.ts';
+import { type Spdx, sbomOf } from './sbom/sbom.ts';
 import { Shared } from './shared.ts';
 import { type ImagePolicy, keysFor, NO_POLICY } from './trust/policy.ts';
 
@@ -87,6 +88,13 @@ export class ImageLibrary {
     const image = await openImage(op, this.host, this.paths, digest);
     if (image === null) throw op.error('failed_precondition', `image ${digest} does not lie in ${this.paths.images}: it cannot be pushed`);
     return await pushImage(op, this.#parts, image, to, known);
+  }
+
+  /** In SPDX 2.3, from the databases of package managers in it. @throws HutchError `failed_precondition` for one that lies elsewhere. */
+  async sbom(op: Operation, digest: string, name: string, tool: string): Promise<Spdx> {
+    const image = await openImage(op, this.host, this.paths, digest);
+    if (image === null) throw op.error('failed_precondition', `image ${digest} does not lie in ${this.paths.images}: it cannot be read`);
+    return await sbomOf(op, { host: this.host, blobs: this.blobs }, image, name, tool);
   }
 
   /** What it says of itself; null for one that was made here. */

@@ -55,6 +55,7 @@ export const routes = {
   'image.import': { kind: 'upload', method: 'PUT', path: '/v1/images', idempotent: true, reads: false },
   'image.export': { kind: 'download', method: 'GET', path: '/v1/images/{image}/export', idempotent: true, reads: true },
   'image.history': { kind: 'unary', method: 'GET', path: '/v1/images/{image}/history', idempotent: true, reads: true },
+  'image.sbom': { kind: 'unary', method: 'GET', path: '/v1/images/{image}/sbom', idempotent: true, reads: true },
   'image.commit': { kind: 'unary', method: 'POST', path: '/v1/images/commit', idempotent: false, reads: false },
   'image.tag': { kind: 'unary', method: 'POST', path: '/v1/images/{image}/tag', idempotent: true, reads: false },
   'image.remove': { kind: 'unary', method: 'DELETE', path: '/v1/images/{image}', idempotent: false, reads: false },

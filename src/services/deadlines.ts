@@ -94,6 +94,7 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'image.export': TRANSFER_MS,
   'image.history': READ_MS,
   'image.commit': PREPARE_MS,
+  'image.sbom': PREPARE_MS,
   'image.tag': READ_MS,
   'image.remove': CHANGE_MS,
   'image.usage': CHANGE_MS,

@@ -193,6 +193,10 @@ export function imageVerbs(core: Core): Pick<Handlers, ImageVerbs> {
       }));
       return { steps: steps.reverse() };
     },
+    'image.sbom': async ({ op }, { image: text }) => {
+      const { image } = await find(text);
+      return await library(op).sbom(op, image.digest, image.names[0] ?? image.digest, `hutch-${core.deps.versions.daemon}`);
+    },
     'image.tag': async (call, { image: text, name }) => {
       const { image } = await find(text);
       call.target(image.id);

@@ -2,8 +2,8 @@
 import type { Positional, Verb } from '../verb.ts';
 
 const images = async () => await import('../verbs/image.ts');
-const IMAGE: Positional = { name: 'IMAGE', takes: 'one', completes: 'nothing' };
-const IMAGES: Positional = { name: 'IMAGE', takes: 'several', completes: 'nothing' };
+const IMAGE: Positional = { name: 'IMAGE', takes: 'one', completes: 'image' };
+const IMAGES: Positional = { name: 'IMAGE', takes: 'several', completes: 'image' };
 
 export const imageVerbs: readonly Verb[] = [
   {
@@ -82,6 +82,15 @@ export const imageVerbs: readonly Verb[] = [
         flags: [],
         positionals: [IMAGE],
         load: async () => (await images()).history,
+      },
+      {
+        name: 'sbom',
+        summary: 'Print what an image is made of, as SPDX: the packages that dpkg, apk, pip and npm name in it',
+        examples: [{ line: 'hutch image sbom python:3.13-slim > python.spdx.json', about: '' }],
+        flags: [],
+        positionals: [IMAGE],
+        notes: 'Read from the image’s own databases; nothing of it is run. A database of rpm is named, and not read.',
+        load: async () => (await images()).sbom,
       },
       {
         name: 'commit',

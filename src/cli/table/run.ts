@@ -28,7 +28,7 @@ const DETACH_KEYS: Flag = { name: 'detach-keys', value: 'KEYS', about: 'What let
 
 const CREATE: readonly Flag[] = [
   { name: 'name', value: 'NAME', about: 'Its name, a DNS label; made up when absent' },
-  { name: 'image', value: 'IMAGE', about: 'What is on its disk' },
+  { name: 'image', value: 'IMAGE', completes: 'image', about: 'What is on its disk' },
   { name: 'kernel', value: 'KERNEL', about: 'What a virtual machine boots, see hutch kernel ls' },
   { name: 'cpus', value: 'N', about: 'Virtual CPUs' },
   { name: 'memory', short: 'm', value: 'SIZE', about: 'Memory, like 512M or 2G' },

@@ -30,6 +30,8 @@ async function wordsOf(context: Context, kind: string): Promise<readonly string[
       return (await ask(context, 'operation.list', {})).operations.map(({ id }) => id);
     case 'key':
       return (await ask(context, 'key.list', {})).keys.filter(({ revokedAtMs }) => revokedAtMs === null).map(({ name }) => name);
+    case 'image':
+      return (await ask(context, 'image.list', {})).images.flatMap(({ id, names }) => (names.length === 0 ? [id] : names));
     default:
       return (await ask(context, 'sandbox.list', {})).sandboxes.map(({ name }) => name);
   }

@@ -106,6 +106,12 @@ export async function history(context: Context, args: Args): Promise<number> {
   return 0;
 }
 
+export async function sbom(context: Context, args: Args): Promise<number> {
+  const answer = await ask(context, 'image.sbom', { image: args.first() });
+  await context.io.out(context.json ? json(answer) : `${JSON.stringify(answer, null, 2)}\n`);
+  return 0;
+}
+
 function clockOf(said: string): string {
   const ms = Date.parse(said);
   return Number.isNaN(ms) ? said.slice(0, 32) : clock(ms);

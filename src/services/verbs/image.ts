@@ -111,6 +111,17 @@ export const imageVerbs = {
     idempotent: true,
     reads: true,
   },
+  'image.sbom': {
+    kind: 'unary',
+    method: 'GET',
+    path: '/v1/images/{image}/sbom',
+    summary: 'What an image is made of: the packages of dpkg, apk, pip and npm in it, as SPDX 2.3',
+    input: imageTarget,
+    output: z.record(z.string(), z.unknown()),
+    errors: ['not_found', 'conflict', 'failed_precondition', 'resource_exhausted'],
+    idempotent: true,
+    reads: true,
+  },
   'image.commit': {
     kind: 'unary',
     method: 'POST',
