@@ -53,10 +53,11 @@ export async function run(context: Context, args: Args): Promise<number> {
   return await foreground(context, sandbox, stdio, detachKeys);
 }
 
-/** A directory and `--` before the command, or a directory alone: whose git repository is copied in. */
+/** A directory and `--` before the command: whose git repository is copied in. Alone only one like `.`: `/etc` may be a mistake for a program. */
 async function sourceOf({ command }: Args): Promise<{ readonly source: string | null; readonly words: readonly string[] }> {
   const [first = '', second] = command;
-  if (!/^(?:\.{1,2}$|\.{0,2}\/)/.test(first) || (second !== undefined && second !== '--')) return { source: null, words: command };
+  if (!/^(?:\.{1,2}$|\.{0,2}\/)/.test(first)) return { source: null, words: command };
+  if (second === undefined ? first.startsWith('/') : second !== '--') return { source: null, words: command };
   const info = await stat(first).catch(() => null);
   return info?.isDirectory() === true ? { source: first, words: command.slice(2) } : { source: null, words: command };
 }
