@@ -90,9 +90,9 @@ function describe({ claims, tables }: Stale): readonly Leftover[] {
       kind: 'claim' as const,
       what: `${CLAIMS_DIR}/${first} (of ${claim?.dataDir ?? 'nobody'}, which does not have it${busy(isBusy)})`,
     })),
-    ...tables.map(({ name, isBusy }) => {
-      const why = bridgesOfTable(name) === null ? busy(isBusy) : isBusy ? '; its bridges are still there' : '';
-      return { kind: 'table' as const, what: `nft table inet ${name}${why}` };
-    }),
+    // Rules of bridges that are there are an Engine's in use, whatever became of the daemon: nothing is left over yet.
+    ...tables
+      .filter(({ name, isBusy }) => !isBusy || bridgesOfTable(name) === null)
+      .map(({ name, isBusy }) => ({ kind: 'table' as const, what: `nft table inet ${name}${busy(isBusy)}` })),
   ];
 }
