@@ -103,6 +103,8 @@ export type ShimStart = {
   readonly consolePath?: string;
   /** `shared`: the program and the first of `also` have a socket pair, each one end as its fd 3. */
   readonly pair?: 'shared';
+  /** `given-up-by-itself`: the program may run one that has more rights than its user. */
+  readonly privileges?: 'given-up-by-itself';
   /** `asked`: the start tells the generation of this host's nftables rules. */
   readonly rules?: 'asked';
 };
@@ -150,7 +152,7 @@ async function forgetEarlier(op: Operation, host: Host, dir: string): Promise<vo
 }
 
 function shimArgs(start: ShimStart, ticket: string): readonly string[] {
-  const { runAs, cwd, consolePath, pair, rules } = start;
+  const { runAs, cwd, consolePath, pair, rules, privileges } = start;
   return [
     ...['--dir', start.dir, '--log', start.logPath, '--ticket', ticket],
     ...(runAs === null ? [] : ['--uid', `${runAs.uid}`, '--gid', `${runAs.gid}`]),
@@ -158,6 +160,7 @@ function shimArgs(start: ShimStart, ticket: string): readonly string[] {
     ...(consolePath === undefined ? [] : ['--console', consolePath]),
     ...(pair === undefined ? [] : ['--pair']),
     ...(rules === undefined ? [] : ['--rules']),
+    ...(privileges === undefined ? [] : ['--new-privileges']),
     ...start.cgroups.flatMap((dir) => ['--cgroup', dir]),
     ...start.also.flatMap((argv) => ['--also', ...argv, ';']),
     ...start.awaitSockets.flatMap((path) => ['--await', path]),

@@ -14,7 +14,10 @@ else {
   const { daemon } = subject;
   afterAll(() => subject[Symbol.asyncDispose]());
 
-  test('what is written anywhere is there after a stop, a start and another daemon, with owner and mode', async () => {
+  // The first unpacks the image.
+  test('what is written anywhere is there after a stop, a start and another daemon, with owner and mode', {
+    timeout: 180_000,
+  }, async () => {
     const { id } = await subject.make();
     await subject.sh(
       id,

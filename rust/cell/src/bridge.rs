@@ -1,39 +1,30 @@
 //! Carries frames between the network device and passt, which takes each with its length before it. It
 //! looks at nothing but lengths, and runs as the sandbox's own user, without any right.
 use crate::options::Net;
-use crate::sys::{self, Forked};
+use crate::sys;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::thread;
 
-/// The stream to passt, from the shim.
-const PAIR: i32 = 3;
 const LENGTH_BYTES: usize = 4;
 /// The largest packet and its Ethernet header.
 const FRAME_BYTES_MAX: usize = 65_535;
 /// What is read from the stream at once.
 const READ_BYTES: usize = 4 * (LENGTH_BYTES + FRAME_BYTES_MAX);
 
-/// Starts the process; it ends with the one that calls this, or with either of its ends.
-pub fn start(tap: File, net: &Net) -> io::Result<()> {
-    let stream = sys::take(PAIR)?;
-    let parent = std::process::id();
-    match sys::fork()? {
-        Forked::Parent => Ok(()),
-        Forked::Child => {
-            let dropped = sys::set_ids(net.uid, net.gid).and_then(|()| sys::die_with(parent));
-            if let Err(error) = dropped {
-                eprintln!("hutch-cell: the bridge cannot change its user: {error}");
-                sys::exit_now(1)
-            }
-            let error = carry(&tap, &stream).err();
-            // Either end may close first: that is the end of the sandbox.
-            if let Some(error) = error.filter(|error| !matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe)) {
-                eprintln!("hutch-cell: the bridge to the network ended: {error}");
-            }
-            sys::exit_now(0)
-        }
+/// This process from here on; it ends with `parent`, or with either of its ends.
+pub fn run(tap: &File, stream: &File, net: &Net, parent: u32) -> ! {
+    let dropped = sys::set_ids(net.uid, net.gid).and_then(|()| sys::die_with(parent));
+    if let Err(error) = dropped {
+        eprintln!("hutch-cell: the bridge cannot change its user: {error}");
+        sys::exit_now(1)
     }
+    let error = carry(tap, stream).err();
+    // Either end may close first: that is the end of the sandbox.
+    if let Some(error) = error.filter(|error| !matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe)) {
+        eprintln!("hutch-cell: the bridge to the network ended: {error}");
+    }
+    sys::exit_now(0)
 }
 
 /// Until one of them fails or ends.

@@ -4,13 +4,19 @@
 //!
 //! ```text
 //! hutch-cell --look
+//! hutch-cell --as-root UIDS GIDS -- PROGRAM ARG...
+//! hutch-cell --as-root-of PID -- PROGRAM ARG...
 //! hutch-cell --lower DIR [--over DIR] --upper DIR --work DIR --root DIR [--disk FILE --disk-at DIR] [--link DIR [--show FILE]...]
+//!            [--uids UIDS --gids GIDS]
 //!            [--net FILE --address A.B.C.D/PREFIX --gateway A.B.C.D --mac XX:… --mtu N --uid N --gid N]
 //!            -- PROGRAM ARG...
 //! ```
 //!
 //! `--look` is what a probe of a runtime runs: it ends with 0, or with 3 where the runtime's kernel refuses
 //! `AT_NO_AUTOMOUNT`.
+//!
+//! Who is not root names users of their own, UIDS and GIDS as `FIRST:COUNT` (subuid(5)): then everything happens in a user
+//! namespace of which they are root. `--as-root` does nothing but that; `--as-root-of` enters the namespace that PID is in.
 //!
 //! With `--disk`, an ext4 in a file, that is mounted at `--disk-at` first: `--upper` and `--work` lie in it and are made if
 //! they are missing. At `--root` lies the overlay of the others, seen by PROGRAM and its children alone. Each FILE of
@@ -23,15 +29,20 @@ mod disk;
 mod options;
 mod sys;
 mod tap;
+mod users;
 
+use crate::sys::Forked;
 use options::{Net, Options};
 use std::ffi::CString;
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 
+/// The stream to passt, from the shim.
+const PAIR: i32 = 3;
 /// A program in a sandbox may not say that a look at a file mounts nothing.
 const FLAG_REFUSED: u8 = 3;
 
@@ -39,18 +50,38 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == "--look") {
         return if sys::looks_without_automount() { ExitCode::SUCCESS } else { ExitCode::from(FLAG_REFUSED) };
     }
-    let why = match options::parse(std::env::args_os().skip(1)) {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == "--as-root") {
+        return refused(&match users::parse(std::env::args_os().skip(2)) {
+            Some((users, argv)) => {
+                users::become_root(users).map_or_else(|why| why, |()| format!("cannot run it: {}", sys::exec(&argv)))
+            }
+            None => "--as-root needs UIDS GIDS -- PROGRAM".to_owned(),
+        });
+    }
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == "--as-root-of") {
+        return refused(&match users::parse_joining(std::env::args_os().skip(2)) {
+            Some((pid, argv)) => users::join(pid).map_or_else(|why| why, |()| format!("cannot run it: {}", sys::exec(&argv))),
+            None => "--as-root-of needs PID -- PROGRAM".to_owned(),
+        });
+    }
+    refused(&match options::parse(std::env::args_os().skip(1)) {
         Ok(options) => match enter(&options) {
             Ok(()) => format!("cannot run {}: {}", options.program(), sys::exec(&options.argv)),
             Err(why) => why,
         },
         Err(why) => why,
-    };
+    })
+}
+
+fn refused(why: &str) -> ExitCode {
     eprintln!("hutch-cell: {why}");
     ExitCode::from(125)
 }
 
 fn enter(options: &Options) -> Result<(), String> {
+    if let Some(users) = options.users {
+        users::become_root(users)?;
+    }
     sys::own_mounts().map_err(|error| format!("cannot make a mount namespace: {error}"))?;
     if let Some((file, at)) = &options.disk {
         disk::open(file, at, [(&options.upper, 0o755), (&options.work, 0o700)])?;
@@ -75,7 +106,9 @@ fn overlay_options(options: &Options) -> Vec<u8> {
     let over = options.over.iter().flat_map(|path| [escaped(path), b":".to_vec()].concat());
     let lower: Vec<u8> = over.chain(escaped(&options.lower)).collect();
     let named = [(&b"lowerdir="[..], lower), (b",upperdir=", escaped(&options.upper)), (b",workdir=", escaped(&options.work))];
-    named.into_iter().flat_map(|(name, value)| [name, &value].concat()).collect()
+    // Its notes about files are another kind where root is not the machine's.
+    let notes = if options.users.is_some() { &b",userxattr"[..] } else { b"" };
+    named.into_iter().flat_map(|(name, value)| [name, &value].concat()).chain(notes.iter().copied()).collect()
 }
 
 /// One directory for all that the host lends: each mount of a sandbox costs it time when it starts.
@@ -94,17 +127,43 @@ fn escaped(path: &Path) -> Vec<u8> {
     path.as_os_str().as_bytes().iter().flat_map(|byte| special(byte).then_some(b'\\').into_iter().chain([*byte])).collect()
 }
 
+/// Made by the process that carries its frames: who is root of a user namespace alone could not come back from it.
 fn open_network(net: &Net) -> Result<(), String> {
     let to = |what: &'static str| move |error: std::io::Error| format!("cannot {what}: {error}");
-    let outside = File::open("/proc/self/ns/net").map_err(to("see the network namespace"))?;
+    let stream = sys::take(PAIR).map_err(to("take the stream to passt"))?;
+    let (mut here, mut there) = UnixStream::pair().map_err(to("make a pair of sockets"))?;
+    let parent = std::process::id();
+    match sys::fork().map_err(to("start the bridge"))? {
+        Forked::Child => {
+            drop(here);
+            match make_network(net) {
+                Ok(tap) => {
+                    drop(there);
+                    bridge::run(&tap, &stream, net, parent)
+                }
+                Err(why) => {
+                    drop(there.write_all(why.as_bytes()));
+                    sys::exit_now(1)
+                }
+            }
+        }
+        Forked::Parent(_) => {
+            drop(there);
+            let mut why = String::new();
+            here.read_to_string(&mut why).map_err(to("hear of the bridge"))?;
+            if why.is_empty() { Ok(()) } else { Err(why) }
+        }
+    }
+}
+
+fn make_network(net: &Net) -> Result<File, String> {
+    let to = |what: &'static str| move |error: std::io::Error| format!("cannot {what}: {error}");
     sys::new_network().map_err(to("make a network namespace"))?;
     let tap = tap::make(net).map_err(|(what, error)| format!("cannot {what}: {error}"))?;
-    // Before the way back, while `/proc/self/ns/net` is the new one.
     let bound = File::create(&net.path).and_then(|_| sys::bind(Path::new("/proc/self/ns/net"), &net.path));
     bound.map_err(to("bind the network namespace"))?;
     hide_root_mark();
-    sys::enter_network(outside.as_raw_fd()).map_err(to("come back from the network namespace"))?;
-    bridge::start(tap, net).map_err(to("start the bridge"))
+    Ok(tap)
 }
 
 /// By this file older releases of runsc tell the machine's own network namespace, in which they refuse
@@ -131,6 +190,7 @@ mod tests {
         };
         assert_eq!(overlay(""), "lowerdir=/l,upperdir=/u,workdir=/w");
         assert_eq!(overlay("--over /o:o "), "lowerdir=/o\\:o:/l,upperdir=/u,workdir=/w");
+        assert_eq!(overlay("--uids 1:2 --gids 1:2 "), "lowerdir=/l,upperdir=/u,workdir=/w,userxattr");
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! The command line. Anything that is not understood is refused before anything is made.
+use crate::users::{Range, Users};
 use std::ffi::{CString, OsStr, OsString};
 use std::net::Ipv4Addr;
 use std::os::unix::ffi::OsStrExt;
@@ -9,6 +10,8 @@ pub struct Options {
     pub lower: PathBuf,
     /// Files that lie over those of `lower`.
     pub over: Option<PathBuf>,
+    /// Whose root this is to be first; none: it is root.
+    pub users: Option<Users>,
     pub upper: PathBuf,
     pub work: PathBuf,
     pub root: PathBuf,
@@ -66,6 +69,7 @@ pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Options, String
     Ok(Options {
         lower: directory(&found, "--lower")?,
         over: if is_given("--over") { Some(directory(&found, "--over")?) } else { None },
+        users: if is_given("--uids") { Some(parse_users(&found)?) } else { None },
         upper: directory(&found, "--upper")?,
         work: directory(&found, "--work")?,
         root: directory(&found, "--root")?,
@@ -76,7 +80,9 @@ pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Options, String
     })
 }
 
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 18] = [
+    "--uids",
+    "--gids",
     "--lower",
     "--over",
     "--upper",
@@ -100,6 +106,11 @@ type Found = [(String, OsString)];
 fn value<'a>(found: &'a Found, name: &str) -> Result<&'a OsStr, String> {
     let value = found.iter().rev().find(|(found, _)| found == name).map(|(_, value)| value.as_os_str());
     value.ok_or_else(|| format!("{name} is missing"))
+}
+
+fn parse_users(found: &Found) -> Result<Users, String> {
+    let range = |name| Range::parse(value(found, name)?).ok_or_else(|| format!("{name} needs the form FIRST:COUNT"));
+    Ok(Users { uids: range("--uids")?, gids: range("--gids")? })
 }
 
 fn directory(found: &Found, name: &str) -> Result<PathBuf, String> {
@@ -203,6 +214,8 @@ mod tests {
             format!("{ROOT} --disk /a -- true"),
             format!("{ROOT} --disk a --disk-at /b -- true"),
             format!("{ROOT} --over a -- true"),
+            format!("{ROOT} --uids 1:2 -- true"),
+            format!("{ROOT} --uids 1 --gids 1:2 -- true"),
             format!("{ROOT} --show /a -- true"),
             format!("{ROOT} --link /k --show a -- true"),
             format!("{ROOT} --link /k --show / -- true"),

@@ -120,11 +120,6 @@ pub fn new_network() -> io::Result<()> {
     check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
 }
 
-pub fn enter_network(namespace: RawFd) -> io::Result<()> {
-    // SAFETY: takes plain numbers.
-    check(unsafe { libc::setns(namespace, libc::CLONE_NEWNET) }).map(drop)
-}
-
 /// Only returns when it fails.
 pub fn exec(argv: &[CString]) -> io::Error {
     let mut pointers: Vec<*const libc::c_char> = argv.iter().map(|arg| arg.as_ptr()).collect();
@@ -146,13 +141,51 @@ pub fn take(number: RawFd) -> io::Result<File> {
 }
 
 pub enum Forked {
-    Parent,
+    /// With the child's pid.
+    Parent(i32),
     Child,
 }
 
 pub fn fork() -> io::Result<Forked> {
     // SAFETY: this process has one thread, so no lock can be held by another one.
-    Ok(if check(unsafe { libc::fork() })? == 0 { Forked::Child } else { Forked::Parent })
+    Ok(match check(unsafe { libc::fork() })? {
+        0 => Forked::Child,
+        child => Forked::Parent(child),
+    })
+}
+
+/// Waits for the end of a child.
+pub fn reap(child: i32) -> io::Result<()> {
+    loop {
+        // SAFETY: plain numbers, and no place for the status.
+        match check(unsafe { libc::waitpid(child, ptr::null_mut(), 0) }) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            waited => return waited.map(drop),
+        }
+    }
+}
+
+pub fn own_ids() -> (u32, u32) {
+    // SAFETY: neither takes anything, and neither can fail.
+    unsafe { (libc::getuid(), libc::getgid()) }
+}
+
+/// The user namespace of another process, whose maker this user is.
+pub fn enter_users(namespace: RawFd) -> io::Result<()> {
+    // SAFETY: takes plain numbers.
+    check(unsafe { libc::setns(namespace, libc::CLONE_NEWUSER) }).map(drop)
+}
+
+/// What is executed from here on has no more rights than this.
+pub fn no_new_privileges() -> io::Result<()> {
+    // SAFETY: plain numbers, no pointers.
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }).map(drop)
+}
+
+/// A user namespace that nobody is mapped in yet, and a mount namespace that belongs to it.
+pub fn own_users() -> io::Result<()> {
+    // SAFETY: takes a plain number; this process has one thread.
+    check(unsafe { libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS) }).map(drop)
 }
 
 pub fn exit_now(code: i32) -> ! {

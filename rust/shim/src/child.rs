@@ -17,6 +17,8 @@ pub struct Setting<'a> {
     pub cwd: &'a PathBuf,
     /// What the starter had, before the shim lowered its own.
     pub oom_score_adj: &'a str,
+    /// It runs a program that has more rights than its user, and gives such up itself.
+    pub may_gain: bool,
 }
 
 /// A process that is ready and waits: it can be told of, and proven dead, before it does anything.
@@ -90,7 +92,9 @@ fn set_up(setting: &Setting<'_>, given: &[(RawFd, RawFd)], shim: i32) -> Result<
     }
     drop(fs::write("/proc/self/oom_score_adj", setting.oom_score_adj)); // a hint to the kernel
     sys::no_core_files().map_err(to("forbid core files"))?;
-    sys::no_new_privileges().map_err(to("give up new privileges"))?;
+    if !setting.may_gain {
+        sys::no_new_privileges().map_err(to("give up new privileges"))?;
+    }
     if let Some((uid, gid)) = setting.ids {
         sys::set_ids(uid, gid).map_err(to("change the user"))?;
     }

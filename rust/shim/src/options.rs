@@ -20,6 +20,8 @@ pub struct Options {
     pub pair: bool,
     /// Whether the starter is told the generation of the host's rules.
     pub rules: bool,
+    /// Whether the program may run one that has more rights than its user.
+    pub may_gain: bool,
     /// The file in `dir` that must be there to be taken away, else nothing is started.
     pub ticket: Option<CString>,
     pub also: Vec<Vec<CString>>,
@@ -39,6 +41,7 @@ pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Options, String
         console: None,
         pair: false,
         rules: false,
+        may_gain: false,
         ticket: None,
         also: Vec::new(),
         sockets_awaited: Vec::new(),
@@ -55,8 +58,14 @@ pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Options, String
             options.also.push(until_semicolon(&mut args)?);
             continue;
         }
-        if name == "--pair" || name == "--rules" {
-            *(if name == "--pair" { &mut options.pair } else { &mut options.rules }) = true;
+        let flag = match name.as_str() {
+            "--pair" => Some(&mut options.pair),
+            "--rules" => Some(&mut options.rules),
+            "--new-privileges" => Some(&mut options.may_gain),
+            _ => None,
+        };
+        if let Some(flag) = flag {
+            *flag = true;
             continue;
         }
         let value = args.next().ok_or_else(|| format!("{name} needs a value"))?;

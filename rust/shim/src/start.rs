@@ -113,8 +113,10 @@ fn begin(options: &Options, dir: &RunDir, birth: &Birth) -> Result<(Programs, St
     let output = File::from(output);
     let oom_score_adj = oom_score_adj.trim();
     let Options { cgroups, cwd, .. } = options;
-    let setting = Setting { null: &null, output: &output, cgroups, ids: ids_to_take(options.ids), cwd, oom_score_adj };
-    let main = child::prepare(&options.argv, &setting, &given).map_err(failed("fork"))?;
+    let setting =
+        Setting { null: &null, output: &output, cgroups, ids: ids_to_take(options.ids), cwd, oom_score_adj, may_gain: false };
+    let main =
+        child::prepare(&options.argv, &Setting { may_gain: options.may_gain, ..setting }, &given).map_err(failed("fork"))?;
 
     let listener = dir.listen().map_err(failed("listen on shim.sock"))?;
     let greeting = shim_json(birth, main.pid).map_err(failed("read start times"))?;

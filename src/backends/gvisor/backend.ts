@@ -17,6 +17,7 @@ import { agentSocketPath, stateDir } from './paths.ts';
 import { findPlatform, type Platform } from './platform.ts';
 import { probeMachine } from './probe.ts';
 import { Processes } from './process.ts';
+import { type Rights, RightsFinder, removeTree } from './rights.ts';
 import { type Runtime, RuntimeFinder } from './runtime.ts';
 import { networkPlan, SOCKET_MODE, type StartParts, startSandbox } from './start.ts';
 import { DiskUse } from './use.ts';
@@ -26,34 +27,37 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
   const finder = new RuntimeFinder(host, config.runsc);
   const cgroups = new Cgroups(host, config.cgroupName);
   const processes = new Processes(host, cgroups);
-  const bases = new Bases(host, config.basesDir);
+  const rightsFinder = new RightsFinder(host, config.cellPath);
+  const bases = new Bases(host, config.basesDir, rightsFinder);
   const overs = new Overs(host, config.basesDir, config.automountLibraryPath);
   const layers = new Layers(config);
   const doors = new AgentDoors(host);
-  const diskUse = new DiskUse(host);
+  const diskUse = new DiskUse(host, rightsFinder);
   const traffic = new DiskTraffic(host);
   /** Asked once; a failure is asked again. */
   let asking: Promise<Platform> | undefined;
-  const find = async (op: Operation): Promise<{ readonly runtime: Runtime; readonly platform: Platform }> => {
+  const find = async (op: Operation): Promise<{ readonly runtime: Runtime; readonly rights: Rights; readonly platform: Platform }> => {
     const runtime = await finder.find(op);
-    asking ??= findPlatform(op, config, runtime);
+    const rights = await rightsFinder.find(op);
+    asking ??= findPlatform(op, config, runtime, rights);
     try {
-      return { runtime, platform: await asking };
+      return { runtime, rights, platform: await asking };
     } catch (error) {
       asking = undefined;
       throw error;
     }
   };
   const take = async (op: Operation, plan: Pick<SandboxPlan, 'boot'>) => {
-    const { runtime, platform } = await find(op);
+    const found = await find(op);
     const basePath = await bases.take(op, rootFiles(op, plan.boot));
-    return { runtime, platform, basePath, overPath: platform.automount === 'taken' ? null : await overs.take(op, basePath) };
+    return { ...found, basePath, overPath: found.platform.automount === 'taken' ? null : await overs.take(op, basePath) };
   };
   const parts = (plan: SandboxPlan): StartParts => ({ config, cgroups, layers, processes, doors, take: (late) => take(late, plan) });
   const ask = async (op: Operation, plan: SandboxPlan, command: 'pause' | 'resume'): Promise<void> => {
-    const { path } = await finder.find(op);
+    const [{ path }, rights, now] = await Promise.all([finder.find(op), rightsFinder.find(op), processes.inspect(op, plan)]);
+    if (!now.alive) throw op.error('failed_precondition', 'the sandbox does not run');
     using limited = op.within(COMMAND_MS, `runsc ${command}`);
-    const { exitCode, stderr } = await host.run(limited, [path, '--root', stateDir(plan), command, plan.id]);
+    const { exitCode, stderr } = await host.run(limited, rights.argvOf(now.pid, [path, '--root', stateDir(plan), command, plan.id]));
     if (exitCode === 0) return;
     throw op.error('unavailable', `runsc cannot ${command} the sandbox: ${new TextDecoder().decode(stderr).trim()}`);
   };
@@ -69,9 +73,9 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
       await using undo = new AsyncDisposableStack();
       undo.defer(async () => {
         using late = op.releasing(RELEASE_MS);
-        await host
-          .remove(late, plan.dataDir)
-          .catch((cause: unknown) => op.log.warn({ sandbox: plan.id, cause }, 'a failed create left something behind'));
+        await removeTree(late, host, await rightsFinder.find(late), plan.dataDir).catch((cause: unknown) =>
+          op.log.warn({ sandbox: plan.id, cause }, 'a failed create left something behind'),
+        );
       });
       await take(op, plan);
       await host.makeDir(op, plan.dataDir, 0o711);
@@ -89,7 +93,10 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
     pause: (op, plan) => ask(op, plan, 'pause'),
     resume: (op, plan) => ask(op, plan, 'resume'),
     checkpoints: {
-      save: async (op, plan, dir) => await saveSandbox(op, { host, runtime: await finder.find(op), processes, doors }, plan, dir),
+      save: async (op, plan, dir) => {
+        const [runtime, rights] = [await finder.find(op), await rightsFinder.find(op)];
+        return await saveSandbox(op, { host, runtime, rights, processes, doors }, plan, dir);
+      },
       restore: (op, plan, dir) => startSandbox(op, parts(plan), plan, { checkpointDir: dir }),
     },
     kill: (op, plan, how) => processes.kill(op, plan, how),
@@ -106,7 +113,7 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
     },
     async remove(op, plan) {
       await this.cleanUp(op, plan);
-      await host.remove(op, plan.dataDir);
+      await removeTree(op, host, await rightsFinder.find(op), plan.dataDir);
     },
     async stats(op, plan) {
       const [group, single, diskAllocatedBytes] = await Promise.all([cgroups.use(op, plan), ofProcesses(op, plan), diskUse.of(op, plan)]);

@@ -6,6 +6,7 @@ import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { RootFiles } from '../backend.ts';
 import { pause } from '../wait.ts';
+import { type RightsFinder, removeTree } from './rights.ts';
 
 const UNPACK_MS = 15 * 60_000;
 const LOOK_EVERY_MS = 200;
@@ -17,11 +18,13 @@ const LOCK = '.lock-';
 export class Bases {
   readonly #host: Host;
   readonly #dir: string;
+  readonly #rights: RightsFinder;
   readonly #ready = new Set<string>();
 
-  constructor(host: Host, dir: string) {
+  constructor(host: Host, dir: string, rights: RightsFinder) {
     this.#host = host;
     this.#dir = dir;
+    this.#rights = rights;
   }
 
   /** The unpacked image; made on first use, with progress. Whoever comes second waits for the first. */
@@ -59,15 +62,21 @@ export class Bases {
     const host = this.#host;
     op.progress({ step: 'image', detail: 'unpacking it for gVisor (once)' });
     const building = join(this.#dir, `${BUILDING}${name}`);
-    await host.remove(op, building);
+    const rights = await this.#rights.find(op);
+    await removeTree(op, host, rights, building);
     await using undo = new AsyncDisposableStack();
     undo.defer(async () => {
       using late = op.releasing(RELEASE_MS);
-      await host.remove(late, building).catch((cause: unknown) => op.log.warn({ building, cause }, 'half an unpacked image is left'));
+      await removeTree(late, host, rights, building).catch((cause: unknown) =>
+        op.log.warn({ building, cause }, 'half an unpacked image is left'),
+      );
     });
     // No device of an image's becomes one of this machine's: the sandbox has a /dev of its own.
     const options = ['--quiet', '--no-dev', '--chmod', '--chown', '--set-times', '--set-xattr'];
-    const { exitCode, stderr } = await host.run(op, ['rdsquashfs', ...options, '--unpack-path', '/', '--unpack-root', building, imagePath]);
+    const { exitCode, stderr } = await host.run(
+      op,
+      rights.argv(['rdsquashfs', ...options, '--unpack-path', '/', '--unpack-root', building, imagePath]),
+    );
     if (exitCode !== 0) throw op.error('internal', `the image cannot be unpacked: ${new TextDecoder().decode(stderr).trim()}`);
     // The runtime mounts there, and an image made from nothing need not have them.
     for (const name of MOUNT_POINTS) {

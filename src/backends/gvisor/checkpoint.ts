@@ -8,6 +8,7 @@ import type { Dead } from '../dead.ts';
 import { RELEASE_MS } from './config.ts';
 import { agentSocketPath, stateDir } from './paths.ts';
 import type { Processes } from './process.ts';
+import type { Rights } from './rights.ts';
 import type { Runtime } from './runtime.ts';
 import { SOCKET_MODE } from './start.ts';
 
@@ -16,14 +17,20 @@ const SAVE_MS = 10 * 60_000;
 const SYNC_MS = 5 * 60_000;
 const SAID_CHARS_MAX = 400;
 
-export type SaveParts = { readonly host: Host; readonly runtime: Runtime; readonly processes: Processes; readonly doors: AgentDoors };
+export type SaveParts = {
+  readonly host: Host;
+  readonly runtime: Runtime;
+  readonly rights: Rights;
+  readonly processes: Processes;
+  readonly doors: AgentDoors;
+};
 
 /**
  * Gives the end of its process. On failure it goes on running, and nothing is left of `dir`.
  * @throws HutchError `unavailable` with the runtime's word, as while a socket of the host is open in the sandbox.
  */
 export async function saveSandbox(op: Operation, parts: SaveParts, plan: SandboxPlan, dir: string): Promise<Dead> {
-  const { host, runtime, processes, doors } = parts;
+  const { host, runtime, rights, processes, doors } = parts;
   await using undo = new AsyncDisposableStack();
   const releasing = (release: (op: Operation) => Promise<unknown>): void =>
     undo.defer(async () => {
@@ -37,9 +44,10 @@ export async function saveSandbox(op: Operation, parts: SaveParts, plan: Sandbox
   releasing((late) => host.remove(late, dir));
   await host.makeDir(op, dir, 0o700);
   using limited = op.within(SAVE_MS, 'a checkpoint');
-  const { exitCode, stderr } = await host.run(limited, [
-    ...[runtime.path, '--root', stateDir(plan), 'checkpoint', `--image-path=${dir}`, plan.id],
-  ]);
+  const now = await processes.inspect(op, plan);
+  if (!now.alive) throw op.error('failed_precondition', 'the sandbox does not run');
+  const saving = rights.argvOf(now.pid, [runtime.path, '--root', stateDir(plan), 'checkpoint', `--image-path=${dir}`, plan.id]);
+  const { exitCode, stderr } = await host.run(limited, saving);
   if (exitCode !== 0) {
     const said = new TextDecoder().decode(stderr).trim().slice(-SAID_CHARS_MAX);
     throw op.error('unavailable', `runsc cannot make a checkpoint of the sandbox: ${said}`);

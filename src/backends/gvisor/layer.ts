@@ -59,6 +59,7 @@ export class Layers {
   /** Runs a program in such a place: that a loop device is there does not say that it can be used. */
   async #try(op: Operation): Promise<string | null> {
     const host = this.#host;
+    if (host.uid !== 0) return 'a loop device takes root';
     const { cellPath, workDir } = this.#config;
     const dir = join(workDir, `disk-${Buffer.from(host.randomBytes(8)).toString('hex')}`);
     await using undo = new AsyncDisposableStack();

@@ -27,8 +27,14 @@ async function found(whyNoKvm: string | null) {
     whyNoKvm: async () => whyNoKvm,
   } as unknown as GvisorConfig;
   const runtime = { path, version: '1', platforms: ['kvm', 'ptrace'], options: [], canIgnoreCgroups: false };
-  const platform = await findPlatform(testOperation(), config, runtime);
-  const again = await findPlatform(testOperation(), config, runtime);
+  const rights = {
+    argv: (argv: readonly string[]) => argv,
+    argvOf: (_pid: number, argv: readonly string[]) => argv,
+    cellArgs: [],
+    userId: null,
+  };
+  const platform = await findPlatform(testOperation(), config, runtime, rights);
+  const again = await findPlatform(testOperation(), config, runtime, rights);
   expect(again).toMatchObject(platform);
   const calls = await readFile(join(dir, 'calls'), 'utf8');
   return { platform, tried: [...calls.matchAll(/--platform=(\w+)/g)].map((match) => match[1]) };

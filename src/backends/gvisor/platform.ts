@@ -6,6 +6,7 @@ import { z } from 'zod';
 import { HutchError } from '../../domain/errors.ts';
 import type { Operation } from '../../host/operation.ts';
 import { type GvisorConfig, RELEASE_MS } from './config.ts';
+import type { Rights } from './rights.ts';
 import type { Runtime } from './runtime.ts';
 
 /** A way that works takes a tenth of this on a busy machine. */
@@ -33,7 +34,7 @@ const answerSchema = z.strictObject({
 });
 
 /** @throws HutchError `failed_precondition` when none runs a program here. */
-export async function findPlatform(op: Operation, config: GvisorConfig, runtime: Runtime): Promise<Platform> {
+export async function findPlatform(op: Operation, config: GvisorConfig, runtime: Runtime, rights: Rights): Promise<Platform> {
   const { host, workDir } = config;
   const question = { bootId: host.bootId(), runtime: `${runtime.path} ${runtime.version}` };
   const path = join(workDir, ANSWER_FILE);
@@ -41,7 +42,7 @@ export async function findPlatform(op: Operation, config: GvisorConfig, runtime:
   if (known !== null && known.bootId === question.bootId && known.runtime === question.runtime) return known;
   const notes: string[] = [];
   for (const name of runtime.platforms) {
-    const found = await tryOut(op, config, runtime, name);
+    const found = await tryOut(op, config, runtime, rights, name);
     if ('why' in found) {
       notes.push(`not ${name}: ${found.why}`);
       continue;
@@ -59,6 +60,7 @@ async function tryOut(
   op: Operation,
   config: GvisorConfig,
   runtime: Runtime,
+  rights: Rights,
   platform: string,
 ): Promise<Pick<Platform, 'automount'> | { readonly why: string }> {
   const { host, cellPath } = config;
@@ -81,7 +83,8 @@ async function tryOut(
   const unlimited = runtime.canIgnoreCgroups ? ['--ignore-cgroups'] : [];
   try {
     using limited = op.within(PROBE_MS, 'a program of a moment');
-    const { exitCode, stderr } = await host.run(limited, [runtime.path, ...options, ...unlimited, 'run', '-bundle', dir, name]);
+    const argv = rights.argv([runtime.path, ...options, ...unlimited, 'run', '-bundle', dir, name]);
+    const { exitCode, stderr } = await host.run(limited, argv);
     if (exitCode === 0) return { automount: 'taken' };
     if (exitCode === FLAG_REFUSED) return { automount: 'refused' };
     return { why: lastLine(stderr) || `it ended with ${exitCode}` };

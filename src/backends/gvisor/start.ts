@@ -28,11 +28,13 @@ import {
 } from './paths.ts';
 import type { Platform } from './platform.ts';
 import type { Processes } from './process.ts';
+import type { Rights } from './rights.ts';
 import type { Runtime } from './runtime.ts';
 
 export type StartInput = {
   readonly runtime: Runtime;
   readonly platform: Platform;
+  readonly rights: Rights;
   readonly basePath: string;
   /** A layer over it; null: none. */
   readonly overPath: string | null;
@@ -48,6 +50,8 @@ export type StartParts = {
 };
 
 export const SOCKET_MODE = 0o600;
+/** Who carries frames where a sandbox has no user of its own: one of its user namespace. */
+const BRIDGE = { uid: 65_534, gid: 65_534 };
 
 /** `checkpointDir`: what ran in it goes on where it was. */
 export type StartFrom = 'anew' | { readonly checkpointDir: string };
@@ -108,6 +112,7 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
   releasing((late) => processes.kill(late, plan, 'now'));
   const { child } = await startShim(op, host, config.shimPath, {
     ...{ dir: plan.runDir, logPath: runtimeLogPath(plan), runAs: null, cgroups: [], awaitSockets: [] },
+    ...(input.rights.userId === null ? {} : { privileges: 'given-up-by-itself' as const }),
     ...(link.kind === 'passt' ? { also: [[...link.argv, ...asUser(plan)]], pair: 'shared' as const } : { also: [] }),
     argv: [
       config.cellPath,
@@ -150,8 +155,8 @@ async function makePlaces(op: Operation, { host }: GvisorConfig, plan: SandboxPl
 }
 
 /** What lies under the private layer. */
-function groundArgs({ basePath, overPath }: StartInput): LayerArgs {
-  return ['--lower', basePath, ...(overPath === null ? [] : ['--over', overPath])];
+function groundArgs({ basePath, overPath, rights }: StartInput): LayerArgs {
+  return [...rights.cellArgs, '--lower', basePath, ...(overPath === null ? [] : ['--over', overPath])];
 }
 
 function guestOf(op: Operation, link: Link): GuestAddress | null {
@@ -175,15 +180,15 @@ function asUser({ runAs }: SandboxPlan): readonly string[] {
 }
 
 function cellArgs(plan: SandboxPlan, layer: LayerArgs, lent: readonly string[], guest: GuestAddress | null): readonly string[] {
-  const { runAs } = plan;
+  const { uid, gid } = plan.runAs ?? BRIDGE;
   return [
     ...[...layer, '--root', rootDir(plan)],
     ...['--link', linkDir(plan), ...lent.flatMap((path) => ['--show', path])],
-    ...(guest === null || runAs === null
+    ...(guest === null
       ? []
       : [
           ...['--net', netnsPath(plan), '--address', guest.address, '--gateway', guest.gateway, '--mac', guest.mac],
-          ...['--mtu', `${guest.mtu}`, '--uid', `${runAs.uid}`, '--gid', `${runAs.gid}`],
+          ...['--mtu', `${guest.mtu}`, '--uid', `${uid}`, '--gid', `${gid}`],
         ]),
   ];
 }
