@@ -3,7 +3,7 @@
 // moved into place whole. Needs no root, and no file of the image is ever made on this machine.
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
-import { setImmediate as turn } from 'node:timers/promises';
+import { setTimeout as sleep, setImmediate as turn } from 'node:timers/promises';
 import { HutchError } from '../domain/errors.ts';
 import type { ImageConfig } from '../domain/image.ts';
 import type { Host } from '../host/host.ts';
@@ -21,6 +21,8 @@ import { squashfsOf, TooManyOwners } from './squashfs/write.ts';
 
 export const STEP = 'pull';
 const ENTRIES_PER_TURN = 2_000;
+const PUBLISH_MS = 60_000;
+const PUBLISH_POLL_MS = 10;
 
 export type BuildLimits = TreeLimits & {
   /** One layer as a tar archive, with its headers and all that is overwritten later. */
@@ -63,7 +65,8 @@ export async function buildImage(
   const { sha256, sizeBytes } = await rootOf(op, { host, paths, image, out, limits }, 'reuse');
   await host.writeFileAtomic(op, join(out, OCI_CONFIG), image.configBytes, SHARED_FILE_MODE);
   if (image.manifest !== null) await host.writeFileAtomic(op, join(out, OCI_MANIFEST), image.manifest.bytes, SHARED_FILE_MODE);
-  // Another process may have been quicker.
+  // Another process may have been quicker, or be at it now: one looks and moves at a time.
+  await using _publishing = await publishing(op, host, paths);
   const there = await unlessDamaged(op, () => openImage(op, host, paths, image.digest));
   if (there !== null) return there;
   return await commitImage(op, host, paths, out, {
@@ -86,6 +89,16 @@ export async function buildImage(
       })),
     },
   });
+}
+
+/** Held for as long as it takes to look whether an image is there, and to move it into place. */
+async function publishing(op: Operation, host: Host, paths: ImagePaths): Promise<AsyncDisposable> {
+  using patient = op.within(PUBLISH_MS, 'waiting for another process that moves an image into place');
+  for (;;) {
+    const lock = await host.lockFile(patient, join(paths.staging, 'publish.lock'));
+    if (lock !== null) return lock;
+    await sleep(PUBLISH_POLL_MS, undefined, { signal: patient.signal }).catch(() => patient.signal.throwIfAborted());
+  }
 }
 
 type Root = { readonly sha256: string; readonly sizeBytes: number };
@@ -223,15 +236,15 @@ export async function named<T>(op: Operation, what: string, work: () => Promise<
   } catch (error) {
     for (let at: unknown = error, depth = 0; at instanceof Error && depth < 4; at = at.cause, depth += 1) {
       if (at instanceof ArchiveError) throw op.error('failed_precondition', `${what} cannot be used: ${at.message}`);
-      if (at instanceof PackFailed) throw packError(op, at.message, what);
+      if (at instanceof PackFailed) throw packError(op, at, what);
       if (at instanceof TooManyOwners) throw op.error('failed_precondition', `${what} has files of more than 65,535 users and groups`);
     }
     throw error;
   }
 }
 
-function packError(op: Operation, said: string, what: string): HutchError {
-  if (/No space left/.test(said)) {
+function packError(op: Operation, { message: said, isDiskFull }: PackFailed, what: string): HutchError {
+  if (isDiskFull || /No space left/.test(said)) {
     return op.error('resource_exhausted', `${what} cannot be packed: the disk is full`, {
       hint: 'free some space, for example with: hutch image prune',
     });

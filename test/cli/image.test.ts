@@ -95,6 +95,11 @@ test('names come and go; an image goes with its last one', { timeout: 60_000 }, 
   const shown = await world.json<{ config: object; layers: { isHere: boolean }[] }>('image', 'inspect', app);
   expect(shown.config).toMatchObject({ entrypoint: ['/srv/main'], command: ['one', 'two'], user: 'web', workdir: '/srv' });
   expect(shown.layers.map(({ isHere }) => isHere)).toEqual([true, true]);
+  expect(await world.json('image', 'sbom', app)).toMatchObject({
+    spdxVersion: 'SPDX-2.3',
+    name: app,
+    packages: [{ versionInfo: expect.any(String) }],
+  });
   const used = await world.json<{ layers: { count: number; reclaimableBytes: number } }>('image', 'df');
   expect(used.layers).toMatchObject({ count: 2, reclaimableBytes: 0 });
   await world.ok('image', 'rm', app);

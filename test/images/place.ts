@@ -35,6 +35,8 @@ export type PlaceOptions = {
   readonly caPaths?: ReadonlyMap<string, string>;
   readonly mirrors?: readonly Mirror[];
   readonly policy?: Partial<ImagePolicy>;
+  /** One that is there already, and stays. */
+  readonly dir?: string;
 };
 
 /** Waits for nothing longer than a test should take. */
@@ -48,8 +50,9 @@ export async function place({
   caPaths,
   mirrors = [],
   policy = {},
+  dir: shared,
 }: PlaceOptions = {}): Promise<Place> {
-  const dir = await mkdtemp(join(tmpdir(), 'hutch-images-'));
+  const dir = shared ?? (await mkdtemp(join(tmpdir(), 'hutch-images-')));
   const host = wrap(nodeHost());
   const credentials = new Credentials(host, { HOME: dir });
   const registry = new Registry({
@@ -83,7 +86,7 @@ export async function place({
       blobs: await names(paths.blobs),
     }),
     async [Symbol.asyncDispose]() {
-      await rm(dir, { recursive: true, force: true });
+      if (shared === undefined) await rm(dir, { recursive: true, force: true });
     },
   };
 }

@@ -2,6 +2,7 @@
 // but the number of its entry. No file of an image is ever made on this machine but the packed result.
 // The same layer gives the same bytes.
 import { createHash, type Hash } from 'node:crypto';
+import { dirname } from 'node:path';
 import { setImmediate as turn } from 'node:timers/promises';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
@@ -34,8 +35,17 @@ export type LayerRead = {
   readonly entries: readonly TarEntry[];
 };
 
+/** With so little left a disk is full, whatever tar2sqfs says: it knows of an "I/O error" alone. */
+const FULL_BYTES = 1024 * 1024;
+
 /** What tar2sqfs could not do. */
-export class PackFailed extends Error {}
+export class PackFailed extends Error {
+  readonly isDiskFull: boolean;
+  constructor(said: string, isDiskFull: boolean) {
+    super(said);
+    this.isDiskFull = isDiskFull;
+  }
+}
 
 export async function packLayer(
   op: Operation,
@@ -52,7 +62,10 @@ export async function packLayer(
     input: contents,
     outputBytesMax: OUTPUT_BYTES_MAX,
   });
-  if (exitCode !== 0) throw new PackFailed(new TextDecoder().decode(stderr));
+  if (exitCode !== 0) {
+    const { freeBytes } = await host.fileSystem(op, dirname(out));
+    throw new PackFailed(new TextDecoder().decode(stderr), freeBytes < FULL_BYTES);
+  }
   return { packed: await readPacked(op, host, out), diffId: `sha256:${hash.digest('hex')}`, entries };
 }
 
