@@ -2,6 +2,7 @@
 // that clients talk to. They must not be able to tell.
 import { createHash, randomBytes } from 'node:crypto';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { Hutch } from '../../src/sdk/hutch.ts';
 import { ApiError, DaemonUnderTest } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
 
@@ -37,6 +38,17 @@ test('a sandbox made through one daemon runs in the other, with everything that 
   const read = await front.send('GET', '/v1/sandboxes/box/files?path=/tmp/data');
   expect(read.body.equals(bytes)).toBe(true);
   expect(JSON.parse(decodeURIComponent(String(read.headers['hutch-entry'])))).toMatchObject({ size: bytes.byteLength });
+  // As the SDK sends what is large: it asks first whether the file itself may be had.
+  using hutch = Hutch.connect({ url: `unix:${front.ready.socketPath}`, apiKey: front.key });
+  const { files } = await hutch.sandbox('box');
+  const turned = Buffer.from(bytes).reverse();
+  await files.write(
+    '/tmp/data',
+    (async function* () {
+      yield turned;
+    })(),
+  );
+  expect((await files.read('/tmp/data')).equals(turned)).toBe(true);
   const cat = await front.exec('box', { argv: ['sha256sum'], stdin: 'open' });
   for (let at = 0; at < bytes.byteLength; at += 65_536) cat.input(bytes.subarray(at, at + 65_536));
   cat.send({ type: 'inputEnd' });
