@@ -9,6 +9,7 @@ import type { Operation } from '../host/operation.ts';
 import { ArchiveError, shown } from './archive-error.ts';
 import type { Blobs } from './blobs.ts';
 import { BUILD_LIMITS, type BuildLimits, buildImage, type LayerToBuild, named, STEP } from './build.ts';
+import { tarOfDisk } from './disk/import.ts';
 import { openImage, type PreparedImage } from './image.ts';
 import { packingOf, unpacked } from './layers/unpack.ts';
 import { type ImagePaths, SHARED_DIR_MODE, unlessDamaged } from './layout.ts';
@@ -59,6 +60,11 @@ export async function importImages(op: Operation, parts: ImportParts, source: As
   const what = 'the archive';
   return await named(op, what, async () => {
     op.progress({ step: STEP, detail: 'reading' });
+    const disk = await tarOfDisk(op, host, file, staged.path, limits.layerBytesMax);
+    if (disk !== null) {
+      const { diffId } = await scan(unpacked(op, host, disk, limits.layerBytesMax));
+      return [{ image: await importRoot(op, parts, disk, diffId), names: [] }];
+    }
     const { found, diffId } = await scan(unpacked(op, host, file, limits.layerBytesMax));
     if (!found.has('manifest.json') && !(found.has('index.json') && found.has('oci-layout'))) {
       return [{ image: await importRoot(op, parts, file, diffId), names: [] }];

@@ -128,7 +128,7 @@ test('an archive that lies is refused, and leaves nothing in staging', { timeout
   const cases: [archive: Buffer, error: RegExp][] = [
     [Buffer.from('nothing of the kind'.repeat(100)), /no tar archive/],
     [Buffer.alloc(0), /nothing in it/],
-    [Buffer.from('514649fb00000003', 'hex'), /disk image \(qcow2\)/],
+    [Buffer.from('514649fb00000003', 'hex'), /qcow2 image that is cut off/],
     [layout(MADE).subarray(0, 2_000), /cut off|not in it|no JSON/],
     [layout(MADE, undefined, { [layerName]: null }), /is not in it/],
     [layout(MADE, undefined, { [layerName]: Buffer.from('other') }), /not what its name says/],

@@ -46,11 +46,15 @@ export const imageVerbs: readonly Verb[] = [
       },
       {
         name: 'import',
-        summary: 'Import images from a file: docker save, an OCI layout, or a root file system',
+        summary: 'Import images from a file: docker save, an OCI layout, a root file system, or a disk image',
         examples: [
           { line: 'hutch image import web.tar.gz', about: 'under the names that are in it' },
           { line: 'docker save web:1 | hutch image import -', about: '' },
           { line: 'hutch image import --name base:1 rootfs.tar.zst', about: 'a root file system has no name of its own' },
+          {
+            line: 'hutch image import --name debian:vm debian-12-generic.qcow2',
+            about: 'the ext4 file system on a disk, raw or qcow2; nothing is mounted',
+          },
         ],
         flags: [{ name: 'name', value: 'NAME', about: 'How the image is called, instead of what the file says' }],
         positionals: [{ name: 'FILE', takes: 'one', completes: 'path' }],

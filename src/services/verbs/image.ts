@@ -73,7 +73,8 @@ export const imageVerbs = {
     kind: 'upload',
     method: 'PUT',
     path: '/v1/images',
-    summary: 'Import images: an archive of docker save, an OCI layout, or a root file system, as tar, packed or not',
+    summary:
+      'Import images: an archive of docker save, an OCI layout, a root file system as tar, or a disk image with ext4 on it (raw or qcow2), packed or not',
     input: z.strictObject({ name: name.optional() }),
     output: z.object({ images: z.array(view.image) }),
     errors: ['failed_precondition', 'resource_exhausted'],
