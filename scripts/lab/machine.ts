@@ -145,7 +145,7 @@ function start(root: string): void {
     ...drive('flaky', 'flaky.raw', 'raw'),
     ...['-device', 'virtio-serial-pci', '-chardev', `socket,id=control,path=${controlSocket},server=on,wait=off`],
     ...['-device', 'virtserialport,chardev=control,name=hutch.lab'],
-    ...['-device', 'virtio-rng-pci', '-nic', 'none'],
+    ...['-device', 'virtio-rng-pci', '-netdev', 'user,id=net', '-device', 'virtio-net-pci,netdev=net'],
     ...['-serial', 'stdio', '-qmp', `unix:${join(run, 'qmp.sock')},server=on,wait=off`],
   ];
   const child = spawn('qemu-system-x86_64', args, { detached: true, stdio: ['ignore', log, log] });

@@ -15,6 +15,27 @@ import { refuseLostBytes } from './text.ts';
 import { type Branch, isBranch, type Leaf } from './verb.ts';
 import { alsoCalled, firstWords, listedUnder, VERBS } from './verbs.ts';
 
+/** What somebody who comes from Docker types, and what it is called here. */
+const FROM_DOCKER: Readonly<Record<string, string>> = {
+  ps: 'ls',
+  kill: 'stop --force',
+  top: 'stats',
+  images: 'image ls',
+  pull: 'image pull',
+  push: 'image push',
+  rmi: 'image rm',
+  tag: 'image tag',
+  login: 'image login',
+  logout: 'image logout',
+  load: 'image import',
+  save: 'image export',
+  commit: 'image commit',
+  unpause: 'resume',
+  info: 'doctor',
+  system: 'doctor',
+  port: 'ports',
+};
+
 type Found =
   | { readonly path: string; readonly leaf: Leaf; readonly argv: readonly string[] }
   | { readonly help: string; readonly code: number };
@@ -111,7 +132,7 @@ function within(branch: Branch): readonly string[] {
 }
 
 function unknownVerb(word: string, where: string, known: readonly string[]): HutchError {
-  const meant = nearest(word, known);
+  const meant = (where === 'hutch' && Object.hasOwn(FROM_DOCKER, word) ? FROM_DOCKER[word] : undefined) ?? nearest(word, known);
   return usage(`${where} has no verb '${word}'`, meant === null ? `see: ${where} --help` : `did you mean ${where} ${meant}?`);
 }
 

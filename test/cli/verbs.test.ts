@@ -205,6 +205,16 @@ test('a mistyped verb or flag is answered with the one that was meant', async ()
   expect((await world.run(['create', '--backend', 'qemuu'])).stderr).toContain('did you mean qemu?');
 });
 
+test('who types Docker’s words is told ours, each of which is there', async () => {
+  for (const word of ['ps', 'kill', 'top', 'images', 'rmi', 'unpause', 'save']) {
+    const { code, stderr } = await world.run([word]);
+    expect(code).toBe(2);
+    const meant = /did you mean hutch ([^?]+)\?/.exec(stderr)?.[1] ?? '';
+    expect((await world.run([...meant.split(' '), '--help'])).stdout, stderr).toContain(`hutch ${meant.split(' --')[0]}`);
+  }
+  expect((await world.run(['ls', '-aq'])).stdout).toBe((await world.run(['ls', '-q'])).stdout);
+});
+
 test('a size without a unit is refused with a hint', async () => {
   const { stderr } = await world.run(['create', '--memory', '512']);
   expect(stderr).toMatch(/^error: --memory: 512 has no unit$/m);

@@ -15,6 +15,7 @@ export const lookVerbs: readonly Verb[] = [
       { line: 'hutch rm -f $(hutch ls -q --label ci)', about: 'remove those with a label' },
     ],
     flags: [
+      { name: 'all', short: 'a', about: 'Those that do not run too, as always: for who is used to typing it' },
       { name: 'quiet', short: 'q', about: 'Only ids' },
       { name: 'watch', about: 'Show it again whenever something happens' },
       {
