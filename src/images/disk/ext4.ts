@@ -27,6 +27,7 @@ const INLINE = 0x1000_0000;
 const ENCRYPTED = 0x800;
 const EXTENT_DEPTH_MAX = 5;
 const DIRECTORY_BYTES_MAX = 256 * 1024 * 1024;
+const CHILDREN_MAX = 1_000_000;
 const LINK_BYTES_MAX = 4_095;
 const XATTR_MAGIC = 0xea02_0000;
 const XATTR_PREFIXES: Readonly<Record<number, string>> = { 1: 'user.', 4: 'trusted.', 6: 'security.' };
@@ -144,12 +145,13 @@ export class Ext4 {
   /** Holes are zeros. Each chunk is whole blocks, but for the last. */
   async *content(inode: Inode): AsyncGenerator<Buffer> {
     let at = 0;
+    /** Where the last run ended, also beyond the file: runs that do not go on would let a few tables stand for any number. */
+    let over = 0;
     const blocks = Math.ceil(inode.sizeBytes / this.#blockBytes);
     for await (const { logical, physical, count } of this.#runs(inode, blocks)) {
-      if (logical < at || logical + count > blocks) {
-        if (logical >= blocks) continue; // room that was kept beyond its end
-        if (logical < at) throw new ArchiveError(`the blocks of inode ${inode.number} overlap`);
-      }
+      if (logical < over) throw new ArchiveError(`the blocks of inode ${inode.number} overlap`);
+      over = logical + count;
+      if (logical >= blocks) continue; // room that was kept beyond its end
       yield* this.#zeros(at, logical, inode.sizeBytes);
       const end = Math.min(logical + count, blocks);
       if (physical === null) yield* this.#zeros(logical, end, inode.sizeBytes);
@@ -181,7 +183,9 @@ export class Ext4 {
 
   async *#extents(node: Buffer, depthMax: number, number: number): AsyncGenerator<Run> {
     const [magic, count, depth] = [node.readUInt16LE(0), node.readUInt16LE(2), node.readUInt16LE(6)];
-    if (magic !== 0xf30a || 12 + count * 12 > node.byteLength || depth > depthMax) {
+    // Only a root may be empty: below, each has a run, or a few of them would lead to any number.
+    const isEmpty = count === 0 && depthMax !== EXTENT_DEPTH_MAX;
+    if (magic !== 0xf30a || 12 + count * 12 > node.byteLength || depth > depthMax || isEmpty) {
       throw new ArchiveError(`the extents of inode ${number} are damaged`);
     }
     for (let index = 0; index < count; index += 1) {
@@ -192,6 +196,7 @@ export class Ext4 {
         continue;
       }
       const length = node.readUInt16LE(at + 4);
+      if (length === 0) throw new ArchiveError(`the extents of inode ${number} are damaged`);
       // More than 32768 is one that was kept and never written.
       const isWritten = length <= 0x8000;
       yield {
@@ -256,6 +261,7 @@ function readEntries(block: Buffer, found: Child[]): void {
     const name = block.toString('latin1', at + 8, at + 8 + nameLength);
     at += length;
     if (inode === 0 || nameLength === 0 || name === '.' || name === '..') continue;
+    if (found.length >= CHILDREN_MAX) throw new ArchiveError(`a directory of its file system has more than ${CHILDREN_MAX} entries`);
     if (/[/\0]/.test(name)) throw new ArchiveError('a name in its file system has a slash or a NUL');
     found.push({ name, inode });
   }
