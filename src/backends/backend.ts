@@ -170,6 +170,14 @@ export type Ahead = {
   admit(op: Operation, plan: SandboxPlan): Promise<void>;
 };
 
+/**
+ * Where the private layer of a sandbox that runs can be read, by `hutch-agent --layer`: by a process in the guest (root there), or
+ * by one on the host that `tool` begins. `upper` and `merged` are its arguments.
+ */
+export type LayerAccess =
+  | { readonly where: 'guest'; readonly upper: string; readonly merged: string }
+  | { readonly where: 'host'; readonly tool: readonly string[]; readonly upper: string; readonly merged: string };
+
 export type Backend = {
   readonly name: BackendName;
   readonly needs: BootNeed;
@@ -218,6 +226,9 @@ export type Backend = {
   commit?(op: Operation, plan: SandboxPlan): Promise<CommittedDisk>;
   /** An image that `commit` made goes; one that is gone is no error. */
   dropCommitted?(op: Operation, digest: string): Promise<void>;
+
+  /** Of a sandbox that runs. What is built takes its layers from there; absent where nothing can be built. */
+  layerAccess?(op: Operation, plan: SandboxPlan): Promise<LayerAccess>;
 
   /** Where this host sees a descriptor of the agent's, if it does. */
   descriptorPath?(op: Operation, plan: SandboxPlan, descriptor: number): Promise<string | null>;

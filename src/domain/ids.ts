@@ -8,7 +8,7 @@ const ID_RANDOM_CHARS = 17;
 export const ID_RANDOM_BYTES = ID_RANDOM_CHARS;
 const OP_ID_RANDOM_BYTES = 6;
 
-export const ID_KINDS = ['sbx', 'img', 'krn', 'snp', 'tpl', 'vol', 'prj', 'key', 'ird', 'lse'] as const;
+export const ID_KINDS = ['sbx', 'img', 'krn', 'snp', 'tpl', 'vol', 'prj', 'key', 'ird', 'lse', 'bld'] as const;
 export type IdKind = (typeof ID_KINDS)[number];
 
 declare const brand: unique symbol;
@@ -19,6 +19,7 @@ export type KernelId = Id<'krn'>;
 export type SnapshotId = Id<'snp'>;
 export type ProjectId = Id<'prj'>;
 export type KeyId = Id<'key'>;
+export type BuildId = Id<'bld'>;
 export type LeaseId = Id<'lse'>;
 export type OpId = string & { readonly [brand]: 'op' };
 

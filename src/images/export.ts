@@ -137,7 +137,7 @@ async function manifestOf(op: Operation, host: Host, config: Buffer, layers: rea
   });
 }
 
-function saidBy({ env, entrypoint, command, workdir, user, stopSignal, exposedPorts }: ImageConfig): object {
+export function saidBy({ env, entrypoint, command, workdir, user, stopSignal, exposedPorts }: ImageConfig): object {
   return {
     Env: Object.entries(env).map(([name, value]) => `${name}=${value}`),
     ...(entrypoint.length === 0 ? {} : { Entrypoint: entrypoint }),

@@ -9,7 +9,7 @@ import { Blobs } from './blobs.ts';
 import type { BuildLimits } from './build.ts';
 import { exportImage } from './export.ts';
 import { imageDir, OCI_CONFIG, openImage, type PreparedImage, verifyImage } from './image.ts';
-import type { ImagePaths } from './layout.ts';
+import { type ImagePaths, unlessDamaged } from './layout.ts';
 import { CONFIG_BYTES_MAX, type OciConfig, parseConfig } from './oci/manifest.ts';
 import { type PullParts, pullImage, requireAllowed } from './pull.ts';
 import { type PushedImage, pushImage } from './push.ts';
@@ -88,6 +88,11 @@ export class ImageLibrary {
     const image = await openImage(op, this.host, this.paths, digest);
     if (image === null) throw op.error('failed_precondition', `image ${digest} does not lie in ${this.paths.images}: it cannot be pushed`);
     return await pushImage(op, this.#parts, image, to, known);
+  }
+
+  /** Null: it is not here, or it is damaged. */
+  async open(op: Operation, digest: string): Promise<PreparedImage | null> {
+    return await unlessDamaged(op, () => openImage(op, this.host, this.paths, digest));
   }
 
   /** In SPDX 2.3, from the databases of package managers in it. @throws HutchError `failed_precondition` for one that lies elsewhere. */

@@ -17,7 +17,8 @@ export type OwnWork =
   | 'daemon.pause'
   | 'daemon.timeout'
   | 'daemon.warm'
-  | 'daemon.housekeeping';
+  | 'daemon.housekeeping'
+  | 'daemon.build';
 export type DeadlineName = VerbName | OwnWork;
 
 export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
@@ -102,6 +103,12 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'image.verify': PREPARE_MS,
   'image.login': CHANGE_MS,
   'image.logout': CHANGE_MS,
+  'build.start': TRANSFER_MS,
+  'build.list': READ_MS,
+  'build.get': READ_MS,
+  'build.logs': null,
+  'build.cancel': CHANGE_MS,
+  'build.delete': CHANGE_MS,
   'key.create': READ_MS,
   'key.list': READ_MS,
   'key.revoke': READ_MS,
@@ -118,4 +125,5 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'daemon.timeout': CHANGE_MS,
   'daemon.warm': CHANGE_MS,
   'daemon.housekeeping': CHANGE_MS,
+  'daemon.build': 6 * 60 * 60_000,
 };

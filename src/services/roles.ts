@@ -26,6 +26,7 @@ const ROLE_OF: Readonly<Record<Section, Role | 'every'>> = {
   doctor: 'vm',
   image: 'vm',
   kernel: 'vm',
+  build: 'vm',
   asset: 'vm',
   quota: 'vm',
   key: 'every',

@@ -4,6 +4,7 @@ import { isOpId, newOpId, type OpId } from '../domain/ids.ts';
 import { type Log, newOperation, type Operation } from '../host/operation.ts';
 import { assetVerbs } from './assets.ts';
 import { beginVerbs } from './begin.ts';
+import { newBuilds } from './builds.ts';
 import { commitVerb } from './commit.ts';
 import { type Core, MainLogs } from './core.ts';
 import { createVerb } from './create.ts';
@@ -28,7 +29,7 @@ import { recordVerbs } from './records.ts';
 import { Runs } from './runs.ts';
 import { Sandboxes } from './sandboxes.ts';
 import { StartGate } from './start-gate.ts';
-import { Supervisor } from './supervisor.ts';
+import { ownCaller, Supervisor } from './supervisor.ts';
 import { newTemplates } from './templates.ts';
 import type { Tracer } from './tracing.ts';
 import { Turns } from './turns.ts';
@@ -75,12 +76,14 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
   };
   const supervisor = new Supervisor(core);
   const keys = new Keys(core);
+  const lifecycle = { ...createVerb(core, supervisor), ...lifecycleVerbs(core, supervisor) };
+  const { reconcile: reconcileBuilds, cachedLayers: _cachedLayers, ...buildVerbs } = newBuilds(core, lifecycle);
   const images = imageVerbs(core);
   const kernels = kernelVerbs(core);
   const handlers: Handlers = {
-    ...createVerb(core, supervisor),
+    ...lifecycle,
+    ...buildVerbs,
     ...commitVerb(core),
-    ...lifecycleVerbs(core, supervisor),
     ...beginVerbs(core, supervisor),
     ...execVerbs(core),
     ...fileVerbs(core),
@@ -107,6 +110,10 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     ensureOwnerKey: (op, path) => keys.ensureOwner(op, path),
     async reconcile() {
       await reconcile(core, supervisor);
+      await core.operations.run(
+        { verb: 'daemon.reconcile', caller: ownCaller(core), reads: true },
+        async ({ op }) => await reconcileBuilds(op),
+      );
       housekeeping = startHousekeeping(core);
     },
     async close(graceMs) {

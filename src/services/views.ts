@@ -154,6 +154,40 @@ export const operation = z
   })
   .meta({ id: 'Operation' });
 
+export const build = z
+  .object({
+    id: z.string(),
+    state: z.enum(['running', 'done', 'failed', 'cancelled']),
+    names: z.array(z.string()).describe('that its image is given'),
+    target: z.string().nullable().describe('the stage that was asked for'),
+    backend: z.string().nullable().describe('that was asked for'),
+    step: z.string().nullable().describe('what it does now'),
+    stepsDone: z.int(),
+    stepsTotal: z.int(),
+    progressPercent: z.int(),
+    error: errorBody.nullable(),
+    logTail: z.array(z.string()).describe('of one that failed: the last lines of output'),
+    image: z.object({ id: z.string(), digest: z.string(), sizeBytes: z.number() }).nullable(),
+    createdAtMs: timeMs,
+    endedAtMs: timeMs.nullable(),
+    opId: z.string().nullable(),
+  })
+  .meta({ id: 'Build' });
+
+export const buildLine = z
+  .object({
+    cursor: z.int().describe('from 1; a stream that broke off goes on after it'),
+    atMs: timeMs,
+    type: z.enum(['step', 'note', 'output']),
+    stage: z.string(),
+    text: z.string(),
+    line: z.int().optional().describe('of a step: in the Dockerfile'),
+    number: z.int().optional(),
+    count: z.int().optional(),
+    channel: z.enum(['stdout', 'stderr']).optional(),
+  })
+  .meta({ id: 'BuildLine' });
+
 export const event = z
   .object({
     cursor: z.int(),

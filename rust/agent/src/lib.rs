@@ -16,6 +16,7 @@ pub mod identity;
 pub mod itself;
 pub mod jobs;
 pub mod kernel;
+pub mod layer;
 pub mod link;
 pub mod machine;
 pub mod memory_guard;

@@ -4,6 +4,7 @@
 
 use hutch_agent::agent::{Agent, Place};
 use hutch_agent::console::{fill_standard_descriptors, say};
+use hutch_agent::layer;
 use hutch_agent::link::{Link, Target};
 use hutch_agent::machine::{Machine, boot};
 use hutch_sys::SignalFd;
@@ -46,6 +47,12 @@ fn main() -> ExitCode {
     hutch_sys::limit_heap();
     let is_init = rustix::process::getpid().is_init();
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    if !is_init && let Some((first, rest)) = arguments.split_first() && first == "--layer" {
+        return match layer::main(rest) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(message) => fail(&message),
+        };
+    }
     // The kernel gives its init what it did not understand of its command line; our own arguments begin with --.
     let is_machine = is_init && !arguments.iter().any(|argument| argument.to_string_lossy().starts_with("--"));
     let signals = match SignalFd::new(&[SIGCHLD, SIGTERM, SIGINT]) {

@@ -14,4 +14,4 @@ pub use cache::is_cached;
 pub use device::{ENTROPY_BYTES_MAX, add_entropy, block_device_bytes, resize_ext4, set_hardware_address};
 pub use signal::{SignalFd, block_signals, signal_everybody};
 pub use spawn::{Credentials, Program, SpawnFailure, SpawnStage, spawn};
-pub use thread::{Scheduling, close_inherited, limit_heap, set_filesystem_ids, set_scheduling};
+pub use thread::{Scheduling, close_inherited, limit_heap, own_mounts, own_network, set_filesystem_ids, set_scheduling};

@@ -53,3 +53,22 @@ pub fn close_inherited() {
         libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32);
     }
 }
+
+/// What this process mounts from here on is seen by it and its children alone.
+pub fn own_mounts() -> io::Result<()> {
+    // SAFETY: both take no pointer to memory of ours but a constant string.
+    unsafe {
+        if libc::unshare(libc::CLONE_NEWNS) < 0
+            || libc::mount(std::ptr::null(), c"/".as_ptr(), std::ptr::null(), libc::MS_REC | libc::MS_PRIVATE, std::ptr::null()) < 0
+        {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// A network of its own for this process and its children, with nothing in it.
+pub fn own_network() -> io::Result<()> {
+    // SAFETY: a call without pointers.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -13,7 +13,7 @@ import { COMMAND_MS, type GvisorConfig, RELEASE_MS } from './config.ts';
 import { Layers } from './layer.ts';
 import { findLeaks } from './leaks.ts';
 import { Overs } from './over.ts';
-import { agentSocketPath, stateDir } from './paths.ts';
+import { agentSocketPath, rootDir, stateDir } from './paths.ts';
 import { findPlatform, type Platform } from './platform.ts';
 import { probeMachine } from './probe.ts';
 import { Processes } from './process.ts';
@@ -89,6 +89,13 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
     async dialAgent(op, plan) {
       if (!(await processes.inspect(op, plan)).alive) throw op.error('unavailable', 'the sandbox does not run');
       return await doors.dial(op, plan.id, agentSocketPath(plan), SOCKET_MODE);
+    },
+    async layerAccess(op, plan) {
+      const now = await processes.inspect(op, plan);
+      if (!now.alive) throw op.error('unavailable', 'the sandbox does not run');
+      // Its disk is mounted in its own namespace alone.
+      const tool = ['nsenter', '--target', `${now.pid}`, '--mount', '--', config.agentPath];
+      return { where: 'host', tool, upper: await layers.upperOf(op, plan), merged: rootDir(plan) };
     },
     pause: (op, plan) => ask(op, plan, 'pause'),
     resume: (op, plan) => ask(op, plan, 'resume'),

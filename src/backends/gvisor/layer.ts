@@ -56,6 +56,12 @@ export class Layers {
     throw op.error('failed_precondition', `the private layer of sandbox ${plan.id} is gone: ${layerDir(plan)}`);
   }
 
+  /** Where what was written lies, as its own mount namespace has it. */
+  async upperOf(op: Operation, plan: SandboxPlan): Promise<string> {
+    const isDisk = (await this.#host.stat(op, diskPath(plan)))?.type === 'file';
+    return isDisk ? join(diskMountDir(plan), 'upper') : upperDir(plan);
+  }
+
   /** Runs a program in such a place: that a loop device is there does not say that it can be used. */
   async #try(op: Operation): Promise<string | null> {
     const host = this.#host;

@@ -192,6 +192,12 @@ export function newQemuBackend(config: QemuConfig): Backend {
       });
       return stream;
     },
+    // A disk that another run has used stands beside a copy of the template's.
+    layerAccess: async (op, plan) => ({
+      where: 'guest',
+      upper: `device:/dev/${(await host.stat(op, scratchDiskPath(plan))) === null ? 'vdb' : 'vdc'}`,
+      merged: '/',
+    }),
     pause: (op, plan) => commanded(op, plan, 'stop'),
     resume: (op, plan) => commanded(op, plan, 'cont'),
     kill: async (op, plan, how) => await withPanic(op, host, plan, await killVmm(op, host, plan.runDir, how)),

@@ -1,7 +1,9 @@
 // Verbs about images.
 import type { Positional, Verb } from '../verb.ts';
 
+const builds = async () => await import('../verbs/build.ts');
 const images = async () => await import('../verbs/image.ts');
+const BUILD: Positional = { name: 'BUILD', takes: 'several', completes: 'nothing' };
 const IMAGE: Positional = { name: 'IMAGE', takes: 'one', completes: 'image' };
 const IMAGES: Positional = { name: 'IMAGE', takes: 'several', completes: 'image' };
 
@@ -70,6 +72,72 @@ export const imageVerbs: readonly Verb[] = [
         flags: [{ name: 'output', short: 'o', value: 'FILE', about: 'Write to this file, whole or not at all; otherwise to stdout' }],
         positionals: [IMAGE],
         load: async () => (await images()).exportFile,
+      },
+      {
+        name: 'build',
+        also: 'build',
+        summary: 'Build an image from a Dockerfile, each RUN in a sandbox',
+        examples: [
+          { line: 'hutch build -t web:1 .', about: 'the Dockerfile in this directory; then: hutch run --image web:1' },
+          { line: 'hutch build --target test --build-arg VERSION=2 .', about: 'only that stage, with that value' },
+          { line: 'hutch build --secret id=token,src=token.txt .', about: 'for RUN --mount=type=secret,id=token; in no layer' },
+          { line: 'git archive HEAD | hutch build -t web:1 -', about: 'a context on stdin; DIR#BRANCH does the same' },
+        ],
+        flags: [
+          { name: 'file', short: 'f', value: 'FILE', about: 'The Dockerfile; - is stdin. Default: Dockerfile in the context' },
+          { name: 'tag', short: 't', value: 'NAME', repeats: true, about: 'A name for the image, like web:1' },
+          { name: 'build-arg', value: 'K=V', repeats: true, about: 'The value of an ARG; K alone takes our own variable' },
+          { name: 'target', value: 'STAGE', about: 'Build this stage; default the last one' },
+          {
+            name: 'secret',
+            value: 'id=ID,src=FILE',
+            repeats: true,
+            about: 'A secret for RUN --mount=type=secret; env=NAME takes a variable',
+          },
+          { name: 'no-cache', about: 'Do every step' },
+          { name: 'progress', value: 'HOW', choices: ['plain', 'tty', 'json'], about: 'plain, tty or json (a line for each that is said)' },
+          { name: 'quiet', short: 'q', about: 'Only the digest of the image' },
+          { name: 'backend', value: 'NAME', choices: ['gvisor', 'qemu'], about: 'What runs RUN: gvisor or qemu' },
+          { name: 'cpus', value: 'N', about: 'Virtual CPUs of RUN' },
+          { name: 'memory', short: 'm', value: 'SIZE', about: 'Memory of RUN, like 512M or 2G' },
+          { name: 'disk', value: 'SIZE', about: 'Disk of RUN, like 8G' },
+        ],
+        positionals: [{ name: 'CONTEXT', takes: 'one', completes: 'path' }],
+        notes:
+          'An interrupt cancels the build and cleans up. What was built is cached: the next build begins at the first step that changed.',
+        load: async () => (await builds()).build,
+      },
+      {
+        name: 'builds',
+        summary: 'List builds',
+        examples: [{ line: 'hutch image builds', about: '' }],
+        flags: [{ name: 'quiet', short: 'q', about: 'Only ids' }],
+        positionals: [],
+        load: async () => (await builds()).builds,
+      },
+      {
+        name: 'build-logs',
+        summary: 'Show what a build said',
+        examples: [{ line: 'hutch image build-logs -f bld7k', about: 'until it ends' }],
+        flags: [{ name: 'follow', short: 'f', about: 'Go on until it ends' }],
+        positionals: [{ ...BUILD, takes: 'one' }],
+        load: async () => (await builds()).buildLogs,
+      },
+      {
+        name: 'build-cancel',
+        summary: 'End builds that run, and clean up after them',
+        examples: [{ line: 'hutch image build-cancel bld7k', about: '' }],
+        flags: [],
+        positionals: [BUILD],
+        load: async () => (await builds()).buildCancel,
+      },
+      {
+        name: 'build-rm',
+        summary: 'Forget builds and their logs; their images stay',
+        examples: [{ line: 'hutch image build-rm bld7k', about: '' }],
+        flags: [],
+        positionals: [BUILD],
+        load: async () => (await builds()).buildRemove,
       },
       {
         name: 'inspect',

@@ -177,26 +177,34 @@ impl Header {
 
     /// The header blocks of this entry, PAX records first where they are needed.
     pub fn encode(&self) -> Vec<u8> {
+        self.encode_with(&[])
+    }
+
+    /// With extended attributes.
+    pub fn encode_with(&self, attributes: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
         let mut records = Vec::new();
-        let mut record = |key: &str, value: &[u8]| append_record(&mut records, key, value);
+        let mut record = |key: &[u8], value: &[u8]| append_record(&mut records, key, value);
         let fits = |path: &[u8]| path.len() <= 100;
         if !fits(&self.path) {
-            record("path", &self.path);
+            record(b"path", &self.path);
         }
         if !fits(&self.link) {
-            record("linkpath", &self.link);
+            record(b"linkpath", &self.link);
         }
         if self.size >= 1 << 33 {
-            record("size", self.size.to_string().as_bytes());
+            record(b"size", self.size.to_string().as_bytes());
         }
-        for (key, id) in [("uid", self.uid), ("gid", self.gid)] {
+        for (key, id) in [(b"uid", self.uid), (b"gid", self.gid)] {
             if id >= 1 << 21 {
                 record(key, id.to_string().as_bytes());
             }
         }
         let (seconds, nanos) = self.mtime;
         if nanos != 0 || !(0..1 << 33).contains(&seconds) {
-            record("mtime", time_text(seconds, nanos).as_bytes());
+            record(b"mtime", time_text(seconds, nanos).as_bytes());
+        }
+        for (name, value) in attributes {
+            record(&[b"SCHILY.xattr.", name.as_slice()].concat(), value);
         }
         let mut out = Vec::new();
         if !records.is_empty() {
@@ -249,13 +257,15 @@ impl Header {
 }
 
 /// `"<length> <key>=<value>\n"`, where the length counts itself.
-fn append_record(out: &mut Vec<u8>, key: &str, value: &[u8]) {
+fn append_record(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     let rest = key.len() + value.len() + 3;
     let mut length = rest + 1;
     while length != rest + length.to_string().len() {
         length = rest + length.to_string().len();
     }
-    out.extend_from_slice(format!("{length} {key}=").as_bytes());
+    out.extend_from_slice(format!("{length} ").as_bytes());
+    out.extend_from_slice(key);
+    out.push(b'=');
     out.extend_from_slice(value);
     out.push(b'\n');
 }
@@ -343,7 +353,7 @@ mod tests {
     fn lengths_that_count_themselves_are_right_at_the_edges() {
         for length in 80..120 {
             let mut out = Vec::new();
-            append_record(&mut out, "path", &vec![b'x'; length]);
+            append_record(&mut out, b"path", &vec![b'x'; length]);
             let (key, value, rest) = pax_record(&out).expect("a record");
             assert_eq!((key, value.len(), rest.len()), (b"path".as_slice(), length, 0));
         }

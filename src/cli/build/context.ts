@@ -1,0 +1,188 @@
+// The context of a build as a tar stream: a directory without what `.dockerignore` leaves out, a revision of a git directory, or what comes
+// on stdin. Before it stands what belongs to the build alone, under `.hutch-build/`.
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { createReadStream, type Stats } from 'node:fs';
+import { lstat, readdir, readFile, readlink, stat } from 'node:fs/promises';
+import { join, relative, resolve } from 'node:path';
+import { Readable } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
+import { createGunzip, createZstdDecompress } from 'node:zlib';
+import { type Header, type Pack, pack } from 'tar-stream';
+import { Ignored } from '../../domain/dockerignore.ts';
+import { HutchError } from '../../domain/errors.ts';
+import { usage } from '../args.ts';
+
+const OWN = '.hutch-build';
+const GIT_TEXT_BYTES_MAX = 64 * 1024;
+
+export type Extra = {
+  /** Its content, where it is not taken from the context. */
+  readonly dockerfile: Buffer | null;
+  readonly ignore: Buffer | null;
+  readonly secrets: ReadonlyMap<string, Buffer>;
+};
+
+export type ContextSource =
+  | { readonly kind: 'directory'; readonly path: string; readonly dockerfile: string | null }
+  | { readonly kind: 'git'; readonly path: string; readonly revision: string; readonly below: string }
+  | { readonly kind: 'stdin' };
+
+/** `-`, `DIR`, `DIR#REVISION[:SUBDIRECTORY]` of a git repository, or one without a working tree (`….git`). */
+export async function sourceOf(text: string, dockerfile: string | null): Promise<ContextSource> {
+  if (text === '-') return { kind: 'stdin' };
+  if (/^(https?|git|ssh):\/\/|^git@/.test(text))
+    throw usage(`${text} would have to be fetched`, 'clone it, and give the directory: hutch build DIR');
+  const info = await stat(text).catch(() => null);
+  if (info?.isDirectory()) {
+    const isBare = /\.git\/?$/.test(text) && (await stat(join(text, 'HEAD')).catch(() => null)) !== null;
+    return isBare ? { kind: 'git', path: text, revision: 'HEAD', below: '' } : { kind: 'directory', path: text, dockerfile };
+  }
+  const [, path = '', revision = '', below = ''] = /^(.+?)#([^:]*)(?::(.*))?$/.exec(text) ?? [];
+  if (path !== '' && (await stat(path).catch(() => null))?.isDirectory()) return { kind: 'git', path, revision: revision || 'HEAD', below };
+  throw usage(
+    `${text} is no directory`,
+    'give the directory with the Dockerfile: hutch build . ; or a tar archive on stdin: hutch build -',
+  );
+}
+
+export async function* contextOf(source: ContextSource, extra: Extra, signal: AbortSignal): AsyncGenerator<Uint8Array> {
+  // An archive ends with blocks of zeros: what stands before must come without its own.
+  yield* withoutEnd(ownEntries(extra));
+  switch (source.kind) {
+    case 'directory':
+      return yield* directory(source.path, extra);
+    case 'git':
+      return yield* gitArchive(source, signal);
+    case 'stdin':
+      return yield* unpacked(process.stdin);
+    default:
+      return source satisfies never;
+  }
+}
+
+function ownEntries({ dockerfile, ignore, secrets }: Extra): AsyncIterable<Uint8Array> {
+  const archive = pack();
+  const add = (name: string, content: Buffer) => archive.entry({ name: `${OWN}/${name}`, mode: 0o600 }, content);
+  if (dockerfile !== null) add('Dockerfile', dockerfile);
+  if (ignore !== null) add('dockerignore', ignore);
+  for (const [id, value] of secrets) add(`secrets/${id}`, value);
+  archive.finalize();
+  return archive as AsyncIterable<Uint8Array>;
+}
+
+async function* withoutEnd(archive: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+  const pieces: Uint8Array[] = [];
+  for await (const piece of archive) pieces.push(piece);
+  const whole = Buffer.concat(pieces);
+  yield whole.subarray(0, Math.max(0, whole.byteLength - 1024));
+}
+
+function directory(root: string, extra: Extra): AsyncIterable<Uint8Array> {
+  const archive = pack();
+  void (async () => {
+    const ignored = await ignoredIn(root, extra);
+    await addBelow(archive, root, '', ignored);
+    archive.finalize();
+  })().catch((error: unknown) => archive.destroy(error instanceof Error ? error : new Error(String(error))));
+  return archive as AsyncIterable<Uint8Array>;
+}
+
+async function ignoredIn(root: string, { ignore }: Extra): Promise<Ignored> {
+  const text =
+    ignore ??
+    (await readFile(join(root, 'Dockerfile.dockerignore')).catch(() => null)) ??
+    (await readFile(join(root, '.dockerignore')).catch(() => null));
+  return Ignored.parse(text?.toString() ?? '');
+}
+
+/** The daemon needs these, whatever is left out. */
+const ALWAYS = new Set(['Dockerfile', 'dockerfile', '.dockerignore', 'Dockerfile.dockerignore']);
+
+async function addBelow(archive: Pack, path: string, name: string, ignored: Ignored): Promise<void> {
+  for (const raw of (await readdir(path, { encoding: 'buffer' })).sort(Buffer.compare)) {
+    const child = raw.toString('utf8');
+    if (!Buffer.from(child, 'utf8').equals(raw)) {
+      throw new HutchError({
+        code: 'invalid_argument',
+        message: `a name in ${path} is no UTF-8: ${JSON.stringify(raw.toString('latin1'))}`,
+        hint: 'pack it with tar, and give the archive to: hutch build -',
+      });
+    }
+    const whole = name === '' ? child : `${name}/${child}`;
+    const at = join(path, child);
+    const info = await lstat(at);
+    if (whole === OWN) continue;
+    if (info.isDirectory()) {
+      if (ignored.hasAllBelow(whole)) continue;
+      if (!ignored.has(whole)) await entry(archive, { ...headerOf(info), name: `${whole}/`, type: 'directory' });
+      await addBelow(archive, at, whole, ignored);
+    } else if (!ignored.has(whole) || ALWAYS.has(whole)) await addOne(archive, at, whole, info);
+  }
+}
+
+async function addOne(archive: Pack, path: string, name: string, info: Stats): Promise<void> {
+  if (info.isSymbolicLink()) return await entry(archive, { ...headerOf(info), name, type: 'symlink', linkname: await readlink(path) });
+  if (!info.isFile()) return; // a socket or a pipe means nothing elsewhere
+  const sink = archive.entry({ ...headerOf(info), name, type: 'file', size: info.size });
+  // A file that grows meanwhile is cut where it ended; one that shrinks breaks the archive, loudly.
+  await pipeline(info.size === 0 ? Readable.from([]) : createReadStream(path, { end: info.size - 1 }), sink);
+}
+
+type NewHeader = Partial<Header> & Pick<Header, 'name'>;
+
+function headerOf(info: Stats): Partial<Header> {
+  return { mode: info.mode & 0o7777, mtime: new Date(Math.floor(info.mtimeMs / 1_000) * 1_000), uid: 0, gid: 0 };
+}
+
+async function entry(archive: Pack, header: NewHeader): Promise<void> {
+  await new Promise<void>((done, fail) => archive.entry(header, (error) => (error == null ? done() : fail(error))));
+}
+
+/** A revision as git has it: no working tree is looked at. */
+async function* gitArchive(
+  { path, revision, below }: Extract<ContextSource, { kind: 'git' }>,
+  signal: AbortSignal,
+): AsyncGenerator<Uint8Array> {
+  const tree = below === '' ? revision : `${revision}:${below.replace(/^\/+|\/+$/g, '')}`;
+  const child = spawn('git', ['-C', path, 'archive', '--format=tar', '--end-of-options', tree], {
+    stdio: ['ignore', 'pipe', 'pipe'],
+    signal,
+  });
+  const ended = once(child, 'close').catch((error: unknown) => [error]);
+  let said = '';
+  child.stderr.on('data', (chunk: Buffer) => {
+    if (said.length < GIT_TEXT_BYTES_MAX) said += chunk.toString();
+  });
+  for await (const chunk of child.stdout) yield chunk as Uint8Array;
+  const [code] = await ended;
+  if (code !== 0) {
+    throw new HutchError({
+      code: 'invalid_argument',
+      message: `git cannot give ${tree} of ${path}: ${code instanceof Error ? code.message : said.trim().slice(0, 300)}`,
+      hint: 'write it like DIR#BRANCH or DIR#BRANCH:SUBDIRECTORY',
+    });
+  }
+}
+
+/** An archive, packed or not. */
+async function* unpacked(input: AsyncIterable<unknown>): AsyncGenerator<Uint8Array> {
+  const chunks = input[Symbol.asyncIterator]();
+  const first = await chunks.next();
+  if (first.done === true) throw usage('there is nothing on stdin', 'give a tar archive: tar c . | hutch build -');
+  const start = first.value as Buffer;
+  async function* all(): AsyncGenerator<Uint8Array> {
+    yield start;
+    for (let next = await chunks.next(); next.done !== true; next = await chunks.next()) yield next.value as Uint8Array;
+  }
+  const hex = start.subarray(0, 4).toString('hex');
+  if (hex.startsWith('1f8b')) yield* Readable.from(all()).compose(createGunzip()) as AsyncIterable<Uint8Array>;
+  else if (hex === '28b52ffd') yield* Readable.from(all()).compose(createZstdDecompress()) as AsyncIterable<Uint8Array>;
+  else yield* all();
+}
+
+/** The Dockerfile's name in the context; null: it lies elsewhere, and is sent along. */
+export function nameInContext(context: string, dockerfile: string): string | null {
+  const name = relative(resolve(context), resolve(dockerfile));
+  return name === '' || name.startsWith('..') ? null : name;
+}

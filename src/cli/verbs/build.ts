@@ -1,0 +1,203 @@
+// hutch build: a Dockerfile and its context in, an image out; and the builds that were.
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { GIB, MIB, parseSize } from '../../domain/size.ts';
+import { errorFromBody } from '../../sdk/errors.ts';
+import type { Input, Output } from '../../services/verbs.ts';
+import { type Args, usage } from '../args.ts';
+import { contextOf, nameInContext, sourceOf } from '../build/context.ts';
+import { ask, type Context, change } from '../context.ts';
+import { resumed } from '../follow.ts';
+import { forEachRef } from '../many.ts';
+import { json, roughAge, roughSize, safe, table } from '../output.ts';
+
+type Build = Output<'build.get'>;
+type Line = Output<'build.logs'>;
+type Progress = 'plain' | 'tty' | 'json' | 'quiet';
+
+export async function build(context: Context, args: Args): Promise<number> {
+  const place = args.first();
+  const file = args.value('file');
+  const source = await sourceOf(place, file ?? null);
+  const isLocal = source.kind === 'directory';
+  if (file === '-' && source.kind === 'stdin') throw usage('the Dockerfile and the context cannot both come on stdin');
+  const name = file === undefined || file === '-' ? undefined : isLocal ? (nameInContext(place, file) ?? undefined) : file;
+  const isSent = file === '-' || (isLocal && file !== undefined);
+  const dockerfile = !isSent
+    ? null
+    : file === '-'
+      ? await stdin()
+      : await readFile(file ?? '').catch((cause: unknown) => fail(`${file} cannot be read`, cause));
+  const ignore = isLocal && file !== undefined && file !== '-' ? await readFile(`${file}.dockerignore`).catch(() => null) : null;
+  if (isLocal && file === undefined)
+    await readFile(join(place, 'Dockerfile')).catch(
+      async () => await readFile(join(place, 'dockerfile')).catch((cause: unknown) => fail(`there is no Dockerfile in ${place}`, cause)),
+    );
+  const input: Input<'build.start'> = {
+    ...(name === undefined ? {} : { dockerfile: name }),
+    ...(args.values('tag').length === 0 ? {} : { tag: [...args.values('tag')] }),
+    ...(args.values('build-arg').length === 0 ? {} : { arg: args.values('build-arg').flatMap((text) => argOf(context, text)) }),
+    ...(args.value('target') === undefined ? {} : { target: args.value('target') }),
+    ...(args.has('no-cache') ? { noCache: true } : {}),
+    ...(args.value('backend') === undefined ? {} : { backend: args.value('backend') as 'gvisor' }),
+    ...(args.value('cpus') === undefined ? {} : { cpus: Number(args.value('cpus')) }),
+    ...(args.value('memory') === undefined ? {} : { memoryMiB: mebibytes('memory', args.value('memory') ?? '') }),
+    ...(args.value('disk') === undefined ? {} : { diskMiB: mebibytes('disk', args.value('disk') ?? '') }),
+  };
+  const extra = { dockerfile, ignore, secrets: await secretsOf(context, args.values('secret')) };
+  const { signal } = context.interrupts;
+  await ask(context, 'build.list', {}); // starts a daemon that does not run: a stream cannot be sent twice
+  context.progress.show({ step: 'sending the context', detail: place });
+  const started = await context.client
+    .upload('build.start', input, contextOf(source, extra, signal), { signal })
+    .finally(() => context.progress.clear());
+  return await follow(context, started, progressOf(context, args));
+}
+
+function fail(message: string, cause: unknown): never {
+  void cause;
+  throw usage(message, 'give the directory with the Dockerfile, or the Dockerfile with -f');
+}
+
+async function stdin(): Promise<Buffer> {
+  const pieces: Buffer[] = [];
+  for await (const piece of process.stdin) pieces.push(piece as Buffer);
+  return Buffer.concat(pieces);
+}
+
+/** `K=V`; `K` alone takes our own variable. */
+function argOf({ env }: Context, text: string): readonly string[] {
+  if (text.includes('=')) return [text];
+  const own = env[text];
+  return own === undefined ? [] : [`${text}=${own}`];
+}
+
+function mebibytes(flag: string, text: string): number {
+  const parsed = parseSize(text, { what: `--${flag}`, min: MIB, max: 128n * 1024n * GIB });
+  if (!parsed.ok) throw usage(parsed.message, parsed.hint);
+  return Number(parsed.value / MIB);
+}
+
+async function secretsOf({ env }: Context, given: readonly string[]): Promise<ReadonlyMap<string, Buffer>> {
+  const secrets = new Map<string, Buffer>();
+  for (const text of given) {
+    const fields = new Map(text.split(',').map((part) => [part.slice(0, part.indexOf('=')), part.slice(part.indexOf('=') + 1)]));
+    const id = fields.get('id') ?? '';
+    if (!/^[A-Za-z0-9._-]{1,128}$/.test(id))
+      throw usage(
+        `--secret ${safe(text.slice(0, 60))}: id is missing`,
+        'write it like --secret id=token,src=FILE or --secret id=token,env=NAME',
+      );
+    const from = fields.get('src') ?? fields.get('source');
+    const variable = fields.get('env') ?? (from === undefined ? id : undefined);
+    if (from !== undefined)
+      secrets.set(id, await readFile(from).catch(() => Promise.reject(usage(`--secret id=${id}: ${from} cannot be read`))));
+    else {
+      const value = env[variable ?? ''];
+      if (value === undefined) throw usage(`--secret id=${id}: the variable ${variable} is not set`);
+      secrets.set(id, Buffer.from(value));
+    }
+  }
+  return secrets;
+}
+
+function progressOf(context: Context, args: Args): Progress {
+  const asked = args.value('progress');
+  if (context.json || asked === 'json') return 'json';
+  if (args.has('quiet')) return 'quiet';
+  return asked === 'tty' || (asked === undefined && context.io.isTerminal.stderr) ? 'tty' : 'plain';
+}
+
+/** Until it ends. An interrupt cancels it, and waits for that. */
+async function follow(context: Context, { id }: Build, progress: Progress): Promise<number> {
+  let isCancelled = false;
+  const onInterrupt = (): void => {
+    isCancelled = true;
+    context.progress.show({ step: 'cancelling' });
+    context.client.call('build.cancel', { build: id }, {}).catch(() => {}); // too late is no error: the record says how it ended
+  };
+  context.interrupts.signal.addEventListener('abort', onInterrupt, { once: true });
+  if (context.interrupts.signal.aborted) onInterrupt();
+  try {
+    for await (const line of logLines(context, id, true)) await show(context, line, progress);
+  } catch (error) {
+    if (!isCancelled) throw error;
+  } finally {
+    context.progress.clear();
+  }
+  const ended = await context.client.call('build.get', { build: id }, {});
+  if (progress === 'json') await context.io.out(`${JSON.stringify(ended)}\n`);
+  if (ended.state !== 'done') throw errorFromBody(ended.error, { opId: ended.opId });
+  if (progress !== 'json') await context.io.out(`${ended.image?.digest}\n`);
+  return 0;
+}
+
+function logLines(context: Context, build: string, following: boolean): AsyncGenerator<Line, void, undefined> {
+  return resumed<Line>(context, {
+    open: (after) =>
+      context.client.lines('build.logs', { build, ...(following ? { follow: true } : {}), ...(after === null ? {} : { after }) }, {}),
+    cursorAfter: ({ cursor }) => cursor,
+    from: null,
+    ends: true,
+  });
+}
+
+async function show({ io, progress: line }: Context, said: Line, progress: Progress): Promise<void> {
+  if (progress === 'quiet') return;
+  if (progress === 'json') return await io.out(`${JSON.stringify(said)}\n`);
+  const place = said.number === undefined ? safe(said.stage) : `${safe(said.stage)} ${said.number}/${said.count}`;
+  if (said.type === 'step') {
+    if (progress === 'tty') line.clear();
+    await io.err(`[${place}] ${safe(said.text)}\n`);
+  } else if (progress === 'tty' && said.type === 'output') line.show({ step: safe(said.stage), detail: safe(said.text) });
+  else {
+    if (progress === 'tty') line.clear();
+    await io.err(`  ${safe(said.text)}\n`);
+  }
+}
+
+export async function builds(context: Context, args: Args): Promise<number> {
+  const answer = await ask(context, 'build.list', {});
+  if (context.json) await context.io.out(json(answer));
+  else if (args.has('quiet')) await context.io.out(answer.builds.map(({ id }) => `${id}\n`).join(''));
+  else await context.io.out(table(['ID', 'STATE', 'STEPS', 'NAME', 'IMAGE', 'SIZE', 'AGE'], answer.builds.map(rowOf)));
+  return 0;
+}
+
+function rowOf({ id, state, stepsDone, stepsTotal, names, image, createdAtMs }: Build): string[] {
+  return [
+    id,
+    state,
+    `${stepsDone}/${stepsTotal}`,
+    names[0] ?? '-',
+    image?.digest.slice(7, 19) ?? '-',
+    image === null ? '-' : roughSize(image.sizeBytes),
+    roughAge(Date.now() - createdAtMs),
+  ];
+}
+
+export async function buildLogs(context: Context, args: Args): Promise<number> {
+  const id = args.first();
+  for await (const line of logLines(context, id, args.has('follow'))) {
+    if (context.json) await context.io.out(`${JSON.stringify(line)}\n`);
+    else
+      await context.io.out(
+        line.type === 'step'
+          ? `[${safe(line.stage)}${line.number === undefined ? '' : ` ${line.number}/${line.count}`}] ${safe(line.text)}\n`
+          : `  ${safe(line.text)}\n`,
+      );
+  }
+  return 0;
+}
+
+export async function buildCancel(context: Context, args: Args): Promise<number> {
+  return await forEachRef(context, args.positionals, (id) => change(context, 'build.cancel', { build: id }), {
+    text: ({ id, state }) => `${id}: ${state}\n`,
+  });
+}
+
+export async function buildRemove(context: Context, args: Args): Promise<number> {
+  return await forEachRef(context, args.positionals, (id) => change(context, 'build.delete', { build: id }), {
+    text: ({ id }) => `${id}\n`,
+  });
+}

@@ -1,0 +1,91 @@
+// What earlier builds made, by key: a layer, or nothing. A file for each, so that a crash leaves whole ones; a layer that is gone
+// makes its entry as good as absent.
+import { join } from 'node:path';
+import * as z from 'zod';
+import type { Host } from '../../host/host.ts';
+import type { Operation } from '../../host/operation.ts';
+import type { Blobs } from '../blobs.ts';
+import { listOr } from '../layout.ts';
+import type { Key } from './keys.ts';
+import type { LayerRef } from './layers.ts';
+
+const ENTRY_BYTES_MAX = 64 * 1024;
+const NAME = /^[0-9a-f]{64}\.json$/;
+
+const entrySchema = z.strictObject({
+  layer: z
+    .strictObject({
+      digest: z.string().max(80),
+      sizeBytes: z.int().nonnegative(),
+      diffId: z.string().max(80),
+      mediaType: z.string().max(255),
+    })
+    .nullable(),
+  /** When the step was really done. */
+  atMs: z.int(),
+  /** Another key of the same step, by which what comes after it is known. */
+  as: z
+    .string()
+    .regex(/^[0-9a-f]{64}$/)
+    .optional(),
+});
+export type CacheEntry = { readonly layer: LayerRef | null; readonly atMs: number; readonly as?: Key | undefined };
+
+export class BuildCache {
+  readonly #host: Host;
+  readonly #dir: string;
+  readonly #blobs: Blobs;
+
+  constructor(host: Host, dir: string, blobs: Blobs) {
+    this.#host = host;
+    this.#dir = dir;
+    this.#blobs = blobs;
+  }
+
+  async get(op: Operation, key: Key): Promise<CacheEntry | null> {
+    const path = this.#path(key);
+    if ((await this.#host.stat(op, path)) === null) return null;
+    const entry = await this.#read(op, path);
+    if (entry === null) return null;
+    const isHere = entry.layer === null || (await this.#blobs.has(op, entry.layer.digest, entry.layer.sizeBytes));
+    return isHere ? entry : null;
+  }
+
+  async put(op: Operation, key: Key, entry: CacheEntry): Promise<void> {
+    await this.#host.makeDir(op, this.#dir, 0o700);
+    await this.#host.writeFileAtomic(op, this.#path(key), JSON.stringify(entry), 0o600);
+  }
+
+  /** The digests of all layers that an entry has. */
+  async layers(op: Operation): Promise<ReadonlySet<string>> {
+    const digests = new Set<string>();
+    for (const name of await listOr(op, this.#host, this.#dir)) {
+      if (!NAME.test(name)) continue;
+      const entry = await this.#read(op, join(this.#dir, name));
+      if (entry?.layer != null) digests.add(entry.layer.digest);
+    }
+    return digests;
+  }
+
+  /** All of it. Gives how many entries there were. */
+  async clear(op: Operation): Promise<number> {
+    const names = (await listOr(op, this.#host, this.#dir)).filter((name) => NAME.test(name));
+    for (const name of names) await this.#host.remove(op, join(this.#dir, name));
+    return names.length;
+  }
+
+  #path(key: Key): string {
+    return join(this.#dir, `${key}.json`);
+  }
+
+  async #read(op: Operation, path: string): Promise<CacheEntry | null> {
+    try {
+      const parsed = entrySchema.safeParse(JSON.parse(Buffer.from(await this.#host.readFile(op, path, ENTRY_BYTES_MAX)).toString()));
+      return parsed.success ? parsed.data : null;
+    } catch (error) {
+      if (op.signal.aborted) throw error;
+      op.log.warn({ path, cause: error }, 'an entry of the build cache cannot be read; the step is done again');
+      return null;
+    }
+  }
+}

@@ -1,0 +1,161 @@
+// The context of a build as it comes: one tar stream. What belongs to the build itself (`.hutch-build/`: the Dockerfile, secrets)
+// stays in memory, and all else becomes one file in staging, whose entries are known by name, place and content.
+import { createHash } from 'node:crypto';
+import { join } from 'node:path';
+import { Ignored } from '../../domain/dockerignore.ts';
+import type { Host } from '../../host/host.ts';
+import type { Operation } from '../../host/operation.ts';
+import { ArchiveError, shown } from '../archive-error.ts';
+import { type Inode, TREE_LIMITS, Tree } from '../layers/tree.ts';
+import { padding } from '../tar/entry.ts';
+import { TarReader } from '../tar/reader.ts';
+import { TAR_END, tarHeader } from '../tar/writer.ts';
+import type { LayerSource } from './flatten.ts';
+import { DOCKERFILE_BYTES_MAX } from './lines.ts';
+import { lookUp } from './look.ts';
+
+/** What a client sends beside the context: never part of it. */
+export const OWN_PREFIX = '.hutch-build/';
+export const OWN_DOCKERFILE = `${OWN_PREFIX}Dockerfile`;
+export const OWN_IGNORE = `${OWN_PREFIX}dockerignore`;
+export const SECRETS_PREFIX = `${OWN_PREFIX}secrets/`;
+
+export const CONTEXT_BYTES_MAX = 8 * 1024 ** 3;
+const CONTEXT_ENTRIES_MAX = 300_000;
+const SECRET_BYTES_MAX = 512 * 1024;
+const SECRETS_MAX = 100;
+const OWN_BYTES_MAX = 8 * 1024 * 1024;
+
+export type BuildContext = {
+  readonly tree: Tree;
+  readonly layer: LayerSource;
+  /** SHA-256 of the content of each file that is not empty, by its place. */
+  readonly hashes: ReadonlyMap<number, string>;
+  /** By id. In memory only. */
+  readonly secrets: ReadonlyMap<string, Buffer>;
+  readonly ignored: Ignored;
+  readonly dockerfile: { readonly name: string; readonly text: string };
+};
+
+export type Received = BuildContext & { readonly sizeBytes: number };
+
+/** @throws ArchiveError for what is no context. */
+export async function receiveContext(
+  op: Operation,
+  host: Host,
+  dir: string,
+  source: AsyncIterable<Uint8Array>,
+  dockerfileName: string | null,
+): Promise<Received> {
+  const file = join(dir, 'context.tar');
+  const tree = new Tree({ ...TREE_LIMITS, entriesMax: CONTEXT_ENTRIES_MAX, contentBytesMax: CONTEXT_BYTES_MAX });
+  const hashes = new Map<number, string>();
+  const own = new Map<string, Buffer>();
+  let sizeBytes = 0;
+  async function* kept(): AsyncGenerator<Uint8Array> {
+    await using reader = new TarReader(source);
+    let ordinal = 0;
+    let ownBytes = 0;
+    for (let entry = await reader.next(); entry !== null; entry = await reader.next()) {
+      const path = entry.path.replace(/^(\.?\/)+/, '');
+      if (path.startsWith(OWN_PREFIX)) {
+        if (entry.type !== 'file') continue;
+        ownBytes += entry.sizeBytes;
+        if (
+          ownBytes > OWN_BYTES_MAX ||
+          (path.startsWith(SECRETS_PREFIX) && entry.sizeBytes > SECRET_BYTES_MAX) ||
+          own.size > SECRETS_MAX + 2
+        ) {
+          throw new ArchiveError(`its secrets are too large: at most ${SECRETS_MAX}, and ${SECRET_BYTES_MAX} bytes each`);
+        }
+        const pieces: Buffer[] = [];
+        for await (const piece of reader.content()) pieces.push(Buffer.from(piece));
+        own.set(path, Buffer.concat(pieces));
+        continue;
+      }
+      // Whoever sends it is nobody in the image.
+      const plain = { ...entry, path, uid: 0, gid: 0, xattrs: null };
+      if (path === '' && entry.type !== 'directory') throw new ArchiveError(`${shown(entry.path)} has no name`);
+      tree.apply(0, ordinal, path === '' ? { ...plain, path: './' } : plain);
+      yield tarHeader({ ...plain, path: path === '' ? './' : path, sizeBytes: entry.type === 'file' ? entry.sizeBytes : 0 });
+      if (entry.type === 'file' && entry.sizeBytes > 0) {
+        const hash = createHash('sha256');
+        for await (const piece of reader.content()) {
+          hash.update(piece);
+          yield piece;
+        }
+        hashes.set(ordinal, hash.digest('hex'));
+        sizeBytes += entry.sizeBytes;
+        yield Buffer.alloc(padding(entry.sizeBytes));
+      }
+      ordinal += 1;
+    }
+    await reader.drain();
+    yield TAR_END;
+  }
+  op.progress({ step: 'context', detail: 'receiving' });
+  await host.appendStream(op, file, gathered(kept()));
+  const layer: LayerSource = () => host.readStream(op, file);
+  const read = (path: string, bytesMax: number) => readSmall({ tree, layer }, path, bytesMax);
+  const name = dockerfileName ?? 'Dockerfile';
+  const given = own.get(OWN_DOCKERFILE);
+  const text =
+    given ?? (await read(name, DOCKERFILE_BYTES_MAX)) ?? (dockerfileName === null ? await read('dockerfile', DOCKERFILE_BYTES_MAX) : null);
+  if (text === null) throw new ArchiveError(`there is no ${shown(name)} in it`);
+  const ignore =
+    own.get(OWN_IGNORE) ??
+    (await read(`${name}.dockerignore`, DOCKERFILE_BYTES_MAX)) ??
+    (await read('.dockerignore', DOCKERFILE_BYTES_MAX));
+  const secrets = [...own]
+    .filter(([path]) => path.startsWith(SECRETS_PREFIX))
+    .map(([path, value]) => [path.slice(SECRETS_PREFIX.length), value] as const);
+  return {
+    ...{ tree, layer, hashes, sizeBytes, secrets: new Map(secrets) },
+    ignored: Ignored.parse(ignore?.toString() ?? ''),
+    dockerfile: { name, text: text.toString() },
+  };
+}
+
+/** The content of one file; null: it is not there. */
+export async function readSmall(
+  root: { readonly tree: Tree; readonly layer: LayerSource },
+  path: string,
+  bytesMax: number,
+): Promise<Buffer | null> {
+  const { inode } = lookUp(root.tree, path, 'follow');
+  if (inode?.type !== 'file') return null;
+  if (inode.sizeBytes > bytesMax) throw new ArchiveError(`${shown(path)} has ${inode.sizeBytes} bytes; at most ${bytesMax} are read`);
+  return inode.place === null ? Buffer.alloc(0) : await readPlace(root.layer, inode);
+}
+
+export async function readPlace(layer: LayerSource, inode: Inode): Promise<Buffer> {
+  await using reader = new TarReader(layer());
+  for (let ordinal = 0; ; ordinal += 1) {
+    if ((await reader.next()) === null) throw new ArchiveError('a layer is not what it was a moment ago');
+    if (ordinal !== inode.place?.ordinal) continue;
+    const pieces: Buffer[] = [];
+    for await (const piece of reader.content()) pieces.push(Buffer.from(piece));
+    return Buffer.concat(pieces);
+  }
+}
+
+const CHUNK_BYTES = 256 * 1024;
+
+/** Few large writes. Pieces are copied: what a reader gives is valid until its next step. */
+async function* gathered(chunks: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+  let buffer = Buffer.allocUnsafe(CHUNK_BYTES);
+  let filled = 0;
+  for await (const chunk of chunks) {
+    for (let at = 0; at < chunk.byteLength; ) {
+      const taken = Math.min(chunk.byteLength - at, CHUNK_BYTES - filled);
+      buffer.set(chunk.subarray(at, at + taken), filled);
+      filled += taken;
+      at += taken;
+      if (filled < CHUNK_BYTES) continue;
+      yield buffer;
+      buffer = Buffer.allocUnsafe(CHUNK_BYTES);
+      filled = 0;
+    }
+  }
+  if (filled > 0) yield buffer.subarray(0, filled);
+}

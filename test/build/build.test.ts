@@ -1,0 +1,338 @@
+// hutch build, as people type it, in real sandboxes of both kinds; and file by file against the Docker Engine.
+import { spawn } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import { mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
+import { request } from 'node:http';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { MACHINES, World } from '../cli/world.ts';
+import { tar } from '../images/archives.ts';
+import { DockerEngine } from '../support/docker-engine.ts';
+import { eventually } from '../support/eventually.ts';
+import { readSaved, type Saved } from './saved.ts';
+
+const APPLETS =
+  'sh ls cat echo mkdir rm rmdir touch chmod chown ln mv id env sleep wc printf true false cp stat find grep test sed head sort mkfifo'.split(
+    ' ',
+  );
+/** An image of one program: what the tests build upon. */
+const BASE = tar(
+  { path: 'bin/busybox', mode: 0o755, content: readFileSync('/bin/busybox') },
+  ...APPLETS.map((name) => ({ path: `bin/${name}`, type: 'symlink' as const, link: 'busybox' })),
+  { path: 'etc/passwd', content: 'root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001:app:/home/app:/bin/sh\n' },
+  { path: 'etc/group', content: 'root:x:0:\napp:x:1001:\n' },
+  { path: 'usr/local/bin', type: 'symlink', link: '../../bin' },
+  { path: 'opt/old/one', content: '1' },
+  { path: 'opt/old/two', content: '2' },
+  { path: 'opt/keep', content: 'k' },
+  { path: 'tmp/', type: 'directory', mode: 0o1777 },
+);
+
+let world: World;
+let root: string;
+beforeAll(async () => {
+  world = await World.make(MACHINES);
+  root = await mkdtemp(join(tmpdir(), 'hutch-build-'));
+  const imported = await world.run(['image', 'import', '--name', 'base:1', '-'], { input: BASE });
+  if (imported.code !== 0) throw new Error(imported.stderr);
+}, 120_000);
+afterAll(async () => {
+  await rm(root, { recursive: true, force: true });
+  await world?.[Symbol.asyncDispose]();
+}, 120_000);
+
+async function context(files: Readonly<Record<string, string>>): Promise<string> {
+  const dir = await mkdtemp(join(root, 'context-'));
+  for (const [path, content] of Object.entries(files)) {
+    await mkdir(dirname(join(dir, path)), { recursive: true });
+    await writeFile(join(dir, path), content);
+  }
+  return dir;
+}
+
+async function saved(image: string): Promise<Saved> {
+  const { bytes, code, stderr } = await world.run(['image', 'export', image]);
+  if (code !== 0) throw new Error(stderr);
+  return await readSaved(bytes);
+}
+
+/** Null: it works on this machine. */
+async function why(backend: string): Promise<string | null> {
+  const { backends } = await world.json<{ backends: { name: string; can: object | null }[] }>('backends');
+  return backends.some(({ name, can }) => name === backend && can !== null) ? null : `${backend} does not work here`;
+}
+
+async function buildsThatWere() {
+  return (
+    await world.json<{ builds: { id: string; state: string; logTail: string[]; error: { message: string } | null }[] }>('image', 'builds')
+  ).builds;
+}
+
+async function sandboxes(): Promise<unknown[]> {
+  return (await world.json<{ sandboxes: unknown[] }>('ls')).sandboxes;
+}
+
+/** What commands do to files, step upon step. */
+const STEPS = `FROM base:1 AS made
+ARG WHO=world
+ENV GREETING="hello \${WHO}" PATH=/bin
+WORKDIR /work/deep
+COPY --chown=app:app --chmod=640 files/ files/
+COPY files/a.txt files/link /copied/
+RUN echo "$GREETING" > out.txt && mkdir -p /run/php && rm -r /opt/old && mkdir /opt/old && echo new > /opt/old/new
+RUN echo first > one && ln one two && ln -s one three && chmod 4755 out.txt && chown -h 1000:1001 three; mkfifo pipe; sleep 1000 &
+RUN rm files/a.txt && echo more >> two && mv /opt/keep /opt/kept && mkdir 'a dir' && echo x > 'a dir/naïve name'
+USER app
+RUN id -u > /tmp/who && touch /tmp/mine
+USER root
+RUN <<END
+echo one > /script
+echo $WHO >> /script
+END
+RUN <<END
+#!/bin/cat
+this text is its own program
+END
+RUN rm /script && mv /work/deep/files /work/moved
+
+FROM base:1
+COPY --from=made /work /result
+COPY <<settings /etc/
+a=$HOME
+settings
+LABEL a=b "c d"="e f"
+EXPOSE 80 53/udp
+VOLUME /data
+STOPSIGNAL SIGINT
+HEALTHCHECK --interval=5s CMD true
+ENTRYPOINT ["/bin/cat"]
+CMD ["/etc/settings"]
+`;
+
+const FILES = { 'files/a.txt': 'A\n', 'files/b/c.txt': 'C\n' };
+
+async function stepsContext(text: string): Promise<string> {
+  const dir = await context({ ...FILES, Dockerfile: text });
+  await symlink('a.txt', join(dir, 'files/link'));
+  return dir;
+}
+
+for (const backend of ['gvisor', 'qemu']) {
+  test(`${backend}: a build gives what its Dockerfile says, and the same image again out of the cache`, {
+    timeout: 180_000,
+  }, async (ctx) => {
+    const missing = await why(backend);
+    if (missing !== null) return ctx.skip(missing);
+    const dir = await stepsContext(STEPS);
+    const first = await world.run(['build', '--backend', backend, '--no-cache', '--target', 'made', '-t', `${backend}:1`, dir]);
+    expect(first.code, first.stderr).toBe(0);
+    expect(first.stderr).toContain('this text is its own program');
+    const { files, layers, config } = await saved(`${backend}:1`);
+    const seen = (path: string) => files.get(path);
+    expect(seen('work/deep/out.txt')).toMatch(/^file 4755 0:0/);
+    expect(seen('run/php')).toMatch(/^directory 755 0:0/);
+    expect([...files.keys()].filter((path) => path.startsWith('opt/')).sort()).toEqual(['opt/kept', 'opt/old', 'opt/old/new']);
+    expect([...files.keys()].filter((path) => /script|work\/deep\/files|moved\/a\.txt/.test(path))).toEqual([]);
+    expect(seen('work/moved/b/c.txt')).toMatch(/^file 640 1000:1001/);
+    expect([seen('work/deep/one'), seen('work/deep/two')].filter((line) => line?.startsWith('hardlink'))).toHaveLength(1);
+    expect(seen('work/deep/three')).toMatch(/^symlink 777 1000:1001 one/);
+    // The kernel in user space keeps a fifo to itself.
+    if (backend === 'qemu') expect(seen('work/deep/pipe')).toMatch(/^fifo/);
+    expect(seen('work/deep/a dir/na\u00c3\u00afve name')).toMatch(/^file/);
+    expect(seen('copied/link')).toMatch(/^file/);
+    expect(seen('tmp/mine')).toMatch(/^file 644 1000:1001/);
+    expect([...files.keys()].filter((path) => /hutch|^run\/secrets/.test(path))).toEqual([]);
+    expect(config.config['Env']).toEqual(['PATH=/bin', 'GREETING=hello world']);
+    expect(config.history.filter(({ empty_layer }) => empty_layer !== true)).toHaveLength(layers.length);
+    const again = await world.run(['build', '--backend', backend, '--target', 'made', dir]);
+    expect(again.stdout).toBe(first.stdout);
+    expect(again.stderr).not.toContain('done in');
+    expect(await sandboxes()).toEqual([]);
+  });
+
+  test(`${backend}: what is mounted for a command is in no layer, nor is a secret anywhere`, { timeout: 180_000 }, async (ctx) => {
+    const missing = await why(backend);
+    if (missing !== null) return ctx.skip(missing);
+    const secret = `s3cret-${backend}-${Math.random().toString(36).slice(2)}`;
+    const dockerfile = `FROM base:1 AS other
+RUN echo from-other > /other
+FROM base:1
+RUN --mount=type=cache,target=/var/cache/x echo again >> /var/cache/x/count; cat /var/cache/x/count > /count
+RUN --mount=type=secret,id=token --mount=type=secret,id=token,target=/root/deep/.token --mount=type=secret,id=token,env=TOKEN \\
+  test "$TOKEN" = "$(cat /run/secrets/token)" && test "$TOKEN" = "$(cat /root/deep/.token)" && echo "the token is $TOKEN" && touch /had-secret
+RUN --mount=type=bind,source=files,target=/bound --mount=type=bind,from=other,source=/other,target=/bound-file cat /bound/a.txt /bound-file > /from-bind
+RUN --mount=type=tmpfs,target=/opt/old ls /opt/old > /listed; echo x > /opt/old/gone
+RUN --network=none test "$(grep -c : /proc/net/dev)" -le 1
+`;
+    const dir = await context({ ...FILES, Dockerfile: dockerfile });
+    const build = async (tag: string) =>
+      await world.run(['build', '--backend', backend, '--no-cache', '--secret', 'id=token,env=SECRET', '-t', tag, dir], {
+        env: { SECRET: secret },
+      });
+    const first = await build(`mounts-${backend}:1`);
+    expect(first.code, first.stderr).toBe(0);
+    expect(first.stderr).toContain('the token is ***');
+    const { files, layers, config } = await saved(`mounts-${backend}:1`);
+    for (const part of [...layers, Buffer.from(JSON.stringify(config)), Buffer.from(first.stderr)])
+      expect(part.includes(secret)).toBe(false);
+    expect([...files.keys()].filter((path) => /bound|var\/cache|root\/deep|run\/secrets|opt\/old\/gone/.test(path))).toEqual([]);
+    expect(files.get('opt/old/one')).toMatch(/^file/);
+    for (const path of ['had-secret', 'from-bind', 'listed']) expect(files.get(path), path).toMatch(/^file/);
+    expect(layers.some((layer) => layer.includes('A\nfrom-other\n'))).toBe(true);
+    const second = await build(`mounts-${backend}:2`);
+    expect(second.code, second.stderr).toBe(0);
+    // The cache of the first build was there in the second.
+    expect((await saved(`mounts-${backend}:2`)).layers.some((layer) => layer.includes('again\nagain\n'))).toBe(true);
+    const kept = await readdir(join(world.home, 'data/builds'), { recursive: true, withFileTypes: true });
+    for (const entry of kept.filter((each) => each.isFile())) {
+      expect((await readFile(join(entry.parentPath, entry.name))).includes(secret), entry.name).toBe(false);
+    }
+  });
+}
+
+test('file by file a build gives what the Docker Engine builds, and that loads it', { timeout: 720_000 }, async (ctx) => {
+  const missing = await why('gvisor');
+  if (missing !== null) return ctx.skip(missing);
+  await using engine = await DockerEngine.start();
+  if (engine === null) return ctx.skip('no Docker Engine can be started here');
+  // Without what the builder of that Engine does not know.
+  const text = STEPS.replaceAll(/RUN <<END\n(?:.*\n)*?END\n/g, 'RUN echo one > /script\n')
+    .replaceAll(/COPY <<(?:.*\n)*?settings\n/g, '')
+    .replace(' --chmod=640', '')
+    // A fifo, and one of two names of a file that is written to in a later step: there its other name keeps the old content.
+    .replace('; mkfifo pipe', '')
+    .replace('echo more >> two && ', '');
+  const dir = await stepsContext(text);
+  await engine.import('base', '1', { tar: BASE });
+  const built = (await talk(engine, 'POST', '/build?t=theirs:1&networkmode=none&forcerm=1', await contextTar(dir))).toString();
+  expect(built).toContain('Successfully built');
+  // What the first of two stages has is in the image that has all of it.
+  const target = (await talk(engine, 'POST', '/build?t=theirs:2&networkmode=none&forcerm=1&target=made', await contextTar(dir))).toString();
+  expect(target).toContain('Successfully built');
+  for (const [name, args] of [
+    ['1', []],
+    ['2', ['--target', 'made']],
+  ] as const) {
+    const ours = await world.run(['build', '--backend', 'gvisor', '-t', `ours:${name}`, ...args, dir]);
+    expect(ours.code, ours.stderr).toBe(0);
+    const theirs = await readSaved(await talk(engine, 'GET', `/images/theirs:${name}/get`, null));
+    const mine = await saved(`ours:${name}`);
+    expect(Object.fromEntries(mine.files)).toEqual(Object.fromEntries(theirs.files));
+    expect(saidBy(mine)).toEqual(saidBy(theirs));
+    const { bytes } = await world.run(['image', 'export', `ours:${name}`]);
+    expect((await talk(engine, 'POST', '/images/load', bytes)).toString()).toContain(`ours:${name}`);
+    expect((await engine.ask('GET', `/images/ours:${name}/json`)).body).toMatchObject({ Id: ours.stdout.trim() });
+  }
+});
+
+const SAID = ['Env', 'Cmd', 'Entrypoint', 'WorkingDir', 'User', 'ExposedPorts', 'Volumes', 'Labels', 'StopSignal', 'Healthcheck'];
+
+function saidBy({ config: { config } }: Saved): readonly unknown[] {
+  return SAID.map((key) => [key, config[key] === '' ? null : (config[key] ?? null)]);
+}
+
+test('a failure names file, line, command, exit code and last words, and no later step begins', { timeout: 120_000 }, async (ctx) => {
+  const missing = await why('gvisor');
+  if (missing !== null) return ctx.skip(missing);
+  const dir = await context({ Dockerfile: 'FROM base:1\nRUN echo fine\nRUN echo first; echo at last >&2; exit 7\nRUN echo never-begun\n' });
+  const { code, stderr } = await world.run(['build', '--backend', 'gvisor', dir]);
+  expect(code).not.toBe(0);
+  expect(stderr).toMatch(/error: Dockerfile:3: RUN: exit code 7: \/bin\/sh -c echo first; .*last words: at last/);
+  expect(stderr).not.toContain('never-begun');
+  const [build] = await buildsThatWere();
+  expect(build).toMatchObject({ state: 'failed', logTail: ['first', 'at last'] });
+  expect(await world.ok('image', 'build-logs', build?.id ?? '')).toContain('at last');
+  await world.ok('image', 'build-rm', build?.id ?? '');
+  expect((await world.run(['image', 'build-logs', build?.id ?? ''])).code).not.toBe(0);
+  for (const [text, said] of [
+    ['FROM base:1\nCOPY nothing /x\n', /Dockerfile:2: COPY: 'nothing' is not there/],
+    ['FROM base:1\nRUNN x\n', /Dockerfile:2: "RUNN" is no instruction/],
+    ['FROM base:1\nCOPY --chown=nobody Dockerfile /x\n', /there is no user "nobody"/],
+    ['FROM nowhere.invalid/x:1\n', /Dockerfile:1: FROM/],
+  ] as const) {
+    const refused = await world.run(['build', await context({ Dockerfile: text })]);
+    expect(refused.stderr).toMatch(said);
+    expect(refused.code).not.toBe(0);
+  }
+});
+
+test('the cache knows what a step reads, and not when it was written', { timeout: 120_000 }, async () => {
+  const dir = await context({
+    ...FILES,
+    Dockerfile: 'FROM base:1\nARG A=1\nCOPY files /files\nENV A=$A\nWORKDIR /w\n',
+    '.dockerignore': 'files/b\n',
+  });
+  const build = async (...args: string[]) => {
+    const { stdout, stderr, code } = await world.run(['build', ...args, dir]);
+    expect(code, stderr).toBe(0);
+    return { digest: stdout.trim(), made: stderr.split('done in').length - 1 };
+  };
+  const first = await build();
+  expect(first.made).toBeGreaterThan(0);
+  await writeFile(join(dir, 'files/a.txt'), 'A\n'); // only its time is another
+  await writeFile(join(dir, 'files/b/c.txt'), 'not part of it\n');
+  expect(await build()).toEqual({ digest: first.digest, made: 0 });
+  expect((await build('--build-arg', 'A=2')).digest).not.toBe(first.digest);
+  await writeFile(join(dir, 'files/a.txt'), 'B\n');
+  expect((await build()).made).toBeGreaterThan(0);
+  const epoch = ['--no-cache', '--build-arg', 'SOURCE_DATE_EPOCH=1700000000'];
+  expect((await build(...epoch)).digest).toBe((await build(...epoch)).digest);
+});
+
+/** A build whose command runs, and goes on. */
+async function endless() {
+  const dir = await context({ Dockerfile: 'FROM base:1\nRUN echo it-runs; sleep 1000\n' });
+  const child = world.spawn(['build', '--backend', 'gvisor', '--no-cache', dir]);
+  let said = '';
+  child.stderr.on('data', (chunk: Buffer) => {
+    said += chunk.toString();
+  });
+  await eventually('the command to run', () => said.includes('  it-runs'), 60_000);
+  return child;
+}
+
+test('an interrupted build is cancelled, and nothing of it is left', { timeout: 120_000 }, async (ctx) => {
+  const missing = await why('gvisor');
+  if (missing !== null) return ctx.skip(missing);
+  const child = await endless();
+  child.kill('SIGINT');
+  await eventually('the client to end', () => child.exitCode !== null, 60_000);
+  expect(child.exitCode).toBe(130);
+  expect((await buildsThatWere())[0]?.state).toBe('cancelled');
+  expect(await sandboxes()).toEqual([]);
+  expect((await readdir(join(world.home, 'data/staging'))).filter((name) => name.startsWith('build-'))).toEqual([]);
+});
+
+test('a daemon that is killed while it builds leaves nothing but a build that failed', { timeout: 120_000 }, async (ctx) => {
+  const missing = await why('gvisor');
+  if (missing !== null) return ctx.skip(missing);
+  const child = await endless();
+  await world.killDaemon();
+  await eventually('the client to end', () => child.exitCode !== null, 90_000);
+  expect(child.exitCode).not.toBe(0);
+  const [build] = await buildsThatWere();
+  expect(build).toMatchObject({ state: 'failed', error: { message: expect.stringContaining('the daemon ended') } });
+  expect(await sandboxes()).toEqual([]);
+  expect((await readdir(join(world.home, 'data/staging'))).filter((name) => /^(build|make|blob)-/.test(name))).toEqual([]);
+});
+
+async function contextTar(dir: string): Promise<Buffer> {
+  const child = spawn('tar', ['-C', dir, '--owner=0', '--group=0', '-c', '.']);
+  const pieces: Buffer[] = [];
+  for await (const piece of child.stdout) pieces.push(piece as Buffer);
+  return Buffer.concat(pieces);
+}
+
+async function talk({ socketPath }: DockerEngine, method: string, path: string, body: Uint8Array | null): Promise<Buffer> {
+  return await new Promise((resolve, reject) => {
+    const sent = request({ socketPath, method, path: `/v1.41${path}`, headers: { 'Content-Type': 'application/x-tar' } }, (answer) => {
+      const pieces: Buffer[] = [];
+      answer.on('data', (piece: Buffer) => pieces.push(piece));
+      answer.on('end', () => resolve(Buffer.concat(pieces)));
+      answer.on('error', reject);
+    });
+    sent.on('error', reject);
+    sent.end(body ?? undefined);
+  });
+}
