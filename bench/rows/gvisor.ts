@@ -2,7 +2,7 @@
 import { mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Bench } from '../context.ts';
-import { judge, type Row, short, timed } from '../harness.ts';
+import { figures, judge, type Row, short, timed } from '../harness.ts';
 import { execOk, mustRun, Place, runAnyway } from '../place.ts';
 import { fileRows, workRows } from './native.ts';
 import { WORK } from './work.ts';
@@ -182,7 +182,8 @@ export async function gvisor(bench: Bench): Promise<readonly Row[]> {
         meets: (ratio) => ratio <= EXEC_FACTOR,
         note:
           'The agent starts the program, and no program of the host is run. What remains is a new process in the kernel in user space: ' +
-          `${short(spawnMs)} ms of it, timed inside by a program that does nothing else.`,
+          `${short(spawnMs)} ms of it, or ${short(spawnMs / figures(execBase).median)}× of the baseline, timed inside by a program that does nothing else: ` +
+          'no exec that starts a program there can take less.',
       },
       execBase,
       execOurs,

@@ -111,6 +111,8 @@ test('without root a sandbox on gVisor has all its users, and goes without leavi
   await ok('stop', 'one');
   await ok('start', 'one');
   expect(await ok('exec', 'one', '--', 'stat', '-c', '%u %g %a', '/srv/d', '/srv/d/f')).toBe('9 9 0\n7 8 644\n');
+  // The kernel in user space is the most of it, and another user's process.
+  expect(await ok('stats', 'one', '--no-stream')).toMatch(/ [1-9]\d+(\.\d)? MiB +\S+ \S+iB\n$/);
   const asked = await hutch('granted', 'create', ...shape, '--memory', '256M');
   expect(asked.code).not.toBe(0);
   expect(asked.stderr).toContain('memory');

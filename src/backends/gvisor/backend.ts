@@ -11,7 +11,7 @@ import { Cgroups } from './cgroup.ts';
 import { saveSandbox } from './checkpoint.ts';
 import { COMMAND_MS, type GvisorConfig, RELEASE_MS } from './config.ts';
 import { Layers } from './layer.ts';
-import { findLeaks } from './leaks.ts';
+import { findLeaks, runtimeOf } from './leaks.ts';
 import { Overs } from './over.ts';
 import { agentSocketPath, rootDir, stateDir } from './paths.ts';
 import { findPlatform, type Platform } from './platform.ts';
@@ -141,10 +141,10 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
     leaks: (op, known: ReadonlySet<SandboxId>) => findLeaks(op, config, cgroups, bases, known),
   };
 
-  /** Of the shim and the runtime alone, where there are no cgroups to ask. */
+  /** Of the shim and the runtime's processes, where there are no cgroups to ask. */
   async function ofProcesses(op: Operation, plan: SandboxPlan): Promise<{ readonly pssBytes: number; readonly cpuUs: number }> {
     const now = await processes.inspect(op, plan);
-    const refs = now.alive ? [now, await shimRef(op, host, plan.runDir)] : [];
+    const refs = now.alive ? [await shimRef(op, host, plan.runDir), ...(await runtimeOf(op, host, plan.runDir))] : [];
     const uses = await Promise.all(refs.map((ref) => (ref === null ? null : host.processUse(op, ref))));
     return {
       pssBytes: uses.reduce((sum, use) => sum + (use?.pssBytes ?? 0), 0),

@@ -4,7 +4,7 @@
 import { basename, dirname, join } from 'node:path';
 import { HutchError } from '../../domain/errors.ts';
 import { isId, type SandboxId } from '../../domain/ids.ts';
-import type { Host } from '../../host/host.ts';
+import type { Host, ProcessRef } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { Bases } from './base.ts';
 import type { Cgroups } from './cgroup.ts';
@@ -38,6 +38,13 @@ export async function findLeaks(
   }
   leaks.push(...(await bases.abandoned(op)).map((what) => ({ kind: 'directory', what })));
   return leaks;
+}
+
+/** The runtime's processes of one sandbox: itself, its kernel, and what gives that its files. */
+export async function runtimeOf(op: Operation, host: Host, runDir: string): Promise<readonly ProcessRef[]> {
+  const own = (await runtimes(op, host)).filter(({ dir }) => dir === runDir);
+  const refs = await Promise.all(own.map(({ pid }) => host.processRef(op, pid)));
+  return refs.filter((ref) => ref !== null);
 }
 
 /** Of every runtime process, the directory of its sandbox: it is named on its command line. */
