@@ -10,7 +10,7 @@ import { all, expectInOrder, expectNoLeaks, isAlive, isLong, mainOutput, numbers
 
 const TEST_MS = isLong ? 3_600_000 : 120_000;
 /** Fault points of each kind, unless all of them are tried. */
-const POINTS = 2;
+const POINTS = 1;
 
 const env = (more: Readonly<Record<string, string>> = {}) =>
   options({ HUTCH_SANDBOX_BACKEND: 'qemu', HUTCH_SANDBOX_STOP_GRACE: '2s', HUTCH_SANDBOX_WARM: '1', ...more });
