@@ -11,8 +11,8 @@
 // Input comes from the path's `{…}`, then the query (upload, GET, DELETE, socket) or the JSON body.
 // Every answer has the header Hutch-Op-Id; a client may send Idempotency-Key and traceparent.
 import type { z } from 'zod';
-import { buildVerbs } from './verbs/build.ts';
 import { assetVerbs } from './verbs/asset.ts';
+import { buildVerbs } from './verbs/build.ts';
 import { daemonVerbs } from './verbs/daemon.ts';
 import { execRequest, execVerbs } from './verbs/exec.ts';
 import { fileVerbs } from './verbs/file.ts';
