@@ -178,6 +178,28 @@ export type LayerAccess =
   | { readonly where: 'guest'; readonly upper: string; readonly merged: string }
   | { readonly where: 'host'; readonly tool: readonly string[]; readonly upper: string; readonly merged: string };
 
+/** What a snapshot took: how long the sandbox stood still for it, what is stored for it alone, and what it would take without all that it shares. */
+export type SnapshotTaken = { readonly stillMs: number; readonly ownBytes: number; readonly apparentBytes: number };
+
+export type Snapshots = {
+  /**
+   * Writes memory and disk of one instant to `dir`, which must not be there yet, or the disk alone; the sandbox goes on as it
+   * was. What is in `since` already, an earlier snapshot, is not stored again. On failure `dir` is gone.
+   */
+  take(
+    op: Operation,
+    plan: SandboxPlan,
+    dir: string,
+    how: { readonly what: 'memory and disk' | 'disk'; readonly since: string | null },
+  ): Promise<SnapshotTaken>;
+  /** As `create`: the private disk is as it was. */
+  create(op: Operation, plan: SandboxPlan, dir: string): Promise<void>;
+  /** As `start`, after `create`: goes on in memory. Its guest takes itself for the other one until it is configured. */
+  start(op: Operation, plan: SandboxPlan, dir: string): Promise<Started>;
+  /** Compares every file with what was written. @throws HutchError `failed_precondition` with what is wrong. */
+  check(op: Operation, dir: string): Promise<void>;
+};
+
 export type Backend = {
   readonly name: BackendName;
   readonly needs: BootNeed;
@@ -256,6 +278,9 @@ export type Backend = {
 
   /** Memory and processes written down and taken up again: what a suspend is built on. Absent where it cannot be done. */
   readonly checkpoints?: Checkpoints;
+
+  /** What snapshots and forks are built on, with the claims `fork` (memory) and `diskSnapshot`. Absent where it cannot be done. */
+  readonly snapshots?: Snapshots;
 
   /** Removes everything under dataDir and runDir and whatever else `start` made. The process must be dead. */
   remove(op: Operation, plan: SandboxPlan): Promise<void>;

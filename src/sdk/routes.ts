@@ -18,6 +18,7 @@ export const routes = {
   'sandbox.restart': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/restart', idempotent: false, reads: false },
   'sandbox.pause': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/pause', idempotent: true, reads: false },
   'sandbox.resume': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/resume', idempotent: true, reads: false },
+  'sandbox.fork': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/fork', idempotent: false, reads: false },
   'sandbox.suspend': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/suspend', idempotent: true, reads: false },
   'sandbox.rename': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/rename', idempotent: true, reads: false },
   'main.begin': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/main', idempotent: false, reads: false },

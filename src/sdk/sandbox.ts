@@ -120,6 +120,16 @@ export class Sandbox implements AsyncDisposable {
     return this.#became(await this.#client.call('sandbox.suspend', { ref: this.id }, options));
   }
 
+  /**
+   * Children with its memory, processes, open files and disk, each with an identity of its own; it goes on after standing still
+   * for a moment. @throws HutchError when none could be made; those that could not are missing.
+   */
+  async fork(options: CallOptions & { readonly count?: number; readonly namePrefix?: string } = {}): Promise<Sandbox[]> {
+    const { own, call } = split(options);
+    const { children } = await this.#client.call('sandbox.fork', { ...own, ref: this.id }, call);
+    return children.map(({ sandbox }) => new Sandbox(this.#client, sandbox, () => deleteQuietly(this.#client, sandbox.id)));
+  }
+
   async rename(name: string, options: CallOptions = {}): Promise<SandboxInfo> {
     return this.#became(await this.#client.call('sandbox.rename', { ref: this.id, name }, options));
   }

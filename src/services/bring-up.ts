@@ -19,7 +19,8 @@ import type { Secrets } from './secrets.ts';
 /** The id of the main process in the guest, and in the API. */
 export const MAIN = 'main';
 /** The id in the guest of the process that a warm sandbox has run before it was anybody's: nobody is told of it. */
-export const WARMER = 'hutch.warmer';
+export const OWN_PROCESS = 'hutch.';
+export const WARMER = `${OWN_PROCESS}warmer`;
 /** From the start of the process until the guest is configured; the backend has its own bounds before. */
 const CONFIGURE_MS = 90_000;
 const RELEASE_MS = 30_000;

@@ -278,7 +278,12 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
 }
 
 /** Written down before any of it is done. */
-function creating(projectId: ProjectId, sandboxId: SandboxId, { name, backend, imageId, kernelId, shape }: SandboxSpec, atMs: number) {
+export function creating(
+  projectId: ProjectId,
+  sandboxId: SandboxId,
+  { name, backend, imageId, kernelId, shape }: SandboxSpec,
+  atMs: number,
+) {
   const detail = { backend, imageId, kernelId, shape: { ...shape } };
   return { change: 'addIntent', kind: 'create', projectId, sandboxId, reserveName: name, atMs, detail } as const;
 }

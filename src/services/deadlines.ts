@@ -31,6 +31,7 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'sandbox.pause': CHANGE_MS,
   'sandbox.resume': CHANGE_MS,
   'sandbox.suspend': PREPARE_MS,
+  'sandbox.fork': PREPARE_MS,
   'sandbox.rename': READ_MS,
   'main.begin': CHANGE_MS,
   'workspace.put': READ_MS,

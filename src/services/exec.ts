@@ -6,7 +6,7 @@ import type { Sandbox } from '../domain/sandbox.ts';
 import { startFailureCode } from '../guest/exit-code.ts';
 import type { LinkedProcess } from '../guest/linked-process.ts';
 import type { Operation } from '../host/operation.ts';
-import { MAIN, WARMER } from './bring-up.ts';
+import { MAIN, OWN_PROCESS } from './bring-up.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import type { ExecItem, ExecSession, ExecStarted, Handlers } from './handlers.ts';
@@ -111,7 +111,7 @@ export function execVerbs(core: Core): Pick<Handlers, ExecVerbs> {
       const processes = await agent.process.list(call.op);
       return {
         execs: processes
-          .filter(({ id }) => id !== WARMER)
+          .filter(({ id }) => !id.startsWith(OWN_PROCESS))
           .map(({ id, pid, argv, tag, running, startedAtMs, exit }) => ({
             execId: id,
             pid,

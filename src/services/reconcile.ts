@@ -9,7 +9,9 @@ import { PAGE_ROWS_MAX } from '../store/contract.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import { placesOf } from './deps.ts';
+import { forksDir } from './fork.ts';
 import { releaseRun, runOf } from './release.ts';
+import { goOnFromStillness } from './still.ts';
 import { causeOf, ownCaller, type Supervisor } from './supervisor.ts';
 import { Suspension } from './suspend.ts';
 import { recordEnd, removeSandbox } from './take-down.ts';
@@ -36,6 +38,7 @@ export async function reconcile(core: Core, supervisor: Supervisor): Promise<voi
     await each(open, (sandbox) => settled(op, sandbox.id, () => adopt(core, supervisor, call, sandbox)));
     for (const intent of intents) await tell(core, suspension, call, intent);
     await sweep(core, op);
+    await host.remove(op, forksDir(core)); // whoever was to be made from it was not
     if (open.length + intents.length > 0)
       op.log.info({ open: open.length, intents: intents.length, adopted: core.runs.all().length }, 'reconciled');
   });
@@ -66,6 +69,7 @@ async function finish(core: Core, suspension: Suspension, call: Call, intent: In
     return;
   }
   if (intent.kind === 'suspend') return await suspension.finishSuspend(call, sandbox, intent);
+  if (intent.kind === 'still') return await goOnFromStillness(core, call, sandbox, intent);
   if (intent.kind === 'wake') return await suspension.finishWakeUp(call, sandbox, intent);
   if (intent.kind === 'delete' && sandbox.state !== 'deleted') {
     const run = await runOf(core, op, sandbox);

@@ -12,6 +12,7 @@ import { daemonVerbs } from './daemon-verbs.ts';
 import type { Deps } from './deps.ts';
 import { execVerbs } from './exec.ts';
 import { fileVerbs } from './files.ts';
+import { forkVerbs } from './fork.ts';
 import type { ApiServices, Handlers } from './handlers.ts';
 import { startHousekeeping } from './housekeeping.ts';
 import { imageVerbs } from './images.ts';
@@ -84,6 +85,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     ...lifecycle,
     ...buildVerbs,
     ...commitVerb(core),
+    ...forkVerbs(core, supervisor),
     ...beginVerbs(core, supervisor),
     ...execVerbs(core),
     ...fileVerbs(core),

@@ -116,6 +116,26 @@ export function honesty(subject: Subject): void {
     await subject.remove(id);
   });
 
+  test(`honesty: fork is ${can.fork ? 'claimed: a child has what was in memory' : 'not claimed: it refuses by name'}`, async () => {
+    const { id } = await subject.make();
+    await subject.sh(id, 'echo remembered > /dev/shm/memory 2>/dev/null || true');
+    if (!can.fork) {
+      expect(await refusal(daemon.call('sandbox.fork', { ref: id }))).toMatchObject({
+        code: 'failed_precondition',
+        message: expect.stringMatching(/\bfork\b/),
+      });
+      expect((await subject.get(id)).state).toBe('running');
+      return await subject.remove(id);
+    }
+    const { children } = await daemon.call('sandbox.fork', { ref: id });
+    expect(children).toHaveLength(1);
+    for (const { sandbox } of children) {
+      expect(await subject.sh(sandbox.id, 'cat /dev/shm/memory')).toBe('remembered\n');
+      await subject.remove(sandbox.id);
+    }
+    await subject.remove(id);
+  });
+
   for (const mode of MODES) {
     const claimed = can.networks.includes(mode);
     test(`honesty: the network ${mode} is ${claimed ? 'claimed, and starts' : 'not claimed: it refuses by name'}`, async () => {

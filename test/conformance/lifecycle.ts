@@ -28,6 +28,7 @@ export function lifecycle(subject: Subject): void {
       for (const [nth, [verb, row]] of Object.entries(TABLE).entries()) {
         if (verb === 'sandbox.pause' && !subject.can.pause) continue; // honesty's
         if (verb === 'sandbox.suspend' && !subject.can.suspend) continue;
+        if (verb === 'sandbox.fork' && !subject.can.fork) continue;
         expected[verb] = row[state];
         const answer = await codeOf(ask(subject, verb as VerbName, ref, nth));
         const now = (await subject.get(ref)).state as State;

@@ -82,6 +82,7 @@ export const TABLE: Readonly<Partial<Record<VerbName, Row>>> = {
     error: refused,
     deleted: refused,
   },
+  'sandbox.fork': NEEDS_RUNNING,
   'sandbox.rename': { created: 'ok', running: 'ok', paused: 'ok', suspended: 'ok', stopped: 'ok', error: 'ok', deleted: refused },
   'sandbox.delete': {
     created: 'deleted',
@@ -179,6 +180,11 @@ export async function ask({ daemon }: Subject, verb: VerbName, ref: string, nth:
           if (!gone.signal.aborted) throw error;
         },
       );
+    }
+    case 'sandbox.fork': {
+      const { children } = await daemon.call(verb, { ref, namePrefix: `fork-${nth}` });
+      for (const { sandbox } of children) await daemon.call('sandbox.delete', { ref: sandbox.id, force: true });
+      return;
     }
     case 'sandbox.logs':
       return await raw('GET', 'logs');

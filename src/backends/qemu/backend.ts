@@ -7,7 +7,7 @@ import type { SandboxId } from '../../domain/ids.ts';
 import type { Operation } from '../../host/operation.ts';
 import { companionEnded, rulesGeneration, shimRef } from '../../host/shim.ts';
 import { surroundings } from '../../network/surroundings.ts';
-import { type Backend, machineFiles, type SandboxPlan } from '../backend.ts';
+import { type Backend, machineFiles, type SandboxPlan, type Started } from '../backend.ts';
 import { DiskSeeds } from '../disk.ts';
 import { allOf } from '../wait.ts';
 import { type Accelerated, findAcceleration, giveUpKvm } from './acceleration.ts';
@@ -109,6 +109,22 @@ export function newQemuBackend(config: QemuConfig): Backend {
     }
   };
 
+  /** From a bundle. */
+  const goOn = async (op: Operation, plan: SandboxPlan, dir: string, beforeRunning: (op: Operation) => Promise<void>): Promise<Started> => {
+    await letGo(plan);
+    return await startSandbox(
+      op,
+      config,
+      plan,
+      async (late) => {
+        const { emulator, recipe } = await recipeOf(late, plan);
+        const { machine, fingerprint } = recipe;
+        return await bundles.input(late, plan, dir, { emulator, machine, fingerprint }, beforeRunning);
+      },
+      (qmp) => controls.set(plan.id, qmp),
+    );
+  };
+
   return {
     name: 'qemu',
     needs: 'machine',
@@ -140,20 +156,21 @@ export function newQemuBackend(config: QemuConfig): Backend {
         if (dead === null) throw new Error('a machine that was to end goes on');
         return await withPanic(op, host, plan, dead);
       },
-      async restore(op, plan, dir, beforeRunning = async () => {}) {
+      restore: (op, plan, dir, beforeRunning = async () => {}) => goOn(op, plan, dir, beforeRunning),
+    },
+    snapshots: {
+      async take(op, plan, dir, { what, since }) {
         await letGo(plan);
-        return await startSandbox(
-          op,
-          config,
-          plan,
-          async (late) => {
-            const { emulator, recipe } = await recipeOf(late, plan);
-            const { machine, fingerprint } = recipe;
-            return await bundles.input(late, plan, dir, { emulator, machine, fingerprint }, beforeRunning);
-          },
-          (qmp) => controls.set(plan.id, qmp),
-        );
+        const before = what !== 'disk';
+        const { stillMs, ownBytes, apparentBytes } = await capture(op, config, plan, dir, { what, since, afterwards: 'goes on', before });
+        return { stillMs, ownBytes, apparentBytes };
       },
+      async create(op, plan, dir) {
+        await host.makeDir(op, plan.dataDir, 0o711);
+        await bundles.layDisk(op, plan, dir);
+      },
+      start: (op, plan, dir) => goOn(op, plan, dir, async () => {}),
+      check: async (op, dir) => void (await bundles.check(op, dir, 'full')),
     },
     ahead: {
       async stamp(op, plan) {

@@ -20,7 +20,7 @@ const SYNC_MS = 5 * 60_000;
 
 export type Capture = {
   /** `memory`: the disk stays where it is. */
-  readonly what: 'memory' | 'memory and disk';
+  readonly what: 'memory' | 'memory and disk' | 'disk';
   /** A bundle of the same sandbox's: what is in it already is not stored again. */
   readonly since: string | null;
   readonly afterwards: 'ends' | 'goes on';
@@ -33,6 +33,8 @@ export type Captured = {
   readonly stillMs: number;
   /** What is stored for it alone. */
   readonly ownBytes: number;
+  /** What it would take without all that it has in common with others. */
+  readonly apparentBytes: number;
   readonly dead: Dead | null;
 };
 
@@ -51,6 +53,7 @@ export async function capture(op: Operation, config: QemuConfig, plan: SandboxPl
     });
   if ((await host.stat(op, dir)) !== null) throw op.error('conflict', `there is something already where it would be written: ${dir}`);
   const evidence = await inspectVmm(op, host, plan.runDir);
+  if (!evidence.alive && how.what === 'disk') return await restingDisk(op, config, plan, dir, how, releasing, undo);
   if (!evidence.alive) throw op.error('failed_precondition', `sandbox ${plan.name} does not run`);
   const noted = await readRunning(op, host, plan);
   if (noted === null) {
@@ -78,7 +81,7 @@ export async function capture(op: Operation, config: QemuConfig, plan: SandboxPl
     host,
     imprintPath,
     {
-      memory: { pid: evidence.pid, mapped: join(running.memory.dir, BASE), ...stored.memory },
+      memory: how.what === 'disk' ? null : { pid: evidence.pid, mapped: join(running.memory.dir, BASE), ...stored.memory },
       disks: stored.disks,
     },
     {
@@ -89,29 +92,29 @@ export async function capture(op: Operation, config: QemuConfig, plan: SandboxPl
         if (wasRunning) await qmp.execute(limited, 'stop');
       },
       async end() {
-        state = await deviceState(op, config, plan, qmp);
+        if (how.what !== 'disk') state = await deviceState(op, config, plan, qmp);
         if (how.afterwards === 'goes on') await goOn(op);
         stillMs = host.monotonicMs() - stoodSinceMs;
       },
     },
   );
-  await host.writeFileAtomic(op, join(dir, STATE), state, 0o400);
+  if (how.what !== 'disk') await host.writeFileAtomic(op, join(dir, STATE), state, 0o400);
   if (how.what === 'memory') {
     using syncing = op.within(SYNC_MS, "writing the sandbox's disk");
     await host.sync(syncing, diskPath(plan));
     if (running.own === 'vdc') await host.link(op, scratchDiskPath(plan), join(dir, SCRATCH));
   }
-  const ownBytes = await conclude(op, config, dir, running, stored, taken, state);
+  const sizes = await conclude(op, config, dir, running, stored, taken, state);
   if (how.afterwards === 'goes on') {
     undo.move();
     await qmp[Symbol.asyncDispose]();
-    return { stillMs, ownBytes, dead: null };
+    return { stillMs, ...sizes, dead: null };
   }
   // It is written down: from here on it is dead or alive, but not lost.
   const dead = await killVmm(op, host, plan.runDir, 'now');
   undo.move();
   await qmp[Symbol.asyncDispose]();
-  return { stillMs: host.monotonicMs() - stoodSinceMs, ownBytes, dead };
+  return { stillMs: host.monotonicMs() - stoodSinceMs, ...sizes, dead };
 }
 
 /** What its memory begins with is the same file for all that come from one template: it is read once in a machine's life. */
@@ -148,15 +151,18 @@ async function prepare(
 ): Promise<Prepared> {
   const memoryName = newMemoryName(host);
   const memoryDir = join(dir, memoryName);
-  await host.makeDir(op, memoryDir, 0o711);
-  await host.chmod(op, dir, 0o711);
-  const since = how.since === null ? null : await earlier(op, host, how.since, running);
+  await host.makeDir(op, dir, 0o700);
+  const since = how.since === null ? null : await earlier(op, host, how.since, running, how.what);
   const memoryLayers = since?.memory?.layers ?? running.memory.layers;
-  if (since?.memory != null && how.since !== null) await linkStore(op, host, join(how.since, since.memory.dir), memoryDir, since.memory);
+  if (how.what !== 'disk') await host.makeDir(op, memoryDir, 0o711);
+  if (how.what === 'disk') {
+    // It has none.
+  } else if (since?.memory != null && how.since !== null)
+    await linkStore(op, host, join(how.since, since.memory.dir), memoryDir, since.memory);
   else await linkStore(op, host, running.memory.dir, memoryDir, running.memory);
   const disks: Prepared['disks'][number][] = [];
   const diskLayers: (readonly Layer[])[] = [];
-  if (how.what === 'memory and disk') {
+  if (how.what !== 'memory') {
     const wanted = [
       [DISK_DIR, diskPath(plan), since?.disk ?? null],
       ...(running.own === 'vdc' ? ([[SCRATCH_DIR, scratchDiskPath(plan), since?.scratch ?? null]] as const) : []),
@@ -187,8 +193,10 @@ async function prepare(
 }
 
 /** An earlier bundle whose memory begins with what the process has mapped, layer by layer; null where it does not. */
-async function earlier(op: Operation, host: Host, dir: string, running: Running): Promise<Manifest | null> {
+async function earlier(op: Operation, host: Host, dir: string, running: Running, what: Capture['what']): Promise<Manifest | null> {
   const read = await readManifest(op, host, dir);
+  // Disks are compared block by block: any will do.
+  if (read.ok && what === 'disk' && (read.manifest.disk?.layers.length ?? 0) < CHAIN_MAX) return read.manifest;
   if (!read.ok || read.manifest.memory === null) return null;
   const { base, layers } = read.manifest.memory;
   const isSame = running.memory.base === base && running.memory.layers.every(({ id }, at) => layers[at]?.id === id);
@@ -210,7 +218,7 @@ async function conclude(
   stored: Prepared,
   taken: Awaited<ReturnType<typeof take>>,
   state: Uint8Array,
-): Promise<number> {
+): Promise<Pick<Captured, 'ownBytes' | 'apparentBytes'>> {
   const withNew = async (to: string, bytes: number, layers: readonly Layer[], at: number): Promise<Store> => {
     const made = taken[at];
     if (made === undefined) throw op.error('internal', 'the program that writes machines down has not said what it wrote');
@@ -220,21 +228,59 @@ async function conclude(
     return { bytes, layers: [...layers, { number, id, pages, bytes: layerBytes, hash }], map };
   };
   const { memory } = stored;
-  const stores = [];
-  for (const [at, disk] of stored.disks.entries()) stores.push(await withNew(disk.dir, disk.bytes, stored.diskLayers[at] ?? [], at + 1));
+  const hasMemory = state.byteLength > 0;
+  const first = hasMemory ? 1 : 0; // what was taken, in order: the memory, the disks
+  const stores: Store[] = [];
+  for (const [at, disk] of stored.disks.entries())
+    stores.push(await withNew(disk.dir, disk.bytes, stored.diskLayers[at] ?? [], at + first));
   const [disk = null, scratch = null] = stores;
-  await host.sync(op, memory.dir);
+  if (hasMemory) await host.sync(op, memory.dir);
+  const memoryStore = hasMemory
+    ? { ...(await withNew(memory.dir, memory.bytes, stored.memoryLayers, 0)), dir: stored.memoryName, base: stored.memoryBase }
+    : null;
   await writeManifest(op, host, dir, {
     version: 1,
     fingerprint: running.fingerprint,
-    memory: { ...(await withNew(memory.dir, memory.bytes, stored.memoryLayers, 0)), dir: stored.memoryName, base: stored.memoryBase },
-    state: { bytes: state.byteLength, sha256: sha256(state) },
+    memory: memoryStore,
+    state: hasMemory ? { bytes: state.byteLength, sha256: sha256(state) } : null,
     disk,
     own: running.own,
     scratch,
     takenAtMs: host.nowMs(),
   });
-  return taken.reduce((sum, { bytes }) => sum + bytes, state.byteLength);
+  const base = hasMemory ? ((await host.stat(op, join(memory.dir, BASE)))?.allocatedBytes ?? 0) : 0;
+  const layers = [memoryStore, disk, scratch].flatMap((store) => store?.layers ?? []);
+  return {
+    ownBytes: taken.reduce((sum, { bytes }) => sum + bytes, state.byteLength),
+    apparentBytes: layers.reduce((sum, { bytes }) => sum + bytes, state.byteLength + base),
+  };
+}
+
+/** Of a sandbox that does not run: nothing changes its disk. */
+async function restingDisk(
+  op: Operation,
+  config: QemuConfig,
+  plan: SandboxPlan,
+  dir: string,
+  how: Capture,
+  releasing: (release: (op: Operation) => Promise<unknown>) => void,
+  undo: AsyncDisposableStack,
+): Promise<Captured> {
+  const { host, imprintPath = '' } = config;
+  releasing((late) => host.remove(late, dir));
+  // There is no machine: nothing of what it would be is asked of a disk alone.
+  const nowhere: Running = {
+    fingerprint: { emulator: '', acceleration: 'tcg', cpu: '', cpus: 1, memoryMiB: 1, image: '', machine: '' },
+    own: 'vdb',
+    started: { network: null, disk: { device: '/dev/vdb', sizeBytes: 0 } },
+    memory: { dir: '', base: '', layers: [] },
+  };
+  const stored = await prepare(op, config, plan, dir, nowhere, how);
+  const still = { before: false, begin: async () => {}, end: async () => {} };
+  const taken = await take(op, host, imprintPath, { memory: null, disks: stored.disks }, still);
+  const sizes = await conclude(op, config, dir, nowhere, stored, taken, new Uint8Array());
+  undo.move();
+  return { stillMs: 0, ...sizes, dead: null };
 }
 
 const MAP_BYTES_MAX = 64 * 1024 * 1024;

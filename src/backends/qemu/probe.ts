@@ -53,7 +53,7 @@ function capabilities(
     securityBoundary: true,
     pause: true,
     suspend: imprintPath !== undefined && readonlyLibraryPath !== undefined,
-    fork: false,
+    fork: imprintPath !== undefined && readonlyLibraryPath !== undefined,
     diskSnapshot: false,
     // By the machine itself: a guest has these processors, this memory and this disk, and its processes are its own.
     limits: { cpu: 'enforced', memory: 'enforced', disk: 'enforced', processes: 'enforced' },

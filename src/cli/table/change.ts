@@ -64,6 +64,23 @@ export const changeVerbs: readonly Verb[] = [
     load: async () => (await load()).resume,
   },
   {
+    name: 'fork',
+    group: 'Change',
+    summary: 'Copy a running sandbox, memory and all',
+    examples: [
+      { line: 'hutch fork web', about: 'prints the name of the copy; web goes on' },
+      { line: "hutch fork -n 4 web --exec 'pytest -q tests/part-$HUTCH_FORK_INDEX'", about: 'from one warmed-up state' },
+    ],
+    flags: [
+      { name: 'number', short: 'n', value: 'N', about: 'How many' },
+      { name: 'name-prefix', value: 'NAME', about: 'Called NAME-1, NAME-2, …' },
+      { name: 'exec', value: 'COMMAND', about: 'Run it in the shell of each' },
+    ],
+    positionals: [SANDBOX],
+    notes: 'Each copy has its own name, address, machine-id, boot id and random numbers before its network is up.',
+    load: async () => (await import('../verbs/fork.ts')).fork,
+  },
+  {
     name: 'rename',
     group: 'Change',
     summary: 'Give a sandbox another name',

@@ -50,6 +50,9 @@ const workspaceBounds = {
   baseCommit: commit,
 };
 
+/** Children of one fork. */
+const FORKS_MAX = 64;
+
 const createInput = z
   .strictObject({
     name: z.string().max(63).optional().describe('a DNS label; made up when absent'),
@@ -192,6 +195,25 @@ export const sandboxVerbs = {
     output: view.sandbox,
     errors: [...alive, 'resource_exhausted'],
     idempotent: true,
+    reads: false,
+  },
+  'sandbox.fork': {
+    kind: 'unary',
+    method: 'POST',
+    path: '/v1/sandboxes/{ref}/fork',
+    summary: 'Make copies of a running one, with its memory, processes and disk; it goes on',
+    input: target.extend({
+      count: z.int().min(1).max(FORKS_MAX).default(1),
+      namePrefix: z.string().min(1).max(56).optional().describe('children are called PREFIX-1, PREFIX-2, …; default: its name and -fork'),
+    }),
+    output: z.object({
+      parentId: z.string(),
+      stillMs: z.number().describe('how long the parent stood still'),
+      children: z.array(z.object({ index: z.int(), sandbox: view.sandbox })),
+      failed: z.array(z.object({ index: z.int(), error: view.errorBody })),
+    }),
+    errors: [...alive, 'conflict', 'resource_exhausted'],
+    idempotent: false,
     reads: false,
   },
   'sandbox.rename': {

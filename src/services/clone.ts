@@ -1,0 +1,168 @@
+// A sandbox that begins where another one was: with its memory, its processes and its disk, and as itself. Whatever two
+// machines must not share is made anew before its link goes up: names, addresses, machine-id, boot id, host keys, entropy.
+import { randomUUID } from 'node:crypto';
+import type { Started } from '../backends/backend.ts';
+import { newId } from '../domain/ids.ts';
+import { newSandbox, type Sandbox, type SandboxSpec, type SnapshotSource } from '../domain/sandbox.ts';
+import type { Agent } from '../guest/agent.ts';
+import type { Operation } from '../host/operation.ts';
+import { type BringUp, configurationOf, OWN_PROCESS, putDown, type Up } from './bring-up.ts';
+import type { Call } from './call.ts';
+import type { Core } from './core.ts';
+import { creating } from './create.ts';
+import { type Boot, placesOf } from './deps.ts';
+import type { Run } from './run.ts';
+import { reach } from './runs.ts';
+import { keepSecrets, type Secrets } from './secrets.ts';
+import { inPlace, startUp } from './start-up.ts';
+import type { Supervisor } from './supervisor.ts';
+import { removeUnmade } from './warm.ts';
+
+const CONFIGURE_MS = 180_000;
+const IDENTITY_MS = 90_000;
+const RELEASE_MS = 60_000;
+
+export type CloneOf = {
+  readonly spec: SandboxSpec;
+  readonly boot: Boot;
+  readonly secrets: Secrets;
+  readonly source: SnapshotSource;
+  /** What its backend wrote (`Snapshots.take`). */
+  readonly dir: string;
+  /** Without memory it starts as a new one, with that disk. */
+  readonly hasMemory: boolean;
+};
+
+/** On failure nothing of it is left. */
+export async function makeClone(core: Core, supervisor: Supervisor, call: Call, of: CloneOf): Promise<Sandbox> {
+  const { op } = call;
+  const { deps } = core;
+  const { host } = deps;
+  const { spec, boot, secrets, source, dir } = of;
+  const { projectId } = call.caller;
+  const id = newId('sbx', (count) => host.randomBytes(count));
+  core.runs.checkRoom(op);
+  return await core.turns.take(op, id, async () => {
+    const intent = creating(projectId, id, spec, host.nowMs());
+    const { uids } = deps.settings;
+    const [{ id: intentId }, uid] =
+      uids === null
+        ? [(await call.commit([intent], 'relaxed'))[0], null]
+        : await call.commit([intent, { change: 'allocateUid', sandboxId: id, uids }], 'relaxed');
+    const run = core.runs.open(op, { id, projectId, spec }, boot.files, uid);
+    const { snapshots } = run.backend;
+    if (snapshots === undefined) throw new Error(`the backend ${spec.backend} makes no snapshots`);
+    await using undo = new AsyncDisposableStack();
+    undo.defer(async () => {
+      using late = op.releasing(RELEASE_MS);
+      await removeUnmade(core, late, run, [intentId]).catch((cause: unknown) =>
+        op.log.warn(
+          { sandbox: id, cause },
+          'a clone that could not be made left something behind; the next start of the daemon removes it',
+        ),
+      );
+    });
+    await host.makeDir(op, placesOf(deps.places, id).dir, 0o711);
+    await snapshots.create(op, run.plan, dir);
+    await keepSecrets(op, host, placesOf(deps.places, id).secretsPath, secrets);
+    const bare = newSandbox({ id, projectId, spec, atMs: host.nowMs(), opId: op.id });
+    const what: BringUp = { sandbox: bare, boot, secrets, terminal: undefined };
+    const up = of.hasMemory
+      ? await inPlace(core, op, () => goOn(core, op, run, what, (late) => snapshots.start(late, run.plan, dir)))
+      : null;
+    return await startUp(core, supervisor, call, run, what, {
+      reason: 'clone',
+      attach: false,
+      undo,
+      ...(up === null ? {} : { up }),
+      async record(event) {
+        const [, , sandbox] = await call.commit([
+          { change: 'finishIntent', id: intentId },
+          { change: 'createSandbox', id, projectId, spec, atMs: event.atMs, source },
+          { change: 'applyEvent', sandboxId: id, event: { ...event, source } },
+        ]);
+        return sandbox;
+      },
+    });
+  });
+}
+
+async function goOn(core: Core, op: Operation, run: Run, what: BringUp, start: (op: Operation) => Promise<Started>): Promise<Up> {
+  const { host } = core.deps;
+  await using undo = new AsyncDisposableStack();
+  undo.defer(async () => {
+    using late = op.releasing(RELEASE_MS);
+    await putDown(late, run);
+  });
+  const startedAtMs = host.nowMs();
+  const started = await start(op);
+  using limited = op.within(CONFIGURE_MS, 'making a clone itself');
+  const agent = await reach(limited, what.sandbox.spec.name, run);
+  const { warnings } = await agent.configure(limited, configurationOf(host, what, started));
+  if (warnings.length > 0) op.log.warn({ sandbox: run.id, warnings }, 'the guest had warnings while it was configured');
+  await becomeItself(limited, run, agent);
+  if (started.network !== null) await run.backend.linkUp(limited, run.plan);
+  undo.move();
+  return { started, startedAtMs };
+}
+
+const BOOT_ID = '/proc/sys/kernel/random/boot_id';
+/** Either of them is there only where somebody has put it. */
+const TOLD = { keys: '/etc/ssh', hooks: '/etc/hutch/after-restore.d' } as const;
+
+/** Host keys of its own, and the word to whoever wants to know, in the guest's own shell: who has either has that. */
+const BECOME = `
+for key in ${TOLD.keys}/ssh_host_*; do
+  [ -e "$key" ] || continue
+  rm -f ${TOLD.keys}/ssh_host_*
+  ssh-keygen -q -A
+  break
+done
+for hook in ${TOLD.hooks}/*; do
+  [ -x "$hook" ] && "$hook" < /dev/null > /dev/null 2>&1
+done
+exit 0
+`;
+
+/** What the agent's `configure` does not do. A program costs a restored guest far more than a call of its agent. */
+async function becomeItself(op: Operation, run: Run, agent: Agent): Promise<void> {
+  using limited = op.within(IDENTITY_MS, 'giving a clone its own identity');
+  await agent.file.mkdir(limited, { path: '/run/hutch', mode: 0o755, parents: true });
+  // A file of its own: that of the machine that it comes from may be mounted there, and a file that is replaced cannot be mounted over.
+  const ownBootId = `/run/hutch/boot_id-${run.id}`;
+  await agent.file.write(limited, { path: ownBootId, mode: 0o444 }, once(`${randomUUID()}\n`));
+  await inGuest(limited, run, 'boot-id', ['mount', '--bind', ownBootId, BOOT_ID]);
+  const there = await Promise.all(
+    Object.values(TOLD).map((path) =>
+      agent.file.stat(limited, { path, follow: true }).then(
+        () => true,
+        () => false,
+      ),
+    ),
+  );
+  if (there.includes(true)) await inGuest(limited, run, 'identity', ['sh', '-c', BECOME]);
+}
+
+async function* once(text: string): AsyncGenerator<Uint8Array> {
+  yield new TextEncoder().encode(text);
+}
+
+/** What cannot be run, or fails, is in the log: a guest without the program has, as a rule, nothing that it is for. */
+async function inGuest(op: Operation, run: Run, what: string, argv: readonly string[]): Promise<void> {
+  try {
+    const id = `${OWN_PROCESS}${what}-${run.id}`;
+    using process = await run.link.start(op, { id, argv: [...argv], user: 'root', stdin: 'null', whenUnread: 'drop' });
+    let said = '';
+    for await (const item of process.items(op)) {
+      if (item.type === 'output') said = `${said}${new TextDecoder().decode(item.bytes)}`.slice(0, SAID_CHARS_MAX);
+      if (item.type !== 'exit') continue;
+      if (said !== '') op.log.warn({ sandbox: run.id, what, said }, 'a clone could not be given all of its identity');
+      return;
+    }
+  } catch (cause) {
+    if (op.signal.aborted) throw cause;
+    op.log.warn({ sandbox: run.id, what, cause }, 'a clone could not be given all of its identity');
+  }
+}
+
+const SAID_CHARS_MAX = 400;

@@ -1,0 +1,93 @@
+// Children of a sandbox: it stands still for a moment while what they begin with is written down, and goes on; each child
+// then maps that, copy-on-write. What was written down goes as soon as they have it: it is not a snapshot of anybody's.
+import { HutchError } from '../domain/errors.ts';
+import { newId } from '../domain/ids.ts';
+import type { Sandbox } from '../domain/sandbox.ts';
+import type { Call } from './call.ts';
+import { Claims } from './claims.ts';
+import { makeClone } from './clone.ts';
+import type { Core } from './core.ts';
+import { placesOf } from './deps.ts';
+import type { Handlers } from './handlers.ts';
+import { readSecrets } from './secrets.ts';
+import { inStillness } from './still.ts';
+import type { Supervisor } from './supervisor.ts';
+
+const RELEASE_MS = 60_000;
+
+export function forkVerbs(core: Core, supervisor: Supervisor): Pick<Handlers, 'sandbox.fork'> {
+  const { deps, sandboxes, turns, presenter } = core;
+  const claims = new Claims();
+  return {
+    'sandbox.fork': async (call, { ref, count, namePrefix }) => {
+      const { op } = call;
+      const { id } = await sandboxes.resolve(call.caller.projectId, ref);
+      call.target(id);
+      const snapshotId = newId('snp', (bytes) => deps.host.randomBytes(bytes));
+      const dir = `${forksDir(core)}/${snapshotId}`;
+      await using undo = new AsyncDisposableStack();
+      undo.defer(async () => {
+        using late = op.releasing(RELEASE_MS);
+        await deps.host
+          .remove(late, dir)
+          .catch((cause: unknown) =>
+            op.log.warn({ dir, cause }, 'what a fork was made from stays; the next start of the daemon removes it'),
+          );
+      });
+      const { parent, stillMs } = await turns.take(op, id, async () => {
+        const sandbox = await sandboxes.get(op, id);
+        const run = core.runs.of(op, sandbox);
+        await claims.need(op, run.backend, 'fork');
+        const { snapshots } = run.backend;
+        if (snapshots === undefined) throw new Error(`the backend ${run.backend.name} claims fork, and makes no snapshots`);
+        op.progress({ step: 'writing down its memory' });
+        await deps.host.makeDir(op, forksDir(core), 0o700);
+        const taken = await inStillness(core, call, sandbox, () =>
+          snapshots.take(op, run.plan, dir, { what: 'memory and disk', since: null }),
+        );
+        return { parent: sandbox, stillMs: taken.stillMs };
+      });
+      const { spec } = parent;
+      const boot = await deps.boots.of(op, spec, core.runs.of(op, await sandboxes.get(op, id)).backend.needs);
+      const secrets = await readSecrets(op, deps.host, placesOf(deps.places, id).secretsPath, spec.secretNames);
+      op.progress({ step: 'starting its children' });
+      const prefix = namePrefix ?? `${spec.name}-fork`;
+      const source = { snapshotId, parentId: id };
+      const children = await Promise.allSettled(
+        Array.from({ length: count }, (_, index) => {
+          const own = { ...spec, name: `${prefix}-${index + 1}` };
+          return makeClone(core, supervisor, call, { spec: own, boot, secrets, source, dir, hasMemory: true });
+        }),
+      );
+      if (op.signal.aborted) await refuseCancelled(call, children);
+      const made: { index: number; sandbox: Awaited<ReturnType<typeof presenter.sandbox>> }[] = [];
+      const failed: { index: number; error: ReturnType<HutchError['toBody']> }[] = [];
+      for (const [index, child] of children.entries()) {
+        if (child.status === 'fulfilled') made.push({ index: index + 1, sandbox: await presenter.sandbox(child.value, op.id) });
+        else failed.push({ index: index + 1, error: asHutchError(call, child.reason).toBody() });
+      }
+      // All for the same reason: then that is the answer.
+      const [first] = children;
+      if (made.length === 0 && first?.status === 'rejected') throw asHutchError(call, first.reason);
+      return { parentId: id, stillMs, children: made, failed };
+    },
+  };
+
+  /** Whoever asked does not want them any more; those that are there already are sandboxes like any other. */
+  async function refuseCancelled(call: Call, children: readonly PromiseSettledResult<Sandbox>[]): Promise<never> {
+    for (const child of children) {
+      if (child.status === 'fulfilled') call.op.log.warn({ sandbox: child.value.id }, 'a fork was cancelled; this child of it stays');
+    }
+    throw call.op.signal.reason;
+  }
+}
+
+export function forksDir(core: Pick<Core, 'deps'>): string {
+  return `${core.deps.places.dataDir}/forks`;
+}
+
+function asHutchError({ op }: Call, reason: unknown): HutchError {
+  return reason instanceof HutchError
+    ? reason
+    : op.error('internal', reason instanceof Error ? reason.message : String(reason), { cause: reason });
+}

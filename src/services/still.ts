@@ -1,0 +1,39 @@
+// A sandbox that stands still for a moment, for something to be written down: it goes on whatever happens meanwhile, also
+// when this daemon dies, as that it stands still is on record first.
+import type { Intent } from '../domain/records.ts';
+import type { Sandbox } from '../domain/sandbox.ts';
+import type { Call } from './call.ts';
+import type { Core } from './core.ts';
+import { runOf } from './release.ts';
+
+const RELEASE_MS = 30_000;
+
+/** In the sandbox's turn. `work` sees to it that it goes on when it is done or fails. */
+export async function inStillness<T>(core: Core, call: Call, sandbox: Sandbox, work: () => Promise<T>): Promise<T> {
+  const { store, host } = core.deps;
+  const { projectId, id: sandboxId } = sandbox;
+  // Killing a daemon takes nothing of it; after a power failure there is no machine that stands still.
+  const [intent] = await store.commit(
+    call.op,
+    [{ change: 'addIntent', kind: 'still', projectId, sandboxId, atMs: host.nowMs() }],
+    'relaxed',
+  );
+  try {
+    return await work();
+  } finally {
+    using late = call.op.releasing(RELEASE_MS);
+    await store
+      .commit(late, [{ change: 'finishIntent', id: intent.id }], 'relaxed')
+      .catch((cause: unknown) => call.op.log.warn({ cause }, 'an intent was left behind'));
+  }
+}
+
+/** At the start of the daemon: the last one died meanwhile. */
+export async function goOnFromStillness(core: Core, call: Call, sandbox: Sandbox, intent: Intent): Promise<void> {
+  const { op } = call;
+  if (sandbox.state === 'running') {
+    const run = await runOf(core, op, sandbox);
+    if ((await run.backend.inspect(op, run.plan)).alive) await run.backend.resume(op, run.plan);
+  }
+  await core.deps.store.commit(op, [{ change: 'finishIntent', id: intent.id }], 'relaxed');
+}

@@ -1,0 +1,158 @@
+// Copies of a sandbox that runs: each is like it in memory and on disk, like no other where two machines must differ, and
+// nothing that one of them does is seen by another.
+import { execFile } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+import { afterAll, expect, test } from 'vitest';
+import { eventually } from '../support/eventually.ts';
+import { all, expectInOrder, isLong, options, startDaemon } from './world.ts';
+
+const TEST_MS = isLong ? 3_600_000 : 300_000;
+const CHILDREN = isLong ? 20 : 2;
+const OWN = { HUTCH_SANDBOX_BACKEND: 'qemu', HUTCH_SANDBOX_STOP_GRACE: '2s', HUTCH_SANDBOX_WARM: '0' };
+const run = promisify(execFile);
+
+const daemon = await startDaemon(OWN);
+afterAll(() => daemon[Symbol.asyncDispose]());
+
+const sh = async (ref: string, script: string): Promise<string> => {
+  const { stdout, stderr, exitCode } = await daemon.run(ref, ['sh', '-c', script]);
+  expect([exitCode, stderr], script).toEqual([0, '']);
+  return stdout;
+};
+
+const COUNTER = 'i=0; while :; do i=$((i+1)); echo $i > /dev/shm/count; echo $i; sleep 1; done';
+
+/** What two machines must not share. */
+const UNLIKE = {
+  'machine-id': 'cat /etc/machine-id',
+  'boot id': 'cat /proc/sys/kernel/random/boot_id',
+  'getrandom in a new process': 'od -An -tx1 -N16 /dev/urandom',
+  uuid: 'cat /proc/sys/kernel/random/uuid',
+  'hardware address': 'cat /sys/class/net/eth0/address',
+  hostname: 'hostname',
+  'host key': 'cat /etc/ssh/ssh_host_test',
+  ...(isLong
+    ? { 'TLS and secrets of a new program': 'python3 -c "import ssl, secrets; print(ssl.RAND_bytes(16).hex(), secrets.token_hex(8))"' }
+    : {}),
+} as const;
+
+function templateDigest(): string {
+  const dir = join(daemon.home, 'data/templates');
+  const name = readdirSync(dir).find((entry) => /^[0-9a-f]{40}$/.test(entry)) ?? '';
+  return createHash('sha256')
+    .update(readFileSync(join(dir, name, 'memory')))
+    .digest('hex');
+}
+
+test(`${CHILDREN} children of a running sandbox are like it, and like no other where they must not be`, { timeout: TEST_MS }, async () => {
+  const parent = await daemon.call('sandbox.create', {
+    name: 'web',
+    labels: { for: 'test' },
+    env: { PLAIN: 'p' },
+    secrets: { HIDDEN: 'h' },
+    main: { argv: ['sh', '-c', COUNTER] },
+  });
+  await sh(
+    'web',
+    'echo disk > /root/a; echo memory > /dev/shm/a; head -c 5000000 /dev/urandom > /dev/shm/big; sha256sum /dev/shm/big > /dev/shm/sum',
+  );
+  // A key as sshd has it, and a program that makes new ones; who is told of a restore.
+  await sh(
+    'web',
+    `mkdir -p /etc/ssh /etc/hutch/after-restore.d && echo old > /etc/ssh/ssh_host_test
+     printf '#!/bin/sh\\ncat /proc/sys/kernel/random/uuid > /etc/ssh/ssh_host_test\n' > /usr/bin/ssh-keygen
+     printf '#!/bin/sh\nhostname > /root/told\n' > /etc/hutch/after-restore.d/one; chmod +x /usr/bin/ssh-keygen /etc/hutch/after-restore.d/one`,
+  );
+  const before = templateDigest();
+  const stream = await daemon.exec('web', { argv: ['sh', '-c', 'while :; do echo tick; sleep 1; done'] }, { execId: 'ticks' });
+  await stream.sawOutput('tick');
+
+  const forked = await daemon.call('sandbox.fork', { ref: 'web', count: CHILDREN, namePrefix: 'kid' });
+  expect(forked).toMatchObject({ parentId: parent.id, failed: [] });
+  expect(forked.stillMs).toBeGreaterThan(0);
+  const names = Array.from({ length: CHILDREN }, (_, index) => `kid-${index + 1}`);
+  expect(forked.children.map(({ sandbox }) => sandbox.name)).toEqual(names);
+  expect(readdirSync(join(daemon.home, 'data/forks'))).toEqual([]);
+  const ticked = stream.stdout.byteLength;
+  await eventually('the stream of the parent goes on', () => stream.stdout.byteLength > ticked + 5);
+  stream.socket.terminate();
+
+  // Few programs: each costs an emulated machine that has just been made more than all else here.
+  const look = `cat /root/a /dev/shm/a /root/told; sha256sum -c /dev/shm/sum; echo $PLAIN $HIDDEN; date +%s%3N; ${Object.values(UNLIKE).join('; ')}
+    hostname > /root/a; hostname > /dev/shm/a; cat /dev/shm/count`;
+  const askedAt = Date.now();
+  const seen = await Promise.all(names.map(async (ref) => (await sh(ref, look)).trim().split('\n')));
+  const own = (await sh('web', Object.values(UNLIKE).join('; '))).trim().split('\n');
+  for (const [nth, name] of names.entries()) {
+    expect(await daemon.call('sandbox.get', { ref: name })).toMatchObject({ state: 'running', labels: { for: 'test' }, startCount: 1 });
+    expect(seen[nth]?.slice(0, 5)).toEqual(['disk', 'memory', name, '/dev/shm/big: OK', 'p h']);
+    expect(Number(seen[nth]?.[5])).toBeGreaterThan(askedAt - 1_000);
+    expect(Number(seen[nth]?.[5])).toBeLessThan(Date.now() + 1_000);
+    const count = Number(seen[nth]?.at(-1));
+    expect(count).toBeGreaterThan(0);
+    await eventually('its main process goes on', async () => Number(await sh(name, 'cat /dev/shm/count')) > count);
+  }
+  for (const [nth, what] of Object.keys(UNLIKE).entries()) {
+    const values = [own[nth], ...seen.map((lines) => lines[6 + nth])];
+    expect([what, new Set(values).size], values.join()).toEqual([what, CHILDREN + 1]);
+  }
+  // What each wrote stayed its own.
+  expect(await sh('web', 'cat /root/a /dev/shm/a')).toBe('disk\nmemory\n');
+  for (const ref of names) expect(await sh(ref, 'cat /root/a /dev/shm/a')).toBe(`${ref}\n${ref}\n`);
+  expect(templateDigest()).toBe(before);
+  // A child of a child goes on when its parent is gone.
+  await daemon.call('sandbox.fork', { ref: 'kid-1', namePrefix: 'grandchild' });
+  await daemon.call('sandbox.delete', { ref: 'kid-1', force: true });
+  const [sum, bootId] = (await sh('grandchild-1', 'sha256sum -c /dev/shm/sum; cat /proc/sys/kernel/random/boot_id')).split('\n');
+  expect(sum).toBe('/dev/shm/big: OK');
+  const bootIds = [own, ...seen.map((lines) => lines.slice(6))].map((lines) => lines[Object.keys(UNLIKE).indexOf('boot id')]);
+  expect(bootIds).not.toContain(bootId);
+
+  const kinds: string[] = [];
+  for await (const line of daemon.lines('ledger.list', {})) {
+    const entry = line as { kind: string; reason: string; sandboxId: string; parentId: string | null; atMs: number };
+    if (entry.sandboxId === forked.children[1]?.sandbox.id) kinds.push(`${entry.kind} ${entry.reason} ${entry.parentId === parent.id}`);
+  }
+  expect(kinds).toEqual(['vm.storage.start clone true', 'vm.compute.start clone true']);
+  await expectInOrder(daemon);
+  await daemon.deleteAll();
+});
+
+test('hutch fork --exec runs in each child, and says what failed where', { timeout: TEST_MS }, async () => {
+  await daemon.call('sandbox.create', { name: 'web', network: 'none' });
+  await daemon.call('sandbox.create', { name: 'part-2', network: 'none', start: false });
+  const env = { ...process.env, HUTCH_HOME: daemon.home, HUTCH_DAEMON_LISTEN: 'off' };
+  const cli = join(import.meta.dirname, '../../src/cli/main.ts');
+  const argv = [cli, 'fork', '-n', '2', '--name-prefix', 'part', 'web', '--exec', 'echo child $HUTCH_FORK_INDEX', '--json'];
+  const failed = (await run(process.execPath, argv, { env }).catch((error: unknown) => error)) as { code: number; stdout: string };
+  expect(failed.code).toBe(1);
+  const { children, failed: errors, execs } = JSON.parse(failed.stdout) as Record<string, readonly Record<string, unknown>[]>;
+  expect(children).toMatchObject([{ index: 1 }]);
+  expect(errors).toMatchObject([{ index: 2, error: { code: 'conflict' } }]);
+  expect(execs).toMatchObject([
+    { index: 1, exec: { exitCode: 0, stdout: 'child 1\n' } },
+    { index: 2, exec: null },
+  ]);
+  await daemon.call('sandbox.pause', { ref: 'web' });
+  await expect(daemon.call('sandbox.fork', { ref: 'web' })).rejects.toThrow('paused');
+  await daemon.deleteAll();
+});
+
+test('a daemon that is killed in a fork leaves the parent running, and nothing else', { timeout: TEST_MS }, async () => {
+  await daemon.call('sandbox.create', { name: 'web', network: 'none' });
+  await sh('web', 'echo here > /dev/shm/a');
+  for (const n of isLong ? Array.from({ length: 80 }, (_, index) => index + 1) : [25]) {
+    await daemon.terminate();
+    await daemon.startAgain(options({ ...OWN, HUTCH_TEST_FAULT: `die-after:${n}:sandbox.fork` }));
+    await daemon.call('sandbox.fork', { ref: 'web' }).catch(() => {});
+    await daemon.kill9();
+    await daemon.startAgain(options(OWN));
+    expect(await sh('web', 'cat /dev/shm/a'), `after call ${n}`).toBe('here\n');
+    for (const { name } of await all(daemon)) if (name !== 'web') await daemon.call('sandbox.delete', { ref: name, force: true });
+    await expectInOrder(daemon);
+  }
+  await daemon.deleteAll();
+});
