@@ -157,12 +157,12 @@ fn record(out: &mut impl Write, stat: &Stat, flag: &str, path: &[u8]) -> std::io
         out,
         "{kind} {} {} {} {} {} {} {} {flag} ",
         stat.st_ino,
-        nanoseconds(stat.st_ctime, stat.st_ctime_nsec as u64),
+        nanoseconds(stat.st_ctime, stat.st_ctime_nsec),
         stat.st_mode & 0o7777,
         stat.st_uid,
         stat.st_gid,
         stat.st_size,
-        nanoseconds(stat.st_mtime, stat.st_mtime_nsec as u64),
+        nanoseconds(stat.st_mtime, stat.st_mtime_nsec),
     )?;
     out.write_all(path)?;
     out.write_all(&[0])
@@ -320,7 +320,9 @@ fn kill() -> Done {
         let mut alive = 0;
         let names = std::fs::read_dir("/proc").map_err(|error| io(&error))?;
         for name in names.flatten() {
-            let Some(pid) = name.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else { continue };
+            let Some(pid) = name.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else {
+                continue;
+            };
             if pid.is_init() || pid == own || !is_process(pid) {
                 continue;
             }
@@ -342,7 +344,8 @@ fn is_process(pid: Pid) -> bool {
     let Some((_, rest)) = stat.rsplit_once(')') else { return false };
     let mut fields = rest.split_whitespace();
     let (state, parent) = (fields.next().unwrap_or("Z"), fields.next().unwrap_or("0"));
-    let is_kernels = parent == "2" || (pid.as_raw_nonzero().get() == 2 && parent == "0" && std::path::Path::new("/proc/2/exe").read_link().is_err());
+    let is_kernels = parent == "2"
+        || (pid.as_raw_nonzero().get() == 2 && parent == "0" && std::path::Path::new("/proc/2/exe").read_link().is_err());
     !matches!(state, "Z" | "X") && !is_kernels
 }
 

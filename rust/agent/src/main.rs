@@ -47,7 +47,10 @@ fn main() -> ExitCode {
     hutch_sys::limit_heap();
     let is_init = rustix::process::getpid().is_init();
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    if !is_init && let Some((first, rest)) = arguments.split_first() && first == "--layer" {
+    if !is_init
+        && let Some((first, rest)) = arguments.split_first()
+        && first == "--layer"
+    {
         return match layer::main(rest) {
             Ok(()) => ExitCode::SUCCESS,
             Err(message) => fail(&message),

@@ -59,7 +59,8 @@ pub fn own_mounts() -> io::Result<()> {
     // SAFETY: both take no pointer to memory of ours but a constant string.
     unsafe {
         if libc::unshare(libc::CLONE_NEWNS) < 0
-            || libc::mount(std::ptr::null(), c"/".as_ptr(), std::ptr::null(), libc::MS_REC | libc::MS_PRIVATE, std::ptr::null()) < 0
+            || libc::mount(std::ptr::null(), c"/".as_ptr(), std::ptr::null(), libc::MS_REC | libc::MS_PRIVATE, std::ptr::null())
+                < 0
         {
             return Err(io::Error::last_os_error());
         }
