@@ -130,6 +130,8 @@ test('what is no kernel is one sentence', { timeout: 60_000 }, async () => {
 });
 
 test('a quota is set and shown in units that people write, and what passes it ends with 5', { timeout: 60_000 }, async () => {
+  const ids = (await world.ok('ls', '-q')).split('\n').filter((id) => id !== '');
+  if (ids.length > 0) await world.ok('rm', '-f', ...ids);
   expect(await world.ok('quotas', 'set', 'default', '--tier', 'FREE', '--disk', 'none', '--sandboxes', '0')).toMatch(
     /default +FREE +0 of 0 +0 of 1 +0 B of 512 MiB +0 B +/,
   );
