@@ -221,6 +221,10 @@ export function link(op: Operation, from: string, to: string): Promise<void> {
   return heed(op, `link ${from} to ${to}`, () => fs.link(from, to));
 }
 
+export function symlink(op: Operation, target: string, path: string): Promise<void> {
+  return heed(op, `make the link ${path} to ${target}`, () => fs.symlink(target, path));
+}
+
 export function chmod(op: Operation, path: string, mode: number): Promise<void> {
   return heed(op, `change the mode of ${path}`, () => fs.chmod(path, mode));
 }

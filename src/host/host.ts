@@ -146,6 +146,8 @@ export type Host = {
   rename(op: Operation, from: string, to: string): Promise<void>;
   /** Another name for the same file, on the same file system; `conflict` where something has it. */
   link(op: Operation, from: string, to: string): Promise<void>;
+  /** A symlink at `path` to `target`; `conflict` where something has that name. */
+  symlink(op: Operation, target: string, path: string): Promise<void>;
   chmod(op: Operation, path: string, mode: number): Promise<void>;
   /** Of a symlink itself, never of what it points to. */
   chown(op: Operation, path: string, uid: number, gid: number): Promise<void>;

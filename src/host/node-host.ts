@@ -42,6 +42,7 @@ export function nodeHost(options: NodeHostOptions = {}): Host {
     removeEmptyDir: files.removeEmptyDir,
     rename: files.rename,
     link: files.link,
+    symlink: files.symlink,
     chmod: files.chmod,
     chown: files.chown,
     truncate: files.truncate,

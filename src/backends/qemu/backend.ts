@@ -1,9 +1,11 @@
 // The QEMU backend: microVMs restored from templates. Each method is one verb and lies in a file of
 // its own; here they are put together.
+
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { HutchError } from '../../domain/errors.ts';
 import type { SandboxId } from '../../domain/ids.ts';
+import { errnoOf } from '../../host/errors.ts';
 import type { Operation } from '../../host/operation.ts';
 import { companionEnded, rulesGeneration, shimRef } from '../../host/shim.ts';
 import { surroundings } from '../../network/surroundings.ts';
@@ -264,7 +266,14 @@ function fromTemplate(
     ...machine,
     state: template.state,
     async linkMemory(op, dir) {
-      await config.host.link(op, template.memoryPath, join(dir, BASE));
+      const base = join(dir, BASE);
+      try {
+        await config.host.link(op, template.memoryPath, base);
+      } catch (error) {
+        // Sandboxes lie on another file system than templates.
+        if (errnoOf(error) !== 'EXDEV') throw error;
+        await config.host.symlink(op, template.memoryPath, base);
+      }
       return { base: null, layers: [] };
     },
     chooseDisks: (op) => chooseDisks(op, config, plan, template),

@@ -6,9 +6,10 @@
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import { z } from 'zod';
+import { errnoOf } from '../../host/errors.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
-import { STATE_BYTES_MAX } from './manifest.ts';
+import { MEMORY_MODE, STATE_BYTES_MAX } from './manifest.ts';
 
 export const BASE = 'base';
 export const MAP = 'map';
@@ -109,7 +110,22 @@ export function difference(saved: Fingerprint, now: Fingerprint): string | null 
 export async function linkStore(op: Operation, host: Host, from: string, to: string, { layers }: Pick<Store, 'layers'>): Promise<void> {
   const names = [...((await host.stat(op, join(from, BASE))) === null ? [] : [BASE]), ...layers.map(({ number }) => String(number))];
   if ((await host.stat(op, join(from, MAP))) !== null) names.push(MAP);
-  for (const name of names) await host.link(op, join(from, name), join(to, name));
+  for (const name of names) {
+    const found = await host.stat(op, join(from, name));
+    if (found?.type !== 'symlink') await host.link(op, join(from, name), join(to, name));
+    else await keepTarget(op, host, await host.readLink(op, join(from, name)), join(to, name));
+  }
+}
+
+/** What is stored must not depend on a template that may go: of one on another file system there is a copy. */
+async function keepTarget(op: Operation, host: Host, target: string, to: string): Promise<void> {
+  try {
+    await host.link(op, target, to);
+  } catch (error) {
+    if (errnoOf(error) !== 'EXDEV') throw error;
+    await host.cloneFile(op, target, to);
+    await host.chmod(op, to, MEMORY_MODE);
+  }
 }
 
 export function sha256(bytes: Uint8Array | string): string {
