@@ -1,5 +1,5 @@
 // A reporter of vitest for `scripts/vitest.ts`: writes down what happens when it happens, a line of JSON each, so that a
-// run which hangs or dies still says what passed, and where it stood. HUTCH_VITEST_EVENTS is the file.
+// run which hangs or dies still says what passed, and where it stood. HUTCH_TEST_EVENTS is the file.
 import { appendFileSync } from 'node:fs';
 import type { Reporter, TestCase, TestModule, TestSuite } from 'vitest/node';
 
@@ -8,7 +8,7 @@ export type FileRan = { readonly name: string; readonly status: string; readonly
 /** `at`: something of that file happened. `ended`: all of it. */
 export type VitestEvent = { readonly files: readonly string[] } | { readonly at: string } | { readonly ended: FileRan };
 
-const path = process.env['HUTCH_VITEST_EVENTS'] ?? '';
+const path = process.env['HUTCH_TEST_EVENTS'] ?? '';
 
 function say(event: VitestEvent): void {
   appendFileSync(path, `${JSON.stringify(event)}\n`);

@@ -52,7 +52,7 @@ async function once(argv: readonly string[], env: NodeJS.ProcessEnv, deadlines: 
   const reporters = ['--reporter=default', `--reporter=${join(import.meta.dirname, 'vitest-events.ts')}`];
   // A group of its own: whatever its tests have started and left goes with it.
   const child = spawn(process.execPath, ['node_modules/.bin/vitest', 'run', ...reporters, ...argv], {
-    env: { ...env, HUTCH_VITEST_EVENTS: path },
+    env: { ...env, HUTCH_TEST_EVENTS: path },
     stdio: ['ignore', 'pipe', 'pipe'],
     detached: true,
   });

@@ -8,7 +8,7 @@ import { ApiError, DaemonUnderTest } from '../support/daemon-under-test.ts';
 
 const seed = Number(process.env['HUTCH_TEST_SEED'] ?? 1);
 const isLong = process.env['HUTCH_TEST_LONG'] !== undefined;
-const SAMPLES = 3;
+const SAMPLES = 2;
 const POINTS_MAX = 400;
 /** Deadlines of minutes end after this where a call hangs. */
 const WAIT_MS_MAX = 3_000;

@@ -50,24 +50,21 @@ const BUNDLE = `
 cd -- "$1" || exit 3
 command -v git >/dev/null 2>&1 || exit 4
 export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_NOSYSTEM=1
+has() { [ -e ".git/$1" ] || grep -q " $1$" .git/packed-refs 2>/dev/null; }
+has refs/hutch/base || exit 5
 set -e
 index=$(mktemp)
 trap 'rm -f "$index"' EXIT
-[ ! -e .git/index ] || cp .git/index "$index"
-[ -s "$index" ] || rm -f "$index"
+if [ -s .git/index ]; then cp .git/index "$index"; else rm -f "$index"; fi
 head=$(git rev-parse -q --verify HEAD || true)
 GIT_INDEX_FILE=$index git -c core.fsmonitor=false add --all -- . >&2
 tree=$(GIT_INDEX_FILE=$index git write-tree)
-# The same changes make the same commit, so that bringing them twice changes nothing.
-GIT_AUTHOR_DATE=$(git log -1 --format=%cd --date=raw 2>/dev/null || echo '0 +0000')
-export GIT_AUTHOR_DATE GIT_COMMITTER_DATE="$GIT_AUTHOR_DATE"
 work=$(git commit-tree "$tree" \${head:+-p "$head"} -m "What was not committed in the sandbox")
-git -c core.hooksPath=/dev/null update-ref refs/hutch/work "$work"
-[ -z "$head" ] || git -c core.hooksPath=/dev/null update-ref refs/hutch/head "$head"
-git rev-parse -q --verify refs/hutch/base >/dev/null || exit 5
+{ echo "update refs/hutch/work $work"; [ -z "$head" ] || echo "update refs/hutch/head $head"; } |
+  git -c core.hooksPath=/dev/null update-ref --stdin
 refs="refs/hutch/work refs/hutch/base"
 [ -z "$head" ] || refs="$refs refs/hutch/head"
-! git rev-parse -q --verify refs/stash >/dev/null || refs="$refs refs/stash"
+! has refs/stash || refs="$refs refs/stash"
 git bundle create --quiet - $refs --branches \${2:+"^$2"}
 `;
 
@@ -188,7 +185,9 @@ async function take(sandbox: Sandbox, workspace: Workspace, repository: Reposito
 
 async function download(sandbox: Sandbox, workspace: Workspace, known: string | null, file: string, options: BringOptions): Promise<void> {
   const { signal, onProgress = () => {} } = options;
-  const env = { ...IDENTITY };
+  // The same changes make the same commit, so that bringing them twice changes nothing.
+  const date = `@${Math.floor(workspace.preparedAtMs / 1_000)} +0000`;
+  const env = { ...IDENTITY, GIT_AUTHOR_DATE: date, GIT_COMMITTER_DATE: date };
   await using process = await sandbox.spawn(['sh', '-c', BUNDLE, 'sh', workspace.guestPath, known ?? ''], {
     ...inSandbox(options),
     env,
@@ -222,6 +221,8 @@ async function download(sandbox: Sandbox, workspace: Workspace, known: string | 
       message: `there is no git in ${sandbox.name}`,
       hint: `install it there, or copy files with: hutch cp ${sandbox.name}:${guestPath} .`,
     });
+  if (exitCode === 5)
+    throw new HutchError({ code: 'failed_precondition', message: `${guestPath} in ${sandbox.name} is not what was copied in any more` });
   if (exitCode !== 0)
     throw new HutchError({
       code: 'failed_precondition',
