@@ -9,6 +9,7 @@ import type { Operation } from '../host/operation.ts';
 import { ArchiveError, shown } from './archive-error.ts';
 import type { Blobs } from './blobs.ts';
 import { BUILD_LIMITS, type BuildLimits, buildImage, type LayerToBuild, named, STEP } from './build.ts';
+import { bounded } from './chunks.ts';
 import { tarOfDisk } from './disk/import.ts';
 import { openImage, type PreparedImage } from './image.ts';
 import { packingOf, unpacked } from './layers/unpack.ts';
@@ -56,7 +57,7 @@ export async function importImages(op: Operation, parts: ImportParts, source: As
   await host.makeDir(op, staged.path, SHARED_DIR_MODE);
   const file = join(staged.path, 'archive');
   op.progress({ step: STEP, detail: 'receiving' });
-  await host.appendStream(op, file, bounded(source));
+  await host.appendStream(op, file, bounded(source, ARCHIVE_BYTES_MAX));
   const what = 'the archive';
   return await named(op, what, async () => {
     op.progress({ step: STEP, detail: 'reading' });
@@ -74,15 +75,6 @@ export async function importImages(op: Operation, parts: ImportParts, source: As
     const archive = { file: plain, parts: found };
     return found.has('manifest.json') ? await importSaved(op, parts, archive) : await importLayout(op, parts, archive);
   });
-}
-
-async function* bounded(source: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
-  let total = 0;
-  for await (const chunk of source) {
-    total += chunk.byteLength;
-    if (total > ARCHIVE_BYTES_MAX) throw new ArchiveError(`it has more than ${ARCHIVE_BYTES_MAX} bytes`);
-    yield chunk;
-  }
 }
 
 /** Where the parts of images lie in it, and the digest of the whole, unpacked. */

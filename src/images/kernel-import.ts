@@ -6,6 +6,7 @@ import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { ArchiveError } from './archive-error.ts';
 import { kernelVersion, VMLINUZ_BYTES_MAX } from './bzimage.ts';
+import { bounded } from './chunks.ts';
 import { assembleKernel, INDEX_BYTES_MAX, KERNEL_STEP, type KernelParts, MODULE_BYTES_MAX, type PreparedKernel } from './kernel.ts';
 import { builtinByConfig, CONFIG_BYTES_MAX, carriedConfig, parseKernelConfig } from './kernel-config.ts';
 import { unpacked } from './layers/unpack.ts';
@@ -33,7 +34,7 @@ export async function importKernel(
   const file = join(staging, 'given');
   try {
     op.progress({ step: KERNEL_STEP, detail: 'reading' });
-    await host.appendStream(op, file, bounded(source));
+    await host.appendStream(op, file, bounded(source, ARCHIVE_BYTES_MAX));
     const parts = await partsOf(op, host, file, staging);
     return await assembleKernel(op, host, paths, join(staging, 'out'), parts, { packages: [], by: 'user' });
   } catch (error) {
@@ -42,15 +43,6 @@ export async function importKernel(
       hint: 'give a package (.deb), or a kernel with the directory of its modules: hutch kernel import FILE --modules DIR',
       cause: error,
     });
-  }
-}
-
-async function* bounded(source: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
-  let total = 0;
-  for await (const chunk of source) {
-    total += chunk.byteLength;
-    if (total > ARCHIVE_BYTES_MAX) throw new ArchiveError(`it has more than ${ARCHIVE_BYTES_MAX} bytes`);
-    yield chunk;
   }
 }
 

@@ -1,11 +1,13 @@
 // The context of a build as it comes: one tar stream. What belongs to the build itself (`.hutch-build/`: the Dockerfile, secrets)
 // stays in memory, and all else becomes one file in staging, whose entries are known by name, place and content.
+
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import { Ignored } from '../../domain/dockerignore.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import { ArchiveError, shown } from '../archive-error.ts';
+import { gathered } from '../chunks.ts';
 import { type Inode, TREE_LIMITS, Tree } from '../layers/tree.ts';
 import { padding } from '../tar/entry.ts';
 import { TarReader } from '../tar/reader.ts';
@@ -137,25 +139,4 @@ export async function readPlace(layer: LayerSource, inode: Inode): Promise<Buffe
     for await (const piece of reader.content()) pieces.push(Buffer.from(piece));
     return Buffer.concat(pieces);
   }
-}
-
-const CHUNK_BYTES = 256 * 1024;
-
-/** Few large writes. Pieces are copied: what a reader gives is valid until its next step. */
-async function* gathered(chunks: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
-  let buffer = Buffer.allocUnsafe(CHUNK_BYTES);
-  let filled = 0;
-  for await (const chunk of chunks) {
-    for (let at = 0; at < chunk.byteLength; ) {
-      const taken = Math.min(chunk.byteLength - at, CHUNK_BYTES - filled);
-      buffer.set(chunk.subarray(at, at + taken), filled);
-      filled += taken;
-      at += taken;
-      if (filled < CHUNK_BYTES) continue;
-      yield buffer;
-      buffer = Buffer.allocUnsafe(CHUNK_BYTES);
-      filled = 0;
-    }
-  }
-  if (filled > 0) yield buffer.subarray(0, filled);
 }

@@ -3,6 +3,7 @@
 import { createHash } from 'node:crypto';
 import { setImmediate as turn } from 'node:timers/promises';
 import { ArchiveError } from '../archive-error.ts';
+import { gathered } from '../chunks.ts';
 import type { Inode, Tree } from '../layers/tree.ts';
 import { PATH_BYTES_MAX, padding } from '../tar/entry.ts';
 import { TarReader } from '../tar/reader.ts';
@@ -13,8 +14,6 @@ export type LayerSource = () => AsyncIterable<Uint8Array>;
 
 /** So many entries are looked at before others get their turn. */
 const ENTRIES_PER_TURN = 2_000;
-/** Small files go out together: a write for each header would cost more than its content. */
-const CHUNK_BYTES = 128 * 1024;
 
 /** Reads a layer into the tree; gives the `sha256:…` of the whole of it, unpacked. */
 export async function applyLayer(tree: Tree, layer: number, open: LayerSource): Promise<string> {
@@ -111,22 +110,4 @@ async function* hashed(chunks: AsyncIterable<Uint8Array>, hash: { update(chunk: 
     hash.update(chunk);
     yield chunk;
   }
-}
-
-async function* gathered(chunks: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
-  let buffer = Buffer.allocUnsafe(CHUNK_BYTES);
-  let filled = 0;
-  for await (const chunk of chunks) {
-    for (let at = 0; at < chunk.byteLength; ) {
-      const taken = Math.min(chunk.byteLength - at, CHUNK_BYTES - filled);
-      buffer.set(chunk.subarray(at, at + taken), filled);
-      filled += taken;
-      at += taken;
-      if (filled < CHUNK_BYTES) continue;
-      yield buffer;
-      buffer = Buffer.allocUnsafe(CHUNK_BYTES); // whoever reads may hold the last one still
-      filled = 0;
-    }
-  }
-  if (filled > 0) yield buffer.subarray(0, filled);
 }

@@ -1,0 +1,33 @@
+// Streams of bytes, as archives and layers are read and written: in fewer and larger pieces, and no more than there may be.
+import { ArchiveError } from './archive-error.ts';
+
+const CHUNK_BYTES = 256 * 1024;
+
+/** Few large writes. Pieces are copied: what a reader gives is valid until its next step, and who reads this may hold the last one still. */
+export async function* gathered(chunks: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+  let buffer = Buffer.allocUnsafe(CHUNK_BYTES);
+  let filled = 0;
+  for await (const chunk of chunks) {
+    for (let at = 0; at < chunk.byteLength; ) {
+      const taken = Math.min(chunk.byteLength - at, CHUNK_BYTES - filled);
+      buffer.set(chunk.subarray(at, at + taken), filled);
+      filled += taken;
+      at += taken;
+      if (filled < CHUNK_BYTES) continue;
+      yield buffer;
+      buffer = Buffer.allocUnsafe(CHUNK_BYTES);
+      filled = 0;
+    }
+  }
+  if (filled > 0) yield buffer.subarray(0, filled);
+}
+
+/** The same. @throws ArchiveError when there is more than `bytesMax`. */
+export async function* bounded(source: AsyncIterable<Uint8Array>, bytesMax: number): AsyncGenerator<Uint8Array> {
+  let total = 0;
+  for await (const chunk of source) {
+    total += chunk.byteLength;
+    if (total > bytesMax) throw new ArchiveError(`it has more than ${bytesMax} bytes`);
+    yield chunk;
+  }
+}
