@@ -17,7 +17,7 @@ export type BareTemplate = {
   readonly memoryPath: string;
   readonly disk: { readonly sizeBytes: number; readonly pieces: readonly (readonly [offset: number, bytes: number])[] };
   readonly imagePath: string;
-  /** Only where we are not root: root may open a file for writing that is not to be written. */
+  /** Has the library that maps the memory privately, where QEMU cannot. */
   readonly env: Readonly<Record<string, string>>;
   /** For the runs' directories. */
   readonly workDir: string;

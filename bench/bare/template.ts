@@ -32,7 +32,7 @@ export async function templateOf(place: Place): Promise<BareTemplate> {
     memory: memory.readonly === true ? 'read-only' : 'preload',
     memoryPath,
     imagePath: image.file.filename,
-    env: process.getuid?.() === 0 || memory.readonly === true ? {} : preload,
+    env: memory.readonly === true ? {} : preload,
     workDir,
   };
 }
