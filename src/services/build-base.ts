@@ -11,7 +11,7 @@ import { saidBy } from '../images/export.ts';
 import { imageDir, OCI_CONFIG, openImage, type PreparedImage } from '../images/image.ts';
 import type { ImageLibrary } from '../images/library.ts';
 import { CONFIG_BYTES_MAX } from '../images/oci/manifest.ts';
-import type { Built, HistoryEntry } from './build-stage.ts';
+import type { Built, HistoryEntry } from './build-stage-parts.ts';
 import type { BootSource } from './deps.ts';
 
 export type BaseImage = Built & { readonly digest: string };

@@ -1,0 +1,193 @@
+// The steps of a build that make a layer without any command: COPY, ADD and WORKDIR. No file of the image lies on the host for it: trees are
+// put together, and the content goes from archive to archive.
+import { join } from 'node:path';
+import { Ignored } from '../domain/dockerignore.ts';
+import type { Operation } from '../host/operation.ts';
+import { ArchiveError } from '../images/archive-error.ts';
+import { type CopyPlan, copyTree, LayerTree, modeChange } from '../images/build/copy.ts';
+import type { Of } from '../images/build/dockerfile.ts';
+import { DockerfileError } from '../images/build/dockerfile-error.ts';
+import { applyLayer, type LayerSource } from '../images/build/flatten.ts';
+import { keyOf } from '../images/build/keys.ts';
+import { lookUp } from '../images/build/look.ts';
+import { variablesOf } from '../images/build/state.ts';
+import { expandText } from '../images/build/words.ts';
+import { type Inode, Tree } from '../images/layers/tree.ts';
+import { packingOf } from '../images/layers/unpack.ts';
+import { contentOf, contentsOf, sourceOf } from './build-sources.ts';
+import type { StageNow } from './build-stage-now.ts';
+
+const MAGIC_BYTES = 6;
+
+export async function workdirStep(op: Operation, now: StageNow, step: Of<'WORKDIR'>): Promise<void> {
+  const value = now.text(step, step.value);
+  const before = now.state.config.WorkingDir || '/';
+  const path = `/${lookUpNames(value.startsWith('/') ? value : `${before}/${value}`)}`;
+  now.state = { ...now.state, config: { ...now.state.config, WorkingDir: path } };
+  await now.layer(op, `WORKDIR ${path}`, keyOf('workdir', now.key, path), async () => {
+    const stage = await now.root.tree(op);
+    if (lookUp(stage, path, 'follow').inode?.type === 'directory') return null;
+    const tree = new LayerTree(stage, { uid: 0, gid: 0 }, now.parts.request.epochSeconds);
+    await now.copying(step, async () => tree.directory(path));
+    return await now.write(op, tree, []);
+  });
+}
+
+export async function copyStep(op: Operation, now: StageNow, step: Of<'COPY'> | Of<'ADD'>): Promise<void> {
+  const { request, dockerfile } = now.parts;
+  const { flags } = step;
+  const text = (word: string) => now.text(step, word);
+  const sources = step.sources.map(text);
+  const target = text(step.target);
+  const [chown, chmod] = [flags.chown, flags.chmod].map((flag) => (flag === null ? null : text(flag)));
+  if (step.name === 'ADD' && sources.some((each) => /^https?:\/\//.test(each))) {
+    throw new DockerfileError(step.line, 'ADD', 'URLs are not fetched by a build: fetch it in a RUN, or beside the Dockerfile and COPY it');
+  }
+  const exclude = flags.exclude.map(text);
+  const workdir = now.state.config.WorkingDir || '/';
+  const source = await sourceOf(op, now, step, flags.from);
+  const excluded = new Ignored(exclude);
+  const isIgnored = (path: string) => source.isIgnored(path) || (exclude.length > 0 && excluded.has(path));
+  const inline = step.inline.map(({ name, content, expand }) => ({
+    name,
+    content: expand ? expandText(content, variablesOf(now.state), dockerfile.escapeChar) : content,
+  }));
+  const shape = keyOf(
+    ...[
+      'copy',
+      now.key,
+      step.name,
+      sources,
+      target,
+      workdir,
+      chown ?? '-',
+      chmod ?? '-',
+      String(flags.parents),
+      exclude,
+      String(request.epochSeconds),
+    ],
+    inline.flatMap(({ name, content }) => [name, content]),
+  );
+  const shown = `${step.name} ${[...(flags.from === null ? [] : [`--from=${flags.from}`]), ...(chown === null ? [] : [`--chown=${chown}`])]
+    .concat(
+      sources,
+      inline.map(({ name }) => `<<${name}`),
+      target,
+    )
+    .join(' ')}`;
+  const files = async () => {
+    const tree = source.tree ?? (await source.root.tree(op));
+    return { tree, layers: source.sources ?? source.root.sources(op) };
+  };
+  // What is the same stage gives the same files: they need not be looked at.
+  const quick = source.key === null ? null : keyOf('copied', shape, source.key);
+  const known = quick === null || request.noCache ? null : await now.parts.cache.get(op, quick);
+  if (known?.as !== undefined) return await now.layer(op, shown, known.as, async () => known.layer);
+  await now.copying(step, async () => {
+    const { tree, layers } = await files();
+    const contents = await contentsOf(tree, layers, sources, isIgnored, source.hashes);
+    const key = keyOf('copied', shape, contents);
+    await now.layer(op, shown, key, async () => {
+      const stage = await now.root.tree(op);
+      const owner = chown === null || chown === undefined ? (flags.from === null ? { uid: 0, gid: 0 } : null) : await now.owner(op, chown);
+      const archives: LayerSource[] = [];
+      const plan: CopyPlan = {
+        ...{ source: tree, isIgnored, sources, target, workdir, owner, parents: flags.parents },
+        mode: chmod === null || chmod === undefined ? null : modeChange(chmod),
+        clampMtimeSeconds: request.epochSeconds,
+        unpacked: step.name === 'ADD' ? async (inode) => await archiveOf(op, now, inode, layers, archives) : null,
+      };
+      const out = await copyTree(stage, plan);
+      const all = [...layers, ...archives];
+      if (inline.length > 0) all.push(await inlineLayer(now, out, stage, inline, plan, all.length));
+      return await now.write(op, out, all);
+    });
+    if (quick !== null) await now.parts.cache.put(op, quick, { layer: now.root.layers.at(-1) ?? null, atMs: now.atMs, as: key });
+  });
+}
+
+/** A file of ADD that is an archive, as a tree; null: it is none. */
+async function archiveOf(
+  op: Operation,
+  now: StageNow,
+  inode: Inode,
+  layers: readonly LayerSource[],
+  archives: LayerSource[],
+): Promise<Pick<Tree, 'root'> | null> {
+  const layer = inode.place === null ? undefined : layers[inode.place.layer];
+  if (layer === undefined) return null;
+  const { host, path } = now.parts.sandbox.staging;
+  const file = join(path, `add-${Buffer.from(host.randomBytes(8)).toString('hex')}`);
+  await host.appendStream(op, file, contentOf(layer, inode));
+  const start = await host.readRange(op, file, 0, MAGIC_BYTES);
+  if (!isPacked(start) && !isTar(await host.readRange(op, file, 257, 6))) return null;
+  packingOf(start); // what nothing here unpacks is refused, and not copied as it is
+  const { unpacked } = await import('../images/layers/unpack.ts');
+  const { BUILD_LIMITS } = await import('../images/build.ts');
+  const open: LayerSource = () => unpacked(op, host, file, BUILD_LIMITS.layerBytesMax);
+  const tree = new Tree();
+  const at = layers.length + archives.length;
+  try {
+    await applyLayer(tree, at, open);
+  } catch (error) {
+    // A file that is only packed, and no archive, is copied as it is.
+    if (error instanceof ArchiveError && isPacked(start)) return null;
+    throw error;
+  }
+  archives.push(open);
+  return tree;
+}
+
+/** The heredocs of a COPY, as a layer of their own that its tree points into. */
+async function inlineLayer(
+  now: StageNow,
+  out: LayerTree,
+  stage: Tree,
+  inline: readonly { name: string; content: string }[],
+  plan: CopyPlan,
+  at: number,
+): Promise<LayerSource> {
+  const target = plan.target.startsWith('/') ? plan.target : `${plan.workdir}/${plan.target}`;
+  const toDirectory = /(^|\/)\.{0,2}$/.test(plan.target) || lookUp(stage, target, 'follow').inode?.type === 'directory';
+  const { tarHeader, TAR_END } = await import('../images/tar/writer.ts');
+  const { padding } = await import('../images/tar/entry.ts');
+  const pieces: Buffer[] = [];
+  const mtimeSeconds = now.parts.request.epochSeconds ?? 0;
+  for (const [ordinal, { name, content }] of inline.entries()) {
+    const bytes = Buffer.from(content);
+    const blank = {
+      link: '',
+      devMajor: 0,
+      devMinor: 0,
+      xattrs: null,
+      sizeBytes: bytes.byteLength,
+      mtimeSeconds,
+      ...(plan.owner ?? { uid: 0, gid: 0 }),
+    };
+    const mode = plan.mode === null ? 0o644 : plan.mode(0o644, false);
+    pieces.push(tarHeader({ ...blank, type: 'file', path: name, mode }), bytes, Buffer.alloc(padding(bytes.byteLength)));
+    const inode: Inode = { ...blank, type: 'file', mode, place: bytes.byteLength === 0 ? null : { layer: at, ordinal }, children: null };
+    out.place(toDirectory ? `${target}/${name}` : target, null, inode);
+  }
+  const archive = Buffer.concat([...pieces, TAR_END]);
+  return async function* () {
+    yield archive;
+  };
+}
+
+function lookUpNames(path: string): string {
+  const parts: string[] = [];
+  for (const part of path.split('/')) {
+    if (part === '..') parts.pop();
+    else if (part !== '' && part !== '.') parts.push(part);
+  }
+  return parts.join('/');
+}
+
+function isPacked(start: Uint8Array): boolean {
+  return /^(1f8b|28b52ffd|fd377a585a00|425a68)/.test(Buffer.from(start).toString('hex'));
+}
+
+function isTar(magic: Uint8Array): boolean {
+  return Buffer.from(magic).toString('latin1').startsWith('ustar');
+}

@@ -1,0 +1,67 @@
+// What a stage of a build is given, and what it gives.
+import type { BackendName } from '../domain/sandbox.ts';
+import type { Operation } from '../host/operation.ts';
+import type { CacheEntry } from '../images/build/cache.ts';
+import type { BuildContext } from '../images/build/context.ts';
+import type { Dockerfile, Stage } from '../images/build/dockerfile.ts';
+import type { Key } from '../images/build/keys.ts';
+import type { StageRoot } from '../images/build/layers.ts';
+import type { Globals, StageState } from '../images/build/state.ts';
+import type { BaseImage } from './build-base.ts';
+import type { BuildLog } from './build-log.ts';
+import type { MountParts } from './build-mounts.ts';
+import type { SandboxParts, Shape } from './build-sandbox.ts';
+
+export type HistoryEntry = {
+  readonly created?: string;
+  readonly created_by?: string;
+  readonly comment?: string;
+  readonly empty_layer?: true;
+};
+
+/** A stage that is done, or an image as a stage begins with it. */
+export type Built = {
+  readonly key: Key;
+  readonly state: StageState;
+  readonly root: StageRoot;
+  readonly history: readonly HistoryEntry[];
+  /** When its newest layer was made. */
+  readonly atMs: number;
+  /** From which a sandbox can be started, and how many of its layers that has; null: from nothing. */
+  readonly image: { readonly reference: string; readonly layers: number } | null;
+};
+
+export type BuildRequest = {
+  readonly args: ReadonlyMap<string, string>;
+  readonly noCache: boolean;
+  readonly shape: Shape;
+  /** Times in the image are not later than this. */
+  readonly epochSeconds: number | null;
+};
+
+export type StageParts = {
+  readonly sandbox: SandboxParts;
+  readonly cache: {
+    get(op: Operation, key: Key): Promise<CacheEntry | null>;
+    put(op: Operation, key: Key, entry: CacheEntry): Promise<void>;
+  };
+  readonly context: BuildContext;
+  readonly dockerfile: Dockerfile;
+  readonly globals: Globals;
+  readonly request: BuildRequest;
+  readonly log: BuildLog;
+  readonly backend: (op: Operation) => Promise<BackendName>;
+  /** A stage before, once it is built. */
+  readonly stage: (index: number) => Promise<Built>;
+  readonly base: (op: Operation, name: string) => Promise<BaseImage>;
+  /** An image of layers that none has yet, to start a sandbox from. */
+  readonly image: (op: Operation, built: Built) => Promise<string>;
+  /** Proxies, mirrors and certificates of this machine, for RUN alone. */
+  readonly lent: { readonly env: Readonly<Record<string, string>>; readonly files: ReadonlyMap<string, Buffer> };
+  readonly mounts: Pick<MountParts, 'cacheDir' | 'locks'>;
+  readonly stepDone: () => void;
+};
+
+export function stageName(stage: Stage): string {
+  return stage.from.as ?? `stage ${stage.index}`;
+}
