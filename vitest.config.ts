@@ -1,3 +1,4 @@
+import { join } from 'node:path';
 import { defineConfig } from 'vitest/config';
 
 // The tests' own seed: printed by ./dev test, and settable to replay a run.
@@ -11,6 +12,11 @@ export default defineConfig({
     hookTimeout: 120_000,
     pool: 'forks',
     maxWorkers: 2,
-    env: { HUTCH_TEST_SEED: String(seed), HUTCH_SANDBOX_WARM: '0' },
+    env: {
+      HUTCH_TEST_SEED: String(seed),
+      HUTCH_SANDBOX_WARM: '0',
+      // Hundreds of daemons are started from their sources: each would strip and compile them again.
+      NODE_COMPILE_CACHE: join(import.meta.dirname, '.tools', 'compile-cache'),
+    },
   },
 });

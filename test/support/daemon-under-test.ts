@@ -385,6 +385,7 @@ export async function launch(
       HUTCH_DAEMON_LISTEN: '127.0.0.1:0',
       HUTCH_SANDBOX_BACKEND: 'qemu',
       HUTCH_SANDBOX_WARM: '0', // processes are counted: test/faults/warm.test.ts has some
+      NODE_COMPILE_CACHE: process.env['NODE_COMPILE_CACHE'],
       ...env,
     },
   });
