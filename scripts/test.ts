@@ -2,6 +2,7 @@
 // TypeScript tests (which start the real parts), the lab. Prints the seed; ends with one line
 // "N passed, N failed". `--long` runs the full figures and keeps what it ran in docs/test-runs.md.
 // `--backend NAME` runs the conformance suite of that one alone, and fails where it cannot be run.
+// `--fuzz=SECONDS` (60) is how long the parsers of what guests and hosts send are fuzzed, all targets together.
 import { spawn } from 'node:child_process';
 import { existsSync, readdirSync } from 'node:fs';
 import { relative } from 'node:path';
@@ -28,7 +29,12 @@ type Options = {
   readonly only: string | null;
   readonly noLab: boolean;
   readonly backend: string | null;
+  readonly fuzzSeconds: number;
 };
+
+/** Those of rust/agent/tests/fuzz.rs and test/guest/fuzz.test.ts, which share the time. */
+const FUZZ_TARGETS = 5;
+const FUZZ_SECONDS = 60;
 
 const SECTIONS = ['checks', 'rust', 'tests', 'lab'] as const;
 
@@ -38,6 +44,7 @@ function parse(argv: readonly string[]): Options {
   let noLab = false;
   let only: string | null = null;
   let backend: string | null = null;
+  let fuzzSeconds = FUZZ_SECONDS;
   const rest = [...argv];
   for (let arg = rest.shift(); arg !== undefined; arg = rest.shift()) {
     if (arg === '--long') long = true;
@@ -45,13 +52,16 @@ function parse(argv: readonly string[]): Options {
     else if (arg.startsWith('--only=')) only = arg.slice('--only='.length);
     else if (arg === '--backend') backend = rest.shift() ?? '';
     else if (arg.startsWith('--backend=')) backend = arg.slice('--backend='.length);
-    else if (arg.startsWith('-')) fail(`unknown option ${arg}; there are --long, --no-lab, --backend NAME, --only=${SECTIONS.join('|')}`);
+    else if (arg.startsWith('--fuzz=')) fuzzSeconds = Number(arg.slice('--fuzz='.length));
+    else if (arg.startsWith('-'))
+      fail(`unknown option ${arg}; there are --long, --no-lab, --backend NAME, --fuzz=SECONDS, --only=${SECTIONS.join('|')}`);
     else filters.push(arg);
   }
   if (only !== null && !(SECTIONS as readonly string[]).includes(only)) fail(`--only takes one of ${SECTIONS.join(', ')}`);
   if (backend !== null && !existsSync(suiteOf(backend))) fail(`--backend takes one of ${backends().join(', ')}`);
+  if (!Number.isInteger(fuzzSeconds) || fuzzSeconds < 1) fail('--fuzz takes a whole number of seconds, such as --fuzz=3600');
   if (backend !== null) filters.push(suiteOf(backend));
-  return { long, filters, only, noLab, backend };
+  return { long, filters, only, noLab, backend, fuzzSeconds };
 }
 
 const SUITES = 'test/conformance';
@@ -195,6 +205,7 @@ const seed = Number(process.env['HUTCH_TEST_SEED'] ?? Date.now() % 2 ** 31);
 const env = {
   ...process.env,
   HUTCH_TEST_SEED: String(seed),
+  HUTCH_TEST_FUZZ_SECONDS: String(Math.ceil(options.fuzzSeconds / FUZZ_TARGETS)),
   ...(options.long ? { HUTCH_TEST_LONG: '1' } : {}),
   ...(options.backend === null ? {} : { HUTCH_TEST_REQUIRE_BACKEND: options.backend }),
 };

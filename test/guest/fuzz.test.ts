@@ -1,5 +1,5 @@
 // Fuzzing of everything that reads what a guest sends: frames, MessagePack, and each schema. It runs
-// for HUTCH_FUZZ_SECONDS (2 unless set); the seed is printed, and HUTCH_TEST_SEED replays it.
+// for HUTCH_TEST_FUZZ_SECONDS (2 unless set); the seed is printed, and HUTCH_TEST_SEED replays it.
 import { encode } from '@msgpack/msgpack';
 import { expect, test } from 'vitest';
 import { z } from 'zod';
@@ -13,7 +13,7 @@ import { AnswerFinder } from '../../src/guest/preamble.ts';
 import { FRAME, FRAME_BYTES_MAX, FRAME_OVERHEAD_BYTES, OUTPUT_FRAME_BYTES_MAX } from '../../src/guest/protocol.ts';
 import { seeded } from './support.ts';
 
-const seconds = Number(process.env['HUTCH_FUZZ_SECONDS'] ?? 2);
+const seconds = Number(process.env['HUTCH_TEST_FUZZ_SECONDS'] ?? 2);
 const seed = Number(process.env['HUTCH_TEST_SEED'] ?? Date.now() % 2 ** 31);
 const MARK = 0x0102_0304;
 

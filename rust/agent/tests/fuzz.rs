@@ -1,5 +1,5 @@
 //! Random and mutated input for every parser that reads what a host, an image or an archive says. Each
-//! run has its own seed, which is printed; `HUTCH_FUZZ_SEED` repeats one, `HUTCH_FUZZ_SECONDS` (2) says how long.
+//! run has its own seed, which is printed; `HUTCH_TEST_FUZZ_SEED` repeats one, `HUTCH_TEST_FUZZ_SECONDS` (2) says how long.
 #![allow(clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 use hutch_agent::fault::Fault;
 use hutch_agent::netlink::{parse_address, parse_mac};
@@ -58,11 +58,11 @@ impl Random {
 fn run(name: &str, mut target: impl FnMut(&mut Random)) {
     let number = |variable: &str| std::env::var(variable).ok().and_then(|text| text.parse::<u64>().ok());
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock");
-    let seed = number("HUTCH_FUZZ_SEED").unwrap_or(now.as_nanos() as u64) | 1;
-    println!("{name}: HUTCH_FUZZ_SEED={seed}");
-    eprintln!("{name}: HUTCH_FUZZ_SEED={seed}");
+    let seed = number("HUTCH_TEST_FUZZ_SEED").unwrap_or(now.as_nanos() as u64) | 1;
+    println!("{name}: HUTCH_TEST_FUZZ_SEED={seed}");
+    eprintln!("{name}: HUTCH_TEST_FUZZ_SEED={seed}");
     let mut random = Random(seed);
-    let deadline = Instant::now() + Duration::from_secs(number("HUTCH_FUZZ_SECONDS").unwrap_or(2));
+    let deadline = Instant::now() + Duration::from_secs(number("HUTCH_TEST_FUZZ_SECONDS").unwrap_or(2));
     let mut turns = 0u64;
     while Instant::now() < deadline {
         for _ in 0..50 {
