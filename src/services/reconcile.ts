@@ -14,7 +14,7 @@ import { releaseRun, runOf } from './release.ts';
 import { goOnFromStillness } from './still.ts';
 import { causeOf, ownCaller, type Supervisor } from './supervisor.ts';
 import { Suspension } from './suspend.ts';
-import { recordEnd, removeSandbox } from './take-down.ts';
+import { clearAway, recordEnd, removeSandbox } from './take-down.ts';
 
 /** Sandboxes that are looked at side by side. */
 const AT_ONCE = 16;
@@ -71,6 +71,14 @@ async function finish(core: Core, suspension: Suspension, call: Call, intent: In
   if (intent.kind === 'suspend') return await suspension.finishSuspend(call, sandbox, intent);
   if (intent.kind === 'still') return await goOnFromStillness(core, call, sandbox, intent);
   if (intent.kind === 'wake') return await suspension.finishWakeUp(call, sandbox, intent);
+  if (intent.kind === 'delete' && sandbox.state === 'deleted') {
+    // Deleted at its end: what it has on the host may still be there.
+    const run = await runOf(core, op, sandbox);
+    core.runs.forget(run);
+    await run.backend.kill(op, run.plan, 'now');
+    await clearAway(core, op, run, sandbox);
+    return;
+  }
   if (intent.kind === 'delete' && sandbox.state !== 'deleted') {
     const run = await runOf(core, op, sandbox);
     const dead = await run.backend.kill(op, run.plan, 'now');

@@ -15,7 +15,7 @@ import { mirror } from './mirror.ts';
 import { watchNetwork } from './network-loss.ts';
 import { pause } from './pause.ts';
 import type { Run } from './run.ts';
-import { atMost, type Dead, recordEnd, removeSandbox, takeDown } from './take-down.ts';
+import { atMost, clearAway, type Dead, recordEnd, removeSandbox, takeDown } from './take-down.ts';
 
 /** Between tries to reach a guest that does not answer. */
 const RETRY_MS = 1_000;
@@ -88,7 +88,21 @@ export class Supervisor {
     const graceMs = autoRemove ? null : AFTER_MAIN_GRACE_MS;
     const wish = { cause: 'exited', actor: 'guest', graceMs, thenRemoved: autoRemove, removesItself: true } as const;
     const after = await takeDown(this.#core, call, run, wish);
+    if (after.state === 'deleted') this.#clearAway(run, after, REMOVALS_MAX);
     return await this.removeIfAsked(call, run, after);
+  }
+
+  /** Nobody waits for it: it is deleted, its process is dead, and its name is free. What fails is tried again, at last by the next start. */
+  #clearAway(run: Run, sandbox: Sandbox, triesLeft: number): void {
+    const ask = { verb: 'daemon.end', caller: ownCaller(this.#core), reads: false } as const;
+    const clearing = this.#core.operations.run(ask, async (call) => {
+      call.target(run.id);
+      await clearAway(this.#core, call.op, run, sandbox);
+    });
+    clearing.catch((err: unknown) => {
+      run.op.log.error({ sandbox: run.id, err, triesLeft }, 'a sandbox that removed itself left something behind');
+      if (triesLeft > 0) setTimeout(() => this.#clearAway(run, sandbox, triesLeft - 1), RECORD_RETRY_MS).unref();
+    });
   }
 
   /** After an end: `--rm`. */

@@ -49,9 +49,17 @@ export async function takeDown(core: Core, call: Call, run: Run, wish: Wish): Pr
   const left = wish.graceMs === null ? null : await leave(core, op, run, sandbox, wish.graceMs);
   const dead = left ?? (await killed(core, call, run, sandbox, wish.graceMs === null ? 'now' : 'gently'));
   await lastWord(op, run, sandbox);
+  // Whoever missed its last words looks for them where they are kept of one that is deleted.
+  if (isDeletedAtItsEnd(sandbox, wish) && sandbox.spec.main !== null) await keepLastLog(core, op, sandbox);
   const after = await recordEnd(core, call, run, sandbox, dead, wish);
-  if (wish.thenRemoved !== true || after.state !== 'stopped') await release(core, op, run);
+  if (after.state === 'deleted') core.runs.forget(run);
+  else if (wish.thenRemoved !== true || after.state !== 'stopped') await release(core, op, run);
   return after;
+}
+
+/** `--rm`, and its command has ended: its end and its deletion are one commit, and `clearAway` does the rest. */
+function isDeletedAtItsEnd({ spec }: Sandbox, { thenRemoved, removesItself }: Pick<Wish, 'thenRemoved' | 'removesItself'>): boolean {
+  return thenRemoved === true && removesItself === true && spec.autoRemove;
 }
 
 /** Asks the guest to end; null when it has not in time. */
@@ -129,7 +137,7 @@ export async function recordEnd(
   run: Run | null,
   sandbox: Sandbox,
   dead: Dead,
-  how: Pick<Wish, 'cause' | 'actor' | 'removesItself'> & { readonly bootId?: string },
+  how: Pick<Wish, 'cause' | 'actor' | 'thenRemoved' | 'removesItself'> & { readonly bootId?: string },
 ): Promise<Sandbox> {
   const { host, store } = core.deps;
   const nowMs = host.nowMs();
@@ -151,17 +159,25 @@ export async function recordEnd(
     isGone || how.removesItself !== true || !sandbox.spec.autoRemove
       ? []
       : ([{ change: 'addIntent', kind: 'delete', projectId: sandbox.projectId, sandboxId: sandbox.id, atMs: nowMs }] as const);
-  const [after] = await call.commit([
-    {
-      change: 'applyEvent',
-      sandboxId: sandbox.id,
-      event: { type: 'ended', atMs: nowMs, opId: call.op.id, reason, ended, diedAtMs, evidence: describeDeath(dead) },
-      ...(main?.exit === null || main === null
-        ? {}
-        : { detail: { signal: main.exit.signal, stdoutBytes: main.exit.stdoutBytes, stderrBytes: main.exit.stderrBytes } }),
-    },
-    ...removal,
-  ]);
+  const { id: sandboxId } = sandbox;
+  const ending = {
+    change: 'applyEvent',
+    sandboxId,
+    event: { type: 'ended', atMs: nowMs, opId: call.op.id, reason, ended, diedAtMs, evidence: describeDeath(dead) },
+    ...(main?.exit === null || main === null
+      ? {}
+      : { detail: { signal: main.exit.signal, stdoutBytes: main.exit.stdoutBytes, stderrBytes: main.exit.stderrBytes } }),
+  } as const;
+  if (!isGone && isDeletedAtItsEnd(sandbox, how)) {
+    const event = { type: 'deleted', atMs: nowMs, opId: call.op.id, process: null } as const;
+    // Whoever hears of it may publish the same ports. Its user is freed when nothing of it is left.
+    const release = { change: 'releasePorts', sandboxId } as const;
+    const [, gone] = await call.commit([ending, { change: 'applyEvent', sandboxId, event }, release, ...removal]);
+    await core.publisher.released(sandboxId);
+    core.sandboxes.changed(gone);
+    return gone;
+  }
+  const [after] = await call.commit([ending, ...removal]);
   core.sandboxes.changed(after);
   if (isGone) {
     await doubt(core, call, after, 'somebody else removed what it ran in, with everything on its disk; all that is left is to delete it');
@@ -213,16 +229,11 @@ export async function removeSandbox(
   const { op } = call;
   const { deps } = core;
   op.progress({ step: 'removing' });
-  const places = placesOf(deps.places, sandbox.id);
   core.runs.forget(run);
   const recorded = end.intentId === null ? removalsOf(core, sandbox) : Promise.resolve([end.intentId]);
   recorded.catch(() => {}); // awaited below
-  await run.backend.remove(op, run.plan);
-  await Promise.all([
-    deps.host.remove(op, places.dir),
-    deps.host.remove(op, places.runDir),
-    sandbox.spec.autoRemove && sandbox.spec.main !== null ? keepLastLog(core, op, sandbox) : deps.host.remove(op, places.logDir),
-  ]);
+  if (sandbox.spec.autoRemove && sandbox.spec.main !== null) await keepLastLog(core, op, sandbox);
+  await removeFromHost(core, op, run);
   const process =
     end.ended === null
       ? null
@@ -245,6 +256,21 @@ export async function removeSandbox(
   await core.publisher.released(sandbox.id);
   core.sandboxes.changed(after);
   return after;
+}
+
+/** What one that was deleted at its end still has on the host, and then its user and what says that this is to be done. */
+export async function clearAway(core: Core, op: Operation, run: Run, sandbox: Sandbox): Promise<void> {
+  const intents = await removalsOf(core, sandbox);
+  await removeFromHost(core, op, run);
+  const done = intents.map((id) => ({ change: 'finishIntent', id }) as const);
+  await core.deps.store.commit(op, [{ change: 'releaseUid', sandboxId: run.id }, ...done], 'relaxed');
+}
+
+async function removeFromHost(core: Core, op: Operation, { backend, plan, id }: Run): Promise<void> {
+  const { host, places } = core.deps;
+  const mine = placesOf(places, id);
+  await backend.remove(op, plan);
+  await Promise.all([host.remove(op, mine.dir), host.remove(op, mine.runDir), host.remove(op, mine.logDir)]);
 }
 
 /** What says that it is to be deleted: recorded with the end of one that removes itself. */

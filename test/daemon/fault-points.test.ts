@@ -2,9 +2,10 @@
 // The next daemon must find a state that is right: the operation happened or it did not, the ledger
 // agrees, and nothing is left over. Or the call fails, or never comes back: then the operation ends in time,
 // and the daemon goes on as if it had not been asked. Sampled by the seed; `--long` tries every point.
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { expect, test } from 'vitest';
 import { ApiError, DaemonUnderTest } from '../support/daemon-under-test.ts';
+import { eventually } from '../support/eventually.ts';
 
 const seed = Number(process.env['HUTCH_TEST_SEED'] ?? 1);
 const isLong = process.env['HUTCH_TEST_LONG'] !== undefined;
@@ -100,6 +101,9 @@ const CASES: readonly Case[] = [
     },
     async check(daemon, id) {
       await gone(daemon, id);
+      // It is deleted first, and cleared away then; what fails is tried again.
+      const dirs = ['data', 'run', 'log'].map((part) => `${daemon.home}/${part}/sandboxes/${id}`);
+      await eventually('nothing of it is on the host', () => !dirs.some(existsSync));
       await daemon.call('sandbox.create', { name: 'it' });
     },
   },
