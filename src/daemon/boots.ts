@@ -2,14 +2,14 @@
 // with our agent. Made once on this machine, with progress; remembered as long as this daemon runs.
 import type { Backend, BootNeed } from '../backends/backend.ts';
 import { HutchError } from '../domain/errors.ts';
-import { ENGINE_REFERENCE, type Image, type Kernel } from '../domain/image.ts';
+import { ENGINE_REFERENCE, type Image, type Kernel, OWN_KERNEL, REGISTERED } from '../domain/image.ts';
 import { parseImageReference, shownReference } from '../domain/image-reference.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import type { DownloadEnv } from '../images/apt.ts';
 import { DEFAULT_IMAGE, prepareDefaultImage } from '../images/default-image.ts';
 import { idOfDigest } from '../images/digest.ts';
-import { openImage, type PreparedImage } from '../images/image.ts';
+import { openImage, type PreparedImage, requireUnchanged } from '../images/image.ts';
 import { prepareInitramfs } from '../images/initramfs.ts';
 import { findKernel, openKernel, type PreparedKernel, prepareKernel } from '../images/kernel.ts';
 import { imagePaths, MADE, removeLeftovers } from '../images/layout.ts';
@@ -33,7 +33,9 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
   const initrds = new Set<string>();
 
   async function machine(op: Operation, image: PreparedImage, kernel: PreparedKernel): Promise<Boot> {
-    const initramfs = await prepareInitramfs(op, host, paths, { kernel, agentPath });
+    // An initrd belongs to the kernel that it came with.
+    const first = image.own?.kernelDigest === kernel.record.digest ? image.own.initrd?.path : undefined;
+    const initramfs = await prepareInitramfs(op, host, paths, { kernel, agentPath, ...(first === undefined ? {} : { first }) });
     initrds.add(initramfs.path);
     const boot = {
       image: image.record,
@@ -85,8 +87,13 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
   return {
     initrds: () => initrds,
 
-    async prepare(op, name, backend, kernel) {
+    async ownKernel(name) {
+      return (await onRecord(name))?.detail[OWN_KERNEL] !== undefined;
+    },
+
+    async prepare(op, name, backend, choice) {
       const { needs } = backend;
+      const kernel = choice?.kernel ?? null;
       if (name.includes('://')) return await fetched(op, name, backend);
       const remembered = known.get(keyOf(needs, name, kernel?.id ?? null));
       if (remembered !== undefined && (await isThere(op, host, remembered))) return remembered;
@@ -100,9 +107,10 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
         known.set(keyOf(needs, DEFAULT_IMAGE, kernel?.id ?? null), boot);
         return boot;
       }
-      const boot = await open(op, (await onRecord(name)) ?? (await pulled(op, name)), kernel?.digest ?? null, needs, 'get');
+      const record = (await onRecord(name)) ?? (await pulled(op, name));
+      const boot = await open(op, record, kernel?.digest ?? null, choice?.by ?? 'default', needs, 'get');
       // By its id only: names move.
-      if (boot.files.kind !== 'engine') known.set(keyOf(needs, boot.image.id, kernel?.id ?? null), boot);
+      remember(keyOf(needs, boot.image.id, kernel?.id ?? null), boot);
       return boot;
     },
 
@@ -112,11 +120,16 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
       const image = await store.query('image', { id: imageId });
       if (image === null) throw op.error('failed_precondition', `image ${imageId} is gone`);
       const kernel = kernelId === null ? null : await store.query('kernel', { id: kernelId });
-      const boot = await open(op, image, kernel?.digest ?? null, needs, 'look');
-      known.set(keyOf(needs, imageId, kernelId), boot);
+      const boot = await open(op, image, kernel?.digest ?? null, 'asked', needs, 'look');
+      remember(keyOf(needs, imageId, kernelId), boot);
       return boot;
     },
   };
+
+  /** Files of a user's are looked at before each start; and what an Engine has, it may have no more. */
+  function remember(key: string, boot: Boot): void {
+    if (boot.files.kind !== 'engine' && boot.image.detail[REGISTERED] === undefined) known.set(key, boot);
+  }
 
   /** By id, digest or name; the name as it was written, or in the short form. */
   async function onRecord(name: string): Promise<Image | undefined> {
@@ -170,15 +183,26 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
     return engineBoot(stored, reference);
   }
 
-  async function open(op: Operation, record: Image, kernelDigest: string | null, needs: BootNeed, kernels: 'get' | 'look'): Promise<Boot> {
+  /** `by`: whether somebody wants this kernel, or it is what those have that bring none. */
+  async function open(
+    op: Operation,
+    record: Image,
+    kernelDigest: string | null,
+    by: 'asked' | 'default',
+    needs: BootNeed,
+    kernels: 'get' | 'look',
+  ): Promise<Boot> {
     const reference = record.detail[ENGINE_REFERENCE];
     if (typeof reference === 'string') return engineBoot(record, reference);
     const image = await openImage(op, host, paths, record.digest);
     if (image === null)
       throw op.error('failed_precondition', `image ${record.digest} is not there any more`, { hint: `look into ${paths.images}` });
+    await requireUnchanged(op, host, paths, image);
     if (needs === 'root') return root(image);
+    const wanted = by === 'asked' ? kernelDigest : (image.own?.kernelDigest ?? kernelDigest);
     // A disk does not depend on the kernel: where the old one is gone, the current one does.
-    const own = kernelDigest === null ? null : await openKernel(op, host, paths, kernelDigest);
+    const own = wanted === null ? null : await openKernel(op, host, paths, wanted);
+    if (own === null && wanted !== null && wanted === image.own?.kernelDigest) throw ownKernelGone(op, record);
     const kernel =
       own ?? (await findKernel(op, host, paths)) ?? (kernels === 'get' ? await prepareKernel(op, host, paths, downloadEnv) : null);
     if (kernel === null) throw op.error('failed_precondition', 'there is no guest kernel', { hint: 'make a sandbox; that makes one' });
@@ -189,6 +213,12 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
 
 function keyOf(needs: BootNeed, image: string, kernelId: string | null): string {
   return `${needs} ${image} ${kernelId ?? ''}`;
+}
+
+function ownKernelGone(op: Operation, { id }: Image): HutchError {
+  return op.error('failed_precondition', `the kernel that image ${id} was registered with is not there any more`, {
+    hint: 'register it again: hutch image register',
+  });
 }
 
 /** With which a registry says that it has not got it, or not for us. */

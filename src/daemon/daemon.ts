@@ -74,6 +74,7 @@ const NO_PARTS: Parts = {
   backends: [],
   boots: {
     initrds: () => new Set(),
+    ownKernel: async () => false,
     prepare: async (op) => Promise.reject(op.error('failed_precondition', 'this daemon has no images')),
     of: async (op) => Promise.reject(op.error('failed_precondition', 'this daemon has no images')),
   },

@@ -19,6 +19,10 @@ export type ImageConfig = {
 
 /** In the detail of an image: how the engine that has it calls it. */
 export const ENGINE_REFERENCE = 'engineReference';
+/** In the detail of an image that brings its own kernel: the id of that. */
+export const OWN_KERNEL = 'kernelId';
+/** In the detail of an image that is only registered: the user's files that it is made of. */
+export const REGISTERED = 'registered';
 
 export type Image = {
   readonly id: ImageId;

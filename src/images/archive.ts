@@ -78,7 +78,7 @@ export async function importImages(op: Operation, parts: ImportParts, source: As
 }
 
 /** Where the parts of images lie in it, and the digest of the whole, unpacked. */
-async function scan(chunks: AsyncIterable<Uint8Array>): Promise<{ found: ReadonlyMap<string, Part>; diffId: string }> {
+export async function scan(chunks: AsyncIterable<Uint8Array>): Promise<{ found: ReadonlyMap<string, Part>; diffId: string }> {
   const hash = createHash('sha256');
   const found = new Map<string, Part>();
   await using reader = new TarReader(

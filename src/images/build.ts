@@ -10,7 +10,16 @@ import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { ArchiveError } from './archive-error.ts';
 import type { Blobs } from './blobs.ts';
-import { commitImage, OCI_CONFIG, OCI_MANIFEST, type OciSource, openImage, type PreparedImage, ROOTFS } from './image.ts';
+import {
+  commitImage,
+  type ImageManifest,
+  OCI_CONFIG,
+  OCI_MANIFEST,
+  type OciSource,
+  openImage,
+  type PreparedImage,
+  ROOTFS,
+} from './image.ts';
 import { type KnownLayer, keepMap, knownMaps, openMap } from './layers/map.ts';
 import { PackFailed, packLayer } from './layers/pack.ts';
 import { TREE_LIMITS, Tree, type TreeLimits } from './layers/tree.ts';
@@ -48,6 +57,8 @@ export type ImageToBuild = {
   readonly manifest: { readonly digest: string; readonly bytes: Buffer } | null;
   /** From the lowest up. */
   readonly layers: readonly LayerToBuild[];
+  /** What its manifest says beside that, or instead. */
+  readonly more?: Partial<Pick<ImageManifest, 'source' | 'own' | 'given'>>;
 };
 
 export async function buildImage(
@@ -88,11 +99,12 @@ export async function buildImage(
         mediaType,
       })),
     },
+    ...image.more,
   });
 }
 
 /** Held for as long as it takes to look whether an image is there, and to move it into place. */
-async function publishing(op: Operation, host: Host, paths: ImagePaths): Promise<AsyncDisposable> {
+export async function publishing(op: Operation, host: Host, paths: ImagePaths): Promise<AsyncDisposable> {
   using patient = op.within(PUBLISH_MS, 'waiting for another process that moves an image into place');
   for (;;) {
     const lock = await host.lockFile(patient, join(paths.staging, 'publish.lock'));

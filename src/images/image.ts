@@ -4,10 +4,11 @@
 // does not matter to who uses it.
 import { join } from 'node:path';
 import * as z from 'zod';
-import type { Image } from '../domain/image.ts';
+import { type Image, OWN_KERNEL, REGISTERED } from '../domain/image.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { idOfDigest } from './digest.ts';
+import { type GivenFile, givenFile, unchanged } from './given.ts';
 import { commit, type ImagePaths, listOr, SHARED_FILE_MODE, unlessDamaged } from './layout.ts';
 
 const hex64 = z.string().regex(/^[0-9a-f]{64}$/);
@@ -38,7 +39,9 @@ const ociSource = z.strictObject({
     .max(512),
 });
 export type OciSource = z.infer<typeof ociSource>;
-const sourceSchema = z.discriminatedUnion('kind', [mmdebstrapSource, ociSource]);
+/** Of files that a user has registered. */
+const fileSource = z.strictObject({ kind: z.literal('file') });
+const sourceSchema = z.discriminatedUnion('kind', [mmdebstrapSource, ociSource, fileSource]);
 export type ImageSource = z.infer<typeof sourceSchema>;
 
 const configSchema = z.strictObject({
@@ -65,6 +68,12 @@ const manifestSchema = z.strictObject({
   config: configSchema,
   createdAtMs: z.int(),
   source: sourceSchema,
+  /** What it boots unless somebody asks for another kernel: `sha256:…` of a kernel here, and of the initrd that goes before ours. */
+  own: z.strictObject({ kernel: z.string().regex(/^sha256:[0-9a-f]{64}$/), initrd: hex64.nullable() }).optional(),
+  /** The files of the user's that it is made of; one that Hutch owns has none. */
+  given: z.array(givenFile).min(1).max(8).optional(),
+  /** Its root file system is the first of these, as it lies there. */
+  inPlace: z.literal(true).optional(),
 });
 export type ImageManifest = z.infer<typeof manifestSchema>;
 
@@ -75,8 +84,15 @@ export type PreparedImage = {
   readonly rootDigest: string;
   readonly fileSystem: ImageManifest['fileSystem'];
   readonly source: ImageSource;
+  /** The kernel that it brings, and the initrd that belongs to that. */
+  readonly own: OwnBoot | null;
+  /** The user's files that it is made of: `requireUnchanged` before they are used. Empty: it is Hutch's own. */
+  readonly given: readonly GivenFile[];
 };
 
+export type OwnBoot = { readonly kernelDigest: string; readonly initrd: { readonly path: string; readonly sha256: string } | null };
+
+export const INITRD = 'initrd';
 export const ROOTFS = 'rootfs.squashfs';
 /** The configuration as it came; its digest is the image's. */
 export const OCI_CONFIG = 'config.json';
@@ -93,9 +109,37 @@ export async function commitImage(
   dir: string,
   manifest: ImageManifest,
 ): Promise<PreparedImage> {
-  await host.writeFileAtomic(op, join(dir, MANIFEST), `${JSON.stringify(manifest, null, 2)}\n`, SHARED_FILE_MODE);
-  await commit(op, host, dir, imageDir(paths, digestOf(manifest)), [ROOTFS]);
+  await writeManifest(op, host, dir, manifest);
+  await commit(op, host, dir, imageDir(paths, digestOf(manifest)), manifest.inPlace === true ? [] : [ROOTFS]);
   return preparedOf(paths, manifest);
+}
+
+/** Says anew how an image that is there was made: the old word or the new, never a part. */
+export async function changeManifest(
+  op: Operation,
+  host: Host,
+  paths: ImagePaths,
+  digest: string,
+  change: (manifest: ImageManifest) => ImageManifest,
+): Promise<PreparedImage> {
+  const dir = imageDir(paths, digest);
+  const manifest = change(await readManifest(op, host, dir));
+  await writeManifest(op, host, dir, manifest);
+  return preparedOf(paths, manifest);
+}
+
+async function writeManifest(op: Operation, host: Host, dir: string, manifest: ImageManifest): Promise<void> {
+  await host.writeFileAtomic(op, join(dir, MANIFEST), `${JSON.stringify(manifest, null, 2)}\n`, SHARED_FILE_MODE);
+}
+
+/**
+ * Before a user's files are used: they are what they were when they were registered.
+ * @throws HutchError `failed_precondition` naming what is not.
+ */
+export async function requireUnchanged(op: Operation, host: Host, paths: ImagePaths, image: PreparedImage): Promise<void> {
+  if (image.given.length === 0) return;
+  const { files, areAsSeen } = await unchanged(op, host, image.given, `image ${image.record.id}`);
+  if (!areAsSeen) await changeManifest(op, host, paths, image.record.digest, (manifest) => ({ ...manifest, given: [...files] }));
 }
 
 /** All images that are there and not damaged, in the order of their digests. */
@@ -116,6 +160,7 @@ export async function openImage(op: Operation, host: Host, paths: ImagePaths, di
   const manifest = await readManifest(op, host, dir);
   const image = preparedOf(paths, manifest);
   if (image.record.digest !== digest) throw damaged(op, dir, 'its manifest does not belong to its digest');
+  if (manifest.inPlace === true) return image; // the user's: `requireUnchanged` says what became of it
   const file = await host.stat(op, image.path);
   if (file?.sizeBytes !== manifest.sizeBytes) {
     throw damaged(op, dir, file === null ? `${ROOTFS} is missing` : `${ROOTFS} has ${file.sizeBytes} of ${manifest.sizeBytes} bytes`);
@@ -127,8 +172,12 @@ export async function openImage(op: Operation, host: Host, paths: ImagePaths, di
 export async function verifyImage(op: Operation, host: Host, paths: ImagePaths, digest: string): Promise<void> {
   const image = await openImage(op, host, paths, digest);
   if (image === null) throw op.error('not_found', `image ${digest} is not in ${paths.images}`);
-  const dir = join(image.path, '..');
+  const dir = imageDir(paths, digest);
+  await requireUnchanged(op, host, paths, image);
   if (`sha256:${await host.sha256(op, image.path)}` !== image.rootDigest) throw damaged(op, dir, `${ROOTFS} has changed`);
+  if (image.own?.initrd != null && (await host.sha256(op, image.own.initrd.path)) !== image.own.initrd.sha256) {
+    throw damaged(op, dir, `${INITRD} has changed`);
+  }
   if (image.source.kind !== 'oci') return;
   const config = join(dir, OCI_CONFIG);
   if ((await host.stat(op, config)) === null) throw damaged(op, dir, `${OCI_CONFIG} is missing`);
@@ -160,8 +209,10 @@ function damaged(op: Operation, dir: string, why: string, cause?: unknown): Erro
 }
 
 function preparedOf(paths: ImagePaths, manifest: ImageManifest): PreparedImage {
-  const { name, architecture, sizeBytes, config, createdAtMs, source, fileSystem } = manifest;
+  const { name, architecture, sizeBytes, config, createdAtMs, source, fileSystem, own, given = [], inPlace } = manifest;
   const digest = digestOf(manifest);
+  const dir = imageDir(paths, digest);
+  const initrdPath = given.find(({ role }) => role === 'initrd')?.path ?? join(dir, INITRD);
   const record = {
     id: idOfDigest('img', digest),
     name,
@@ -170,7 +221,25 @@ function preparedOf(paths: ImagePaths, manifest: ImageManifest): PreparedImage {
     sizeBytes,
     config,
     createdAtMs,
-    detail: { fileSystem, source },
+    detail: {
+      fileSystem,
+      source,
+      ...(own === undefined ? {} : { [OWN_KERNEL]: idOfDigest('krn', own.kernel) }),
+      ...(given.length === 0
+        ? {}
+        : { [REGISTERED]: { files: given.map(({ role, path }) => ({ role, path })), inPlace: inPlace === true } }),
+    },
   };
-  return { record, path: join(imageDir(paths, digest), ROOTFS), rootDigest: `sha256:${manifest.sha256}`, fileSystem, source };
+  return {
+    record,
+    path: inPlace === true ? (given[0]?.path ?? '') : join(dir, ROOTFS),
+    rootDigest: `sha256:${manifest.sha256}`,
+    fileSystem,
+    source,
+    own:
+      own === undefined
+        ? null
+        : { kernelDigest: own.kernel, initrd: own.initrd === null ? null : { path: initrdPath, sha256: own.initrd } },
+    given,
+  };
 }

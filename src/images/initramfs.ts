@@ -13,21 +13,27 @@ export type Initramfs = { readonly path: string; readonly digest: string; readon
 
 const AGENT_BYTES_MAX = 64 * 1024 * 1024;
 const MODULE_BYTES_MAX = 64 * 1024 * 1024;
+const FIRST_BYTES_MAX = 512 * 1024 * 1024;
+/** At which a kernel looks for the next archive. */
+const ARCHIVE_ALIGN_BYTES = 4;
 const MOUNT_POINTS = ['dev', 'proc', 'sys', 'run', 'tmp', 'mnt', 'newroot'];
 
-/** Makes it, or finds it made: the content decides. */
+/** Makes it, or finds it made: the content decides. `first`: an initrd that the kernel unpacks before ours, which wins where both have a file. */
 export async function prepareInitramfs(
   op: Operation,
   host: Host,
   paths: ImagePaths,
-  from: { readonly kernel: PreparedKernel; readonly agentPath: string },
+  from: { readonly kernel: PreparedKernel; readonly agentPath: string; readonly first?: string },
 ): Promise<Initramfs> {
   if ((await host.stat(op, from.agentPath)) === null) {
     throw op.error('failed_precondition', `the agent's program is missing at ${from.agentPath}`, {
       hint: 'take a fresh copy of Hutch: its prebuilt directory is incomplete',
     });
   }
-  const archive = initramfsArchive(await host.readFile(op, from.agentPath, AGENT_BYTES_MAX), await readModules(op, host, from.kernel));
+  const ours = initramfsArchive(await host.readFile(op, from.agentPath, AGENT_BYTES_MAX), await readModules(op, host, from.kernel));
+  const first = from.first === undefined ? new Uint8Array() : await host.readFile(op, from.first, FIRST_BYTES_MAX);
+  const gap = -first.byteLength & (ARCHIVE_ALIGN_BYTES - 1);
+  const archive = first.byteLength === 0 ? ours : Buffer.concat([first, Buffer.alloc(gap), ours]);
   const hex = createHash('sha256').update(archive).digest('hex');
   const path = join(paths.initramfs, `${hex}.cpio`);
   const made = { path, digest: `sha256:${hex}`, sizeBytes: archive.byteLength };

@@ -32,17 +32,25 @@ export async function importKernel(
   source: AsyncIterable<Uint8Array>,
 ): Promise<PreparedKernel> {
   const file = join(staging, 'given');
+  return await noKernel(
+    op,
+    'give a package (.deb), or a kernel with the directory of its modules: hutch kernel import FILE --modules DIR',
+    async () => {
+      op.progress({ step: KERNEL_STEP, detail: 'reading' });
+      await host.appendStream(op, file, bounded(source, ARCHIVE_BYTES_MAX));
+      const parts = await partsOf(op, host, file, staging);
+      return await assembleKernel(op, host, paths, join(staging, 'out'), parts, { packages: [], by: 'user' });
+    },
+  );
+}
+
+/** What it cannot be made of is an answer with what to do. */
+export async function noKernel<T>(op: Operation, hint: string, work: () => Promise<T>): Promise<T> {
   try {
-    op.progress({ step: KERNEL_STEP, detail: 'reading' });
-    await host.appendStream(op, file, bounded(source, ARCHIVE_BYTES_MAX));
-    const parts = await partsOf(op, host, file, staging);
-    return await assembleKernel(op, host, paths, join(staging, 'out'), parts, { packages: [], by: 'user' });
+    return await work();
   } catch (error) {
     if (!(error instanceof DamagedPayload) && !(error instanceof ArchiveError)) throw error;
-    throw op.error('failed_precondition', `this is no kernel that sandboxes can boot: ${error.message}`, {
-      hint: 'give a package (.deb), or a kernel with the directory of its modules: hutch kernel import FILE --modules DIR',
-      cause: error,
-    });
+    throw op.error('failed_precondition', `this is no kernel that sandboxes can boot: ${error.message}`, { hint, cause: error });
   }
 }
 
@@ -75,7 +83,7 @@ async function tarOfPackage(op: Operation, host: Host, file: string, staging: st
 }
 
 /** A kernel without modules beside it must say itself that it has all built in. */
-async function partsAlone(op: Operation, host: Host, file: string): Promise<KernelParts> {
+export async function partsAlone(op: Operation, host: Host, file: string): Promise<KernelParts> {
   const image = () => host.readFile(op, file, VMLINUZ_BYTES_MAX * 2);
   const bytes = await image();
   const config = await carriedConfig(bytes);

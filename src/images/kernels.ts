@@ -5,6 +5,7 @@ import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import type { DownloadEnv } from './apt.ts';
 import { kernelOfPackages, listKernels, openKernel, type PreparedKernel, verifyKernel } from './kernel.ts';
+import { kernelOfFiles } from './kernel-files.ts';
 import { importKernel } from './kernel-import.ts';
 import { availableKernels, downloadKernel, type KernelPackage } from './kernel-packages.ts';
 import { alone, type ImagePaths } from './layout.ts';
@@ -42,6 +43,11 @@ export class KernelLibrary {
   async import(op: Operation, source: AsyncIterable<Uint8Array>): Promise<PreparedKernel> {
     // What an interrupted pull left stays for the next one.
     return await this.#staged(op, /\.deb$/, (staging) => importKernel(op, this.#host, this.#paths, staging, source));
+  }
+
+  /** Of files that stay the user's. @throws HutchError `failed_precondition` for what is no kernel that guests boot. */
+  async ofFiles(op: Operation, files: { readonly image: string; readonly modules: string | null }): Promise<PreparedKernel> {
+    return await this.#staged(op, /\.deb$/, (staging) => kernelOfFiles(op, this.#host, this.#paths, staging, files));
   }
 
   /** Reads all of it. @throws HutchError `failed_precondition` naming what is not what it was. */

@@ -8,11 +8,12 @@ import { type Imported, importImages } from './archive.ts';
 import { Blobs } from './blobs.ts';
 import type { BuildLimits } from './build.ts';
 import { exportImage } from './export.ts';
-import { imageDir, OCI_CONFIG, openImage, type PreparedImage, verifyImage } from './image.ts';
+import { imageDir, OCI_CONFIG, openImage, type PreparedImage, requireUnchanged, verifyImage } from './image.ts';
 import { type ImagePaths, unlessDamaged } from './layout.ts';
 import { CONFIG_BYTES_MAX, type OciConfig, parseConfig } from './oci/manifest.ts';
 import { type PullParts, pullImage, requireAllowed } from './pull.ts';
 import { type PushedImage, pushImage } from './push.ts';
+import { promoteImage, registerImage, type ToRegister } from './register.ts';
 import type { Registry } from './registry/client.ts';
 import type { Credentials } from './registry/credentials.ts';
 import { type Spdx, sbomOf } from './sbom/sbom.ts';
@@ -69,9 +70,7 @@ export class ImageLibrary {
 
   /** @throws HutchError `failed_precondition` for one that lies elsewhere, in an Engine's store. */
   async export(op: Operation, digest: string, names: readonly string[]): Promise<AsyncIterable<Uint8Array>> {
-    const image = await openImage(op, this.host, this.paths, digest);
-    if (image === null)
-      throw op.error('failed_precondition', `image ${digest} does not lie in ${this.paths.images}: it cannot be exported`);
+    const image = await this.#usable(op, digest, 'exported');
     return exportImage(op, this.#parts, image, names);
   }
 
@@ -85,9 +84,27 @@ export class ImageLibrary {
     to: ImageReference,
     known: ReadonlyMap<string, readonly string[]> = new Map(),
   ): Promise<PushedImage> {
-    const image = await openImage(op, this.host, this.paths, digest);
-    if (image === null) throw op.error('failed_precondition', `image ${digest} does not lie in ${this.paths.images}: it cannot be pushed`);
+    const image = await this.#usable(op, digest, 'pushed');
     return await pushImage(op, this.#parts, image, to, known);
+  }
+
+  /** An image of files that lie here already and stay the user's. @throws HutchError `failed_precondition`, `not_found`. */
+  async register(op: Operation, files: ToRegister): Promise<PreparedImage> {
+    return await registerImage(op, this.#parts, files);
+  }
+
+  /** It gets copies of its own of the files that it was registered with. @throws HutchError `failed_precondition`. */
+  async promote(op: Operation, digest: string): Promise<PreparedImage> {
+    return await promoteImage(op, this.#parts, digest);
+  }
+
+  async #usable(op: Operation, digest: string, forWhat: 'exported' | 'pushed' | 'read'): Promise<PreparedImage> {
+    const image = await openImage(op, this.host, this.paths, digest);
+    if (image === null) {
+      throw op.error('failed_precondition', `image ${digest} does not lie in ${this.paths.images}: it cannot be ${forWhat}`);
+    }
+    await requireUnchanged(op, this.host, this.paths, image);
+    return image;
   }
 
   /** Null: it is not here, or it is damaged. */
@@ -97,8 +114,7 @@ export class ImageLibrary {
 
   /** In SPDX 2.3, from the databases of package managers in it. @throws HutchError `failed_precondition` for one that lies elsewhere. */
   async sbom(op: Operation, digest: string, name: string, tool: string): Promise<Spdx> {
-    const image = await openImage(op, this.host, this.paths, digest);
-    if (image === null) throw op.error('failed_precondition', `image ${digest} does not lie in ${this.paths.images}: it cannot be read`);
+    const image = await this.#usable(op, digest, 'read');
     return await sbomOf(op, { host: this.host, blobs: this.blobs }, image, name, tool);
   }
 

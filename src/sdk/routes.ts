@@ -54,6 +54,8 @@ export const routes = {
   'image.pull': { kind: 'unary', method: 'POST', path: '/v1/images/pull', idempotent: true, reads: false },
   'image.push': { kind: 'unary', method: 'POST', path: '/v1/images/{image}/push', idempotent: true, reads: false },
   'image.import': { kind: 'upload', method: 'PUT', path: '/v1/images', idempotent: true, reads: false },
+  'image.register': { kind: 'unary', method: 'POST', path: '/v1/images/register', idempotent: true, reads: false },
+  'image.promote': { kind: 'unary', method: 'POST', path: '/v1/images/{image}/promote', idempotent: true, reads: false },
   'image.export': { kind: 'download', method: 'GET', path: '/v1/images/{image}/export', idempotent: true, reads: true },
   'image.history': { kind: 'unary', method: 'GET', path: '/v1/images/{image}/history', idempotent: true, reads: true },
   'image.sbom': { kind: 'unary', method: 'GET', path: '/v1/images/{image}/sbom', idempotent: true, reads: true },

@@ -46,6 +46,7 @@ export function assetVerbs(core: Core, handlers: Pick<Handlers, 'image.remove' |
   async function kernelAssets(op: Operation): Promise<readonly Found[]> {
     const here = (await kernels?.here(op)) ?? [];
     const users = await store.query('kernelUsers', {});
+    const images = await store.query('kernelImages', {});
     const chosen = (await store.query('defaultKernel', {})) ?? (here.find(({ by }) => by === 'hutch') ?? here[0])?.record.id;
     return here.map(({ record, vmlinuxPath }) => ({
       id: record.id,
@@ -58,6 +59,7 @@ export function assetVerbs(core: Core, handlers: Pick<Handlers, 'image.remove' |
       references: [
         ...(record.id === chosen ? [{ kind: 'default', what: 'sandboxes that name no kernel' } as const] : []),
         ...users.filter(({ id }) => id === record.id).map(({ sandbox }): Reference => ({ kind: 'sandbox', what: sandbox })),
+        ...images.filter(({ id }) => id === record.id).map(({ image }): Reference => ({ kind: 'image', what: image })),
       ],
     }));
   }

@@ -32,7 +32,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     const { op } = call;
     const { settings, host } = deps;
     if (input.name !== undefined) checkName(call, input.name);
-    const backend = await templates.backend(op, input.backend ?? backendOfKernel(input));
+    const backend = await templates.backend(op, input.backend ?? (await backendOfKernel(input)));
     const shape = {
       cpus: input.cpus ?? settings.cpus,
       memoryMiB: input.memoryMiB ?? settings.memoryMiB,
@@ -69,9 +69,10 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     };
   }
 
-  /** Who asks for a kernel means a backend that boots one. */
-  function backendOfKernel({ kernel }: Input): Input['backend'] {
-    if (kernel === undefined || deps.settings.backend !== 'auto') return undefined;
+  /** Who asks for a kernel, or for an image that brings one, means a backend that boots one. */
+  async function backendOfKernel({ kernel, image }: Input): Promise<Input['backend']> {
+    if (deps.settings.backend !== 'auto') return undefined;
+    if (kernel === undefined && (image === undefined || !(await deps.boots.ownKernel(image)))) return undefined;
     return deps.backends.find(({ needs }) => needs === 'machine')?.name;
   }
 

@@ -93,6 +93,8 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'image.pull': TRANSFER_MS,
   'image.push': TRANSFER_MS,
   'image.import': TRANSFER_MS,
+  'image.register': TRANSFER_MS,
+  'image.promote': TRANSFER_MS,
   'image.export': TRANSFER_MS,
   'image.history': READ_MS,
   'image.commit': PREPARE_MS,

@@ -13,15 +13,26 @@ import type { Store } from '../store/contract.ts';
 /** What a sandbox boots from. */
 export type Boot = { readonly image: Image; readonly kernelId: KernelId | null; readonly files: BootFiles };
 
+/** `asked`: by whoever makes the sandbox; `default`: by whoever said what sandboxes boot that name none. */
+export type KernelChoice = { readonly kernel: Kernel; readonly by: 'asked' | 'default' };
+
 export type BootSource = {
   /** Paths of the initrds that this daemon has given to anybody: who is about to boot one must find it. */
   initrds(): ReadonlySet<string>;
   /**
    * By name, id or digest, or as `docker://REF` where the backend fetches that by itself; made or pulled on first use,
-   * with progress. `kernel` is the one that it boots, where the backend boots one; null: the default.
+   * with progress. `kernel` is the one that it boots, where the backend boots one; an image that brings its own boots that
+   * unless another is asked for. Null: what Hutch chose.
    * @throws HutchError `not_found`, `failed_precondition` when this backend cannot run it.
    */
-  prepare(op: Operation, image: string, backend: Pick<Backend, 'name' | 'needs' | 'fetchImage'>, kernel: Kernel | null): Promise<Boot>;
+  prepare(
+    op: Operation,
+    image: string,
+    backend: Pick<Backend, 'name' | 'needs' | 'fetchImage'>,
+    kernel: KernelChoice | null,
+  ): Promise<Boot>;
+  /** Whether an image that is here brings a kernel. */
+  ownKernel(image: string): Promise<boolean>;
   /** Of a sandbox that exists: never makes anything. @throws HutchError `failed_precondition` when it is gone. */
   of(op: Operation, spec: { readonly imageId: ImageId; readonly kernelId: KernelId | null }, needs: BootNeed): Promise<Boot>;
 };

@@ -7,7 +7,7 @@ import { HUB, type ImageReference, parseImageReference, requireImageReference, s
 import { requireReference } from '../domain/reference.ts';
 import type { Operation } from '../host/operation.ts';
 import type { ImageLibrary } from '../images/library.ts';
-import { PAGE_ROWS_MAX } from '../store/contract.ts';
+import { PAGE_ROWS_MAX, type Store } from '../store/contract.ts';
 import { dropCommitted } from './committed.ts';
 import type { Core } from './core.ts';
 import type { Handlers } from './handlers.ts';
@@ -17,46 +17,15 @@ import type { Output } from './verbs.ts';
 /** Each that has it not costs a question. */
 const MOUNTS_TRIED_MAX = 4;
 
-/** But for the one that is about a sandbox: commit.ts. */
-type ImageVerbs = Exclude<Extract<keyof Handlers, `image.${string}`>, 'image.commit'>;
+/** But for the one that is about a sandbox (commit.ts), and those about files of this machine (registered.ts). */
+type ImageVerbs = Exclude<Extract<keyof Handlers, `image.${string}`>, 'image.commit' | 'image.register' | 'image.promote'>;
 
 export function imageVerbs(core: Core): Pick<Handlers, ImageVerbs> {
   const { store, host } = core.deps;
 
-  function library(op: Operation): ImageLibrary {
-    if (core.deps.images !== null) return core.deps.images;
-    throw op.error('failed_precondition', 'this daemon keeps no images');
-  }
-
-  /** By id, digest or name, else by a prefix of its id. */
-  async function find(text: string): Promise<{ readonly image: NamedImage; readonly name: string | null }> {
-    const images = await store.query('images', {});
-    const reference = parseImageReference(text);
-    const names = new Set([text, ...(reference === null ? [] : [shownReference(reference)])]);
-    for (const image of images) {
-      const name = image.names.find((own) => names.has(own));
-      if (name !== undefined) return { image, name };
-    }
-    const byDigest = images.find(({ digest }) => digest === text);
-    if (byDigest !== undefined) return { image: byDigest, name: null };
-    const { image } = requireReference(
-      'image',
-      text,
-      images.map((candidate) => ({ id: candidate.id, name: null, image: candidate })),
-    );
-    return { image, name: null };
-  }
-
-  /** Names of sandboxes by the image that they are made of. */
-  async function users(): Promise<ReadonlyMap<ImageId, readonly string[]>> {
-    const found = new Map<ImageId, string[]>();
-    for (let cursor: string | null = null; ; ) {
-      const page: Awaited<ReturnType<typeof store.query<'sandboxes'>>> = await store.query('sandboxes', { limit: PAGE_ROWS_MAX, cursor });
-      for (const { spec } of page.sandboxes) found.set(spec.imageId, [...(found.get(spec.imageId) ?? []), spec.name]);
-      if (page.nextCursor === null) return found;
-      cursor = page.nextCursor;
-    }
-  }
+  const library = (op: Operation): ImageLibrary => imageLibrary(core, op);
+  const find = (text: string) => findImage(store, text);
+  const users = () => imageUsers(store);
 
   /** By layer, the other repositories of a registry whose images, as they are called here, have it. */
   async function repositoriesIn(op: Operation, { registry, repository }: ImageReference): Promise<ReadonlyMap<string, readonly string[]>> {
@@ -270,6 +239,41 @@ export function imageVerbs(core: Core): Pick<Handlers, ImageVerbs> {
       if (error instanceof HutchError && error.code === 'failed_precondition') return false;
       throw error;
     }
+  }
+}
+
+export function imageLibrary({ deps }: Core, op: Operation): ImageLibrary {
+  if (deps.images !== null) return deps.images;
+  throw op.error('failed_precondition', 'this daemon keeps no images');
+}
+
+/** By id, digest or name, else by a prefix of its id. */
+export async function findImage(store: Store, text: string): Promise<{ readonly image: NamedImage; readonly name: string | null }> {
+  const images = await store.query('images', {});
+  const reference = parseImageReference(text);
+  const names = new Set([text, ...(reference === null ? [] : [shownReference(reference)])]);
+  for (const image of images) {
+    const name = image.names.find((own) => names.has(own));
+    if (name !== undefined) return { image, name };
+  }
+  const byDigest = images.find(({ digest }) => digest === text);
+  if (byDigest !== undefined) return { image: byDigest, name: null };
+  const { image } = requireReference(
+    'image',
+    text,
+    images.map((candidate) => ({ id: candidate.id, name: null, image: candidate })),
+  );
+  return { image, name: null };
+}
+
+/** Names of sandboxes by the image that they are made of. */
+export async function imageUsers(store: Store): Promise<ReadonlyMap<ImageId, readonly string[]>> {
+  const found = new Map<ImageId, string[]>();
+  for (let cursor: string | null = null; ; ) {
+    const page: Awaited<ReturnType<typeof store.query<'sandboxes'>>> = await store.query('sandboxes', { limit: PAGE_ROWS_MAX, cursor });
+    for (const { spec } of page.sandboxes) found.set(spec.imageId, [...(found.get(spec.imageId) ?? []), spec.name]);
+    if (page.nextCursor === null) return found;
+    cursor = page.nextCursor;
   }
 }
 

@@ -11,6 +11,7 @@ import type { KernelConfig } from '../images/kernel-config.ts';
 import type { KernelLibrary } from '../images/kernels.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
+import type { KernelChoice } from './deps.ts';
 import type { Handlers } from './handlers.ts';
 import type { Output } from './verbs.ts';
 
@@ -26,16 +27,22 @@ export async function kernelFor(
   op: Operation,
   backend: Pick<Backend, 'name' | 'needs'>,
   asked: string | undefined,
-): Promise<Kernel | null> {
+): Promise<KernelChoice | null> {
   const isMachine = backend.needs === 'machine';
   if (asked !== undefined && !isMachine) {
     throw op.error('failed_precondition', `a sandbox of the backend ${backend.name} boots no kernel of its own`, {
       hint: 'leave --kernel out, or take --backend qemu',
     });
   }
-  if (asked !== undefined) return find(asked, await library(core, op).here(op)).record;
+  if (asked !== undefined) return { kernel: await kernelHere(core, op, asked), by: 'asked' };
   const id = isMachine ? await core.deps.store.query('defaultKernel', {}) : null;
-  return id === null ? null : await core.deps.store.query('kernel', { id });
+  const kernel = id === null ? null : await core.deps.store.query('kernel', { id });
+  return kernel === null ? null : { kernel, by: 'default' };
+}
+
+/** @throws HutchError `not_found`, `conflict`. */
+export async function kernelHere(core: Core, op: Operation, asked: string): Promise<Kernel> {
+  return find(asked, await kernelLibrary(core, op).here(op)).record;
 }
 
 export function kernelVerbs(core: Core): Pick<Handlers, KernelVerbs> {
@@ -70,7 +77,7 @@ export function kernelVerbs(core: Core): Pick<Handlers, KernelVerbs> {
   }
 
   async function one(op: Operation, digest: string): Promise<KernelView> {
-    const all = await library(core, op).here(op);
+    const all = await kernelLibrary(core, op).here(op);
     const [view] = await shown(
       op,
       all.filter(({ record }) => record.digest === digest),
@@ -92,7 +99,7 @@ export function kernelVerbs(core: Core): Pick<Handlers, KernelVerbs> {
     for (let tries = 1; ; tries += 1) {
       const { record } = await make();
       const isRecorded = await inTurn(async () => {
-        const isThere = (await library(core, op).here(op)).some((kernel) => kernel.record.id === record.id);
+        const isThere = (await kernelLibrary(core, op).here(op)).some((kernel) => kernel.record.id === record.id);
         if (!isThere) return false;
         const makingDefault = makeDefault ? ([{ change: 'setDefaultKernel', id: record.id }] as const) : [];
         await call.commit([{ change: 'putKernel', kernel: record }, ...makingDefault]);
@@ -106,20 +113,20 @@ export function kernelVerbs(core: Core): Pick<Handlers, KernelVerbs> {
 
   return {
     'kernel.list': async ({ op }) => {
-      const all = await library(core, op).here(op);
+      const all = await kernelLibrary(core, op).here(op);
       return { kernels: await shown(op, all, all) };
     },
     'kernel.available': async ({ op }) => {
-      const here = new Set((await library(core, op).here(op)).map(({ record }) => record.version));
-      const offered = await library(core, op).available(op);
+      const here = new Set((await kernelLibrary(core, op).here(op)).map(({ record }) => record.version));
+      const offered = await kernelLibrary(core, op).available(op);
       return { kernels: offered.map((kernel) => ({ ...kernel, isHere: here.has(kernel.version) })) };
     },
     'kernel.get': async ({ op }, { kernel }) => {
-      const all = await library(core, op).here(op);
+      const all = await kernelLibrary(core, op).here(op);
       return await one(op, find(kernel, all).record.digest);
     },
     'kernel.pull': async (call, { wanted, makeDefault }) =>
-      await recorded(call, () => library(core, call.op).pull(call.op, wanted ?? null), makeDefault ?? false),
+      await recorded(call, () => kernelLibrary(core, call.op).pull(call.op, wanted ?? null), makeDefault ?? false),
     'kernel.import': async (call, _input, source) => {
       let isRead = false;
       return await recorded(
@@ -128,14 +135,14 @@ export function kernelVerbs(core: Core): Pick<Handlers, KernelVerbs> {
           if (isRead)
             throw call.op.error('conflict', 'the kernel was removed while it was brought here', { hint: 'run the same command again' });
           isRead = true;
-          return await library(core, call.op).import(call.op, source);
+          return await kernelLibrary(core, call.op).import(call.op, source);
         },
         false,
       );
     },
     'kernel.setDefault': async (call, { kernel }) => {
       const { op } = call;
-      const all = await library(core, op).here(op);
+      const all = await kernelLibrary(core, op).here(op);
       const chosen = kernel === null ? null : find(kernel, all).record;
       await inTurn(async () => {
         const recording = chosen === null ? [] : ([{ change: 'putKernel', kernel: chosen }] as const);
@@ -148,7 +155,7 @@ export function kernelVerbs(core: Core): Pick<Handlers, KernelVerbs> {
     },
     'kernel.remove': async (call, { kernel }) => {
       const { op } = call;
-      const all = await library(core, op).here(op);
+      const all = await kernelLibrary(core, op).here(op);
       const { record } = find(kernel, all);
       call.target(record.id);
       await inTurn(async () => {
@@ -158,13 +165,13 @@ export function kernelVerbs(core: Core): Pick<Handlers, KernelVerbs> {
           { change: 'putKernel', kernel: record },
           { change: 'removeKernel', id: record.id },
         ]);
-        await library(core, op).remove(op, record.digest);
+        await kernelLibrary(core, op).remove(op, record.digest);
       });
       return { id: record.id, version: record.version };
     },
     'kernel.verify': async ({ op }, { kernel }) => {
-      const { record } = find(kernel, await library(core, op).here(op));
-      await library(core, op).verify(op, record.digest);
+      const { record } = find(kernel, await kernelLibrary(core, op).here(op));
+      await kernelLibrary(core, op).verify(op, record.digest);
       return { id: record.id, digest: record.digest };
     },
   };
@@ -178,7 +185,7 @@ function refuseDefault(op: Operation, { id, version }: Kernel, count: number): v
   });
 }
 
-function library({ deps }: Core, op: Operation): KernelLibrary {
+export function kernelLibrary({ deps }: Core, op: Operation): KernelLibrary {
   if (deps.kernels !== null) return deps.kernels;
   throw op.error('failed_precondition', 'this daemon keeps no kernels');
 }

@@ -1,7 +1,7 @@
 // From records to what the API shows (views.ts). Secrets cannot appear: they are in no record.
 import type { z } from 'zod';
 import type { ImageId, OpId } from '../domain/ids.ts';
-import { type Image, type ImageConfig, type NamedImage, stopSignalOf } from '../domain/image.ts';
+import { type Image, type ImageConfig, type NamedImage, OWN_KERNEL, REGISTERED, stopSignalOf } from '../domain/image.ts';
 import type { LedgerEntry } from '../domain/ledger.ts';
 import type { ApiKey, EventRecord, OperationRecord } from '../domain/records.ts';
 import type { Sandbox } from '../domain/sandbox.ts';
@@ -11,7 +11,7 @@ import { showPath } from '../guest/paths.ts';
 import type { Store } from '../store/contract.ts';
 import type { Operations } from './operations.ts';
 import type { Publisher } from './publisher.ts';
-import type * as view from './views.ts';
+import * as view from './views.ts';
 
 export type SandboxView = z.output<typeof view.sandbox>;
 
@@ -90,6 +90,7 @@ function sandboxView(sandbox: Sandbox, image: Image | null, busyOpId: string | n
 
 export function imageView(image: NamedImage, usedBy: readonly string[]): z.output<typeof view.image> {
   const { id, name, names, digest, architecture, sizeBytes, createdAtMs, config } = image;
+  const kernelId = image.detail[OWN_KERNEL];
   return {
     id,
     name,
@@ -100,7 +101,16 @@ export function imageView(image: NamedImage, usedBy: readonly string[]): z.outpu
     createdAtMs,
     config: imageConfigView(config),
     usedBy: [...usedBy],
+    registered: registeredFiles(image),
+    kernelId: typeof kernelId === 'string' ? kernelId : null,
   };
+}
+
+const registered = view.image.shape.registered;
+
+function registeredFiles({ detail }: NamedImage): z.output<typeof registered> {
+  const said = detail[REGISTERED];
+  return typeof said === 'object' && said !== null && 'files' in said ? registered.parse(said.files) : [];
 }
 
 function imageConfigView(config: ImageConfig): NonNullable<SandboxView['imageConfig']> {

@@ -27,6 +27,7 @@ import { quotaVerbs } from './quotas.ts';
 import { reachVerbs } from './reach-verbs.ts';
 import { reconcile } from './reconcile.ts';
 import { recordVerbs } from './records.ts';
+import { registeredVerbs } from './registered.ts';
 import { Runs } from './runs.ts';
 import { Sandboxes } from './sandboxes.ts';
 import { StartGate } from './start-gate.ts';
@@ -85,6 +86,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     ...lifecycle,
     ...buildVerbs,
     ...commitVerb(core),
+    ...registeredVerbs(core),
     ...forkVerbs(core, supervisor),
     ...beginVerbs(core, supervisor),
     ...execVerbs(core),

@@ -51,6 +51,10 @@ export const image = z
     createdAtMs: timeMs.describe('when it came to this machine'),
     config: imageConfig,
     usedBy: z.array(z.string()).describe('names of sandboxes'),
+    registered: z
+      .array(z.object({ role: z.enum(['rootfs', 'kernel', 'modules', 'initrd']), path: z.string() }))
+      .describe('the user’s files that it is made of; empty: Hutch has it all'),
+    kernelId: z.string().nullable().describe('what its virtual machines boot unless another kernel is asked for; null: the default'),
   })
   .meta({ id: 'Image' });
 

@@ -142,10 +142,12 @@ export type ChangeMap = {
   nameImage: { args: { readonly id: ImageId; readonly name: string; readonly atMs: number }; result: NamedImage };
   /** Idempotent; another image's name stays that image's. */
   unnameImage: { args: { readonly id: ImageId; readonly name: string }; result: NamedImage };
+  /** Replaces its detail: how it is made has changed, and what it is has not. */
+  describeImage: { args: { readonly id: ImageId; readonly detail: JsonObject }; result: NamedImage };
   /** With its names. `failed_precondition`, naming them, while sandboxes that are not deleted use it or are made of it. */
   removeImage: { args: { readonly id: ImageId }; result: null };
   putKernel: { args: { readonly kernel: Kernel }; result: Kernel };
-  /** `failed_precondition` for the default, and while sandboxes that are not deleted boot it or are made of it, naming them. */
+  /** `failed_precondition` for the default, while sandboxes that are not deleted boot it or are made of it, and while an image brings it, naming them. */
   removeKernel: { args: { readonly id: KernelId }; result: null };
   /** What sandboxes boot that name none; null: the one that Hutch chose. */
   setDefaultKernel: { args: { readonly id: KernelId | null }; result: null };
@@ -260,6 +262,8 @@ export type QueryMap = {
   defaultKernel: { args: Record<never, never>; result: KernelId | null };
   /** Names of the sandboxes that are not deleted, by the kernel that they boot. */
   kernelUsers: { args: Record<never, never>; result: readonly { readonly id: KernelId; readonly sandbox: string }[] };
+  /** Kernels that images bring, with a name of each such image. */
+  kernelImages: { args: Record<never, never>; result: readonly { readonly id: KernelId; readonly image: string }[] };
 
   projects: { args: Record<never, never>; result: readonly Project[] };
   /** Revoked ones too: the caller says so. */

@@ -6,7 +6,9 @@ import type { Db } from './db.ts';
 import { addEvent, lastEvents, listEvents } from './events.ts';
 import {
   defaultKernel,
+  describeImage,
   imageUsers,
+  kernelImages,
   kernelUsers,
   listImages,
   listKernels,
@@ -68,6 +70,7 @@ export const CHANGES: { readonly [K in ChangeName]: (tx: Tx, args: ChangeMap[K][
   putImage,
   nameImage,
   unnameImage,
+  describeImage,
   removeImage,
   putKernel,
   removeKernel,
@@ -110,6 +113,7 @@ export const QUERIES: { readonly [K in QueryName]: (db: Db, args: QueryMap[K]['a
   kernels: listKernels,
   defaultKernel,
   kernelUsers,
+  kernelImages,
   projects: listProjects,
   keyByHash: (db, { sha256 }) => keyByHash(db, sha256),
   keys: listKeys,

@@ -3,7 +3,7 @@
 import * as z from 'zod';
 import { HutchError } from '../domain/errors.ts';
 import type { ImageId, KernelId } from '../domain/ids.ts';
-import { ARCHITECTURES, type Kernel, type NamedImage } from '../domain/image.ts';
+import { ARCHITECTURES, type Kernel, type NamedImage, OWN_KERNEL } from '../domain/image.ts';
 import { forgetAsset, refuseLeased } from './assets.ts';
 import { DETAIL_BYTES_MAX, idColumn, jsonColumn, objectSchema, timeColumn, toJson } from './columns.ts';
 import type { ChangeMap, QueryMap } from './contract.ts';
@@ -89,6 +89,13 @@ function setName(db: Db, name: string, id: ImageId, atMs: number): void {
   );
 }
 
+export function describeImage(tx: Tx, { id, detail }: ChangeMap['describeImage']['args']): NamedImage {
+  const image = requireImage(tx.db, id);
+  const body = toJson(imageBody.parse({ ...image, detail }), DETAIL_BYTES_MAX, 'the description of the image');
+  tx.db.run('UPDATE images SET body = ? WHERE id = ?', body, id);
+  return requireImage(tx.db, id);
+}
+
 export function removeImage(tx: Tx, { id }: ChangeMap['removeImage']['args']): null {
   refuseUsed(tx.db, 'image', id);
   refuseLeased(tx, 'image', id);
@@ -114,6 +121,7 @@ export function putKernel(tx: Tx, { kernel }: ChangeMap['putKernel']['args']): K
 
 export function removeKernel(tx: Tx, { id }: ChangeMap['removeKernel']['args']): null {
   refuseUsed(tx.db, 'kernel', id);
+  refuseBrought(tx.db, id);
   refuseLeased(tx, 'kernel', id);
   forgetAsset(tx, id);
   if (defaultKernel(tx.db) === id) {
@@ -183,6 +191,29 @@ export function readKernel(db: Db, id: KernelId): Kernel | null {
 
 export function listKernels(db: Db): readonly Kernel[] {
   return db.all('SELECT * FROM kernels ORDER BY created_at_ms DESC, id').map(kernelFromRow);
+}
+
+export function kernelImages(db: Db): QueryMap['kernelImages']['result'] {
+  const rows = db.all(
+    `SELECT id, body ->> '$.detail.${OWN_KERNEL}' AS kernel_id FROM images WHERE body ->> '$.detail.${OWN_KERNEL}' IS NOT NULL`,
+  );
+  return rows.map((row) => {
+    const id = idColumn('img').parse(row['id']);
+    return { id: idColumn('krn').parse(row['kernel_id']), image: namesOf(db, id)[0] ?? id };
+  });
+}
+
+/** By an image that boots it. */
+function refuseBrought(db: Db, id: KernelId): void {
+  const images = kernelImages(db).filter((one) => one.id === id);
+  const [first] = images;
+  if (first === undefined) return;
+  const names = images.slice(0, USERS_SHOWN_MAX).map(({ image }) => image);
+  throw new HutchError({
+    code: 'failed_precondition',
+    message: `kernel ${id} belongs to ${names.length === 1 ? 'image' : 'images'} ${names.join(', ')}${images.length > names.length ? ' and more' : ''}`,
+    hint: `remove ${names.length === 1 ? 'the image' : 'these'} first: hutch image rm ${names.join(' ')}`,
+  });
 }
 
 /** How many of its users a refusal names. */

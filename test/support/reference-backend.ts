@@ -303,6 +303,7 @@ export function referenceBoots(store: Store, host: Host): BootSource {
   };
   return {
     initrds: () => new Set(),
+    ownKernel: async () => false,
     async prepare(op, name) {
       if (name !== 'debian') throw op.error('not_found', `there is no image '${name}'`);
       return await take(op);

@@ -74,6 +74,39 @@ export const imageVerbs: readonly Verb[] = [
         load: async () => (await images()).exportFile,
       },
       {
+        name: 'register',
+        summary: 'Make an image of files that lie on this machine already, and leave them there',
+        examples: [
+          { line: 'hutch image register base:1 /srv/images/base.squashfs', about: 'used where it lies; others are packed once' },
+          { line: 'hutch image register --kernel-ref 6.1 base:1 /srv/rootfs', about: 'a directory, with a kernel of hutch kernel ls' },
+          {
+            line: 'hutch image register --kernel bzImage --modules lib/modules/6.9.1 --initrd initrd.img dev:1 rootfs.ext4',
+            about: 'with a kernel of its own; then: hutch run --image dev:1 -- sh',
+          },
+        ],
+        flags: [
+          { name: 'kernel', value: 'FILE', about: 'What its virtual machines boot: a bzImage or vmlinux' },
+          { name: 'modules', value: 'DIR', about: 'Where the modules.order of that kernel lies' },
+          { name: 'initrd', value: 'FILE', about: 'Is unpacked before Hutch’s own, whose files win' },
+          { name: 'kernel-ref', value: 'KERNEL', about: 'A kernel that is here, instead of --kernel' },
+        ],
+        positionals: [
+          { name: 'NAME', takes: 'one', completes: 'nothing' },
+          { name: 'ROOTFS', takes: 'one', completes: 'path' },
+        ],
+        notes:
+          'ROOTFS is a directory, a squashfs or ext2/3/4 file system, a disk image (raw or qcow2) or a tar archive. The files stay yours; a start is refused once they are not what they were. hutch image promote makes copies that are Hutch’s.',
+        load: async () => (await images()).register,
+      },
+      {
+        name: 'promote',
+        summary: 'Copy what registered images are made of, so that they are Hutch’s own',
+        examples: [{ line: 'hutch image promote dev:1', about: 'the same image, also for sandboxes that have it; your files may go' }],
+        flags: [],
+        positionals: [IMAGES],
+        load: async () => (await images()).promote,
+      },
+      {
         name: 'build',
         also: 'build',
         summary: 'Build an image from a Dockerfile, each RUN in a sandbox',

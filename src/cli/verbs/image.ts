@@ -1,6 +1,7 @@
 // hutch image: images of this machine, and the registries that they come from.
 import { constants, createReadStream, createWriteStream } from 'node:fs';
 import { access, rename, rm } from 'node:fs/promises';
+import { resolve } from 'node:path';
 import { text as readText } from 'node:stream/consumers';
 import { pipeline } from 'node:stream/promises';
 import { HUB } from '../../domain/image-reference.ts';
@@ -57,6 +58,32 @@ export async function importFile(context: Context, args: Args): Promise<number> 
   const lines = answer.images.map(({ digest, names }) => `${digest}${names.length === 0 ? '' : `  ${names.map(safe).join(' ')}`}\n`);
   await context.io.out(context.json ? json(answer) : lines.join(''));
   return 0;
+}
+
+export async function register(context: Context, args: Args): Promise<number> {
+  const [name = '', rootfs = '', ...more] = args.positionals;
+  if (more.length > 0) throw usageError('an image is made of one root file system', 'like: hutch image register base:1 ROOTFS');
+  const here = (flag: string): { [key: string]: string } => {
+    const path = args.value(flag);
+    return path === undefined ? {} : { [flag]: resolve(path) };
+  };
+  const kernelRef = args.value('kernel-ref');
+  const image = await change(context, 'image.register', {
+    name,
+    rootfs: resolve(rootfs),
+    ...here('kernel'),
+    ...here('modules'),
+    ...here('initrd'),
+    ...(kernelRef === undefined ? {} : { kernelRef }),
+  });
+  await context.io.out(context.json ? json(image) : `${image.id}  ${image.names.map(safe).join(' ')}\n`);
+  return 0;
+}
+
+export async function promote(context: Context, args: Args): Promise<number> {
+  return await forEachRef(context, args.positionals, (image) => change(context, 'image.promote', { image }), {
+    text: ({ id, digest }) => `${id}  ${digest}\n`,
+  });
 }
 
 async function readable(path: string): Promise<boolean> {

@@ -12,6 +12,7 @@ const name = z
   .max(REFERENCE_CHARS_MAX)
   .describe('like web:1 or registry.example/team/web:1; without a tag latest is meant');
 const registry = z.string().min(1).max(261).describe('like ghcr.io or registry.example:5000; docker.io is Docker Hub');
+const path = z.string().min(1).max(4_096).describe('on the machine of the daemon, absolute; a link is followed once, now');
 const imageTarget = z.strictObject({ image });
 
 export const imageVerbs = {
@@ -78,6 +79,35 @@ export const imageVerbs = {
     input: z.strictObject({ name: name.optional() }),
     output: z.object({ images: z.array(view.image) }),
     errors: ['failed_precondition', 'resource_exhausted'],
+    idempotent: true,
+    reads: false,
+  },
+  'image.register': {
+    kind: 'unary',
+    method: 'POST',
+    path: '/v1/images/register',
+    summary: 'Make an image of files that lie on this machine; they stay the user’s, and each start looks whether they have changed',
+    input: z.strictObject({
+      name,
+      rootfs: path.describe('a directory, a squashfs or ext2/3/4 file system, a disk image (raw or qcow2), or a tar archive'),
+      kernel: path.optional().describe('a bzImage or vmlinux that its virtual machines boot'),
+      modules: path.optional().describe('where the modules.order of that kernel lies'),
+      initrd: path.optional().describe('is unpacked before Hutch’s own, whose files win; goes with that kernel only'),
+      kernelRef: z.string().min(1).max(128).optional().describe('instead of kernel: one that is here'),
+    }),
+    output: view.image,
+    errors: ['invalid_argument', 'not_found', 'conflict', 'permission_denied', 'failed_precondition', 'resource_exhausted'],
+    idempotent: true,
+    reads: false,
+  },
+  'image.promote': {
+    kind: 'unary',
+    method: 'POST',
+    path: '/v1/images/{image}/promote',
+    summary: 'Copy what a registered image is made of: from then on it is Hutch’s own, and the same image',
+    input: imageTarget,
+    output: view.image,
+    errors: ['not_found', 'conflict', 'permission_denied', 'failed_precondition', 'resource_exhausted'],
     idempotent: true,
     reads: false,
   },
