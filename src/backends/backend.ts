@@ -10,6 +10,8 @@ import type { Operation } from '../host/operation.ts';
 
 /** How far a limit holds on this machine. */
 export type Enforcement = 'enforced' | 'host-process' | 'no';
+/** When a change takes effect: while it runs, at its next start, or never. */
+export type ChangeWhen = 'live' | 'next-start' | 'no';
 export type Isolation = 'vm' | 'user-space-kernel' | 'shared-kernel';
 
 /** What this backend can do on this machine, as data: listed by the API, tested both ways by the conformance suite. */
@@ -22,6 +24,7 @@ export type Capabilities = {
   readonly fork: boolean;
   readonly diskSnapshot: boolean;
   readonly limits: { readonly cpu: Enforcement; readonly memory: Enforcement; readonly disk: Enforcement; readonly processes: Enforcement };
+  readonly changes: { readonly cpus: ChangeWhen; readonly memory: ChangeWhen; readonly disk: ChangeWhen; readonly network: ChangeWhen };
   /** Modes that work here; the reason for each that does not is in `notes`. */
   readonly networks: readonly NetworkMode[];
   /** For a VM: what runs guest code. */
@@ -266,6 +269,12 @@ export type Backend = {
 
   /** Alive or proven dead, from the shim's files; works right after a restart of the daemon (adoption). */
   inspect(op: Operation, plan: SandboxPlan): Promise<ProcessEvidence>;
+
+  /**
+   * It has the plan's shape and network from now on, or is prepared for them to be so at its next start: what `changes` says can
+   * be changed. Disks only grow. Again is as once. Absent where a start does all of it.
+   */
+  reshape?(op: Operation, plan: SandboxPlan, now: 'it runs' | 'it is stopped'): Promise<void>;
 
   /** Resolves when the process has ended; at once if it has. */
   ended(op: Operation, plan: SandboxPlan): Promise<ProcessEvidence & { alive: false }>;

@@ -104,6 +104,22 @@ export class DiskSeeds {
   }
 }
 
+const GROW_MS = 5 * 60_000;
+/** e2fsck: what was wrong has been mended. */
+const MENDED = 1;
+
+/** To the size of the file that it lies in, which nobody has mounted. @throws HutchError `failed_precondition` when it is damaged. */
+export async function growFileSystem(op: Operation, host: Host, path: string): Promise<void> {
+  using limited = op.within(GROW_MS, 'growing a file system');
+  // It is grown only after it was looked through.
+  const checked = await host.run(limited, ['e2fsck', '-f', '-p', path]);
+  const said = ({ stdout, stderr }: typeof checked): string => new TextDecoder().decode(Buffer.concat([stdout, stderr])).trim();
+  if (checked.exitCode > MENDED)
+    throw op.error('failed_precondition', `the file system in ${path} is damaged: ${said(checked)}`, { hint: `try: e2fsck -f ${path}` });
+  const grown = await host.run(limited, ['resize2fs', path]);
+  if (grown.exitCode !== 0) throw op.error('internal', `resize2fs failed: ${said(grown)}`);
+}
+
 /** The runs of blocks that are not all zeros. */
 export async function dataPieces(op: Operation, host: Host, path: string, sizeBytes: number): Promise<readonly SparsePiece[]> {
   const pieces: { offset: number; blocks: Uint8Array[] }[] = [];

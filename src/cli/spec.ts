@@ -2,7 +2,7 @@
 import { readFile } from 'node:fs/promises';
 import { parseDuration } from '../domain/duration.ts';
 import { parsePublish } from '../domain/published-port.ts';
-import { BACKENDS } from '../domain/sandbox.ts';
+import { BACKENDS, NETWORK_MODES, RESTART_POLICIES, type RestartPolicy } from '../domain/sandbox.ts';
 import { bytesToMiB, MIB, type ParsedText, parseSize } from '../domain/size.ts';
 import type { Input } from '../services/verbs.ts';
 import { type Args, usage } from './args.ts';
@@ -16,7 +16,6 @@ type CreateInput = Input<'sandbox.create'>;
 const MEMORY_MIB = { min: 128n, max: 262_144n };
 const DISK_MIB = { min: 256n, max: 131_072n };
 const CPUS_MAX = 64;
-const NETWORKS = ['allow', 'allow-lan', 'none'] as const;
 /** What a variable says without asking for anything. */
 const UNSAID: Readonly<Record<string, string>> = { timeout: 'none', backend: 'auto' };
 const YEAR_MS = 31_536_000_000;
@@ -47,9 +46,40 @@ export async function createSpec(context: Context, args: Args): Promise<CreateIn
     ...(Object.keys(secrets).length === 0 ? {} : { secrets }),
     ...(Object.keys(labels).length === 0 ? {} : { labels }),
     ...(publish.length === 0 ? {} : { publish }),
-    ...(network === undefined ? {} : { network: oneOf(network, NETWORKS) }),
+    ...(network === undefined ? {} : { network: oneOf(network, NETWORK_MODES) }),
     ...(args.has('no-net') ? { network: 'none' as const } : args.has('allow-lan') ? { network: 'allow-lan' as const } : {}),
     ...(args.has('rm') ? { autoRemove: true } : {}),
+    ...policies(args),
+  };
+}
+
+/** What `set` changes; null is "as if it had not been asked for". */
+export function changes(args: Args): Omit<Input<'sandbox.set'>, 'ref'> {
+  const [cpus, memory, disk, net, timeout] = (['cpus', 'memory', 'disk', 'net', 'timeout'] as const).map((flag) => args.value(flag));
+  const removed = args.values('unlabel').map((key) => [key, null] as const);
+  const labels = { ...Object.fromEntries(removed), ...pairs('label', args.values('label')) };
+  return {
+    ...(cpus === undefined ? {} : { cpus: wholeNumber('cpus', cpus, 1, CPUS_MAX) }),
+    ...(memory === undefined ? {} : { memoryMiB: sizeMiB('memory', memory, MEMORY_MIB) }),
+    ...(disk === undefined ? {} : { diskMiB: sizeMiB('disk', disk, DISK_MIB) }),
+    ...(net === undefined ? {} : { network: oneOf({ text: net, what: '--net' }, NETWORK_MODES) }),
+    ...(timeout === undefined
+      ? {}
+      : { timeoutMs: timeout === UNSAID['timeout'] ? null : durationMs('timeout', timeout, { minMs: 1_000, maxMs: YEAR_MS }) }),
+    ...(Object.keys(labels).length === 0 ? {} : { labels }),
+    ...policies(args),
+    ...(args.value('idle') === 'default' ? { idleMs: null } : {}),
+  };
+}
+
+function policies(args: Args): { restart?: RestartPolicy; idleMs?: number } {
+  const [restart, idle] = [args.value('restart'), args.value('idle')];
+  if (args.has('rm') && restart !== undefined && restart !== 'no') throw usage('--rm and --restart exclude each other');
+  return {
+    ...(restart === undefined ? {} : { restart: oneOf({ text: restart, what: '--restart' }, RESTART_POLICIES) }),
+    ...(idle === undefined || idle === 'default'
+      ? {}
+      : { idleMs: idle === '0' ? 0 : durationMs('idle', idle, { minMs: 1_000, maxMs: YEAR_MS }) }),
   };
 }
 

@@ -38,6 +38,7 @@ test('without a file, variables or flags there are the defaults', async () => {
       memory: 512,
       disk: 8_192,
       timeout: null,
+      idle: null,
       stop_grace: 10_000,
       network: 'allow',
       backend: 'auto',

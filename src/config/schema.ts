@@ -66,6 +66,15 @@ export const KEYS = {
       'none',
       durationLeaf({ fallback: 'none', about: 'A sandbox is stopped this long after each start', minMs: 1_000, maxMs: YEAR_MS }),
     ),
+    idle: orWord(
+      '0',
+      durationLeaf({
+        fallback: '0',
+        about: 'A sandbox that nobody has touched for so long is stopped; 0: never',
+        minMs: 1_000,
+        maxMs: YEAR_MS,
+      }),
+    ),
     stop_grace: durationLeaf({
       fallback: '10s',
       about: 'From asking its processes to end until they are killed',

@@ -249,6 +249,7 @@ function settingsOf(config: Config, values: Settings['values'], uids: UidRange |
     diskMiB: sandbox.disk,
     network: sandbox.network,
     timeoutMs: sandbox.timeout,
+    idleMs: sandbox.idle,
     stopGraceMs: sandbox.stop_grace,
     backend: sandbox.backend,
     warm: sandbox.warm,

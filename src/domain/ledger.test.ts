@@ -64,6 +64,24 @@ test('start, stop, start, delete', () => {
   ]);
 });
 
+test('a change of shape closes what is open and opens it anew; any other change bills nothing', () => {
+  const change = (atMs: number, more: object): SandboxEvent => ({ type: 'changed', change: more, atMs, opId });
+  const shape = { cpus: 4, memoryMiB: 512, diskMiB: 8_192 };
+  expect(
+    ledgerOf(start(20), change(30, { shape }), change(35, { labels: {}, shape }), end(40), change(50, { shape: someSandbox().spec.shape })),
+  ).toEqual([
+    MADE,
+    '20 vm.compute.start boot',
+    '30 vm.compute.stop set',
+    '30 vm.storage.stop set',
+    '30 vm.storage.start set',
+    '30 vm.compute.start set',
+    '40 vm.compute.stop stop-user',
+    '50 vm.storage.stop set',
+    '50 vm.storage.start set',
+  ]);
+});
+
 test('error closes nothing; a later stop closes as the user’s', () => {
   expect(ledgerOf(start(20), fail(30), end(40))).toEqual([MADE, '20 vm.compute.start boot', '40 vm.compute.stop stop-user']);
 });
@@ -224,8 +242,12 @@ function computeMs(steps: readonly Step[]): number {
   let total = 0;
   let since: number | null = null;
   let proven = 0;
-  for (const { before, event } of steps) {
+  for (const { before, event, after } of steps) {
     const nowMs = Math.max(before.changedAtMs, event.atMs);
+    if (since !== null && event.type === 'changed' && JSON.stringify(after.spec.shape) !== JSON.stringify(before.spec.shape)) {
+      total += nowMs - since;
+      since = proven = nowMs;
+    }
     if (event.type === 'started') since = proven = nowMs;
     if (event.type === 'paused' || event.type === 'resumed' || event.type === 'recovered') proven = nowMs;
     const died = event.type === 'ended' ? event.diedAtMs : event.type === 'suspended' || event.type === 'deleted' ? nowMs : null;

@@ -7,8 +7,19 @@
 //      carries the moment of death, so a crash is never billed until somebody noticed it.
 //   3. Paused time is an overlay inside the open compute interval.
 //   4. `failed` proves nothing and so emits nothing.
+//   5. An interval has one shape: one that is changed while it runs, or between two runs, closes what is open and opens it anew.
 import type { OpId, ProjectId, SandboxId, SnapshotId } from './ids.ts';
-import type { BackendName, Sandbox, SandboxCreation, SandboxEvent, Shape, SnapshotSource, StartReason, StopReason } from './sandbox.ts';
+import {
+  type BackendName,
+  type Sandbox,
+  type SandboxCreation,
+  type SandboxEvent,
+  type Shape,
+  type SnapshotSource,
+  type StartReason,
+  type StopReason,
+  sameShape,
+} from './sandbox.ts';
 
 /** Kinds that the Cocoon format has too. Their names are frozen: consumers key on them. */
 export const COCOON_KINDS = [
@@ -38,6 +49,7 @@ export const LEDGER_REASONS = [
   'hibernate',
   'pause',
   'resume',
+  'set',
 ] as const;
 export type LedgerReason = (typeof LEDGER_REASONS)[number];
 
@@ -110,6 +122,16 @@ export function ledgerEntries(before: Sandbox | null, after: Sandbox, event: San
         ...(event.process === null ? [] : closing(before, after, event.process.reason, event.process.diedAtMs ?? atMs, event.process)),
         draft(after, 'vm.storage.stop', 'vm-rm', atMs, {}),
       ];
+    case 'changed': {
+      if (sameShape(before.spec.shape, after.spec.shape)) return [];
+      const isOpen = before.openComputeSinceMs !== null;
+      return [
+        ...(isOpen ? [draft(before, 'vm.compute.stop', 'set', atMs, {})] : []),
+        draft(before, 'vm.storage.stop', 'set', atMs, {}),
+        draft(after, 'vm.storage.start', 'set', atMs, {}),
+        ...(isOpen ? [draft(after, 'vm.compute.start', 'set', atMs, {})] : []),
+      ].map((entry) => ({ ...entry, opId: event.opId }));
+    }
     case 'failed':
     case 'recovered':
     case 'renamed':

@@ -31,6 +31,7 @@ const EVENTS = {
   failed: { type: 'failed', cause: 'the agent is silent', atMs: 100, opId },
   recovered: { type: 'recovered', deadlineAtMs: null, atMs: 100, opId },
   renamed: { type: 'renamed', name: 'other', atMs: 100, opId },
+  changed: { type: 'changed', change: { labels: { tier: 'b' } }, atMs: 100, opId },
   begun: { type: 'begun', main: { argv: ['make'], tty: false, stdin: 'null' }, atMs: 100, opId },
   prepared: { type: 'prepared', workspace, atMs: 100, opId },
   deleted: { type: 'deleted', process: { reason: 'stop-user', evidence: 'exit.json' }, atMs: 100, opId },
@@ -53,16 +54,24 @@ function after(events: readonly SandboxEvent[]): Sandbox {
 
 /** Where each legal edge leads: written down apart from the code, so that a change there is seen here. */
 const LEADS: { readonly [S in SandboxState]: Partial<Record<SandboxEvent['type'], SandboxState>> } = {
-  created: { started: 'running', failed: 'error', renamed: 'created', deleted: 'deleted' },
+  created: { started: 'running', failed: 'error', renamed: 'created', changed: 'created', deleted: 'deleted' },
   running: {
     ...{ paused: 'paused', suspended: 'suspended', ended: 'stopped', failed: 'error', renamed: 'running', deleted: 'deleted' },
-    ...{ begun: 'running', prepared: 'running' },
+    ...{ begun: 'running', prepared: 'running', changed: 'running' },
   },
-  paused: { resumed: 'running', suspended: 'suspended', ended: 'stopped', failed: 'error', renamed: 'paused', deleted: 'deleted' },
-  suspended: { started: 'running', ended: 'stopped', failed: 'error', renamed: 'suspended', deleted: 'deleted' },
-  stopped: { started: 'running', failed: 'error', renamed: 'stopped', deleted: 'deleted' },
+  paused: {
+    resumed: 'running',
+    suspended: 'suspended',
+    ended: 'stopped',
+    failed: 'error',
+    renamed: 'paused',
+    changed: 'paused',
+    deleted: 'deleted',
+  },
+  suspended: { started: 'running', ended: 'stopped', failed: 'error', renamed: 'suspended', changed: 'suspended', deleted: 'deleted' },
+  stopped: { started: 'running', failed: 'error', renamed: 'stopped', changed: 'stopped', deleted: 'deleted' },
   // Its compute interval is open: it can be ended, recovered or deleted with proof, but not just started.
-  error: { ended: 'stopped', failed: 'error', recovered: 'running', renamed: 'error', deleted: 'deleted' },
+  error: { ended: 'stopped', failed: 'error', recovered: 'running', renamed: 'error', changed: 'error', deleted: 'deleted' },
   deleted: {},
 };
 

@@ -19,7 +19,12 @@ export type Shape = {
 };
 
 /** `allow` reaches the internet, `allow-lan` private ranges too, `none` nothing. The host itself never. */
-export type NetworkMode = 'none' | 'allow' | 'allow-lan';
+export const NETWORK_MODES = ['none', 'allow', 'allow-lan'] as const;
+export type NetworkMode = (typeof NETWORK_MODES)[number];
+
+/** Whether it is started again when it has ended by itself, or with its host. */
+export const RESTART_POLICIES = ['no', 'on-failure', 'always'] as const;
+export type RestartPolicy = (typeof RESTART_POLICIES)[number];
 
 /** The command a sandbox was made for. Secret values are not here: they lie in a file of the sandbox's own. */
 export type MainProcess = {
@@ -48,7 +53,10 @@ export type Workspace = {
   readonly preparedAtMs: number;
 };
 
-/** What was asked for: fixed at creation, but for the name, and what a running sandbox is given later. */
+/** What was asked for while it could not take effect: so it is from its next start on. */
+export type Pending = Partial<Shape> & { readonly network?: NetworkMode };
+
+/** What was asked for: fixed at creation, but for the name, what `changed` changes, and what a running sandbox is given later. */
 export type SandboxSpec = {
   readonly name: string;
   readonly backend: BackendName;
@@ -68,6 +76,20 @@ export type SandboxSpec = {
   /** The sandbox is stopped this long after each start; null: it has no limit. */
   readonly timeoutMs: number | null;
   readonly workspace?: Workspace;
+  /** Absent: `no`. */
+  readonly restart?: RestartPolicy;
+  /** It is stopped when nobody has touched it for so long; 0: never; absent: as configured. */
+  readonly idleMs?: number;
+  readonly pending?: Pending;
+  /** Somebody stopped it before it was started again by itself: it waits for somebody to start it. */
+  readonly held?: true;
+};
+
+/** What may be changed later. Null: as if it had never been asked for. */
+export type SpecChange = Partial<Pick<SandboxSpec, 'shape' | 'network' | 'labels' | 'timeoutMs' | 'restart'>> & {
+  readonly idleMs?: number | null;
+  readonly pending?: Pending | null;
+  readonly held?: true;
 };
 
 export type SnapshotSource = { readonly snapshotId: SnapshotId; readonly parentId: SandboxId | null };
@@ -77,13 +99,16 @@ export type StartReason = 'boot' | 'restart' | 'clone' | 'restore' | 'hibernate-
 /** Why its compute interval closed. */
 export type StopReason = 'stop-user' | 'stop-crash' | 'restore' | 'hibernate';
 /** Why it is not running: what a person asks for first. */
-export type EndCause =
-  | 'exited' // the main process ended
-  | 'stopped' // somebody asked
-  | 'timeout' // its time was up
-  | 'crashed' // the VMM or runtime ended by itself
-  | 'guest-shutdown' // the guest powered itself off
-  | 'host-reboot'; // the host is not the one it ran on any more
+export const END_CAUSES = [
+  'exited', // the main process ended
+  'stopped', // somebody asked
+  'timeout', // its time was up
+  'idle', // nobody had touched it for as long as it may be left alone
+  'crashed', // the VMM or runtime ended by itself
+  'guest-shutdown', // the guest powered itself off
+  'host-reboot', // the host is not the one it ran on any more
+] as const;
+export type EndCause = (typeof END_CAUSES)[number];
 
 export type Ended = {
   readonly cause: EndCause;
@@ -161,6 +186,8 @@ export type SandboxEvent = Stamp &
     /** What `failed` doubted turned out to be alive and well: back to running, or paused if it was. Nothing is billed anew. */
     | { readonly type: 'recovered'; readonly deadlineAtMs: number | null }
     | { readonly type: 'renamed'; readonly name: string }
+    /** A new shape of one that runs is in force already. `deadlineAtMs`: of one that runs. */
+    | { readonly type: 'changed'; readonly change: SpecChange; readonly deadlineAtMs?: number | null }
     /** It had no main process, and has one now. */
     | { readonly type: 'begun'; readonly main: MainProcess }
     | { readonly type: 'prepared'; readonly workspace: Workspace }
@@ -175,12 +202,12 @@ export type IllegalTransition = { readonly illegal: SandboxEvent['type']; readon
 
 /** Every legal edge on one screen. The docs' diagram and the property tests are made from it. */
 export const ACCEPTS = {
-  created: ['started', 'failed', 'renamed', 'deleted'],
-  running: ['paused', 'suspended', 'ended', 'failed', 'renamed', 'begun', 'prepared', 'deleted'],
-  paused: ['resumed', 'suspended', 'ended', 'failed', 'renamed', 'deleted'],
-  suspended: ['started', 'ended', 'failed', 'renamed', 'deleted'],
-  stopped: ['started', 'failed', 'renamed', 'deleted'],
-  error: ['started', 'ended', 'failed', 'recovered', 'renamed', 'deleted'],
+  created: ['started', 'failed', 'renamed', 'changed', 'deleted'],
+  running: ['paused', 'suspended', 'ended', 'failed', 'renamed', 'changed', 'begun', 'prepared', 'deleted'],
+  paused: ['resumed', 'suspended', 'ended', 'failed', 'renamed', 'changed', 'deleted'],
+  suspended: ['started', 'ended', 'failed', 'renamed', 'changed', 'deleted'],
+  stopped: ['started', 'failed', 'renamed', 'changed', 'deleted'],
+  error: ['started', 'ended', 'failed', 'recovered', 'renamed', 'changed', 'deleted'],
   deleted: [],
 } as const satisfies Record<SandboxState, readonly SandboxEvent['type'][]>;
 
@@ -226,7 +253,7 @@ export function transition(sandbox: Sandbox, event: SandboxEvent): Sandbox | Ill
       if (sandbox.openComputeSinceMs !== null || !mayStartBy(sandbox, event.reason)) return illegal;
       return {
         ...fixed,
-        spec: event.shape === undefined ? sandbox.spec : { ...sandbox.spec, shape: event.shape },
+        spec: startedSpec(sandbox.spec, event.shape),
         state: 'running',
         sinceMs: atMs,
         deadlineAtMs: event.deadlineAtMs,
@@ -253,6 +280,19 @@ export function transition(sandbox: Sandbox, event: SandboxEvent): Sandbox | Ill
     }
     case 'renamed':
       return { ...sandbox, ...fixed, spec: { ...sandbox.spec, name: event.name } };
+    case 'changed': {
+      const isReshaped = event.change.shape !== undefined && !sameShape(event.change.shape, sandbox.spec.shape);
+      if (isReshaped && !mayReshape(sandbox)) return illegal;
+      const isAwake = sandbox.state === 'running' || sandbox.state === 'paused';
+      return {
+        ...sandbox,
+        ...fixed,
+        spec: changedSpec(sandbox.spec, event.change),
+        // Its process has just taken the new shape, so it lives.
+        ...(isReshaped && isAwake ? { aliveAtMs: atMs } : {}),
+        ...(isAwake && event.deadlineAtMs !== undefined ? { deadlineAtMs: event.deadlineAtMs } : {}),
+      };
+    }
     case 'begun':
       if (sandbox.spec.main !== null) return illegal;
       return { ...sandbox, ...fixed, spec: { ...sandbox.spec, main: event.main } };
@@ -271,9 +311,43 @@ export function illegalSentence(sandbox: Sandbox, { illegal, from }: IllegalTran
   const what = `sandbox ${sandbox.spec.name} (${sandbox.id}) is ${from === 'error' ? 'in error' : from}`;
   if (illegal === 'started' && sandbox.openComputeSinceMs !== null)
     return `${what} and its process is not proven dead; it cannot be started`;
+  if (illegal === 'changed' && from !== 'deleted') return `${what}; its shape can be changed only when it is started again`;
   if (illegal === 'begun' && sandbox.spec.main !== null) return `${what} and has a main process; it cannot be given another`;
   if (illegal === 'deleted' && from !== 'deleted') return `${what} and its process is not proven dead; it cannot be deleted`;
   return `${what}; it cannot be ${illegal}`;
+}
+
+export function sameShape(left: Shape, right: Shape): boolean {
+  return left.cpus === right.cpus && left.memoryMiB === right.memoryMiB && left.diskMiB === right.diskMiB;
+}
+
+/** What its next start makes of it. */
+export function withPending(spec: SandboxSpec): SandboxSpec {
+  const { pending, ...rest } = spec;
+  if (pending === undefined) return spec;
+  const { network = spec.network, ...shape } = pending;
+  return { ...rest, shape: { ...spec.shape, ...shape }, network };
+}
+
+/** Saved memory has its shape, and so has a process that stands still or is in doubt. */
+function mayReshape(sandbox: Sandbox): boolean {
+  return sandbox.state === 'running' || (sandbox.openComputeSinceMs === null && sandbox.state !== 'suspended');
+}
+
+function startedSpec({ held: _, ...spec }: SandboxSpec, shape: Shape | undefined): SandboxSpec {
+  return shape === undefined ? spec : { ...spec, shape };
+}
+
+function changedSpec(spec: SandboxSpec, { idleMs, pending, ...plain }: SpecChange): SandboxSpec {
+  const { idleMs: idleBefore, pending: pendingBefore, ...rest } = spec;
+  const idle = idleMs === undefined ? idleBefore : idleMs;
+  const waiting = pending === undefined ? pendingBefore : pending;
+  return {
+    ...rest,
+    ...plain,
+    ...(idle === undefined || idle === null ? {} : { idleMs: idle }),
+    ...(waiting === undefined || waiting === null || Object.keys(waiting).length === 0 ? {} : { pending: waiting }),
+  };
 }
 
 const CLOSED = { openComputeSinceMs: null, openPauseSinceMs: null, aliveAtMs: null } as const;

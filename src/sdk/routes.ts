@@ -21,6 +21,7 @@ export const routes = {
   'sandbox.suspend': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/suspend', idempotent: true, reads: false },
   'sandbox.fork': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/fork', idempotent: false, reads: false },
   'sandbox.rename': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/rename', idempotent: true, reads: false },
+  'sandbox.set': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/set', idempotent: true, reads: false },
   'main.begin': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/main', idempotent: false, reads: false },
   'workspace.put': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/workspace', idempotent: true, reads: false },
   'sandbox.delete': { kind: 'unary', method: 'DELETE', path: '/v1/sandboxes/{ref}', idempotent: true, reads: false },

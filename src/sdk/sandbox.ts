@@ -130,6 +130,13 @@ export class Sandbox implements AsyncDisposable {
     return children.map(({ sandbox }) => new Sandbox(this.#client, sandbox, () => deleteQuietly(this.#client, sandbox.id)));
   }
 
+  /** What is not named stays as it is. `atNextStart` names what is kept until then; all else is in force. */
+  async set(change: Omit<Input<'sandbox.set'>, 'ref'>, options: CallOptions = {}): Promise<Output<'sandbox.set'>> {
+    const changed = await this.#client.call('sandbox.set', { ...change, ref: this.id }, options);
+    this.info = changed.sandbox;
+    return changed;
+  }
+
   async rename(name: string, options: CallOptions = {}): Promise<SandboxInfo> {
     return this.#became(await this.#client.call('sandbox.rename', { ref: this.id, name }, options));
   }

@@ -36,6 +36,7 @@ export class Commits {
       caller: this.#ask.caller,
       target: (id) => {
         this.#running.record = { ...this.#running.record, targetId: id };
+        this.#running.onTarget(id);
       },
       lend: this.#ask.onLend ?? null,
       wasCancelled: () => this.#running.cancelled,

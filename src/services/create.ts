@@ -38,7 +38,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
       memoryMiB: input.memoryMiB ?? settings.memoryMiB,
       diskMiB: input.diskMiB ?? settings.diskMiB,
     };
-    checkLimits(call, shape);
+    checkLimits(call, settings.limits, shape);
     await templates.checkAsked(op, backend, input);
     const boot = await deps.boots.prepare(op, input.image ?? settings.image, backend, await kernelFor(core, op, backend, input.kernel));
     core.presenter.forgetImages();
@@ -65,6 +65,8 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
         main: main === undefined || argv === null ? null : { argv, tty: main.tty, stdin: main.stdin },
         autoRemove: input.autoRemove ?? false,
         timeoutMs: input.timeoutMs ?? settings.timeoutMs,
+        ...(input.restart === undefined || input.restart === 'no' ? {} : { restart: input.restart }),
+        ...(input.idleMs === undefined ? {} : { idleMs: input.idleMs }),
       },
     };
   }
@@ -74,20 +76,6 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     if (deps.settings.backend !== 'auto') return undefined;
     if (kernel === undefined && (image === undefined || !(await deps.boots.ownKernel(image)))) return undefined;
     return deps.backends.find(({ needs }) => needs === 'machine')?.name;
-  }
-
-  function checkLimits({ op }: Call, shape: Shape): void {
-    const { limits } = deps.settings;
-    for (const [key, unit] of [
-      ['cpus', ''],
-      ['memoryMiB', ' MiB'],
-      ['diskMiB', ' MiB'],
-    ] as const) {
-      if (shape[key] <= limits[key]) continue;
-      throw op.error('resource_exhausted', `${key} must be at most ${limits[key]}${unit} here`, {
-        hint: `limits.${key.replace('MiB', '')} in the configuration`,
-      });
-    }
   }
 
   async function create(call: Call, input: Input): Promise<Sandbox> {
@@ -276,6 +264,20 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
       }
     },
   };
+}
+
+/** @throws HutchError `resource_exhausted`, naming the field, its bound and where that stands. */
+export function checkLimits({ op }: Call, limits: Shape, shape: Partial<Shape>): void {
+  for (const [key, unit] of [
+    ['cpus', ''],
+    ['memoryMiB', ' MiB'],
+    ['diskMiB', ' MiB'],
+  ] as const) {
+    if ((shape[key] ?? 0) <= limits[key]) continue;
+    throw op.error('resource_exhausted', `${key} must be at most ${limits[key]}${unit} here`, {
+      hint: `limits.${key.replace('MiB', '')} in the configuration`,
+    });
+  }
 }
 
 /** Written down before any of it is done. */

@@ -16,6 +16,8 @@ export type OwnWork =
   | 'daemon.end'
   | 'daemon.pause'
   | 'daemon.timeout'
+  | 'daemon.idle'
+  | 'daemon.restart'
   | 'daemon.warm'
   | 'daemon.housekeeping'
   | 'daemon.build';
@@ -33,6 +35,7 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'sandbox.suspend': PREPARE_MS,
   'sandbox.fork': PREPARE_MS,
   'sandbox.rename': READ_MS,
+  'sandbox.set': CHANGE_MS,
   'main.begin': CHANGE_MS,
   'workspace.put': READ_MS,
   'sandbox.delete': CHANGE_MS,
@@ -126,6 +129,8 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'daemon.end': CHANGE_MS,
   'daemon.pause': CHANGE_MS,
   'daemon.timeout': CHANGE_MS,
+  'daemon.idle': CHANGE_MS,
+  'daemon.restart': PREPARE_MS,
   'daemon.warm': CHANGE_MS,
   'daemon.housekeeping': CHANGE_MS,
   'daemon.build': 6 * 60 * 60_000,

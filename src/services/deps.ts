@@ -45,6 +45,8 @@ export type Settings = {
   readonly diskMiB: number;
   readonly network: NetworkMode;
   readonly timeoutMs: number | null;
+  /** A sandbox is stopped when nobody has touched it for so long; null: never. */
+  readonly idleMs: number | null;
   readonly backend: BackendName | 'auto';
   /** Sandboxes of the default kind that are kept ready. */
   readonly warm: number;

@@ -1,21 +1,18 @@
 // Start, stop, restart, pause, resume, rename, delete and wait: each takes its turn on the sandbox,
 // looks at the state that it then has, and does what is left to do.
+import { wantsRestart } from '../domain/restart.ts';
 import type { Sandbox } from '../domain/sandbox.ts';
-import { isWithin } from '../domain/users.ts';
-import { type BringUp, putDown } from './bring-up.ts';
 import type { Call } from './call.ts';
 import { Claims } from './claims.ts';
 import type { Core } from './core.ts';
-import { backendOf, placesOf } from './deps.ts';
+import { backendOf } from './deps.ts';
 import type { Handlers } from './handlers.ts';
 import { waitFor } from './operations.ts';
 import type { SandboxView } from './present.ts';
-import { releaseRun, runOf } from './release.ts';
-import { readSecrets } from './secrets.ts';
-import { startUp } from './start-up.ts';
-import type { Supervisor } from './supervisor.ts';
-import { Suspension } from './suspend.ts';
-import { recordEnd, removalsOf, removeSandbox, takeDown } from './take-down.ts';
+import { runOf } from './release.ts';
+import type { Starter } from './start-again.ts';
+import type { Suspension } from './suspend.ts';
+import { removeSandbox, takeDown } from './take-down.ts';
 
 type LifecycleVerbs =
   | 'sandbox.start'
@@ -39,10 +36,10 @@ const INTERRUPTED: ReadonlySet<string> = new Set([
   'sandbox.suspend',
 ]);
 
-export function lifecycleVerbs(core: Core, supervisor: Supervisor): Pick<Handlers, LifecycleVerbs> {
+export function lifecycleVerbs(core: Core, starter: Starter, suspension: Suspension): Pick<Handlers, LifecycleVerbs> {
   const { deps, sandboxes, turns, presenter } = core;
   const claims = new Claims();
-  const suspension = new Suspension(core, supervisor);
+  const { start } = starter;
 
   /** Resolves the reference, waits for the turn, and hands in the sandbox as it is then. */
   async function inTurn(call: Call, ref: string, work: (sandbox: Sandbox) => Promise<Sandbox>): Promise<SandboxView> {
@@ -52,73 +49,6 @@ export function lifecycleVerbs(core: Core, supervisor: Supervisor): Pick<Handler
     return await presenter.sandbox(after, call.op.id);
   }
 
-  async function start(call: Call, sandbox: Sandbox, reason: 'boot' | 'restart'): Promise<Sandbox> {
-    const { op } = call;
-    if (sandbox.state === 'running') return sandbox;
-    if (sandbox.state === 'suspended') return await suspension.wakeUp(call, sandbox);
-    if (sandbox.state === 'paused')
-      throw op.error('failed_precondition', `sandbox ${sandbox.spec.name} is paused`, {
-        hint: `let it go on with: hutch resume ${sandbox.spec.name}`,
-      });
-    if (sandbox.state === 'deleted') throw op.error('failed_precondition', `sandbox ${sandbox.id} is deleted; it cannot be brought back`);
-    const current = sandbox.openComputeSinceMs === null ? sandbox : await proveDead(call, sandbox);
-    const { host } = deps;
-    core.runs.checkRoom(op);
-    const boot = await deps.boots.of(op, current.spec, backendOf(deps, op, current.spec.backend).needs);
-    const secrets = await readSecrets(op, host, placesOf(deps.places, current.id).secretsPath, current.spec.secretNames);
-    // Of a removal that failed: who starts it wants to keep it.
-    const removals = (await removalsOf(core, current)).map((id) => ({ change: 'finishIntent', id }) as const);
-    const [intent] = await call.commit(
-      [{ change: 'addIntent', kind: 'start', projectId: current.projectId, sandboxId: current.id, atMs: host.nowMs() }, ...removals],
-      removals.length > 0 ? 'durable' : 'relaxed',
-    );
-    const run = core.runs.open(op, current, boot.files, await uidOf(call, current));
-    await using undo = new AsyncDisposableStack();
-    undo.defer(async () => {
-      using late = op.releasing(RELEASE_MS);
-      core.runs.forget(run);
-      await putDown(late, run);
-      await deps.store
-        .commit(late, [{ change: 'finishIntent', id: intent.id }], 'relaxed')
-        .catch((cause: unknown) => op.log.warn({ cause }, 'an intent was left behind'));
-    });
-    await core.publisher.open(op, run);
-    const what: BringUp = { sandbox: current, boot, secrets, terminal: undefined };
-    return await startUp(core, supervisor, call, run, what, {
-      reason,
-      attach: false,
-      undo,
-      async record(event) {
-        const started = { change: 'applyEvent', sandboxId: current.id, event } as const;
-        return (await call.commit([started, { change: 'finishIntent', id: intent.id }]))[0];
-      },
-    });
-  }
-
-  /** Of a sandbox in error: only what is dead is started anew. */
-  async function proveDead(call: Call, sandbox: Sandbox): Promise<Sandbox> {
-    const { op } = call;
-    const run = await runOf(core, op, sandbox);
-    const evidence = await run.backend.inspect(op, run.plan);
-    if (evidence.alive) {
-      throw op.error('failed_precondition', `sandbox ${sandbox.spec.name} is in error and its process is alive`, {
-        hint: `end it with: hutch stop --force ${sandbox.spec.name}`,
-      });
-    }
-    const after = await recordEnd(core, call, null, sandbox, evidence, { cause: 'crashed', actor: 'host' });
-    await releaseRun(core, op, run);
-    return after;
-  }
-
-  /** The one that it had, unless another data directory may have it by now: then one of ours. */
-  async function uidOf(call: Call, { id }: Sandbox): Promise<number | null> {
-    const { uids } = deps.settings;
-    if (uids === null) return null;
-    const uid = await deps.store.query('uid', { sandboxId: id });
-    if (uid !== null && isWithin(uids, uid)) return uid;
-    return (await call.commit([{ change: 'allocateUid', sandboxId: id, uids }], 'relaxed'))[0];
-  }
-
   async function stop(
     call: Call,
     sandbox: Sandbox,
@@ -126,12 +56,21 @@ export function lifecycleVerbs(core: Core, supervisor: Supervisor): Pick<Handler
     then: 'kept' | 'removed' | 'as-made' = 'kept',
   ): Promise<Sandbox> {
     if (sandbox.state === 'suspended') return await suspension.lost(call.op, call, sandbox, null);
+    if (then !== 'removed' && wantsRestart(sandbox)) return await hold(call, sandbox);
     if (sandbox.openComputeSinceMs === null) return sandbox;
     const run = await runOf(core, call.op, sandbox);
     return await takeDown(core, call, run, {
       ...{ cause: 'stopped', actor: call.caller.actor, graceMs },
       ...{ thenRemoved: then === 'removed', removesItself: then === 'as-made' },
     });
+  }
+
+  /** It has ended, and would be started again by itself. */
+  async function hold(call: Call, { id }: Sandbox): Promise<Sandbox> {
+    const event = { type: 'changed', atMs: deps.host.nowMs(), opId: call.op.id, change: { held: true } } as const;
+    const [after] = await call.commit([{ change: 'applyEvent', sandboxId: id, event }]);
+    sandboxes.changed(after);
+    return after;
   }
 
   async function stopAndMaybeRemove(call: Call, sandbox: Sandbox, graceMs: number | null): Promise<Sandbox> {

@@ -44,7 +44,11 @@ export type Running = {
   /** By `operation.cancel`. */
   cancelled: boolean;
   outcome: { readonly value: unknown } | { readonly error: unknown } | null;
+  /** What it works on is known. */
+  readonly onTarget: (id: string) => void;
 };
+
+type TargetListener = (verb: DeadlineName, targetId: string, over: Promise<void>) => void;
 
 export type OperationsDeps = {
   readonly store: Store;
@@ -62,6 +66,7 @@ const RECORDED_AFTER_MS = 500;
 export class Operations {
   readonly #deps: OperationsDeps;
   readonly #running = new Map<OpId, Running>();
+  readonly #targeted = new Set<TargetListener>();
   #closing: HutchError | null = null;
 
   constructor(deps: OperationsDeps) {
@@ -82,6 +87,9 @@ export class Operations {
       over: over.promise,
       cancelled: false,
       outcome: null,
+      onTarget: (target) => {
+        for (const listener of this.#targeted) listener(ask.verb, target, over.promise);
+      },
     };
     const root = newOperation({
       id,
@@ -127,6 +135,12 @@ export class Operations {
       this.#running.delete(id);
       over.resolve();
     }
+  }
+
+  /** Told of each call when it is known what it works on; `over` settles with the call's end. */
+  onTarget(listener: TargetListener): Disposable {
+    this.#targeted.add(listener);
+    return { [Symbol.dispose]: () => void this.#targeted.delete(listener) };
   }
 
   get isClosing(): boolean {

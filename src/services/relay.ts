@@ -16,6 +16,7 @@ export async function relay(run: Run, port: number, peer: TcpPeer): Promise<void
   peer.once('close', () => gone.abort());
   const { id, log, signal } = run.op;
   const op = newOperation({ id, actor: 'daemon', log, signal: AbortSignal.any([signal, gone.signal]) });
+  using _ = run.use();
   try {
     using guest = await connected(op, run, port);
     await Promise.all([inward(op, peer, guest), outward(op, guest, peer)]);

@@ -36,6 +36,8 @@ export class Run implements Disposable {
   readonly #main = Promise.withResolvers<void>();
   #plan: SandboxPlan;
   #mainEnd: MainEnd | null = null;
+  #uses = 0;
+  #touchedMs = performance.now();
   #frozen: Disposable | null = null;
   #held: { readonly process: LinkedProcess; readonly release: () => void } | null = null;
 
@@ -55,6 +57,28 @@ export class Run implements Disposable {
   /** One that was started for nobody in particular has become somebody's. */
   become(owner: Pick<SandboxPlan, 'name' | 'projectId'>): void {
     this.#plan = { ...this.#plan, ...owner };
+    this.#touchedMs = performance.now();
+  }
+
+  /** Somebody uses it, until that is disposed. */
+  use(): Disposable {
+    this.#uses += 1;
+    return {
+      [Symbol.dispose]: () => {
+        this.#uses -= 1;
+        this.#touchedMs = performance.now();
+      },
+    };
+  }
+
+  /** For how long nobody has used it. A daemon that takes it over begins to count. */
+  untouchedMs(): number {
+    return this.#uses > 0 ? 0 : performance.now() - this.#touchedMs;
+  }
+
+  /** What runs has another shape by now. */
+  reshape(shape: SandboxPlan['shape']): void {
+    this.#plan = { ...this.#plan, shape };
   }
 
   /** Resolves when the main process's end is known. */

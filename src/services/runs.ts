@@ -26,8 +26,8 @@ export class Runs {
     this.#logOf = logOf;
   }
 
-  get(id: SandboxId): Run | null {
-    return this.#runs.get(id) ?? null;
+  get(id: string): Run | null {
+    return this.#runs.get(id as SandboxId) ?? null;
   }
 
   all(): readonly Run[] {

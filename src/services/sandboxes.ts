@@ -15,6 +15,8 @@ export class Sandboxes {
   readonly #open = new Map<SandboxId, Sandbox>();
   readonly #listeners = new Map<SandboxId, Set<Listener>>();
 
+  readonly #any = new Set<Listener>();
+
   constructor(store: Store) {
     this.#store = store;
   }
@@ -26,6 +28,7 @@ export class Sandboxes {
     if (sandbox.openComputeSinceMs === null) this.#open.delete(sandbox.id);
     else this.#open.set(sandbox.id, sandbox);
     for (const listener of [...(this.#listeners.get(sandbox.id) ?? [])]) listener(sandbox);
+    for (const listener of [...this.#any]) listener(sandbox);
   }
 
   onChange(id: SandboxId, listener: Listener): Disposable {
@@ -38,6 +41,16 @@ export class Sandboxes {
         if (listeners.size === 0) this.#listeners.delete(id);
       },
     };
+  }
+
+  onAnyChange(listener: Listener): Disposable {
+    this.#any.add(listener);
+    return { [Symbol.dispose]: () => void this.#any.delete(listener) };
+  }
+
+  /** One whose process may be alive. */
+  open(id: SandboxId): Sandbox | null {
+    return this.#open.get(id) ?? null;
   }
 
   /** As it is now. @throws HutchError `not_found`. */

@@ -15,6 +15,7 @@ import { fileVerbs } from './files.ts';
 import { forkVerbs } from './fork.ts';
 import type { ApiServices, Handlers } from './handlers.ts';
 import { startHousekeeping } from './housekeeping.ts';
+import { watchIdle } from './idle.ts';
 import { imageVerbs } from './images.ts';
 import { kernelVerbs } from './kernels.ts';
 import { Keys } from './keys.ts';
@@ -28,10 +29,14 @@ import { reachVerbs } from './reach-verbs.ts';
 import { reconcile } from './reconcile.ts';
 import { recordVerbs } from './records.ts';
 import { registeredVerbs } from './registered.ts';
+import { Restarts } from './restarts.ts';
 import { Runs } from './runs.ts';
 import { Sandboxes } from './sandboxes.ts';
+import { setVerb } from './set.ts';
+import { newStarter } from './start-again.ts';
 import { StartGate } from './start-gate.ts';
 import { ownCaller, Supervisor } from './supervisor.ts';
+import { Suspension } from './suspend.ts';
 import { newTemplates } from './templates.ts';
 import type { Tracer } from './tracing.ts';
 import { Turns } from './turns.ts';
@@ -78,7 +83,11 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
   };
   const supervisor = new Supervisor(core);
   const keys = new Keys(core);
-  const lifecycle = { ...createVerb(core, supervisor), ...lifecycleVerbs(core, supervisor) };
+  const suspension = new Suspension(core, supervisor);
+  const starter = newStarter(core, supervisor, suspension);
+  const lifecycle = { ...createVerb(core, supervisor), ...lifecycleVerbs(core, starter, suspension), ...setVerb(core, supervisor) };
+  const restarts = new Restarts(core, starter);
+  const idle = watchIdle(core, supervisor);
   const { reconcile: reconcileBuilds, cachedLayers: _cachedLayers, ...buildVerbs } = newBuilds(core, lifecycle);
   const images = imageVerbs(core);
   const kernels = kernelVerbs(core);
@@ -114,14 +123,16 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     ensureOwnerKey: (op, path) => keys.ensureOwner(op, path),
     async reconcile() {
       await reconcile(core, supervisor);
-      await core.operations.run(
-        { verb: 'daemon.reconcile', caller: ownCaller(core), reads: true },
-        async ({ op }) => await reconcileBuilds(op),
-      );
+      await core.operations.run({ verb: 'daemon.reconcile', caller: ownCaller(core), reads: true }, async ({ op }) => {
+        await reconcileBuilds(op);
+        await restarts.begin(op);
+      });
       housekeeping = startHousekeeping(core);
     },
     async close(graceMs) {
       housekeeping?.[Symbol.dispose]();
+      restarts[Symbol.dispose]();
+      idle[Symbol.dispose]();
       core.warm.stop();
       await operations.close(graceMs);
       await core.warm.close();

@@ -263,6 +263,12 @@ export class Supervisor {
     await mirror(run.op, run, used.log, { run: sandbox.startCount, atMs: sandbox.openComputeSinceMs ?? sandbox.changedAtMs });
   }
 
+  /** Its time limit was changed. */
+  rearm(run: Run, sandbox: Sandbox): void {
+    clearTimeout(this.#timers.get(run));
+    this.#arm(run, sandbox);
+  }
+
   #arm(run: Run, sandbox: Sandbox): void {
     const deadlineAtMs = sandbox.state === 'running' || sandbox.state === 'paused' ? sandbox.deadlineAtMs : null;
     if (deadlineAtMs === null) return;
@@ -278,15 +284,18 @@ export class Supervisor {
   }
 
   async #timeUp(run: Run): Promise<void> {
-    await this.#insist(run, 'daemon.timeout', async (call) => {
-      const after = await takeDown(this.#core, call, run, {
-        cause: 'timeout',
-        actor: 'daemon',
-        graceMs: this.#core.deps.settings.stopGraceMs,
-        removesItself: true,
-      });
-      await this.removeIfAsked(call, run, after);
-    });
+    await this.#insist(run, 'daemon.timeout', (call) => this.#endBy(call, run, 'timeout'));
+  }
+
+  /** In the sandbox's turn. */
+  async endIdle(call: Call, run: Run): Promise<void> {
+    await this.#endBy(call, run, 'idle');
+  }
+
+  async #endBy(call: Call, run: Run, cause: 'timeout' | 'idle'): Promise<void> {
+    const graceMs = this.#core.deps.settings.stopGraceMs;
+    const after = await takeDown(this.#core, call, run, { cause, actor: 'daemon', graceMs, removesItself: true });
+    await this.removeIfAsked(call, run, after);
   }
 
   /** In the sandbox's turn, as an operation of the daemon; again when it fails, until the run is over. */

@@ -1,6 +1,6 @@
 // Which backend runs a sandbox, what it can do here, and what must be there before a sandbox of a shape
 // starts quickly: asked of the backends once, remembered as long as this daemon runs.
-import type { Backend } from '../backends/backend.ts';
+import type { Backend, Capabilities } from '../backends/backend.ts';
 import type { BackendName, NetworkMode, Shape } from '../domain/sandbox.ts';
 import type { Operation } from '../host/operation.ts';
 import { type Boot, backendOf, type Deps } from './deps.ts';
@@ -15,6 +15,8 @@ export type Templates = {
   network(op: Operation, backend: Backend, asked: NetworkMode | undefined): Promise<NetworkMode>;
   /** Refuses a limit that is asked for and would not hold. @throws HutchError `failed_precondition`. */
   checkAsked(op: Operation, backend: Backend, asked: Asked): Promise<void>;
+  /** What this one can do here; null: it does not work, and says why when it is used. */
+  can(op: Operation, backend: Backend): Promise<Capabilities | null>;
   /** Each with what it can do here, in the order of preference; and what runs a sandbox that names none. */
   list(op: Operation): Promise<{ readonly preferred: BackendName | null; readonly probes: readonly (readonly [Backend, Probe])[] }>;
   /** Makes the template of a shape, unless that was done before. */
@@ -91,6 +93,11 @@ export function newTemplates(deps: Deps): Templates {
           hint: `leave it out, or take a backend whose limit ${LIMITED_BY[key]} is enforced: hutch backends`,
         });
       }
+    },
+
+    async can(op, backend) {
+      const probe = await probed(op, backend);
+      return probe.ok ? probe.can : null;
     },
 
     async list(op) {

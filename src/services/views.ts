@@ -2,7 +2,7 @@
 // The CLI's `--json` prints exactly these. A contract: fields are only ever added.
 import { z } from 'zod';
 import { ERROR_CODES, type ErrorCode } from '../domain/errors.ts';
-import { BACKENDS } from '../domain/sandbox.ts';
+import { BACKENDS, END_CAUSES, NETWORK_MODES, RESTART_POLICIES } from '../domain/sandbox.ts';
 
 const timeMs = z.int().describe('UTC, in milliseconds since 1970');
 
@@ -22,7 +22,7 @@ export const shape = z.object({ cpus: z.int(), memoryMiB: z.int(), diskMiB: z.in
 
 export const ended = z
   .object({
-    cause: z.enum(['exited', 'stopped', 'timeout', 'crashed', 'guest-shutdown', 'host-reboot']),
+    cause: z.enum(END_CAUSES),
     exitCode: z.int().nullable(),
     oomKilled: z.boolean(),
     actor: z.string(),
@@ -125,6 +125,17 @@ export const sandbox = z
     workspace: workspace.nullable().describe('the git repository whose files were copied in last'),
     autoRemove: z.boolean(),
     timeoutMs: z.int().nullable(),
+    restart: z.enum(RESTART_POLICIES).describe('whether it is started again when it has ended by itself, or with its host'),
+    idleMs: z.int().nullable().describe('it is stopped when nobody has touched it for so long; 0: never; null: as configured'),
+    pending: z
+      .object({
+        cpus: z.int().optional(),
+        memoryMiB: z.int().optional(),
+        diskMiB: z.int().optional(),
+        network: z.enum(NETWORK_MODES).optional(),
+      })
+      .nullable()
+      .describe('what it has from its next start on'),
     deadlineAtMs: timeMs.nullable(),
     createdAtMs: timeMs,
     changedAtMs: timeMs,
@@ -306,6 +317,7 @@ export const check = z
   })
   .meta({ id: 'Check' });
 
+const changeWhen = z.enum(['live', 'next-start', 'no']);
 const enforcement = z.enum(['enforced', 'host-process', 'no']);
 
 export const backend = z
@@ -322,6 +334,9 @@ export const backend = z
         fork: z.boolean(),
         diskSnapshot: z.boolean(),
         limits: z.object({ cpu: enforcement, memory: enforcement, disk: enforcement, processes: enforcement }),
+        changes: z
+          .object({ cpus: changeWhen, memory: changeWhen, disk: changeWhen, network: changeWhen })
+          .describe('when a change of a running sandbox takes effect'),
         networks: z.array(z.enum(['none', 'allow', 'allow-lan'])),
         notes: z.array(z.string()),
       })

@@ -1,7 +1,7 @@
 // Why a sandbox is as it is, and what an operation did, each in one sentence that a person understands.
 // Pure: made from the records alone.
 import type { EventRecord, OperationRecord } from '../domain/records.ts';
-import type { Ended, Sandbox } from '../domain/sandbox.ts';
+import { END_CAUSES, type Ended, type Sandbox } from '../domain/sandbox.ts';
 import { lossOf } from './network-loss.ts';
 
 export type Who = (actor: string) => string;
@@ -65,6 +65,8 @@ function ending(ended: Ended, nowMs: number, who: Who): string {
       return `${who(ended.actor)} stopped it ${when}${code}`;
     case 'timeout':
       return `its time was up ${when}${code}`;
+    case 'idle':
+      return `nobody had touched it for as long as it may be left alone, so it was stopped ${when}`;
     case 'crashed':
       return `its virtual machine ended by itself ${when}${oom}`;
     case 'guest-shutdown':
@@ -87,7 +89,7 @@ function endedOf({ detail, actor, atMs }: EventRecord): Ended {
 /** Ends for which nobody asked: there the machine's own end is the explanation; elsewhere it would look like the command's. */
 const BY_ITSELF: ReadonlySet<Ended['cause']> = new Set(['crashed', 'guest-shutdown', 'host-reboot']);
 
-const CAUSES: ReadonlySet<unknown> = new Set(['exited', 'stopped', 'timeout', 'crashed', 'guest-shutdown', 'host-reboot']);
+const CAUSES: ReadonlySet<unknown> = new Set(END_CAUSES);
 
 function isCause(value: unknown): value is Ended['cause'] {
   return CAUSES.has(value);

@@ -88,6 +88,8 @@ export function factsOf(event: SandboxEvent | SandboxCreation, before?: Sandbox)
       return { deadlineAtMs: event.deadlineAtMs };
     case 'renamed':
       return compact({ from: before?.spec.name, to: event.name });
+    case 'changed':
+      return compact({ ...event.change, deadlineAtMs: event.deadlineAtMs });
     case 'begun':
       return { argv0: event.main.argv[0] };
     case 'prepared': {

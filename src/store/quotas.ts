@@ -139,6 +139,12 @@ export function roomForSandbox(db: Db, projectId: ProjectId, { cpus, memoryMiB, 
   requireRoom(db, projectId, { sandboxes: 1, cpus, memoryMiB, diskMiB });
 }
 
+/** What it has more of than before, or is to have. */
+export function roomForChange(db: Db, projectId: ProjectId, before: Shape, after: Shape): void {
+  const more = (key: keyof Shape): number => Math.max(0, after[key] - before[key]);
+  requireRoom(db, projectId, { cpus: more('cpus'), memoryMiB: more('memoryMiB'), diskMiB: more('diskMiB') });
+}
+
 /** Whoever brings an image has it, as long as it is there. What Hutch makes by itself is nobody's, and what an Engine keeps lies elsewhere. */
 export function ownImage(tx: Tx, id: ImageId, image: Image): void {
   const kind = z.object({ source: z.object({ kind: z.string() }) }).safeParse(image.detail);

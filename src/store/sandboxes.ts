@@ -6,20 +6,24 @@ import { isName, NAME_CHARS_MAX, type ProjectId, type SandboxId } from '../domai
 import { ledgerEntries } from '../domain/ledger.ts';
 import {
   BACKENDS,
+  END_CAUSES,
   type IllegalTransition,
   illegalSentence,
+  NETWORK_MODES,
   newSandbox,
+  RESTART_POLICIES,
   type Sandbox,
   type SandboxCreation,
   type SandboxEvent,
   transition,
+  withPending,
 } from '../domain/sandbox.ts';
 import { idColumn, jsonColumn, opIdColumn, timeColumn, toJson } from './columns.ts';
 import { type ChangeMap, PAGE_ROWS_MAX, type QueryMap, type SandboxFilter } from './contract.ts';
 import type { Db, Row } from './db.ts';
 import { appendEvent, factsOf } from './events.ts';
 import { appendLedger } from './ledger.ts';
-import { roomForSandbox } from './quotas.ts';
+import { roomForChange, roomForSandbox } from './quotas.ts';
 import type { Tx } from './tx.ts';
 
 /** A spec has argv and env: as large as the API's bounds let them be. */
@@ -50,7 +54,7 @@ const spec = z.object({
   imageId: idColumn('img'),
   kernelId: idColumn('krn').nullable(),
   shape,
-  network: z.enum(['none', 'allow', 'allow-lan']),
+  network: z.enum(NETWORK_MODES),
   env: z.record(z.string(), z.string()),
   secretNames: z.array(z.string()),
   labels: z.record(z.string(), z.string()),
@@ -60,10 +64,21 @@ const spec = z.object({
   autoRemove: z.boolean(),
   timeoutMs: z.number().nullable(),
   workspace: workspace.exactOptional(),
+  restart: z.enum(RESTART_POLICIES).exactOptional(),
+  idleMs: z.number().exactOptional(),
+  held: z.literal(true).exactOptional(),
+  pending: z
+    .object({
+      cpus: z.number().exactOptional(),
+      memoryMiB: z.number().exactOptional(),
+      diskMiB: z.number().exactOptional(),
+      network: z.enum(NETWORK_MODES).exactOptional(),
+    })
+    .exactOptional(),
 });
 
 const ended = z.object({
-  cause: z.enum(['exited', 'stopped', 'timeout', 'crashed', 'guest-shutdown', 'host-reboot']),
+  cause: z.enum(END_CAUSES),
   exitCode: z.number().nullable(),
   oomKilled: z.boolean(),
   actor: z.string(),
@@ -157,6 +172,8 @@ export function applyEvent(
   const before = existing(tx.db, id);
   const after = transition(before, event);
   if ('illegal' in after) return after;
+  if (event.type === 'changed' && (event.change.shape !== undefined || event.change.pending !== undefined))
+    roomForChange(tx.db, before.projectId, before.spec.shape, withPending(after.spec).shape);
   if (event.type === 'renamed') claimName(tx.db, before.projectId, event.name, id);
   writeSandbox(tx.db, after, before);
   appendLedger(tx, ledgerEntries(before, after, event));

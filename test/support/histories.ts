@@ -94,6 +94,19 @@ function eventsAt(atMs: number, diedMsAgo: number, choice: number): { readonly [
     suspended: { ...stamp, type: 'suspended', snapshotId },
     failed: { ...stamp, type: 'failed', cause: 'who knows' },
     recovered: { ...stamp, type: 'recovered', deadlineAtMs: null },
+    changed: {
+      ...stamp,
+      type: 'changed',
+      change: pick(
+        [
+          { labels: { tier: 'b' }, restart: 'always' },
+          { shape: { cpus: 3, memoryMiB: 256 * (1 + (choice % 5)), diskMiB: 8_192 }, pending: null },
+          { pending: { cpus: 1 + (choice % 7) }, idleMs: null, timeoutMs: 60_000 },
+        ] as const,
+        choice,
+      ),
+      deadlineAtMs: choice % 2 === 0 ? null : atMs + 60_000,
+    },
     renamed: { ...stamp, type: 'renamed', name: `other-${choice % 10}` },
     begun: { ...stamp, type: 'begun', main: { argv: ['make'], tty: false, stdin: 'null' } },
     prepared: {

@@ -94,6 +94,7 @@ export function newReferenceBackend({ host, before = () => {} }: ReferenceOption
           fork: false,
           diskSnapshot: false,
           limits: { cpu: 'host-process', memory: 'host-process', disk: 'host-process', processes: 'no' },
+          changes: { cpus: 'live', memory: 'live', disk: 'next-start', network: 'no' },
           networks: ['none'],
           acceleration: 'none',
           notes: [
@@ -148,6 +149,9 @@ export function newReferenceBackend({ host, before = () => {} }: ReferenceOption
       });
       await before('started', plan, op);
       return { evidence: { alive: true, ...child }, network: null, disk: null, stagesMs: {} };
+    },
+    async reshape(op, plan) {
+      await before('reshape', plan, op);
     },
     async linkUp() {},
     async dialAgent(op, plan) {

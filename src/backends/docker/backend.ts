@@ -15,7 +15,7 @@ import { programArchive } from './archive.ts';
 import { attachedStream } from './attached.ts';
 import { commitContainer, dropImage } from './commit.ts';
 import { type DockerConfig, IMAGE_MS, KILL_FORCE_MS, KILL_GRACE_MS, RELEASE_MS, START_MS } from './config.ts';
-import { type Container, containerBody, containerName, findContainer, INSIDE, isOurs, type Reach } from './container.ts';
+import { type Container, containerBody, containerName, findContainer, INSIDE, isOurs, limitsOf, type Reach } from './container.ts';
 import { Duties } from './duties.ts';
 import { waitForEnd } from './ended.ts';
 import { Engine } from './engine.ts';
@@ -307,6 +307,12 @@ export function newDockerBackend(config: DockerConfig): Backend {
         disk: null,
         stagesMs: { prepared: preparedMs - beganMs, started: host.monotonicMs() - preparedMs },
       };
+    },
+
+    async reshape(op, plan) {
+      const { container } = await containerOf(op, plan);
+      if (container === null) throw op.error('failed_precondition', 'its container was removed by somebody else');
+      await engine.call(op, { method: 'POST', path: `/containers/${container.Id}/update`, body: limitsOf(plan.shape) });
     },
 
     // The Engine has set it up, behind rules that stood before.

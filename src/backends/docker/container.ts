@@ -43,8 +43,12 @@ export function containerName(plan: Pick<SandboxPlan, 'id'>): string {
   return `hutch-${plan.id}`;
 }
 
+export function limitsOf({ cpus, memoryMiB }: SandboxPlan['shape']): object {
+  const memoryBytes = memoryMiB * 1024 * 1024;
+  return { Memory: memoryBytes, MemorySwap: memoryBytes /* with memory: no swap */, NanoCpus: cpus * 1e9 };
+}
+
 export function containerBody(plan: SandboxPlan, { image, instance, reach, network }: ContainerPlan): object {
-  const memoryBytes = plan.shape.memoryMiB * 1024 * 1024;
   return {
     Image: image,
     Entrypoint: [INSIDE.agent],
@@ -74,9 +78,7 @@ export function containerBody(plan: SandboxPlan, { image, instance, reach, netwo
             ],
           }
         : {}),
-      Memory: memoryBytes,
-      MemorySwap: memoryBytes, // with memory: no swap
-      NanoCpus: plan.shape.cpus * 1e9,
+      ...limitsOf(plan.shape),
       PidsLimit: PIDS_MAX,
       CapDrop: ['ALL'],
       CapAdd: [...CAPABILITIES],

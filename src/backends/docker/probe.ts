@@ -50,6 +50,8 @@ function capabilities(
     fork: false,
     diskSnapshot: true,
     limits: { cpu: held(answer.CpuCfsQuota), memory: held(answer.MemoryLimit), disk: 'no', processes: held(answer.PidsLimit) },
+    // A container's network is chosen when it is made, and its disk has no size.
+    changes: { cpus: 'live', memory: 'live', disk: 'no', network: 'no' },
     networks,
     acceleration: 'none',
     notes: [

@@ -83,6 +83,7 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
       undo.move();
     },
     start: (op, plan) => startSandbox(op, parts(plan), plan, 'anew'),
+    reshape: (op, plan) => layers.grow(op, plan),
     async linkUp() {
       // It is up from the start: nothing ran before the rules were there.
     },

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { SandboxPlan } from '../backend.ts';
-import { DiskSeeds } from '../disk.ts';
+import { DiskSeeds, growFileSystem } from '../disk.ts';
 import { type GvisorConfig, RELEASE_MS } from './config.ts';
 import { diskMountDir, diskPath, layerDir, overlayWorkDir, upperDir } from './paths.ts';
 
@@ -54,6 +54,16 @@ export class Layers {
     if ((await host.stat(op, diskPath(plan)))?.type === 'file') return diskArgs(diskPath(plan), diskMountDir(plan));
     if ((await host.stat(op, upperDir(plan)))?.type === 'directory') return ['--upper', upperDir(plan), '--work', overlayWorkDir(plan)];
     throw op.error('failed_precondition', `the private layer of sandbox ${plan.id} is gone: ${layerDir(plan)}`);
+  }
+
+  /** To the plan's size, with its file system, while it is not mounted. A directory of the host's has no size. */
+  async grow(op: Operation, plan: SandboxPlan): Promise<void> {
+    const host = this.#host;
+    const path = diskPath(plan);
+    const disk = await host.stat(op, path);
+    if (disk?.type !== 'file') return;
+    if (disk.sizeBytes < plan.shape.diskMiB * MIB) await host.truncate(op, path, plan.shape.diskMiB * MIB);
+    await growFileSystem(op, host, path);
   }
 
   /** Where what was written lies, as its own mount namespace has it. */

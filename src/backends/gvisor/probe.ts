@@ -70,6 +70,7 @@ function capabilities(
       processes: limited ? 'host-process' : 'no',
       disk: whyUnbounded === null ? 'enforced' : 'no',
     },
+    changes: { cpus: 'next-start', memory: 'next-start', disk: 'next-start', network: 'next-start' },
     networks,
     acceleration: 'none',
     notes: [

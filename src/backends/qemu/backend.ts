@@ -26,7 +26,7 @@ import { type Emulator, EmulatorFinder } from './emulator.ts';
 import { findLeaks } from './leaks.ts';
 import { NIC_ID } from './machine.ts';
 import { withPanic } from './panic.ts';
-import { agentSocketPath, diskPath, qmpSocketPath, scratchDiskPath } from './paths.ts';
+import { agentSocketPath, diskPath, freshMarkPath, qmpSocketPath, scratchDiskPath } from './paths.ts';
 import { probeMachine } from './probe.ts';
 import type { Qmp } from './qmp.ts';
 import { Bundles } from './restore.ts';
@@ -144,6 +144,16 @@ export function newQemuBackend(config: QemuConfig): Backend {
         async (late) => fromTemplate(config, plan, await take(late, plan)),
         (qmp) => controls.set(plan.id, qmp),
       );
+    },
+    async reshape(op, plan) {
+      // Its memory and processors are those of the template that it starts from.
+      const sizeBytes = plan.shape.diskMiB * 1024 * 1024;
+      const disk = await host.stat(op, diskPath(plan));
+      if (disk === null || disk.sizeBytes >= sizeBytes) return;
+      // From now on it is another disk than the template's, and its agent grows what is on it.
+      await host.remove(op, freshMarkPath(plan));
+      await host.sync(op, plan.dataDir);
+      await host.truncate(op, diskPath(plan), sizeBytes);
     },
     checkpoints: {
       isWhole: async (op, dir) => (await readManifest(op, host, dir)).ok,

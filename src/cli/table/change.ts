@@ -1,5 +1,7 @@
 // Verbs that change a sandbox's state.
+import { NETWORK_MODES } from '../../domain/sandbox.ts';
 import type { Positional, Verb } from '../verb.ts';
+import { POLICIES } from './run.ts';
 
 const SANDBOX: Positional = { name: 'SANDBOX', takes: 'one', completes: 'sandbox' };
 const SANDBOXES: Positional = { name: 'SANDBOX', takes: 'several', completes: 'sandbox' };
@@ -81,8 +83,35 @@ export const changeVerbs: readonly Verb[] = [
     load: async () => (await import('../verbs/fork.ts')).fork,
   },
   {
+    name: 'set',
+    group: 'Change',
+    summary: 'Change what sandboxes have and how they end',
+    examples: [
+      { line: 'hutch set --memory 2G web', about: 'now where its backend can, else from its next start on: it says which' },
+      {
+        line: 'hutch set --restart always --idle 0 web',
+        about: 'there again after an end and after a reboot, and never stopped as unused',
+      },
+      { line: 'hutch set --timeout none --label tier=prod web db', about: '' },
+    ],
+    flags: [
+      { name: 'cpus', value: 'N', about: 'Virtual CPUs' },
+      { name: 'memory', short: 'm', value: 'SIZE', about: 'Memory, like 512M or 2G' },
+      { name: 'disk', value: 'SIZE', about: 'Disk, like 16G; it only grows' },
+      { name: 'net', value: 'MODE', choices: NETWORK_MODES, about: 'allow: the internet; allow-lan: private addresses too; none' },
+      { name: 'timeout', value: 'TIME', about: 'Stop it so long from now, and after each start; none: no limit' },
+      { name: 'label', short: 'l', value: 'K=V', repeats: true, about: 'A label beside the others' },
+      { name: 'unlabel', value: 'K', repeats: true, about: 'Take a label away' },
+      ...POLICIES,
+    ],
+    positionals: [SANDBOXES],
+    notes: 'What is not named stays as it is. What waits for the next start is kept, and shown by hutch inspect as "pending".',
+    load: async () => (await import('../verbs/set.ts')).run,
+  },
+  {
     name: 'rename',
     group: 'Change',
+    under: 'admin',
     summary: 'Give a sandbox another name',
     examples: [{ line: 'hutch rename web web-old', about: '' }],
     flags: [],

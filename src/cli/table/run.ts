@@ -1,4 +1,5 @@
 // Verbs that start something: run, create, exec, shell, attach.
+import { RESTART_POLICIES } from '../../domain/sandbox.ts';
 import type { Flag, Positional, Verb } from '../verb.ts';
 import { WORKSPACE_FLAGS } from './workspace.ts';
 
@@ -26,6 +27,17 @@ const TERMINAL: readonly Flag[] = [
 ];
 const DETACH_KEYS: Flag = { name: 'detach-keys', value: 'KEYS', about: 'What lets go of the terminal; default ctrl-p,ctrl-q' };
 
+/** How a sandbox ends, and whether it comes back. */
+export const POLICIES: readonly Flag[] = [
+  {
+    name: 'restart',
+    value: 'WHEN',
+    choices: RESTART_POLICIES,
+    about: `Start it again when it has ended, and after a reboot: ${RESTART_POLICIES.join(', ')}`,
+  },
+  { name: 'idle', value: 'TIME', about: 'Stop it when nobody has touched it for so long, like 30m; 0: never; default: as configured' },
+];
+
 const CREATE: readonly Flag[] = [
   { name: 'name', value: 'NAME', about: 'Its name, a DNS label; made up when absent' },
   { name: 'image', value: 'IMAGE', completes: 'image', about: 'What is on its disk' },
@@ -44,6 +56,7 @@ const CREATE: readonly Flag[] = [
     repeats: true,
     about: 'Answer at a port of this machine: [ADDRESS:]HOST:GUEST, on the loopback without ADDRESS; GUEST alone takes a free one',
   },
+  ...POLICIES,
   { name: 'no-net', about: 'No network' },
   { name: 'allow-lan', about: 'Reach private addresses too' },
   { name: 'label', short: 'l', value: 'K=V', repeats: true, about: 'A label' },

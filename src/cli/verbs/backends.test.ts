@@ -11,6 +11,7 @@ test('backends says for each what it can do, marks the default, and says NO wher
     fork: false,
     diskSnapshot: false,
     limits: { cpu: 'enforced', memory: 'host-process', disk: 'no', processes: 'enforced' },
+    changes: { cpus: 'live', memory: 'next-start', disk: 'no', network: 'next-start' },
     networks: ['none', 'allow'],
     notes: ['a \u001b[31mnote'],
   } as const;
@@ -27,6 +28,7 @@ test('backends says for each what it can do, marks the default, and says NO wher
   expect(row('security boundary')).toEqual(['NO', '-']);
   expect(row('limit memory')).toEqual(['host-process', '-']);
   expect(row('limit disk')).toEqual(['no', '-']);
+  expect(row('change cpus')).toEqual(['live', '-']);
   expect(row('networks')).toEqual(['none, allow', '-']);
   expect(shown).toContain('docker: a note');
   expect(shown).toContain('gvisor: runsc is not installed\n');

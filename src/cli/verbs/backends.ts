@@ -27,6 +27,10 @@ const ROWS: readonly (readonly [string, (can: Can) => string])[] = [
   ['limit memory', ({ limits }) => limits.memory],
   ['limit disk', ({ limits }) => limits.disk],
   ['limit processes', ({ limits }) => limits.processes],
+  ['change cpus', ({ changes }) => changes.cpus],
+  ['change memory', ({ changes }) => changes.memory],
+  ['change disk', ({ changes }) => changes.disk],
+  ['change network', ({ changes }) => changes.network],
   ['networks', ({ networks }) => networks.join(', ')],
 ];
 

@@ -13,6 +13,7 @@ export const DISK_MIB_MIN = 256;
 export const DISK_MIB_MAX = 131_072;
 export const TIMEOUT_MS_MIN = 1_000;
 export const TIMEOUT_MS_MAX = 31_536_000_000;
+const IDLE_MS_MIN = 1_000;
 export const PAGE_ITEMS_MAX = 1_000;
 
 export const ref = z.string().min(1).max(64).describe('an id, a name, or a unique prefix of one');
@@ -48,6 +49,10 @@ export const count = z.coerce.number().int().min(0).max(Number.MAX_SAFE_INTEGER)
 export const label = z
   .record(z.string().min(1).max(63), z.string().max(255))
   .refine((map) => Object.keys(map).length <= LABELS_MAX, `at most ${LABELS_MAX} labels`);
+/** 0: never. A sweep of every second need not be told of less. */
+export const idle = z
+  .int()
+  .refine((ms) => ms === 0 || (ms >= IDLE_MS_MIN && ms <= TIMEOUT_MS_MAX), `must be 0, or from ${IDLE_MS_MIN} to ${TIMEOUT_MS_MAX}`);
 export const terminal = z.strictObject({
   cols: z.int().min(1).max(4_096),
   rows: z.int().min(1).max(4_096),

@@ -1,7 +1,7 @@
 // Sandboxes: made, listed, started, ended.
 import { z } from 'zod';
 import { PUBLISHED_PORTS_MAX } from '../../domain/published-port.ts';
-import { BACKENDS } from '../../domain/sandbox.ts';
+import { BACKENDS, NETWORK_MODES, RESTART_POLICIES } from '../../domain/sandbox.ts';
 import * as view from '../views.ts';
 import {
   alive,
@@ -13,6 +13,7 @@ import {
   env,
   flag,
   found,
+  idle,
   LABELS_MAX,
   label,
   MEMORY_MIB_MAX,
@@ -72,7 +73,9 @@ const createInput = z
     workdir: path.optional(),
     user: user.optional(),
     timeoutMs: z.int().min(TIMEOUT_MS_MIN).max(TIMEOUT_MS_MAX).optional().describe('stopped this long after each start'),
-    network: z.enum(['none', 'allow', 'allow-lan']).optional(),
+    restart: z.enum(RESTART_POLICIES).optional().describe('whether it is started again when it has ended by itself, or with its host'),
+    idleMs: idle.optional().describe('stopped when nobody has touched it for so long; 0: never'),
+    network: z.enum(NETWORK_MODES).optional(),
     backend: z.enum(BACKENDS).optional(),
     publish: z
       .array(z.strictObject(wantedPort))
@@ -83,11 +86,38 @@ const createInput = z
     autoRemove: z.boolean().optional(),
     start: z.boolean().optional().describe('default true'),
   })
-  .superRefine(({ main, env = {}, secrets = {} }, context) =>
+  .superRefine(({ main, env = {}, secrets = {}, autoRemove, restart = 'no' }, context) => {
+    if (autoRemove === true && restart !== 'no')
+      context.addIssue({ code: 'custom', message: 'must be no for one that deletes itself (autoRemove)', path: ['restart'] });
     refuseTooLarge(context, main?.argv ?? [], { ...env, ...secrets }, ([field, which]) =>
       field === 'argv' ? ['main', field, which] : [which in secrets ? 'secrets' : field, which],
-    ),
-  );
+    );
+  });
+
+const CHANGEABLE = ['cpus', 'memoryMiB', 'diskMiB', 'network', 'timeoutMs', 'labels', 'restart', 'idleMs'] as const;
+
+const setInput = target
+  .extend({
+    cpus: z.int().min(1).max(CPUS_MAX).optional(),
+    memoryMiB: z.int().min(MEMORY_MIB_MIN).max(MEMORY_MIB_MAX).optional(),
+    diskMiB: z.int().min(DISK_MIB_MIN).max(DISK_MIB_MAX).optional().describe('disks only grow'),
+    network: z.enum(NETWORK_MODES).optional(),
+    timeoutMs: z
+      .int()
+      .min(TIMEOUT_MS_MIN)
+      .max(TIMEOUT_MS_MAX)
+      .nullable()
+      .optional()
+      .describe('of one that runs: from now on; then from each start on; null: none'),
+    labels: z
+      .record(z.string().min(1).max(63), z.string().max(255).nullable())
+      .refine((map) => Object.keys(map).length <= LABELS_MAX, `at most ${LABELS_MAX} labels`)
+      .optional()
+      .describe('beside those that it has; null takes one away'),
+    restart: z.enum(RESTART_POLICIES).optional(),
+    idleMs: idle.nullable().optional().describe('null: as configured'),
+  })
+  .refine((input) => CHANGEABLE.some((key) => input[key] !== undefined), `one of ${CHANGEABLE.join(', ')} must be given`);
 
 export const sandboxVerbs = {
   'sandbox.create': {
@@ -224,6 +254,21 @@ export const sandboxVerbs = {
     input: target.extend({ name: z.string().min(1).max(63) }),
     output: view.sandbox,
     errors: found,
+    idempotent: true,
+    reads: false,
+  },
+  'sandbox.set': {
+    kind: 'unary',
+    method: 'POST',
+    path: '/v1/sandboxes/{ref}/set',
+    summary: 'Change its size, network, limits, labels and policies; what is absent stays',
+    input: setInput,
+    output: z.object({
+      sandbox: view.sandbox,
+      now: z.array(z.enum(CHANGEABLE)).describe('what is in force'),
+      atNextStart: z.array(z.enum(CHANGEABLE)).describe('what is in force from its next start on, and kept as `pending` until then'),
+    }),
+    errors: [...alive, 'resource_exhausted'],
     idempotent: true,
     reads: false,
   },

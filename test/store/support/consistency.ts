@@ -26,8 +26,11 @@ export async function expectConsistent(store: Store): Promise<readonly Sandbox[]
   expect(new Set(bySandbox.keys())).toEqual(new Set(sandboxes.map(({ id }) => id)));
   for (const sandbox of sandboxes) {
     const own = bySandbox.get(sandbox.id) ?? [];
-    expect(openSince(own, 'vm.compute'), sandbox.id).toBe(sandbox.openComputeSinceMs);
-    expect(openSince(own, 'vm.paused'), sandbox.id).toBe(sandbox.openPauseSinceMs);
+    const billed = openSince(own, 'vm.compute');
+    // One that was given another shape is billed anew since then.
+    if (billed?.reason !== 'set') expect(billed?.atMs ?? null, sandbox.id).toBe(sandbox.openComputeSinceMs);
+    else expect(billed.atMs, sandbox.id).toBeGreaterThanOrEqual(sandbox.openComputeSinceMs ?? Number.POSITIVE_INFINITY);
+    expect(openSince(own, 'vm.paused')?.atMs ?? null, sandbox.id).toBe(sandbox.openPauseSinceMs);
     expect(openSince(own, 'vm.storage') === null, sandbox.id).toBe(sandbox.state === 'deleted');
     const events = await store.query('events', { sandboxId: sandbox.id });
     expect(
@@ -38,11 +41,11 @@ export async function expectConsistent(store: Store): Promise<readonly Sandbox[]
   return sandboxes;
 }
 
-function openSince(entries: readonly LedgerEntry[], resource: string): number | null {
-  let since: number | null = null;
-  for (const { kind, atMs } of entries) {
-    if (kind === `${resource}.start`) since = atMs;
-    if (kind === `${resource}.stop`) since = null;
+function openSince(entries: readonly LedgerEntry[], resource: string): LedgerEntry | null {
+  let since: LedgerEntry | null = null;
+  for (const entry of entries) {
+    if (entry.kind === `${resource}.start`) since = entry;
+    if (entry.kind === `${resource}.stop`) since = null;
   }
   return since;
 }

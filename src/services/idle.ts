@@ -1,0 +1,61 @@
+// Sandboxes that nobody has touched for too long are stopped. A touch is what docs/sandboxes.md lists: each call of a verb in
+// TOUCHES while it lasts, and each connection to a published port while it lasts. Looking at a sandbox is none, and neither is
+// what runs inside.
+
+import type { Core } from './core.ts';
+import type { DeadlineName } from './deadlines.ts';
+import type { Run } from './run.ts';
+import { ownCaller, type Supervisor } from './supervisor.ts';
+import type { VerbName } from './verbs.ts';
+
+/** How often it is looked. */
+const SWEEP_MS = 1_000;
+
+const LOOKS: ReadonlySet<DeadlineName> = new Set<VerbName>([
+  ...(['sandbox.get', 'sandbox.list', 'sandbox.stats', 'sandbox.logs', 'sandbox.wait', 'exec.list', 'port.list'] as const),
+  ...(['why.get', 'event.list', 'ledger.list'] as const),
+]);
+
+/** What the daemon does by itself is no touch. */
+export function isTouch(verb: DeadlineName): boolean {
+  return !LOOKS.has(verb) && !verb.startsWith('daemon.');
+}
+
+export function watchIdle(core: Core, supervisor: Supervisor): Disposable {
+  const ending = new Set<Run>();
+  const touching = core.operations.onTarget((verb, id, over) => {
+    const run = isTouch(verb) ? core.runs.get(id) : null;
+    if (run === null) return;
+    const using = run.use();
+    void over.then(() => using[Symbol.dispose]());
+  });
+  const timer = setInterval(() => {
+    for (const run of core.runs.all()) {
+      const sandbox = core.sandboxes.open(run.id);
+      const idleMs = sandbox?.spec.idleMs ?? core.deps.settings.idleMs ?? 0;
+      if (sandbox === null || idleMs === 0 || run.untouchedMs() < idleMs || ending.has(run)) continue;
+      ending.add(run);
+      void end(run, idleMs).finally(() => ending.delete(run));
+    }
+  }, SWEEP_MS);
+  timer.unref();
+
+  async function end(run: Run, idleMs: number): Promise<void> {
+    await core.operations
+      .run({ verb: 'daemon.idle', caller: ownCaller(core), reads: false }, async (call) => {
+        call.target(run.id);
+        await core.turns.take(call.op, run.id, async () => {
+          // Somebody may have come while it waited for its turn.
+          if (!run.isOver && run.untouchedMs() >= idleMs) await supervisor.endIdle(call, run);
+        });
+      })
+      .catch((err: unknown) => core.deps.log.error({ sandbox: run.id, err }, 'a sandbox that nobody uses could not be stopped'));
+  }
+
+  return {
+    [Symbol.dispose]() {
+      clearInterval(timer);
+      touching[Symbol.dispose]();
+    },
+  };
+}
