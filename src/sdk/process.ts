@@ -194,16 +194,17 @@ export class RemoteProcess implements AsyncDisposable {
     const again = this.#hasStarted || this.#begin.how === 'attach';
     // Whatever comes by a connection that was given up for one with input is asked for again.
     const takes = this.#takes;
+    const first = !again && this.#begin.how === 'start' ? this.#begin.request : null;
     const isOurs = (): boolean => takes === this.#takes;
     await openSocket(
       this.#client,
       again ? 'exec.attach' : 'exec.start',
       again ? this.#attachInput() : { ref, execId: this.execId },
       {
-        onOpen: (socket) => {
+        onOpen: (socket, tookFirst) => {
           if (this.#over || !isOurs()) return socket.terminate();
           this.#socket = socket;
-          if (!again && this.#begin.how === 'start') socket.sendJson(this.#begin.request);
+          if (first !== null && !tookFirst) socket.sendJson(first);
           this.#flow();
         },
         onJson: (message) => {
@@ -214,7 +215,11 @@ export class RemoteProcess implements AsyncDisposable {
         },
         onClose: () => ended.resolve(),
       },
-      { signal: this.#options.signal, ...(this.#options.onOpId === undefined ? {} : { onOpId: this.#options.onOpId }) },
+      {
+        signal: this.#options.signal,
+        ...(first === null ? {} : { first }),
+        ...(this.#options.onOpId === undefined ? {} : { onOpId: this.#options.onOpId }),
+      },
     );
     await ended.promise;
     this.#socket = null;

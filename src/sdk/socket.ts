@@ -18,10 +18,14 @@ const PAYLOAD_BYTES_MAX = MESSAGE_BYTES_MAX + 64;
 const SEND_WINDOW_BYTES = 512 * 1024;
 const PING_EVERY_MS = 15_000;
 const PINGS_UNANSWERED_MAX = 3;
+/** With the first message of a socket, percent-encoded, in the request for it: that spares a way there and back. */
+const FIRST_HEADER = 'Hutch-First-Message';
+/** A server takes 64 KiB of headers, a proxy before it perhaps 8. */
+const FIRST_CHARS_MAX = 4_096;
 
 export type SocketListener = {
-  /** Before any message, which the opening's own promise is not. */
-  readonly onOpen?: (socket: Socket) => void;
+  /** Before any message, which the opening's own promise is not. `tookFirst`: the first message has arrived already. */
+  readonly onOpen?: (socket: Socket, tookFirst: boolean) => void;
   /** A message as JSON. */
   onJson(message: { readonly type?: unknown } & Readonly<Record<string, unknown>>): void;
   onBytes(bytes: Buffer): void;
@@ -42,16 +46,16 @@ export async function openSocket(
   verb: SocketVerb,
   input: object,
   listener: SocketListener,
-  options: CallOptions = {},
+  options: CallOptions & { readonly first?: object } = {},
 ): Promise<Socket> {
-  const { signal } = options;
+  const { signal, first } = options;
   const { address } = client;
   const [{ WebSocket: Client }, headers] = await Promise.all([import('ws'), client.headers(options)]);
   if (signal?.aborted) throw cancelled(signal);
   const { path } = encodeRequest(routes[verb], input as Record<string, unknown>);
   const { promise, resolve, reject } = Promise.withResolvers<Socket>();
   const socket = new Client(socketUrl(client.address, path), {
-    headers,
+    headers: { ...headers, ...(first === undefined ? {} : besides(first)) },
     perMessageDeflate: false,
     maxPayload: PAYLOAD_BYTES_MAX,
     skipUTF8Validation: true,
@@ -64,7 +68,9 @@ export async function openSocket(
     socket.terminate();
   };
   signal?.addEventListener('abort', onAbort, { once: true });
+  let tookFirst = false;
   socket.on('upgrade', (response) => {
+    tookFirst = response.headers[FIRST_HEADER.toLowerCase()] === 'taken';
     const opId = opIdOf(response);
     if (opId !== null) options.onOpId?.(opId);
   });
@@ -79,7 +85,7 @@ export async function openSocket(
   // Messages may come in the same packet as the answer: listen before anything else can run.
   const ours = new Socket(socket, listener, () => signal?.removeEventListener('abort', onAbort));
   socket.on('open', () => {
-    listener.onOpen?.(ours);
+    listener.onOpen?.(ours, tookFirst);
     resolve(ours);
   });
   return await promise;
@@ -170,6 +176,12 @@ export class Socket {
     if (this.#unanswered > PINGS_UNANSWERED_MAX) this.#socket.terminate();
     else this.#socket.ping();
   }
+}
+
+/** Nothing for one that is too long: it is sent as a message then. */
+function besides(first: object): Readonly<Record<string, string>> {
+  const text = encodeURIComponent(JSON.stringify(first));
+  return text.length > FIRST_CHARS_MAX ? {} : { [FIRST_HEADER]: text };
 }
 
 function socketUrl(address: Address, path: string): string {

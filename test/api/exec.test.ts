@@ -23,6 +23,20 @@ test('stdout and stderr come apart, the exit after the last byte', async () => {
   expect((await client.closed).code).toBe(1000);
 });
 
+test('the first message may come with the request for the socket, and is taken once', async () => {
+  const path = '/v1/sandboxes/box/exec';
+  const carried = (text: string) => daemon.socket(path, { 'Hutch-First-Message': text });
+  const request = { argv: ['sh', '-c', 'echo "$1"', 'sh', 'ü 100%\t"'] };
+  const client = await carried(encodeURIComponent(JSON.stringify(request)));
+  expect(await client.exit()).toMatchObject({ exitCode: 0 });
+  expect(client.stdout.toString()).toBe('ü 100%\t"\n');
+  expect(client.upgraded?.['hutch-first-message']).toBe('taken');
+  await expect(carried('%ff%zz')).rejects.toMatchObject({ code: 'invalid_argument' });
+  for (const wrong of ['no json', '{"argv":[]}', '{"argv":["true"],"unknown":1}'])
+    await expect((await carried(encodeURIComponent(wrong))).exit(), wrong).rejects.toMatchObject({ code: 'invalid_argument' });
+  expect((await daemon.exec('box', { argv: ['true'] })).upgraded?.['hutch-first-message']).toBeUndefined();
+});
+
 test('a signal gives 128 and its number', async () => {
   expect(await (await daemon.exec('box', { argv: ['sh', '-c', 'kill -TERM $$'] })).exit()).toMatchObject({
     exitCode: 143,

@@ -276,6 +276,8 @@ export class ExecClient {
   stdout = Buffer.alloc(0);
   stderr = Buffer.alloc(0);
   readonly messages: Record<string, unknown>[] = [];
+  /** The headers of the answer that made it a socket. */
+  upgraded: IncomingMessage['headers'] | null = null;
   readonly closed: Promise<{ code: number; reason: string }>;
   /** Set false to look at bytes as they come by `onBytes` only. */
   keep = true;
@@ -283,6 +285,9 @@ export class ExecClient {
 
   constructor(socket: WebSocket) {
     this.socket = socket;
+    socket.on('upgrade', ({ headers }) => {
+      this.upgraded = headers;
+    });
     socket.on('message', (data: Buffer, isBinary: boolean) => {
       if (!isBinary) return void this.messages.push(JSON.parse(data.toString('utf8')) as Record<string, unknown>);
       const bytes = data.subarray(1);

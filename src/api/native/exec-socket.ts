@@ -1,4 +1,5 @@
 // Commands over a WebSocket: docs/api.md has the messages.
+import type { IncomingMessage } from 'node:http';
 import { z } from 'zod';
 import { HutchError } from '../../domain/errors.ts';
 import { giveBack, withByteBefore } from '../../host/large-buffers.ts';
@@ -18,8 +19,24 @@ const clientMessage = z.discriminatedUnion('type', [
   z.strictObject({ type: z.literal('signal'), signal: z.string().regex(/^[A-Z0-9+]{1,12}$/) }),
 ]);
 
-/** The client's first message. */
-export async function receiveExecRequest(socket: MessageSocket): Promise<z.output<typeof execRequest>> {
+/** In which a client may send its first message with the request for the socket, percent-encoded. */
+const FIRST_HEADER = 'hutch-first-message';
+/** In the answer, where it was taken from there: it is not sent again. */
+export const FIRST_TAKEN = `${FIRST_HEADER}: taken`;
+
+export function firstMessageOf(request: IncomingMessage): Message | null {
+  const sent = request.headers[FIRST_HEADER];
+  if (typeof sent !== 'string') return null;
+  try {
+    return { type: 'text', text: decodeURIComponent(sent) };
+  } catch (cause) {
+    throw new HutchError({ code: 'invalid_argument', message: 'Hutch-First-Message is not percent-encoded text', cause });
+  }
+}
+
+/** The client's first message, unless it came with the request. */
+export async function receiveExecRequest(socket: MessageSocket, sent: Message | null): Promise<z.output<typeof execRequest>> {
+  if (sent !== null) return parseBySchema(execRequest, jsonOf(sent));
   const late = Promise.withResolvers<never>();
   const timer = setTimeout(
     () => late.reject(new HutchError({ code: 'deadline_exceeded', message: 'the first message, which says what to run, did not come' })),

@@ -46,7 +46,13 @@ const SILENT_MS = 10_000;
 const SOCKETS_MAX = 4_096;
 /** What goes on as it came; all else is between the client and us. */
 const CARRIED = ['accept', 'content-type', 'content-length', 'idempotency-key', 'traceparent', 'tracestate'] as const;
-const CARRIED_UPGRADE = ['sec-websocket-key', 'sec-websocket-version', 'sec-websocket-extensions', 'sec-websocket-protocol'] as const;
+const CARRIED_UPGRADE = [
+  'sec-websocket-key',
+  'sec-websocket-version',
+  'sec-websocket-extensions',
+  'sec-websocket-protocol',
+  'hutch-first-message',
+] as const;
 /** Of the connection, not of the answer. */
 const HOP: ReadonlySet<string> = new Set(['connection', 'keep-alive', 'transfer-encoding', 'upgrade']);
 

@@ -11,11 +11,11 @@ import type { ApiServices, ExecStartInput } from '../../services/handlers.ts';
 import { type Ask, requestHash } from '../../services/operations.ts';
 import { type Role, roleOf } from '../../services/roles.ts';
 import type { Verb, VerbName } from '../../services/verbs.ts';
-import { carryExec, carryTunnel, receiveExecRequest } from './exec-socket.ts';
+import { carryExec, carryTunnel, FIRST_TAKEN, firstMessageOf, receiveExecRequest } from './exec-socket.ts';
 import type { Peer } from './forward.ts';
 import { admit, answerBrowser, bearerOf, type GuardOptions } from './guard.ts';
 import { invalid, parseInput, queryOf, readJsonBody, takesBody } from './input.ts';
-import { FIRST_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX, MessageSocket } from './message-socket.ts';
+import { FIRST_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX, type Message, MessageSocket } from './message-socket.ts';
 import { openApi } from './openapi.ts';
 import { LineWriter, sendDownload, sendError, sendJson, tellLent } from './respond.ts';
 import { newRoutes, type Route } from './routes.ts';
@@ -208,15 +208,16 @@ export function newApi(services: ApiServices, options: ApiOptions): Api {
         return await peer.upgrade(request, socket, head, { opId: arrival.opId, verb, body: null });
       }
       const ask = askOf(request, arrival, name, verb, caller, input);
+      const first = name === 'exec.start' ? firstMessageOf(request) : null;
       const onHeaders = (headers: string[], ours: IncomingMessage): void => {
-        if (ours === request) headers.push(`Hutch-Op-Id: ${arrival.opId}`);
+        if (ours === request) headers.push(`Hutch-Op-Id: ${arrival.opId}`, ...(first === null ? [] : [FIRST_TAKEN]));
       };
       const webSockets = name === 'exec.start' ? startSockets : anySockets;
       webSockets.on('headers', onHeaders);
       webSockets.handleUpgrade(request, socket, head, (upgraded) => {
         const messages = new MessageSocket(upgraded);
         messages.gone.addEventListener('abort', () => logRequest(options, arrival, request, 101, true));
-        void serveSocket(messages, { ...ask, signal: messages.gone }, name, input, arrival);
+        void serveSocket(messages, { ...ask, signal: messages.gone }, name, input, arrival, first);
       });
       webSockets.off('headers', onHeaders);
     } catch (error) {
@@ -236,9 +237,16 @@ export function newApi(services: ApiServices, options: ApiOptions): Api {
     }
   }
 
-  async function serveSocket(socket: MessageSocket, ask: Ask, name: VerbName, input: unknown, arrival: Arrival): Promise<void> {
+  async function serveSocket(
+    socket: MessageSocket,
+    ask: Ask,
+    name: VerbName,
+    input: unknown,
+    arrival: Arrival,
+    first: Message | null,
+  ): Promise<void> {
     try {
-      const request = name === 'exec.start' ? await receiveExecRequest(socket) : null;
+      const request = name === 'exec.start' ? await receiveExecRequest(socket, first) : null;
       await services.operations.run(ask, async (call) => {
         if (name === 'port.connect') {
           using tunnel = await services.handlers['port.connect'](call, input as never);
