@@ -9,6 +9,7 @@ import type { Operation } from '../host/operation.ts';
 import { MAIN, OWN_PROCESS } from './bring-up.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
+import { cutOff, endedTogether } from './cut-off.ts';
 import type { ExecItem, ExecSession, ExecStarted, Handlers } from './handlers.ts';
 import { replayMain } from './main-replay.ts';
 import { waitFor } from './operations.ts';
@@ -57,9 +58,11 @@ export function execVerbs(core: Core): Pick<Handlers, ExecVerbs> {
         }),
       );
       try {
-        return new Session(call, run, sandbox, await opening, { stdout: 0, stderr: 0 });
+        return new Session(core, call, run, sandbox, await opening, { stdout: 0, stderr: 0 });
       } catch (error) {
         const exitCode = startFailureCode(error);
+        if (exitCode === null && run.isOver && !op.signal.aborted)
+          throw await cutOff(core, op, { run, name: sandbox.spec.name, execId: id }, error);
         if (exitCode === null || !(error instanceof HutchError)) throw error;
         return notStarted(
           id,
@@ -92,14 +95,14 @@ export function execVerbs(core: Core): Pick<Handlers, ExecVerbs> {
       const from = (process: LinkedProcess) => (fromNow ? process.offsets : wants);
       if (execId !== MAIN) {
         const process = await opening;
-        return new Session(call, run, sandbox, process, from(process));
+        return new Session(core, call, run, sandbox, process, from(process));
       }
       // The guest stays until everything is out of it that whoever follows its main process is to get.
       const followed = Promise.withResolvers<void>();
       run.follow(followed.promise);
       try {
         const process = await opening;
-        return new Session(call, run, sandbox, process, from(process), followed.resolve);
+        return new Session(core, call, run, sandbox, process, from(process), followed.resolve);
       } catch (error) {
         followed.resolve();
         throw error;
@@ -161,6 +164,7 @@ function madeUpId(call: Call): string {
 
 class Session implements ExecSession {
   readonly started: ExecStarted;
+  readonly #core: Core;
   readonly #call: Call;
   readonly #run: Run;
   readonly #sandbox: Sandbox;
@@ -168,6 +172,7 @@ class Session implements ExecSession {
   readonly #onDone: () => void;
 
   constructor(
+    core: Core,
     call: Call,
     run: Run,
     sandbox: Sandbox,
@@ -175,6 +180,7 @@ class Session implements ExecSession {
     from: { readonly stdout: number; readonly stderr: number },
     onDone: () => void = () => {},
   ) {
+    this.#core = core;
     this.#call = call;
     this.#run = run;
     this.#sandbox = sandbox;
@@ -182,6 +188,10 @@ class Session implements ExecSession {
     this.#onDone = onDone;
     const { id, pid, existing } = process;
     this.started = { execId: id, pid, stdoutOffset: from.stdout, stderrOffset: from.stderr, inputOffset: process.inputOffset, existing };
+  }
+
+  get #command() {
+    return { run: this.#run, name: this.#sandbox.spec.name, execId: this.started.execId };
   }
 
   async *items(): AsyncGenerator<ExecItem, void, undefined> {
@@ -192,22 +202,13 @@ class Session implements ExecSession {
         else if (item.type === 'exit') {
           // All before it has been taken out of the guest: its end need not wait until the client has heard.
           this.#onDone();
-          yield { type: 'exit', exit: exitView(item.exit) };
+          const error = await endedTogether(this.#core, this.#call.op, this.#command, item.exit);
+          yield { type: 'exit', exit: { ...exitView(item.exit), error } };
         } else yield item;
       }
     } catch (error) {
       if (this.#call.op.signal.aborted || !this.#run.isOver) throw error;
-      const { name } = this.#sandbox.spec;
-      if (this.#run.suspended !== null) {
-        throw this.#call.op.error('unavailable', `sandbox ${name} was suspended; the command goes on when it is resumed`, {
-          hint: `hutch resume ${name}, then hutch attach ${name} ${this.started.execId}`,
-          cause: error,
-        });
-      }
-      throw this.#call.op.error('unavailable', `sandbox ${this.#sandbox.spec.name} has ended; how the command ended is not known`, {
-        hint: `see why: hutch why ${this.#sandbox.spec.name}`,
-        cause: error,
-      });
+      throw await cutOff(this.#core, this.#call.op, this.#command, error);
     }
   }
 

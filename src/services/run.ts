@@ -26,7 +26,7 @@ export class Run implements Disposable {
   /** Its memory is on the disk and its process dead: what records that. */
   suspended: ((call: Call) => Promise<void>) | null = null;
   /** Why we are ending it, from the moment when that began; what a failed try left counts for a while. */
-  ending: { readonly cause: EndCause; readonly actor: string; readonly untilMs: number } | null = null;
+  ending: { readonly cause: EndCause; readonly actor: string; readonly untilMs: number; readonly removes: boolean } | null = null;
   /** Settles when the guest has heard of its main process: from the start on, but for a sandbox that was adopted. */
   mainBegun: Promise<void> = Promise.resolve();
   /** Settles when everything of the main process's log is in the file on the host. */

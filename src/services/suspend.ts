@@ -73,7 +73,7 @@ export class Suspension {
           atMs: host.nowMs(),
           opId: call.op.id,
           snapshotId: newId('snp', (count) => host.randomBytes(count)),
-          evidence: describeDeath(dead),
+          evidence: describeDeath(dead, sandbox.spec.backend),
         },
       },
       { change: 'finishIntent', id: intentId },
@@ -193,7 +193,7 @@ export class Suspension {
           reason: dead === null ? 'stop-user' : 'stop-crash',
           ended,
           diedAtMs: nowMs,
-          evidence: dead === null ? 'suspended: no process' : describeDeath(dead),
+          evidence: dead === null ? 'suspended: no process' : describeDeath(dead, sandbox.spec.backend),
         },
       },
     ]);

@@ -9,6 +9,7 @@ import type { Operation } from '../host/operation.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import { placesOf } from './deps.ts';
+import { programOf } from './ending.ts';
 import { waitFor } from './operations.ts';
 import type { Run } from './run.ts';
 import { reach } from './runs.ts';
@@ -45,7 +46,12 @@ export async function takeDown(core: Core, call: Call, run: Run, wish: Wish): Pr
   if (sandbox.openComputeSinceMs === null) return sandbox;
   await run.backend.awake?.(op);
   op.progress({ step: 'stopping' });
-  run.ending = { cause: wish.cause, actor: wish.actor, untilMs: performance.now() + (wish.graceMs ?? 0) + ENDING_MS };
+  run.ending = {
+    cause: wish.cause,
+    actor: wish.actor,
+    untilMs: performance.now() + (wish.graceMs ?? 0) + ENDING_MS,
+    removes: wish.thenRemoved === true,
+  };
   const left = wish.graceMs === null ? null : await leave(core, op, run, sandbox, wish.graceMs);
   const dead = left ?? (await killed(core, call, run, sandbox, wish.graceMs === null ? 'now' : 'gently'));
   await lastWord(op, run, sandbox);
@@ -163,7 +169,7 @@ export async function recordEnd(
   const ending = {
     change: 'applyEvent',
     sandboxId,
-    event: { type: 'ended', atMs: nowMs, opId: call.op.id, reason, ended, diedAtMs, evidence: describeDeath(dead) },
+    event: { type: 'ended', atMs: nowMs, opId: call.op.id, reason, ended, diedAtMs, evidence: describeDeath(dead, sandbox.spec.backend) },
     ...(main?.exit === null || main === null
       ? {}
       : { detail: { signal: main.exit.signal, stdoutBytes: main.exit.stdoutBytes, stderrBytes: main.exit.stderrBytes } }),
@@ -208,10 +214,10 @@ async function release(core: Core, op: Operation, run: Run): Promise<void> {
   }
 }
 
-export function describeDeath({ proof, exitCode, signal, panic }: Dead): string {
+export function describeDeath({ proof, exitCode, signal, panic }: Dead, backend: string): string {
   if (proof !== 'exit.json' && proof !== 'engine') return proof;
   // Not "exit code": that is the main process's.
-  const how = `${proof}: VMM ended ${signal === null ? `with ${exitCode ?? 'an unknown code'}` : `by signal ${signal}`}`;
+  const how = `${proof}: ${programOf(backend)} ended ${signal === null ? `with ${exitCode ?? 'an unknown code'}` : `by signal ${signal}`}`;
   return panic === undefined ? how : `${how}; the guest's kernel panicked: ${panic}`;
 }
 
@@ -239,7 +245,7 @@ export async function removeSandbox(
       ? null
       : ({
           reason: 'stop-user',
-          evidence: describeDeath(end.ended),
+          evidence: describeDeath(end.ended, sandbox.spec.backend),
           ...(end.ended.diedAtMs === null ? {} : { diedAtMs: end.ended.diedAtMs }),
         } as const);
   const intents = await recorded;

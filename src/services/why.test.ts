@@ -64,6 +64,11 @@ test.each([
     [event('sandbox.ended', { evidence: 'exit.json: signal SIGKILL' })],
     'web is stopped: its virtual machine ended by itself 5 seconds ago (evidence: exit.json: signal SIGKILL).',
   ],
+  [
+    { ...ended('crashed'), spec: { name: 'web', backend: 'gvisor' } },
+    [event('sandbox.ended', { evidence: 'exit.json: runsc ended with 134' })],
+    'web is stopped: its kernel in user space ended by itself 5 seconds ago (evidence: exit.json: runsc ended with 134).',
+  ],
   [ended('guest-shutdown'), [], 'web is stopped: it shut itself down from inside 5 seconds ago.'],
   [ended('host-reboot'), [], 'web is stopped: the host went down or was restarted under it, last seen alive 5 seconds ago.'],
   [

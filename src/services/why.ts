@@ -2,9 +2,8 @@
 // Pure: made from the records alone.
 import type { EventRecord, OperationRecord } from '../domain/records.ts';
 import { END_CAUSES, type Ended, type Sandbox } from '../domain/sandbox.ts';
+import { endingWords, type Who } from './ending.ts';
 import { lossOf } from './network-loss.ts';
-
-export type Who = (actor: string) => string;
 
 export function sandboxSentence(
   sandbox: Sandbox,
@@ -34,7 +33,7 @@ function state(sandbox: Sandbox, name: string, events: readonly EventRecord[], n
     case 'suspended':
       return `${name} is suspended since ${ago(sandbox.sinceMs, nowMs)}: its memory is on disk.`;
     case 'stopped':
-      return `${name} is stopped: ${ending(sandbox.ended, nowMs, who)}${BY_ITSELF.has(sandbox.ended.cause) ? evidence(events) : ''}.`;
+      return `${name} is stopped: ${ending(sandbox, sandbox.ended, nowMs, who)}${BY_ITSELF.has(sandbox.ended.cause) ? evidence(events) : ''}.`;
     case 'error': {
       const still = sandbox.openComputeSinceMs === null ? '' : ' Its process is not proven dead, so its time goes on being counted.';
       return `${name} is in error: ${sandbox.cause}.${still}`;
@@ -42,7 +41,7 @@ function state(sandbox: Sandbox, name: string, events: readonly EventRecord[], n
     case 'deleted': {
       const deleted = events.findLast((event) => event.type === 'sandbox.deleted');
       const ended = events.findLast((event) => event.type === 'sandbox.ended');
-      const cause = ended === undefined ? '' : `; before, ${ending(endedOf(ended), nowMs, who)}`;
+      const cause = ended === undefined ? '' : `; before, ${ending(sandbox, endedOf(ended), nowMs, who)}`;
       return `${name} was deleted ${ago(sandbox.deletedAtMs, nowMs)} by ${deleted === undefined ? 'somebody' : who(deleted.actor)}${inOperation(deleted)}${cause}.`;
     }
   }
@@ -54,29 +53,12 @@ function network(events: readonly EventRecord[], nowMs: number): string {
   return ` Its network is lost: what carried it ended ${ago(loss.atMs, nowMs)}. Stopping and starting it brings it back.`;
 }
 
-function ending(ended: Ended, nowMs: number, who: Who): string {
-  const when = ago(ended.atMs, nowMs);
-  const code = ended.exitCode === null ? '' : `, exit code ${ended.exitCode}`;
-  const oom = ended.oomKilled ? ' after it had run out of memory' : '';
-  switch (ended.cause) {
-    case 'exited':
-      return `its main process ended ${when}${oom}${code}`;
-    case 'stopped':
-      return `${who(ended.actor)} stopped it ${when}${code}`;
-    case 'timeout':
-      return `its time was up ${when}${code}`;
-    case 'idle':
-      return `nobody had touched it for as long as it may be left alone, so it was stopped ${when}`;
-    case 'crashed':
-      return `its virtual machine ended by itself ${when}${oom}`;
-    case 'guest-shutdown':
-      return `it shut itself down from inside ${when}${code}`;
-    case 'host-reboot':
-      return `the host went down or was restarted under it, last seen alive ${when}`;
-  }
+function ending(sandbox: Sandbox, ended: Ended, nowMs: number, who: Who): string {
+  return endingWords(sandbox.spec.backend, ended, ago(ended.atMs, nowMs), who);
 }
 
-function endedOf({ detail, actor, atMs }: EventRecord): Ended {
+/** The end that an event tells of. */
+export function endedOf({ detail, actor, atMs }: EventRecord): Ended {
   return {
     cause: isCause(detail['cause']) ? detail['cause'] : 'stopped',
     exitCode: typeof detail['exitCode'] === 'number' ? detail['exitCode'] : null,

@@ -140,6 +140,39 @@ test('a reader that goes away ends the command', async () => {
   await eventually('yes to be gone', async () => !(await world.ok('exec', '--no-stdin', 'box', 'ps')).includes(' yes'));
 });
 
+test('a command whose sandbox ends under it says what ended it; a code that nobody saw is not made up', async () => {
+  const under = async (name: string, end: () => Promise<unknown>) => {
+    await world.ok('create', '--name', name);
+    const child = world.spawn(['exec', name, '--', 'sh', '-c', 'echo ready; exec sleep 600']);
+    const done = outcomeOf(child);
+    await once(child.stdout, 'data');
+    await end();
+    const { code, stdout, stderr } = await done;
+    expect(stdout).toBe('ready\n');
+    return { code, stderr };
+  };
+  const crash = async () => {
+    const { events } = await world.json<{ events: { detail: { evidence?: string } }[] }>('why', 'struck');
+    const pid = events.map(({ detail }) => /^pid (\d+)/.exec(detail.evidence ?? '')?.[1]).find((found) => found !== undefined);
+    process.kill(Number(pid), 'SIGKILL');
+  };
+
+  const stopped = await under('ended', () => world.ok('stop', 'ended'));
+  expect(stopped).toMatchObject({ code: 143, stderr: expect.stringMatching(/with sandbox ended: the key owner stopped it \(op-/) });
+  const removed = await under('removed', () => world.ok('rm', '-f', 'removed'));
+  expect(removed).toMatchObject({ code: 125, stderr: expect.stringMatching(/sandbox removed has ended: the key owner removed it; how/) });
+  const crashed = await under('struck', crash);
+  expect(crashed).toMatchObject({ code: 125, stderr: expect.stringMatching(/sandbox struck has ended: its .* ended by itself; how/) });
+  await world.ok('rm', 'ended', 'struck');
+
+  const main = world.spawn(['run', '--name', 'main', '--', 'sh', '-c', 'echo ready; exec sleep 600']);
+  const done = outcomeOf(main);
+  await once(main.stdout, 'data');
+  await world.ok('stop', 'main');
+  expect(await done).toMatchObject({ code: 143, stderr: expect.stringContaining('the key owner stopped it') });
+  await world.ok('rm', 'main');
+});
+
 test('Ctrl-C without a terminal ends the command, and the CLI with 130', async () => {
   const child = world.spawn(['exec', 'box', '--', 'sh', '-c', 'echo ready; exec sleep 600']);
   const done = outcomeOf(child);

@@ -1,5 +1,6 @@
 // What is gVisor's own, from outside, with the real runsc. What all backends share is in the
 // conformance suite.
+import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
@@ -73,6 +74,21 @@ else {
     await subject.remove(id);
     expect(processesOf(id)).toEqual([]);
     expect(cgroupsOf(id)).toEqual([]);
+  });
+
+  test('what its kernel says of its own end is in logs --vmm', { timeout: 120_000 }, async (here) => {
+    const { id } = await subject.make();
+    const kernel = processesOf(id).filter(({ argv }) => argv[0] === 'runsc-sandbox');
+    expect(kernel).toHaveLength(1);
+    if (!kernel[0]?.argv.some((arg) => arg.startsWith('--panic-log'))) here.skip('this release keeps no such words');
+    // No more threads for it: its runtime (Go's) ends it with a trace of all that it did.
+    execFileSync('prlimit', ['--pid', `${kernel[0]?.pid}`, '--nproc=1:1']);
+    await daemon.exec(id, { argv: ['python3', '-c', 'import os\nfor _ in range(5): os.fork()'] }).catch(() => {});
+    expect(await daemon.until(id, 'stopped')).toMatchObject({ ended: { cause: 'crashed', actor: 'host' } });
+    expect((await daemon.call('why.get', { ref: id })).sentence).toContain('its kernel in user space ended by itself');
+    const { body } = await daemon.send('GET', `/v1/sandboxes/${id}/logs?source=vmm`);
+    expect(body.toString('latin1')).toMatch(/fatal error: newosproc[\s\S]*goroutine/);
+    await subject.remove(id);
   });
 
   test('what a crash left of a start is out of the way of the next one', { timeout: 120_000 }, async () => {

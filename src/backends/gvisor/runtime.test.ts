@@ -15,6 +15,8 @@ const DEBIAN = `  -cpu-num-from-quota
     \tenable raw sockets.
   -overlay2 value
     \twrap mounts with overlayfs.
+  -panic-log string
+    \tfile path where panic reports and other Go's runtime messages are written.
   -platform string
     \tspecifies which platform to use: ptrace (default), kvm. (default "ptrace")
   -platform_device_path string
@@ -28,6 +30,7 @@ test('options are taken from what the release says that it has', () => {
     platforms: ['kvm', 'ptrace'],
     options: ['--host-uds=open', '--overlay2=none', '--net-raw', '--cpu-num-from-quota'],
     canIgnoreCgroups: true,
+    hasPanicLog: true,
   });
 });
 
@@ -42,6 +45,7 @@ test('whole help texts are understood: of the release in Debian, and of one of 2
     platforms: ['kvm', 'ptrace'],
     options: ['--host-uds=open', '--overlay2=none', '--net-raw', '--cpu-num-from-quota'],
     canIgnoreCgroups: true,
+    hasPanicLog: true,
   });
   expect(runtimeOf('runsc', 'runsc version release-20250205.0\nspec: 1.1.0-rc.1\n', recorded('20250205'))).toEqual({
     path: 'runsc',
@@ -49,6 +53,7 @@ test('whole help texts are understood: of the release in Debian, and of one of 2
     platforms: ['systrap', 'kvm', 'ptrace'],
     options: ['--host-uds=open', '--overlay2=none', '--net-raw', '--cpu-num-from-quota'],
     canIgnoreCgroups: true,
+    hasPanicLog: true,
   });
 });
 

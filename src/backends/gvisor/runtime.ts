@@ -12,6 +12,8 @@ export type Runtime = {
   /** Given with every sandbox. */
   readonly options: readonly string[];
   readonly canIgnoreCgroups: boolean;
+  /** Whether its kernel's last words can be kept; else they are lost. */
+  readonly hasPanicLog: boolean;
 };
 
 const HINT = 'apt-get install runsc, or see https://gvisor.dev/docs/user_guide/install/';
@@ -74,5 +76,6 @@ export function runtimeOf(path: string, version: string, help: string): Runtime 
       ...(has('cpu-num-from-quota') ? ['--cpu-num-from-quota'] : []),
     ],
     canIgnoreCgroups: has('ignore-cgroups'),
+    hasPanicLog: has('panic-log'),
   };
 }

@@ -205,6 +205,8 @@ function runtimeArgs(
     ...[runtime.path, '--root', stateDir(plan), `--platform=${platform.name}`, `--network=${guest === null ? 'none' : 'sandbox'}`],
     ...runtime.options,
     ...(cgroupsPath === null && runtime.canIgnoreCgroups ? ['--ignore-cgroups'] : []),
+    // Beside what the runtime itself says: both only append.
+    ...(runtime.hasPanicLog ? [`--panic-log=${runtimeLogPath(plan)}`] : []),
     ...(from === 'anew' ? ['run'] : ['restore', `-image-path=${from.checkpointDir}`]),
     ...['-bundle', plan.runDir, plan.id],
   ];

@@ -1,0 +1,74 @@
+// A command whose sandbox ends under it: what its client is told. The exit that the guest saw is told with what
+// ended it; one that nobody saw is not made up.
+import type { ErrorBody, HutchError } from '../domain/errors.ts';
+import type { Ended } from '../domain/sandbox.ts';
+import { exitCode } from '../guest/exit-code.ts';
+import type { Exit } from '../guest/messages.ts';
+import type { Operation } from '../host/operation.ts';
+import { Actors } from './actors.ts';
+import { MAIN } from './bring-up.ts';
+import type { Core } from './core.ts';
+import { endingWords, endOf } from './ending.ts';
+import type { Run } from './run.ts';
+import { endedOf, whoOf } from './why.ts';
+
+/** More than come after the end of one. */
+const EVENTS = 50;
+
+type Command = { readonly run: Run; readonly name: string; readonly execId: string };
+
+/** Null for a command that ended by itself, or in success: what came after it does not matter to it. */
+export async function endedTogether(core: Core, op: Operation, { run, name, execId }: Command, exit: Exit): Promise<ErrorBody | null> {
+  const ending = current(run);
+  if (ending === null || exitCode(exit) === 0) return null;
+  // Its own end is why the sandbox ends.
+  if (execId === MAIN && ending.cause === 'exited') return null;
+  const words = await wordsOf(core, run);
+  return op.error('unavailable', `the command was ended with sandbox ${name}: ${words}`, { hint: hintFor(run, name) }).toBody();
+}
+
+/** Its stream broke off, and the sandbox's run is over. */
+export async function cutOff(core: Core, op: Operation, { run, name, execId }: Command, cause: unknown): Promise<HutchError> {
+  if (run.suspended !== null) {
+    return op.error('unavailable', `sandbox ${name} was suspended; the command goes on when it is resumed`, {
+      hint: `hutch resume ${name}, then hutch attach ${name} ${execId}`,
+      cause,
+    });
+  }
+  const words = await wordsOf(core, run);
+  const why = words === '' ? '' : `: ${words}`;
+  return op.error('unavailable', `sandbox ${name} has ended${why}; how the command ended is not known`, {
+    hint: hintFor(run, name),
+    cause,
+  });
+}
+
+/** Empty when there is no record of an end: the daemon lets go of what goes on. */
+async function wordsOf(core: Core, run: Run): Promise<string> {
+  const actors = new Actors(core.deps.store);
+  const who = async (actor: string) => whoOf(await actors.names([actor]));
+  const ending = current(run);
+  if (ending?.removes === true && ending.cause === 'stopped') return `${(await who(ending.actor))(ending.actor)} removed it`;
+  const sandbox = await core.deps.store.query('sandbox', { id: run.id });
+  if (sandbox === null) return '';
+  const { backend } = sandbox.spec;
+  const ended = endOf(sandbox) ?? (ending === null ? await lastEnd(core, run) : { ...ending, exitCode: null, oomKilled: false });
+  // The exit code that it has is the main process's: next to a command's own it would be taken for that.
+  if (ended !== null) return endingWords(backend, { ...ended, exitCode: null }, '', await who(ended.actor));
+  return sandbox.state === 'error' ? sandbox.cause : '';
+}
+
+/** Of one that is deleted already. */
+async function lastEnd(core: Core, run: Run): Promise<Ended | null> {
+  const events = await core.deps.store.query('lastEvents', { sandboxId: run.id, limit: EVENTS });
+  const event = events.findLast(({ type }) => type === 'sandbox.ended');
+  return event === undefined ? null : endedOf(event);
+}
+
+function hintFor(run: Run, name: string): string {
+  return `see why: hutch why ${current(run)?.removes === true ? run.id : name}`;
+}
+
+function current(run: Run): Run['ending'] {
+  return run.ending !== null && performance.now() < run.ending.untilMs ? run.ending : null;
+}
