@@ -27,6 +27,7 @@ export async function createSpec(context: Context, args: Args): Promise<CreateIn
     ['image', 'cpus', 'memory', 'disk', 'timeout', 'network', 'backend'] as const
   ).map((flag) => wanted(context, args, flag));
   if (args.has('no-net') && args.has('allow-lan')) throw usage('--no-net and --allow-lan exclude each other');
+  if (args.has('rm') && (args.value('restart') ?? 'no') !== 'no') throw usage('--rm and --restart exclude each other');
   const env = await environment(context, args);
   const secrets = await secretsOf(args);
   checkFits(args.command, {});
@@ -74,7 +75,6 @@ export function changes(args: Args): Omit<Input<'sandbox.set'>, 'ref'> {
 
 function policies(args: Args): { restart?: RestartPolicy; idleMs?: number } {
   const [restart, idle] = [args.value('restart'), args.value('idle')];
-  if (args.has('rm') && restart !== undefined && restart !== 'no') throw usage('--rm and --restart exclude each other');
   return {
     ...(restart === undefined ? {} : { restart: oneOf({ text: restart, what: '--restart' }, RESTART_POLICIES) }),
     ...(idle === undefined || idle === 'default'

@@ -121,7 +121,10 @@ export function lifecycleVerbs(core: Core, starter: Starter, suspension: Suspens
     },
 
     'sandbox.restart': (call, { ref, graceMs }) =>
-      inTurn(call, ref, async (sandbox) => start(call, await stop(call, sandbox, graceMs ?? deps.settings.stopGraceMs), 'restart')),
+      inTurn(call, ref, async (sandbox) => {
+        await starter.prepare(call, sandbox);
+        return await start(call, await stop(call, sandbox, graceMs ?? deps.settings.stopGraceMs), 'restart');
+      }),
 
     'sandbox.pause': (call, { ref }) =>
       inTurn(call, ref, async (sandbox) => {

@@ -17,6 +17,8 @@ const RELEASE_MS = 60_000;
 export type Starter = {
   /** In the sandbox's turn; one that runs stays as it is, one that is suspended goes on. */
   start(call: Call, sandbox: Sandbox, reason: 'boot' | 'restart'): Promise<Sandbox>;
+  /** What a new size takes that may fail, such as a template: before one that runs is stopped for it. */
+  prepare(call: Call, sandbox: Sandbox): Promise<void>;
 };
 
 export function newStarter(core: Core, supervisor: Supervisor, suspension: Suspension): Starter {
@@ -96,5 +98,12 @@ export function newStarter(core: Core, supervisor: Supervisor, suspension: Suspe
     return (await call.commit([{ change: 'allocateUid', sandboxId: id, uids }], 'relaxed'))[0];
   }
 
-  return { start };
+  async function prepare({ op }: Call, sandbox: Sandbox): Promise<void> {
+    const { spec } = sandbox;
+    if (spec.pending === undefined) return;
+    const backend = backendOf(deps, op, spec.backend);
+    await core.templates.ready(op, backend, withPending(spec).shape, await deps.boots.of(op, spec, backend.needs));
+  }
+
+  return { start, prepare };
 }

@@ -32,6 +32,7 @@ const DOCUMENTS: readonly (readonly [readonly string[], ZodType])[] = [
   [['pause', 'box'], sandboxView],
   [['resume', 'box'], sandboxView],
   [['rename', 'box', 'box'], sandboxView],
+  [['set', '--timeout', 'none', '--restart', 'no', '--idle', 'default', '--unlabel', 'none', 'box'], verbs['sandbox.set'].output],
   [['stop', 'box'], sandboxView],
   [['start', 'box'], sandboxView],
   [['restart', '--timeout', '1s', 'box'], sandboxView],
