@@ -12,6 +12,8 @@ import { BUILD_LIMITS, type BuildLimits, buildImage, type LayerToBuild, named, S
 import { bounded } from './chunks.ts';
 import { tarOfDisk } from './disk/import.ts';
 import { openImage, type PreparedImage } from './image.ts';
+import type { PreparedKernel } from './kernel.ts';
+import { kernelsListed, takeKernel } from './kernel-bundle.ts';
 import { packingOf, unpacked } from './layers/unpack.ts';
 import { type ImagePaths, SHARED_DIR_MODE, unlessDamaged } from './layout.ts';
 import { CONFIG_BYTES_MAX, INDEX_DEPTH_MAX, LAYERS_MAX, ownPlatform, parseConfig, parseManifest, runConfig } from './oci/manifest.ts';
@@ -21,6 +23,7 @@ const ARCHIVE_BYTES_MAX = 64 * 1024 ** 3;
 const MANIFEST_BYTES_MAX = 4 * 1024 * 1024;
 const MAGIC_BYTES = 6;
 const IMAGES_MAX = 64;
+const KERNELS_MAX = 16;
 /** Of an archive of images; a root file system has more, and none of them is looked for. */
 const PARTS_MAX = 20_000;
 /** What of an archive may be a part of an image. */
@@ -46,12 +49,14 @@ export type ImportParts = {
   readonly limits?: BuildLimits;
 };
 export type Imported = { readonly image: PreparedImage; readonly names: readonly string[] };
+/** All that an archive had. */
+export type Brought = { readonly images: readonly Imported[]; readonly kernels: readonly PreparedKernel[] };
 
 type Part = { readonly offset: number; readonly length: number } | { readonly link: string };
 type Archive = { readonly file: string; readonly parts: ReadonlyMap<string, Part> };
 
 /** @throws HutchError `failed_precondition` for what is none of these. */
-export async function importImages(op: Operation, parts: ImportParts, source: AsyncIterable<Uint8Array>): Promise<readonly Imported[]> {
+export async function importImages(op: Operation, parts: ImportParts, source: AsyncIterable<Uint8Array>): Promise<Brought> {
   const { host, blobs, limits = BUILD_LIMITS } = parts;
   await using staged = await blobs.stage(op, `import-${op.id}`);
   await host.makeDir(op, staged.path, SHARED_DIR_MODE);
@@ -64,17 +69,30 @@ export async function importImages(op: Operation, parts: ImportParts, source: As
     const disk = await tarOfDisk(op, host, file, staged.path, limits.layerBytesMax);
     if (disk !== null) {
       const { diffId } = await scan(unpacked(op, host, disk, limits.layerBytesMax));
-      return [{ image: await importRoot(op, parts, disk, diffId), names: [] }];
+      return { images: [{ image: await importRoot(op, parts, disk, diffId), names: [] }], kernels: [] };
     }
     const { found, diffId } = await scan(unpacked(op, host, file, limits.layerBytesMax));
     if (!found.has('manifest.json') && !(found.has('index.json') && found.has('oci-layout'))) {
-      return [{ image: await importRoot(op, parts, file, diffId), names: [] }];
+      return { images: [{ image: await importRoot(op, parts, file, diffId), names: [] }], kernels: [] };
     }
     const plain = packingOf(await host.readRange(op, file, 0, MAGIC_BYTES)) === 'none' ? file : join(staged.path, 'unpacked');
     if (plain !== file) await host.appendStream(op, plain, unpacked(op, host, file, limits.layerBytesMax));
     const archive = { file: plain, parts: found };
-    return found.has('manifest.json') ? await importSaved(op, parts, archive) : await importLayout(op, parts, archive);
+    const kernels = await importKernels(op, parts, archive);
+    if (found.has('manifest.json')) return { images: await importSaved(op, parts, archive), kernels };
+    return { images: await importLayout(op, parts, archive, kernels.length), kernels };
   });
+}
+
+/** Those beside the images of `hutch image export --kernel`. */
+async function importKernels(op: Operation, parts: ImportParts, archive: Archive): Promise<readonly PreparedKernel[]> {
+  if (!archive.parts.has('index.json')) return [];
+  const done: PreparedKernel[] = [];
+  for (const digest of kernelsListed(await readPart(op, parts, archive, 'index.json', MANIFEST_BYTES_MAX))) {
+    if (done.length === KERNELS_MAX) throw new ArchiveError(`it has more than ${KERNELS_MAX} kernels`);
+    done.push(await takeKernel(op, parts, digest, (blob, bytesMax) => readBlob(op, parts, archive, blob, bytesMax)));
+  }
+  return done;
 }
 
 /** Where the parts of images lie in it, and the digest of the whole, unpacked. */
@@ -143,12 +161,15 @@ async function importSaved(op: Operation, parts: ImportParts, archive: Archive):
   return done;
 }
 
-async function importLayout(op: Operation, parts: ImportParts, archive: Archive): Promise<readonly Imported[]> {
-  const top = parseManifest(op, await readPart(op, parts, archive, 'index.json', MANIFEST_BYTES_MAX), '', 'the archive');
+async function importLayout(op: Operation, parts: ImportParts, archive: Archive, kernels: number): Promise<readonly Imported[]> {
+  const index = await readPart(op, parts, archive, 'index.json', MANIFEST_BYTES_MAX);
+  const top = parseManifest(op, index, '', 'the archive');
+  const notImages = new Set(kernelsListed(index));
   if (!('index' in top)) throw new ArchiveError('its index.json is no index');
   if (top.index.manifests.length > IMAGES_MAX) throw new ArchiveError(`it has more than ${IMAGES_MAX} images`);
   const done: Imported[] = [];
   for (const { digest, mediaType, annotations = {} } of top.index.manifests) {
+    if (notImages.has(digest)) continue;
     const tag = annotations['io.containerd.image.name'] ?? annotations['org.opencontainers.image.ref.name'];
     const what = tag ?? digest;
     let bytes = await readBlob(op, parts, archive, digest, MANIFEST_BYTES_MAX);
@@ -171,7 +192,7 @@ async function importLayout(op: Operation, parts: ImportParts, archive: Archive)
     const manifest = { digest: digestOf(bytes), bytes };
     done.push({ image: await build(op, parts, configBytes, manifest, layers, what), names: namesOf(tag === undefined ? [] : [tag]) });
   }
-  if (done.length === 0) throw new ArchiveError('there is no image in it');
+  if (done.length + kernels === 0) throw new ArchiveError('there is no image in it');
   return done;
 }
 

@@ -9,6 +9,8 @@ import type { Operation } from '../host/operation.ts';
 import { mediaTypeOf } from './archive.ts';
 import type { Blobs } from './blobs.ts';
 import { imageDir, OCI_CONFIG, OCI_MANIFEST, type PreparedImage } from './image.ts';
+import type { PreparedKernel } from './kernel.ts';
+import { KERNEL_ARTIFACT, type KernelContent, kernelContent } from './kernel-bundle.ts';
 import { type ImagePaths, SHARED_DIR_MODE } from './layout.ts';
 import { CONFIG_BYTES_MAX, CONFIG_TYPE, INDEX_TYPE, MANIFEST_TYPE } from './oci/manifest.ts';
 import { padding } from './tar/entry.ts';
@@ -24,26 +26,47 @@ export type Content = { readonly config: Buffer; readonly manifest: Buffer; read
 /** What an image goes out as; as long as it is not disposed, its layers are there. */
 export type HeldContent = Content & AsyncDisposable;
 
-/** A tar archive. The same image gives the same bytes as long as its layers are kept. */
-export async function* exportImage(
+export type Named = { readonly image: PreparedImage; readonly names: readonly string[] };
+
+/** A tar archive of images, and of kernels where there are any. The same ones give the same bytes as long as their layers are kept. */
+export async function* exportImages(
   op: Operation,
   parts: ExportParts,
-  image: PreparedImage,
-  names: readonly string[],
+  images: readonly Named[],
+  kernels: readonly PreparedKernel[] = [],
 ): AsyncGenerator<Uint8Array> {
   const { host } = parts;
-  await using content = await contentOf(op, parts, image);
-  const { config, manifest, layers } = content;
-  const [configDigest, manifestDigest] = [digestOf(config), digestOf(manifest)];
-  const descriptor = { mediaType: typeOf(manifest), digest: manifestDigest, size: manifest.byteLength };
-  const listed = names.length === 0 ? [descriptor] : names.map((name) => ({ ...descriptor, annotations: annotationsOf(name) }));
+  await using held = new AsyncDisposableStack();
+  const contents: (HeldContent & Pick<Named, 'names'>)[] = [];
+  for (const { image, names } of images) contents.push({ ...held.use(await contentOf(op, parts, image)), names });
+  const ofKernels: KernelContent[] = [];
+  for (const kernel of kernels) ofKernels.push(await kernelContent(op, host, kernel));
+  const listed = [
+    ...contents.flatMap(({ manifest, names }) => {
+      const descriptor = { mediaType: typeOf(manifest), digest: digestOf(manifest), size: manifest.byteLength };
+      return names.length === 0 ? [descriptor] : names.map((name) => ({ ...descriptor, annotations: annotationsOf(name) }));
+    }),
+    ...ofKernels.map(({ manifest }) => ({
+      mediaType: MANIFEST_TYPE,
+      artifactType: KERNEL_ARTIFACT,
+      digest: digestOf(manifest),
+      size: manifest.byteLength,
+    })),
+  ];
   yield* file('oci-layout', Buffer.from('{"imageLayoutVersion":"1.0.0"}'));
   yield* file('index.json', json({ schemaVersion: 2, mediaType: INDEX_TYPE, manifests: listed }));
-  const saved = { Config: blobPath(configDigest), RepoTags: [...names], Layers: layers.map(({ digest }) => blobPath(digest)) };
-  yield* file('manifest.json', json([saved]));
-  yield* file(blobPath(manifestDigest), manifest);
-  yield* file(blobPath(configDigest), config);
-  for (const { digest, sizeBytes, path } of new Map(layers.map((layer) => [layer.digest, layer])).values()) {
+  if (contents.length > 0) yield* file('manifest.json', json(contents.map(savedOf)));
+  const given = new Set<string>();
+  for (const { manifest, config } of [...contents, ...ofKernels]) {
+    for (const bytes of [manifest, config]) {
+      if (given.has(digestOf(bytes))) continue;
+      given.add(digestOf(bytes));
+      yield* file(blobPath(digestOf(bytes)), bytes);
+    }
+  }
+  for (const { digest, sizeBytes, path } of [...contents.flatMap(({ layers }) => layers), ...ofKernels.flatMap(({ files }) => files)]) {
+    if (given.has(digest)) continue;
+    given.add(digest);
     yield header(blobPath(digest), sizeBytes);
     yield* host.readStream(op, path);
     yield Buffer.alloc(padding(sizeBytes));
@@ -51,12 +74,17 @@ export async function* exportImage(
   yield TAR_END;
 }
 
+/** As the list of docker save has it. */
+function savedOf({ config, layers, names }: Content & Pick<Named, 'names'>): object {
+  return { Config: blobPath(digestOf(config)), RepoTags: [...names], Layers: layers.map(({ digest }) => blobPath(digest)) };
+}
+
 /** As it came, else as one layer. `packed`: whether that one is to be small rather than soon there. */
 export async function contentOf(op: Operation, parts: ExportParts, image: PreparedImage, packed = false): Promise<HeldContent> {
   await using undo = new AsyncDisposableStack();
   const { source } = image;
   const { blobs } = parts;
-  const staged = undo.use(await blobs.stage(op, `export-${op.id}`));
+  const staged = undo.use(await blobs.stage(op, `export-${op.id}-${image.record.digest.slice(7, 19)}`));
   undo.use(blobs.hold(source.kind === 'oci' ? source.layers.map(({ digest }) => digest) : []));
   const content = (await asItCame(op, parts, image)) ?? (await asOneLayer(op, parts, image, staged.path, packed));
   const owned = undo.move();

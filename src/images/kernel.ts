@@ -33,7 +33,7 @@ export const KERNEL_PACKAGES = /^linux-(image|modules)-[0-9]/;
 /** Made in another way: those of an older recipe are made anew. */
 const RECIPE = 1;
 export const KERNEL_STEP = 'kernel';
-const MANIFEST = 'manifest.json';
+export const KERNEL_MANIFEST = 'manifest.json';
 const MANIFEST_BYTES_MAX = 64 * 1024;
 export const MODULE_BYTES_MAX = 32 * 1024 * 1024;
 export const INDEX_BYTES_MAX = 4 * 1024 * 1024;
@@ -54,6 +54,7 @@ const manifestSchema = z.strictObject({
   by: z.enum(['hutch', 'user']).default('hutch'),
 });
 type Manifest = z.infer<typeof manifestSchema>;
+export type KernelManifest = Manifest;
 
 /**
  * Finds the kernel and reads it through, or gets it: download, unpack, choose modules, move into
@@ -96,8 +97,8 @@ export async function listKernels(op: Operation, host: Host, paths: ImagePaths):
 /** The kernel of a digest; null when it is not there. Its files are not read: `verifyKernel` does that. */
 export async function openKernel(op: Operation, host: Host, paths: ImagePaths, digest: string): Promise<PreparedKernel | null> {
   const dir = join(paths.kernels, digest.replace(/^sha256:/, ''));
-  if ((await host.stat(op, join(dir, MANIFEST))) === null) return null;
-  const manifest = await readManifest(op, host, join(dir, MANIFEST));
+  if ((await host.stat(op, join(dir, KERNEL_MANIFEST))) === null) return null;
+  const manifest = await readManifest(op, host, join(dir, KERNEL_MANIFEST));
   if (`sha256:${digestOf(manifest)}` !== digest) throw damaged(op, dir, 'its manifest does not belong to its digest');
   return {
     record: recordOf(manifest),
@@ -111,13 +112,9 @@ export async function openKernel(op: Operation, host: Host, paths: ImagePaths, d
 /** Reads every file of a kernel. @throws HutchError `failed_precondition` when one is not what it was. */
 export async function verifyKernel(op: Operation, host: Host, paths: ImagePaths, digest: string): Promise<void> {
   const dir = join(paths.kernels, digest.replace(/^sha256:/, ''));
-  const manifest = await readManifest(op, host, join(dir, MANIFEST));
+  const manifest = await readManifest(op, host, join(dir, KERNEL_MANIFEST));
   if (`sha256:${digestOf(manifest)}` !== digest) throw damaged(op, dir, 'its manifest does not belong to its digest');
-  const files = [
-    { path: 'vmlinux', sha256: manifest.vmlinux },
-    ...manifest.modules.map(({ file, sha256 }) => ({ path: join('modules', file), sha256 })),
-  ];
-  for (const { path, sha256 } of files) {
+  for (const { path, sha256 } of kernelFiles(manifest)) {
     if ((await host.stat(op, join(dir, path))) === null) throw damaged(op, dir, `${path} is missing`);
     if ((await host.sha256(op, join(dir, path))) !== sha256) throw damaged(op, dir, `${path} has changed`);
   }
@@ -195,7 +192,7 @@ export async function assembleKernel(
   // Two names for one kernel are one kernel: the first stays, with what is known of it.
   const there = await unlessDamaged(op, () => openKernel(op, host, paths, `sha256:${digest}`));
   if (there !== null && (await isSound(op, host, paths, there.record.digest))) return there;
-  await host.writeFileAtomic(op, join(out, MANIFEST), `${JSON.stringify(manifest, null, 2)}\n`, SHARED_FILE_MODE);
+  await host.writeFileAtomic(op, join(out, KERNEL_MANIFEST), `${JSON.stringify(manifest, null, 2)}\n`, SHARED_FILE_MODE);
   await commit(op, host, out, join(paths.kernels, digest), ['vmlinux', ...manifest.modules.map(({ file }) => join('modules', file))]);
   const kernel = await openKernel(op, host, paths, `sha256:${digest}`);
   if (kernel === null) throw op.error('internal', 'the kernel was moved into place but is not there');
@@ -300,6 +297,25 @@ function damaged(op: Operation, dir: string, why: string, cause?: unknown): Erro
     hint: `remove it, and it is made anew: rm -r ${dir}`,
     cause,
   });
+}
+
+/** Null for what is no manifest of a kernel, or one of another recipe. */
+export function parseKernelManifest(json: unknown): KernelManifest | null {
+  const parsed = manifestSchema.safeParse(json);
+  return parsed.success && parsed.data.recipe === RECIPE ? parsed.data : null;
+}
+
+/** By their place below the kernel's directory. */
+export function kernelFiles(manifest: KernelManifest): readonly { readonly path: string; readonly sha256: string }[] {
+  return [
+    { path: 'vmlinux', sha256: manifest.vmlinux },
+    ...manifest.modules.map(({ file, sha256: sum }) => ({ path: join('modules', file), sha256: sum })),
+  ];
+}
+
+/** `sha256:…` of a kernel of that manifest. */
+export function kernelDigest(manifest: KernelManifest): string {
+  return `sha256:${digestOf(manifest)}`;
 }
 
 /** Over lines as `sha256sum` writes them: the kernel, then its modules in the order of loading. */

@@ -4,11 +4,12 @@ import { join } from 'node:path';
 import { type ImageReference, shownReference } from '../domain/image-reference.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
-import { type Imported, importImages } from './archive.ts';
+import { type Brought, importImages } from './archive.ts';
 import { Blobs } from './blobs.ts';
 import type { BuildLimits } from './build.ts';
-import { exportImage } from './export.ts';
+import { exportImages, type Named } from './export.ts';
 import { imageDir, OCI_CONFIG, openImage, type PreparedImage, requireUnchanged, verifyImage } from './image.ts';
+import type { PreparedKernel } from './kernel.ts';
 import { type ImagePaths, unlessDamaged } from './layout.ts';
 import { CONFIG_BYTES_MAX, type OciConfig, parseConfig } from './oci/manifest.ts';
 import { type PullParts, pullImage, requireAllowed } from './pull.ts';
@@ -63,15 +64,20 @@ export class ImageLibrary {
     });
   }
 
-  /** All images of an archive. @throws HutchError `failed_precondition` for what is none. */
-  async import(op: Operation, source: AsyncIterable<Uint8Array>): Promise<readonly Imported[]> {
+  /** All images and kernels of an archive. @throws HutchError `failed_precondition` for what is none. */
+  async import(op: Operation, source: AsyncIterable<Uint8Array>): Promise<Brought> {
     return await importImages(op, this.#parts, source);
   }
 
   /** @throws HutchError `failed_precondition` for one that lies elsewhere, in an Engine's store. */
-  async export(op: Operation, digest: string, names: readonly string[]): Promise<AsyncIterable<Uint8Array>> {
-    const image = await this.#usable(op, digest, 'exported');
-    return exportImage(op, this.#parts, image, names);
+  async export(
+    op: Operation,
+    wanted: readonly { readonly digest: string; readonly names: readonly string[] }[],
+    kernels: readonly PreparedKernel[] = [],
+  ): Promise<AsyncIterable<Uint8Array>> {
+    const images: Named[] = [];
+    for (const { digest, names } of wanted) images.push({ image: await this.#usable(op, digest, 'exported'), names });
+    return exportImages(op, this.#parts, images, kernels);
   }
 
   /**

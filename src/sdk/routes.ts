@@ -58,6 +58,7 @@ export const routes = {
   'image.register': { kind: 'unary', method: 'POST', path: '/v1/images/register', idempotent: true, reads: false },
   'image.promote': { kind: 'unary', method: 'POST', path: '/v1/images/{image}/promote', idempotent: true, reads: false },
   'image.export': { kind: 'download', method: 'GET', path: '/v1/images/{image}/export', idempotent: true, reads: true },
+  'image.bundle': { kind: 'download', method: 'GET', path: '/v1/image-bundle', idempotent: true, reads: true },
   'image.history': { kind: 'unary', method: 'GET', path: '/v1/images/{image}/history', idempotent: true, reads: true },
   'image.sbom': { kind: 'unary', method: 'GET', path: '/v1/images/{image}/sbom', idempotent: true, reads: true },
   'image.commit': { kind: 'unary', method: 'POST', path: '/v1/images/commit', idempotent: false, reads: false },

@@ -99,6 +99,7 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'image.register': TRANSFER_MS,
   'image.promote': TRANSFER_MS,
   'image.export': TRANSFER_MS,
+  'image.bundle': TRANSFER_MS,
   'image.history': READ_MS,
   'image.commit': PREPARE_MS,
   'image.sbom': PREPARE_MS,

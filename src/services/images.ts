@@ -8,9 +8,11 @@ import { requireReference } from '../domain/reference.ts';
 import type { Operation } from '../host/operation.ts';
 import type { ImageLibrary } from '../images/library.ts';
 import { PAGE_ROWS_MAX, type Store } from '../store/contract.ts';
+import type { Call } from './call.ts';
 import { dropCommitted } from './committed.ts';
 import type { Core } from './core.ts';
-import type { Handlers } from './handlers.ts';
+import type { Download, Handlers } from './handlers.ts';
+import { preparedKernel } from './kernels.ts';
 import { imageView } from './present.ts';
 import type { Output } from './verbs.ts';
 
@@ -113,7 +115,8 @@ export function imageVerbs(core: Core): Pick<Handlers, ImageVerbs> {
     'image.import': async (call, { name }, source) => {
       const { op } = call;
       const given = name === undefined ? null : shownReference(taggable(name));
-      const imported = await library(op).import(op, source);
+      const { images: imported, kernels } = await library(op).import(op, source);
+      if (kernels.length > 0) await call.commit(kernels.map(({ record }) => ({ change: 'putKernel', kernel: record }) as const));
       if (given !== null && imported.length > 1) {
         throw op.error('failed_precondition', `there are ${imported.length} images in the archive: one name is too few`, {
           hint: 'import it without a name',
@@ -131,25 +134,10 @@ export function imageVerbs(core: Core): Pick<Handlers, ImageVerbs> {
         if (stored !== null) images.push(await shown(stored));
       }
       core.presenter.forgetImages();
-      return { images };
+      return { images, kernels: kernels.map(({ record: { id, digest, version } }) => ({ id, digest, version })) };
     },
-    'image.export': async ({ op }, { image: text }) => {
-      const { image } = await find(text);
-      const bytes = (await library(op).export(op, image.digest, image.names))[Symbol.asyncIterator]();
-      const first = await bytes.next(); // what cannot be exported is an answer, and not half an archive
-      return {
-        contentType: 'application/x-tar',
-        headers: {},
-        bytes: (async function* () {
-          try {
-            if (first.done !== true) yield first.value;
-            for (let next = await bytes.next(); next.done !== true; next = await bytes.next()) yield next.value;
-          } finally {
-            await bytes.return?.();
-          }
-        })(),
-      };
-    },
+    'image.export': async (call, { image }) => await bundle(call, [image], []),
+    'image.bundle': async (call, { image, kernel }) => await bundle(call, listed(image), listed(kernel)),
     'image.history': async ({ op }, { image: text }) => {
       const { image } = await find(text);
       const config = await library(op).config(op, image.digest);
@@ -230,6 +218,32 @@ export function imageVerbs(core: Core): Pick<Handlers, ImageVerbs> {
     },
   };
 
+  async function bundle({ op }: Call, images: readonly string[], kernels: readonly string[]): Promise<Download> {
+    if (images.length + kernels.length === 0) throw op.error('invalid_argument', 'name an image or a kernel that is to be exported');
+    const found = new Map<ImageId, NamedImage>();
+    for (const text of images) {
+      const { image } = await find(text);
+      found.set(image.id, image);
+    }
+    const prepared = await Promise.all(kernels.map((text) => preparedKernel(core, op, text)));
+    const bytes = (await library(op).export(op, [...found.values()], [...new Map(prepared.map((one) => [one.record.id, one])).values()]))[
+      Symbol.asyncIterator
+    ]();
+    const first = await bytes.next(); // what cannot be exported is an answer, and not half an archive
+    return {
+      contentType: 'application/x-tar',
+      headers: {},
+      bytes: (async function* () {
+        try {
+          if (first.done !== true) yield first.value;
+          for (let next = await bytes.next(); next.done !== true; next = await bytes.next()) yield next.value;
+        } finally {
+          await bytes.return?.();
+        }
+      })(),
+    };
+  }
+
   /** False when somebody began to use it meanwhile. */
   async function dropped(op: Operation, image: NamedImage): Promise<boolean> {
     try {
@@ -291,6 +305,11 @@ function registryOf(op: Operation, text: string): string {
   throw op.error('invalid_argument', `'${text.slice(0, 100)}' is no name of a registry`, {
     hint: 'write it like ghcr.io or registry.example:5000',
   });
+}
+
+/** A query has one value as a word. */
+function listed(said: string | readonly string[] | undefined): readonly string[] {
+  return typeof said === 'string' ? [said] : (said ?? []);
 }
 
 function sum(things: readonly { readonly sizeBytes: number }[]): number {

@@ -42,7 +42,12 @@ export async function kernelFor(
 
 /** @throws HutchError `not_found`, `conflict`. */
 export async function kernelHere(core: Core, op: Operation, asked: string): Promise<Kernel> {
-  return find(asked, await kernelLibrary(core, op).here(op)).record;
+  return (await preparedKernel(core, op, asked)).record;
+}
+
+/** @throws HutchError `not_found`, `conflict`. */
+export async function preparedKernel(core: Core, op: Operation, asked: string): Promise<PreparedKernel> {
+  return find(asked, await kernelLibrary(core, op).here(op));
 }
 
 export function kernelVerbs(core: Core): Pick<Handlers, KernelVerbs> {

@@ -44,7 +44,7 @@ function layout(made: MadeImage, ref?: string, changes: Readonly<Record<string, 
 
 async function exported(at: Place, digest: string, names: readonly string[]): Promise<Buffer> {
   const parts: Uint8Array[] = [];
-  for await (const chunk of await at.library.export(op, digest, names)) parts.push(Buffer.from(chunk));
+  for await (const chunk of await at.library.export(op, [{ digest, names }])) parts.push(Buffer.from(chunk));
   return Buffer.concat(parts);
 }
 
@@ -61,7 +61,9 @@ test('an OCI layout, plain, in gzip and in zstd, is the image that a registry gi
   const pulled = await pulling.pull(`${registry.name}/web:1`);
   for (const pack of [(bytes: Buffer) => bytes, (bytes: Buffer) => gzipSync(bytes), (bytes: Buffer) => zstdCompressSync(bytes)]) {
     await using here = await place();
-    const [imported] = await here.library.import(op, chunks(pack(layout(MADE, 'team/web:1'))));
+    const {
+      images: [imported],
+    } = await here.library.import(op, chunks(pack(layout(MADE, 'team/web:1'))));
     expect(imported?.names).toEqual(['team/web:1']);
     expect([imported?.image.record.digest, imported?.image.rootDigest]).toEqual([pulled.record.digest, pulled.rootDigest]);
     expect((await here.left()).staging).toEqual([]);
@@ -72,7 +74,9 @@ test('what is exported is read by skopeo, as an OCI layout and as docker save wr
   timeout: 60_000,
 }, async () => {
   await using here = await place();
-  const [first] = await here.library.import(op, chunks(layout(MADE)));
+  const {
+    images: [first],
+  } = await here.library.import(op, chunks(layout(MADE)));
   if (first === undefined) throw new Error('nothing was imported');
   const { digest } = first.image.record;
   const archive = await exported(here, digest, ['team/web:1']);
@@ -85,20 +89,28 @@ test('what is exported is read by skopeo, as an OCI layout and as docker save wr
   const saved = join(here.dir, 'saved.tar');
   skopeo('copy', `docker-archive:${file}:docker.io/team/web:1`, `docker-archive:${saved}:docker.io/team/web:2`);
   await using other = await place();
-  const [again] = await other.library.import(op, createReadStream(file));
+  const {
+    images: [again],
+  } = await other.library.import(op, createReadStream(file));
   expect([again?.image.record.digest, again?.names]).toEqual([digest, ['team/web:1']]);
-  const [theirs] = await other.library.import(op, createReadStream(saved));
+  const {
+    images: [theirs],
+  } = await other.library.import(op, createReadStream(saved));
   expect(theirs?.names).toEqual(['team/web:2']);
   expect(theirs?.image.rootDigest).toBe(first.image.rootDigest);
 });
 
 test('an image whose layers are not kept is exported as one layer', async () => {
   await using here = await place();
-  const [first] = await here.library.import(op, chunks(layout(MADE)));
+  const {
+    images: [first],
+  } = await here.library.import(op, chunks(layout(MADE)));
   if (first === undefined) throw new Error('nothing was imported');
   await here.library.dropLayers(op, new Set(), true);
   await using other = await place();
-  const [again] = await other.library.import(op, chunks(await exported(here, first.image.record.digest, [])));
+  const {
+    images: [again],
+  } = await other.library.import(op, chunks(await exported(here, first.image.record.digest, [])));
   if (again === undefined) throw new Error('nothing was imported');
   expect(again.image.source).toMatchObject({ layers: [expect.anything()] });
   expect(again.image.record.config).toEqual(first.image.record.config);
@@ -112,7 +124,9 @@ test('an image whose layers are not kept is exported as one layer', async () => 
 test('a root file system is an image of one layer, whichever way it is packed', async () => {
   for (const pack of [(bytes: Buffer) => bytes, (bytes: Buffer) => gzipSync(bytes), (bytes: Buffer) => zstdCompressSync(bytes)]) {
     await using here = await place();
-    const [imported] = await here.library.import(op, chunks(pack(LOWER)));
+    const {
+      images: [imported],
+    } = await here.library.import(op, chunks(pack(LOWER)));
     if (imported === undefined) throw new Error('nothing was imported');
     expect(imported.names).toEqual([]);
     const tree = await treeOf(imported.image);

@@ -83,7 +83,7 @@ test('on a full disk a pull and an import say so and leave nothing; with room th
   expect(spawnSync('mount', ['-o', 'remount,size=20m', dir.path]).status).toBe(0);
   const found = await here.pull(name);
   await verifyImage(op, here.host, here.library.paths, found.record.digest);
-  expect(await here.library.import(op, archive())).toHaveLength(1);
+  expect((await here.library.import(op, archive())).images).toHaveLength(1);
 });
 
 test('two processes that pull one image both have it, and it is there once', { timeout: 60_000 }, async () => {

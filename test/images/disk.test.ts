@@ -69,7 +69,7 @@ async function* chunks(bytes: Buffer): AsyncGenerator<Uint8Array> {
 }
 
 async function imported(bytes: Buffer) {
-  const [only] = await at.library.import(op, chunks(bytes));
+  const { images: [only] } = await at.library.import(op, chunks(bytes));
   if (only === undefined) throw new Error('nothing was imported');
   return only.image;
 }

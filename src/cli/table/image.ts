@@ -64,13 +64,20 @@ export const imageVerbs: readonly Verb[] = [
       },
       {
         name: 'export',
-        summary: 'Write an image to a file that docker load takes',
+        summary: 'Write images to a file that docker load takes, and kernels with them',
         examples: [
           { line: 'hutch image export -o web.tar web:1', about: '' },
           { line: 'hutch image export web:1 > web.tar', about: '' },
+          {
+            line: 'hutch image export -o all.tar --kernel 6.1 web:1 db:2',
+            about: 'for a machine without a network: hutch image import all.tar',
+          },
         ],
-        flags: [{ name: 'output', short: 'o', value: 'FILE', about: 'Write to this file, whole or not at all; otherwise to stdout' }],
-        positionals: [IMAGE],
+        flags: [
+          { name: 'output', short: 'o', value: 'FILE', about: 'Write to this file, whole or not at all; otherwise to stdout' },
+          { name: 'kernel', value: 'KERNEL', repeats: true, about: 'A kernel of hutch kernel ls, which goes with them' },
+        ],
+        positionals: [{ name: 'IMAGE', takes: 'any', completes: 'image' }],
         load: async () => (await images()).exportFile,
       },
       {

@@ -56,6 +56,7 @@ export async function importFile(context: Context, args: Args): Promise<number> 
     .upload('image.import', name === undefined ? {} : { name }, source, { signal })
     .finally(() => context.progress.clear());
   const lines = answer.images.map(({ digest, names }) => `${digest}${names.length === 0 ? '' : `  ${names.map(safe).join(' ')}`}\n`);
+  lines.push(...answer.kernels.map(({ digest, version }) => `${digest}  kernel ${safe(version)}\n`));
   await context.io.out(context.json ? json(answer) : lines.join(''));
   return 0;
 }
@@ -99,7 +100,14 @@ export async function exportFile(context: Context, args: Args): Promise<number> 
   if (output === undefined && context.io.isTerminal.stdout) {
     throw usageError('an archive is nothing for a terminal', 'write it to a file: hutch image export -o FILE IMAGE');
   }
-  const { bytes } = await context.client.download('image.export', { image: args.first() }, { signal });
+  const kernels = args.values('kernel');
+  if (args.positionals.length + kernels.length === 0) throw usageError('hutch image export needs IMAGE or --kernel');
+  // One image is asked for as daemons of before know it.
+  const [image = ''] = args.positionals;
+  const { bytes } =
+    args.positionals.length === 1 && kernels.length === 0
+      ? await context.client.download('image.export', { image }, { signal })
+      : await context.client.download('image.bundle', { image: [...args.positionals], kernel: [...kernels] }, { signal });
   if (output === undefined) {
     for await (const chunk of bytes) await context.io.out(chunk);
     return 0;

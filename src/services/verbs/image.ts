@@ -77,7 +77,12 @@ export const imageVerbs = {
     summary:
       'Import images: an archive of docker save, an OCI layout, a root file system as tar, or a disk image with ext4 on it (raw or qcow2), packed or not',
     input: z.strictObject({ name: name.optional() }),
-    output: z.object({ images: z.array(view.image) }),
+    output: z.object({
+      images: z.array(view.image),
+      kernels: z
+        .array(z.object({ id: z.string(), digest: z.string(), version: z.string() }))
+        .describe('those that image.bundle put beside'),
+    }),
     errors: ['failed_precondition', 'resource_exhausted'],
     idempotent: true,
     reads: false,
@@ -119,6 +124,23 @@ export const imageVerbs = {
     input: imageTarget,
     output: z.any(),
     errors: ['not_found', 'conflict', 'failed_precondition'],
+    idempotent: true,
+    reads: true,
+  },
+  'image.bundle': {
+    kind: 'download',
+    method: 'GET',
+    path: '/v1/image-bundle',
+    summary: 'Images and kernels as one tar archive, for a machine without a network; image.import takes it',
+    input: z.strictObject({
+      image: z
+        .union([image, z.array(image).max(64)])
+        .optional()
+        .describe('several are said several times'),
+      kernel: z.union([z.string().min(1).max(128), z.array(z.string().min(1).max(128)).max(16)]).optional(),
+    }),
+    output: z.any(),
+    errors: ['invalid_argument', 'not_found', 'conflict', 'failed_precondition'],
     idempotent: true,
     reads: true,
   },
