@@ -148,9 +148,11 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
       });
     }
     try {
-      const { record } = await library.pull(op, reference);
-      const [stored] = await store.commit(op, [{ change: 'putImage', image: { ...record, name: shownReference(reference) } }]);
-      return stored;
+      return await library.record(op, () => library.pull(op, reference), {
+        put: async ({ record }) =>
+          (await store.commit(op, [{ change: 'putImage', image: { ...record, name: shownReference(reference) } }]))[0],
+        isOnRecord: async (id) => (await store.query('image', { id })) !== null,
+      });
     } catch (error) {
       if (!(error instanceof HutchError) || !NOT_HAD.has(error.code)) throw error;
       const { hint } = error;
@@ -238,6 +240,5 @@ async function both<A, B>(a: Promise<A>, b: Promise<B> | null): Promise<[A, B | 
 async function isThere(op: Operation, host: Host, { files }: Boot): Promise<boolean> {
   const paths =
     files.kind === 'machine' ? [files.imagePath, files.kernelPath, files.initramfsPath] : files.kind === 'root' ? [files.imagePath] : [];
-  for (const path of paths) if ((await host.stat(op, path)) === null) return false;
-  return true;
+  return !(await Promise.all(paths.map((path) => host.stat(op, path)))).includes(null);
 }

@@ -1,5 +1,6 @@
 // Making a sandbox. What is about to be done is written down first; when anything fails or the call is
 // cancelled, all of it is undone and only the logs of the boot stay.
+import { allOf } from '../backends/wait.ts';
 import { HutchError } from '../domain/errors.ts';
 import { isName, newId, type ProjectId, type SandboxId } from '../domain/ids.ts';
 import { ownCommandOf } from '../domain/image.ts';
@@ -18,7 +19,7 @@ import { keepSecrets } from './secrets.ts';
 import { startUp } from './start-up.ts';
 import type { Supervisor } from './supervisor.ts';
 import type { Parsed } from './verbs.ts';
-import { type Kind, type Member, removeUnmade } from './warm.ts';
+import { type Kind, type Member, removeUnmade, type Taken } from './warm.ts';
 
 type Input = Parsed<'sandbox.create'>;
 
@@ -26,6 +27,7 @@ const RELEASE_MS = 60_000;
 
 export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, 'sandbox.create'> {
   const { deps, templates } = core;
+  const seen = new WeakSet<Boot>();
 
   /** Everything that has to be there before a sandbox of this kind starts quickly. */
   async function prepare(call: Call, input: Input): Promise<{ boot: Boot; spec: SandboxSpec }> {
@@ -41,7 +43,9 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     checkLimits(call, settings.limits, shape);
     await templates.checkAsked(op, backend, input);
     const boot = await deps.boots.prepare(op, input.image ?? settings.image, backend, await kernelFor(core, op, backend, input.kernel));
-    core.presenter.forgetImages();
+    // One that is remembered has brought no image, so no name has moved.
+    if (!seen.has(boot)) core.presenter.forgetImages();
+    seen.add(boot);
     const argv = input.main === undefined ? null : (input.main.argv ?? ownCommand(call, boot));
     if (input.start !== false) core.runs.checkRoom(op);
     if (input.start !== false) await templates.ready(op, backend, shape, boot);
@@ -137,9 +141,10 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
 
   /**
    * Makes a warm sandbox this one. Until it has a record of its own it is on record as what it was, or as being made: a
-   * daemon that is killed leaves nothing. Null: its guest did not answer, so one must be started.
+   * daemon that is killed leaves nothing. Null: it is not what a start would make now, or its guest did
+   * not answer, so one must be started.
    */
-  async function handOut(call: Call, input: Input, member: Member, boot: Boot, spec: SandboxSpec): Promise<Sandbox | null> {
+  async function handOut(call: Call, input: Input, { member, isCurrent }: Taken, boot: Boot, spec: SandboxSpec): Promise<Sandbox | null> {
     const { op } = call;
     const { host } = deps;
     const { run } = member;
@@ -147,21 +152,22 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     const { projectId } = call.caller;
     call.target(id);
     return await core.turns.take(op, id, async () => {
-      const intentId = await claim(call, member, spec);
+      const [intentId, current] = await allOf([claim(call, member, spec), isCurrent]);
       await using undo = new AsyncDisposableStack();
       undo.defer(() => rollBack(call, run, intentId));
+      if (!current) return null;
       run.become({ name: spec.name, projectId });
       core.runs.know(run);
-      await checkImage(op, spec);
       const { secrets = {} } = input;
       await keepSecrets(op, host, placesOf(deps.places, id).secretsPath, secrets);
       const bare = newSandbox({ id, projectId, spec, atMs: host.nowMs(), opId: op.id });
       const what: BringUp = { sandbox: bare, boot, secrets, terminal: input.main?.terminal };
-      const up = await wake(op, host, run, what, member.started).catch((cause: unknown) => {
+      const waking = wake(op, host, run, what, member.started).catch((cause: unknown) => {
         if (op.signal.aborted) throw cause;
         op.log.warn({ sandbox: id, cause }, 'a warm sandbox did not wake up; another one is started');
         return null;
       });
+      const [up] = await allOf([waking, checkImage(op, spec)]);
       if (up === null) return null;
       return await started(call, run, what, bare, intentId, input.main?.attach ?? false, undo, up);
     });

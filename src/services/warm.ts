@@ -36,6 +36,12 @@ export type Member = {
   readonly waiting: AbortController;
 };
 
+export type Taken = {
+  readonly member: Member;
+  /** Whether a start would make the same now: its guest may be told nothing before. */
+  readonly isCurrent: Promise<boolean>;
+};
+
 /** A member is made only when nobody has started anything for so long. */
 const QUIET_MS = 200;
 /** Beside the memory of the sandbox itself: on a machine with less to spare there is none. */
@@ -72,28 +78,26 @@ export class WarmSandboxes {
     this.#core = core;
   }
 
-  /**
-   * One of this kind, for the caller alone: it must become a sandbox, or be dropped. Null: there is none, or it is not what a
-   * start would make now.
-   */
-  async take(op: Operation, kind: Kind): Promise<Member | null> {
+  /** One of this kind, for the caller alone: it must become a sandbox, be given back, or be dropped. Null: there is none. */
+  async take(op: Operation, kind: Kind): Promise<Taken | null> {
     if (this.#over.signal.aborted || kind.backend.ahead === undefined || this.#wanted === 0) return null;
     this.#want(kind);
     this.#takenAtMs = performance.now();
     const member = this.#ready.shift() ?? (await this.#next(op));
     this.#refillIn(QUIET_MS);
-    if (member === null) return null;
+    return member === null ? null : { member, isCurrent: this.#isCurrent(op, kind, member) };
+  }
+
+  /** Looked at while it is claimed. Never rejects: what cannot be told is not current. */
+  async #isCurrent(op: Operation, kind: Kind, member: Member): Promise<boolean> {
     try {
-      const stamp = await stampOf(op, kind);
-      if (stamp === member.stamp && member.key === keyOf(kind)) return member;
-    } catch (error) {
-      void this.drop(member);
-      throw error;
+      if ((await stampOf(op, kind)) === member.stamp && member.key === keyOf(kind)) return true;
+    } catch (cause) {
+      if (op.signal.aborted) return false;
+      op.log.warn({ sandbox: member.run.id, cause }, 'whether a warm sandbox is what a start would make now cannot be told');
     }
-    // What waits beside it is as old.
-    void this.drop(member);
-    void this.drain();
-    return null;
+    void this.drain(); // what waits beside it is as old
+    return false;
   }
 
   /** It is somebody's from here on: nobody here looks after it any more. */

@@ -1,7 +1,7 @@
 // Warm sandboxes: machines that were started before anybody asked become somebody's sandbox, once and completely, and
 // whatever goes wrong with them, who asks gets a sandbox.
 import { spawnSync } from 'node:child_process';
-import { readFileSync } from 'node:fs';
+import { readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
 import { DaemonUnderTest } from '../support/daemon-under-test.ts';
@@ -181,6 +181,19 @@ test('a warm sandbox that has died is replaced, and one that hangs keeps nobody 
   expect(made.id).not.toBe(hung);
   await works(daemon, 'it');
   expect(isAlive(vmm)).toBe(false);
+  await expectInOrder(daemon);
+  await daemon.deleteAll();
+});
+
+test('a warm sandbox whose template is gone is handed to nobody: who asks gets one of a new template', { timeout: TEST_MS }, async () => {
+  const id = await warmId();
+  const vmm = pidOf(daemon, id, 'vmm');
+  rmSync(join(daemon.home, 'data', 'templates'), { recursive: true });
+  const made = await daemon.call('sandbox.create', { name: 'fresh' });
+  expect(made.id).not.toBe(id);
+  await works(daemon, 'fresh');
+  expect(isAlive(vmm)).toBe(false);
+  expect(await ledgerOf(id)).toEqual([]);
   await expectInOrder(daemon);
   await daemon.deleteAll();
 });
