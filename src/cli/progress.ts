@@ -19,6 +19,7 @@ const NOTICES: Readonly<Record<string, string>> = {
   kernel: FIRST,
   image: FIRST,
   pull: 'pulling the image…',
+  import: 'importing the image…',
   register: 'reading what the image is made of…',
   template: 'booting a machine of this shape (only the first time; some seconds)…',
 };

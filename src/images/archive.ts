@@ -8,7 +8,7 @@ import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { ArchiveError, shown } from './archive-error.ts';
 import type { Blobs } from './blobs.ts';
-import { BUILD_LIMITS, type BuildLimits, buildImage, type LayerToBuild, named, STEP } from './build.ts';
+import { BUILD_LIMITS, type BuildLimits, buildImage, type LayerToBuild, named } from './build.ts';
 import { bounded } from './chunks.ts';
 import { tarOfDisk } from './disk/import.ts';
 import { openImage, type PreparedImage } from './image.ts';
@@ -22,6 +22,8 @@ import { TarReader } from './tar/reader.ts';
 const ARCHIVE_BYTES_MAX = 64 * 1024 ** 3;
 const MANIFEST_BYTES_MAX = 4 * 1024 * 1024;
 const MAGIC_BYTES = 6;
+const IMPORT_STEP = 'import';
+const TOLD_EVERY_BYTES = 4 * 1024 * 1024;
 const IMAGES_MAX = 64;
 const KERNELS_MAX = 16;
 /** Of an archive of images; a root file system has more, and none of them is looked for. */
@@ -61,21 +63,22 @@ export async function importImages(op: Operation, parts: ImportParts, source: As
   await using staged = await blobs.stage(op, `import-${op.id}`);
   await host.makeDir(op, staged.path, SHARED_DIR_MODE);
   const file = join(staged.path, 'archive');
-  op.progress({ step: STEP, detail: 'receiving' });
-  await host.appendStream(op, file, bounded(source, ARCHIVE_BYTES_MAX));
+  await host.appendStream(op, file, told(op, bounded(source, ARCHIVE_BYTES_MAX), 'receiving', null));
+  const sizeBytes = (await host.stat(op, file))?.sizeBytes ?? 0;
   const what = 'the archive';
   return await named(op, what, async () => {
-    op.progress({ step: STEP, detail: 'reading' });
     const disk = await tarOfDisk(op, host, file, staged.path, limits.layerBytesMax);
     if (disk !== null) {
       const { diffId } = await scan(unpacked(op, host, disk, limits.layerBytesMax));
       return { images: [{ image: await importRoot(op, parts, disk, diffId), names: [] }], kernels: [] };
     }
-    const { found, diffId } = await scan(unpacked(op, host, file, limits.layerBytesMax));
+    const isPacked = packingOf(await host.readRange(op, file, 0, MAGIC_BYTES)) !== 'none';
+    const content = unpacked(op, host, file, limits.layerBytesMax);
+    const { found, diffId } = await scan(told(op, content, 'reading', isPacked ? null : sizeBytes));
     if (!found.has('manifest.json') && !(found.has('index.json') && found.has('oci-layout'))) {
       return { images: [{ image: await importRoot(op, parts, file, diffId), names: [] }], kernels: [] };
     }
-    const plain = packingOf(await host.readRange(op, file, 0, MAGIC_BYTES)) === 'none' ? file : join(staged.path, 'unpacked');
+    const plain = isPacked ? join(staged.path, 'unpacked') : file;
     if (plain !== file) await host.appendStream(op, plain, unpacked(op, host, file, limits.layerBytesMax));
     const archive = { file: plain, parts: found };
     const kernels = await importKernels(op, parts, archive);
@@ -93,6 +96,20 @@ async function importKernels(op: Operation, parts: ImportParts, archive: Archive
     done.push(await takeKernel(op, parts, digest, (blob, bytesMax) => readBlob(op, parts, archive, blob, bytesMax)));
   }
   return done;
+}
+
+/** The same, saying how far it is. `total`: null where nobody knows. */
+async function* told(op: Operation, chunks: AsyncIterable<Uint8Array>, detail: string, total: number | null): AsyncGenerator<Uint8Array> {
+  let done = 0;
+  let said = Number.NEGATIVE_INFINITY;
+  for await (const chunk of chunks) {
+    done += chunk.byteLength;
+    if (done - said >= TOLD_EVERY_BYTES) {
+      said = done;
+      op.progress({ step: IMPORT_STEP, detail, done, unit: 'bytes', ...(total === null ? {} : { total }) });
+    }
+    yield chunk;
+  }
 }
 
 /** Where the parts of images lie in it, and the digest of the whole, unpacked. */
@@ -213,7 +230,7 @@ async function build(
     host,
     paths,
     blobs,
-    { what, name: null, digest, configBytes, config, createdAtMs: host.nowMs(), manifest, layers },
+    { what, name: null, digest, configBytes, config, createdAtMs: host.nowMs(), manifest, layers, step: IMPORT_STEP },
     limits,
   );
 }

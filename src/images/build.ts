@@ -57,6 +57,8 @@ export type ImageToBuild = {
   readonly manifest: { readonly digest: string; readonly bytes: Buffer } | null;
   /** From the lowest up. */
   readonly layers: readonly LayerToBuild[];
+  /** Of the progress that is told; default `pull`. */
+  readonly step?: string;
   /** What its manifest says beside that, or instead. */
   readonly more?: Partial<Pick<ImageManifest, 'source' | 'own' | 'given'>>;
 };
@@ -136,7 +138,7 @@ async function rootOf(op: Operation, making: Making, layersHere: 'reuse' | 'igno
     );
   }
   await Promise.all(image.layers.map(({ file }) => file)); // also those whose content was here: they are kept for others
-  op.progress({ step: STEP, detail: 'writing' });
+  op.progress({ step: image.step ?? STEP, detail: 'writing' });
   try {
     return await named(op, image.what, () => written(op, making, tree, layers));
   } catch (error) {
@@ -156,7 +158,7 @@ async function readLayer(
 ): Promise<KnownLayer> {
   const name = `layer ${at + 1} of ${image.layers.length} of ${image.what}`;
   const file = await layer.file;
-  op.progress({ step: STEP, detail: `reading layer ${at + 1} of ${image.layers.length}` });
+  op.progress({ step: image.step ?? STEP, detail: `reading layer ${at + 1} of ${image.layers.length}` });
   const source = unpacked(op, host, file, limits.layerBytesMax);
   const { packed, diffId, entries } = await named(op, name, () => packLayer(op, host, tree, at, source, join(out, `layer-${at}`)));
   if (diffId !== layer.diffId) throw op.error('failed_precondition', `${name} is not what the image says: its content is ${diffId}`);

@@ -1,6 +1,7 @@
 // The images of this machine that came from elsewhere: pulled, imported, exported, looked after. It
 // knows files, not names: those are the store's, and so is who uses what.
 import { join } from 'node:path';
+import type { ImageId } from '../domain/ids.ts';
 import { type ImageReference, shownReference } from '../domain/image-reference.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
@@ -30,6 +31,10 @@ export type LibraryOptions = {
   readonly policy?: ImagePolicy;
 };
 
+/** Tries to put on record what somebody removed between its making and that. */
+const TRIES_MAX = 3;
+const RELEASE_MS = 60_000;
+
 export type LayerUse = { readonly digest: string; readonly sizeBytes: number; readonly isHere: boolean };
 
 export class ImageLibrary {
@@ -39,6 +44,7 @@ export class ImageLibrary {
   readonly credentials: Credentials;
   readonly blobs: Blobs;
   readonly #parts: PullParts;
+  #last: Promise<unknown> = Promise.resolve();
 
   constructor({ host, paths, registry, credentials, limits, policy = NO_POLICY }: LibraryOptions) {
     this.host = host;
@@ -155,6 +161,47 @@ export class ImageLibrary {
       });
     }
     return files;
+  }
+
+  /**
+   * Puts on record what `make` brings here. What does and what takes an image off the record take turns, so that what is on
+   * record is there: one that somebody removed in between is made again, and one that is not let onto it goes.
+   */
+  async record<T>(
+    op: Operation,
+    make: () => Promise<PreparedImage>,
+    { put, isOnRecord }: { readonly put: (image: PreparedImage) => Promise<T>; readonly isOnRecord: (id: ImageId) => Promise<boolean> },
+  ): Promise<T> {
+    for (let tries = 1; ; tries += 1) {
+      const image = await make();
+      const { id, digest } = image.record;
+      const done = await this.#inTurn(async () => {
+        if ((await this.open(op, digest)) === null) return null;
+        try {
+          return { value: await put(image) };
+        } catch (error) {
+          using late = op.releasing(RELEASE_MS);
+          if (!(await isOnRecord(id))) await this.remove(late, digest);
+          throw error;
+        }
+      });
+      if (done !== null) return done.value;
+      if (tries === TRIES_MAX) throw op.error('conflict', `image ${id} is removed again and again while it is brought here`);
+    }
+  }
+
+  /** Takes an image off the record with `unrecord`, and then away. */
+  async unrecord(op: Operation, digest: string, unrecord: () => Promise<void>): Promise<void> {
+    await this.#inTurn(async () => {
+      await unrecord();
+      await this.remove(op, digest);
+    });
+  }
+
+  async #inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const mine = this.#last.then(work, work);
+    this.#last = mine.catch(() => {});
+    return await mine;
   }
 
   /** Its file system and what it says; its layers stay for others until `dropLayers`. */

@@ -36,7 +36,7 @@ const PACKED_AT = 20;
 const LZMA = 2;
 const INITRD_BYTES_MAX = 512 * 1024 * 1024;
 /** What a kernel unpacks: cpio, and what that may be packed with. */
-const INITRD_START = /^(3037303730[12]|1f8b|28b52ffd|fd377a585a00|02214c18|894c5a4f|425a68|5d0000)/;
+const INITRD_START = /^(30373037303[12]|1f8b|28b52ffd|fd377a585a00|02214c18|894c5a4f|425a68|5d0000)/;
 
 export type RegisterParts = { readonly host: Host; readonly paths: ImagePaths; readonly blobs: Blobs; readonly limits?: BuildLimits };
 
@@ -135,6 +135,7 @@ async function registerPacked(
     manifest: null,
     layers,
     more,
+    step: STEP,
   };
   return await buildImage(op, host, paths, blobs, image, { ...TREE_LIMITS, ...limits });
 }

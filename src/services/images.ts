@@ -2,10 +2,11 @@
 // one commit; an image is taken out of the record before its files go, so that what is on record is there.
 import { HutchError } from '../domain/errors.ts';
 import type { ImageId } from '../domain/ids.ts';
-import type { NamedImage } from '../domain/image.ts';
+import { type NamedImage, REGISTERED } from '../domain/image.ts';
 import { HUB, type ImageReference, parseImageReference, requireImageReference, shownReference } from '../domain/image-reference.ts';
 import { requireReference } from '../domain/reference.ts';
 import type { Operation } from '../host/operation.ts';
+import type { PreparedImage } from '../images/image.ts';
 import type { ImageLibrary } from '../images/library.ts';
 import { PAGE_ROWS_MAX, type Store } from '../store/contract.ts';
 import type { Call } from './call.ts';
@@ -22,7 +23,7 @@ const MOUNTS_TRIED_MAX = 4;
 /** But for the one that is about a sandbox (commit.ts), and those about files of this machine (registered.ts). */
 type ImageVerbs = Exclude<Extract<keyof Handlers, `image.${string}`>, 'image.commit' | 'image.register' | 'image.promote'>;
 
-export function imageVerbs(core: Core): Pick<Handlers, ImageVerbs> {
+export function imageVerbs(core: Core, cachedLayers: (op: Operation) => Promise<ReadonlySet<string>>): Pick<Handlers, ImageVerbs> {
   const { store, host } = core.deps;
 
   const library = (op: Operation): ImageLibrary => imageLibrary(core, op);
@@ -49,9 +50,12 @@ export function imageVerbs(core: Core): Pick<Handlers, ImageVerbs> {
 
   /** Out of the record, then off the disk. @throws HutchError `failed_precondition` with its users. */
   async function drop(op: Operation, image: NamedImage): Promise<void> {
-    await store.commit(op, [{ change: 'removeImage', id: image.id }]);
-    core.presenter.forgetImages();
-    await core.deps.images?.remove(op, image.digest);
+    const off = async (): Promise<void> => {
+      await store.commit(op, [{ change: 'removeImage', id: image.id }]);
+      core.presenter.forgetImages();
+    };
+    if (core.deps.images === null) await off();
+    else await core.deps.images.unrecord(op, image.digest, off);
     await dropCommitted(core, op, image);
   }
 
@@ -89,13 +93,7 @@ export function imageVerbs(core: Core): Pick<Handlers, ImageVerbs> {
     'image.pull': async (call, { name }) => {
       const { op } = call;
       const reference = requireImageReference(name);
-      const { record } = await library(op).pull(op, reference);
-      call.target(record.id);
-      const [stored] = await call.commit([
-        { change: 'putImage', image: { ...record, name: null } },
-        { change: 'nameImage', id: record.id, name: shownReference(reference), atMs: host.nowMs() },
-      ]);
-      core.presenter.forgetImages();
+      const stored = await record(call, () => library(op).pull(op, reference), [shownReference(reference)]);
       return await shown((await store.query('image', { id: stored.id })) ?? stored);
     },
     'image.push': async (call, { image: text, name }) => {
@@ -124,16 +122,10 @@ export function imageVerbs(core: Core): Pick<Handlers, ImageVerbs> {
       }
       const images: Output<'image.import'>['images'] = [];
       for (const { image, names } of imported) {
-        const { record } = image;
-        const wanted = given === null ? names : [given];
-        await call.commit([
-          { change: 'putImage', image: { ...record, name: null } },
-          ...wanted.map((own) => ({ change: 'nameImage', id: record.id, name: own, atMs: host.nowMs() }) as const),
-        ]);
-        const stored = await store.query('image', { id: record.id });
+        const { id } = await record(call, once(op, image), given === null ? names : [given]);
+        const stored = await store.query('image', { id });
         if (stored !== null) images.push(await shown(stored));
       }
-      core.presenter.forgetImages();
       return { images, kernels: kernels.map(({ record: { id, digest, version } }) => ({ id, digest, version })) };
     },
     'image.export': async (call, { image }) => await bundle(call, [image], []),
@@ -179,9 +171,12 @@ export function imageVerbs(core: Core): Pick<Handlers, ImageVerbs> {
       const kept = await layersKept(op, new Set());
       const layers = await library(op).blobs.list(op);
       const loose = layers.filter(({ digest }) => !kept.has(digest));
+      const cached = await cachedLayers(op);
+      const cache = loose.filter(({ digest }) => cached.has(digest));
       return {
-        images: { count: images.length, bytes: sum(images), reclaimableBytes: sum(free) },
-        layers: { count: layers.length, bytes: sum(layers), reclaimableBytes: sum(loose) },
+        images: { count: images.length, bytes: sum(images.filter(isOurs)), reclaimableBytes: sum(free.filter(isOurs)) },
+        layers: { count: layers.length - cache.length, bytes: sum(layers) - sum(cache), reclaimableBytes: sum(loose) - sum(cache) },
+        buildCache: { count: cache.length, bytes: sum(cache), reclaimableBytes: sum(cache) },
       };
     },
     'image.prune': async ({ op }, { dryRun, layers }) => {
@@ -195,7 +190,7 @@ export function imageVerbs(core: Core): Pick<Handlers, ImageVerbs> {
       return {
         images: gone.map(({ id, digest, sizeBytes }) => ({ id, digest, sizeBytes })),
         layers: loose.map((layer) => ({ ...layer })),
-        bytes: sum(gone) + sum(loose),
+        bytes: sum(gone.filter(isOurs)) + sum(loose),
       };
     },
     'image.verify': async ({ op }, { image: text }) => {
@@ -217,6 +212,20 @@ export function imageVerbs(core: Core): Pick<Handlers, ImageVerbs> {
       return { registry: name, wasKept };
     },
   };
+
+  /** On record under these names, or gone again. */
+  async function record(call: Call, make: () => Promise<PreparedImage>, names: readonly string[]): Promise<NamedImage> {
+    const put = async ({ record: image }: PreparedImage): Promise<NamedImage> => {
+      call.target(image.id);
+      const [stored] = await call.commit([
+        { change: 'putImage', image: { ...image, name: null } },
+        ...names.map((name) => ({ change: 'nameImage', id: image.id, name, atMs: host.nowMs() }) as const),
+      ]);
+      core.presenter.forgetImages();
+      return stored;
+    };
+    return await library(call.op).record(call.op, make, { put, isOnRecord: async (id) => (await store.query('image', { id })) !== null });
+  }
 
   async function bundle({ op }: Call, images: readonly string[], kernels: readonly string[]): Promise<Download> {
     if (images.length + kernels.length === 0) throw op.error('invalid_argument', 'name an image or a kernel that is to be exported');
@@ -305,6 +314,22 @@ function registryOf(op: Operation, text: string): string {
   throw op.error('invalid_argument', `'${text.slice(0, 100)}' is no name of a registry`, {
     hint: 'write it like ghcr.io or registry.example:5000',
   });
+}
+
+/** What came out of a file, which is read once. */
+function once(op: Operation, image: PreparedImage): () => Promise<PreparedImage> {
+  let isGiven = false;
+  return async () => {
+    if (isGiven) throw op.error('conflict', 'the image was removed while it was brought here', { hint: 'run the same command again' });
+    isGiven = true;
+    return image;
+  };
+}
+
+/** What a user has registered and is used where it lies takes nothing of ours. */
+function isOurs({ detail }: NamedImage): boolean {
+  const said = detail[REGISTERED];
+  return !(typeof said === 'object' && said !== null && 'inPlace' in said && said.inPlace === true);
 }
 
 /** A query has one value as a word. */

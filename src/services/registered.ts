@@ -54,20 +54,27 @@ export function registeredVerbs(core: Core): Pick<Handlers, 'image.register' | '
       check(op, input);
       const name = shownReference(taggable(input.name));
       const kernel = await kernelOf(op, input);
-      const { record } = await imageLibrary(core, op).register(op, {
+      const library = imageLibrary(core, op);
+      const files = {
         rootfs: input.rootfs,
         initrd: input.initrd ?? null,
         kernel: kernel === null ? null : { digest: kernel.record.digest, files: kernel.files },
+      };
+      const id = await library.record(op, () => library.register(op, files), {
+        async put({ record }) {
+          call.target(record.id);
+          await call.commit([
+            ...(kernel === null ? [] : [{ change: 'putKernel', kernel: kernel.record } as const]),
+            { change: 'putImage', image: { ...record, name: null } },
+            // The same content may have lain elsewhere before.
+            { change: 'describeImage', id: record.id, detail: record.detail },
+            { change: 'nameImage', id: record.id, name, atMs: host.nowMs() },
+          ]);
+          return record.id;
+        },
+        isOnRecord: async (image) => (await store.query('image', { id: image })) !== null,
       });
-      call.target(record.id);
-      await call.commit([
-        ...(kernel === null ? [] : [{ change: 'putKernel', kernel: kernel.record } as const]),
-        { change: 'putImage', image: { ...record, name: null } },
-        // The same content may have lain elsewhere before.
-        { change: 'describeImage', id: record.id, detail: record.detail },
-        { change: 'nameImage', id: record.id, name, atMs: host.nowMs() },
-      ]);
-      return await shown(op, record.id);
+      return await shown(op, id);
     },
     'image.promote': async (call, { image: text }) => {
       const { op } = call;

@@ -88,8 +88,8 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
   const lifecycle = { ...createVerb(core, supervisor), ...lifecycleVerbs(core, starter, suspension), ...setVerb(core, supervisor) };
   const restarts = new Restarts(core, starter);
   const idle = watchIdle(core, supervisor);
-  const { reconcile: reconcileBuilds, cachedLayers: _cachedLayers, ...buildVerbs } = newBuilds(core, lifecycle);
-  const images = imageVerbs(core);
+  const { reconcile: reconcileBuilds, cachedLayers, ...buildVerbs } = newBuilds(core, lifecycle);
+  const images = imageVerbs(core, cachedLayers);
   const kernels = kernelVerbs(core);
   const handlers: Handlers = {
     ...lifecycle,

@@ -421,6 +421,17 @@ test('what is only odd is taken as it is', async () => {
         ['system.posix_acl_access', Buffer.from('x')],
       ]),
     },
+    // user::rw- user:1000:rwx group::r-- mask::rwx other::---
+    {
+      path: 'listed',
+      mode: 0o670,
+      xattrs: new Map([
+        [
+          'system.posix_acl_access',
+          Buffer.from('0200000001000600ffffffff02000700e803000004000400ffffffff10000700ffffffff20000000ffffffff', 'hex'),
+        ],
+      ]),
+    },
     sparse1('2\n2\n3\n8\n1\n', 'abcd', 10),
     file('.wh.never-was'),
     { path: `${'long/'.repeat(40)}name-${'n'.repeat(200)}`, content: 'deep' },
@@ -438,6 +449,8 @@ test('what is only odd is taken as it is', async () => {
   expect([tree.get('hard')?.type, tree.get('usr/etc/passwd')?.type].sort()).toEqual(['file', 'hardlink']);
   for (const name of ['new\nline', 'caf\u00e9-latin1', 'README', 'readme', 'old', 'before']) expect([...tree.keys()], name).toContain(name);
   expect(tree.get('suid')?.mode).toBe(0o6755);
+  // Its list is not kept; its group has what that gives it, and not the mask.
+  expect(tree.get('listed')).toMatchObject({ mode: 0o640, xattrs: null });
   expect(tree.get('null')).toMatchObject({ type: 'character', devMajor: 1, devMinor: 3 });
   expect(tree.get('disk')).toMatchObject({ type: 'block', devMajor: 259, devMinor: 70_000 });
   expect(tree.get('pipe')?.type).toBe('fifo');

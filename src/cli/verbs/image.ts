@@ -1,6 +1,6 @@
 // hutch image: images of this machine, and the registries that they come from.
 import { constants, createReadStream, createWriteStream } from 'node:fs';
-import { access, rename, rm } from 'node:fs/promises';
+import { access, rename, rm, stat } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { text as readText } from 'node:stream/consumers';
 import { pipeline } from 'node:stream/promises';
@@ -49,16 +49,33 @@ export async function importFile(context: Context, args: Args): Promise<number> 
   const path = args.first();
   const name = args.value('name');
   if (path !== '-' && !(await readable(path))) throw usageError(`${path} cannot be read`);
-  const source = path === '-' ? process.stdin : createReadStream(path);
+  const source: AsyncIterable<Uint8Array> = path === '-' ? process.stdin : createReadStream(path);
+  const info = path === '-' ? null : await stat(path);
+  const total = info?.isFile() === true ? info.size : undefined;
   const { signal } = context.interrupts;
-  context.progress.show({ step: 'importing', detail: path });
   const answer = await context.client
-    .upload('image.import', name === undefined ? {} : { name }, source, { signal })
+    .upload('image.import', name === undefined ? {} : { name }, told(context, path, source, total), { signal })
     .finally(() => context.progress.clear());
   const lines = answer.images.map(({ digest, names }) => `${digest}${names.length === 0 ? '' : `  ${names.map(safe).join(' ')}`}\n`);
   lines.push(...answer.kernels.map(({ digest, version }) => `${digest}  kernel ${safe(version)}\n`));
   await context.io.out(context.json ? json(answer) : lines.join(''));
   return 0;
+}
+
+/** The same, telling how much of it has gone; behind its end the daemon works alone. */
+async function* told(
+  context: Context,
+  path: string,
+  source: AsyncIterable<Uint8Array>,
+  total: number | undefined,
+): AsyncGenerator<Uint8Array> {
+  let done = 0;
+  for await (const chunk of source) {
+    context.progress.show({ step: 'import', detail: path, done, unit: 'bytes', ...(total === undefined ? {} : { total }) });
+    done += chunk.byteLength;
+    yield chunk;
+  }
+  context.progress.show({ step: 'import', detail: 'unpacking' });
 }
 
 export async function register(context: Context, args: Args): Promise<number> {
@@ -181,7 +198,7 @@ export async function usage(context: Context, _args: Args): Promise<number> {
     roughSize(bytes),
     roughSize(reclaimableBytes),
   ];
-  const rows = [row('images', answer.images), row('layers', answer.layers)];
+  const rows = [row('images', answer.images), row('layers', answer.layers), row('build cache', answer.buildCache)];
   await context.io.out(context.json ? json(answer) : table(['KIND', 'COUNT', 'SIZE', 'RECLAIMABLE'], rows));
   return 0;
 }

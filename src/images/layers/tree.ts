@@ -2,8 +2,10 @@
 // applied from the lowest up, as OCI's image specification says, and what stands in it at the end is
 // what is packed. Nothing of it is ever a path on this machine: `..`, absolute paths and links lead at
 // most to this tree's own root. Every count has a bound.
+
 import { ArchiveError, shown } from '../archive-error.ts';
 import { NAME_BYTES_MAX, PATH_BYTES_MAX, type TarEntry } from '../tar/entry.ts';
+import { ACCESS_ACL, modeWithoutAcl } from './acl.ts';
 
 export type TreeLimits = {
   /** Files, directories and all else, of all layers. */
@@ -245,7 +247,7 @@ function newInode(entry: TarEntry, type: Inode['type'], layer: number, ordinal: 
 }
 
 function describe(inode: Inode, entry: TarEntry): void {
-  inode.mode = inode.type === 'symlink' ? 0o777 : entry.mode;
+  inode.mode = inode.type === 'symlink' ? 0o777 : modeWithoutAcl(entry.mode, entry.xattrs?.get(ACCESS_ACL));
   inode.uid = entry.uid;
   inode.gid = entry.gid;
   inode.mtimeSeconds = Math.max(0, Math.min(entry.mtimeSeconds, 0xffff_ffff));
@@ -254,7 +256,7 @@ function describe(inode: Inode, entry: TarEntry): void {
 
 /**
  * Those that a read-only file system of ours has room for. Never those by which overlayfs remembers what it did: under
- * a sandbox's own layer they would mean what they say. POSIX ACLs have no place in squashfs.
+ * a sandbox's own layer they would mean what they say. POSIX ACLs have no place in squashfs: modeWithoutAcl.
  */
 function keptXattrs(xattrs: TarEntry['xattrs']): Inode['xattrs'] {
   if (xattrs === null) return null;

@@ -216,7 +216,8 @@ export const imageVerbs = {
     input: none,
     output: z.object({
       images: view.diskUse.describe('file systems that sandboxes boot; reclaimable: those of images that have no name and no user'),
-      layers: view.diskUse.describe('as they came, kept for later pulls and for export; reclaimable: those of no image'),
+      layers: view.diskUse.describe('as they came, kept for later pulls and for export; reclaimable: those of no image and no build'),
+      buildCache: view.diskUse.describe('layers that only later builds need: their steps are done again without them'),
     }),
     errors: [],
     idempotent: true,
