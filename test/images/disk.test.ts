@@ -69,7 +69,9 @@ async function* chunks(bytes: Buffer): AsyncGenerator<Uint8Array> {
 }
 
 async function imported(bytes: Buffer) {
-  const { images: [only] } = await at.library.import(op, chunks(bytes));
+  const {
+    images: [only],
+  } = await at.library.import(op, chunks(bytes));
   if (only === undefined) throw new Error('nothing was imported');
   return only.image;
 }
