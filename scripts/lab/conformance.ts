@@ -1,6 +1,7 @@
 // The conformance suite in the lab: a sample of the tests, chosen by the seed, or all of them.
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { stripVTControlCharacters } from 'node:util';
 import type { Scenario } from './scenarios.ts';
 import { expect, say, show, step } from './steps.ts';
 
@@ -35,7 +36,16 @@ const escaped = (title: string): string => title.replace(/[$()*+.?[\\\]^{|}']/g,
 /** A minute in which nothing else runs is more than a minute here: the clock counts the waits of QEMU's own disk too. */
 const VITEST = '.tools/lab-node node_modules/vitest/vitest.mjs run --maxWorkers=1 --testTimeout=240000 --hookTimeout=480000';
 
-export function conformanceScenario(seed: number, all: boolean): Scenario {
+/** `long`: with as many random sequences as `./dev test --long` tries. */
+export function conformanceScenario({
+  seed,
+  all,
+  long,
+}: {
+  readonly seed: number;
+  readonly all: boolean;
+  readonly long: boolean;
+}): Scenario {
   const chosen = all ? [] : sample(seed);
   return {
     name: all ? 'the conformance suite passes for QEMU with KVM' : 'a sample of the conformance suite passes for QEMU with KVM',
@@ -44,24 +54,22 @@ export function conformanceScenario(seed: number, all: boolean): Scenario {
       const only = all ? '' : `-t '${chosen.map(escaped).join('|')}'`;
       const said = await step(
         'the suite',
-        `mkdir -p /hutch/tmp && chmod 711 /hutch/tmp && export TMPDIR=/hutch/tmp HUTCH_TEST_SEED=${seed} HUTCH_TEST_REQUIRE_BACKEND=qemu${all ? ' HUTCH_TEST_LONG=1' : ''}
+        `mkdir -p /hutch/tmp && chmod 711 /hutch/tmp && export TMPDIR=/hutch/tmp HUTCH_TEST_SEED=${seed} HUTCH_TEST_REQUIRE_BACKEND=qemu${long ? ' HUTCH_TEST_LONG=1' : ''}
         { while sleep 1; do pgrep -a qemu-system | grep -o 'accel [a-z]*.* -smp [^ ]*'; done > /hutch/tmp/seen; } & watcher=$!
         ${VITEST} --reporter=verbose ${SUITE}/qemu.test.ts ${only}; code=$?
         kill $watcher; sort /hutch/tmp/seen | uniq -c; rm -rf /hutch/tmp; exit $code`,
-        all ? { secondsMax: 14_400 } : {},
+        { live: /[✓×↓] /, ...(all ? { secondsMax: 14_400 } : {}) },
       );
-      const passed = Number(/Tests\s+(?:\d+ failed \| )?(\d+) passed/.exec(said.replaceAll(COLOURS, ''))?.[1] ?? 0);
-      expect(all ? passed > SAMPLE : passed >= chosen.length, 'every test that was chosen ran', said);
-      expect(/accel kvm/.test(said), 'its machines ran under KVM', said);
+      const told = stripVTControlCharacters(said);
+      const passed = Number(/Tests\s+(?:\d+ failed \| )?(\d+) passed/.exec(told)?.[1] ?? 0);
+      expect(all ? passed > SAMPLE : passed >= chosen.length, 'every test that was chosen ran', told);
+      expect(/accel kvm/.test(told), 'its machines ran under KVM', told);
       show(
-        said
-          .replaceAll(COLOURS, '')
+        told
           .split('\n')
-          .filter((line) => /✓|Tests |accel/.test(line))
+          .filter((line) => /^ *Tests |accel/.test(line))
           .join('\n'),
       );
     },
   };
 }
-
-const COLOURS = /\x1b\[[\d;]*m/g;

@@ -162,10 +162,11 @@ const unprivileged: Scenario = {
         'a network, but no way to the host',
         `address=$(hostname -I | cut -d' ' -f1); python3 -m http.server 4999 >/dev/null 2>&1 & server=$!
         ${env}; for i in $(seq 60); do curl -s -o /dev/null http://$address:4999 && break; sleep 0.5; done; curl -s -o /dev/null -m 20 http://$address:4999 && echo here
-          ./hutch run --rm --allow-lan -- sh -c 'ip -br address; curl -s -m 20 http://'$address':4999; echo $?'; ps -u dev -o comm= | sort -u | tr '\\n' ' ' >&2; kill $server`,
+          ./hutch run --rm --allow-lan -- sh -c 'ip -br address; curl -s -m 20 http://'$address':4999; echo $?'; ps -u dev -o comm= | sort -u | tr '\\n' ' ' >&2; echo >&2; kill $server`,
         { user: 'dev' },
       );
-      expect(/^here\n.*192\.0\.0\.2\/29.*\n7\n$/s.test(reached), 'a network, but no way to the host', reached);
+      // 7: refused; 28: Debian 12's passt says so with a reset that a guest's kernel does not take for an answer.
+      expect(/^here\n.*192\.0\.0\.2\/29.*\n(7|28)\n$/s.test(reached), 'a network, but no way to the host', reached);
       show(reached);
       const leaks = await step(
         'afterwards',

@@ -1,5 +1,6 @@
 // How scenarios ask the outer VM for something: each step says what it does, and how long that took by
 // the lab's own clock. A step that fails shows its script and all that it printed.
+import { stripVTControlCharacters } from 'node:util';
 import { command } from './machine.ts';
 
 /** By the lab's clock, which counts instructions: what takes longer hangs, however slow this machine is. */
@@ -14,6 +15,8 @@ export type StepOptions = {
   readonly mayFail?: true;
   /** By the lab's clock. Default: `STEP_SECONDS_MAX`. */
   readonly secondsMax?: number;
+  /** Lines of its output that are said as they come: of what takes hours. */
+  readonly live?: RegExp;
 };
 
 const said: string[] = [];
@@ -33,7 +36,7 @@ export function allSaid(): readonly string[] {
 export async function step(
   what: string,
   script: string,
-  { user = 'root', mayFail, secondsMax = STEP_SECONDS_MAX }: StepOptions = {},
+  { user = 'root', mayFail, secondsMax = STEP_SECONDS_MAX, live }: StepOptions = {},
 ): Promise<string> {
   const outputs = { 1: '', 2: '' };
   const seconds = (clock: string) => Number(/^lab-clock (\d+)$/m.exec(clock)?.[1] ?? Number.NaN);
@@ -43,8 +46,11 @@ export async function step(
   const hung = new Promise<number>((resolve) => {
     timer = setTimeout(resolve, secondsMax * 1_000 * SLOWDOWN_MAX, HUNG);
   });
+  const lines = live === undefined ? undefined : linesTo((line) => live.test(line) && show(line));
   const onOutput = (fd: 1 | 2, chunk: Buffer) => {
-    outputs[fd] += chunk.toString('utf8');
+    const text = chunk.toString('utf8');
+    outputs[fd] += text;
+    if (fd === 1) lines?.(text);
   };
   const code = await Promise.race([command({ argv, user, onOutput }), hung]).finally(() => clearTimeout(timer));
   const tookMs = performance.now() - began;
@@ -54,6 +60,16 @@ export async function step(
   }
   say(`lab:   ${what} (${seconds(outputs[2])} s by the lab's clock, ${Math.round(tookMs / 1000)} s by ours)`);
   return outputs[1];
+}
+
+/** Takes text as it comes, gives whole lines without their colours. */
+function linesTo(take: (line: string) => void): (text: string) => void {
+  let rest = '';
+  return (text) => {
+    const lines = (rest + text).split('\n');
+    rest = lines.pop() ?? '';
+    for (const line of lines) take(stripVTControlCharacters(line));
+  };
 }
 
 const HUNG = 124;

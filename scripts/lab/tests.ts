@@ -16,7 +16,7 @@ type Options = {
 };
 
 export async function runLabTests({ long, suite, filter, seed }: Options): Promise<boolean> {
-  const known = [...scenarios, conformanceScenario(seed, suite)];
+  const known = [...scenarios, conformanceScenario({ seed, all: suite, long: suite && long })];
   const wanted = filter === '' ? known.filter((one) => long || one.long !== true) : known.filter(({ name }) => name.includes(filter));
   if (wanted.length === 0)
     throw new Error(`no scenario of the lab has "${filter}" in its name:\n${known.map(({ name }) => name).join('\n')}`);

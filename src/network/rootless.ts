@@ -118,9 +118,11 @@ export function parseLocalAddresses(fibTrie: string): readonly string[] {
 
 /** As for sandboxes of a daemon that is root, and the host's own addresses by name. */
 export function namespaceRules(reach: Reach, hostAddresses: readonly string[]): string {
+  // What refuses a connection goes to an address of the host, which is the namespace's own in here: it is not refused itself.
+  const refusals = 'oif lo tcp flags & rst == rst accept';
   const own = hostAddresses.length === 0 ? [] : [`ip daddr { ${hostAddresses.join(', ')} } goto refuse`];
   const [port53 = '', ...others] = destinationRules([RESOLVER], ANY);
-  const rules = [port53, ...own, ...others.filter((rule) => reach === 'lan' || rule !== `${ANY} accept`)];
+  const rules = [port53, refusals, ...own, ...others.filter((rule) => reach === 'lan' || rule !== `${ANY} accept`)];
   return [
     'add table inet hutch',
     'add chain inet hutch refuse',

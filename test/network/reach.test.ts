@@ -10,7 +10,7 @@ import type { Host } from '../../src/host/host.ts';
 import { nodeHost } from '../../src/host/node-host.ts';
 import type { Network, NetworkPlan } from '../../src/network/network.ts';
 import { rootedNetwork } from '../../src/network/rooted.ts';
-import { rootlessNetwork } from '../../src/network/rootless.ts';
+import { namespaceRules, rootlessNetwork } from '../../src/network/rootless.ts';
 import { configuredAgent, qemuUnderTest } from '../qemu/fixture.ts';
 import { outputOf } from '../qemu/guest-command.ts';
 import { newPlace } from '../shim/place.ts';
@@ -19,6 +19,21 @@ import { isRoot, type TestUsers, takeUsers } from '../support/users.ts';
 import { addressesIn, CANARY, neighbours, PROBE, REACHED, targetsIn } from './neighbours.ts';
 
 const GUEST_GATEWAY = '192.0.0.1';
+
+/** For python3: what becomes of a connection and of a datagram to each of its arguments. */
+const OUTCOMES = `
+import socket, sys
+def attempt(kind, address):
+    with socket.socket(socket.AF_INET, kind) as s:
+        s.settimeout(5)
+        try:
+            s.connect((address, 4880))
+            s.send(b'x')
+            s.recv(1)
+        except OSError as error: return type(error).__name__
+        return 'answered'
+print(' '.join(attempt(kind, address) for address in sys.argv[1:] for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)))
+`;
 
 const listed = (table: string): string => spawnSync('nft', ['list', 'table', 'inet', table], { encoding: 'utf8' }).stdout;
 
@@ -72,6 +87,19 @@ describe.runIf(isRoot)('as root', () => {
     } finally {
       chmodSync('/dev/net/tun', mode & 0o777);
     }
+  });
+
+  test('without root, who asks for what is refused hears so at once', () => {
+    const own = '10.213.78.1';
+    const script = `set -e
+      ip link set lo up && ip link add way type veth peer name out && ip link set out up && ip link set way up
+      ip address add ${own}/24 dev way && ip route add default dev way
+      printf %s "$1" | nft -f - && shift && exec python3 -c "$@"`;
+    const rules = namespaceRules('internet', [own, '127.0.0.1']);
+    const refused = [own, '127.0.0.1', '169.254.169.254', '10.213.78.2'];
+    const inside = ['unshare', '--net', 'sh', '-c', script, 'sh', rules, OUTCOMES, ...refused];
+    const { stdout, stderr } = spawnSync(inside[0] ?? '', inside.slice(1), { encoding: 'utf8', timeout: 60_000 });
+    expect(stdout.trim(), stderr).toBe(refused.map(() => 'ConnectionRefusedError PermissionError').join(' '));
   });
 
   /** Runs programs as a user who is not root. */
