@@ -144,6 +144,12 @@ export const KEYS = {
       max: RULES_MAX,
     }),
   },
+  builds: {
+    package_settings: flagLeaf({
+      fallback: true,
+      about: 'RUN of a build sees the proxies, package mirrors and certificates of the machine on which it was asked for',
+    }),
+  },
   network: {
     allow_qemu_user_network: flagLeaf({
       fallback: false,

@@ -241,7 +241,7 @@ async function readConfig(op: Operation, host: Host, path: string): Promise<stri
 }
 
 function settingsOf(config: Config, values: Settings['values'], uids: UidRange | null): Settings {
-  const { sandbox, limits, retention } = config;
+  const { sandbox, builds, limits, retention } = config;
   return {
     image: sandbox.image,
     cpus: sandbox.cpus,
@@ -252,6 +252,7 @@ function settingsOf(config: Config, values: Settings['values'], uids: UidRange |
     idleMs: sandbox.idle,
     stopGraceMs: sandbox.stop_grace,
     backend: sandbox.backend,
+    packageSettings: builds.package_settings,
     warm: sandbox.warm,
     limits: { sandboxes: limits.sandboxes, cpus: limits.cpus, memoryMiB: limits.memory, diskMiB: limits.disk },
     retention: {

@@ -31,3 +31,7 @@ export async function* bounded(source: AsyncIterable<Uint8Array>, bytesMax: numb
     yield chunk;
   }
 }
+
+export async function* oneChunk(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
+  if (bytes.byteLength > 0) yield bytes;
+}

@@ -9,6 +9,7 @@ import type { Operation } from '../host/operation.ts';
 import { keyOf } from '../images/build/keys.ts';
 import type { Mount } from '../images/build/mounts.ts';
 import type { BuildStaging } from '../images/build/staging.ts';
+import { oneChunk } from '../images/chunks.ts';
 import { pathsOf, type StageSandbox } from './build-sandbox.ts';
 
 const SECRETS_DIR = '/run/secrets';
@@ -147,7 +148,7 @@ export class Mounted implements AsyncDisposable {
     await this.#parents(op, path);
     this.outside.push(path);
     this.#undo.push(async (late) => await agent.file.remove(late, { path, recursive: false, user: '0' }).catch(ignoreMissing));
-    await agent.file.write(op, { path, mode: mode ?? SECRET_MODE, user: '0' }, chunk(content));
+    await agent.file.write(op, { path, mode: mode ?? SECRET_MODE, user: '0' }, oneChunk(content));
     if (uid !== 0 || gid !== 0) await agent.file.chown(op, { path, owner: `${uid}:${gid}`, follow: false, user: '0' });
   }
 
@@ -261,8 +262,4 @@ export class Mounted implements AsyncDisposable {
 function ignoreMissing(error: unknown): void {
   if (error instanceof HutchError && ['not_found', 'conflict', 'failed_precondition', 'invalid_argument'].includes(error.code)) return;
   throw error;
-}
-
-async function* chunk(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
-  if (bytes.byteLength > 0) yield bytes;
 }

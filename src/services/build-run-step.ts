@@ -1,16 +1,19 @@
 // RUN: the one step of a build that does what somebody wrote. It is done in a sandbox of its stage, begun at the first RUN that the
 // cache does not have, and ended with the stage.
 import { HutchError } from '../domain/errors.ts';
+import { confidential } from '../domain/package-settings.ts';
 import type { Operation } from '../host/operation.ts';
 import { copyTree, pick } from '../images/build/copy.ts';
 import type { Command, Instruction, Of } from '../images/build/dockerfile.ts';
 import { DockerfileError } from '../images/build/dockerfile-error.ts';
 import { keyOf } from '../images/build/keys.ts';
-import { copiedLayer } from '../images/build/layers.ts';
+import { copiedLayer, ForbiddenContent } from '../images/build/layers.ts';
 import { argvOf, environmentOf, PROXY_ARGS, shellOf, variablesOf } from '../images/build/state.ts';
 import { expandText } from '../images/build/words.ts';
+import { oneChunk } from '../images/chunks.ts';
 import { Mounted, mountKey } from './build-mounts.ts';
 import { BUILD_DIR, StageSandbox } from './build-sandbox.ts';
+import { AptSources, writeSettings } from './build-settings.ts';
 import { contentsOf, sourceOf } from './build-sources.ts';
 import type { StageNow } from './build-stage-now.ts';
 
@@ -67,6 +70,7 @@ export class RunSteps implements AsyncDisposable {
       await sandbox.bring(op, this.#now.root);
       const agent = await sandbox.agent(op);
       const { lent } = this.#now.parts;
+      const { addresses, credentials } = confidential(lent);
       const given = Object.fromEntries(
         PROXY_ARGS.flatMap((name) => (request.args.has(name) ? [[name, request.args.get(name) ?? '']] : [])),
       );
@@ -89,16 +93,24 @@ export class RunSteps implements AsyncDisposable {
       }
       await sandbox.settle(op);
       const alone = step.network === 'none' ? [...['/proc/1/exe', '--layer', 'alone', await this.#numbers(op, user)]] : [];
+      await using apt = await AptSources.open(op, agent, lent);
       const tail = await this.#execute(
         op,
         sandbox,
         { argv: [...alone, ...argv], env: { ...lent.env, ...given, ...mounted.env, ...env }, cwd, user: alone.length === 0 ? user : '0' },
-        mounted.hidden,
+        [...mounted.hidden, ...addresses, ...credentials],
       );
       await sandbox.quiet(op);
+      await apt.close(op);
       await mounted.close(op, tail.code === 0);
       if (tail.code !== 0) throw this.#failure(op, step, argv, tail);
-      return await sandbox.capture(op, mounted.outside, request.epochSeconds);
+      return await sandbox
+        .capture(op, { outside: [...mounted.outside, ...apt.outside], clampMtimeSeconds: request.epochSeconds, forbidden: credentials })
+        .catch((error: unknown) => {
+          if (!(error instanceof ForbiddenContent)) throw error;
+          const why = `it wrote a password or token of this machine's package settings to /${error.path}, which no layer may have`;
+          throw new DockerfileError(step.line, 'RUN', `${why}: remove that file in the same RUN, or build with --no-package-settings`);
+        });
     });
   }
 
@@ -159,11 +171,13 @@ export class RunSteps implements AsyncDisposable {
     const built = this.#now.built();
     const image = this.#now.image ?? { reference: await this.#now.parts.image(op, built), layers: this.#now.root.layers.length };
     const name = `build-${parts.buildId.slice(3, 11)}-${this.#now.stage.index}`;
-    this.#sandbox = await StageSandbox.open(op, parts, {
+    const sandbox = await StageSandbox.open(op, parts, {
       ...{ image: image.reference, applied: image.layers, name, shape: request.shape },
       backend: await this.#now.parts.backend(op),
     });
-    return this.#sandbox;
+    this.#sandbox = sandbox; // from here on it ends with the stage
+    await writeSettings(op, await sandbox.agent(op), this.#now.parts.lent);
+    return sandbox;
   }
 
   async #bindKey(op: Operation, step: Instruction, mount: { readonly from: string | null; readonly source: string }): Promise<string> {
@@ -196,8 +210,4 @@ export class RunSteps implements AsyncDisposable {
     );
     return { isFile, archive: () => copiedLayer(out, sources) };
   }
-}
-
-async function* oneChunk(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
-  yield bytes;
 }

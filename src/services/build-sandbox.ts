@@ -164,7 +164,14 @@ export class StageSandbox implements AsyncDisposable {
   }
 
   /** What has changed since `settle` or the last capture, as a layer; null: nothing. */
-  async capture(op: Operation, outside: readonly string[], clampMtimeSeconds: number | null): Promise<LayerRef | null> {
+  async capture(
+    op: Operation,
+    {
+      outside,
+      clampMtimeSeconds,
+      forbidden,
+    }: { readonly outside: readonly string[]; readonly clampMtimeSeconds: number | null; readonly forbidden: readonly string[] },
+  ): Promise<LayerRef | null> {
     const { core, staging } = this.#parts;
     const agent = await this.agent(op);
     await agent.sync(op);
@@ -190,6 +197,7 @@ export class StageSandbox implements AsyncDisposable {
         opaque: diff.opaque,
         archives: [core.deps.host.readStream(op, file), ...(inRun.archive === null ? [] : [inRun.archive])],
         clampMtimeSeconds,
+        forbidden,
       });
       const written = await writeLayer(op, staging, staging.path, layer);
       this.#applied += 1;

@@ -1,4 +1,6 @@
 // What a stage of a build is given, and what it gives.
+
+import type { PackageSettings } from '../domain/package-settings.ts';
 import type { BackendName } from '../domain/sandbox.ts';
 import type { Operation } from '../host/operation.ts';
 import type { CacheEntry } from '../images/build/cache.ts';
@@ -56,8 +58,8 @@ export type StageParts = {
   readonly base: (op: Operation, name: string) => Promise<BaseImage>;
   /** An image of layers that none has yet, to start a sandbox from. */
   readonly image: (op: Operation, built: Built) => Promise<string>;
-  /** Proxies, mirrors and certificates of this machine, for RUN alone. */
-  readonly lent: { readonly env: Readonly<Record<string, string>>; readonly files: ReadonlyMap<string, Buffer> };
+  /** Proxies, mirrors and certificates of the machine of whoever builds, for RUN alone. */
+  readonly lent: PackageSettings;
   readonly mounts: Pick<MountParts, 'cacheDir' | 'locks'>;
   readonly stepDone: () => void;
 };

@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { HutchError } from '../domain/errors.ts';
 import { type BuildId, isId, newId, type SandboxId } from '../domain/ids.ts';
 import { shownReference } from '../domain/image-reference.ts';
+import { NO_PACKAGE_SETTINGS } from '../domain/package-settings.ts';
 import type { Operation } from '../host/operation.ts';
 import { ArchiveError } from '../images/archive-error.ts';
 import { BuildCache } from '../images/build/cache.ts';
@@ -271,7 +272,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
         return found;
       },
       image: async (asking, built) => (await publish(asking, images, built, [], epoch)).digest,
-      lent: { env: {}, files: new Map() },
+      lent: deps.settings.packageSettings ? context.settings : NO_PACKAGE_SETTINGS,
       mounts: { cacheDir: join(root, 'mounts'), locks },
       stepDone: () => {
         now.record = { ...now.record, stepsDone: now.record.stepsDone + 1 };

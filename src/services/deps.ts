@@ -48,6 +48,8 @@ export type Settings = {
   /** A sandbox is stopped when nobody has touched it for so long; null: never. */
   readonly idleMs: number | null;
   readonly backend: BackendName | 'auto';
+  /** Whether a RUN of a build sees the package settings of whoever builds. */
+  readonly packageSettings: boolean;
   /** Sandboxes of the default kind that are kept ready. */
   readonly warm: number;
   readonly limits: { readonly sandboxes: number; readonly cpus: number; readonly memoryMiB: number; readonly diskMiB: number };

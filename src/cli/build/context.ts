@@ -11,6 +11,7 @@ import { createGunzip, createZstdDecompress } from 'node:zlib';
 import { type Header, type Pack, pack } from 'tar-stream';
 import { Ignored } from '../../domain/dockerignore.ts';
 import { HutchError } from '../../domain/errors.ts';
+import type { PackageSettings } from '../../domain/package-settings.ts';
 import { usage } from '../args.ts';
 
 const OWN = '.hutch-build';
@@ -21,6 +22,7 @@ export type Extra = {
   readonly dockerfile: Buffer | null;
   readonly ignore: Buffer | null;
   readonly secrets: ReadonlyMap<string, Buffer>;
+  readonly settings: PackageSettings | null;
 };
 
 export type ContextSource =
@@ -61,12 +63,16 @@ export async function* contextOf(source: ContextSource, extra: Extra, signal: Ab
   }
 }
 
-function ownEntries({ dockerfile, ignore, secrets }: Extra): AsyncIterable<Uint8Array> {
+function ownEntries({ dockerfile, ignore, secrets, settings }: Extra): AsyncIterable<Uint8Array> {
   const archive = pack();
   const add = (name: string, content: Buffer) => archive.entry({ name: `${OWN}/${name}`, mode: 0o600 }, content);
   if (dockerfile !== null) add('Dockerfile', dockerfile);
   if (ignore !== null) add('dockerignore', ignore);
   for (const [id, value] of secrets) add(`secrets/${id}`, value);
+  if (settings !== null) {
+    add('settings.json', Buffer.from(JSON.stringify({ env: settings.env, aptMirrors: settings.aptMirrors })));
+    for (const [name, content] of settings.files) add(`settings/${name}`, content);
+  }
   archive.finalize();
   return archive as AsyncIterable<Uint8Array>;
 }

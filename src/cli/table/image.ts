@@ -135,6 +135,7 @@ export const imageVerbs: readonly Verb[] = [
             about: 'A secret for RUN --mount=type=secret; env=NAME takes a variable',
           },
           { name: 'no-cache', about: 'Do every step' },
+          { name: 'no-package-settings', about: 'RUN does not see this machine’s proxies, mirrors and certificates' },
           { name: 'progress', value: 'HOW', choices: ['plain', 'tty', 'json'], about: 'plain, tty or json (a line for each that is said)' },
           { name: 'quiet', short: 'q', about: 'Only the digest of the image' },
           { name: 'backend', value: 'NAME', choices: ['gvisor', 'qemu'], about: 'What runs RUN: gvisor or qemu' },

@@ -1,11 +1,13 @@
 // hutch build: a Dockerfile and its context in, an image out; and the builds that were.
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import type { PackageSettings } from '../../domain/package-settings.ts';
 import { GIB, MIB, parseSize } from '../../domain/size.ts';
 import { errorFromBody } from '../../sdk/errors.ts';
 import type { Input, Output } from '../../services/verbs.ts';
 import { type Args, usage } from '../args.ts';
 import { contextOf, nameInContext, sourceOf } from '../build/context.ts';
+import { packageSettings } from '../build/package-settings.ts';
 import { ask, type Context, change } from '../context.ts';
 import { resumed } from '../follow.ts';
 import { forEachRef } from '../many.ts';
@@ -44,7 +46,8 @@ export async function build(context: Context, args: Args): Promise<number> {
     ...(args.value('memory') === undefined ? {} : { memoryMiB: mebibytes('memory', args.value('memory') ?? '') }),
     ...(args.value('disk') === undefined ? {} : { diskMiB: mebibytes('disk', args.value('disk') ?? '') }),
   };
-  const extra = { dockerfile, ignore, secrets: await secretsOf(context, args.values('secret')) };
+  const settings = args.has('no-package-settings') ? null : await ownSettings(context, args);
+  const extra = { dockerfile, ignore, secrets: await secretsOf(context, args.values('secret')), settings };
   const { signal } = context.interrupts;
   await ask(context, 'build.list', {}); // starts a daemon that does not run: a stream cannot be sent twice
   context.progress.show({ step: 'sending the context', detail: place });
@@ -52,6 +55,15 @@ export async function build(context: Context, args: Args): Promise<number> {
     .upload('build.start', input, contextOf(source, extra, signal), { signal })
     .finally(() => context.progress.clear());
   return await follow(context, started, progressOf(context, args));
+}
+
+/** Of this machine, for a daemon on it: one elsewhere has ways of its own. */
+async function ownSettings({ env, io }: Context, args: Args): Promise<PackageSettings | null> {
+  const url = env['HUTCH_API_URL'] ?? '';
+  if (url !== '' && !url.startsWith('unix:')) return null;
+  const { settings, left } = await packageSettings({ env, root: '/' });
+  if (!args.has('quiet')) for (const each of left) await io.err(`note: not given to the build: ${each}\n`);
+  return settings;
 }
 
 function fail(message: string, cause: unknown): never {

@@ -3,7 +3,9 @@
 
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
+import * as z from 'zod';
 import { Ignored } from '../../domain/dockerignore.ts';
+import { APT_ARCHIVES, type AptMirror, NO_PACKAGE_SETTINGS, type PackageSettings } from '../../domain/package-settings.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import { ArchiveError, shown } from '../archive-error.ts';
@@ -21,11 +23,15 @@ export const OWN_PREFIX = '.hutch-build/';
 export const OWN_DOCKERFILE = `${OWN_PREFIX}Dockerfile`;
 export const OWN_IGNORE = `${OWN_PREFIX}dockerignore`;
 export const SECRETS_PREFIX = `${OWN_PREFIX}secrets/`;
+/** Package settings of the machine of whoever builds: variables and mirrors in one file, the rest by name. */
+export const OWN_SETTINGS = `${OWN_PREFIX}settings.json`;
+export const SETTINGS_PREFIX = `${OWN_PREFIX}settings/`;
 
 export const CONTEXT_BYTES_MAX = 8 * 1024 ** 3;
 const CONTEXT_ENTRIES_MAX = 300_000;
 const SECRET_BYTES_MAX = 512 * 1024;
 const SECRETS_MAX = 100;
+const SETTINGS_MAX = 16;
 const OWN_BYTES_MAX = 8 * 1024 * 1024;
 
 export type BuildContext = {
@@ -35,6 +41,8 @@ export type BuildContext = {
   readonly hashes: ReadonlyMap<number, string>;
   /** By id. In memory only. */
   readonly secrets: ReadonlyMap<string, Buffer>;
+  /** In memory only. */
+  readonly settings: PackageSettings;
   readonly ignored: Ignored;
   readonly dockerfile: { readonly name: string; readonly text: string };
 };
@@ -66,7 +74,7 @@ export async function receiveContext(
         if (
           ownBytes > OWN_BYTES_MAX ||
           (path.startsWith(SECRETS_PREFIX) && entry.sizeBytes > SECRET_BYTES_MAX) ||
-          own.size > SECRETS_MAX + 2
+          own.size > SECRETS_MAX + SETTINGS_MAX + 3
         ) {
           throw new ArchiveError(`its secrets are too large: at most ${SECRETS_MAX}, and ${SECRET_BYTES_MAX} bytes each`);
         }
@@ -108,14 +116,36 @@ export async function receiveContext(
     own.get(OWN_IGNORE) ??
     (await read(`${name}.dockerignore`, DOCKERFILE_BYTES_MAX)) ??
     (await read('.dockerignore', DOCKERFILE_BYTES_MAX));
-  const secrets = [...own]
-    .filter(([path]) => path.startsWith(SECRETS_PREFIX))
-    .map(([path, value]) => [path.slice(SECRETS_PREFIX.length), value] as const);
+  const below = (prefix: string) =>
+    new Map([...own].filter(([path]) => path.startsWith(prefix)).map(([path, value]) => [path.slice(prefix.length), value] as const));
   return {
-    ...{ tree, layer, hashes, sizeBytes, secrets: new Map(secrets) },
+    ...{
+      tree,
+      layer,
+      hashes,
+      sizeBytes,
+      secrets: below(SECRETS_PREFIX),
+      settings: settingsOf(own.get(OWN_SETTINGS), below(SETTINGS_PREFIX)),
+    },
     ignored: Ignored.parse(ignore?.toString() ?? ''),
     dockerfile: { name, text: text.toString() },
   };
+}
+
+const settingsText = z.strictObject({
+  env: z.record(z.string().regex(/^[A-Za-z_][A-Za-z0-9_]{0,63}$/), z.string().max(8_192)),
+  aptMirrors: z.array(z.strictObject({ of: z.enum(Object.keys(APT_ARCHIVES) as [AptMirror['of']]), uri: z.url().max(2_048) })).max(16),
+});
+
+function settingsOf(text: Buffer | undefined, files: ReadonlyMap<string, Buffer>): PackageSettings {
+  if (text === undefined) return NO_PACKAGE_SETTINGS;
+  try {
+    const { env, aptMirrors } = settingsText.parse(JSON.parse(text.toString()));
+    if (![...files.keys()].every((name) => /^[a-z][a-z.]{0,31}$/.test(name))) throw new Error('a name');
+    return { env, files, aptMirrors };
+  } catch (cause) {
+    throw new ArchiveError(`${OWN_SETTINGS} in it is none that this daemon knows`, { cause });
+  }
 }
 
 /** The content of one file; null: it is not there. */

@@ -145,10 +145,12 @@ export type ChangedLayer = {
   /** Archives whose entries go into the layer, in this order. */
   readonly archives: readonly AsyncIterable<Uint8Array>[];
   readonly clampMtimeSeconds: number | null;
+  /** What no file may have in it. */
+  readonly forbidden: readonly string[];
 };
 
-/** The layer of a RUN: what it removed, then what it changed. */
-export async function* changedLayer({ removed, opaque, archives, clampMtimeSeconds }: ChangedLayer): AsyncGenerator<Uint8Array> {
+/** The layer of a RUN: what it removed, then what it changed. @throws ForbiddenContent */
+export async function* changedLayer({ removed, opaque, archives, clampMtimeSeconds, forbidden }: ChangedLayer): AsyncGenerator<Uint8Array> {
   const mtimeSeconds = clampMtimeSeconds ?? 0;
   for (const path of removed)
     yield tarHeader({ ...NOTHING, type: 'file', path: beside(path, `.wh.${path.slice(path.lastIndexOf('/') + 1)}`), mtimeSeconds });
@@ -159,11 +161,33 @@ export async function* changedLayer({ removed, opaque, archives, clampMtimeSecon
     for (let entry = await reader.next(); entry !== null; entry = await reader.next()) {
       yield tarHeader({ ...clamped(entry, clampMtimeSeconds), path: entry.path === '/' || entry.path === '' ? './' : entry.path });
       if (entry.type !== 'file' || entry.sizeBytes === 0) continue;
-      yield* reader.content();
+      yield* without(forbidden, entry.path, reader.content());
       yield Buffer.alloc(padding(entry.sizeBytes));
     }
   }
   yield TAR_END;
+}
+
+/** A file has something in it that no layer may have. */
+export class ForbiddenContent extends Error {
+  readonly path: string;
+
+  constructor(path: string) {
+    super(`${path} has something in it that no layer may have`);
+    this.path = path;
+  }
+}
+
+async function* without(forbidden: readonly string[], path: string, chunks: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+  if (forbidden.length === 0) return yield* chunks;
+  const longest = Math.max(...forbidden.map((text) => Buffer.byteLength(text)));
+  let before = Buffer.alloc(0);
+  for await (const chunk of chunks) {
+    const seen = Buffer.concat([before, chunk]);
+    if (forbidden.some((text) => seen.includes(text))) throw new ForbiddenContent(path);
+    before = Buffer.from(seen.subarray(Math.max(0, seen.byteLength - longest + 1)));
+    yield chunk;
+  }
 }
 
 function clamped(entry: TarEntry, seconds: number | null): TarEntry {

@@ -1,0 +1,146 @@
+// The package settings of this machine, as its user has them: what a build is lent so that its commands reach registries as commands here
+// do. Only where packages come from and whom to trust: nothing else of these files, and no token that is for publishing.
+import { execFile } from 'node:child_process';
+import { readdir, readFile, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { rootCertificates } from 'node:tls';
+import { promisify } from 'node:util';
+import { type PackageSettings, SETTINGS_DIR } from '../../domain/package-settings.ts';
+import { aptMirrors, aptSettings, isLoopback, npmSettings, pipSettings } from './package-files.ts';
+
+const FILE_BYTES_MAX = 4 * 1024 * 1024;
+const APT_CONFIG_MS = 5_000;
+
+export type Machine = {
+  readonly env: Readonly<Record<string, string | undefined>>;
+  /** `/`, but for tests. */
+  readonly root: string;
+};
+
+const PROXIES = ['http_proxy', 'https_proxy', 'ftp_proxy', 'all_proxy'].flatMap((name) => [name, name.toUpperCase()]);
+const NO_PROXIES = ['no_proxy', 'NO_PROXY'];
+const ADDRESSES = [
+  ...['PIP_INDEX_URL', 'PIP_EXTRA_INDEX_URL', 'UV_INDEX_URL', 'UV_DEFAULT_INDEX', 'UV_EXTRA_INDEX_URL', 'UV_INDEX'],
+  ...['GOPROXY', 'YARN_REGISTRY', 'YARN_NPM_REGISTRY_SERVER', 'RUSTUP_DIST_SERVER', 'RUSTUP_UPDATE_ROOT'],
+];
+const WORDS = ['PIP_TRUSTED_HOST', 'PIP_DEFAULT_TIMEOUT', 'UV_INSECURE_HOST', 'GOSUMDB', 'GONOSUMDB', 'GOPRIVATE'];
+/** Who names a file of certificates here has some of their own; and what a command is told instead. */
+const TRUST = [
+  ...['SSL_CERT_FILE', 'CURL_CA_BUNDLE', 'REQUESTS_CA_BUNDLE', 'PIP_CERT', 'NODE_EXTRA_CA_CERTS', 'GIT_SSL_CAINFO', 'AWS_CA_BUNDLE'],
+  ...['NIX_SSL_CERT_FILE', 'CARGO_HTTP_CAINFO', 'DENO_CERT', 'BUNDLE_SSL_CA_CERT'],
+];
+const ANCHORS = [
+  ...['/usr/local/share/ca-certificates', '/etc/pki/ca-trust/source/anchors', '/etc/ca-certificates/trust-source/anchors'],
+  ...['/usr/share/pki/trust/anchors', '/etc/pki/trust/anchors'],
+];
+const BUNDLES = ['/etc/ssl/certs/ca-certificates.crt', '/etc/pki/tls/certs/ca-bundle.crt', '/etc/ssl/ca-bundle.pem', '/etc/ssl/cert.pem'];
+
+/** `left`: what is not lent although it is set, each with why. */
+export async function packageSettings(machine: Machine): Promise<{ readonly settings: PackageSettings; readonly left: readonly string[] }> {
+  const { env } = machine;
+  const given: Record<string, string> = {};
+  const left: string[] = [];
+  for (const name of PROXIES) {
+    const value = env[name] ?? '';
+    if (value === '') continue;
+    if (isLoopback(value)) left.push(`${name} is an address of this machine itself, which no sandbox reaches`);
+    else given[name] = value;
+  }
+  for (const name of NO_PROXIES) if ((env[name] ?? '') !== '') given[name] = env[name] ?? '';
+  for (const name of ADDRESSES) {
+    const value = env[name] ?? '';
+    if (/https?:\/\//.test(value) && !value.split(/[\s,|]+/).some(isLoopback)) given[name] = value;
+  }
+  for (const name of WORDS) if ((env[name] ?? '') !== '') given[name] = env[name] ?? '';
+
+  const [pip, npm, apt] = await Promise.all([pipOf(machine), npmOf(machine), aptOf(machine)]);
+  const trust = await trustOf(machine, [...pip.certificates, ...npm.certificates, ...apt.certificates], npm.authorities);
+  const files = new Map<string, Buffer>();
+  const lend = (name: string, text: string, ...variables: string[]) => {
+    if (text === '') return;
+    files.set(name, Buffer.from(text));
+    for (const variable of variables) given[variable] = `${SETTINGS_DIR}/${name}`;
+  };
+  const authorities = `${SETTINGS_DIR}/ca.pem`;
+  lend('ca.pem', trust, ...TRUST);
+  if (trust !== '') lend('wgetrc', `ca_certificate = ${authorities}\n`, 'WGETRC');
+  lend('pip.conf', pip.text, 'PIP_CONFIG_FILE');
+  lend('npmrc', npm.text + (trust === '' ? '' : `cafile=${authorities}\n`), 'NPM_CONFIG_GLOBALCONFIG');
+  lend('apt.conf', apt.text + (trust === '' ? '' : `Acquire::https::CAInfo "${authorities}";\n`), 'APT_CONFIG');
+  return { settings: { env: given, files, aptMirrors: apt.mirrors }, left };
+}
+
+async function pipOf(machine: Machine) {
+  const { env } = machine;
+  const home = env['HOME'] ?? '/root';
+  const own = env['PIP_CONFIG_FILE'];
+  const files = [
+    '/etc/xdg/pip/pip.conf',
+    '/etc/pip.conf',
+    `${home}/.pip/pip.conf`,
+    `${env['XDG_CONFIG_HOME'] ?? `${home}/.config`}/pip/pip.conf`,
+  ];
+  return pipSettings(await texts(machine, own === undefined ? files : [...files, own]));
+}
+
+async function npmOf(machine: Machine) {
+  const { env } = machine;
+  const variable = (name: string) => env[`npm_config_${name}`] ?? env[`NPM_CONFIG_${name.toUpperCase()}`];
+  const user = variable('userconfig') ?? `${env['HOME'] ?? '/root'}/.npmrc`;
+  const global = variable('globalconfig');
+  const files = ['/etc/npmrc', '/usr/etc/npmrc', '/usr/local/etc/npmrc', ...(global === undefined ? [] : [global]), user];
+  const said = ['registry', 'proxy', 'https_proxy', 'noproxy', 'strict_ssl', 'cafile'].flatMap((name) => {
+    const value = variable(name);
+    return value === undefined || value === '' ? [] : [`${name.replaceAll('_', '-')}=${value}\n`];
+  });
+  return npmSettings([...(await texts(machine, files)), said.join('')], (name) => env[name]);
+}
+
+async function aptOf(machine: Machine) {
+  const { root } = machine;
+  const dir = join(root, 'etc/apt');
+  if (!(await stat(dir).catch(() => null))?.isDirectory()) return { ...aptSettings(''), mirrors: [] };
+  const env = root === '/' ? machine.env : { ...machine.env, APT_CONFIG: undefined };
+  // It reads its own files better than anybody else; where apt is not, nothing of it can be set.
+  const dump = await promisify(execFile)('apt-config', ['-o', `Dir::Etc=${dir}`, 'dump', '--format', '%f "%v";%n', 'Acquire'], {
+    timeout: APT_CONFIG_MS,
+    env: { ...env } as NodeJS.ProcessEnv,
+  }).then(
+    ({ stdout }) => stdout,
+    () => '',
+  );
+  const parts = (await readdir(join(dir, 'sources.list.d')).catch(() => [])).filter((name) => /\.(list|sources)$/.test(name)).sort();
+  const sources = await texts(machine, ['/etc/apt/sources.list', ...parts.map((name) => `/etc/apt/sources.list.d/${name}`)]);
+  const [release = ''] = await texts(machine, ['/etc/os-release']);
+  return { ...aptSettings(dump), mirrors: aptMirrors(release, sources) };
+}
+
+/** Certificates as one file, where this machine trusts more than a machine does by itself; else ''. */
+async function trustOf(machine: Machine, files: readonly string[], authorities: readonly string[]): Promise<string> {
+  const named = [...TRUST.flatMap((name) => machine.env[name] ?? []), ...files];
+  const anchors: string[] = [];
+  for (const dir of ANCHORS) {
+    const found = await readdir(join(machine.root, dir), { recursive: true }).catch(() => []);
+    anchors.push(...found.filter((name) => /\.(crt|pem|cer)$/.test(name)).map((name) => `${dir}/${name}`));
+  }
+  const own = certificatesIn([...authorities, ...(await texts(machine, [...new Set([...named, ...anchors])]))]);
+  if (own.length === 0) return '';
+  const [bundle] = await texts(machine, BUNDLES);
+  return `${[...new Set([...certificatesIn(bundle === undefined ? rootCertificates : [bundle]), ...own])].join('\n')}\n`;
+}
+
+function certificatesIn(found: readonly string[]): readonly string[] {
+  return found.flatMap(
+    (text) => text.match(/-----BEGIN (?:TRUSTED )?CERTIFICATE-----[\s\S]+?-----END (?:TRUSTED )?CERTIFICATE-----/g) ?? [],
+  );
+}
+
+/** Of those that are there, and that their user may read. */
+async function texts({ root }: Machine, paths: readonly string[]): Promise<readonly string[]> {
+  const read = paths.map(async (path) => {
+    const at = join(root, path);
+    const info = await stat(at).catch(() => null);
+    return info?.isFile() === true && info.size <= FILE_BYTES_MAX ? await readFile(at, 'utf8').catch(() => null) : null;
+  });
+  return (await Promise.all(read)).filter((text) => text !== null);
+}
