@@ -303,7 +303,11 @@ export type Backend = {
   usage?(op: Operation, plan: SandboxPlan): Promise<Usage | null>;
 
   /** Removes templates that no start has used for so long; gives what was removed, with the bytes that it took. */
-  prune?(op: Operation, unusedMs: number): Promise<readonly { readonly template: string; readonly bytes: number }[]>;
+  prune?(
+    op: Operation,
+    unusedMs: number,
+    how?: 'remove' | 'only-list',
+  ): Promise<readonly { readonly template: string; readonly bytes: number }[]>;
 
   /** The daemon ends, and no sandbox runs: takes away what they shared on this host. */
   end?(op: Operation): Promise<void>;

@@ -183,6 +183,15 @@ export const KEYS = {
     cpus: countLeaf({ fallback: 64, about: 'Virtual CPUs of one sandbox', min: 1, max: 64 }),
     memory: mebibytesLeaf({ fallback: '256G', about: 'Memory of one sandbox', min: 128, max: 262_144 }),
     disk: mebibytesLeaf({ fallback: '128G', about: 'Disk of one sandbox', min: 256, max: 131_072 }),
+    free: orWord(
+      'off',
+      mebibytesLeaf({
+        fallback: '1G',
+        about: 'With less than this free where data lies no sandbox is made or started; off: until nothing is left',
+        min: 1,
+        max: 1_048_576,
+      }),
+    ),
   },
   retention: {
     events: durationLeaf({ fallback: '90d', about: 'How long events are kept', minMs: 3_600_000, maxMs: 10 * YEAR_MS }),

@@ -255,6 +255,7 @@ function settingsOf(config: Config, values: Settings['values'], uids: UidRange |
     packageSettings: builds.package_settings,
     warm: sandbox.warm,
     limits: { sandboxes: limits.sandboxes, cpus: limits.cpus, memoryMiB: limits.memory, diskMiB: limits.disk },
+    freeMiBMin: limits.free,
     retention: {
       eventsMs: retention.events,
       operationsMs: retention.operations,

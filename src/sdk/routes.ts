@@ -111,4 +111,6 @@ export const routes = {
   'doctor.leaks': { kind: 'unary', method: 'GET', path: '/v1/doctor/leaks', idempotent: true, reads: true },
   'daemon.version': { kind: 'unary', method: 'GET', path: '/v1/version', idempotent: true, reads: true },
   'daemon.stop': { kind: 'unary', method: 'POST', path: '/v1/daemon/stop', idempotent: true, reads: false },
+  'system.df': { kind: 'unary', method: 'GET', path: '/v1/df', idempotent: true, reads: true },
+  'system.prune': { kind: 'unary', method: 'POST', path: '/v1/prune', idempotent: true, reads: false },
 } as const satisfies Record<string, Route>;

@@ -11,6 +11,7 @@ import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import { creating } from './create.ts';
 import { type Boot, placesOf } from './deps.ts';
+import { requireFreeSpace } from './free-space.ts';
 import type { Run } from './run.ts';
 import { reach } from './runs.ts';
 import { keepSecrets, type Secrets } from './secrets.ts';
@@ -42,6 +43,7 @@ export async function makeClone(core: Core, supervisor: Supervisor, call: Call, 
   const { projectId } = call.caller;
   const id = newId('sbx', (count) => host.randomBytes(count));
   core.runs.checkRoom(op);
+  await requireFreeSpace(op, deps);
   return await core.turns.take(op, id, async () => {
     const intent = creating(projectId, id, spec, host.nowMs());
     const { uids } = deps.settings;

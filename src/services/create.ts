@@ -11,6 +11,7 @@ import { type BringUp, type Up, wake } from './bring-up.ts';
 import { type Call, Repeated } from './call.ts';
 import type { Core } from './core.ts';
 import { type Boot, backendOf, placesOf } from './deps.ts';
+import { requireFreeSpace } from './free-space.ts';
 import type { Handlers } from './handlers.ts';
 import { kernelFor } from './kernels.ts';
 import { madeUpName } from './names.ts';
@@ -47,6 +48,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     if (!seen.has(boot)) core.presenter.forgetImages();
     seen.add(boot);
     const argv = input.main === undefined ? null : (input.main.argv ?? ownCommand(call, boot));
+    await requireFreeSpace(op, deps);
     if (input.start !== false) core.runs.checkRoom(op);
     if (input.start !== false) await templates.ready(op, backend, shape, boot);
     const { main, secrets = {} } = input;

@@ -123,6 +123,8 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'backends.list': CHANGE_MS,
   'doctor.check': CHANGE_MS,
   'doctor.leaks': CHANGE_MS,
+  'system.df': CHANGE_MS,
+  'system.prune': 30 * 60_000,
   'daemon.version': READ_MS,
   'daemon.stop': READ_MS,
   'daemon.reconcile': 10 * 60_000,

@@ -53,6 +53,8 @@ export type Settings = {
   /** Sandboxes of the default kind that are kept ready. */
   readonly warm: number;
   readonly limits: { readonly sandboxes: number; readonly cpus: number; readonly memoryMiB: number; readonly diskMiB: number };
+  /** With less than this free where data lies nothing new is begun; null: whatever is left. */
+  readonly freeMiBMin: number | null;
   /** From asking the processes to end until they are killed. */
   readonly stopGraceMs: number;
   /** Each sandbox's VMM runs as one of these users, its own; null: as ourselves, where we are not root. */

@@ -24,6 +24,7 @@ const ROLE_OF: Readonly<Record<Section, Role | 'every'>> = {
   ledger: 'vm',
   backends: 'vm',
   doctor: 'vm',
+  system: 'vm',
   image: 'vm',
   kernel: 'vm',
   build: 'vm',

@@ -37,6 +37,7 @@ import { newStarter } from './start-again.ts';
 import { StartGate } from './start-gate.ts';
 import { ownCaller, Supervisor } from './supervisor.ts';
 import { Suspension } from './suspend.ts';
+import { systemVerbs } from './system.ts';
 import { newTemplates } from './templates.ts';
 import type { Tracer } from './tracing.ts';
 import { Turns } from './turns.ts';
@@ -109,6 +110,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     ...recordVerbs(core),
     ...keys.verbs(),
     ...daemonVerbs(core, deps.host.nowMs()),
+    ...systemVerbs(core, lifecycle),
   };
   let housekeeping: Disposable | null = null;
   return {

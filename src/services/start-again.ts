@@ -5,6 +5,7 @@ import { type BringUp, putDown } from './bring-up.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import { backendOf, placesOf } from './deps.ts';
+import { requireFreeSpace } from './free-space.ts';
 import { releaseRun, runOf } from './release.ts';
 import { readSecrets } from './secrets.ts';
 import { startUp } from './start-up.ts';
@@ -36,6 +37,7 @@ export function newStarter(core: Core, supervisor: Supervisor, suspension: Suspe
     const current = sandbox.openComputeSinceMs === null ? sandbox : await proveDead(call, sandbox);
     const { host } = deps;
     core.runs.checkRoom(op);
+    await requireFreeSpace(op, deps);
     const wanted = { ...current, spec: withPending(current.spec) };
     const backend = backendOf(deps, op, current.spec.backend);
     const boot = await deps.boots.of(op, current.spec, backend.needs);

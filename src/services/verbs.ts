@@ -21,6 +21,7 @@ import { kernelVerbs } from './verbs/kernel.ts';
 import { quotaVerbs } from './verbs/quota.ts';
 import { recordVerbs } from './verbs/record.ts';
 import { sandboxVerbs } from './verbs/sandbox.ts';
+import { systemVerbs } from './verbs/system.ts';
 import type { Verb } from './verbs/verb.ts';
 
 export { execRequest, type Verb };
@@ -36,6 +37,7 @@ export const verbs = {
   ...quotaVerbs,
   ...recordVerbs,
   ...daemonVerbs,
+  ...systemVerbs,
 } as const satisfies Record<string, Verb>;
 
 export type VerbName = keyof typeof verbs;

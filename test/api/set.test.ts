@@ -89,7 +89,7 @@ test('what is not possible is refused with the field and its bound, and nothing 
     /^invalid_argument: idleMs: must be 0, or from 1000/,
   );
   expect(await refusal(daemon.call('sandbox.create', { restart: 'always', autoRemove: true }))).toMatch(
-    /^invalid_argument: restart must be no/,
+    /^invalid_argument: restart: must be no/,
   );
   expect({ ...(await get('bounds')), changedAtMs: 0 }).toEqual({ ...before, changedAtMs: 0 });
 });
@@ -134,4 +134,28 @@ test('one that nobody touches is stopped, a touch puts that off, and 0 is never'
   expect([(await get('busy')).state, (await get('never')).state]).toEqual(['running', 'running']);
   await busy;
   await daemon.until('busy', 'stopped');
+});
+
+test('prune deletes what has been stopped for long enough, and only tells with dryRun', async () => {
+  for (const name of ['old', 'runs', 'comes-back']) await daemon.call('sandbox.create', { name, labels: { prune: 'yes' } });
+  await daemon.call('sandbox.set', { ref: 'comes-back', restart: 'always' });
+  await daemon.call('sandbox.stop', { ref: 'old' });
+  const names = async () => (await daemon.call('sandbox.list', { label: 'prune' })).sandboxes.map(({ name }) => name).sort();
+  const named = ({ sandboxes }: { readonly sandboxes: readonly { readonly name: string }[] }) => sandboxes.map(({ name }) => name);
+  expect(named(await daemon.call('system.prune', {}))).toEqual([]);
+  const would = await daemon.call('system.prune', { olderThanMs: 0, dryRun: true });
+  expect(named(would)).toContain('old');
+  expect(await names()).toEqual(['comes-back', 'old', 'runs']);
+  expect(await daemon.call('system.prune', { olderThanMs: 0 })).toMatchObject({ sandboxes: would.sandboxes, failed: [] });
+  expect(await names()).toEqual(['comes-back', 'runs']);
+});
+
+test('df adds up what lies there, and with too little free nothing new is begun, which says what to do', async () => {
+  const { parts, freeBytes } = await daemon.call('system.df', {});
+  expect(parts.map(({ name }) => name)).toEqual(expect.arrayContaining(['hutch.db', 'sandboxes']));
+  expect(parts.every(({ bytes }) => bytes > 0)).toBe(true);
+  await using full = await DaemonUnderTest.start({ env: { HUTCH_LIMITS_FREE: `${Math.ceil(freeBytes / 2 ** 30) + 64}G` } });
+  const error = await full.call('sandbox.create', {}).catch((cause: unknown) => cause);
+  expect(error).toMatchObject({ code: 'resource_exhausted', body: { hint: expect.stringContaining('hutch df') } });
+  expect((await full.call('sandbox.list', {})).sandboxes).toEqual([]);
 });

@@ -48,6 +48,8 @@ const DOCUMENTS: readonly (readonly [readonly string[], ZodType])[] = [
   [['config', 'show'], verbs['config.get'].output],
   [['doctor', '--leaks'], verbs['doctor.leaks'].output],
   [['backends'], verbs['backends.list'].output],
+  [['df'], verbs['system.df'].output],
+  [['prune', '--dry-run', '--older-than', '1h'], verbs['system.prune'].output],
   [['daemon', 'status'], verbs['daemon.version'].output],
 ];
 

@@ -260,7 +260,7 @@ export function newQemuBackend(config: QemuConfig): Backend {
         diskAllocatedBytes: disk?.allocatedBytes ?? 0,
       };
     },
-    prune: (op, unusedMs) => shelf.prune(op, unusedMs),
+    prune: (op, unusedMs, how) => shelf.prune(op, unusedMs, how),
     end: (op) => config.network.end(op),
     leaks: (op, known) => findLeaks(op, config, known),
   };

@@ -57,19 +57,27 @@ export class TemplateShelf {
    * Removes those that nobody has used for so long. One that is wanted again is built again; who runs on one that is
    * removed keeps it.
    */
-  async prune(op: Operation, unusedMs: number): Promise<readonly { readonly template: string; readonly bytes: number }[]> {
+  async prune(
+    op: Operation,
+    unusedMs: number,
+    how: 'remove' | 'only-list' = 'remove',
+  ): Promise<readonly { readonly template: string; readonly bytes: number }[]> {
     const host = this.#host;
     if ((await host.stat(op, this.#dir)) === null) return [];
     const removed: { template: string; bytes: number }[] = [];
     for (const name of await host.list(op, this.#dir)) {
-      if (name.startsWith(BUILDING)) await this.#removeAbandoned(op, name);
+      if (how === 'remove' && name.startsWith(BUILDING)) await this.#removeAbandoned(op, name);
       if (!KEY.test(name)) continue;
       const key = name as TemplateKey;
       const usedAtMs = await this.#lastUse(op, key);
       if (host.nowMs() - usedAtMs <= unusedMs) continue;
+      const bytes = (await host.stat(op, join(this.#dir, key, MEMORY_FILE)))?.allocatedBytes ?? 0;
+      if (how === 'only-list') {
+        removed.push({ template: key, bytes });
+        continue;
+      }
       // Held while it goes: who wants it meanwhile waits and builds it.
       await using lock = await host.lockFile(op, join(this.#dir, `.lock-${key}`));
-      const bytes = (await host.stat(op, join(this.#dir, key, MEMORY_FILE)))?.allocatedBytes ?? 0;
       const going = join(this.#dir, `${BUILDING}${key}`); // as what a builder left that died: found by whoever looks
       if (lock !== null) await host.remove(op, going);
       // Asked last, and nothing happens between this and the rename: what was taken since stays.

@@ -133,6 +133,34 @@ export const machineVerbs: readonly Verb[] = [
     ],
   },
   {
+    name: 'df',
+    group: 'Machine',
+    under: 'daemon',
+    summary: 'Show what takes how much of the disk',
+    examples: [{ line: 'hutch df', about: '' }],
+    flags: [],
+    positionals: [],
+    load: async () => (await import('../verbs/system.ts')).df,
+  },
+  {
+    name: 'prune',
+    group: 'Machine',
+    under: 'daemon',
+    summary: 'Delete sandboxes that have been stopped for long, and templates that nobody used',
+    examples: [
+      { line: 'hutch prune --dry-run', about: 'what would go' },
+      { line: 'hutch prune --older-than 30d', about: '' },
+    ],
+    flags: [
+      { name: 'older-than', value: 'TIME', about: 'Stopped, or unused, for longer than this; default 7d' },
+      { name: 'dry-run', about: 'Only tell what would go' },
+    ],
+    positionals: [],
+    notes:
+      'What is to be started again by itself (--restart) stays. Images: hutch image prune; kernels and what else sandboxes are made from: hutch assets gc.',
+    load: async () => (await import('../verbs/system.ts')).prune,
+  },
+  {
     name: 'version',
     group: 'Machine',
     under: 'daemon',
