@@ -1,7 +1,6 @@
 // A layer's bytes, unpacked as they are read. How it is packed is told by its first bytes and not by
 // what somebody says of it.
 import type { Transform } from 'node:stream';
-import { pipeline } from 'node:stream/promises';
 import { createGunzip, createZstdDecompress } from 'node:zlib';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
@@ -28,7 +27,8 @@ export function packingOf(start: Uint8Array): Packing {
 export async function* unpacked(op: Operation, host: Host, path: string, bytesMax: number): AsyncGenerator<Uint8Array> {
   const packing = packingOf(await host.readRange(op, path, 0, MAGIC_BYTES));
   let total = 0;
-  for await (const chunk of packing === 'none' ? host.readStream(op, path) : through(host.readStream(op, path), packing)) {
+  const source = packing === 'none' ? host.readStream(op, path) : through(host.readStream(op, path, 0, 'in-place'), packing);
+  for await (const chunk of source) {
     total += chunk.byteLength;
     if (total > bytesMax) throw new ArchiveError(`it has more than ${bytesMax} bytes when it is unpacked`);
     yield chunk;
@@ -38,8 +38,7 @@ export async function* unpacked(op: Operation, host: Host, path: string, bytesMa
 async function* through(packed: AsyncIterable<Uint8Array>, packing: 'gzip' | 'zstd'): AsyncGenerator<Uint8Array> {
   const unpacker: Transform =
     packing === 'gzip' ? createGunzip({ chunkSize: CHUNK_BYTES }) : createZstdDecompress({ chunkSize: CHUNK_BYTES });
-  const feeding = pipeline(packed, unpacker);
-  feeding.catch(() => {}); // what goes wrong comes out of the unpacker as well
+  feed(packed, unpacker).catch((cause: unknown) => unpacker.destroy(cause instanceof Error ? cause : new Error(String(cause))));
   try {
     for await (const chunk of unpacker) yield chunk as Uint8Array;
   } catch (error) {
@@ -48,6 +47,16 @@ async function* through(packed: AsyncIterable<Uint8Array>, packing: 'gzip' | 'zs
   } finally {
     unpacker.destroy();
   }
+}
+
+/** A piece is asked for when the one before is used up: all of them lie in the same memory. */
+async function feed(packed: AsyncIterable<Uint8Array>, unpacker: Transform): Promise<void> {
+  const closed = new Promise<void>((resolve) => unpacker.once('close', resolve)); // then a write is not answered any more
+  for await (const piece of packed) {
+    await Promise.race([new Promise<void>((resolve) => unpacker.write(piece, () => resolve())), closed]);
+    if (unpacker.destroyed) return;
+  }
+  unpacker.end();
 }
 
 /** zlib's own errors, which name themselves so. */
