@@ -193,14 +193,29 @@ export type Snapshots = {
     op: Operation,
     plan: SandboxPlan,
     dir: string,
-    how: { readonly what: 'memory and disk' | 'disk'; readonly since: string | null },
+    how: {
+      readonly what: 'memory and disk' | 'disk';
+      readonly since: string | null;
+      /** Of one that is suspended: what its memory was saved to (`Checkpoints.save`). */
+      readonly saved?: string;
+    },
   ): Promise<SnapshotTaken>;
   /** As `create`: the private disk is as it was. */
   create(op: Operation, plan: SandboxPlan, dir: string): Promise<void>;
-  /** As `start`, after `create`: goes on in memory. Its guest takes itself for the other one until it is configured. */
-  start(op: Operation, plan: SandboxPlan, dir: string): Promise<Started>;
+  /**
+   * As `start`, after `create`: goes on in memory. Its guest takes itself for the other one until it is configured.
+   * `forced`: also where it was made on another kind of machine.
+   */
+  start(op: Operation, plan: SandboxPlan, dir: string, how?: { readonly forced: boolean }): Promise<Started>;
   /** Compares every file with what was written. @throws HutchError `failed_precondition` with what is wrong. */
   check(op: Operation, dir: string): Promise<void>;
+  /** On what machine it was made and can go on, for people. */
+  describe?(op: Operation, dir: string): Promise<Readonly<Record<string, unknown>>>;
+  /**
+   * Whether its memory can go on here, as a sandbox like that. @throws HutchError `failed_precondition` with what differs.
+   * Absent where nothing has to be the same.
+   */
+  fits?(op: Operation, plan: Pick<SandboxPlan, 'name' | 'shape' | 'boot'>, dir: string): Promise<void>;
 };
 
 export type Backend = {

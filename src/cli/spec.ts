@@ -35,7 +35,8 @@ export async function createSpec(context: Context, args: Args): Promise<CreateIn
   const labels = pairs('label', args.values('label'));
   const publish = args.values('publish').flatMap((text) => parsed(parsePublish(text)));
   return {
-    ...plain(args, 'name', 'workdir', 'user'),
+    ...plain(args, 'name', 'workdir', 'user', 'from'),
+    ...(args.has('force') ? { force: true } : {}),
     ...(image === undefined ? {} : { image: image.text }),
     ...plain(args, 'kernel'),
     ...(backend === undefined ? {} : { backend: oneOf(backend, BACKENDS) }),
@@ -94,6 +95,8 @@ type Wanted = { readonly text: string; readonly what: string };
 function wanted(context: Pick<Context, 'env'>, args: Args, flag: string): Wanted | undefined {
   const given = flag === 'network' ? undefined : args.value(flag);
   if (given !== undefined) return { text: given, what: `--${flag}` };
+  // A snapshot says all of it itself; what is typed beside it is refused there.
+  if (args.value('from') !== undefined) return undefined;
   const variable = `HUTCH_SANDBOX_${flag.toUpperCase()}`;
   const text = context.env[variable];
   return text === undefined || text === '' || text === UNSAID[flag] ? undefined : { text, what: variable };

@@ -10,6 +10,7 @@ import { machineVerbs } from './table/machine.ts';
 import { quotaVerbs } from './table/quotas.ts';
 import { reachVerbs } from './table/reach.ts';
 import { runVerbs } from './table/run.ts';
+import { snapshotVerbs } from './table/snapshot.ts';
 import { traceVerbs } from './table/trace.ts';
 import { workspaceVerbs } from './table/workspace.ts';
 import { isBranch, type Leaf, type Verb } from './verb.ts';
@@ -18,6 +19,7 @@ export const VERBS: readonly Verb[] = [
   ...runVerbs,
   ...lookVerbs,
   ...changeVerbs,
+  ...snapshotVerbs,
   ...reachVerbs,
   ...workspaceVerbs,
   ...traceVerbs,

@@ -12,6 +12,7 @@ import { connectTunnel } from './tunnel.ts';
 export type SandboxInfo = Output<'sandbox.get'>;
 export type Stats = Output<'sandbox.stats'>;
 export type Port = Output<'port.list'>['ports'][number];
+export type SnapshotInfo = Output<'snapshot.create'>;
 export type PublishedPort = Output<'port.publish'>;
 
 /** How a command is run: the API's request without its argument vector. */
@@ -135,6 +136,12 @@ export class Sandbox implements AsyncDisposable {
     const changed = await this.#client.call('sandbox.set', { ...change, ref: this.id }, options);
     this.info = changed.sandbox;
     return changed;
+  }
+
+  /** Keeps it as it is now, with its memory unless only its disk is asked for; it goes on. `Hutch.create({ from })` begins there. */
+  async snapshot(options: CallOptions & { readonly name?: string; readonly diskOnly?: boolean } = {}): Promise<SnapshotInfo> {
+    const { own, call } = split(options);
+    return await this.#client.call('snapshot.create', { ...own, ref: this.id }, call);
   }
 
   async rename(name: string, options: CallOptions = {}): Promise<SandboxInfo> {

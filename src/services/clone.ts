@@ -3,15 +3,17 @@
 import { randomUUID } from 'node:crypto';
 import type { Started } from '../backends/backend.ts';
 import { newId } from '../domain/ids.ts';
+import type { PublishedPort } from '../domain/published-port.ts';
 import { newSandbox, type Sandbox, type SandboxSpec, type SnapshotSource } from '../domain/sandbox.ts';
 import type { Agent } from '../guest/agent.ts';
 import type { Operation } from '../host/operation.ts';
-import { type BringUp, configurationOf, OWN_PROCESS, putDown, type Up } from './bring-up.ts';
+import { type BringUp, configurationOf, putDown, type Terminal, type Up } from './bring-up.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
-import { creating } from './create.ts';
+import { creating } from './creating.ts';
 import { type Boot, placesOf } from './deps.ts';
 import { requireFreeSpace } from './free-space.ts';
+import { inGuest } from './in-guest.ts';
 import type { Run } from './run.ts';
 import { reach } from './runs.ts';
 import { keepSecrets, type Secrets } from './secrets.ts';
@@ -32,6 +34,12 @@ export type CloneOf = {
   readonly dir: string;
   /** Without memory it starts as a new one, with that disk. */
   readonly hasMemory: boolean;
+  /** Also where its memory was written down on another kind of machine. */
+  readonly forced?: boolean;
+  readonly publish?: readonly PublishedPort[];
+  /** Of its main process, where it has one that begins now. */
+  readonly terminal?: Terminal | undefined;
+  readonly attach?: boolean;
 };
 
 /** On failure nothing of it is left. */
@@ -47,14 +55,17 @@ export async function makeClone(core: Core, supervisor: Supervisor, call: Call, 
   return await core.turns.take(op, id, async () => {
     const intent = creating(projectId, id, spec, host.nowMs());
     const { uids } = deps.settings;
-    const [{ id: intentId }, uid] =
-      uids === null
-        ? [(await call.commit([intent], 'relaxed'))[0], null]
-        : await call.commit([intent, { change: 'allocateUid', sandboxId: id, uids }], 'relaxed');
+    await using undo = new AsyncDisposableStack();
+    undo.defer(() => core.publisher.close(id));
+    const { intentId, uid } = await core.publisher.reserve(op, id, of.publish ?? [], async (ports) => {
+      const reserving = ports.length === 0 ? [] : ([{ change: 'reservePorts', sandboxId: id, ports }] as const);
+      if (uids === null) return { intentId: (await call.commit([intent, ...reserving], 'relaxed'))[0].id, uid: null };
+      const [begun, own] = await call.commit([intent, { change: 'allocateUid', sandboxId: id, uids }, ...reserving], 'relaxed');
+      return { intentId: begun.id, uid: own };
+    });
     const run = core.runs.open(op, { id, projectId, spec }, boot.files, uid);
     const { snapshots } = run.backend;
     if (snapshots === undefined) throw new Error(`the backend ${spec.backend} makes no snapshots`);
-    await using undo = new AsyncDisposableStack();
     undo.defer(async () => {
       using late = op.releasing(RELEASE_MS);
       await removeUnmade(core, late, run, [intentId]).catch((cause: unknown) =>
@@ -64,17 +75,20 @@ export async function makeClone(core: Core, supervisor: Supervisor, call: Call, 
         ),
       );
     });
+    await core.publisher.open(op, run);
     await host.makeDir(op, placesOf(deps.places, id).dir, 0o711);
     await snapshots.create(op, run.plan, dir);
     await keepSecrets(op, host, placesOf(deps.places, id).secretsPath, secrets);
     const bare = newSandbox({ id, projectId, spec, atMs: host.nowMs(), opId: op.id });
-    const what: BringUp = { sandbox: bare, boot, secrets, terminal: undefined };
+    const what: BringUp = { sandbox: bare, boot, secrets, terminal: of.terminal };
     const up = of.hasMemory
-      ? await inPlace(core, op, () => goOn(core, op, run, what, (late) => snapshots.start(late, run.plan, dir)))
+      ? await inPlace(core, op, () =>
+          goOn(core, op, run, what, (late) => snapshots.start(late, run.plan, dir, { forced: of.forced ?? false })),
+        )
       : null;
     return await startUp(core, supervisor, call, run, what, {
       reason: 'clone',
-      attach: false,
+      attach: of.attach ?? false,
       undo,
       ...(up === null ? {} : { up }),
       async record(event) {
@@ -133,7 +147,7 @@ async function becomeItself(op: Operation, run: Run, agent: Agent): Promise<void
   // A file of its own: that of the machine that it comes from may be mounted there, and a file that is replaced cannot be mounted over.
   const ownBootId = `/run/hutch/boot_id-${run.id}`;
   await agent.file.write(limited, { path: ownBootId, mode: 0o444 }, once(`${randomUUID()}\n`));
-  await inGuest(limited, run, 'boot-id', ['mount', '--bind', ownBootId, BOOT_ID]);
+  await inGuest(limited, run, `boot-id-${run.id}`, ['mount', '--bind', ownBootId, BOOT_ID]);
   const there = await Promise.all(
     Object.values(TOLD).map((path) =>
       agent.file.stat(limited, { path, follow: true }).then(
@@ -142,29 +156,9 @@ async function becomeItself(op: Operation, run: Run, agent: Agent): Promise<void
       ),
     ),
   );
-  if (there.includes(true)) await inGuest(limited, run, 'identity', ['sh', '-c', BECOME]);
+  if (there.includes(true)) await inGuest(limited, run, `identity-${run.id}`, ['sh', '-c', BECOME]);
 }
 
 async function* once(text: string): AsyncGenerator<Uint8Array> {
   yield new TextEncoder().encode(text);
 }
-
-/** What cannot be run, or fails, is in the log: a guest without the program has, as a rule, nothing that it is for. */
-async function inGuest(op: Operation, run: Run, what: string, argv: readonly string[]): Promise<void> {
-  try {
-    const id = `${OWN_PROCESS}${what}-${run.id}`;
-    using process = await run.link.start(op, { id, argv: [...argv], user: 'root', stdin: 'null', whenUnread: 'drop' });
-    let said = '';
-    for await (const item of process.items(op)) {
-      if (item.type === 'output') said = `${said}${new TextDecoder().decode(item.bytes)}`.slice(0, SAID_CHARS_MAX);
-      if (item.type !== 'exit') continue;
-      if (said !== '') op.log.warn({ sandbox: run.id, what, said }, 'a clone could not be given all of its identity');
-      return;
-    }
-  } catch (cause) {
-    if (op.signal.aborted) throw cause;
-    op.log.warn({ sandbox: run.id, what, cause }, 'a clone could not be given all of its identity');
-  }
-}
-
-const SAID_CHARS_MAX = 400;

@@ -1,8 +1,9 @@
 // What the services share among each other: made once, by `newServices`.
-import type { SandboxId } from '../domain/ids.ts';
+import type { SandboxId, SnapshotId } from '../domain/ids.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Deps } from './deps.ts';
 import { placesOf } from './deps.ts';
+import type { Held } from './held.ts';
 import { MainLog } from './main-log.ts';
 import type { Operations } from './operations.ts';
 import type { Presenter } from './present.ts';
@@ -26,6 +27,8 @@ export type Core = {
   readonly templates: Templates;
   readonly startGate: StartGate;
   readonly warm: WarmSandboxes;
+  /** Whose files are being read, or removed. */
+  readonly snapshotFiles: Held<SnapshotId>;
 };
 
 /** The logs of main processes, one object per sandbox while anybody uses it: who reads hears who writes. */

@@ -2,7 +2,7 @@
 // cancelled, all of it is undone and only the logs of the boot stay.
 import { allOf } from '../backends/wait.ts';
 import { HutchError } from '../domain/errors.ts';
-import { isName, newId, type ProjectId, type SandboxId } from '../domain/ids.ts';
+import { isName, newId, type SandboxId } from '../domain/ids.ts';
 import { ownCommandOf } from '../domain/image.ts';
 import type { PublishedPort } from '../domain/published-port.ts';
 import { newSandbox, type Sandbox, type SandboxSpec, type Shape, transition } from '../domain/sandbox.ts';
@@ -10,8 +10,10 @@ import type { Operation } from '../host/operation.ts';
 import { type BringUp, type Up, wake } from './bring-up.ts';
 import { type Call, Repeated } from './call.ts';
 import type { Core } from './core.ts';
+import { creating } from './creating.ts';
 import { type Boot, backendOf, placesOf } from './deps.ts';
 import { requireFreeSpace } from './free-space.ts';
+import { createFrom } from './from-snapshot.ts';
 import type { Handlers } from './handlers.ts';
 import { kernelFor } from './kernels.ts';
 import { madeUpName } from './names.ts';
@@ -34,7 +36,6 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
   async function prepare(call: Call, input: Input): Promise<{ boot: Boot; spec: SandboxSpec }> {
     const { op } = call;
     const { settings, host } = deps;
-    if (input.name !== undefined) checkName(call, input.name);
     const backend = await templates.backend(op, input.backend ?? (await backendOfKernel(input)));
     const shape = {
       cpus: input.cpus ?? settings.cpus,
@@ -86,6 +87,10 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
 
   async function create(call: Call, input: Input): Promise<Sandbox> {
     const { op } = call;
+    if (input.name !== undefined) checkName(call, input.name);
+    const { from } = input;
+    if (from !== undefined) return await createFrom(core, supervisor, call, { ...input, from });
+    if (input.force === true) throw op.error('invalid_argument', 'force is about a snapshot, and none is named', { hint: 'see: from' });
     const { host } = deps;
     const { boot, spec } = await prepare(call, input);
     const warm = isUsual(input) ? await core.warm.take(op, kindOf(op, spec, boot)) : null;
@@ -286,17 +291,6 @@ export function checkLimits({ op }: Call, limits: Shape, shape: Partial<Shape>):
       hint: `limits.${key.replace('MiB', '')} in the configuration`,
     });
   }
-}
-
-/** Written down before any of it is done. */
-export function creating(
-  projectId: ProjectId,
-  sandboxId: SandboxId,
-  { name, backend, imageId, kernelId, shape }: SandboxSpec,
-  atMs: number,
-) {
-  const detail = { backend, imageId, kernelId, shape: { ...shape } };
-  return { change: 'addIntent', kind: 'create', projectId, sandboxId, reserveName: name, atMs, detail } as const;
 }
 
 function creation(intentId: number, { id, projectId, spec, createdAtMs }: Sandbox) {

@@ -11,6 +11,7 @@ import type { Core } from './core.ts';
 import { placesOf } from './deps.ts';
 import { forksDir } from './fork.ts';
 import { releaseRun, runOf } from './release.ts';
+import { sweepSnapshots } from './snapshots.ts';
 import { goOnFromStillness } from './still.ts';
 import { causeOf, ownCaller, type Supervisor } from './supervisor.ts';
 import { Suspension } from './suspend.ts';
@@ -38,6 +39,7 @@ export async function reconcile(core: Core, supervisor: Supervisor): Promise<voi
     await each(open, (sandbox) => settled(op, sandbox.id, () => adopt(core, supervisor, call, sandbox)));
     for (const intent of intents) await tell(core, suspension, call, intent);
     await sweep(core, op);
+    await sweepSnapshots(core, op);
     await host.remove(op, forksDir(core)); // whoever was to be made from it was not
     if (open.length + intents.length > 0)
       op.log.info({ open: open.length, intents: intents.length, adopted: core.runs.all().length }, 'reconciled');

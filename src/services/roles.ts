@@ -28,6 +28,7 @@ const ROLE_OF: Readonly<Record<Section, Role | 'every'>> = {
   image: 'vm',
   kernel: 'vm',
   build: 'vm',
+  snapshot: 'vm',
   asset: 'vm',
   quota: 'vm',
   key: 'every',

@@ -14,6 +14,7 @@ import { execVerbs } from './exec.ts';
 import { fileVerbs } from './files.ts';
 import { forkVerbs } from './fork.ts';
 import type { ApiServices, Handlers } from './handlers.ts';
+import { Held } from './held.ts';
 import { startHousekeeping } from './housekeeping.ts';
 import { watchIdle } from './idle.ts';
 import { imageVerbs } from './images.ts';
@@ -33,6 +34,7 @@ import { Restarts } from './restarts.ts';
 import { Runs } from './runs.ts';
 import { Sandboxes } from './sandboxes.ts';
 import { setVerb } from './set.ts';
+import { snapshotVerbs } from './snapshots.ts';
 import { newStarter } from './start-again.ts';
 import { StartGate } from './start-gate.ts';
 import { ownCaller, Supervisor } from './supervisor.ts';
@@ -81,6 +83,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     templates: newTemplates(deps),
     startGate,
     warm: new WarmSandboxes({ deps, operations, runs, startGate }),
+    snapshotFiles: new Held(),
   };
   const supervisor = new Supervisor(core);
   const keys = new Keys(core);
@@ -98,6 +101,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     ...commitVerb(core),
     ...registeredVerbs(core),
     ...forkVerbs(core, supervisor),
+    ...snapshotVerbs(core),
     ...beginVerbs(core, supervisor),
     ...execVerbs(core),
     ...fileVerbs(core),

@@ -21,6 +21,7 @@ import { kernelVerbs } from './verbs/kernel.ts';
 import { quotaVerbs } from './verbs/quota.ts';
 import { recordVerbs } from './verbs/record.ts';
 import { sandboxVerbs } from './verbs/sandbox.ts';
+import { snapshotVerbs } from './verbs/snapshot.ts';
 import { systemVerbs } from './verbs/system.ts';
 import type { Verb } from './verbs/verb.ts';
 
@@ -33,6 +34,7 @@ export const verbs = {
   ...imageVerbs,
   ...kernelVerbs,
   ...buildVerbs,
+  ...snapshotVerbs,
   ...assetVerbs,
   ...quotaVerbs,
   ...recordVerbs,

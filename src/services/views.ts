@@ -3,6 +3,7 @@
 import { z } from 'zod';
 import { ERROR_CODES, type ErrorCode } from '../domain/errors.ts';
 import { BACKENDS, END_CAUSES, NETWORK_MODES, RESTART_POLICIES } from '../domain/sandbox.ts';
+import { SNAPSHOT_CONTENTS, SNAPSHOT_KINDS } from '../domain/snapshot.ts';
 
 const timeMs = z.int().describe('UTC, in milliseconds since 1970');
 
@@ -82,6 +83,27 @@ export const imageDetail = image.extend({
   labels: z.record(z.string(), z.string()),
   detail: z.record(z.string(), z.unknown()).describe('how it was made'),
 });
+
+export const snapshot = z
+  .object({
+    id: z.string(),
+    projectId: z.string(),
+    name: z.string().nullable(),
+    kind: z.enum(SNAPSHOT_KINDS).describe('undo: kept before an exec, gone by itself'),
+    contents: z.enum(SNAPSHOT_CONTENTS),
+    sandboxId: z.string().nullable().describe('of which it was taken; null: it came from elsewhere'),
+    sandboxName: z.string().describe('as that was called then'),
+    parentId: z.string().nullable().describe('what it was stored against'),
+    backend: z.enum(BACKENDS),
+    imageId: z.string(),
+    kernelId: z.string().nullable(),
+    shape,
+    ownBytes: z.number().describe('stored for it alone'),
+    apparentBytes: z.number().describe('what it would take without all that it shares'),
+    createdAtMs: timeMs,
+    usedBy: z.array(z.string()).describe('names of the sandboxes that were made from it'),
+  })
+  .meta({ id: 'Snapshot' });
 
 export const diskUse = z.object({ count: z.int(), bytes: z.number(), reclaimableBytes: z.number() });
 

@@ -4,7 +4,7 @@
 // A commit is a list of changes that happen together or not at all. If one of them is refused, none
 // has happened and the commit rejects with a HutchError that names it.
 import type { ErrorBody } from '../domain/errors.ts';
-import type { ImageId, KernelId, KeyId, LeaseId, OpId, ProjectId, SandboxId } from '../domain/ids.ts';
+import type { ImageId, KernelId, KeyId, LeaseId, OpId, ProjectId, SandboxId, SnapshotId } from '../domain/ids.ts';
 import type { Image, Kernel, NamedImage } from '../domain/image.ts';
 import type { LedgerEntry } from '../domain/ledger.ts';
 import type { PublishedPort } from '../domain/published-port.ts';
@@ -22,6 +22,7 @@ import type {
   RequestRecord,
 } from '../domain/records.ts';
 import type { Sandbox, SandboxEvent, SandboxSpec, SandboxState, SnapshotSource } from '../domain/sandbox.ts';
+import type { Snapshot, SnapshotKind } from '../domain/snapshot.ts';
 import type { UidRange } from '../domain/users.ts';
 
 /** The most rows that one query answers; ask again with the cursor. */
@@ -172,6 +173,17 @@ export type ChangeMap = {
     result: Readonly<Record<string, string>>;
   };
 
+  /**
+   * All of it is on the disk: the row, its event and `snap.storage.start`; its sandbox stands on it from now on. `conflict` when
+   * the name is taken.
+   */
+  createSnapshot: { args: { readonly snapshot: Snapshot }; result: Snapshot };
+  /**
+   * What this transaction removed, deepest first, with `snap.storage.stop`; nothing when it was gone. `failed_precondition`, naming
+   * them, while snapshots or sandboxes were made from it; with `cascade` the snapshots go too.
+   */
+  removeSnapshot: { args: { readonly id: SnapshotId; readonly cascade: boolean; readonly atMs: number }; result: readonly Snapshot[] };
+
   /** What all projects of that tier may have from now on; made when it is not there. */
   setTier: { args: { readonly name: string; readonly bounds: Bounds }; result: null };
   /** `failed_precondition`, naming them, while projects have it; `not_found`. */
@@ -277,6 +289,17 @@ export type QueryMap = {
   assetLabels: { args: Record<never, never>; result: Readonly<Record<string, Readonly<Record<string, string>>>> };
   /** When a sandbox last had it, for as long as its tombstone is kept. */
   assetUses: { args: Record<never, never>; result: readonly { readonly id: string; readonly atMs: number }[] };
+
+  snapshot: { args: { readonly id: SnapshotId }; result: Snapshot | null };
+  /** Newest first. */
+  snapshots: {
+    args: { readonly projectId?: ProjectId; readonly sandboxId?: SandboxId; readonly kind?: SnapshotKind };
+    result: readonly Snapshot[];
+  };
+  /** Names of the sandboxes that are not deleted, by the snapshot that they were made from. */
+  snapshotUsers: { args: Record<never, never>; result: readonly { readonly id: SnapshotId; readonly sandbox: string }[] };
+  /** The last one that was taken of a sandbox, or that it went on with. */
+  snapshotHead: { args: { readonly sandboxId: SandboxId }; result: Snapshot | null };
 
   /** Of every project, what it may have and what it uses. */
   quotas: { args: Record<never, never>; result: readonly ProjectQuota[] };

@@ -48,6 +48,7 @@ import {
   sandboxCandidates,
 } from './sandboxes.ts';
 import { beat, health, prune, readHeartbeat, readSetting, setSetting } from './settings.ts';
+import { createSnapshot, listSnapshots, readHead, readSnapshot, removeSnapshot, snapshotUsers } from './snapshots.ts';
 import type { Tx } from './tx.ts';
 
 export const CHANGES: { readonly [K in ChangeName]: (tx: Tx, args: ChangeMap[K]['args']) => ChangeMap[K]['result'] } = {
@@ -82,6 +83,8 @@ export const CHANGES: { readonly [K in ChangeName]: (tx: Tx, args: ChangeMap[K][
   renewLease,
   releaseLease,
   labelAsset,
+  createSnapshot,
+  removeSnapshot,
   setTier,
   removeTier,
   setQuota,
@@ -121,6 +124,10 @@ export const QUERIES: { readonly [K in QueryName]: (db: Db, args: QueryMap[K]['a
   leases: listLeases,
   assetLabels: listLabels,
   assetUses,
+  snapshot: (db, { id }) => readSnapshot(db, id),
+  snapshots: listSnapshots,
+  snapshotUsers,
+  snapshotHead: readHead,
   quotas: listQuotas,
   tiers: listTiers,
   setting: (db, { key }) => readSetting(db, key),

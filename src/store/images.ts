@@ -222,6 +222,7 @@ const USERS_SHOWN_MAX = 10;
 /** Sandboxes, and those that are being made just now. */
 function refuseUsed(db: Db, what: 'image' | 'kernel', id: ImageId | KernelId): void {
   const column = what === 'image' ? 'image_id' : 'kernel_id';
+  refuseKept(db, what, id, column);
   const users = db.all(
     `SELECT name FROM sandboxes WHERE ${column} = ?1 AND state <> 'deleted'
      UNION SELECT coalesce(reserved_name, sandbox_id) AS name FROM intents WHERE kind = 'create' AND detail ->> '${what}Id' = ?1
@@ -236,5 +237,17 @@ function refuseUsed(db: Db, what: 'image' | 'kernel', id: ImageId | KernelId): v
     code: 'failed_precondition',
     message: `${what} ${id} is used by ${names.length === 1 ? 'sandbox' : 'sandboxes'} ${shown.join(', ')}${more}`,
     hint: `remove ${names.length === 1 ? 'the sandbox' : 'these'} first: hutch rm ${shown.join(' ')}`,
+  });
+}
+
+/** What a snapshot was made with, it goes on with. */
+function refuseKept(db: Db, what: 'image' | 'kernel', id: ImageId | KernelId, column: 'image_id' | 'kernel_id'): void {
+  const kept = db.all(`SELECT coalesce(name, id) AS name FROM snapshots WHERE ${column} = ? ORDER BY 1 LIMIT ${USERS_SHOWN_MAX}`, id);
+  if (kept.length === 0) return;
+  const names = kept.map((row) => String(row['name']));
+  throw new HutchError({
+    code: 'failed_precondition',
+    message: `${what} ${id} is used by ${names.length === 1 ? 'snapshot' : 'snapshots'} ${names.join(', ')}`,
+    hint: `remove ${names.length === 1 ? 'it' : 'them'} first: hutch snapshot rm ${names.join(' ')}`,
   });
 }

@@ -23,11 +23,12 @@ import { type ChangeMap, PAGE_ROWS_MAX, type QueryMap, type SandboxFilter } from
 import type { Db, Row } from './db.ts';
 import { appendEvent, factsOf } from './events.ts';
 import { appendLedger } from './ledger.ts';
+import { forgetLineage, standOn } from './lineage.ts';
 import { roomForChange, roomForSandbox } from './quotas.ts';
 import type { Tx } from './tx.ts';
 
 /** A spec has argv and env: as large as the API's bounds let them be. */
-const SPEC_BYTES_MAX = 134_217_728;
+export const SPEC_BYTES_MAX = 134_217_728;
 
 /** A page ends early beyond this: a spec may have megabytes of environment. */
 const PAGE_SPEC_CHARS_MAX = 4_194_304;
@@ -48,7 +49,7 @@ const workspace = z.object({
 });
 
 // Keys that are added later need a `.default()`: old rows have not got them.
-const spec = z.object({
+export const specSchema = z.object({
   name: z.string(),
   backend: z.enum(BACKENDS),
   imageId: idColumn('img'),
@@ -100,7 +101,7 @@ const status = z.discriminatedUnion('state', [
 const row = z.object({
   id: idColumn('sbx'),
   project_id: idColumn('prj'),
-  spec: jsonColumn(spec),
+  spec: jsonColumn(specSchema),
   status: jsonColumn(status),
   created_at_ms: timeColumn,
   changed_at_ms: timeColumn,
@@ -157,6 +158,7 @@ export function createSandbox(tx: Tx, args: ChangeMap['createSandbox']['args']):
     null,
     sandbox.lastOpId,
   );
+  standOn(tx, id, source);
   appendLedger(tx, ledgerEntries(null, sandbox, creation));
   appendEvent(tx, { type: 'sandbox.created', atMs, sandbox, detail: factsOf(creation) });
   return sandbox;
@@ -176,6 +178,8 @@ export function applyEvent(
     roomForChange(tx.db, before.projectId, before.spec.shape, withPending(after.spec).shape);
   if (event.type === 'renamed') claimName(tx.db, before.projectId, event.name, id);
   writeSandbox(tx.db, after, before);
+  if (event.type === 'started' && event.reason === 'restore') standOn(tx, id, event.source);
+  if (event.type === 'deleted') forgetLineage(tx, id);
   appendLedger(tx, ledgerEntries(before, after, event));
   appendEvent(tx, {
     type: `sandbox.${event.type}`,

@@ -245,6 +245,38 @@ export const MIGRATIONS: readonly Migration[] = [
       ) STRICT, WITHOUT ROWID;
     `,
   },
+  {
+    version: 7,
+    what: 'snapshots, and which sandbox stands on which',
+    sql: `
+      CREATE TABLE snapshots (
+        id TEXT PRIMARY KEY,
+        project_id TEXT NOT NULL REFERENCES projects (id),
+        name TEXT,
+        kind TEXT NOT NULL,
+        contents TEXT NOT NULL,
+        sandbox_id TEXT,
+        parent_id TEXT REFERENCES snapshots (id),
+        image_id TEXT NOT NULL,
+        kernel_id TEXT,
+        spec TEXT NOT NULL,
+        own_bytes INTEGER NOT NULL,
+        apparent_bytes INTEGER NOT NULL,
+        created_at_ms INTEGER NOT NULL,
+        detail TEXT NOT NULL
+      ) STRICT;
+      CREATE UNIQUE INDEX snapshots_name ON snapshots (project_id, name) WHERE name IS NOT NULL;
+      CREATE INDEX snapshots_parent ON snapshots (parent_id) WHERE parent_id IS NOT NULL;
+      CREATE INDEX snapshots_sandbox ON snapshots (sandbox_id, created_at_ms) WHERE sandbox_id IS NOT NULL;
+      CREATE TABLE sandbox_lineage (
+        sandbox_id TEXT PRIMARY KEY,
+        head_id TEXT REFERENCES snapshots (id),
+        made_from_id TEXT REFERENCES snapshots (id)
+      ) STRICT, WITHOUT ROWID;
+      CREATE INDEX sandbox_lineage_head ON sandbox_lineage (head_id) WHERE head_id IS NOT NULL;
+      CREATE INDEX sandbox_lineage_made_from ON sandbox_lineage (made_from_id) WHERE made_from_id IS NOT NULL;
+    `,
+  },
 ];
 
 export const SCHEMA_VERSION = MIGRATIONS.length;

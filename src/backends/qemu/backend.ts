@@ -15,7 +15,7 @@ import { allOf } from '../wait.ts';
 import { type Accelerated, findAcceleration, giveUpKvm } from './acceleration.ts';
 import { buildTemplate } from './build.ts';
 import { BASE, readManifest } from './bundle.ts';
-import { capture } from './capture.ts';
+import { capture, captureSaved } from './capture.ts';
 import { removeCgroups } from './cgroup.ts';
 import { type QemuConfig, QMP_COMMAND_MS, TEMPLATE_DISK_MIB } from './config.ts';
 import { command, dialVmm } from './control.ts';
@@ -29,7 +29,7 @@ import { withPanic } from './panic.ts';
 import { agentSocketPath, diskPath, freshMarkPath, qmpSocketPath, scratchDiskPath } from './paths.ts';
 import { probeMachine } from './probe.ts';
 import type { Qmp } from './qmp.ts';
-import { Bundles } from './restore.ts';
+import { Bundles, refuseDifference, type Sameness } from './restore.ts';
 import { readRunning, removeMemoryDirs } from './running.ts';
 import { networkPlan, type StartInput, seenRules, startSandbox } from './start.ts';
 import { type Template, TemplateShelf } from './template.ts';
@@ -112,7 +112,13 @@ export function newQemuBackend(config: QemuConfig): Backend {
   };
 
   /** From a bundle. */
-  const goOn = async (op: Operation, plan: SandboxPlan, dir: string, beforeRunning: (op: Operation) => Promise<void>): Promise<Started> => {
+  const goOn = async (
+    op: Operation,
+    plan: SandboxPlan,
+    dir: string,
+    beforeRunning: (op: Operation) => Promise<void>,
+    sameness: Sameness,
+  ): Promise<Started> => {
     await letGo(plan);
     return await startSandbox(
       op,
@@ -121,7 +127,7 @@ export function newQemuBackend(config: QemuConfig): Backend {
       async (late) => {
         const { emulator, recipe } = await recipeOf(late, plan);
         const { machine, fingerprint } = recipe;
-        return await bundles.input(late, plan, dir, { emulator, machine, fingerprint }, beforeRunning);
+        return await bundles.input(late, plan, dir, { emulator, machine, fingerprint }, beforeRunning, sameness);
       },
       (qmp) => controls.set(plan.id, qmp),
     );
@@ -168,21 +174,32 @@ export function newQemuBackend(config: QemuConfig): Backend {
         if (dead === null) throw new Error('a machine that was to end goes on');
         return await withPanic(op, host, plan, dead);
       },
-      restore: (op, plan, dir, beforeRunning = async () => {}) => goOn(op, plan, dir, beforeRunning),
+      restore: (op, plan, dir, beforeRunning = async () => {}) => goOn(op, plan, dir, beforeRunning, 'machine'),
     },
     snapshots: {
-      async take(op, plan, dir, { what, since }) {
+      async take(op, plan, dir, { what, since, saved }) {
         await letGo(plan);
         const before = what !== 'disk';
-        const { stillMs, ownBytes, apparentBytes } = await capture(op, config, plan, dir, { what, since, afterwards: 'goes on', before });
+        const { stillMs, ownBytes, apparentBytes } =
+          saved === undefined
+            ? await capture(op, config, plan, dir, { what, since, afterwards: 'goes on', before })
+            : await captureSaved(op, config, plan, dir, { since, saved });
         return { stillMs, ownBytes, apparentBytes };
       },
       async create(op, plan, dir) {
         await host.makeDir(op, plan.dataDir, 0o711);
         await bundles.layDisk(op, plan, dir);
       },
-      start: (op, plan, dir) => goOn(op, plan, dir, async () => {}),
+      start: (op, plan, dir, { forced } = { forced: false }) => goOn(op, plan, dir, async () => {}, forced ? 'size' : 'everything'),
       check: async (op, dir) => void (await bundles.check(op, dir, 'full')),
+      async describe(op, dir) {
+        const { fingerprint, memory } = await bundles.check(op, dir, 'quick');
+        return memory === null ? {} : { ...fingerprint };
+      },
+      async fits(op, plan, dir) {
+        const { fingerprint, memory } = await bundles.check(op, dir, 'quick');
+        if (memory !== null) refuseDifference(op, fingerprint, (await recipeOf(op, plan)).recipe.fingerprint, 'everything');
+      },
     },
     ahead: {
       async stamp(op, plan) {

@@ -47,6 +47,9 @@ export const fingerprintSchema = z.strictObject({
   image: z.string().max(128),
   /** Digest of the machine's argument vector. */
   machine: z.string().max(128),
+  /** Digests; what an older version of Hutch wrote has neither. */
+  kernel: z.string().max(128).exactOptional(),
+  agent: z.string().max(128).exactOptional(),
 });
 export type Fingerprint = z.infer<typeof fingerprintSchema>;
 
@@ -62,8 +65,13 @@ const manifest = z.strictObject({
   own: z.enum(['vdb', 'vdc']),
   scratch: store.nullable(),
   takenAtMs: z.int(),
+  /** SHA-256 of all the rest, as it stands in the file; what an older version of Hutch wrote has none. */
+  sum: z
+    .string()
+    .regex(/^[0-9a-f]{64}$/)
+    .exactOptional(),
 });
-export type Manifest = z.infer<typeof manifest>;
+export type Manifest = Omit<z.infer<typeof manifest>, 'sum'>;
 
 export type Read = { readonly ok: true; readonly manifest: Manifest } | { readonly ok: false; readonly why: string };
 
@@ -78,16 +86,29 @@ export async function readManifest(op: Operation, host: Host, dir: string): Prom
     throw error;
   }
   const parsed = manifest.safeParse(value);
-  return parsed.success ? { ok: true, manifest: parsed.data } : { ok: false, why: 'its manifest is damaged' };
+  return parsed.success && isSummed(value, parsed.data.sum)
+    ? { ok: true, manifest: parsed.data }
+    : { ok: false, why: 'its manifest is damaged' };
 }
 
 /** The last step: from here on it counts. */
 export async function writeManifest(op: Operation, host: Host, dir: string, content: Manifest): Promise<void> {
-  await host.writeFileAtomic(op, join(dir, MANIFEST), JSON.stringify(manifest.parse(content)), 0o600);
+  const parsed = manifest.parse(content);
+  const summed = { ...parsed, sum: sha256(JSON.stringify(parsed)) };
+  await host.writeFileAtomic(op, join(dir, MANIFEST), JSON.stringify(summed), 0o600);
 }
 
-/** Null when nothing differs, else what does, in words. */
-export function difference(saved: Fingerprint, now: Fingerprint): string | null {
+function isSummed(value: unknown, sum: string | undefined): boolean {
+  if (sum === undefined || typeof value !== 'object' || value === null) return true;
+  const rest = Object.fromEntries(Object.entries(value).filter(([key]) => key !== 'sum'));
+  return sha256(JSON.stringify(rest)) === sum;
+}
+
+/** A machine that goes on brings its kernel and its agent along: that they are others now matters to what is made anew from it. */
+const BROUGHT = ['kernel', 'agent'] as const;
+
+/** Null when nothing differs, else what does, in words. `machine`: all that it cannot go on without. */
+export function difference(saved: Fingerprint, now: Fingerprint, what: 'machine' | 'everything' = 'machine'): string | null {
   const names: Record<keyof Fingerprint, string> = {
     emulator: 'the version of QEMU',
     acceleration: 'the acceleration',
@@ -96,15 +117,22 @@ export function difference(saved: Fingerprint, now: Fingerprint): string | null 
     memoryMiB: 'the memory',
     image: 'the image',
     machine: 'the devices of the machine',
+    kernel: 'the kernel',
+    agent: 'the agent',
   };
-  const keys = (Object.keys(names) as (keyof Fingerprint)[]).filter((key) => saved[key] !== now[key]);
+  const isBrought = (key: keyof Fingerprint): boolean => (BROUGHT as readonly string[]).includes(key);
+  const keys = (Object.keys(names) as (keyof Fingerprint)[]).filter(
+    (key) => saved[key] !== now[key] && (!isBrought(key) || (what === 'everything' && saved[key] !== undefined)),
+  );
   if (keys.length === 0) return null;
   const said = keys.map((key) => {
-    const values = key === 'machine' || key === 'cpu' || key === 'image' ? '' : ` (${saved[key]} then, ${now[key]} now)`;
+    const values = DIGESTS.includes(key) ? '' : ` (${saved[key]} then, ${now[key]} now)`;
     return `${names[key]}${values}`;
   });
   return `${said.join(', ')} ${keys.length === 1 ? 'is' : 'are'} not what ${keys.length === 1 ? 'it was' : 'they were'} when it was made`;
 }
+
+const DIGESTS: readonly (keyof Fingerprint)[] = ['machine', 'cpu', 'image', 'kernel', 'agent'];
 
 /** Gives every file of a store, and its map, a name in another directory too. */
 export async function linkStore(op: Operation, host: Host, from: string, to: string, { layers }: Pick<Store, 'layers'>): Promise<void> {

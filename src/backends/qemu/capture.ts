@@ -1,6 +1,7 @@
 // A machine that runs, or stands still, written down: what of its memory and disks differs from what is stored, and the
 // state of its devices, all of one instant.
 import { join } from 'node:path';
+import { z } from 'zod';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { SandboxPlan } from '../backend.ts';
@@ -8,7 +9,7 @@ import type { Dead } from '../dead.ts';
 import { BASE, type Layer, linkStore, MAP, type Manifest, readManifest, STATE, type Store, sha256, writeManifest } from './bundle.ts';
 import { type QemuConfig, QMP_COMMAND_MS, RELEASE_MS } from './config.ts';
 import { dialVmm, IGNORE_SHARED, migrated } from './control.ts';
-import { hashes, take } from './imprint.ts';
+import { hashes, type Taken, take } from './imprint.ts';
 import { STATE_BYTES_MAX } from './manifest.ts';
 import { diskPath, qmpSocketPath, SOCKETS, scratchDiskPath, stateSocketPath } from './paths.ts';
 import { openQmp, type Qmp } from './qmp.ts';
@@ -66,7 +67,9 @@ export async function capture(op: Operation, config: QemuConfig, plan: SandboxPl
   const stored = await prepare(op, config, plan, dir, running, how);
 
   const qmp = undo.use(await control(op, host, plan));
-  const wasRunning = await isRunning(op, qmp);
+  const status = await statusOf(op, qmp);
+  const wasRunning = status === 'running';
+  if (status === WRITTEN_DOWN) await standStillAgain(op, qmp);
   let stoodSinceMs = 0;
   let stillMs = 0;
   let state: Uint8Array = new Uint8Array();
@@ -160,23 +163,8 @@ async function prepare(
   } else if (since?.memory != null && how.since !== null)
     await linkStore(op, host, join(how.since, since.memory.dir), memoryDir, since.memory);
   else await linkStore(op, host, running.memory.dir, memoryDir, running.memory);
-  const disks: Prepared['disks'][number][] = [];
-  const diskLayers: (readonly Layer[])[] = [];
-  if (how.what !== 'memory') {
-    const wanted = [
-      [DISK_DIR, diskPath(plan), since?.disk ?? null],
-      ...(running.own === 'vdc' ? ([[SCRATCH_DIR, scratchDiskPath(plan), since?.scratch ?? null]] as const) : []),
-    ] as const;
-    for (const [name, path, stored] of wanted) {
-      const to = join(dir, name);
-      await host.makeDir(op, to, 0o700);
-      if (stored !== null && how.since !== null) await linkStore(op, host, join(how.since, name), to, stored);
-      const layers = stored?.layers ?? [];
-      diskLayers.push(layers);
-      const bytes = (await host.stat(op, path))?.sizeBytes ?? 0;
-      disks.push({ path, dir: to, bytes, layer: nextOf(layers) });
-    }
-  }
+  const { disks, diskLayers } =
+    how.what === 'memory' ? { disks: [], diskLayers: [] } : await disksInto(op, host, dir, disksOf(plan, running.own), since, how.since);
   return {
     memoryName,
     memoryBase: running.memory.base ?? '',
@@ -190,6 +178,54 @@ async function prepare(
     disks,
     diskLayers,
   };
+}
+
+type PreparedDisks = Pick<Prepared, 'disks' | 'diskLayers'>;
+
+async function prepareDisks(
+  op: Operation,
+  { host }: QemuConfig,
+  plan: SandboxPlan,
+  dir: string,
+  { scratch, since }: { readonly scratch: string | null; readonly since: string | null },
+): Promise<PreparedDisks> {
+  await host.makeDir(op, dir, 0o700);
+  const stored = since === null ? null : await readManifest(op, host, since);
+  const isShort = stored?.ok === true && (stored.manifest.disk?.layers.length ?? 0) < CHAIN_MAX;
+  const paths = { disk: diskPath(plan), scratch };
+  return await disksInto(op, host, dir, paths, isShort ? stored.manifest : null, since);
+}
+
+type DiskPaths = { readonly disk: string; readonly scratch: string | null };
+
+function disksOf(plan: SandboxPlan, own: Running['own']): DiskPaths {
+  return { disk: diskPath(plan), scratch: own === 'vdc' ? scratchDiskPath(plan) : null };
+}
+
+async function disksInto(
+  op: Operation,
+  host: Host,
+  dir: string,
+  paths: DiskPaths,
+  since: Manifest | null,
+  sinceDir: string | null,
+): Promise<PreparedDisks> {
+  const disks: Prepared['disks'][number][] = [];
+  const diskLayers: (readonly Layer[])[] = [];
+  const wanted = [
+    [DISK_DIR, paths.disk, since?.disk ?? null],
+    ...(paths.scratch === null ? [] : ([[SCRATCH_DIR, paths.scratch, since?.scratch ?? null]] as const)),
+  ] as const;
+  for (const [name, path, stored] of wanted) {
+    const to = join(dir, name);
+    await host.makeDir(op, to, 0o700);
+    if (stored !== null && sinceDir !== null) await linkStore(op, host, join(sinceDir, name), to, stored);
+    const layers = stored?.layers ?? [];
+    diskLayers.push(layers);
+    const bytes = (await host.stat(op, path))?.sizeBytes ?? 0;
+    disks.push({ path, dir: to, bytes, layer: nextOf(layers) });
+  }
+  return { disks, diskLayers };
 }
 
 /** An earlier bundle whose memory begins with what the process has mapped, layer by layer; null where it does not. */
@@ -210,6 +246,28 @@ function nextOf(layers: readonly Layer[]): number {
   return (layers.at(-1)?.number ?? 0) + 1;
 }
 
+/** A store with the layer that was taken. */
+async function withNew(
+  op: Operation,
+  host: Host,
+  to: string,
+  bytes: number,
+  layers: readonly Layer[],
+  made: Taken | undefined,
+): Promise<Store> {
+  if (made === undefined) throw op.error('internal', 'the program that writes machines down has not said what it wrote');
+  const { layer: number, pages, bytes: layerBytes, hash } = made;
+  const id = Buffer.from(host.randomBytes(16)).toString('hex');
+  const map = sha256(await host.readFile(op, join(to, MAP), MAP_BYTES_MAX));
+  return { bytes, layers: [...layers, { number, id, pages, bytes: layerBytes, hash }], map };
+}
+
+async function storesOfDisks(op: Operation, host: Host, { disks, diskLayers }: PreparedDisks, taken: readonly Taken[]): Promise<Store[]> {
+  const stores: Store[] = [];
+  for (const [at, disk] of disks.entries()) stores.push(await withNew(op, host, disk.dir, disk.bytes, diskLayers[at] ?? [], taken[at]));
+  return stores;
+}
+
 async function conclude(
   op: Operation,
   { host }: QemuConfig,
@@ -219,24 +277,18 @@ async function conclude(
   taken: Awaited<ReturnType<typeof take>>,
   state: Uint8Array,
 ): Promise<Pick<Captured, 'ownBytes' | 'apparentBytes'>> {
-  const withNew = async (to: string, bytes: number, layers: readonly Layer[], at: number): Promise<Store> => {
-    const made = taken[at];
-    if (made === undefined) throw op.error('internal', 'the program that writes machines down has not said what it wrote');
-    const { layer: number, pages, bytes: layerBytes, hash } = made;
-    const id = Buffer.from(host.randomBytes(16)).toString('hex');
-    const map = sha256(await host.readFile(op, join(to, MAP), MAP_BYTES_MAX));
-    return { bytes, layers: [...layers, { number, id, pages, bytes: layerBytes, hash }], map };
-  };
   const { memory } = stored;
   const hasMemory = state.byteLength > 0;
   const first = hasMemory ? 1 : 0; // what was taken, in order: the memory, the disks
-  const stores: Store[] = [];
-  for (const [at, disk] of stored.disks.entries())
-    stores.push(await withNew(disk.dir, disk.bytes, stored.diskLayers[at] ?? [], at + first));
+  const stores = await storesOfDisks(op, host, stored, taken.slice(first));
   const [disk = null, scratch = null] = stores;
   if (hasMemory) await host.sync(op, memory.dir);
   const memoryStore = hasMemory
-    ? { ...(await withNew(memory.dir, memory.bytes, stored.memoryLayers, 0)), dir: stored.memoryName, base: stored.memoryBase }
+    ? {
+        ...(await withNew(op, host, memory.dir, memory.bytes, stored.memoryLayers, taken[0])),
+        dir: stored.memoryName,
+        base: stored.memoryBase,
+      }
     : null;
   await writeManifest(op, host, dir, {
     version: 1,
@@ -253,6 +305,51 @@ async function conclude(
   return {
     ownBytes: taken.reduce((sum, { bytes }) => sum + bytes, state.byteLength),
     apparentBytes: layers.reduce((sum, { bytes }) => sum + bytes, state.byteLength + base),
+  };
+}
+
+/**
+ * Of a sandbox that is suspended: its memory is in `saved` already, and has there one more name of the same files. On failure
+ * `dir` is gone, and it is suspended as before.
+ */
+export async function captureSaved(
+  op: Operation,
+  config: QemuConfig,
+  plan: SandboxPlan,
+  dir: string,
+  { since, saved }: { readonly since: string | null; readonly saved: string },
+): Promise<Captured> {
+  const { host } = config;
+  const read = await readManifest(op, host, saved);
+  if (!read.ok || read.manifest.memory === null || read.manifest.state === null)
+    throw op.error('failed_precondition', `what was saved of sandbox ${plan.name} cannot be used${read.ok ? '' : `: ${read.why}`}`);
+  const { memory, state, own, fingerprint } = read.manifest;
+  if ((await host.stat(op, dir)) !== null) throw op.error('conflict', `there is something already where it would be written: ${dir}`);
+  await using undo = new AsyncDisposableStack();
+  undo.defer(async () => {
+    using late = op.releasing(RELEASE_MS);
+    await host.remove(late, dir).catch((cause: unknown) => op.log.warn({ dir, cause }, 'a failed snapshot left something behind'));
+  });
+  const stored = await prepareDisks(op, config, plan, dir, { scratch: own === 'vdc' ? join(saved, SCRATCH) : null, since });
+  const still = { before: false, begin: async () => {}, end: async () => {} };
+  const taken = await take(op, host, config.imprintPath ?? '', { memory: null, disks: stored.disks }, still);
+  const stores = await storesOfDisks(op, host, stored, taken);
+  await host.makeDir(op, join(dir, memory.dir), 0o711);
+  await linkStore(op, host, join(saved, memory.dir), join(dir, memory.dir), memory);
+  await host.sync(op, join(dir, memory.dir));
+  await host.link(op, join(saved, STATE), join(dir, STATE));
+  const [disk = null, scratch = null] = stores;
+  await writeManifest(op, host, dir, { version: 1, fingerprint, memory, state, disk, own, scratch, takenAtMs: host.nowMs() });
+  undo.move();
+  const base = (await host.stat(op, join(dir, memory.dir, BASE)))?.allocatedBytes ?? 0;
+  // What it has of its memory is the suspended one's too, until that goes on: counted here, as it stays here.
+  const memoryBytes = state.bytes + (memory.layers.at(-1)?.bytes ?? 0);
+  const layers = [memory, ...stores].flatMap((store) => store.layers);
+  return {
+    stillMs: 0,
+    ownBytes: taken.reduce((sum, { bytes }) => sum + bytes, memoryBytes),
+    apparentBytes: layers.reduce((sum, { bytes }) => sum + bytes, state.bytes + base),
+    dead: null,
   };
 }
 
@@ -290,10 +387,19 @@ async function control(op: Operation, host: Host, plan: SandboxPlan): Promise<Qm
   return await openQmp(limited, await dialVmm(limited, host, qmpSocketPath(plan)));
 }
 
-async function isRunning(op: Operation, qmp: Qmp): Promise<boolean> {
+async function statusOf(op: Operation, qmp: Qmp): Promise<string> {
   using limited = op.within(QMP_COMMAND_MS, "QEMU's answer to query-status");
-  const status = await qmp.execute(limited, 'query-status');
-  return typeof status === 'object' && status !== null && 'running' in status && status.running === true;
+  return z.object({ status: z.string() }).parse(await qmp.execute(limited, 'query-status')).status;
+}
+
+/** A machine whose devices were saved while it stood still, and that has not gone on since. */
+const WRITTEN_DOWN = 'postmigrate';
+
+/** QEMU saves the devices of such a one no second time: it goes on for a moment, and stands still again. */
+async function standStillAgain(op: Operation, qmp: Qmp): Promise<void> {
+  using limited = op.within(QMP_COMMAND_MS, "QEMU's answer to stop");
+  await qmp.execute(limited, 'cont');
+  await qmp.execute(limited, 'stop');
 }
 
 /** Of a machine that stands still. Its memory is not in it: QEMU takes it to be shared. */

@@ -85,14 +85,17 @@ export class Bundles {
     dir: string,
     now: Pick<StartInput, 'emulator' | 'machine' | 'fingerprint'>,
     beforeRunning: (op: Operation) => Promise<void>,
+    sameness: Sameness = 'machine',
   ): Promise<StartInput> {
     const { host } = this.#config;
     const manifest = await this.check(op, dir, 'quick');
     const { memory } = manifest;
     if (memory === null || manifest.state === null) throw op.error('failed_precondition', 'this snapshot has a disk, but no memory');
-    refuseDifference(op, manifest.fingerprint, now.fingerprint);
+    refuseDifference(op, manifest.fingerprint, now.fingerprint, sameness);
     return {
       ...now,
+      // What it was started as stays with it: its kernel and agent are in its memory.
+      fingerprint: { ...now.fingerprint, ...brought(manifest.fingerprint) },
       state: await host.readFile(op, join(dir, STATE), STATE_BYTES_MAX),
       async linkMemory(linking, to) {
         await linkStore(linking, host, join(dir, memory.dir), to, memory);
@@ -136,9 +139,22 @@ export class Bundles {
 
 const PAGE_BYTES = 4096;
 
-function refuseDifference(op: Operation, saved: Fingerprint, now: Fingerprint): void {
-  const why = difference(saved, now);
-  if (why !== null) throw op.error('failed_precondition', `what was saved cannot go on here: ${why}`);
+/** What must be the same: `machine` for a sandbox that goes on as itself, `everything` for one that is made anew; `size`: as little as can be. */
+export type Sameness = 'machine' | 'everything' | 'size';
+
+export function refuseDifference(op: Operation, saved: Fingerprint, now: Fingerprint, sameness: Sameness): void {
+  // Its pages and processors have to find their places, whoever insists.
+  const forced = { ...now, cpus: saved.cpus, memoryMiB: saved.memoryMiB };
+  const why =
+    sameness === 'size' ? difference(forced, { ...forced, cpus: now.cpus, memoryMiB: now.memoryMiB }) : difference(saved, now, sameness);
+  if (why === null) return;
+  throw op.error('failed_precondition', `what was saved cannot go on here: ${why}`, {
+    ...(sameness === 'everything' ? { hint: 'try it all the same with: --force' } : {}),
+  });
+}
+
+function brought({ kernel, agent }: Fingerprint): Pick<Fingerprint, 'kernel' | 'agent'> {
+  return { ...(kernel === undefined ? {} : { kernel }), ...(agent === undefined ? {} : { agent }) };
 }
 
 function storesOf(manifest: Manifest): readonly (readonly [string, Store])[] {

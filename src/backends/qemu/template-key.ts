@@ -58,6 +58,8 @@ export function templateRecipe(
     machine: createHash('sha256')
       .update(JSON.stringify(argv.slice(0, argv.indexOf('-append'))))
       .digest('hex'),
+    kernel: boot.kernelDigest,
+    agent: boot.initramfsDigest,
   };
   return { key, fingerprint, machine, commandLine, diskBytes, boot };
 }

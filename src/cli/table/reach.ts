@@ -20,6 +20,7 @@ export const reachVerbs: readonly Verb[] = [
   {
     name: 'forward',
     group: 'Reach into',
+    under: 'ports',
     summary: 'Bring ports or unix sockets of a sandbox to this machine’s loopback',
     examples: [
       { line: 'hutch forward web 8080:80', about: 'http://127.0.0.1:8080' },

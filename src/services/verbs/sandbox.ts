@@ -20,6 +20,7 @@ import {
   MEMORY_MIB_MIN,
   PAGE_ITEMS_MAX,
   path,
+  ref,
   refuseTooLarge,
   TIMEOUT_MS_MAX,
   TIMEOUT_MS_MIN,
@@ -85,6 +86,8 @@ const createInput = z
     main: main.optional(),
     autoRemove: z.boolean().optional(),
     start: z.boolean().optional().describe('default true'),
+    from: ref.optional().describe('a snapshot: image, kernel, shape and backend are its own, and its memory goes on where it has one'),
+    force: z.boolean().optional().describe('with from: also where its memory was written down on another kind of machine'),
   })
   .superRefine(({ main, env = {}, secrets = {}, autoRemove, restart = 'no' }, context) => {
     if (autoRemove === true && restart !== 'no')

@@ -1,0 +1,72 @@
+// Verbs about snapshots.
+import type { Positional, Verb } from '../verb.ts';
+
+const snapshots = async () => await import('../verbs/snapshot.ts');
+const SNAPSHOT: Positional = { name: 'SNAPSHOT', takes: 'one', completes: 'nothing' };
+const SNAPSHOTS: Positional = { ...SNAPSHOT, takes: 'several' };
+
+export const snapshotVerbs: readonly Verb[] = [
+  {
+    name: 'snapshot',
+    group: 'Change',
+    summary: 'Keep sandboxes as they are, memory and all, and begin there again',
+    fallback: 'ls',
+    subverbs: [
+      {
+        name: 'create',
+        summary: 'Keep a sandbox as it is now; it goes on',
+        examples: [
+          { line: 'hutch snapshot create --name ready web', about: 'then: hutch run --from ready -- make test' },
+          { line: 'hutch snapshot create --disk-only web', about: 'without its memory: what is made from it boots' },
+        ],
+        flags: [
+          { name: 'name', value: 'NAME', about: 'How the snapshot is called' },
+          { name: 'disk-only', about: 'Without memory' },
+        ],
+        positionals: [{ name: 'SANDBOX', takes: 'one', completes: 'sandbox' }],
+        notes:
+          'Only what differs from its image, its template and the snapshot that it stands on is stored. Values of secrets are not kept with it,\nbut programs that run have theirs in their memory.',
+        load: async () => (await snapshots()).create,
+      },
+      {
+        name: 'ls',
+        summary: 'List snapshots, each under the one that it stands on',
+        examples: [{ line: 'hutch snapshot ls', about: '' }],
+        flags: [
+          { name: 'sandbox', value: 'SANDBOX', completes: 'sandbox', about: 'Only of this one' },
+          { name: 'all', short: 'a', about: 'Also those that are kept to undo an exec' },
+          { name: 'quiet', short: 'q', about: 'Only ids' },
+        ],
+        positionals: [],
+        load: async () => (await snapshots()).list,
+      },
+      {
+        name: 'inspect',
+        summary: 'Show everything about snapshots',
+        examples: [{ line: 'hutch snapshot inspect ready', about: '' }],
+        flags: [],
+        positionals: [SNAPSHOTS],
+        load: async () => (await snapshots()).inspect,
+      },
+      {
+        name: 'verify',
+        summary: 'Compare every file of snapshots with what was written',
+        examples: [{ line: 'hutch snapshot verify ready', about: '' }],
+        flags: [],
+        positionals: [SNAPSHOTS],
+        load: async () => (await snapshots()).verify,
+      },
+      {
+        name: 'rm',
+        summary: 'Remove snapshots; refused while snapshots or sandboxes stand on them',
+        examples: [
+          { line: 'hutch snapshot rm ready', about: '' },
+          { line: 'hutch snapshot rm --cascade base', about: 'and all snapshots that stand on it; sandboxes stay' },
+        ],
+        flags: [{ name: 'cascade', about: 'With all snapshots that stand on them; sandboxes made from them stay' }],
+        positionals: [SNAPSHOTS],
+        load: async () => (await snapshots()).remove,
+      },
+    ],
+  },
+];

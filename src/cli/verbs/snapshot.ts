@@ -1,0 +1,66 @@
+// hutch snapshot: sandboxes of one instant, kept.
+import type { Output } from '../../services/verbs.ts';
+import type { Args } from '../args.ts';
+import { ask, type Context, change } from '../context.ts';
+import { forEachRef } from '../many.ts';
+import { json, roughAge, roughSize, safe, table } from '../output.ts';
+
+type Listed = Output<'snapshot.list'>['snapshots'][number];
+
+export async function create(context: Context, args: Args): Promise<number> {
+  const ref = args.first();
+  const name = args.value('name');
+  const made = await change(context, 'snapshot.create', {
+    ref,
+    ...(name === undefined ? {} : { name }),
+    ...(args.has('disk-only') ? { diskOnly: true } : {}),
+  });
+  await context.io.out(context.json ? json(made) : `${made.name ?? made.id}\n`);
+  if (!context.json && made.stillMs > 0) await context.io.err(`${safe(ref)} stood still for ${Math.round(made.stillMs)} ms\n`);
+  return 0;
+}
+
+export async function list(context: Context, args: Args): Promise<number> {
+  const sandbox = args.value('sandbox');
+  const answer = await ask(context, 'snapshot.list', {
+    ...(sandbox === undefined ? {} : { sandbox }),
+    ...(args.has('all') ? { all: true } : {}),
+  });
+  if (context.json) await context.io.out(json(answer));
+  else if (args.has('quiet')) await context.io.out(answer.snapshots.map(({ id }) => `${id}\n`).join(''));
+  else await context.io.out(table(['NAME', 'ID', 'OF', 'CONTENTS', 'OWN', 'APPARENT', 'AGE', 'USED BY'], answer.snapshots.map(row)));
+  return 0;
+}
+
+function row({ name, id, kind, sandboxName, contents, ownBytes, apparentBytes, createdAtMs, usedBy, depth }: Listed): string[] {
+  const called = name === null ? (kind === 'undo' ? '(undo)' : '-') : safe(name);
+  return [
+    `${'  '.repeat(Math.max(0, depth - 1))}${depth > 0 ? '└ ' : ''}${called}`,
+    id,
+    safe(sandboxName),
+    contents,
+    roughSize(ownBytes),
+    roughSize(apparentBytes),
+    roughAge(Date.now() - createdAtMs),
+    usedBy.length === 0 ? '-' : usedBy.map(safe).join(', '),
+  ];
+}
+
+export async function inspect(context: Context, args: Args): Promise<number> {
+  return await forEachRef(context, args.positionals, (snapshot) => ask(context, 'snapshot.get', { snapshot }), {
+    text: (snapshot) => `${JSON.stringify(snapshot, null, 2)}\n`,
+  });
+}
+
+export async function verify(context: Context, args: Args): Promise<number> {
+  return await forEachRef(context, args.positionals, (snapshot) => ask(context, 'snapshot.verify', { snapshot }), {
+    text: (_, ref) => `${safe(ref)}: every file is as it was written\n`,
+  });
+}
+
+export async function remove(context: Context, args: Args): Promise<number> {
+  const cascade = args.has('cascade') ? { cascade: true } : {};
+  return await forEachRef(context, args.positionals, (snapshot) => change(context, 'snapshot.remove', { snapshot, ...cascade }), {
+    text: ({ removed }) => removed.map(({ id, name }) => `${name === null ? id : safe(name)}\n`).join(''),
+  });
+}

@@ -1,0 +1,73 @@
+// What a named snapshot is: a sandbox of one instant, kept. Snapshots form a graph by what each was stored against; a parent cannot
+// vanish under its child. What is stored for one alone is billed for as long as it is kept.
+import type { OpId, ProjectId, SandboxId, SnapshotId } from './ids.ts';
+import type { LedgerDraft } from './ledger.ts';
+import type { JsonObject } from './records.ts';
+import type { SandboxSpec } from './sandbox.ts';
+
+/** `undo`: kept before an exec, a bounded number, and gone by itself. */
+export const SNAPSHOT_KINDS = ['kept', 'undo'] as const;
+export type SnapshotKind = (typeof SNAPSHOT_KINDS)[number];
+
+export const SNAPSHOT_CONTENTS = ['memory and disk', 'disk'] as const;
+export type SnapshotContents = (typeof SNAPSHOT_CONTENTS)[number];
+
+export type Snapshot = {
+  readonly id: SnapshotId;
+  readonly projectId: ProjectId;
+  /** Unique in its project. */
+  readonly name: string | null;
+  readonly kind: SnapshotKind;
+  readonly contents: SnapshotContents;
+  /** Of which it was taken; null: it came from elsewhere. That may be deleted by now. */
+  readonly sandboxId: SandboxId | null;
+  /** As that was then. Values of secrets are not kept: `secretNames` is empty. */
+  readonly spec: SandboxSpec;
+  readonly parentId: SnapshotId | null;
+  /** What is stored for it alone, measured when it was made. */
+  readonly ownBytes: number;
+  /** What it would take without all that it shares. */
+  readonly apparentBytes: number;
+  readonly createdAtMs: number;
+  /** On what it can go on, as its backend says it. */
+  readonly detail: JsonObject;
+};
+
+/** An endpoint of the interval in which it is stored. */
+export function snapshotEntry(snapshot: Snapshot, what: 'created' | 'removed', atMs: number, opId: OpId): LedgerDraft {
+  return {
+    kind: what === 'created' ? 'snap.storage.start' : 'snap.storage.stop',
+    reason: what === 'created' ? null : 'snap-rm',
+    // A clock that was stepped back ends nothing before it began.
+    atMs: Math.max(atMs, snapshot.createdAtMs),
+    projectId: snapshot.projectId,
+    sandboxId: null,
+    snapshotId: snapshot.id,
+    sourceSnapshotId: null,
+    parentId: null,
+    backend: snapshot.spec.backend,
+    shape: { storageBytes: snapshot.ownBytes },
+    opId,
+    evidence: null,
+  };
+}
+
+/** Parents first, each followed by its children; what has no parent here is a root. With how deep each lies. */
+export function byLineage<T extends Pick<Snapshot, 'id' | 'parentId' | 'createdAtMs'>>(
+  snapshots: readonly T[],
+): readonly { readonly snapshot: T; readonly depth: number }[] {
+  const here = new Set<string>(snapshots.map(({ id }) => id));
+  const children = new Map<string | null, T[]>();
+  for (const snapshot of [...snapshots].sort((left, right) => left.createdAtMs - right.createdAtMs || (left.id < right.id ? -1 : 1))) {
+    const parent = snapshot.parentId !== null && here.has(snapshot.parentId) ? snapshot.parentId : null;
+    children.set(parent, [...(children.get(parent) ?? []), snapshot]);
+  }
+  const found: { snapshot: T; depth: number }[] = [];
+  const left = (children.get(null) ?? []).map((snapshot) => ({ snapshot, depth: 0 })).reverse();
+  for (let next = left.pop(); next !== undefined; next = left.pop()) {
+    found.push(next);
+    const { id } = next.snapshot;
+    for (const snapshot of (children.get(id) ?? []).toReversed()) left.push({ snapshot, depth: next.depth + 1 });
+  }
+  return found;
+}

@@ -1,0 +1,86 @@
+// A sandbox that begins with a named snapshot: as that was, and as itself; what is asked for beside it comes on top.
+import type { Sandbox, SandboxSpec } from '../domain/sandbox.ts';
+import type { Snapshot } from '../domain/snapshot.ts';
+import type { Call } from './call.ts';
+import { makeClone } from './clone.ts';
+import type { Core } from './core.ts';
+import { backendOf } from './deps.ts';
+import { madeUpName } from './names.ts';
+import { findSnapshot, readSnapshotFiles, snapshotDir, snapshotsOf } from './snapshots.ts';
+import type { Supervisor } from './supervisor.ts';
+import type { Parsed } from './verbs.ts';
+
+type Input = Parsed<'sandbox.create'> & { readonly from: string };
+
+export async function createFrom(core: Core, supervisor: Supervisor, call: Call, input: Input): Promise<Sandbox> {
+  const { op, caller } = call;
+  const { deps } = core;
+  const snapshot = await findSnapshot(core, op, caller.projectId, input.from);
+  using _reading = readSnapshotFiles(core, op, snapshot);
+  const hasMemory = snapshot.contents !== 'disk';
+  const spec = specFrom(core, call, snapshot, input);
+  const boot = await deps.boots.of(op, spec, backendOf(deps, op, spec.backend).needs);
+  const dir = snapshotDir(core, snapshot.id);
+  const plan = { name: spec.name, shape: spec.shape, boot: boot.files };
+  if (input.force !== true) await snapshotsOf(core, op, snapshot).fits?.(op, plan, dir);
+  return await makeClone(core, supervisor, call, {
+    ...{ spec, boot, dir, hasMemory, secrets: input.secrets ?? {}, forced: input.force ?? false },
+    source: { snapshotId: snapshot.id, parentId: snapshot.sandboxId },
+    publish: input.publish ?? [],
+    terminal: input.main?.terminal,
+    attach: input.main?.attach ?? false,
+  });
+}
+
+const FIXED = ['image', 'kernel', 'cpus', 'memoryMiB', 'diskMiB', 'backend'] as const;
+
+function specFrom(core: Core, { op }: Call, snapshot: Snapshot, input: Input): SandboxSpec {
+  const { spec } = snapshot;
+  const what = snapshot.name ?? snapshot.id;
+  const fixed = FIXED.find((key) => input[key] !== undefined);
+  if (fixed !== undefined)
+    throw op.error('invalid_argument', `${fixed} is that of snapshot ${what}: it cannot be chosen`, { hint: 'leave it out' });
+  if (input.start === false) {
+    throw op.error('invalid_argument', 'a sandbox from a snapshot is started at once', { hint: 'without start: false (--no-start)' });
+  }
+  const hasMemory = snapshot.contents !== 'disk';
+  const main = mainFrom(op, snapshot, input, what);
+  const { env = {}, secrets = {}, labels = {} } = input;
+  const clash = Object.keys(secrets).find((name) => name in env);
+  if (clash !== undefined) throw op.error('invalid_argument', `secrets.${clash} is given in env as well`);
+  return {
+    ...spec,
+    name: input.name ?? madeUpName((count) => core.deps.host.randomBytes(count)),
+    network: input.network ?? spec.network,
+    env: without({ ...spec.env, ...env }, Object.keys(secrets)),
+    secretNames: Object.keys(secrets).sort(),
+    labels: { ...spec.labels, ...labels },
+    workdir: input.workdir ?? spec.workdir,
+    user: input.user ?? spec.user,
+    main: main ?? (hasMemory ? spec.main : null),
+    autoRemove: input.autoRemove ?? false,
+    timeoutMs: input.timeoutMs ?? spec.timeoutMs,
+    ...(input.restart === undefined ? {} : { restart: input.restart }),
+    ...(input.idleMs === undefined ? {} : { idleMs: input.idleMs }),
+  };
+}
+
+/** Its own command goes on with its memory; another one may only be the first. */
+function mainFrom(op: Call['op'], { spec, contents }: Snapshot, { main }: Input, what: string): SandboxSpec['main'] {
+  if (main === undefined) return null;
+  const { argv, tty, stdin } = main;
+  if (argv === undefined)
+    throw op.error('invalid_argument', `a sandbox from snapshot ${what} needs to be told what to run`, {
+      hint: `hutch run --from ${what} -- COMMAND; without a command: hutch create --from ${what}`,
+    });
+  if (contents !== 'disk' && spec.main !== null) {
+    throw op.error('failed_precondition', `in snapshot ${what} a main process runs, and goes on in each sandbox that is made from it`, {
+      hint: `make one, then run in it: hutch create --from ${what} --name NAME && hutch exec NAME -- COMMAND`,
+    });
+  }
+  return { argv, tty, stdin };
+}
+
+function without(env: Readonly<Record<string, string>>, names: readonly string[]): Record<string, string> {
+  return Object.fromEntries(Object.entries(env).filter(([name]) => !names.includes(name)));
+}

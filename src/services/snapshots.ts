@@ -1,0 +1,289 @@
+// Named snapshots: a sandbox of one instant, kept. Its files lie in a directory of its own before it is on record, and it is out
+// of the record before they go: what is on record is there, and what a crash leaves is nobody's and removed by the next start.
+import type { Backend } from '../backends/backend.ts';
+import { isId, newId, type ProjectId, type SnapshotId } from '../domain/ids.ts';
+import { requireReference } from '../domain/reference.ts';
+import type { Sandbox, SandboxSpec } from '../domain/sandbox.ts';
+import { byLineage, type Snapshot, type SnapshotContents, type SnapshotKind } from '../domain/snapshot.ts';
+import type { Operation } from '../host/operation.ts';
+import type { Call } from './call.ts';
+import { Claims } from './claims.ts';
+import type { Core } from './core.ts';
+import { backendOf, placesOf } from './deps.ts';
+import { requireFreeSpace } from './free-space.ts';
+import type { Handlers } from './handlers.ts';
+import { inGuest } from './in-guest.ts';
+import { inStillness } from './still.ts';
+import type { Output } from './verbs.ts';
+
+const RELEASE_MS = 60_000;
+/** What the guest has written and not yet on its disk. */
+const SYNC_MS = 60_000;
+const REMOVE_MS = 10 * 60_000;
+
+export type SnapshotVerbs = 'snapshot.create' | 'snapshot.list' | 'snapshot.get' | 'snapshot.remove' | 'snapshot.verify';
+
+/** Of what a snapshot is taken. */
+type Wanted = {
+  readonly name: string | null;
+  readonly kind: SnapshotKind;
+  /** Default: with memory, where there is one. */
+  readonly diskOnly: boolean;
+};
+
+export function snapshotVerbs(core: Core): Pick<Handlers, SnapshotVerbs> {
+  const { sandboxes, turns } = core;
+  const { store } = core.deps;
+  const claims = new Claims();
+  return {
+    'snapshot.create': async (call, { ref, name, diskOnly }) => {
+      const { op, caller } = call;
+      const { id } = await sandboxes.resolve(caller.projectId, ref);
+      if (name !== undefined) await refuseTaken(core, call, name);
+      call.target(id);
+      return await turns.take(op, id, async () => {
+        const wanted = { name: name ?? null, kind: 'kept', diskOnly: diskOnly ?? false } as const;
+        const { snapshot, stillMs } = await takeSnapshot(core, claims, call, await sandboxes.get(op, id), wanted);
+        return { ...(await shown(core, snapshot)), stillMs };
+      });
+    },
+    'snapshot.list': async ({ caller }, { sandbox, all }) => {
+      const { projectId } = caller;
+      const whose = sandbox === undefined ? {} : { sandboxId: (await sandboxes.resolve(projectId, sandbox)).id };
+      const found = await store.query('snapshots', { projectId, ...whose, ...(all === true ? {} : { kind: 'kept' }) });
+      const users = await usersOf(core);
+      return { snapshots: byLineage(found).map(({ snapshot, depth }) => ({ ...viewOf(snapshot, users), depth })) };
+    },
+    'snapshot.get': async ({ op, caller }, { snapshot: text }) => {
+      const snapshot = await findSnapshot(core, op, caller.projectId, text);
+      const children = (await store.query('snapshots', { projectId: caller.projectId })).filter(({ parentId }) => parentId === snapshot.id);
+      const { env, labels, user, workdir, main, network, timeoutMs } = snapshot.spec;
+      return {
+        ...(await shown(core, snapshot)),
+        children: children.map(({ id }) => id),
+        made: { env: { ...env }, labels: { ...labels }, user, workdir, main: main === null ? null : [...main.argv], network, timeoutMs },
+        machine: { ...snapshot.detail },
+      };
+    },
+    'snapshot.remove': async (call, { snapshot: text, cascade }) => {
+      const snapshot = await findSnapshot(core, call.op, call.caller.projectId, text);
+      call.target(snapshot.id);
+      const removed = await removeSnapshots(core, call, snapshot, cascade ?? false);
+      return { removed: removed.map(({ id, name, ownBytes }) => ({ id, name, ownBytes })) };
+    },
+    'snapshot.verify': async ({ op, caller }, { snapshot: text }) => {
+      const snapshot = await findSnapshot(core, op, caller.projectId, text);
+      using _reading = readSnapshotFiles(core, op, snapshot);
+      op.progress({ step: 'comparing with what was written' });
+      await snapshotsOf(core, op, snapshot).check(op, snapshotDir(core, snapshot.id));
+      return { id: snapshot.id, apparentBytes: snapshot.apparentBytes };
+    },
+  };
+}
+
+/** In the sandbox's turn. It goes on as it was; on failure nothing is left. */
+export async function takeSnapshot(
+  core: Core,
+  claims: Claims,
+  call: Call,
+  sandbox: Sandbox,
+  { name, kind, diskOnly }: Wanted,
+): Promise<{ readonly snapshot: Snapshot; readonly stillMs: number }> {
+  const { op } = call;
+  const { host, store } = core.deps;
+  const known = core.runs.get(sandbox.id);
+  const run = known ?? core.runs.make(op, sandbox, { kind: 'gone' }, null);
+  using _notKnown = known === null ? run : null;
+  const { backend, plan } = run;
+  const contents = await contentsOf(claims, op, sandbox, backend, diskOnly);
+  const { snapshots } = backend;
+  if (snapshots === undefined) throw new Error(`the backend ${backend.name} claims snapshots, and makes none`);
+  await requireFreeSpace(op, core.deps);
+  const id = newId('snp', (count) => host.randomBytes(count));
+  const dir = snapshotDir(core, id);
+  await host.makeDir(op, snapshotsDir(core), 0o711);
+  await using undo = new AsyncDisposableStack();
+  undo.defer(async () => {
+    using late = op.releasing(RELEASE_MS);
+    await host
+      .remove(late, dir)
+      .catch((cause: unknown) =>
+        op.log.warn({ dir, cause }, 'what a failed snapshot wrote stays; the next start of the daemon removes it'),
+      );
+  });
+  const head = await store.query('snapshotHead', { sandboxId: sandbox.id });
+  using held = head === null ? null : core.snapshotFiles.read(head.id);
+  const since = head === null || held === null || !(await isThere(core, op, head)) ? null : snapshotDir(core, head.id);
+  // What was written in it and not to its disk yet is in its memory; a disk alone must have it.
+  if (contents === 'disk' && sandbox.state === 'running') {
+    using limited = op.within(SYNC_MS, 'writing what the guest has not yet written');
+    await inGuest(limited, run, `sync-${op.id}`, ['sync']);
+  }
+  op.progress({ step: contents === 'disk' ? 'writing down its disk' : 'writing down its memory' });
+  const saved = sandbox.state === 'suspended' && contents !== 'disk' ? `${placesOf(core.deps.places, sandbox.id).dir}/suspended` : null;
+  const take = () => snapshots.take(op, plan, dir, { what: contents, since, ...(saved === null ? {} : { saved }) });
+  const isAlive = sandbox.state === 'running' || sandbox.state === 'paused';
+  const taken = isAlive ? await inStillness(core, call, sandbox, take) : await take();
+  await host.sync(op, dir);
+  await host.sync(op, snapshotsDir(core));
+  const detail = (await snapshots.describe?.(op, dir)) ?? {};
+  const { ownBytes, apparentBytes, stillMs } = taken;
+  const [snapshot] = await call.commit([
+    {
+      change: 'createSnapshot',
+      snapshot: {
+        ...{ id, projectId: sandbox.projectId, name, kind, contents, sandboxId: sandbox.id },
+        spec: keptSpec(sandbox.spec),
+        parentId: await keptAncestor(core, since === null ? null : head),
+        ...{ ownBytes, apparentBytes, createdAtMs: host.nowMs(), detail },
+      },
+    },
+  ]);
+  undo.move();
+  return { snapshot, stillMs };
+}
+
+/** Who makes another one of it is not given its secrets, and nothing of what is to become of this one. */
+function keptSpec({ pending: _pending, held: _held, ...spec }: SandboxSpec): SandboxSpec {
+  return { ...spec, secretNames: [], autoRemove: false };
+}
+
+/** What is only there to be undone with goes by itself: nothing stands on it. */
+async function keptAncestor(core: Core, head: Snapshot | null): Promise<SnapshotId | null> {
+  let at = head;
+  while (at !== null && at.kind === 'undo' && at.parentId !== null) at = await core.deps.store.query('snapshot', { id: at.parentId });
+  return at === null || at.kind === 'undo' ? null : at.id;
+}
+
+/** @throws HutchError `failed_precondition` with what would work. */
+async function contentsOf(claims: Claims, op: Operation, sandbox: Sandbox, backend: Backend, diskOnly: boolean): Promise<SnapshotContents> {
+  const { name } = sandbox.spec;
+  const { state } = sandbox;
+  if (state === 'deleted') throw op.error('failed_precondition', `sandbox ${name} is deleted: nothing of it is left`);
+  if (state === 'error') {
+    throw op.error('failed_precondition', `sandbox ${name} is in error: what it is at is not known`, {
+      hint: `end it first: hutch stop --force ${name}; its disk can be kept then`,
+    });
+  }
+  const hasMemory = state === 'running' || state === 'paused' || state === 'suspended';
+  const contents = hasMemory && !diskOnly ? 'memory and disk' : 'disk';
+  if (backend.snapshots === undefined) {
+    throw op.error('failed_precondition', `the backend ${backend.name} makes no snapshots on this machine`, {
+      hint:
+        backend.commit === undefined
+          ? 'what each backend can do: hutch backends'
+          : `it keeps a disk as an image: hutch image commit ${name} NAME, then: hutch run --image NAME`,
+    });
+  }
+  if (contents !== 'disk') await claims.need(op, backend, 'fork');
+  return contents;
+}
+
+export function snapshotsDir({ deps }: Pick<Core, 'deps'>): string {
+  return `${deps.places.dataDir}/snapshots`;
+}
+
+export function snapshotDir(core: Pick<Core, 'deps'>, id: SnapshotId): string {
+  return `${snapshotsDir(core)}/${id}`;
+}
+
+async function isThere(core: Core, op: Operation, { id }: Snapshot): Promise<boolean> {
+  return (await core.deps.host.stat(op, snapshotDir(core, id))) !== null;
+}
+
+/** Nothing of it is removed until it is disposed. @throws HutchError `not_found` while it is being removed. */
+export function readSnapshotFiles(core: Core, op: Operation, { id, name }: Snapshot): Disposable {
+  const held = core.snapshotFiles.read(id);
+  if (held === null) throw op.error('not_found', `snapshot ${name ?? id} is being removed`);
+  return held;
+}
+
+export function snapshotsOf(core: Core, op: Operation, { spec }: Snapshot): NonNullable<Backend['snapshots']> {
+  const { snapshots, name } = backendOf(core.deps, op, spec.backend);
+  if (snapshots === undefined) throw op.error('failed_precondition', `the backend ${name} makes no snapshots here`);
+  return snapshots;
+}
+
+/** By id, name, or a unique prefix of either. */
+export async function findSnapshot(core: Core, op: Operation, projectId: ProjectId, text: string): Promise<Snapshot> {
+  if (isId('snp', text)) {
+    const exact = await core.deps.store.query('snapshot', { id: text });
+    if (exact?.projectId === projectId) return exact;
+    throw op.error('not_found', `there is no snapshot ${text}`, { hint: 'see: hutch snapshot ls' });
+  }
+  const all = await core.deps.store.query('snapshots', { projectId });
+  return requireReference(
+    'snapshot',
+    text,
+    all.map((snapshot) => ({ id: snapshot.id, name: snapshot.name, snapshot })),
+  ).snapshot;
+}
+
+/** Before anything is written: a name that is taken is found out at once. */
+async function refuseTaken(core: Core, { op, caller }: Call, name: string): Promise<void> {
+  const taken = (await core.deps.store.query('snapshots', { projectId: caller.projectId })).find((snapshot) => snapshot.name === name);
+  if (taken === undefined) return;
+  throw op.error('conflict', `the name ${name} is taken by snapshot ${taken.id}`, {
+    hint: `choose another, or remove it: hutch snapshot rm ${name}`,
+  });
+}
+
+/** What this call removed: of two at once, one. */
+export async function removeSnapshots(core: Core, call: Call, snapshot: Snapshot, cascade: boolean): Promise<readonly Snapshot[]> {
+  const { op } = call;
+  const { host } = core.deps;
+  await using undo = new AsyncDisposableStack();
+  const below = cascade ? await standingOn(core, snapshot) : [];
+  for (const { id, name } of [snapshot, ...below]) {
+    const taken = core.snapshotFiles.take(id);
+    if (taken === null) throw op.error('failed_precondition', `snapshot ${name ?? id} is being used at this moment`, { hint: 'try again' });
+    undo.use(taken);
+  }
+  const [removed] = await call.commit([{ change: 'removeSnapshot', id: snapshot.id, cascade, atMs: host.nowMs() }]);
+  // Out of the record: whatever comes, nobody finds it any more.
+  using late = op.releasing(REMOVE_MS);
+  for (const { id } of removed) await host.remove(late, snapshotDir(core, id));
+  return removed;
+}
+
+async function standingOn(core: Core, { id, projectId }: Snapshot): Promise<readonly Snapshot[]> {
+  const all = await core.deps.store.query('snapshots', { projectId });
+  const found: Snapshot[] = [];
+  for (let level: readonly SnapshotId[] = [id]; level.length > 0; ) {
+    const next = all.filter(({ parentId }) => parentId !== null && level.includes(parentId));
+    found.push(...next);
+    level = next.map((snapshot) => snapshot.id);
+  }
+  return found;
+}
+
+/** At the start of the daemon: what a crash left of snapshots that were not made, or are removed. */
+export async function sweepSnapshots(core: Core, op: Operation): Promise<void> {
+  const { host, store } = core.deps;
+  const dir = snapshotsDir(core);
+  if ((await host.stat(op, dir)) === null) return;
+  const known = new Set<string>((await store.query('snapshots', {})).map(({ id }) => id));
+  for (const name of await host.list(op, dir)) if (!known.has(name)) await host.remove(op, `${dir}/${name}`);
+}
+
+/** Names of the sandboxes that were made from each. */
+type Users = ReadonlyMap<SnapshotId, readonly string[]>;
+
+async function usersOf({ deps }: Core): Promise<Users> {
+  const users = new Map<SnapshotId, string[]>();
+  for (const { id, sandbox } of await deps.store.query('snapshotUsers', {})) users.set(id, [...(users.get(id) ?? []), sandbox]);
+  return users;
+}
+
+async function shown(core: Core, snapshot: Snapshot): Promise<Output<'snapshot.create'>> {
+  return { ...viewOf(snapshot, await usersOf(core)), stillMs: 0 };
+}
+
+function viewOf(snapshot: Snapshot, users: Users): Omit<Output<'snapshot.create'>, 'stillMs'> {
+  const { id, projectId, name, kind, contents, sandboxId, parentId, ownBytes, apparentBytes, createdAtMs, spec } = snapshot;
+  return {
+    ...{ id, projectId, name, kind, contents, sandboxId, sandboxName: spec.name, parentId },
+    ...{ backend: spec.backend, imageId: spec.imageId, kernelId: spec.kernelId, shape: spec.shape },
+    ...{ ownBytes, apparentBytes, createdAtMs, usedBy: [...(users.get(id) ?? [])] },
+  };
+}

@@ -1,0 +1,85 @@
+// Snapshots: sandboxes of one instant, kept under a name.
+import { z } from 'zod';
+import * as view from '../views.ts';
+import { alive, env, flag, found, ref } from './fields.ts';
+import type { Verb } from './verb.ts';
+
+const snapshot = z.string().min(1).max(64).describe('an id, a name, or a unique prefix of one');
+const snapshotTarget = z.strictObject({ snapshot });
+
+export const snapshotVerbs = {
+  'snapshot.create': {
+    kind: 'unary',
+    method: 'POST',
+    path: '/v1/sandboxes/{ref}/snapshots',
+    summary: 'Keep a sandbox as it is now, with its memory where it has one; it goes on',
+    input: z.strictObject({
+      ref,
+      name: z.string().max(63).optional().describe('a DNS label, unique among snapshots'),
+      diskOnly: z.boolean().optional().describe('without memory: what is made from it boots'),
+    }),
+    output: view.snapshot.extend({ stillMs: z.number().describe('how long the sandbox stood still') }),
+    errors: [...alive, 'resource_exhausted'],
+    idempotent: false,
+    reads: false,
+  },
+  'snapshot.list': {
+    kind: 'unary',
+    method: 'GET',
+    path: '/v1/snapshots',
+    summary: 'List snapshots, parents before what stands on them',
+    input: z.strictObject({
+      sandbox: ref.optional().describe('only of this one'),
+      all: flag.optional().describe('also those that are kept to undo an exec'),
+    }),
+    output: z.object({ snapshots: z.array(view.snapshot.extend({ depth: z.int().describe('0: it stands on none') })) }),
+    errors: found,
+    idempotent: true,
+    reads: true,
+  },
+  'snapshot.get': {
+    kind: 'unary',
+    method: 'GET',
+    path: '/v1/snapshots/{snapshot}',
+    summary: 'Show one snapshot',
+    input: snapshotTarget,
+    output: view.snapshot.extend({
+      children: z.array(z.string()).describe('ids of the snapshots that stand on it'),
+      made: z.object({
+        env,
+        labels: z.record(z.string(), z.string()),
+        user: z.string().nullable(),
+        workdir: z.string().nullable(),
+        main: z.array(z.string()).nullable().describe('it runs in the memory, and goes on in what is made from it'),
+        network: z.string(),
+        timeoutMs: z.number().nullable(),
+      }),
+      machine: z.record(z.string(), z.unknown()).describe('on what it was made: all of it must be the same where its memory goes on'),
+    }),
+    errors: found,
+    idempotent: true,
+    reads: true,
+  },
+  'snapshot.remove': {
+    kind: 'unary',
+    method: 'DELETE',
+    path: '/v1/snapshots/{snapshot}',
+    summary: 'Remove a snapshot',
+    input: snapshotTarget.extend({ cascade: flag.optional().describe('with all snapshots that stand on it; sandboxes made from it stay') }),
+    output: z.object({ removed: z.array(z.object({ id: z.string(), name: z.string().nullable(), ownBytes: z.number() })) }),
+    errors: alive,
+    idempotent: false,
+    reads: false,
+  },
+  'snapshot.verify': {
+    kind: 'unary',
+    method: 'POST',
+    path: '/v1/snapshots/{snapshot}/verify',
+    summary: 'Compare every file of it with what was written',
+    input: snapshotTarget,
+    output: z.object({ id: z.string(), apparentBytes: z.number() }),
+    errors: alive,
+    idempotent: true,
+    reads: true,
+  },
+} as const satisfies Record<string, Verb>;

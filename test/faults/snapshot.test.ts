@@ -1,0 +1,225 @@
+// Sandboxes of one instant, kept under a name: what is made from them is as it was then and as no other, nothing of them is lost
+// or left behind, and what has been damaged is found.
+import { existsSync, readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterAll, afterEach, expect, test } from 'vitest';
+import { eventually } from '../support/eventually.ts';
+import { expectInOrder, isLong, numbers, options, seed, startDaemon } from './world.ts';
+
+const TEST_MS = isLong ? 3_600_000 : 300_000;
+const OWN = { HUTCH_SANDBOX_BACKEND: 'qemu', HUTCH_SANDBOX_STOP_GRACE: '2s', HUTCH_SANDBOX_WARM: '0' };
+const POINTS = isLong ? 200 : 2;
+const MIB = 1024 * 1024;
+
+const daemon = await startDaemon(OWN);
+afterAll(() => daemon[Symbol.asyncDispose]());
+afterEach(async () => {
+  await daemon.deleteAll();
+  const { snapshots } = await daemon.call('snapshot.list', { all: true });
+  for (const { id, depth } of snapshots) if (depth === 0) await daemon.call('snapshot.remove', { snapshot: id, cascade: true });
+});
+
+const sh = async (ref: string, script: string): Promise<string> => {
+  const { stdout, stderr, exitCode } = await daemon.run(ref, ['sh', '-c', script]);
+  expect([exitCode, stderr], script).toEqual([0, '']);
+  return stdout;
+};
+const dirOf = (id: string): string => join(daemon.home, 'data/snapshots', id);
+const kept = (): string[] =>
+  existsSync(join(daemon.home, 'data/snapshots')) ? readdirSync(join(daemon.home, 'data/snapshots')).sort() : [];
+
+async function snapshotLedger(): Promise<(string | number)[][]> {
+  const found: (string | number)[][] = [];
+  for await (const line of daemon.lines('ledger.list', {})) {
+    const { kind, reason, snapshotId, shape } = line as {
+      kind: string;
+      reason: string;
+      snapshotId: string;
+      shape: { storageBytes: number };
+    };
+    if (kind.startsWith('snap.')) found.push([`${kind} ${reason}`, snapshotId, shape.storageBytes]);
+  }
+  return found;
+}
+
+/** What two machines must not share. */
+const UNLIKE =
+  'cat /etc/machine-id /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid /sys/class/net/eth0/address; hostname; od -An -tx1 -N16 /dev/urandom';
+
+test('what is made from a snapshot is as the sandbox was, and like no other', { timeout: TEST_MS }, async () => {
+  const { id } = await daemon.call('sandbox.create', {
+    name: 'web',
+    labels: { for: 'test' },
+    env: { PLAIN: 'p' },
+    secrets: { HIDDEN: 'h' },
+  });
+  await sh(
+    'web',
+    'echo disk > /root/a; echo memory > /dev/shm/a; (while :; do date +%s%N > /dev/shm/tick; sleep 0.2; done) > /dev/null 2>&1 &',
+  );
+  const first = await daemon.call('snapshot.create', { ref: 'web', name: 'ready' });
+  expect(first).toMatchObject({ name: 'ready', sandboxId: id, parentId: null, contents: 'memory and disk', usedBy: [] });
+  expect(first.stillMs).toBeGreaterThan(0);
+  await expect(daemon.call('snapshot.create', { ref: 'web', name: 'ready' })).rejects.toThrow(/taken by snapshot/);
+
+  // Only what differs is stored, also of the second.
+  await sh('web', `head -c ${10 * MIB} /dev/urandom > /dev/shm/more; echo later > /root/a`);
+  const second = await daemon.call('snapshot.create', { ref: 'web', name: 'later' });
+  expect(second).toMatchObject({ parentId: first.id });
+  expect(second.ownBytes).toBeGreaterThan(10 * MIB);
+  expect(second.ownBytes).toBeLessThan(20 * MIB);
+  expect(second.apparentBytes).toBeGreaterThan(second.ownBytes + first.ownBytes);
+
+  const made = await daemon.call('sandbox.create', { from: 'ready', name: 'copy', env: { MORE: 'm' }, secrets: { OWN: 'o' } });
+  expect(made).toMatchObject({
+    state: 'running',
+    labels: { for: 'test' },
+    env: { PLAIN: 'p', MORE: 'm' },
+    secretNames: ['OWN'],
+    startCount: 1,
+  });
+  expect(
+    await sh(
+      'copy',
+      'cat /root/a /dev/shm/a; ls /dev/shm/more 2>&1 | head -c 2; echo; echo $PLAIN $MORE $OWN "$HIDDEN"; echo mine > /root/a',
+    ),
+  ).toBe('disk\nmemory\nls\np m o \n');
+  const tick = await sh('copy', 'cat /dev/shm/tick');
+  await eventually('what ran goes on', async () => (await sh('copy', 'cat /dev/shm/tick')) !== tick);
+  await daemon.call('sandbox.create', { from: first.id.slice(0, 10), name: 'other' });
+  const selves = await Promise.all(['web', 'copy', 'other'].map(async (ref) => (await sh(ref, UNLIKE)).trim().split('\n')));
+  for (const [nth, value] of (selves[0] ?? []).entries()) {
+    const values = selves.map((lines) => lines[nth]);
+    expect(new Set(values).size, `${nth}: ${value} ${values.join()}`).toBe(3);
+  }
+  expect(await sh('web', 'cat /root/a')).toBe('later\n');
+  expect(await sh('other', 'cat /root/a')).toBe('disk\n');
+  const kinds: string[] = [];
+  const times = new Set<number>();
+  for await (const line of daemon.lines('ledger.list', {})) {
+    const entry = line as { kind: string; reason: string; sandboxId: string; sourceSnapshotId: string; atMs: number };
+    if (entry.sandboxId !== made.id) continue;
+    kinds.push(`${entry.kind} ${entry.reason} ${entry.sourceSnapshotId === first.id}`);
+    times.add(entry.atMs);
+  }
+  expect([kinds, times.size]).toEqual([['vm.storage.start clone true', 'vm.compute.start clone true'], 1]);
+
+  // A disk alone is begun with as a new machine.
+  const disk = await daemon.call('snapshot.create', { ref: 'web', diskOnly: true });
+  expect(disk).toMatchObject({ contents: 'disk', parentId: second.id, name: null });
+  expect(disk.ownBytes).toBeLessThan(5 * MIB);
+  await daemon.call('sandbox.create', { from: disk.id, name: 'booted', network: 'none', main: { argv: ['sleep', '1000'] } });
+  expect(await sh('booted', 'cat /root/a; ls /dev/shm')).toBe('later\n');
+
+  const { snapshots } = await daemon.call('snapshot.list', {});
+  expect(snapshots.map(({ id: own, depth, usedBy }) => [own, depth, usedBy])).toEqual([
+    [first.id, 0, ['copy', 'other']],
+    [second.id, 1, []],
+    [disk.id, 2, ['booted']],
+  ]);
+  expect((await daemon.call('snapshot.get', { snapshot: 'ready' })).machine).toMatchObject({
+    cpus: expect.any(Number),
+    emulator: expect.stringMatching(/^\d/),
+    kernel: expect.stringMatching(/^sha256:|^[0-9a-f]/),
+    agent: expect.any(String),
+  });
+  for (const { id: own } of snapshots) expect(await daemon.call('snapshot.verify', { snapshot: own })).toMatchObject({ id: own });
+  await expect(daemon.call('snapshot.remove', { snapshot: 'ready' })).rejects.toThrow(
+    /used by snapshot later and by sandboxes copy, other/,
+  );
+  await expect(daemon.call('image.remove', { image: made.imageId })).rejects.toThrow(/used by/);
+  const { removed } = await daemon.call('snapshot.remove', { snapshot: 'ready', cascade: true });
+  expect(removed.map(({ id: own }) => own)).toEqual([disk.id, second.id, first.id]);
+  expect(kept()).toEqual([]);
+  // What was made from it needs nothing of it.
+  expect(await sh('copy', 'cat /root/a /dev/shm/a')).toBe('mine\nmemory\n');
+  const own = [first, second, disk];
+  expect(await snapshotLedger()).toEqual([
+    ...own.map(({ id: which, ownBytes }) => ['snap.storage.start null', which, ownBytes]),
+    ...own.toReversed().map(({ id: which, ownBytes }) => ['snap.storage.stop snap-rm', which, ownBytes]),
+  ]);
+  await expectInOrder(daemon);
+});
+
+test('a snapshot of a paused, a suspended and a stopped sandbox', { timeout: TEST_MS }, async () => {
+  await daemon.call('sandbox.create', { name: 'still', network: 'none' });
+  await sh('still', 'echo memory > /dev/shm/a; echo disk > /root/a; sync');
+  await daemon.call('sandbox.pause', { ref: 'still' });
+  await daemon.call('snapshot.create', { ref: 'still', name: 'paused' });
+  expect((await daemon.call('sandbox.get', { ref: 'still' })).state).toBe('paused');
+  await daemon.call('sandbox.suspend', { ref: 'still' });
+  await daemon.call('snapshot.create', { ref: 'still', name: 'suspended' });
+  expect((await daemon.call('sandbox.get', { ref: 'still' })).state).toBe('suspended');
+  await daemon.call('sandbox.stop', { ref: 'still' });
+  const stopped = await daemon.call('snapshot.create', { ref: 'still', name: 'stopped' });
+  expect(stopped.contents).toBe('disk');
+  await daemon.kill9();
+  await daemon.startAgain(options(OWN));
+  for (const from of ['paused', 'suspended']) {
+    await daemon.call('sandbox.create', { from, name: `from-${from}` });
+    expect(await sh(`from-${from}`, 'cat /dev/shm/a /root/a')).toBe('memory\ndisk\n');
+    await daemon.call('snapshot.verify', { snapshot: from });
+  }
+  await daemon.call('sandbox.create', { from: 'stopped', name: 'from-stopped' });
+  expect(await sh('from-stopped', 'cat /root/a; ls /dev/shm')).toBe('disk\n');
+  await daemon.call('sandbox.delete', { ref: 'still' });
+  await expect(daemon.call('sandbox.create', { from: 'paused', cpus: 2 })).rejects.toThrow(/cpus is that of snapshot paused/);
+  for (const name of ['stopped', 'suspended', 'paused'])
+    await daemon.call('snapshot.remove', { snapshot: name, cascade: true }).catch(() => {});
+  expect(kept()).toEqual([]);
+});
+
+test(`a bit that is flipped, or a file that is cut, is found (seed ${seed})`, { timeout: TEST_MS }, async () => {
+  const random = numbers(seed);
+  const pick = <T>(from: readonly T[]): T => from[Math.floor(random.next().value * from.length)] as T;
+  await daemon.call('sandbox.create', { name: 'web', network: 'none' });
+  for (let nth = 0; nth < (isLong ? 50 : 2); nth += 1) {
+    const { id } = await daemon.call('snapshot.create', { ref: 'web' });
+    const files = readdirSync(dirOf(id), { recursive: true, withFileTypes: true })
+      .filter((entry) => entry.isFile() && entry.name !== 'base')
+      .map((entry) => join(entry.parentPath, entry.name));
+    const path = pick(files);
+    const bytes = readFileSync(path);
+    const at = bytes.findIndex((byte, from) => byte !== 0 && from >= random.next().value * bytes.byteLength);
+    if (nth % 2 === 0 && at >= 0) {
+      bytes[at] = (bytes[at] ?? 0) ^ 4;
+      writeFileSync(path, bytes);
+    } else truncateSync(path, Math.max(0, bytes.byteLength - 4096));
+    const what = `${path.slice(dirOf(id).length)} ${nth % 2 === 0 ? 'flipped' : 'cut'}`;
+    await expect(daemon.call('snapshot.verify', { snapshot: id }), what).rejects.toThrow(/cannot be used/);
+    await expect(daemon.call('sandbox.create', { from: id, name: 'never' }), what).rejects.toThrow(/cannot be used/);
+    await daemon.call('snapshot.remove', { snapshot: id });
+  }
+  expect((await daemon.call('sandbox.list', {})).sandboxes.map(({ name }) => name)).toEqual(['web']);
+  await expectInOrder(daemon);
+});
+
+test(`the daemon is killed, or the host fails, at ${isLong ? 'every' : 'some'} point of a snapshot and of what begins with it (seed ${seed})`, {
+  timeout: TEST_MS,
+}, async () => {
+  const random = numbers(seed + 1);
+  await daemon.call('sandbox.create', { name: 'web', network: 'none' });
+  await sh('web', 'echo here > /dev/shm/a');
+  await daemon.call('snapshot.create', { ref: 'web', name: 'good' });
+  for (let point = 0; point < POINTS; point += 1) {
+    const verb = point % 2 === 0 ? 'snapshot.create' : 'sandbox.create';
+    const action = ['die-before', 'die-after', 'fail'][Math.floor(random.next().value * 3)];
+    const n = isLong ? 1 + Math.floor(point / 2) : 1 + Math.floor(random.next().value * 45);
+    const fault = `${action}:${n}:${verb}`;
+    await daemon.terminate();
+    await daemon.startAgain(options({ ...OWN, HUTCH_TEST_FAULT: fault }));
+    await (verb === 'snapshot.create'
+      ? daemon.call(verb, { ref: 'web', name: 'maybe' })
+      : daemon.call(verb, { from: 'good', name: 'maybe' })
+    ).catch(() => {});
+    await daemon.kill9();
+    await daemon.startAgain(options(OWN));
+    expect(await sh('web', 'cat /dev/shm/a'), fault).toBe('here\n');
+    const { snapshots } = await daemon.call('snapshot.list', {});
+    expect(kept(), fault).toEqual(snapshots.map(({ id }) => id).sort());
+    for (const { id } of snapshots) await daemon.call('snapshot.verify', { snapshot: id });
+    if (snapshots.length > 1) await daemon.call('snapshot.remove', { snapshot: 'maybe' });
+    await daemon.call('sandbox.delete', { ref: 'maybe', force: true }).catch(() => {});
+    await expectInOrder(daemon);
+  }
+});
