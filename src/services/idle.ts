@@ -33,7 +33,7 @@ export function watchIdle(core: Core, supervisor: Supervisor): Disposable {
     for (const run of core.runs.all()) {
       const sandbox = core.sandboxes.open(run.id);
       const idleMs = sandbox?.spec.idleMs ?? core.deps.settings.idleMs ?? 0;
-      if (sandbox === null || idleMs === 0 || run.untouchedMs() < idleMs || ending.has(run)) continue;
+      if (sandbox === null || sandbox.state === 'error' || idleMs === 0 || run.untouchedMs() < idleMs || ending.has(run)) continue;
       ending.add(run);
       void end(run, idleMs).finally(() => ending.delete(run));
     }
@@ -49,7 +49,10 @@ export function watchIdle(core: Core, supervisor: Supervisor): Disposable {
           if (!run.isOver && run.untouchedMs() >= idleMs) await supervisor.endIdle(call, run);
         });
       })
-      .catch((err: unknown) => core.deps.log.error({ sandbox: run.id, err }, 'a sandbox that nobody uses could not be stopped'));
+      .catch((err: unknown) => {
+        core.deps.log.error({ sandbox: run.id, err }, 'a sandbox that nobody uses could not be stopped; it is tried again');
+        run.touch();
+      });
   }
 
   return {

@@ -57,7 +57,6 @@ export class Run implements Disposable {
   /** One that was started for nobody in particular has become somebody's. */
   become(owner: Pick<SandboxPlan, 'name' | 'projectId'>): void {
     this.#plan = { ...this.#plan, ...owner };
-    this.#touchedMs = performance.now();
   }
 
   /** Somebody uses it, until that is disposed. */
@@ -66,9 +65,13 @@ export class Run implements Disposable {
     return {
       [Symbol.dispose]: () => {
         this.#uses -= 1;
-        this.#touchedMs = performance.now();
+        this.touch();
       },
     };
+  }
+
+  touch(): void {
+    this.#touchedMs = performance.now();
   }
 
   /** For how long nobody has used it. A daemon that takes it over begins to count. */
