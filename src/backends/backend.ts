@@ -324,6 +324,13 @@ export type Backend = {
     how?: 'remove' | 'only-list',
   ): Promise<readonly { readonly template: string; readonly bytes: number }[]>;
 
+  /** Root file systems that it has unpacked for itself, by the digest that `RootFiles` has. */
+  readonly roots?: {
+    list(op: Operation): Promise<readonly { readonly digest: string; readonly sizeBytes: number }[]>;
+    /** Of one on which no sandbox stands, running or not. False: it is in the making, or not there. */
+    remove(op: Operation, digest: string): Promise<boolean>;
+  };
+
   /** The daemon ends, and no sandbox runs: takes away what they shared on this host. */
   end?(op: Operation): Promise<void>;
 

@@ -148,9 +148,11 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
       });
     }
     try {
-      const { record } = await library.pull(op, reference);
-      const [stored] = await store.commit(op, [{ change: 'putImage', image: { ...record, name: shownReference(reference) } }]);
-      return stored;
+      return await library.record(op, () => library.pull(op, reference), {
+        put: async ({ record }) =>
+          (await store.commit(op, [{ change: 'putImage', image: { ...record, name: shownReference(reference) } }]))[0],
+        isOnRecord: async (id) => (await store.query('image', { id })) !== null,
+      });
     } catch (error) {
       if (!(error instanceof HutchError) || !NOT_HAD.has(error.code)) throw error;
       const { hint } = error;

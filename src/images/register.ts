@@ -34,6 +34,7 @@ const SQUASHFS = 'hsqs';
 /** Byte 20 of its head: how it is packed. LZMA is what no distribution's kernel reads. */
 const PACKED_AT = 20;
 const LZMA = 2;
+const AS_NOBODY = ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups', '--'];
 const INITRD_BYTES_MAX = 512 * 1024 * 1024;
 /** What a kernel unpacks: cpio, and what that may be packed with. */
 const INITRD_START = /^(30373037303[12]|1f8b|28b52ffd|fd377a585a00|02214c18|894c5a4f|425a68|5d0000)/;
@@ -76,8 +77,19 @@ async function squashfsFile(
   throw op.error('failed_precondition', `${root.path} is a squashfs file system in a form that guests do not read`);
 }
 
+/** Virtual machines run as users of their own, who open it where it lies. */
+async function mustBeReadable(op: Operation, host: Host, path: string): Promise<void> {
+  if (host.uid !== 0) return; // they run as this user
+  const { exitCode } = await host.run(op, [...AS_NOBODY, 'test', '-r', path]);
+  if (exitCode === 0) return;
+  throw op.error('failed_precondition', `${path} cannot be read by the users that virtual machines run as, and it is used where it lies`, {
+    hint: `let others read it, and pass through its directories: chmod o+r ${path}`,
+  });
+}
+
 async function registerInPlace(op: Operation, parts: RegisterParts, root: GivenFile, rest: Rest, staging: string): Promise<PreparedImage> {
   const { host, paths } = parts;
+  await mustBeReadable(op, host, root.path);
   const about = aboutOf(root, rest);
   const there = await again(op, parts, about);
   if (there !== null) return there;

@@ -2,7 +2,7 @@
 // one commit; an image is taken out of the record before its files go, so that what is on record is there.
 import { HutchError } from '../domain/errors.ts';
 import type { ImageId } from '../domain/ids.ts';
-import { type NamedImage, REGISTERED } from '../domain/image.ts';
+import { ENGINE_REFERENCE, type NamedImage, REGISTERED } from '../domain/image.ts';
 import { HUB, type ImageReference, parseImageReference, requireImageReference, shownReference } from '../domain/image-reference.ts';
 import { requireReference } from '../domain/reference.ts';
 import type { Operation } from '../host/operation.ts';
@@ -72,6 +72,33 @@ export function imageVerbs(core: Core, cachedLayers: (op: Operation) => Promise<
       if (!but.has(id)) for (const layer of await library(op).layers(op, digest)) kept.add(layer.digest);
     }
     return kept;
+  }
+
+  /** Digests of the root file systems of images; every sandbox that is not deleted, and every one that is being made, keeps its image. */
+  async function rootsKept(op: Operation, but: ReadonlySet<ImageId>): Promise<{ has(digest: string): boolean }> {
+    const kept = new Set<string>();
+    for (const { id, digest, detail } of await store.query('images', {})) {
+      if (but.has(id) || ENGINE_REFERENCE in detail) continue;
+      const image = await library(op).open(op, digest);
+      if (image === null) return { has: () => true }; // damaged: what sandboxes of it stand on is not known
+      kept.add(image.rootDigest);
+    }
+    return kept;
+  }
+
+  /** What backends unpacked of images that are no more. Gives what went, or would. */
+  async function dropUnpacked(op: Operation, but: ReadonlySet<ImageId>, really: boolean) {
+    const dropped: { digest: string; sizeBytes: number }[] = [];
+    for (const { roots } of core.deps.backends) {
+      if (roots === undefined) continue;
+      // Listed before it is asked what is kept: what comes in between is of an image that is kept then.
+      const there = await roots.list(op);
+      const kept = await rootsKept(op, but);
+      for (const root of there) {
+        if (!kept.has(root.digest) && (!really || (await roots.remove(op, root.digest)))) dropped.push({ ...root });
+      }
+    }
+    return dropped;
   }
 
   return {
@@ -172,11 +199,18 @@ export function imageVerbs(core: Core, cachedLayers: (op: Operation) => Promise<
       const layers = await library(op).blobs.list(op);
       const loose = layers.filter(({ digest }) => !kept.has(digest));
       const cached = await cachedLayers(op);
+      const unpacked = (await Promise.all(core.deps.backends.map(async ({ roots: own }) => (await own?.list(op)) ?? []))).flat();
+      const roots = await rootsKept(op, new Set());
       const cache = loose.filter(({ digest }) => cached.has(digest));
       return {
         images: { count: images.length, bytes: sum(images.filter(isOurs)), reclaimableBytes: sum(free.filter(isOurs)) },
         layers: { count: layers.length - cache.length, bytes: sum(layers) - sum(cache), reclaimableBytes: sum(loose) - sum(cache) },
         buildCache: { count: cache.length, bytes: sum(cache), reclaimableBytes: sum(cache) },
+        unpacked: {
+          count: unpacked.length,
+          bytes: sum(unpacked),
+          reclaimableBytes: sum(unpacked.filter(({ digest }) => !roots.has(digest))),
+        },
       };
     },
     'image.prune': async ({ op }, { dryRun, layers }) => {
@@ -187,10 +221,12 @@ export function imageVerbs(core: Core, cachedLayers: (op: Operation) => Promise<
       }
       const kept = layers === true ? new Set<string>() : await layersKept(op, new Set(gone.map(({ id }) => id)));
       const loose = await library(op).dropLayers(op, kept, really);
+      const unpacked = await dropUnpacked(op, new Set(gone.map(({ id }) => id)), really);
       return {
         images: gone.map(({ id, digest, sizeBytes }) => ({ id, digest, sizeBytes })),
         layers: loose.map((layer) => ({ ...layer })),
-        bytes: sum(gone.filter(isOurs)) + sum(loose),
+        unpacked,
+        bytes: sum(gone.filter(isOurs)) + sum(loose) + sum(unpacked),
       };
     },
     'image.verify': async ({ op }, { image: text }) => {

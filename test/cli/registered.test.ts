@@ -164,6 +164,12 @@ test('what no sandbox starts from is refused with one sentence', { timeout: 120_
     [['--kernel-ref', 'krn', '--initrd', at('noise'), 'x:1', at('root')], /there is no kernel|is no initrd/],
     [['NO NAME', at('root')], /is no name of an image/],
   ];
+  if (process.getuid?.() === 0) {
+    await writeFile(at('hidden.squashfs'), Buffer.concat([Buffer.from('hsqs'), Buffer.alloc(24), Buffer.from([4, 0]), Buffer.alloc(66)]), {
+      mode: 0o600,
+    });
+    cases.push([['x:1', at('hidden.squashfs')], /hidden\.squashfs cannot be read by the users that virtual machines run as.*chmod o\+r/s]);
+  }
   for (const [args, error] of cases) expect(await refusal('image', 'register', ...args), args.join(' ')).toMatch(error);
   expect((await world.json<{ images: Image[] }>('image', 'ls')).images.filter(({ registered }) => registered.length > 0)).toEqual([]);
   expect((await readdir(join(world.home, 'data/staging')).catch(() => [])).filter((name) => name.startsWith('make-'))).toEqual([]);

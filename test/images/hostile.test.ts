@@ -305,10 +305,26 @@ test('a registry that lies, loops or falls silent is given up, and leaves nothin
       return true;
     };
   const to = (location: string) => status(307, { Location: location });
+  let sentMiB = 0;
   const cases: [part: string, answer: NonNullable<FakeRegistry['answer']>, error: RegExp][] = [
     ['/blobs/', status(200, {}, 'something else, but of some length'), /more than the|not what it should be|ended after/],
     ['/manifests/', status(200, { 'Content-Type': TYPES.manifest }, '{}'), /damaged/],
     ['/manifests/', status(200, {}, 'x'.repeat(5 * 1024 * 1024)), /more than 4194304 bytes/],
+    // The right length, and one bit of another.
+    ['/blobs/', status(200, {}, `${MADE.config.toString().slice(0, -1)} `), /not what it should be|ended after|more than/],
+    [
+      '/manifests/',
+      (_request, response) => {
+        response.writeHead(200, { 'Content-Type': TYPES.manifest, 'Content-Length': String(2 ** 30) });
+        const more = (): void => {
+          while (!response.destroyed && response.write(Buffer.alloc(1024 * 1024, ' '))) sentMiB += 1;
+        };
+        response.on('drain', more);
+        more();
+        return true;
+      },
+      /more than 4194304 bytes/,
+    ],
     ['/manifests/', status(500), /answered 500/],
     ['/manifests/', status(429, { 'Retry-After': '3600' }), /too many requests/],
     ['/manifests/', status(403), /does not give out/],
@@ -333,6 +349,20 @@ test('a registry that lies, loops or falls silent is given up, and leaves nothin
       throw new Error(`${part} ${String(expected)}: ${error instanceof Error ? error.message : String(error)}`, { cause: error });
     });
   }
+  // Of the gigabyte that was announced no more was read than may be, and what sockets hold.
+  expect(sentMiB).toBeLessThan(64);
+});
+
+test('a hundred thousand entries are an image, and one more than may be are none', { timeout: 300_000 }, async (context) => {
+  if (process.env['HUTCH_TEST_LONG'] === undefined) context.skip('with --long: it takes a while');
+  await using wide = await place({ limits: { entriesMax: 100_001 } });
+  const entries = (count: number) => tar(...Array.from({ length: count }, (_, at) => ({ path: `d${at % 100}/f${at}` })));
+  registry.put('many', '1', image([entries(99_900)]));
+  const found = await wide.pull(`${registry.name}/many:1`);
+  expect((await treeOf(found)).size).toBeGreaterThan(99_900);
+  await wide.library.remove(testOperation(), found.record.digest);
+  registry.put('many', '2', image([entries(100_002)]));
+  await fails(`${registry.name}/many:2`, /more than 100001 entries/, wide);
 });
 
 test('a token server that lies is given up', async () => {

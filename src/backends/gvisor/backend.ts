@@ -139,6 +139,7 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
       const disk = root === null ? counted : await traffic.of(op, plan.id, root);
       return { cpuUs: group.cpuUs, memory: null, disk, network: null, processes: null };
     },
+    roots: { list: (op) => bases.list(op), remove: (op, digest) => bases.remove(op, digest) },
     leaks: (op, known: ReadonlySet<SandboxId>) => findLeaks(op, config, cgroups, bases, known),
   };
 

@@ -14,6 +14,7 @@ const RELEASE_MS = 60_000;
 const MOUNT_POINTS = ['proc', 'sys', 'dev', 'tmp'];
 const BUILDING = '.building-';
 const LOCK = '.lock-';
+const WHOLE = /^[0-9a-f]{64}$/;
 
 export class Bases {
   readonly #host: Host;
@@ -56,6 +57,38 @@ export class Bases {
       if (lock !== null) found.push(join(this.#dir, name));
     }
     return found;
+  }
+
+  /** Those that are whole, with what they take of the disk. */
+  async list(op: Operation): Promise<readonly { readonly digest: string; readonly sizeBytes: number }[]> {
+    const host = this.#host;
+    if ((await host.stat(op, this.#dir)) === null) return [];
+    const names = (await host.list(op, this.#dir)).filter((name) => WHOLE.test(name));
+    if (names.length === 0) return [];
+    const rights = await this.#rights.find(op);
+    const found: { digest: string; sizeBytes: number }[] = [];
+    for (const name of names) {
+      const { exitCode, stdout } = await host.run(op, rights.argv(['du', '--summarize', '--block-size=1', join(this.#dir, name)]));
+      if (exitCode === 0) found.push({ digest: `sha256:${name}`, sizeBytes: Number.parseInt(Buffer.from(stdout).toString(), 10) });
+    }
+    return found;
+  }
+
+  /** For the caller to know that no sandbox stands on it; the next one that wants it unpacks it again. False: it is being made. */
+  async remove(op: Operation, digest: string): Promise<boolean> {
+    const host = this.#host;
+    const name = digest.replace(/^sha256:/, '');
+    const path = join(this.#dir, name);
+    if (!WHOLE.test(name) || (await host.stat(op, path)) === null) return false;
+    await using lock = await host.lockFile(op, join(this.#dir, `${LOCK}${name}`));
+    if (lock === null || (await host.stat(op, path)) === null) return false;
+    this.#ready.delete(name);
+    const going = join(this.#dir, `${BUILDING}${name}`);
+    const rights = await this.#rights.find(op);
+    await removeTree(op, host, rights, going);
+    await host.rename(op, path, going); // from now on it is nobody's ground, however far its removal comes
+    await removeTree(op, host, rights, going);
+    return true;
   }
 
   async #unpack(op: Operation, imagePath: string, name: string, path: string): Promise<void> {

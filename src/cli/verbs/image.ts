@@ -198,7 +198,12 @@ export async function usage(context: Context, _args: Args): Promise<number> {
     roughSize(bytes),
     roughSize(reclaimableBytes),
   ];
-  const rows = [row('images', answer.images), row('layers', answer.layers), row('build cache', answer.buildCache)];
+  const rows = [
+    row('images', answer.images),
+    row('layers', answer.layers),
+    row('build cache', answer.buildCache),
+    row('unpacked', answer.unpacked),
+  ];
   await context.io.out(context.json ? json(answer) : table(['KIND', 'COUNT', 'SIZE', 'RECLAIMABLE'], rows));
   return 0;
 }
@@ -213,6 +218,7 @@ export async function prune(context: Context, args: Args): Promise<number> {
   const lines = [
     ...answer.images.map(({ id, sizeBytes }) => [id, roughSize(sizeBytes)]),
     ...answer.layers.map(({ digest, sizeBytes }) => [digest, roughSize(sizeBytes)]),
+    ...answer.unpacked.map(({ digest, sizeBytes }) => [`${digest} (unpacked)`, roughSize(sizeBytes)]),
   ];
   if (lines.length > 0) await context.io.out(table([dryRun ? 'WOULD GO' : 'REMOVED', 'SIZE'], lines));
   await context.io.out(`${roughSize(answer.bytes)} ${dryRun ? 'would be freed' : 'freed'}\n`);

@@ -218,6 +218,7 @@ export const imageVerbs = {
       images: view.diskUse.describe('file systems that sandboxes boot; reclaimable: those of images that have no name and no user'),
       layers: view.diskUse.describe('as they came, kept for later pulls and for export; reclaimable: those of no image and no build'),
       buildCache: view.diskUse.describe('layers that only later builds need: their steps are done again without them'),
+      unpacked: view.diskUse.describe('what gVisor has unpacked of images; reclaimable: of those that are no more'),
     }),
     errors: [],
     idempotent: true,
@@ -235,6 +236,7 @@ export const imageVerbs = {
     output: z.object({
       images: z.array(z.object({ id: z.string(), digest: z.string(), sizeBytes: z.number() })),
       layers: z.array(z.object({ digest: z.string(), sizeBytes: z.number() })),
+      unpacked: z.array(z.object({ digest: z.string(), sizeBytes: z.number() })).describe('by gVisor, of images that are no more'),
       bytes: z.number(),
     }),
     errors: [],
