@@ -103,7 +103,12 @@ test('exit codes are distinct, and every error has one', () => {
 });
 
 test('completions are understood by their shells', () => {
-  const check = (shell: string, script: string) => spawnSync(shell, ['-n'], { input: script, encoding: 'utf8' });
+  using dir = mkdtempDisposableSync(join(tmpdir(), 'hutch-completion-'));
+  // As a file: fish takes no program from its input that it is not to run.
+  const check = (shell: string, script: string) => {
+    writeFileSync(join(dir.path, 'script'), script);
+    return spawnSync(shell, ['-n', join(dir.path, 'script')], { encoding: 'utf8' });
+  };
   expect(check('bash', bashCompletion()).stderr).toBe('');
   for (const [shell, script] of [
     ['zsh', zshCompletion()],
@@ -162,6 +167,51 @@ test('bash completes verbs, flags, their values, files, and names by the program
   expect(complete('exec two tw')).toEqual([]);
   expect(complete('run -- tw')).toEqual([]);
   expect(complete('run --name tw')).toEqual([]);
+});
+
+/** A program of our name that knows one sandbox; and what the shells themselves make of a line. */
+const ASKED = [
+  ['hutch imag', 'image'],
+  ['hutch ledger ver', 'verify'],
+  ['hutch run --back', '--backend'],
+  ['hutch run --backend gv', 'gvisor'],
+  ['hutch exec tw', 'two-of-sandbox'],
+] as const;
+
+function binOf(dir: string, completion: string): NodeJS.ProcessEnv {
+  writeFileSync(join(dir, 'hutch'), '#!/bin/sh\necho "two-of-$2"\n', { mode: 0o755 });
+  writeFileSync(join(dir, 'completion'), completion);
+  return { ...process.env, PATH: `${dir}:${process.env['PATH']}`, HOME: dir };
+}
+
+test('fish completes verbs, their parts, flags, values and names', (here) => {
+  using dir = mkdtempDisposableSync(join(tmpdir(), 'hutch-completion-'));
+  const env = binOf(dir.path, fishCompletion());
+  for (const [line, whole] of ASKED) {
+    const script = `source ${dir.path}/completion; complete -C '${line}'`;
+    const { stdout, error } = spawnSync('fish', ['--no-config', '-c', script], { encoding: 'utf8', env });
+    if (error !== undefined) here.skip('there is no fish');
+    expect(stdout.split('\n').map((row) => row.split('\t')[0])).toContain(whole);
+  }
+});
+
+test('zsh completes verbs, their parts, flags, values and names, at its own prompt', { timeout: 60_000 }, (here) => {
+  using dir = mkdtempDisposableSync(join(tmpdir(), 'hutch-completion-'));
+  const env = binOf(dir.path, zshCompletion());
+  // A terminal of zsh's own; what is written there is waited for.
+  const script = [
+    'zmodload zsh/zpty; zpty z zsh -f -i',
+    `zpty -w z "PS1='> '; autoload -Uz compinit; compinit -u -D; source ${dir.path}/completion; bindkey '^I' expand-or-complete; echo rea''dy"`,
+    "zpty -r z out '*ready*'",
+    ...ASKED.flatMap(([line, whole]) => [
+      `zpty -w -n z '${line}'$'\t'`,
+      `zpty -r z out '*${whole}*' && print got:${whole}; zpty -w -n z $'\x15'`,
+    ]),
+    'zpty -d z',
+  ].join('\n');
+  const { stdout, error } = spawnSync('zsh', ['-f', '-c', script], { encoding: 'utf8', env, timeout: 50_000, killSignal: 'SIGKILL' });
+  if (error !== undefined && 'code' in error && error.code === 'ENOENT') here.skip('there is no zsh');
+  expect(stdout.split('\n').filter((row) => row.startsWith('got:'))).toEqual(ASKED.map(([, whole]) => `got:${whole}`));
 });
 
 test('completions for zsh use no variable that means something to it', () => {
