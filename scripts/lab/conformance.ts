@@ -2,7 +2,7 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { stripVTControlCharacters } from 'node:util';
-import type { Scenario } from './scenarios.ts';
+import { type Scenario, withWayOut } from './scenarios.ts';
 import { expect, say, show, step } from './steps.ts';
 
 const SUITE = 'test/conformance';
@@ -52,14 +52,16 @@ export function conformanceScenario({
     run: async () => {
       for (const title of chosen) say(`lab:   chosen: ${title}`);
       const only = all ? '' : `-t '${chosen.map(escaped).join('|')}'`;
-      const said = await step(
-        'the suite',
-        `mkdir -p /hutch/tmp && chmod 711 /hutch/tmp && export TMPDIR=/hutch/tmp HUTCH_TEST_SEED=${seed} HUTCH_TEST_REQUIRE_BACKEND=qemu${long ? ' HUTCH_TEST_LONG=1' : ''}
+      const suite = () =>
+        step(
+          'the suite',
+          `mkdir -p /hutch/tmp && chmod 711 /hutch/tmp && export TMPDIR=/hutch/tmp HUTCH_TEST_SEED=${seed} HUTCH_TEST_REQUIRE_BACKEND=qemu${long ? ' HUTCH_TEST_LONG=1' : ''}
         { while sleep 1; do pgrep -a qemu-system | grep -o 'accel [a-z]*.* -smp [^ ]*'; done > /hutch/tmp/seen; } & watcher=$!
         ${VITEST} --reporter=verbose ${SUITE}/qemu.test.ts ${only}; code=$?
         kill $watcher; sort /hutch/tmp/seen | uniq -c; rm -rf /hutch/tmp; exit $code`,
-        { live: /[✓×↓] /, ...(all ? { secondsMax: 14_400 } : {}) },
-      );
+          { live: /[✓×↓] /, ...(all ? { secondsMax: 14_400 } : {}) },
+        );
+      const said = await withWayOut(suite);
       const told = stripVTControlCharacters(said);
       const passed = Number(/Tests\s+(?:\d+ failed \| )?(\d+) passed/.exec(told)?.[1] ?? 0);
       expect(all ? passed > SAMPLE : passed >= chosen.length, 'every test that was chosen ran', told);

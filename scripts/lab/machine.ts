@@ -118,6 +118,7 @@ function image(name: string, ...how: readonly string[]): void {
 const SET_UP = `
 blkid /dev/vdc >/dev/null 2>&1 || mkfs.xfs -q -m reflink=1 /dev/vdc
 grep -q /hutch /etc/fstab || printf '%s\\n' '/dev/vdb /hutch ext4 noatime 0 0' '/dev/vdc /data xfs noatime 0 0' >>/etc/fstab
+systemctl daemon-reload # or each mount from then on says that it has not been done
 for place in /hutch /data; do mkdir -p $place; mountpoint -q $place || mount $place; chmod 755 $place; done
 chown ops /hutch /hutch/.tools /hutch/dist
 ln -sf /hutch/.tools/lab-node /usr/local/bin/node

@@ -19,6 +19,19 @@ const emptied = (home: string): string =>
   `ids=$(./hutch ls -q) && { [ -z "$ids" ] || ./hutch rm -f $ids; } && ./hutch doctor --leaks && ./hutch daemon stop && rm -rf ${home}`;
 const NOBODY = 'pgrep -a "qemu|hutch|passt" | grep -v guest-service || echo none';
 
+/** With an interface that leads nowhere: pasta and passt take the machine's way out, whatever lies behind it. */
+export async function withWayOut<T>(run: () => Promise<T>): Promise<T> {
+  await step(
+    'a way out that leads nowhere',
+    'ip link show out >/dev/null 2>&1 || { ip link add out type dummy && ip address add 10.0.2.15/24 dev out && ip link set out up && ip route add default via 10.0.2.2 dev out; }',
+  );
+  try {
+    return await run();
+  } finally {
+    await step('the way out is put away', 'ip link delete out', { mayFail: true });
+  }
+}
+
 const hardware: Scenario = {
   name: 'the outer VM has /dev/kvm, vsock, cgroup v2 and XFS with reflink',
   run: async () => {
@@ -139,14 +152,9 @@ const installs: Scenario = {
 const unprivileged: Scenario = {
   name: 'a user without privileges gets sandboxes under KVM, and leaves nothing',
   long: true,
-  run: async () => {
-    const env = 'export XDG_DATA_HOME=/data/dev HUTCH_DAEMON_LISTEN=off';
-    // pasta takes the machine's way out; what lies behind it does not matter.
-    await step(
-      'a way out that leads nowhere',
-      'ip link show out >/dev/null 2>&1 || { ip link add out type dummy && ip address add 10.0.2.15/24 dev out && ip link set out up && ip route add default via 10.0.2.2 dev out; }',
-    );
-    try {
+  run: () =>
+    withWayOut(async () => {
+      const env = 'export XDG_DATA_HOME=/data/dev HUTCH_DAEMON_LISTEN=off';
       await step('their data', `mkdir -p /data/dev && chown dev /data/dev`);
       await step('the seed', seeded('/data/dev/hutch'), { user: 'dev' });
       const ran = await step(
@@ -174,10 +182,7 @@ const unprivileged: Scenario = {
         { user: 'dev' },
       );
       expect(/none\n$/.test(leaks), 'no process is left', leaks);
-    } finally {
-      await step('the way out is put away', 'ip link delete out', { mayFail: true });
-    }
-  },
+    }),
 };
 
 const UNIT = 'var-lib-hutch';
