@@ -40,6 +40,15 @@ export class AgentDoors {
     return stream;
   }
 
+  /** Nobody comes in any more, until it is opened again; a stream that was dialled stays. */
+  async shut(id: SandboxId): Promise<void> {
+    const door = this.#doors.get(id);
+    if (door === undefined) return;
+    this.#doors.delete(id);
+    door.early?.destroy();
+    await (await door.listener.catch(() => null))?.[Symbol.asyncDispose]();
+  }
+
   /** Idempotent. */
   async close(id: SandboxId): Promise<void> {
     const door = this.#doors.get(id);

@@ -142,13 +142,18 @@ export type OthersPause = {
 };
 
 export type Checkpoints = {
-  /** Whether `save` has written all of it, and nothing has run since: the daemon that asked may have died then. */
+  /**
+   * Whether `save` has written all of it, and nothing has run since: the daemon that asked may have died then. Waits for one that
+   * goes on without that daemon.
+   */
   isWhole?(op: Operation, dir: string): Promise<boolean>;
+  /** After `beforeRunning`, of one that does not run: whether it never did, so that what was saved fits to its disk still. */
+  isUnused?(op: Operation, plan: SandboxPlan): Promise<boolean>;
   /** Of one that runs since a `restore`: what that gave, once more. */
   again?(op: Operation, plan: SandboxPlan): Promise<Pick<Started, 'network' | 'disk'>>;
   /**
-   * Writes what runs in it to `dir`, which must not be there yet, and ends its process. The agent has been asked to let go of its
-   * connection (`prepareCheckpoint`). On failure the sandbox runs, and `dir` is gone.
+   * Writes what runs in it to `dir`, which must not be there yet, and ends its process. Behind a closed door (`closeDoor`)
+   * its agent has let go. On failure the sandbox runs, and `dir` is gone.
    */
   save(op: Operation, plan: SandboxPlan, dir: string): Promise<ProcessEvidence & { readonly alive: false }>;
   /**
@@ -200,6 +205,11 @@ export type Snapshots = {
       readonly saved?: string;
     },
   ): Promise<SnapshotTaken>;
+  /**
+   * Where a take ends the process and starts another: the daemon that asked for one has died, and this lets the sandbox go on, if
+   * it does not. False: there is nothing to go on with.
+   */
+  goOn?(op: Operation, plan: SandboxPlan): Promise<boolean>;
   /** As `create`: the private disk is as it was. */
   create(op: Operation, plan: SandboxPlan, dir: string): Promise<void>;
   /**
@@ -299,6 +309,12 @@ export type Backend = {
    * before the call; with false when that cannot happen any more. Absent where nothing of ours carries it.
    */
   networkLost?(op: Operation, plan: SandboxPlan): Promise<boolean>;
+
+  /**
+   * Where nothing can be written down while the agent is connected: nobody comes in any more until the next `dialAgent`. An agent
+   * that is connected stays, and has to be asked to let go (`prepareCheckpoint`) before `checkpoints.save` and `snapshots.take`.
+   */
+  closeDoor?(op: Operation, plan: SandboxPlan): Promise<void>;
 
   /** Memory and processes written down and taken up again: what a suspend is built on. Absent where it cannot be done. */
   readonly checkpoints?: Checkpoints;

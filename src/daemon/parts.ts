@@ -111,6 +111,7 @@ function gvisorBackend(host: Host, places: Places, prebuilt: string, network: Ne
     shimPath: `${prebuilt}/hutch-shim`,
     cellPath: `${prebuilt}/hutch-cell`,
     automountLibraryPath: `${prebuilt}/hutch-automount.so`,
+    imprintPath: `${prebuilt}/hutch-imprint`,
     agentPath: `${prebuilt}/hutch-agent`,
     cgroupName: host.uid === 0 ? `${ownName(places.dataDir, '-')}-gvisor` : null,
     runRoot: `${places.runDir}/sandboxes`,

@@ -89,8 +89,34 @@ export class AgentLink implements Disposable {
    * saved snapshot. Process streams wait and go on afterwards.
    */
   hold(): Disposable {
-    this.#holds += 1;
     this.#agent?.close();
+    return this.#hold();
+  }
+
+  /** As `hold`, but it is the agent that closes the connection, to come again by itself later: returns when it has. */
+  async letGo(op: Operation, reconnectAfterMs: number): Promise<Disposable> {
+    const agent = await this.agent(op);
+    await agent.prepareCheckpoint(op, reconnectAfterMs);
+    const held = this.#hold(); // before anybody hears that the connection is lost, and dials
+    try {
+      await heard<void>(
+        op,
+        (resolve) => {
+          if (agent.lost.aborted) resolve();
+          agent.lost.addEventListener('abort', () => resolve(), { once: true });
+        },
+        () => {},
+      );
+      return held;
+    } catch (error) {
+      agent.close();
+      held[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  #hold(): Disposable {
+    this.#holds += 1;
     this.#agent = null;
     let isHeld = true;
     return {

@@ -19,7 +19,14 @@ export class Claims {
     }
     if (can[claim]) return;
     throw op.error('failed_precondition', `the backend ${backend.name} cannot do this on this machine: ${claim}`, {
-      hint: 'what each backend can do: hutch backends',
+      hint: instead(claim, can) ?? 'what each backend can do: hutch backends',
     });
   }
+}
+
+/** What does work there, and comes closest. */
+function instead(claim: Claim, can: Capabilities): string | null {
+  if (claim === 'suspend' && can.pause) return 'keep it in memory: hutch pause';
+  if (claim === 'fork' && can.diskSnapshot) return 'keep its disk as an image, and start others from that: hutch image commit';
+  return null;
 }

@@ -144,18 +144,19 @@ exit 0
 async function becomeItself(op: Operation, run: Run, agent: Agent): Promise<void> {
   using limited = op.within(IDENTITY_MS, 'giving a clone its own identity');
   await agent.file.mkdir(limited, { path: '/run/hutch', mode: 0o755, parents: true });
-  // A file of its own: that of the machine that it comes from may be mounted there, and a file that is replaced cannot be mounted over.
-  const ownBootId = `/run/hutch/boot_id-${run.id}`;
-  await agent.file.write(limited, { path: ownBootId, mode: 0o444 }, once(`${randomUUID()}\n`));
-  await inGuest(limited, run, `boot-id-${run.id}`, ['mount', '--bind', ownBootId, BOOT_ID]);
-  const there = await Promise.all(
-    Object.values(TOLD).map((path) =>
-      agent.file.stat(limited, { path, follow: true }).then(
-        () => true,
-        () => false,
-      ),
-    ),
-  );
+  const isThere = async (path: string): Promise<boolean> =>
+    await agent.file.stat(limited, { path, follow: true }).then(
+      () => true,
+      () => false,
+    );
+  // A kernel in user space has none.
+  if (await isThere(BOOT_ID)) {
+    // A file of its own: that of the machine that it comes from may be mounted there, and a file that is replaced cannot be mounted over.
+    const ownBootId = `/run/hutch/boot_id-${run.id}`;
+    await agent.file.write(limited, { path: ownBootId, mode: 0o444 }, once(`${randomUUID()}\n`));
+    await inGuest(limited, run, `boot-id-${run.id}`, ['mount', '--bind', ownBootId, BOOT_ID]);
+  }
+  const there = await Promise.all(Object.values(TOLD).map(isThere));
   if (there.includes(true)) await inGuest(limited, run, `identity-${run.id}`, ['sh', '-c', BECOME]);
 }
 

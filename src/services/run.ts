@@ -3,6 +3,7 @@
 import type { Backend, SandboxPlan } from '../backends/backend.ts';
 import type { SandboxId } from '../domain/ids.ts';
 import type { EndCause } from '../domain/sandbox.ts';
+import type { Agent } from '../guest/agent.ts';
 import { AgentLink } from '../guest/link.ts';
 import type { LinkedProcess } from '../guest/linked-process.ts';
 import type { Exit } from '../guest/messages.ts';
@@ -11,6 +12,11 @@ import type { Call } from './call.ts';
 
 /** An agent answers a dial at once, or it hangs. */
 const DIAL_MS = 10_000;
+/** Until an agent that has let go tries to come again: as long as nobody lets it in, it tries in vain. */
+const RECONNECT_MS = 20;
+/** On the sandbox's disk, for a moment. */
+const PASSING = '/.hutch-passing';
+
 /** A stream of a client that follows the main process. */
 export type Follower = { readonly done: Promise<void> };
 
@@ -124,6 +130,19 @@ export class Run implements Disposable {
     this.#frozen ??= this.link.hold();
   }
 
+  /**
+   * Before it is written down: as `freeze`, and where that cannot be done while its agent is connected, the agent has gone; it
+   * comes again by itself.
+   */
+  async freezeAlone(op: Operation): Promise<void> {
+    const { backend } = this;
+    if (backend.closeDoor === undefined) return this.freeze();
+    if (this.#frozen !== null) throw new Error('a sandbox that is frozen is to be written down');
+    await settleDeleted(op, await this.link.agent(op));
+    await backend.closeDoor(op, this.#plan);
+    this.#frozen = await this.link.letGo(op, RECONNECT_MS);
+  }
+
   thaw(): void {
     this.#frozen?.[Symbol.dispose]();
     this.#frozen = null;
@@ -154,3 +173,16 @@ export class Run implements Disposable {
     this.thaw();
   }
 }
+
+/** A kernel in user space holds directories that were deleted until the next file is, and they look like some that are still in use. */
+async function settleDeleted(op: Operation, agent: Agent): Promise<void> {
+  try {
+    await agent.file.write(op, { path: PASSING, mode: 0o600 }, nothing());
+    await agent.file.remove(op, { path: PASSING, recursive: false });
+  } catch (cause) {
+    if (op.signal.aborted) throw cause;
+    op.log.debug({ cause }, 'a passing file could not be made');
+  }
+}
+
+async function* nothing(): AsyncGenerator<Uint8Array> {}

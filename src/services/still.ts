@@ -4,7 +4,9 @@ import type { Intent } from '../domain/records.ts';
 import type { Sandbox } from '../domain/sandbox.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
+import { backendOf } from './deps.ts';
 import { runOf } from './release.ts';
+import type { Run } from './run.ts';
 
 const RELEASE_MS = 30_000;
 
@@ -18,9 +20,17 @@ export async function inStillness<T>(core: Core, call: Call, sandbox: Sandbox, w
     [{ change: 'addIntent', kind: 'still', projectId, sandboxId, atMs: host.nowMs() }],
     'relaxed',
   );
+  const run = await runOf(core, call.op, sandbox);
+  const leaves = run.backend.closeDoor !== undefined;
   try {
+    if (leaves && sandbox.state === 'paused')
+      throw call.op.error('failed_precondition', `sandbox ${sandbox.spec.name} is paused, and its agent must run for this`, {
+        hint: `let it go on with: hutch resume ${sandbox.spec.name}`,
+      });
+    if (leaves) await run.freezeAlone(call.op);
     return await work();
   } finally {
+    if (leaves && sandbox.state !== 'paused') run.thaw();
     using late = call.op.releasing(RELEASE_MS);
     await store
       .commit(late, [{ change: 'finishIntent', id: intent.id }], 'relaxed')
@@ -32,8 +42,21 @@ export async function inStillness<T>(core: Core, call: Call, sandbox: Sandbox, w
 export async function goOnFromStillness(core: Core, call: Call, sandbox: Sandbox, intent: Intent): Promise<void> {
   const { op } = call;
   if (sandbox.state === 'running') {
-    const run = await runOf(core, op, sandbox);
+    const run = await bootable(core, op, sandbox);
+    await run.backend.snapshots
+      ?.goOn?.(op, run.plan)
+      .catch((cause: unknown) => op.log.error({ sandbox: run.id, cause }, 'a sandbox that stood still cannot go on'));
     if ((await run.backend.inspect(op, run.plan)).alive) await run.backend.resume(op, run.plan);
   }
   await core.deps.store.commit(op, [{ change: 'finishIntent', id: intent.id }], 'relaxed');
+}
+
+/** One that can also be started. */
+async function bootable(core: Core, op: Operation, sandbox: Sandbox): Promise<Run> {
+  const backend = backendOf(core.deps, op, sandbox.spec.backend);
+  if (backend.snapshots?.goOn === undefined) return await runOf(core, op, sandbox);
+  const { deps } = core;
+  const boot = await deps.boots.of(op, sandbox.spec, backend.needs);
+  const uid = deps.settings.uids === null ? null : await deps.store.query('uid', { sandboxId: sandbox.id });
+  return core.runs.open(op, sandbox, boot.files, uid);
 }

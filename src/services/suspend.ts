@@ -2,7 +2,7 @@
 // process takes up both where they were. What is saved lies in `suspended` of the sandbox's directory. At the last
 // moment before it may run again that is renamed to `woken`: from there on its disk may be written, so what was saved
 // does not fit to it any more and is never used again.
-import type { Started } from '../backends/backend.ts';
+import type { Checkpoints, Started } from '../backends/backend.ts';
 import { newId } from '../domain/ids.ts';
 import type { Intent } from '../domain/records.ts';
 import type { Sandbox } from '../domain/sandbox.ts';
@@ -22,6 +22,7 @@ import { type Dead, describeDeath } from './take-down.ts';
 
 const RELEASE_MS = 60_000;
 const CONFIGURE_MS = 90_000;
+const FREEZE_MS = 30_000;
 
 export class Suspension {
   readonly #core: Core;
@@ -38,7 +39,7 @@ export class Suspension {
     const { op } = call;
     if (sandbox.state === 'suspended') return sandbox;
     const run = sandbox.state === 'paused' ? await runOf(this.#core, op, sandbox) : this.#core.runs.of(op, sandbox);
-    const { backend, plan } = run;
+    const { backend } = run;
     await this.#claims.need(op, backend, 'suspend');
     const { checkpoints } = backend;
     if (checkpoints === undefined) throw new Error(`the backend ${backend.name} claims suspend, and makes no checkpoints`);
@@ -46,20 +47,34 @@ export class Suspension {
     await this.#core.deps.host.remove(op, saved); // of a try that a crash cut short
     const [intent] = await call.commit([this.#intent('suspend', sandbox)]);
     op.progress({ step: 'saving its memory' });
-    run.freeze();
     await using undo = new AsyncDisposableStack();
     undo.defer(async () => {
-      if (sandbox.state === 'running') run.thaw();
       using late = op.releasing(RELEASE_MS);
+      await asItWas(late, sandbox, run);
       await this.#core.deps.store
         .commit(late, [{ change: 'finishIntent', id: intent.id }], 'relaxed')
         .catch((cause: unknown) => op.log.warn({ cause }, 'an intent was left behind'));
     });
-    const dead = await checkpoints.save(op, plan, saved);
+    await freezeForSaving(op, sandbox, run);
+    const dead = await this.#save(op, checkpoints, run, saved);
     undo.move();
     // It is on the disk, and nowhere else: who finds its process dead does this again until it is on record.
     run.suspended = async (late) => void (await this.#recordSuspended(late, sandbox, run, intent.id, dead));
     return await this.#recordSuspended(call, sandbox, run, intent.id, dead);
+  }
+
+  /** What has ended its process is not given up for what failed afterwards. */
+  async #save(op: Operation, checkpoints: Checkpoints, run: Run, saved: string): Promise<Dead> {
+    try {
+      return await checkpoints.save(op, run.plan, saved);
+    } catch (error) {
+      using late = op.releasing(RELEASE_MS);
+      const isWhole = (await checkpoints.isWhole?.(late, saved).catch(() => false)) === true;
+      const evidence = isWhole ? await run.backend.inspect(late, run.plan) : null;
+      if (evidence === null || evidence.alive) throw error;
+      op.log.warn({ sandbox: run.id, cause: error }, 'a sandbox was saved, and then something failed');
+      return evidence;
+    }
   }
 
   async #recordSuspended(call: Call, sandbox: Sandbox, run: Run, intentId: number, dead: Dead): Promise<Sandbox> {
@@ -163,12 +178,23 @@ export class Suspension {
     try {
       runs.forget(run);
       const dead = await run.backend.kill(op, run.plan, 'now');
+      await this.#takeBack(op, sandbox, run);
       await run.backend.cleanUp(op, run.plan);
       if ((await deps.host.stat(op, this.#placesOf(sandbox).saved)) === null) await this.lost(op, call, sandbox, dead);
       await deps.store.commit(op, [{ change: 'finishIntent', id: intentId }], 'relaxed');
     } catch (cause) {
       op.log.warn({ sandbox: run.id, cause }, 'a sandbox that could not be woken up left something behind');
     }
+  }
+
+  /** It was about to run, and never did: what was saved is what it was. */
+  async #takeBack(op: Operation, sandbox: Sandbox, run: Run): Promise<boolean> {
+    const { host } = this.#core.deps;
+    const { saved, woken } = this.#placesOf(sandbox);
+    if ((await host.stat(op, saved)) !== null || (await host.stat(op, woken)) === null) return false;
+    if ((await run.backend.checkpoints?.isUnused?.(op, run.plan)) !== true) return false;
+    await host.rename(op, woken, saved);
+    return true;
   }
 
   /** What was saved is used up or thrown away: the sandbox is a stopped one, with its disk. */
@@ -211,12 +237,15 @@ export class Suspension {
       const run = await runOf(this.#core, op, sandbox);
       const { checkpoints } = run.backend;
       const { saved } = this.#placesOf(sandbox);
+      // First: a save that goes on without its daemon ends the process.
+      const isWhole = (await checkpoints?.isWhole?.(op, saved)) === true;
       const evidence = await run.backend.inspect(op, run.plan);
       if (evidence.alive) {
         // It may stand still, and it has what was saved: it goes on.
         if (sandbox.state === 'running') await run.backend.resume(op, run.plan);
+        else if (run.backend.closeDoor !== undefined) await run.backend.pause(op, run.plan);
         await deps.host.remove(op, saved);
-      } else if ((await checkpoints?.isWhole?.(op, saved)) === true) {
+      } else if (isWhole) {
         await this.#recordSuspended(call, sandbox, run, intent.id, evidence);
         return;
       }
@@ -243,8 +272,9 @@ export class Suspension {
         return; // adopted next, with its intent: what its guest has not been told is told then
       }
       const dead = evidence.alive ? await run.backend.kill(op, run.plan, 'now') : evidence;
+      const isSavedStill = isUsed && (await this.#takeBack(op, sandbox, run));
       await releaseRun(this.#core, op, run);
-      if (isUsed) await this.lost(op, call, sandbox, dead);
+      if (isUsed && !isSavedStill) await this.lost(op, call, sandbox, dead);
     }
     if (sandbox.state === 'running') return;
     await deps.store.commit(op, [{ change: 'finishIntent', id: intent.id }], 'relaxed');
@@ -264,4 +294,25 @@ export class Suspension {
     const { dir } = placesOf(this.#core.deps.places, id);
     return { saved: `${dir}/suspended`, woken: `${dir}/woken` };
   }
+}
+
+/** An agent that is to let go has to run for that. */
+async function freezeForSaving(op: Operation, sandbox: Sandbox, run: Run): Promise<void> {
+  if (sandbox.state === 'paused' && run.backend.closeDoor !== undefined) {
+    await run.backend.resume(op, run.plan);
+    run.thaw();
+  }
+  using limited = op.within(FREEZE_MS, 'preparing the guest for its suspension');
+  await run.freezeAlone(limited);
+}
+
+/** It could not be suspended. */
+async function asItWas(op: Operation, sandbox: Sandbox, run: Run): Promise<void> {
+  if (sandbox.state === 'running') return run.thaw();
+  if (run.backend.closeDoor === undefined) return;
+  run.thaw();
+  run.freeze();
+  await run.backend
+    .pause(op, run.plan)
+    .catch((cause: unknown) => op.log.warn({ sandbox: run.id, cause }, 'a sandbox that was paused goes on'));
 }

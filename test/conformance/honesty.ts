@@ -106,6 +106,7 @@ export function honesty(subject: Subject): void {
       expect(await refusal(daemon.call('sandbox.suspend', { ref: id }))).toMatchObject({
         code: 'failed_precondition',
         message: expect.stringMatching(/\bsuspend\b/),
+        ...(can.pause ? { hint: expect.stringContaining('hutch pause') } : {}),
       });
       expect((await subject.get(id)).state).toBe('running');
       return await subject.remove(id);
@@ -123,6 +124,7 @@ export function honesty(subject: Subject): void {
       expect(await refusal(daemon.call('sandbox.fork', { ref: id }))).toMatchObject({
         code: 'failed_precondition',
         message: expect.stringMatching(/\bfork\b/),
+        ...(can.diskSnapshot ? { hint: expect.stringContaining('hutch image commit') } : {}),
       });
       expect((await subject.get(id)).state).toBe('running');
       return await subject.remove(id);

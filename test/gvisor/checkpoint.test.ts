@@ -33,6 +33,7 @@ async function place(host: Host = nodeHost()) {
     shimPath: join(PREBUILT, 'hutch-shim'),
     cellPath: join(PREBUILT, 'hutch-cell'),
     automountLibraryPath: join(PREBUILT, 'hutch-automount.so'),
+    imprintPath: join(PREBUILT, 'hutch-imprint'),
     agentPath: join(PREBUILT, 'hutch-agent'),
     cgroupName: basename(home),
     runRoot: join(home, 'run'),
@@ -65,6 +66,12 @@ async function agentOf({ backend, plan }: Place): Promise<Agent> {
   return agent;
 }
 
+async function letGo({ backend, plan }: Place, agent: Agent): Promise<void> {
+  await backend.closeDoor?.(op, plan);
+  await agent.prepareCheckpoint(op, 50);
+  await eventually('the agent has let go', () => agent.lost.aborted);
+}
+
 /** What a shell script prints. */
 const sh = async (agent: Agent, script: string): Promise<string> => (await outputOf(op, agent, ['sh', '-c', script])).stdout;
 
@@ -89,8 +96,9 @@ test.skipIf(!isRoot)(
       return { count, pid };
     };
     const before = await counted(agent);
-    await agent.prepareCheckpoint(op, 50);
-    expect(await checkpoints.save(op, plan, checkpointDir)).toMatchObject({ alive: false, exitCode: 0 });
+    await letGo(it, agent);
+    expect(await checkpoints.save(op, plan, checkpointDir)).toMatchObject({ alive: false, proof: 'exit.json' });
+    expect(await checkpoints.isWhole?.(op, checkpointDir)).toBe(true);
     expect(await backend.inspect(op, plan)).toMatchObject({ alive: false });
     await backend.cleanUp(op, plan);
     expect(existsSync(plan.runDir)).toBe(false);
@@ -112,7 +120,8 @@ test.skipIf(!isRoot)('a checkpoint that cannot be made leaves the sandbox runnin
     run: async (...args) => {
       const [, argv] = args;
       if (!argv.includes('checkpoint')) return await real.run(...args);
-      return { exitCode: 128, stdout: new Uint8Array(), stderr: new TextEncoder().encode('no space left on device') };
+      // As its shim says that a program could not be started.
+      return { exitCode: 1, stdout: new TextEncoder().encode('{"error":"no space left on device"}'), stderr: new Uint8Array() };
     },
   };
   const it = await place(Object.assign(Object.create(real) as Host, refusing));
@@ -120,12 +129,21 @@ test.skipIf(!isRoot)('a checkpoint that cannot be made leaves the sandbox runnin
   await backend.create(op, plan);
   await backend.start(op, plan);
   const agent = await agentOf(it);
-  await agent.prepareCheckpoint(op, 50);
+  await letGo(it, agent);
   await expect(checkpoints.save(op, plan, checkpointDir)).rejects.toMatchObject({
     code: 'unavailable',
     message: expect.stringContaining('no space left'),
   });
   expect(existsSync(checkpointDir)).toBe(false);
+  const still = await agentOf(it);
+  expect(await sh(still, 'echo still here')).toBe('still here\n');
+  // What the runtime would end with is found before it is asked.
+  await sh(still, '(exec 3> /root/gone; rm /root/gone; exec sleep 1000) > /dev/null 2>&1 & until [ ! -e /root/gone ]; do sleep 0.01; done');
+  await letGo(it, still);
+  await expect(checkpoints.save(op, plan, checkpointDir)).rejects.toMatchObject({
+    code: 'failed_precondition',
+    message: expect.stringContaining('/root/gone was deleted while it was in use'),
+  });
   expect(await sh(await agentOf(it), 'echo still here')).toBe('still here\n');
   await host.makeDir(op, checkpointDir, 0o700);
   await expect(checkpoints.save(op, plan, checkpointDir)).rejects.toMatchObject({ code: 'conflict' });

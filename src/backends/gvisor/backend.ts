@@ -1,5 +1,6 @@
 // The gVisor backend: sandboxes on a kernel in user space. Each method is one verb; here they are put
 // together.
+import { join } from 'node:path';
 import type { SandboxId } from '../../domain/ids.ts';
 import type { Operation } from '../../host/operation.ts';
 import { companionEnded, shimRef } from '../../host/shim.ts';
@@ -8,18 +9,21 @@ import { type Backend, rootFiles, type SandboxPlan } from '../backend.ts';
 import { DiskTraffic } from '../disk-traffic.ts';
 import { Bases } from './base.ts';
 import { Cgroups } from './cgroup.ts';
-import { saveSandbox } from './checkpoint.ts';
-import { COMMAND_MS, type GvisorConfig, RELEASE_MS } from './config.ts';
+import { command, isWhole, type SaveParts, saveSandbox } from './checkpoint.ts';
+import { type GvisorConfig, RELEASE_MS } from './config.ts';
 import { Layers } from './layer.ts';
 import { findLeaks, runtimeOf } from './leaks.ts';
+import { type Note, readNote } from './note.ts';
 import { Overs } from './over.ts';
-import { agentSocketPath, rootDir, stateDir } from './paths.ts';
+import { agentSocketPath, diskPath, goneOnDir, layerDir, rootDir, stillDir, takenUpDir } from './paths.ts';
 import { findPlatform, type Platform } from './platform.ts';
 import { probeMachine } from './probe.ts';
 import { Processes } from './process.ts';
 import { type Rights, RightsFinder, removeTree } from './rights.ts';
 import { type Runtime, RuntimeFinder } from './runtime.ts';
-import { networkPlan, SOCKET_MODE, type StartParts, startSandbox } from './start.ts';
+import { checkSaved, DISK, type Fingerprint } from './saved.ts';
+import { isUnused, networkPlan, SOCKET_MODE, type StartParts, startSandbox } from './start.ts';
+import { goOnAfterwards, Replacements, takeAndGoOn, takeDisk, takeSaved } from './still.ts';
 import { DiskUse } from './use.ts';
 
 export function newGvisorBackend(config: GvisorConfig): Backend {
@@ -34,6 +38,7 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
   const doors = new AgentDoors(host);
   const diskUse = new DiskUse(host, rightsFinder);
   const traffic = new DiskTraffic(host);
+  const replacements = new Replacements();
   /** Asked once; a failure is asked again. */
   let asking: Promise<Platform> | undefined;
   const find = async (op: Operation): Promise<{ readonly runtime: Runtime; readonly rights: Rights; readonly platform: Platform }> => {
@@ -50,17 +55,37 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
   const take = async (op: Operation, plan: Pick<SandboxPlan, 'boot'>) => {
     const found = await find(op);
     const basePath = await bases.take(op, rootFiles(op, plan.boot));
-    return { ...found, basePath, overPath: found.platform.automount === 'taken' ? null : await overs.take(op, basePath) };
+    return {
+      ...found,
+      image: rootFiles(op, plan.boot).imageDigest,
+      basePath,
+      overPath: found.platform.automount === 'taken' ? null : await overs.take(op, basePath),
+    };
   };
   const parts = (plan: SandboxPlan): StartParts => ({ config, cgroups, layers, processes, doors, take: (late) => take(late, plan) });
-  const ask = async (op: Operation, plan: SandboxPlan, command: 'pause' | 'resume'): Promise<void> => {
-    const [{ path }, rights, now] = await Promise.all([finder.find(op), rightsFinder.find(op), processes.inspect(op, plan)]);
-    if (!now.alive) throw op.error('failed_precondition', 'the sandbox does not run');
-    using limited = op.within(COMMAND_MS, `runsc ${command}`);
-    const { exitCode, stderr } = await host.run(limited, rights.argvOf(now.pid, [path, '--root', stateDir(plan), command, plan.id]));
-    if (exitCode === 0) return;
-    throw op.error('unavailable', `runsc cannot ${command} the sandbox: ${new TextDecoder().decode(stderr).trim()}`);
+  const reach = async (op: Operation) => {
+    const [runtime, rights] = await Promise.all([finder.find(op), rightsFinder.find(op)]);
+    return { host, runtime, rights, processes };
   };
+  const fingerprint = async (op: Operation, plan: SandboxPlan, image: string): Promise<Fingerprint> => {
+    const { runtime, platform } = await find(op);
+    const { cpus, memoryMiB } = plan.shape;
+    return { runtime: runtime.version, platform: platform.name, image, cpus, memoryMiB, network: plan.network !== 'none' };
+  };
+  const now = async (op: Operation, plan: SandboxPlan) => await fingerprint(op, plan, rootFiles(op, plan.boot).imageDigest);
+  /** Of one that runs: what it was made from may be gone since. */
+  const noteOf = async (op: Operation, plan: SandboxPlan): Promise<Note> => {
+    const note = await readNote(op, host, plan);
+    if (note !== null) return note;
+    throw op.error('failed_precondition', `sandbox ${plan.name} does not run, or was started by an older version of Hutch`, {
+      hint: `start it anew: hutch restart ${plan.name}`,
+    });
+  };
+  const saveParts = async (op: Operation, plan: SandboxPlan, image: string): Promise<SaveParts> => ({
+    ...(await reach(op)),
+    ...{ shimPath: config.shimPath, doors, fingerprint: await fingerprint(op, plan, image), onStill: () => {} },
+    memoryBytes: async (asking) => await memoryOf(asking, plan),
+  });
 
   return {
     name: 'gvisor',
@@ -98,25 +123,58 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
       const tool = ['nsenter', '--target', `${now.pid}`, '--mount', '--', config.agentPath];
       return { where: 'host', tool, upper: await layers.upperOf(op, plan), merged: rootDir(plan) };
     },
-    pause: (op, plan) => ask(op, plan, 'pause'),
-    resume: (op, plan) => ask(op, plan, 'resume'),
+    pause: async (op, plan) => await command(op, await reach(op), plan, 'pause'),
+    resume: async (op, plan) => await command(op, await reach(op), plan, 'resume'),
+    closeDoor: (_op, plan) => doors.shut(plan.id),
     checkpoints: {
-      save: async (op, plan, dir) => {
-        const [runtime, rights] = [await finder.find(op), await rightsFinder.find(op)];
-        return await saveSandbox(op, { host, runtime, rights, processes, doors }, plan, dir);
+      isWhole: (op, dir) => isWhole(op, { host, processes }, dir),
+      isUnused: (op, plan) => isUnused(op, { config, processes }, plan),
+      again: async (op, plan) => ({ network: (await noteOf(op, plan)).network, disk: null }),
+      save: async (op, plan, dir) => await saveSandbox(op, await saveParts(op, plan, (await noteOf(op, plan)).image), plan, dir),
+      async restore(op, plan, dir, beforeRunning = async () => {}) {
+        await checkSaved(op, host, dir, { now: await now(op, plan), imprintPath: null });
+        return await startSandbox(op, parts(plan), plan, { checkpointDir: dir, isSame: false, beforeRunning });
       },
-      restore: (op, plan, dir) => startSandbox(op, parts(plan), plan, { checkpointDir: dir }),
+    },
+    snapshots: {
+      async take(op, plan, dir, { what, saved }) {
+        if (what !== 'disk' && saved !== undefined) return await takeSaved(op, { host, imprintPath: config.imprintPath }, plan, dir, saved);
+        const note = await readNote(op, host, plan);
+        if (what === 'disk')
+          return await takeDisk(op, { save: await saveParts(op, plan, note?.image ?? ''), imprintPath: config.imprintPath }, plan, dir);
+        const { image, basePath, overPath } = note ?? (await noteOf(op, plan));
+        const start = { ...parts(plan), take: async (late: Operation) => ({ ...(await find(late)), image, basePath, overPath }) };
+        const using = { save: await saveParts(op, plan, image), start, imprintPath: config.imprintPath };
+        return await replacements.during(plan.id, () => takeAndGoOn(op, using, plan, dir));
+      },
+      async goOn(op, plan) {
+        const using = { save: await saveParts(op, plan, rootFiles(op, plan.boot).imageDigest), start: parts(plan) };
+        return await replacements.during(plan.id, () => goOnAfterwards(op, using, plan));
+      },
+      async create(op, plan, dir) {
+        await checkSaved(op, host, dir, { now: null, imprintPath: null });
+        await host.makeDir(op, plan.dataDir, 0o711);
+        await host.makeDir(op, layerDir(plan), 0o700);
+        await host.cloneFile(op, join(dir, DISK), diskPath(plan));
+      },
+      async start(op, plan, dir) {
+        await checkSaved(op, host, dir, { now: await now(op, plan), imprintPath: null });
+        return await startSandbox(op, parts(plan), plan, { checkpointDir: dir, isSame: false, beforeRunning: async () => {} });
+      },
+      check: async (op, dir) => void (await checkSaved(op, host, dir, { now: null, imprintPath: config.imprintPath })),
     },
     kill: (op, plan, how) => processes.kill(op, plan, how),
     inspect: (op, plan) => processes.inspect(op, plan),
-    ended: (op, plan) => processes.ended(op, plan),
-    networkLost: async (op, plan) => (await companionEnded(op, host, plan.runDir)) !== null,
+    ended: (op, plan) => replacements.beyond(plan.id, () => processes.ended(op, plan)),
+    networkLost: (op, plan) => replacements.beyond(plan.id, async () => (await companionEnded(op, host, plan.runDir)) !== null),
     async cleanUp(op, plan) {
       await doors.close(plan.id);
       await config.network.close(op, networkPlan(plan));
       await cgroups.remove(op, plan);
       diskUse.forget(plan);
       traffic.forget(plan.id);
+      replacements.forget(plan.id);
+      for (const dir of [takenUpDir(plan), stillDir(plan), goneOnDir(plan)]) await host.remove(op, dir);
       await host.remove(op, plan.runDir);
     },
     async remove(op, plan) {
@@ -142,6 +200,10 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
     roots: { list: (op) => bases.list(op), remove: (op, digest) => bases.remove(op, digest) },
     leaks: (op, known: ReadonlySet<SandboxId>) => findLeaks(op, config, cgroups, bases, known),
   };
+
+  async function memoryOf(op: Operation, plan: SandboxPlan): Promise<number> {
+    return (await cgroups.use(op, plan))?.memoryBytes ?? (await ofProcesses(op, plan)).pssBytes;
+  }
 
   /** Of the shim and the runtime's processes, where there are no cgroups to ask. */
   async function ofProcesses(op: Operation, plan: SandboxPlan): Promise<{ readonly pssBytes: number; readonly cpuUs: number }> {

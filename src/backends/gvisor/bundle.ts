@@ -16,7 +16,8 @@ export type BundleSpec = {
   readonly netnsPath: string | null;
 };
 
-const LINK = '/run/hutch/link';
+/** In the sandbox. */
+export const LINK = '/run/hutch/link';
 /** What Docker gives. */
 const OPEN_FILES = { soft: 65_536, hard: 1_048_576 };
 

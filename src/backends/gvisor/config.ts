@@ -17,6 +17,8 @@ export type GvisorConfig = {
   readonly agentPath: string;
   /** The built rust/automount: for a runtime that needs it. */
   readonly automountLibraryPath: string;
+  /** The built rust/imprint: checksums of what is stored. */
+  readonly imprintPath: string;
   /** Name or absolute path of the runtime. */
   readonly runsc?: string;
   /** Of the cgroups of this daemon's sandboxes; null: none are made. */

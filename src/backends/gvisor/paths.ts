@@ -13,6 +13,12 @@ export const upperDir = (dirs: Pick<Dirs, 'dataDir'>): string => join(layerDir(d
 /** Overlayfs's own, on the same file system. */
 export const overlayWorkDir = (dirs: Pick<Dirs, 'dataDir'>): string => join(layerDir(dirs), 'work');
 
+/** What one that stands still goes on from, and what one has gone on from (still.ts). */
+export const stillDir = (dirs: Pick<Dirs, 'dataDir'>): string => join(dirs.dataDir, 'still');
+export const goneOnDir = (dirs: Pick<Dirs, 'dataDir'>): string => join(dirs.dataDir, 'gone-on');
+/** What it is taken up from, under a name that stays until that is done. */
+export const takenUpDir = (dirs: Pick<Dirs, 'dataDir'>): string => join(dirs.dataDir, 'taken-up');
+
 /** Empty for us: the overlay is mounted there in the runtime's namespace alone. */
 export const rootDir = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir, 'root');
 /** As with the root: the disk with the private layer is mounted there. */

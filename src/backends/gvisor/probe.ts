@@ -6,6 +6,7 @@ import type { Cgroups } from './cgroup.ts';
 import type { GvisorConfig } from './config.ts';
 import type { Layers } from './layer.ts';
 import type { Platform } from './platform.ts';
+import type { Rights } from './rights.ts';
 import type { Runtime } from './runtime.ts';
 
 type Probed = Awaited<ReturnType<Backend['probe']>>;
@@ -14,7 +15,7 @@ export async function probeMachine(
   op: Operation,
   config: GvisorConfig,
   { cgroups, layers }: { readonly cgroups: Cgroups; readonly layers: Layers },
-  find: (op: Operation) => Promise<{ readonly runtime: Runtime; readonly platform: Platform }>,
+  find: (op: Operation) => Promise<{ readonly runtime: Runtime; readonly platform: Platform; readonly rights: Rights }>,
 ): Promise<Probed> {
   const { host, network } = config;
   try {
@@ -33,9 +34,9 @@ export async function probeMachine(
       if ((await host.which(op, program)) === null)
         return { ok: false, why: `${program} is not installed`, hint: `install it: apt-get install ${source}` };
     }
-    const { runtime, platform } = await find(op);
+    const { runtime, platform, rights } = await find(op);
     const [limited, whyUnbounded, { modes, notes }] = await Promise.all([cgroups.work(op), layers.whyUnbounded(op), networks(op, config)]);
-    return { ok: true, can: capabilities(runtime, platform, { limited, whyUnbounded }, modes, [...notes]) };
+    return { ok: true, can: capabilities(runtime, platform, { limited, whyUnbounded, isRoot: rights.userId === null }, modes, [...notes]) };
   } catch (error) {
     if (op.signal.aborted || !(error instanceof HutchError)) throw error;
     return { ok: false, why: error.message, hint: error.hint ?? 'see: hutch doctor' };
@@ -52,7 +53,7 @@ export async function probeMachine(
 function capabilities(
   runtime: Runtime,
   platform: Platform,
-  { limited, whyUnbounded }: { readonly limited: boolean; readonly whyUnbounded: string | null },
+  { limited, whyUnbounded, isRoot }: { readonly limited: boolean; readonly whyUnbounded: string | null; readonly isRoot: boolean },
   networks: Capabilities['networks'],
   networkNotes: readonly string[],
 ): Capabilities {
@@ -60,8 +61,9 @@ function capabilities(
     isolation: 'user-space-kernel',
     securityBoundary: true,
     pause: true,
-    suspend: false,
-    fork: false,
+    suspend: isRoot,
+    // A layer that is a directory of the host's cannot be copied in an instant.
+    fork: isRoot && whyUnbounded === null,
     diskSnapshot: false,
     limits: {
       cpu: limited ? 'enforced' : 'no',
@@ -84,6 +86,7 @@ function capabilities(
         : [
             `the disk's size is not limited, as no disk in a file can be mounted, and a layer is a directory of the host's: ${whyUnbounded}`,
           ]),
+      ...(isRoot ? [] : ['no suspend and no fork: without root what runs is not written down']),
       ...networkNotes,
     ],
   };

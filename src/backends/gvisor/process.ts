@@ -10,6 +10,8 @@ import type { Dead } from '../dead.ts';
 import type { Cgroups } from './cgroup.ts';
 import { KILL_FORCE_MS, KILL_GRACE_MS } from './config.ts';
 
+type Ended = Pick<SandboxPlan, 'id' | 'runDir'>;
+
 export class Processes {
   readonly #host: Host;
   readonly #cgroups: Cgroups;
@@ -19,17 +21,17 @@ export class Processes {
     this.#cgroups = cgroups;
   }
 
-  async inspect(op: Operation, plan: SandboxPlan): Promise<ProcessEvidence> {
+  async inspect(op: Operation, plan: Ended): Promise<ProcessEvidence> {
     const now = await inspectShim(op, this.#host, plan.runDir);
     return now.alive ? now : await this.#explained(op, plan, now);
   }
 
-  async ended(op: Operation, plan: SandboxPlan): Promise<Dead> {
+  async ended(op: Operation, plan: Ended): Promise<Dead> {
     return await this.#explained(op, plan, await shimEnded(op, this.#host, plan.runDir));
   }
 
   /** SIGTERM unless `now`, a bounded wait, SIGKILL, a bounded wait. */
-  async kill(op: Operation, plan: SandboxPlan, how: 'gently' | 'now'): Promise<Dead> {
+  async kill(op: Operation, plan: Ended, how: 'gently' | 'now'): Promise<Dead> {
     const before = await inspectShim(op, this.#host, plan.runDir);
     if (!before.alive) return await this.#endWithin(op, plan, KILL_FORCE_MS);
     if (how === 'gently') {
@@ -46,12 +48,12 @@ export class Processes {
     return await this.#endWithin(op, plan, KILL_FORCE_MS);
   }
 
-  async #endWithin(op: Operation, plan: SandboxPlan, ms: number): Promise<Dead> {
+  async #endWithin(op: Operation, plan: Ended, ms: number): Promise<Dead> {
     using limited = op.within(ms, 'the runtime to be killed');
     return await this.ended(limited, plan);
   }
 
-  async #explained(op: Operation, plan: SandboxPlan, dead: Dead): Promise<Dead> {
+  async #explained(op: Operation, plan: Ended, dead: Dead): Promise<Dead> {
     if (dead.oomKilled || dead.proof === 'boot-id' || dead.proof === 'never-started' || dead.exitCode === 0) return dead;
     return (await this.#cgroups.oomKills(op, plan)) > 0 ? { ...dead, oomKilled: true } : dead;
   }

@@ -3,6 +3,8 @@
 // left but the logs.
 import { basename, join } from 'node:path';
 import { HutchError } from '../../domain/errors.ts';
+import { errnoOf } from '../../host/errors.ts';
+import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import { startShim } from '../../host/shim.ts';
 import type { GuestAddress, Link, NetworkPlan } from '../../network/network.ts';
@@ -14,6 +16,7 @@ import { bundleConfig } from './bundle.ts';
 import type { Cgroups } from './cgroup.ts';
 import { ARRIVE_MS, type GvisorConfig, RELEASE_MS } from './config.ts';
 import type { LayerArgs, Layers } from './layer.ts';
+import { writeNote } from './note.ts';
 import {
   AGENT_SOCKET,
   agentSocketPath,
@@ -25,13 +28,17 @@ import {
   rootDir,
   runtimeLogPath,
   stateDir,
+  takenUpDir,
 } from './paths.ts';
 import type { Platform } from './platform.ts';
 import type { Processes } from './process.ts';
 import type { Rights } from './rights.ts';
 import type { Runtime } from './runtime.ts';
+import { CHECKPOINT } from './saved.ts';
 
 export type StartInput = {
+  /** Its digest. */
+  readonly image: string;
   readonly runtime: Runtime;
   readonly platform: Platform;
   readonly rights: Rights;
@@ -54,7 +61,15 @@ export const SOCKET_MODE = 0o600;
 const BRIDGE = { uid: 65_534, gid: 65_534 };
 
 /** `checkpointDir`: what ran in it goes on where it was. */
-export type StartFrom = 'anew' | { readonly checkpointDir: string };
+export type StartFrom =
+  | 'anew'
+  | {
+      readonly checkpointDir: string;
+      /** It is the same run of the sandbox: what was counted counts on. */
+      readonly isSame: boolean;
+      /** At the last moment at which nothing of it has happened. */
+      readonly beforeRunning: (op: Operation) => Promise<void>;
+    };
 
 export async function startSandbox(op: Operation, parts: StartParts, plan: SandboxPlan, from: StartFrom): Promise<Started> {
   const { config, cgroups, layers, processes, doors } = parts;
@@ -84,7 +99,7 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
   const [input, link, cgroupsPath] = await allOf([
     parts.take(op),
     network.wire(op, networkPlan(plan)),
-    makeCgroups(op, cgroups, plan),
+    makeCgroups(op, cgroups, plan, from),
     doors.open(op, plan.id, agentSocketPath(plan), SOCKET_MODE),
   ]);
   const guest = guestOf(op, link);
@@ -107,9 +122,17 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
     ),
     0o600,
   );
+  const { image, basePath, overPath } = input;
+  await writeNote(op, host, plan, { network: guest === null ? null : { ...guest, dns: [...guest.dns] }, image, basePath, overPath });
+  if (from !== 'anew') {
+    await nameCheckpoint(op, host, plan, from.checkpointDir);
+    await from.beforeRunning(op);
+  }
   done('prepared');
 
   releasing((late) => processes.kill(late, plan, 'now'));
+  // From the moment at which it may have run there is no way back.
+  if (from !== 'anew') releasing((late) => noteWhetherRan(late, parts, plan));
   const { child } = await startShim(op, host, config.shimPath, {
     ...{ dir: plan.runDir, logPath: runtimeLogPath(plan), runAs: null, cgroups: [], awaitSockets: [] },
     ...(input.rights.userId === null ? {} : { privileges: 'given-up-by-itself' as const }),
@@ -125,18 +148,58 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
 
   // Nobody speaks in the sandbox but the agent until it is configured, so the rules have until then.
   await allOf([network.admit(op, networkPlan(plan), null), arrival(op, parts, plan)]);
-  await cgroups.settle(op, plan);
+  await allOf([cgroups.settle(op, plan), from === 'anew' ? Promise.resolve() : host.remove(op, takenUpDir(plan))]);
   done('arrived');
   undo.move();
   return { evidence: { alive: true, ...child }, network: guest, disk: null, stagesMs };
+}
+
+const RAN = 'ran';
+const BOOT = 'boot';
+const BOOT_ID_BYTES_MAX = 64;
+
+/** Whether nothing has run of what was to be taken up: it can be taken up still. */
+export async function isUnused(
+  op: Operation,
+  { config: { host }, processes }: Pick<StartParts, 'config' | 'processes'>,
+  plan: SandboxPlan,
+): Promise<boolean> {
+  const own = takenUpDir(plan);
+  if ((await host.stat(op, join(own, BOOT))) === null || (await host.stat(op, join(own, RAN))) !== null) return false;
+  // Another boot has forgotten whether it ran in the last one.
+  const boot = new TextDecoder().decode(await host.readFile(op, join(own, BOOT), BOOT_ID_BYTES_MAX));
+  if (boot !== host.bootId()) return false;
+  const now = await processes.inspect(op, plan);
+  return !now.alive && now.proof === 'never-started';
+}
+
+/** Of one that is dead, before that is forgotten with its run directory. */
+async function noteWhetherRan(op: Operation, { config: { host }, processes }: StartParts, plan: SandboxPlan): Promise<void> {
+  const now = await processes.inspect(op, plan);
+  if (now.alive || now.proof !== 'never-started') await host.writeFileAtomic(op, join(takenUpDir(plan), RAN), '', 0o600);
+}
+
+/** Its directory may get another name before the runtime opens it. */
+async function nameCheckpoint(op: Operation, host: Host, plan: SandboxPlan, dir: string): Promise<void> {
+  const own = takenUpDir(plan);
+  await host.remove(op, own);
+  await host.makeDir(op, own, 0o700);
+  await host.writeFileAtomic(op, join(own, BOOT), host.bootId(), 0o600);
+  try {
+    await host.link(op, join(dir, CHECKPOINT), join(own, CHECKPOINT));
+  } catch (error) {
+    // On another file system: then it is not the sandbox's own, and stays where it is.
+    if (errnoOf(error) !== 'EXDEV') throw error;
+    await host.symlink(op, join(dir, CHECKPOINT), join(own, CHECKPOINT));
+  }
 }
 
 export function networkPlan(plan: SandboxPlan): NetworkPlan {
   return { id: plan.id, mode: plan.network, socketDir: networkDir(plan), runAs: plan.runAs };
 }
 
-async function makeCgroups(op: Operation, cgroups: Cgroups, plan: SandboxPlan): Promise<string | null> {
-  await cgroups.clear(op, plan);
+async function makeCgroups(op: Operation, cgroups: Cgroups, plan: SandboxPlan, from: StartFrom): Promise<string | null> {
+  if (from === 'anew' || !from.isSame) await cgroups.clear(op, plan);
   await cgroups.make(op, plan);
   return await cgroups.pathFor(op, plan);
 }
@@ -207,7 +270,7 @@ function runtimeArgs(
     ...(cgroupsPath === null && runtime.canIgnoreCgroups ? ['--ignore-cgroups'] : []),
     // Beside what the runtime itself says: both only append.
     ...(runtime.hasPanicLog ? [`--panic-log=${runtimeLogPath(plan)}`] : []),
-    ...(from === 'anew' ? ['run'] : ['restore', `-image-path=${from.checkpointDir}`]),
+    ...(from === 'anew' ? ['run'] : ['restore', `-image-path=${takenUpDir(plan)}`]),
     ...['-bundle', plan.runDir, plan.id],
   ];
 }

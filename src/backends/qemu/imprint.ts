@@ -85,15 +85,6 @@ export async function layOut(op: Operation, host: Host, program: string, dir: st
   if (exitCode !== 0) throw failure(op, 'a disk cannot be laid out', stderr);
 }
 
-/** Of each file, over everything in it. */
-export async function hashes(op: Operation, host: Host, program: string, paths: readonly string[]): Promise<readonly string[]> {
-  if (paths.length === 0) return [];
-  using limited = op.within(TAKE_MS, 'checking what is stored');
-  const { exitCode, stdout, stderr } = await host.run(limited, [program, 'hash', ...paths]);
-  if (exitCode !== 0) throw failure(op, 'what is stored cannot be read', stderr);
-  return new TextDecoder().decode(stdout).trim().split('\n');
-}
-
 function failure(op: Operation, what: string, stderr: Uint8Array): HutchError {
   const said = new TextDecoder()
     .decode(stderr)

@@ -1,0 +1,141 @@
+// What was saved of a sandbox, on the disk: the runtime's own file, in a directory with a note of what it is. It is complete
+// once `manifest.json` is there, which is written last.
+import { join } from 'node:path';
+import { z } from 'zod';
+import { isId, type SandboxId } from '../../domain/ids.ts';
+import type { Host } from '../../host/host.ts';
+import type { Operation } from '../../host/operation.ts';
+import { hashes } from '../hashes.ts';
+
+/** As the runtime names it. */
+export const CHECKPOINT = 'checkpoint.img';
+export const DISK = 'disk.img';
+const MANIFEST = 'manifest.json';
+/** What it will be: whoever comes later can complete it. */
+const SAVING = 'saving.json';
+const NOTE_BYTES_MAX = 64 * 1024;
+
+/** Everything that must be the same where it goes on. */
+const fingerprintSchema = z.strictObject({
+  runtime: z.string().max(256),
+  platform: z.string().max(32),
+  image: z.string().max(128),
+  cpus: z.int().positive(),
+  memoryMiB: z.int().positive(),
+  network: z.boolean(),
+});
+export type Fingerprint = z.infer<typeof fingerprintSchema>;
+
+const sandboxId = z.custom<SandboxId>((value) => typeof value === 'string' && isId('sbx', value));
+const digest = z.string().regex(/^[0-9a-f]{64}$/);
+const savedSchema = z.strictObject({
+  version: z.literal(1),
+  fingerprint: fingerprintSchema,
+  /** Null: a disk alone. */
+  checkpoint: z.strictObject({ bytes: z.int().positive(), sha256: digest }).nullable(),
+  /** Null: it stays where it is. */
+  disk: z.strictObject({ bytes: z.int().positive(), hash: z.string().regex(/^[0-9a-f]{16}$/) }).nullable(),
+  savedAtMs: z.int(),
+});
+export type Saved = z.infer<typeof savedSchema>;
+
+const savingSchema = z.strictObject({
+  bootId: z.string().max(64),
+  fingerprint: fingerprintSchema,
+  /** Whose process ends with it. */
+  of: z.strictObject({ id: sandboxId, runDir: z.string().max(4096), dataDir: z.string().max(4096) }),
+});
+export type Saving = z.infer<typeof savingSchema>;
+
+export type Read = { readonly ok: true; readonly saved: Saved } | { readonly ok: false; readonly why: string };
+
+export async function readSaved(op: Operation, host: Host, dir: string): Promise<Read> {
+  if ((await host.stat(op, join(dir, MANIFEST))) === null) return { ok: false, why: 'it is not complete: its manifest is missing' };
+  const parsed = savedSchema.safeParse(await readJson(op, host, join(dir, MANIFEST)));
+  return parsed.success ? { ok: true, saved: parsed.data } : { ok: false, why: 'its manifest is damaged' };
+}
+
+/** What there is of the two, with its checksums; both are on the disk. */
+export type Content = Pick<Saved, 'fingerprint' | 'checkpoint' | 'disk'>;
+
+/** The last step: from here on it counts. */
+export async function writeSaved(op: Operation, host: Host, dir: string, content: Content): Promise<void> {
+  const saved: Saved = { version: 1, ...content, savedAtMs: host.nowMs() };
+  await host.writeFileAtomic(op, join(dir, MANIFEST), JSON.stringify(savedSchema.parse(saved)), 0o600);
+}
+
+export async function checkpointIn(op: Operation, host: Host, dir: string): Promise<Saved['checkpoint']> {
+  const path = join(dir, CHECKPOINT);
+  return { bytes: (await host.stat(op, path))?.sizeBytes ?? 0, sha256: await host.sha256(op, path) };
+}
+
+export async function diskIn(op: Operation, host: Host, imprintPath: string, dir: string): Promise<Saved['disk']> {
+  const path = join(dir, DISK);
+  const [hash = ''] = await hashes(op, host, imprintPath, [path]);
+  return { bytes: (await host.stat(op, path))?.sizeBytes ?? 0, hash };
+}
+
+export async function writeSaving(op: Operation, host: Host, dir: string, saving: Saving): Promise<void> {
+  await host.writeFileAtomic(op, join(dir, SAVING), JSON.stringify(saving), 0o600);
+}
+
+export async function readSaving(op: Operation, host: Host, dir: string): Promise<Saving | null> {
+  if ((await host.stat(op, join(dir, SAVING))) === null) return null;
+  return savingSchema.safeParse(await readJson(op, host, join(dir, SAVING))).data ?? null;
+}
+
+/**
+ * Reads the checkpoint, and the disk too where `imprintPath` is given. `now`: what a sandbox of this plan would be here.
+ * @throws HutchError `failed_precondition` with what is wrong.
+ */
+export async function checkSaved(
+  op: Operation,
+  host: Host,
+  dir: string,
+  { now, imprintPath }: { readonly now: Fingerprint | null; readonly imprintPath: string | null },
+): Promise<Saved> {
+  const refused = (why: string): Error =>
+    op.error('failed_precondition', `what was saved cannot be used: ${why}`, { hint: `it lies in ${dir}` });
+  const read = await readSaved(op, host, dir);
+  if (!read.ok) throw refused(read.why);
+  const { saved } = read;
+  const { checkpoint, disk } = saved;
+  const isThere = async (name: string, bytes: number): Promise<boolean> => (await host.stat(op, join(dir, name)))?.sizeBytes === bytes;
+  if (checkpoint !== null) {
+    const isSame = (await isThere(CHECKPOINT, checkpoint.bytes)) && (await checkpointIn(op, host, dir))?.sha256 === checkpoint.sha256;
+    if (!isSame) throw refused(`${CHECKPOINT} is not what was saved`);
+  }
+  if (disk !== null) {
+    const isSame = await isThere(DISK, disk.bytes);
+    const isRight = isSame && (imprintPath === null || (await diskIn(op, host, imprintPath, dir))?.hash === disk.hash);
+    if (!isRight) throw refused(`${DISK} is not what was saved`);
+  }
+  const why = now === null ? null : difference(saved.fingerprint, now);
+  if (why !== null) throw op.error('failed_precondition', `what was saved cannot go on here: ${why}`);
+  return saved;
+}
+
+/** Null when nothing differs, else what does, in words. */
+export function difference(saved: Fingerprint, now: Fingerprint): string | null {
+  const names: Record<keyof Fingerprint, string> = {
+    runtime: 'the release of runsc',
+    platform: 'the platform of runsc',
+    image: 'the image',
+    cpus: 'the number of processors',
+    memoryMiB: 'the memory',
+    network: 'whether it has a network',
+  };
+  const said = (Object.keys(names) as (keyof Fingerprint)[])
+    .filter((key) => saved[key] !== now[key])
+    .map((key) => (key === 'image' || key === 'network' ? names[key] : `${names[key]} (${saved[key]} then, ${now[key]} now)`));
+  return said.length === 0 ? null : `${said.join(', ')} ${said.length === 1 ? 'is' : 'are'} not what it was when it was saved`;
+}
+
+async function readJson(op: Operation, host: Host, path: string): Promise<unknown> {
+  try {
+    return JSON.parse(new TextDecoder().decode(await host.readFile(op, path, NOTE_BYTES_MAX)));
+  } catch (error) {
+    if (error instanceof SyntaxError) return null;
+    throw error;
+  }
+}

@@ -1,0 +1,202 @@
+// Sandboxes of gVisor that are put away and taken up again: nothing of them is lost, whatever happens to the daemon, and what the
+// runtime cannot save it is not asked to.
+import { existsSync, readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterAll, expect, test } from 'vitest';
+import { eventually } from '../support/eventually.ts';
+import { all, expectInOrder, isAlive, isLong, numbers, options, pidOf, seed, startDaemon } from './world.ts';
+
+const TEST_MS = isLong ? 3_600_000 : 120_000;
+const POINTS = isLong ? 200 : 4;
+const OWN = { HUTCH_SANDBOX_BACKEND: 'gvisor', HUTCH_SANDBOX_STOP_GRACE: '2s' };
+
+const daemon = await startDaemon(OWN);
+afterAll(() => daemon[Symbol.asyncDispose]());
+
+const sh = async (ref: string, script: string): Promise<string> => {
+  const { stdout, stderr, exitCode } = await daemon.run(ref, ['sh', '-c', script]);
+  expect([exitCode, stderr], script).toEqual([0, '']);
+  return stdout;
+};
+
+const COUNTER = 'i=0; while :; do i=$((i+1)); echo $i > /dev/shm/count; sleep 0.02; done';
+const counted = async (ref: string): Promise<number> =>
+  Number(await sh(ref, 'until [ -s /dev/shm/count ]; do sleep 0.01; done; cat /dev/shm/count'));
+
+async function ledgerOf(id: string): Promise<string[]> {
+  const found: string[] = [];
+  for await (const line of daemon.lines('ledger.list', {})) {
+    const { kind, reason, sandboxId } = line as { kind: string; reason: string; sandboxId: string };
+    if (sandboxId === id) found.push(`${kind} ${reason}`);
+  }
+  return found;
+}
+
+test('a sandbox of gVisor that is suspended has no process, outlives the daemon, and goes on as itself', { timeout: TEST_MS }, async () => {
+  const { id } = await daemon.call('sandbox.create', {
+    name: 'web',
+    labels: { for: 'test' },
+    env: { PLAIN: 'p' },
+    secrets: { HIDDEN: 'h' },
+    timeoutMs: 3_600_000,
+    main: { argv: ['sh', '-c', COUNTER] },
+  });
+  const look = 'cat /etc/machine-id; hostname; ip -o link show eth0; ip -o -4 addr show eth0; ip route';
+  const before = { self: await sh('web', look), count: await counted('web') };
+  await sh('web', 'echo disk > /root/a; echo memory > /dev/shm/a');
+  const open = await daemon.exec('web', { argv: ['sh', '-c', 'echo begun; cat > /dev/null'], stdin: 'open' }, { execId: 'open' });
+  await open.sawOutput('begun');
+  const runtime = pidOf(daemon, id, 'vmm');
+
+  const suspended = await daemon.call('sandbox.suspend', { ref: 'web' });
+  expect(suspended).toMatchObject({ state: 'suspended', openComputeSinceMs: null, labels: { for: 'test' } });
+  expect(isAlive(runtime)).toBe(false);
+  expect(existsSync(join(daemon.home, 'run/sandboxes', id))).toBe(false);
+  await open.closed;
+  expect(open.message('error')).toMatchObject({ error: { message: expect.stringContaining('was suspended') } });
+  await expect(daemon.run('web', ['true'])).rejects.toThrow(/suspended/);
+
+  await daemon.kill9();
+  // Another boot of the host.
+  await daemon.startAgain(options({ ...OWN, HUTCH_TEST_BOOT_ID: '6f1d2f6e-0000-4000-8000-000000000001' }));
+  await expectInOrder(daemon);
+  expect(await all(daemon)).toMatchObject([{ id, state: 'suspended' }]);
+  await daemon.terminate();
+  await daemon.startAgain(options(OWN));
+
+  const woken = await daemon.call('sandbox.resume', { ref: 'web' });
+  expect(woken).toMatchObject({ id, state: 'running', startCount: 1, labels: { for: 'test' } });
+  const [asked, said] = [Date.now(), Number(await sh('web', 'date +%s%3N'))];
+  expect(said).toBeGreaterThan(asked - 1_000);
+  expect(said).toBeLessThan(Date.now() + 1_000);
+  expect(await sh('web', look)).toBe(before.self);
+  expect(await sh('web', 'echo $PLAIN $HIDDEN; cat /root/a /dev/shm/a')).toBe('p h\ndisk\nmemory\n');
+  const count = await counted('web');
+  expect(count).toBeGreaterThanOrEqual(before.count);
+  await eventually('it counts on', async () => (await counted('web')) > count);
+  // A command that was open has not ended: whoever wants to follows it again.
+  expect((await daemon.call('exec.list', { ref: 'web' })).execs.find(({ execId }) => execId === 'open')).toMatchObject({ running: true });
+  expect(await ledgerOf(id)).toEqual([
+    'vm.storage.start boot',
+    'vm.compute.start boot',
+    'vm.compute.stop hibernate',
+    'vm.compute.start hibernate-wake',
+  ]);
+  expect(readdirSync(join(daemon.home, 'data/sandboxes', id)).sort()).toEqual(['secrets.json', 'vm']);
+  await expectInOrder(daemon);
+  await daemon.deleteAll();
+});
+
+/** What two machines must not share. */
+const UNLIKE = {
+  'machine-id': 'cat /etc/machine-id',
+  'getrandom in a new process': 'od -An -tx1 -N16 /dev/urandom',
+  'hardware address': 'ip -o link show eth0',
+  hostname: 'hostname',
+  'host key': 'cat /etc/ssh/ssh_host_test',
+} as const;
+
+test('children of a running sandbox of gVisor are like it, and like no other where they must not be', { timeout: TEST_MS }, async () => {
+  const parent = await daemon.call('sandbox.create', {
+    name: 'web',
+    env: { PLAIN: 'p' },
+    secrets: { HIDDEN: 'h' },
+    main: { argv: ['sh', '-c', COUNTER] },
+  });
+  await sh(
+    'web',
+    `echo disk > /root/a; echo memory > /dev/shm/a; mkdir -p /etc/ssh /etc/hutch/after-restore.d; echo old > /etc/ssh/ssh_host_test
+     printf '#!/bin/sh\\nod -An -tx1 -N8 /dev/urandom > /etc/ssh/ssh_host_test\\n' > /usr/bin/ssh-keygen
+     printf '#!/bin/sh\\nhostname > /root/told\\n' > /etc/hutch/after-restore.d/one; chmod +x /usr/bin/ssh-keygen /etc/hutch/after-restore.d/one`,
+  );
+  const stream = await daemon.exec('web', { argv: ['sh', '-c', 'while :; do echo tick; sleep 0.1; done'] }, { execId: 'ticks' });
+  await stream.sawOutput('tick');
+  const usedUs = async () => (await daemon.call('sandbox.stats', { ref: 'web' })).cpu.usedUs;
+  const used = await usedUs();
+
+  const forked = await daemon.call('sandbox.fork', { ref: 'web', count: 2, namePrefix: 'kid' });
+  expect(forked).toMatchObject({ parentId: parent.id, failed: [] });
+  expect(forked.stillMs).toBeGreaterThan(0);
+  expect(readdirSync(join(daemon.home, 'data/forks'))).toEqual([]);
+  // The parent goes on, as the same run: what follows it does too.
+  const ticked = stream.stdout.byteLength;
+  await eventually('the stream of the parent goes on', () => stream.stdout.byteLength > ticked);
+  stream.socket.terminate();
+  expect(await daemon.call('sandbox.get', { ref: 'web' })).toMatchObject({ state: 'running', startCount: 1 });
+  expect(await usedUs()).toBeGreaterThanOrEqual(used);
+
+  const look = `cat /root/a /dev/shm/a /root/told; echo $PLAIN $HIDDEN; ${Object.values(UNLIKE).join('; ')}; hostname > /root/a; hostname > /dev/shm/a`;
+  const names = ['kid-1', 'kid-2'];
+  const seen = await Promise.all(names.map(async (ref) => (await sh(ref, look)).trim().split('\n')));
+  const own = (await sh('web', Object.values(UNLIKE).join('; '))).trim().split('\n');
+  for (const [nth, name] of names.entries()) {
+    expect(seen[nth]?.slice(0, 4)).toEqual(['disk', 'memory', name, 'p h']);
+    const count = await counted(name);
+    await eventually('its main process goes on', async () => (await counted(name)) > count);
+  }
+  for (const [nth, what] of Object.keys(UNLIKE).entries()) {
+    const values = [own[nth], ...seen.map((lines) => lines[4 + nth])];
+    expect([what, new Set(values).size], values.join()).toEqual([what, 3]);
+  }
+  // What each wrote stayed its own.
+  expect(await sh('web', 'cat /root/a /dev/shm/a')).toBe('disk\nmemory\n');
+  for (const ref of names) expect(await sh(ref, 'cat /root/a /dev/shm/a')).toBe(`${ref}\n${ref}\n`);
+  expect(await ledgerOf(forked.children[1]?.sandbox.id ?? '')).toEqual(['vm.storage.start clone', 'vm.compute.start clone']);
+  expect(await ledgerOf(parent.id)).toEqual(['vm.storage.start boot', 'vm.compute.start boot']);
+  await expectInOrder(daemon);
+  await daemon.deleteAll();
+});
+
+test('what gVisor could not save is found before it is asked to, and the sandbox goes on', { timeout: TEST_MS }, async () => {
+  await daemon.call('sandbox.create', { name: 'busy', network: 'none' });
+  // Directories that nobody uses any more are no reason.
+  await sh('busy', 'mkdir -p /root/gone/deep; rm -r /root/gone; (exec 3> /root/x; rm /root/x; exec sleep 1000) > /dev/null 2>&1 &');
+  for (const verb of ['sandbox.suspend', 'sandbox.fork'] as const)
+    await expect(daemon.call(verb, { ref: 'busy' })).rejects.toThrow('/root/x was deleted while it was in use');
+  expect(await daemon.call('sandbox.get', { ref: 'busy' })).toMatchObject({ state: 'running', startCount: 1 });
+  await sh('busy', 'pkill sleep');
+  await daemon.call('sandbox.pause', { ref: 'busy' });
+  expect(await daemon.call('sandbox.suspend', { ref: 'busy' })).toMatchObject({ state: 'suspended' });
+  await daemon.call('sandbox.resume', { ref: 'busy' });
+  await expectInOrder(daemon);
+  await daemon.deleteAll();
+});
+
+async function restart(more: Readonly<Record<string, string>> = {}): Promise<void> {
+  await daemon.terminate();
+  await daemon.startAgain(options({ ...OWN, ...more }));
+}
+
+/** Calls to the host that each makes, about. */
+const CALLS = { 'sandbox.suspend': 90, 'sandbox.resume': 60, 'sandbox.fork': 160 } as const;
+const VERBS = ['sandbox.suspend', 'sandbox.resume', 'sandbox.fork'] as const;
+
+test(`the daemon is killed, or the host fails, at ${isLong ? 'every' : 'some'} point of what saves a sandbox of gVisor (seed ${seed})`, {
+  timeout: TEST_MS,
+}, async () => {
+  const random = numbers(seed + 1);
+  await daemon.call('sandbox.create', { name: 'tree', network: 'none' });
+  let written = 0;
+  for (let point = 0; point < POINTS; point += 1) {
+    const verb = VERBS[point % VERBS.length] ?? 'sandbox.fork';
+    const action = ['die-before', 'die-after', 'fail'][Math.floor(random.next().value * 3)];
+    const n = isLong ? 1 + Math.floor(point / VERBS.length) : 1 + Math.floor(random.next().value * CALLS[verb]);
+    const fault = `${action}:${n}:${verb}`;
+    written += 1;
+    await sh('tree', `echo ${written} | tee /root/a > /dev/shm/a`);
+    if (verb === 'sandbox.resume') await daemon.call('sandbox.suspend', { ref: 'tree' });
+    await restart({ HUTCH_TEST_FAULT: fault });
+    await daemon.call(verb, { ref: 'tree' }).catch(() => {});
+    await daemon.kill9();
+    await daemon.startAgain(options(OWN));
+    const { state } = await daemon.call('sandbox.get', { ref: 'tree' });
+    expect(verb === 'sandbox.fork' ? ['running'] : ['running', 'suspended'], `${fault}\n${(await daemon.log()).slice(-3_000)}`).toContain(
+      state,
+    );
+    if (state === 'suspended') await daemon.call('sandbox.resume', { ref: 'tree' });
+    expect(await sh('tree', 'cat /root/a /dev/shm/a'), fault).toBe(`${written}\n${written}\n`);
+    for (const { name } of await all(daemon)) if (name !== 'tree') await daemon.call('sandbox.delete', { ref: name, force: true });
+    await expectInOrder(daemon);
+  }
+  await daemon.deleteAll();
+});
