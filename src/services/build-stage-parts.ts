@@ -61,6 +61,8 @@ export type StageParts = {
   /** Proxies, mirrors and certificates of the machine of whoever builds, for RUN alone. */
   readonly lent: PackageSettings;
   readonly mounts: Pick<MountParts, 'cacheDir' | 'locks'>;
+  /** Of the stage with that index, as people read it. */
+  readonly stepBegun: (stage: number, step: string) => void;
   readonly stepDone: () => void;
 };
 

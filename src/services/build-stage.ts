@@ -13,6 +13,8 @@ import { RunSteps } from './build-run-step.ts';
 import { StageNow } from './build-stage-now.ts';
 import type { Built, StageParts } from './build-stage-parts.ts';
 
+const STEP_CHARS_MAX = 200;
+
 export class StageBuilder {
   readonly #now: StageNow;
 
@@ -48,6 +50,7 @@ export class StageBuilder {
       );
     }
     log.step(this.#now.name, `FROM ${name}${from.as === null ? '' : ` AS ${from.as}`}`, from.line);
+    this.#now.parts.stepBegun(this.#now.stage.index, stepText(this.#now.name, `FROM ${name}`));
     const origin = originOf(dockerfile, name, this.#now.stage.index);
     if (origin.kind === 'scratch') {
       this.#now.key = firstKey('scratch');
@@ -79,6 +82,7 @@ export class StageBuilder {
     const name = this.#now.name;
     op.progress({ step: 'build', detail: `${name} ${number}/${count}: ${step.text.slice(0, 80)}` });
     log.step(name, step.text, step.line, { number, count });
+    this.#now.parts.stepBegun(this.#now.stage.index, stepText(`${name} ${number}/${count}`, step.text));
     const next = applied(this.#now.state, step, globals, dockerfile.escapeChar);
     if (next !== null) {
       this.#now.state = next;
@@ -103,4 +107,8 @@ export class StageBuilder {
         throw new DockerfileError(step.line, step.name, 'it cannot stand here');
     }
   }
+}
+
+function stepText(place: string, text: string): string {
+  return `${place}: ${(text.split('\n', 1)[0] ?? '').slice(0, STEP_CHARS_MAX)}`;
 }

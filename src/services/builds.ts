@@ -212,6 +212,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
         running.set(record.id, now);
         await using _staged = work.staged;
         try {
+          if (slots === 0) now.record = { ...now.record, step: 'waiting for builds before it' };
           using _turn = await turn(op);
           await write(op, now.record);
           const image = await build(call, now, work);
@@ -250,6 +251,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     const stages = new Map<number, Promise<Built>>();
     const bases = new Map<string, ReturnType<typeof baseImage>>();
     const abort = new AbortController();
+    const begun = new Map<number, string>();
     const own: Operation = { ...op, signal: AbortSignal.any([op.signal, abort.signal]) };
     const epoch = args.get('SOURCE_DATE_EPOCH');
     const parts: StageParts = {
@@ -274,6 +276,10 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
       image: async (asking, built) => (await publish(asking, images, built, [], epoch)).digest,
       lent: deps.settings.packageSettings ? context.settings : NO_PACKAGE_SETTINGS,
       mounts: { cacheDir: join(root, 'mounts'), locks },
+      stepBegun: (stage, step) => {
+        begun.set(stage, step);
+        if (!abort.signal.aborted) now.record = { ...now.record, step };
+      },
       stepDone: () => {
         now.record = { ...now.record, stepsDone: now.record.stepsDone + 1 };
       },
@@ -281,7 +287,11 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     // Each stage begins at once and waits for those that it needs: what is independent is built side by side.
     for (const stage of plan.stages) {
       const building = new StageBuilder(parts, stage).build(own);
-      building.catch(() => abort.abort()); // the others would be for nothing
+      building.catch(() => {
+        // The others would be for nothing, and the step that is told of is the one that failed.
+        if (!abort.signal.aborted) now.record = { ...now.record, step: begun.get(stage.index) ?? null };
+        abort.abort();
+      });
       stages.set(stage.index, building);
     }
     const settled = await Promise.allSettled(stages.values());
@@ -289,6 +299,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     if (failed.length > 0)
       throw failed.find((reason) => !(reason instanceof HutchError && reason.code === 'cancelled') && !isAbort(reason)) ?? failed[0];
     const built = await parts.stage(plan.last.index);
+    now.record = { ...now.record, step: 'packing the image' };
     op.progress({ step: 'build', detail: 'packing the image' });
     const { digest, id, sizeBytes } = await publish(op, images, built, now.record.names, epoch);
     now.log.note('build', `image ${digest}${now.record.names.length === 0 ? '' : `, named ${now.record.names.join(', ')}`}`);

@@ -159,8 +159,14 @@ export const imageVerbs: readonly Verb[] = [
       {
         name: 'build-logs',
         summary: 'Show what a build said',
-        examples: [{ line: 'hutch image build-logs -f bld7k', about: 'until it ends' }],
-        flags: [{ name: 'follow', short: 'f', about: 'Go on until it ends' }],
+        examples: [
+          { line: 'hutch image build-logs -f bld7k', about: 'until it ends' },
+          { line: 'hutch image build-logs -f --after 120 bld7k', about: 'go on after line 120: the cursor that --json gives' },
+        ],
+        flags: [
+          { name: 'follow', short: 'f', about: 'Go on until it ends' },
+          { name: 'after', value: 'N', about: 'Only what was said after this line' },
+        ],
         positionals: [{ ...BUILD, takes: 'one' }],
         load: async () => (await builds()).buildLogs,
       },

@@ -12,9 +12,12 @@ import { ask, type Context, change } from '../context.ts';
 import { resumed } from '../follow.ts';
 import { forEachRef } from '../many.ts';
 import { json, roughAge, roughSize, safe, table } from '../output.ts';
+import { wholeNumber } from '../spec.ts';
 
 type Build = Output<'build.get'>;
 type Line = Output<'build.logs'>;
+const LINES_MAX = 1_000_000_000;
+
 type Progress = 'plain' | 'tty' | 'json' | 'quiet';
 
 export async function build(context: Context, args: Args): Promise<number> {
@@ -131,7 +134,7 @@ async function follow(context: Context, { id }: Build, progress: Progress): Prom
   context.interrupts.signal.addEventListener('abort', onInterrupt, { once: true });
   if (context.interrupts.signal.aborted) onInterrupt();
   try {
-    for await (const line of logLines(context, id, true)) await show(context, line, progress);
+    for await (const line of logLines(context, id, true, null)) await show(context, line, progress);
   } catch (error) {
     if (!isCancelled) throw error;
   } finally {
@@ -144,12 +147,12 @@ async function follow(context: Context, { id }: Build, progress: Progress): Prom
   return 0;
 }
 
-function logLines(context: Context, build: string, following: boolean): AsyncGenerator<Line, void, undefined> {
+function logLines(context: Context, build: string, following: boolean, from: number | null): AsyncGenerator<Line, void, undefined> {
   return resumed<Line>(context, {
     open: (after) =>
       context.client.lines('build.logs', { build, ...(following ? { follow: true } : {}), ...(after === null ? {} : { after }) }, {}),
     cursorAfter: ({ cursor }) => cursor,
-    from: null,
+    from,
     ends: true,
   });
 }
@@ -190,7 +193,13 @@ function rowOf({ id, state, stepsDone, stepsTotal, names, image, createdAtMs }: 
 
 export async function buildLogs(context: Context, args: Args): Promise<number> {
   const id = args.first();
-  for await (const line of logLines(context, id, args.has('follow'))) {
+  const after = args.value('after');
+  for await (const line of logLines(
+    context,
+    id,
+    args.has('follow'),
+    after === undefined ? null : wholeNumber('after', after, 0, LINES_MAX),
+  )) {
     if (context.json) await context.io.out(`${JSON.stringify(line)}\n`);
     else
       await context.io.out(
