@@ -8,6 +8,7 @@ import { promisify } from 'node:util';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { ApiError, DaemonUnderTest } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
+import { SshServer } from './ssh-server.ts';
 import { importTool } from './tool-image.ts';
 import { DockerWorld, withImages } from './world.ts';
 
@@ -123,6 +124,34 @@ test('an Engine behind ssh runs sandboxes through docker system dial-stdio; what
   expect(await world.engine.containers()).toEqual([]);
   await eventually('no process of it is left', async () => !(await run('ps', ['-eo', 'args'])).stdout.includes('system dial-stdio'));
   await rm(dir, { recursive: true });
+});
+
+test('an Engine behind a real ssh server runs sandboxes, and goes on with them after its daemon was killed', {
+  timeout: 240_000,
+}, async () => {
+  await using server = await SshServer.start({ DOCKER_HOST: `unix://${world.engine.socketPath}` });
+  {
+    await using daemon = await DaemonUnderTest.start({
+      entry: join(ROOT, 'src/daemon/main.ts'),
+      env: {
+        ...{ DOCKER_HOST: server.url, HUTCH_SANDBOX_BACKEND: 'docker', HUTCH_SANDBOX_NETWORK: 'none' },
+        ...{ PATH: `${server.dir}:${process.env['PATH']}`, HUTCH_SANDBOX_STOP_GRACE: '2s' },
+      },
+      before: withImages,
+    });
+    const { id } = await daemon.call('sandbox.create', { name: 'behind' });
+    const bytes = randomBytes(3_000_000);
+    await daemon.send('PUT', `/v1/sandboxes/${id}/files?path=/tmp/x`, { body: bytes });
+    expect((await daemon.run(id, ['sha256sum', '/tmp/x'])).stdout).toContain(createHash('sha256').update(bytes).digest('hex'));
+    expect((await daemon.send('GET', `/v1/sandboxes/${id}/files?path=/tmp/x`)).body.equals(bytes)).toBe(true);
+    await daemon.kill9();
+    await daemon.startAgain();
+    expect((await daemon.run(id, ['hostname'])).stdout).toBe('behind\n');
+    expect(server.logins()).toBeGreaterThan(0);
+    await daemon.call('sandbox.delete', { ref: id, force: true });
+    await daemon.terminate();
+  }
+  expect(await world.engine.containers()).toEqual([]);
 });
 
 test('where its networks are not on this machine, a sandbox gets none rather than one without rules', async () => {

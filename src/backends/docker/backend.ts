@@ -405,11 +405,15 @@ export function newDockerBackend(config: DockerConfig): Backend {
     async end(op) {
       // Who never used an Engine has nothing in it, and need not ask.
       if ((await host.stat(op, config.workDir)) === null) return;
-      const left = await unlessAway(listOurs(op, engine, instance), null);
-      // A container that is stopped needs its network again.
-      if (left !== null && left.length > 0) return;
-      if (left !== null) await removeNetworks(op, config, engine);
-      await config.network.end(op);
+      try {
+        const left = await unlessAway(listOurs(op, engine, instance), null);
+        // A container that is stopped needs its network again.
+        if (left !== null && left.length > 0) return;
+        if (left !== null) await removeNetworks(op, config, engine);
+        await config.network.end(op);
+      } finally {
+        await engine.close(op);
+      }
     },
 
     async stats(op, plan) {

@@ -42,6 +42,8 @@ export type DockerConfig = {
 export const REQUEST_MS = 30_000;
 /** A request by which it is found out whether the Engine is there at all. */
 export const PING_MS = 5_000;
+/** The same behind ssh: logging in there, and starting its `docker`, come before. */
+export const SSH_PING_MS = 25_000;
 /** Starting a container: the Engine makes mounts, namespaces and a network. */
 export const START_MS = 60_000;
 /** From asking the container to end until it is killed, and from that to giving up. */

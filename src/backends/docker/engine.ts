@@ -8,10 +8,10 @@ import type { ErrorCode } from '../../domain/errors.ts';
 import { HutchError } from '../../domain/errors.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
-import { API_MAX, API_MIN, type DockerEnvironment, PING_MS, REQUEST_MS } from './config.ts';
+import { API_MAX, API_MIN, type DockerEnvironment, PING_MS, REQUEST_MS, SSH_PING_MS } from './config.ts';
 import { type Endpoint, findEndpoint } from './endpoint.ts';
 import { notReached, notTrusted, tlsCode } from './reach.ts';
-import { connectSsh, sshFailed } from './ssh.ts';
+import { connectSsh, endSsh, sshFailed } from './ssh.ts';
 
 export type Ask = {
   readonly method: 'GET' | 'POST' | 'PUT' | 'DELETE' | 'HEAD';
@@ -67,14 +67,20 @@ export class Engine {
     }
   }
 
+  /** What its first word may take. */
+  async pingMs(op: Operation): Promise<number> {
+    return (await this.endpoint(op)).kind === 'ssh' ? SSH_PING_MS : PING_MS;
+  }
+
   /** @throws HutchError `unavailable` when it is away, or hangs. */
   async ping(op: Operation): Promise<void> {
-    using limited = op.within(PING_MS, 'Docker');
+    const ms = await this.pingMs(op);
+    using limited = op.within(ms, 'Docker');
     try {
       await collect(limited, await this.#exchange(limited, { method: 'GET', path: '/_ping' }, ''));
     } catch (cause) {
       if (op.signal.aborted || !limited.signal.aborted) throw cause;
-      throw op.error('unavailable', `the Docker Engine has not answered in ${PING_MS / 1_000} s`, {
+      throw op.error('unavailable', `the Docker Engine has not answered in ${ms / 1_000} s`, {
         hint: 'does it hang? see: docker info',
         cause,
       });
@@ -99,7 +105,7 @@ export class Engine {
 
   async #versioned(op: Operation): Promise<string> {
     if (this.#version !== null) return this.#version;
-    using limited = op.within(PING_MS, 'Docker');
+    using limited = op.within(await this.pingMs(op), 'Docker');
     const answer = await this.#exchange(limited, { method: 'GET', path: '/_ping' }, '');
     const said = await collect(limited, answer);
     const endpoint = await this.endpoint(op);
@@ -203,6 +209,12 @@ export class Engine {
       this.#forget();
       throw notReached(op, endpoint, cause);
     }
+  }
+
+  /** Gives back what connections to it have on this machine. */
+  async close(op: Operation): Promise<void> {
+    const endpoint = await this.endpoint(op);
+    if (endpoint.kind === 'ssh' && this.#sshDir !== null) await endSsh(op, this.#host, this.#env, endpoint, this.#sshDir);
   }
 
   /** Another Engine may come back, or be configured, with other certificates. */

@@ -22,8 +22,9 @@ const info = z.object({
 
 export async function probeEngine(op: Operation, config: DockerConfig, engine: Engine): ReturnType<Backend['probe']> {
   try {
-    using limited = op.within(PING_MS, 'Docker');
-    const answer = await engine.json(limited, info, { method: 'GET', path: '/info' }, PING_MS);
+    const ms = await engine.pingMs(op);
+    using limited = op.within(ms, 'Docker');
+    const answer = await engine.json(limited, info, { method: 'GET', path: '/info' }, ms);
     if (answer.OSType !== 'linux') {
       return { ok: false, why: `the Docker Engine runs containers of ${answer.OSType}`, hint: 'use one that runs Linux containers' };
     }

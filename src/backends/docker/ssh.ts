@@ -17,6 +17,7 @@ const HASH_CHARS = 40;
 /** One connection to the machine carries all of ours, and goes so long after the last. */
 const PERSIST_S = 60;
 const CONNECT_S = 20;
+const END_MS = 5_000;
 const COMPLAINT_CHARS_MAX = 300;
 
 /** A new connection to the Engine. Whether there is one is seen when it answers. */
@@ -38,8 +39,8 @@ export async function connectSsh(
 }
 
 export function sshArguments({ user, host, port, socketPath }: SshEndpoint, dir: string | null): readonly string[] {
-  const fits = dir !== null && Buffer.byteLength(join(dir, '%C')) - 2 + HASH_CHARS <= CONTROL_PATH_BYTES_MAX;
-  const shared = fits ? { ControlMaster: 'auto', ControlPath: join(dir, '%C'), ControlPersist: String(PERSIST_S) } : {};
+  const path = controlPath(dir);
+  const shared = path === null ? {} : { ControlMaster: 'auto', ControlPath: path, ControlPersist: String(PERSIST_S) };
   const options = { BatchMode: 'yes', ConnectTimeout: String(CONNECT_S), ServerAliveInterval: '15', ...shared };
   return [
     '-T',
@@ -50,6 +51,26 @@ export function sshArguments({ user, host, port, socketPath }: SshEndpoint, dir:
     host,
     ...['docker', ...(socketPath === null ? [] : ['--host', `unix://${socketPath}`]), 'system', 'dial-stdio'],
   ];
+}
+
+/** Ends the connection that all of ours shared: the program that holds it would stay for a minute. */
+export async function endSsh(op: Operation, host: Host, env: DockerEnvironment, endpoint: SshEndpoint, dir: string): Promise<void> {
+  const path = controlPath(dir);
+  if (path === null || (await host.stat(op, dir)) === null) return;
+  const ssh = await host.which(op, 'ssh', env.PATH);
+  if (ssh === null) return;
+  using limited = op.within(END_MS, 'ssh');
+  const { user, port } = endpoint;
+  const to = [...(user === null ? [] : ['-l', user]), ...(port === null ? [] : ['-p', String(port)]), '--', endpoint.host];
+  // It fails where there is none any more.
+  await host.run(limited, [ssh, '-o', 'BatchMode=yes', '-o', `ControlPath=${path}`, '-O', 'exit', ...to], { env: userEnvironment(env) });
+}
+
+/** Null where the directory is too deep for a socket. */
+function controlPath(dir: string | null): string | null {
+  if (dir === null) return null;
+  const path = join(dir, '%C');
+  return Buffer.byteLength(path) - 2 + HASH_CHARS <= CONTROL_PATH_BYTES_MAX ? path : null;
 }
 
 /** Why nothing came from there, in the words of ssh or of the machine behind it. */
