@@ -91,11 +91,7 @@ export async function isWhole(op: Operation, { host, processes }: Pick<SaveParts
 }
 
 /** One that stands still, or does not. */
-export async function goOn(
-  op: Operation,
-  parts: Pick<SaveParts, 'host' | 'runtime' | 'rights' | 'processes'>,
-  plan: SandboxPlan,
-): Promise<void> {
+async function goOn(op: Operation, parts: Pick<SaveParts, 'host' | 'runtime' | 'rights' | 'processes'>, plan: SandboxPlan): Promise<void> {
   if ((await parts.processes.inspect(op, plan)).alive) await command(op, parts, plan, 'resume');
 }
 

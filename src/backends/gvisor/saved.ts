@@ -37,7 +37,7 @@ const savedSchema = z.strictObject({
   disk: z.strictObject({ bytes: z.int().positive(), hash: z.string().regex(/^[0-9a-f]{16}$/) }).nullable(),
   savedAtMs: z.int(),
 });
-export type Saved = z.infer<typeof savedSchema>;
+type Saved = z.infer<typeof savedSchema>;
 
 const savingSchema = z.strictObject({
   bootId: z.string().max(64),
@@ -47,7 +47,7 @@ const savingSchema = z.strictObject({
 });
 export type Saving = z.infer<typeof savingSchema>;
 
-export type Read = { readonly ok: true; readonly saved: Saved } | { readonly ok: false; readonly why: string };
+type Read = { readonly ok: true; readonly saved: Saved } | { readonly ok: false; readonly why: string };
 
 export async function readSaved(op: Operation, host: Host, dir: string): Promise<Read> {
   if ((await host.stat(op, join(dir, MANIFEST))) === null) return { ok: false, why: 'it is not complete: its manifest is missing' };
@@ -56,7 +56,7 @@ export async function readSaved(op: Operation, host: Host, dir: string): Promise
 }
 
 /** What there is of the two, with its checksums; both are on the disk. */
-export type Content = Pick<Saved, 'fingerprint' | 'checkpoint' | 'disk'>;
+type Content = Pick<Saved, 'fingerprint' | 'checkpoint' | 'disk'>;
 
 /** The last step: from here on it counts. */
 export async function writeSaved(op: Operation, host: Host, dir: string, content: Content): Promise<void> {
@@ -116,7 +116,7 @@ export async function checkSaved(
 }
 
 /** Null when nothing differs, else what does, in words. */
-export function difference(saved: Fingerprint, now: Fingerprint): string | null {
+function difference(saved: Fingerprint, now: Fingerprint): string | null {
   const names: Record<keyof Fingerprint, string> = {
     runtime: 'the release of runsc',
     platform: 'the platform of runsc',
