@@ -3,15 +3,20 @@
 import { HutchError } from '../domain/errors.ts';
 import { newId } from '../domain/ids.ts';
 import type { Sandbox } from '../domain/sandbox.ts';
+import type { Snapshot } from '../domain/snapshot.ts';
 import type { Call } from './call.ts';
 import { Claims } from './claims.ts';
-import { makeClone } from './clone.ts';
+import { type CloneOf, makeClone } from './clone.ts';
 import type { Core } from './core.ts';
-import { placesOf } from './deps.ts';
+import { backendOf, placesOf } from './deps.ts';
 import type { Handlers } from './handlers.ts';
 import { readSecrets } from './secrets.ts';
+import { findSnapshot, readSnapshotFiles, snapshotDir, snapshotsOf } from './snapshots.ts';
 import { inStillness } from './still.ts';
 import type { Supervisor } from './supervisor.ts';
+import type { Output } from './verbs.ts';
+
+type Forked = Output<'sandbox.fork'>;
 
 const RELEASE_MS = 60_000;
 
@@ -21,6 +26,8 @@ export function forkVerbs(core: Core, supervisor: Supervisor): Pick<Handlers, 's
   return {
     'sandbox.fork': async (call, { ref, count, namePrefix }) => {
       const { op } = call;
+      const snapshot = await snapshotMeant(call, ref);
+      if (snapshot !== null) return await fromSnapshot(call, snapshot, count, namePrefix);
       const { id } = await sandboxes.resolve(call.caller.projectId, ref);
       call.target(id);
       const snapshotId = newId('snp', (bytes) => deps.host.randomBytes(bytes));
@@ -50,28 +57,61 @@ export function forkVerbs(core: Core, supervisor: Supervisor): Pick<Handlers, 's
       const { spec } = parent;
       const boot = await deps.boots.of(op, spec, core.runs.of(op, await sandboxes.get(op, id)).backend.needs);
       const secrets = await readSecrets(op, deps.host, placesOf(deps.places, id).secretsPath, spec.secretNames);
-      op.progress({ step: 'starting its children' });
-      const prefix = namePrefix ?? `${spec.name}-fork`;
       const source = { snapshotId, parentId: id };
-      const children = await Promise.allSettled(
-        Array.from({ length: count }, (_, index) => {
-          const own = { ...spec, name: `${prefix}-${index + 1}` };
-          return makeClone(core, supervisor, call, { spec: own, boot, secrets, source, dir, hasMemory: true });
-        }),
-      );
-      if (op.signal.aborted) await refuseCancelled(call, children);
-      const made: { index: number; sandbox: Awaited<ReturnType<typeof presenter.sandbox>> }[] = [];
-      const failed: { index: number; error: ReturnType<HutchError['toBody']> }[] = [];
-      for (const [index, child] of children.entries()) {
-        if (child.status === 'fulfilled') made.push({ index: index + 1, sandbox: await presenter.sandbox(child.value, op.id) });
-        else failed.push({ index: index + 1, error: asHutchError(call, child.reason).toBody() });
-      }
-      // All for the same reason: then that is the answer.
-      const [first] = children;
-      if (made.length === 0 && first?.status === 'rejected') throw asHutchError(call, first.reason);
-      return { parentId: id, stillMs, children: made, failed };
+      const prefix = namePrefix ?? `${spec.name}-fork`;
+      const made = await makeChildren(call, count, prefix, { spec, boot, secrets, source, dir, hasMemory: true });
+      return { parentId: id, stillMs, ...made };
     },
   };
+
+  /** What no sandbox is called may be a snapshot; null: it means a sandbox, or nothing. */
+  async function snapshotMeant({ op, caller }: Call, ref: string): Promise<Snapshot | null> {
+    const isNone = (error: unknown): null => {
+      if (error instanceof HutchError && error.code === 'not_found') return null;
+      throw error;
+    };
+    if ((await sandboxes.resolve(caller.projectId, ref).catch(isNone)) !== null) return null;
+    return await findSnapshot(core, op, caller.projectId, ref).catch(isNone);
+  }
+
+  /** Nothing stands still for it; values of secrets are not in it. */
+  async function fromSnapshot(call: Call, snapshot: Snapshot, count: number, namePrefix: string | undefined): Promise<Forked> {
+    const { op } = call;
+    call.target(snapshot.id);
+    using _reading = readSnapshotFiles(core, op, snapshot);
+    const { spec } = snapshot;
+    const boot = await deps.boots.of(op, spec, backendOf(deps, op, spec.backend).needs);
+    const dir = snapshotDir(core, snapshot.id);
+    await snapshotsOf(core, op, snapshot).fits?.(op, { name: spec.name, shape: spec.shape, boot: boot.files }, dir);
+    const source = { snapshotId: snapshot.id, parentId: snapshot.sandboxId };
+    const hasMemory = snapshot.contents !== 'disk';
+    const own = hasMemory ? spec : { ...spec, main: null };
+    const prefix = namePrefix ?? `${snapshot.name ?? spec.name}-fork`;
+    const made = await makeChildren(call, count, prefix, { spec: own, boot, secrets: {}, source, dir, hasMemory });
+    return { parentId: snapshot.id, stillMs: 0, ...made };
+  }
+
+  /** @throws HutchError when none could be made for one and the same reason. */
+  async function makeChildren(call: Call, count: number, prefix: string, of: CloneOf): Promise<Pick<Forked, 'children' | 'failed'>> {
+    const { op } = call;
+    op.progress({ step: 'starting its children' });
+    const children = await Promise.allSettled(
+      Array.from({ length: count }, (_, index) =>
+        makeClone(core, supervisor, call, { ...of, spec: { ...of.spec, name: `${prefix}-${index + 1}` } }),
+      ),
+    );
+    if (op.signal.aborted) await refuseCancelled(call, children);
+    const made: { index: number; sandbox: Awaited<ReturnType<typeof presenter.sandbox>> }[] = [];
+    const failed: { index: number; error: ReturnType<HutchError['toBody']> }[] = [];
+    for (const [index, child] of children.entries()) {
+      if (child.status === 'fulfilled') made.push({ index: index + 1, sandbox: await presenter.sandbox(child.value, op.id) });
+      else failed.push({ index: index + 1, error: asHutchError(call, child.reason).toBody() });
+    }
+    // All for the same reason: then that is the answer.
+    const [first] = children;
+    if (made.length === 0 && first?.status === 'rejected') throw asHutchError(call, first.reason);
+    return { children: made, failed };
+  }
 
   /** Whoever asked does not want them any more; those that are there already are sandboxes like any other. */
   async function refuseCancelled(call: Call, children: readonly PromiseSettledResult<Sandbox>[]): Promise<never> {

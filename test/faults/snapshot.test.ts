@@ -86,14 +86,15 @@ test('what is made from a snapshot is as the sandbox was, and like no other', { 
   ).toBe('disk\nmemory\nls\np m o \n');
   const tick = await sh('copy', 'cat /dev/shm/tick');
   await eventually('what ran goes on', async () => (await sh('copy', 'cat /dev/shm/tick')) !== tick);
-  await daemon.call('sandbox.create', { from: first.id.slice(0, 10), name: 'other' });
-  const selves = await Promise.all(['web', 'copy', 'other'].map(async (ref) => (await sh(ref, UNLIKE)).trim().split('\n')));
+  const forked = await daemon.call('sandbox.fork', { ref: first.id.slice(0, 10), namePrefix: 'other' });
+  expect(forked).toMatchObject({ parentId: first.id, stillMs: 0, failed: [], children: [{ sandbox: { name: 'other-1' } }] });
+  const selves = await Promise.all(['web', 'copy', 'other-1'].map(async (ref) => (await sh(ref, UNLIKE)).trim().split('\n')));
   for (const [nth, value] of (selves[0] ?? []).entries()) {
     const values = selves.map((lines) => lines[nth]);
     expect(new Set(values).size, `${nth}: ${value} ${values.join()}`).toBe(3);
   }
   expect(await sh('web', 'cat /root/a')).toBe('later\n');
-  expect(await sh('other', 'cat /root/a')).toBe('disk\n');
+  expect(await sh('other-1', 'cat /root/a')).toBe('disk\n');
   const kinds: string[] = [];
   const times = new Set<number>();
   for await (const line of daemon.lines('ledger.list', {})) {
@@ -113,7 +114,7 @@ test('what is made from a snapshot is as the sandbox was, and like no other', { 
 
   const { snapshots } = await daemon.call('snapshot.list', {});
   expect(snapshots.map(({ id: own, depth, usedBy }) => [own, depth, usedBy])).toEqual([
-    [first.id, 0, ['copy', 'other']],
+    [first.id, 0, ['copy', 'other-1']],
     [second.id, 1, []],
     [disk.id, 2, ['booted']],
   ]);
@@ -125,7 +126,7 @@ test('what is made from a snapshot is as the sandbox was, and like no other', { 
   });
   for (const { id: own } of snapshots) expect(await daemon.call('snapshot.verify', { snapshot: own })).toMatchObject({ id: own });
   await expect(daemon.call('snapshot.remove', { snapshot: 'ready' })).rejects.toThrow(
-    /used by snapshot later and by sandboxes copy, other/,
+    /used by snapshot later and by sandboxes copy, other-1/,
   );
   await expect(daemon.call('image.remove', { image: made.imageId })).rejects.toThrow(/used by/);
   const { removed } = await daemon.call('snapshot.remove', { snapshot: 'ready', cascade: true });

@@ -68,7 +68,7 @@ export const changeVerbs: readonly Verb[] = [
   {
     name: 'fork',
     group: 'Change',
-    summary: 'Copy a running sandbox, memory and all',
+    summary: 'Copy a running sandbox, memory and all, or begin several from a snapshot',
     examples: [
       { line: 'hutch fork web', about: 'prints the name of the copy; web goes on' },
       { line: "hutch fork -n 4 web --exec 'pytest -q tests/part-$HUTCH_FORK_INDEX'", about: 'from one warmed-up state' },
@@ -78,7 +78,7 @@ export const changeVerbs: readonly Verb[] = [
       { name: 'name-prefix', value: 'NAME', about: 'Called NAME-1, NAME-2, …' },
       { name: 'exec', value: 'COMMAND', about: 'Run it in the shell of each' },
     ],
-    positionals: [SANDBOX],
+    positionals: [{ ...SANDBOX, name: 'SANDBOX|SNAPSHOT' }],
     notes: 'Each copy has its own name, address, machine-id, boot id and random numbers before its network is up.',
     load: async () => (await import('../verbs/fork.ts')).fork,
   },

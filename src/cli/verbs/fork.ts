@@ -34,7 +34,7 @@ export async function fork(context: Context, args: Args): Promise<number> {
   else if (command === undefined) await context.io.out(rows.flatMap(({ name }) => (name === null ? [] : [`${name}\n`])).join(''));
   else await context.io.out(table(['CHILD', 'NAME', 'CODE', 'LAST LINE'], rows.map(cells)));
   for (const { index, error } of rows) if (error !== null) await context.io.err(`hutch: child ${index}: ${safe(error)}\n`);
-  if (!context.json) await context.io.err(`${ref} stood still for ${Math.round(forked.stillMs)} ms\n`);
+  if (!context.json && forked.stillMs > 0) await context.io.err(`${ref} stood still for ${Math.round(forked.stillMs)} ms\n`);
   return rows.every(({ error, exec }) => error === null && (exec === null || exec.exitCode === 0)) ? 0 : 1;
 }
 
