@@ -2,6 +2,7 @@
 // when this daemon dies, as that it stands still is on record first.
 import type { Intent } from '../domain/records.ts';
 import type { Sandbox } from '../domain/sandbox.ts';
+import type { Operation } from '../host/operation.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import { backendOf } from './deps.ts';
