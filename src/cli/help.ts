@@ -14,6 +14,7 @@ export function overview(): string {
     'Hutch gives you sandboxes: computers of their own, in a fraction of a second.',
     '',
     "  hutch run --rm -- python3 -c 'print(2**100)'",
+    '  hutch demo',
     '',
     groups.join('\n\n'),
     '',

@@ -22,6 +22,9 @@ export type RunOptions = Omit<ExecOptions, 'stdin'> & {
   readonly input?: string | Uint8Array;
   /** More output than this is `resource_exhausted`. Default 64 MiB per stream. */
   readonly outputBytesMax?: number;
+  /** Each piece of output as it comes; what comes next waits for it. */
+  readonly onStdout?: (chunk: Uint8Array) => void | Promise<void>;
+  readonly onStderr?: (chunk: Uint8Array) => void | Promise<void>;
 };
 export type RunResult = ProcessExit & {
   readonly stdout: string;
@@ -70,12 +73,12 @@ export class Sandbox implements AsyncDisposable {
 
   /** Runs a command to its end and gives its output. A code that is not 0 is no error. */
   async exec(argv: readonly string[], options: RunOptions = {}): Promise<RunResult> {
-    const { input, outputBytesMax = OUTPUT_BYTES_MAX, ...rest } = options;
+    const { input, outputBytesMax = OUTPUT_BYTES_MAX, onStdout, onStderr, ...rest } = options;
     await using process = await this.spawn(argv, { ...rest, stdin: input === undefined ? 'null' : 'open' });
     if (input !== undefined) process.stdin.end(input);
     const [stdoutBuffer, stderrBuffer, exit] = await Promise.all([
-      collect(process.stdout, outputBytesMax),
-      collect(process.stderr, outputBytesMax),
+      collect(process.stdout, outputBytesMax, onStdout),
+      collect(process.stderr, outputBytesMax, onStderr),
       process.exit,
     ]);
     return { ...exit, stdout: stdoutBuffer.toString('utf8'), stderr: stderrBuffer.toString('utf8'), stdoutBuffer, stderrBuffer };
@@ -244,7 +247,7 @@ export async function deleteQuietly(client: ApiClient, id: string): Promise<void
   }
 }
 
-async function collect(stream: AsyncIterable<Uint8Array>, bytesMax: number): Promise<Buffer> {
+async function collect(stream: AsyncIterable<Uint8Array>, bytesMax: number, hear: RunOptions['onStdout']): Promise<Buffer> {
   const chunks: Uint8Array[] = [];
   let bytes = 0;
   for await (const chunk of stream) {
@@ -256,6 +259,7 @@ async function collect(stream: AsyncIterable<Uint8Array>, bytesMax: number): Pro
         hint: 'read it as a stream: sandbox.spawn()',
       });
     chunks.push(chunk);
+    await hear?.(chunk);
   }
   return Buffer.concat(chunks);
 }

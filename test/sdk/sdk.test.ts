@@ -37,6 +37,18 @@ test('exec gives both streams and the exit; its input can be given', async () =>
   expect(result).toMatchObject({ stdout: 'in', stderr: 'err\n', exitCode: 4, reason: 'exited' });
 });
 
+test('exec tells its output as it comes, and each piece waits for the one before', async () => {
+  const heard: string[] = [];
+  const { stdout } = await sandbox.exec(['sh', '-c', 'echo one; sleep 0.2; echo err >&2; sleep 0.2; echo two'], {
+    async onStdout(chunk) {
+      await new Promise((done) => setTimeout(done, 50));
+      heard.push(Buffer.from(chunk).toString('utf8'));
+    },
+    onStderr: (chunk) => void heard.push(`2:${Buffer.from(chunk).toString('utf8')}`),
+  });
+  expect([heard, stdout]).toEqual([['one\n', '2:err\n', 'two\n'], 'one\ntwo\n']);
+});
+
 test('a command that cannot be started has an exit, and the reason', async () => {
   expect(await sandbox.exec(['no-such-program'])).toMatchObject({ exitCode: 127, reason: 'not-started', error: { code: 'not_found' } });
 });

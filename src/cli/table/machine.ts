@@ -161,6 +161,18 @@ export const machineVerbs: readonly Verb[] = [
     load: async () => (await import('../verbs/system.ts')).prune,
   },
   {
+    name: 'demo',
+    group: 'Machine',
+    under: 'daemon',
+    summary: 'Show what Hutch is for, in half a minute',
+    examples: [{ line: 'hutch demo', about: 'a test suite in eight copies of one sandbox, and the daemon killed meanwhile' }],
+    flags: [{ name: 'spare-daemon', about: 'Do not kill the daemon' }],
+    positionals: [],
+    notes:
+      'Everything is real: the sandboxes are deleted at the end. The daemon is killed only if it is on this machine and nobody else has work under way.',
+    load: async () => (await import('../verbs/demo.ts')).run,
+  },
+  {
     name: 'version',
     group: 'Machine',
     under: 'daemon',
