@@ -11,6 +11,7 @@ use std::path::Path;
 use std::ptr;
 
 const DEVICE: &[u8] = b"eth0";
+const LOOPBACK: &[u8] = b"lo";
 
 const LOOP_CTL_GET_FREE: u32 = 0x4c82;
 const LOOP_CONFIGURE: u32 = 0x4c0a;
@@ -220,9 +221,13 @@ pub fn inet_socket() -> io::Result<OwnedFd> {
 }
 
 fn request() -> libc::ifreq {
+    request_of(DEVICE)
+}
+
+fn request_of(device: &[u8]) -> libc::ifreq {
     // SAFETY: numbers, arrays of them, and a union that holds pointers; all of these may be zero.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
-    for (place, byte) in request.ifr_name.iter_mut().zip(DEVICE) {
+    for (place, byte) in request.ifr_name.iter_mut().zip(device) {
         *place = *byte as libc::c_char;
     }
     request
@@ -257,7 +262,15 @@ pub fn set_mtu(socket: RawFd, mtu: u32) -> io::Result<()> {
 }
 
 pub fn set_up(socket: RawFd) -> io::Result<()> {
-    let mut request = request();
+    set_flags(socket, request())
+}
+
+/// With its addresses, which the kernel gives it then.
+pub fn set_loopback_up(socket: RawFd) -> io::Result<()> {
+    set_flags(socket, request_of(LOOPBACK))
+}
+
+fn set_flags(socket: RawFd, mut request: libc::ifreq) -> io::Result<()> {
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     ask(socket, libc::SIOCSIFFLAGS, &request)
 }

@@ -20,6 +20,8 @@ pub fn make(net: &Net) -> Result<File, Failed> {
 }
 
 fn configure(socket: RawFd, net: &Net) -> io::Result<()> {
+    // The runtime makes what it finds up: without this one nothing in the sandbox reaches itself.
+    sys::set_loopback_up(socket)?;
     sys::set_mac(socket, net.mac)?;
     sys::set_mtu(socket, net.mtu)?;
     // Nothing but what the sandbox says goes out: no neighbour discovery of our own kernel's.
