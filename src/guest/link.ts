@@ -89,8 +89,10 @@ export class AgentLink implements Disposable {
    * saved snapshot. Process streams wait and go on afterwards.
    */
   hold(): Disposable {
-    this.#agent?.close();
-    return this.#hold();
+    const agent = this.#agent;
+    const held = this.#hold(); // before anybody hears that the connection is lost, and dials
+    agent?.close();
+    return held;
   }
 
   /** As `hold`, but it is the agent that closes the connection, to come again by itself later: returns when it has. */

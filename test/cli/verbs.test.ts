@@ -378,7 +378,7 @@ test('our own HUTCH_SANDBOX_ variables hold for what we make, whatever the daemo
   expect(await made(env)).toEqual([1024, 2, 60_000, 'none']);
   expect(await made(env, '--memory', '256M', '--cpus', '1', '--timeout', '2m')).toEqual([256, 1, 120_000, 'none']);
   expect(await made({ HUTCH_SANDBOX_MEMORY: '512' })).toBe('HUTCH_SANDBOX_MEMORY: 512 has no unit');
-  expect(await made({ HUTCH_SANDBOX_NETWORK: 'lan' })).toBe("HUTCH_SANDBOX_NETWORK is one of allow, allow-lan, none, not 'lan'");
+  expect(await made({ HUTCH_SANDBOX_NETWORK: 'lan' })).toBe("HUTCH_SANDBOX_NETWORK is one of none, allow, allow-lan, not 'lan'");
 });
 
 test('a file in the place of HUTCH_HOME is named as what it is', async () => {

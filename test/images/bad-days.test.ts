@@ -3,7 +3,7 @@ import { spawn, spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { createReadStream } from 'node:fs';
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { chmod, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
@@ -99,6 +99,7 @@ test('a promotion that is killed at any call leaves the image as it was or promo
     string,
     string,
   ];
+  await chmod(files.path, 0o711); // machines run as users of their own
   await writeFile(tree, SHARED);
   expect(spawnSync('sh', ['-c', 'tar2sqfs --quiet --compressor=lz4 "$1" < "$0"', tree, squashfs]).status).toBe(0);
   await writeFile(initrd, '070701 an initrd');
