@@ -123,7 +123,7 @@ test('after a detach it is said that --rm still holds, and it does', async () =>
   await screen.shows(/^ours>$/m);
   await screen.enter('echo "ended with $?"');
   await screen.shows('ended with 6');
-  expect((await world.run(['inspect', 'brief'])).code).toBe(3);
+  await eventually('it is deleted', async () => (await world.run(['inspect', 'brief'])).code === 3);
 });
 
 test('lines end once: our terminal adds nothing to what the one inside writes', async () => {

@@ -88,6 +88,7 @@ test('released migrations are never edited', () => {
     'd73605f07ab424e6',
     '5ea6b3ccd241ab27',
     '8a1db62ff1cd72a9',
+    '9c31b07fd6d855d1',
   ]);
 });
 
