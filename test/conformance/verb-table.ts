@@ -84,6 +84,7 @@ export const TABLE: Readonly<Partial<Record<VerbName, Row>>> = {
   },
   'sandbox.fork': NEEDS_RUNNING,
   'sandbox.rename': { created: 'ok', running: 'ok', paused: 'ok', suspended: 'ok', stopped: 'ok', error: 'ok', deleted: refused },
+  'sandbox.set': { ...ALWAYS, deleted: refused },
   'sandbox.delete': {
     created: 'deleted',
     running: refused,
@@ -137,6 +138,7 @@ export const ELSEWHERE = [
   'image',
   'build',
   'snapshot',
+  'system',
   'kernel',
   'quota',
   'asset',
@@ -169,6 +171,8 @@ export async function ask({ daemon }: Subject, verb: VerbName, ref: string, nth:
   switch (verb) {
     case 'sandbox.rename':
       return void (await daemon.call(verb, { ref, name: `renamed-${nth}` }));
+    case 'sandbox.set':
+      return void (await daemon.call(verb, { ref, labels: { nth: String(nth) } }));
     case 'sandbox.wait': {
       const { state } = await daemon.call('sandbox.get', { ref });
       const gone = new AbortController();
