@@ -9,6 +9,7 @@ import { interrupt, isInterrupted, mustRun, Place, ROOT } from './place.ts';
 import { type Result, report } from './report.ts';
 import { BACKENDS } from './rows/backends.ts';
 import { BOOT } from './rows/boot.ts';
+import { BUILDS } from './rows/builds.ts';
 import { EXEC } from './rows/exec.ts';
 import { FIRST_RUN } from './rows/first-run.ts';
 import { IMAGES } from './rows/images.ts';
@@ -33,6 +34,7 @@ const ALL: readonly Measurement[] = [
   ...BACKENDS,
   ...WORKSPACE,
   ...IMAGES,
+  ...BUILDS,
 ];
 const RUNS_MAX = 1_000;
 const RELEASED_MS = 60_000;

@@ -44,6 +44,7 @@ const ROWS: Readonly<Record<string, readonly string[]>> = {
   images: ['pull + make bootable', 'memory of the daemon while it pulls', 'a second image'],
   archives: ['import of a docker-save archive', 'small files, gVisor'],
   'first-exec': ['first exec in an image'],
+  builds: ['everything cached', 'the last one changed, gVisor', 'the last one changed, QEMU'],
 };
 const SAMPLES = 5;
 const seed = Number(process.env['HUTCH_TEST_SEED'] ?? 1);
