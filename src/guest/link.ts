@@ -90,7 +90,7 @@ export class AgentLink implements Disposable {
    */
   hold(): Disposable {
     const agent = this.#agent;
-    const held = this.#hold(); // before anybody hears that the connection is lost, and dials
+    const held = this.#hold();
     agent?.close();
     return held;
   }
@@ -99,7 +99,7 @@ export class AgentLink implements Disposable {
   async letGo(op: Operation, reconnectAfterMs: number): Promise<Disposable> {
     const agent = await this.agent(op);
     await agent.prepareCheckpoint(op, reconnectAfterMs);
-    const held = this.#hold(); // before anybody hears that the connection is lost, and dials
+    const held = this.#hold();
     try {
       await heard<void>(
         op,
@@ -117,6 +117,7 @@ export class AgentLink implements Disposable {
     }
   }
 
+  /** Stands before anybody hears that the connection is lost, and dials. */
   #hold(): Disposable {
     this.#holds += 1;
     this.#agent = null;

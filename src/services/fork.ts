@@ -8,10 +8,11 @@ import type { Call } from './call.ts';
 import { Claims } from './claims.ts';
 import { type CloneOf, makeClone } from './clone.ts';
 import type { Core } from './core.ts';
-import { backendOf, placesOf } from './deps.ts';
+import { placesOf } from './deps.ts';
+import { beginningOf } from './from-snapshot.ts';
 import type { Handlers } from './handlers.ts';
 import { readSecrets } from './secrets.ts';
-import { findSnapshot, readSnapshotFiles, snapshotDir, snapshotsOf } from './snapshots.ts';
+import { findSnapshot, readSnapshotFiles } from './snapshots.ts';
 import { inStillness } from './still.ts';
 import type { Supervisor } from './supervisor.ts';
 import type { Output } from './verbs.ts';
@@ -80,14 +81,10 @@ export function forkVerbs(core: Core, supervisor: Supervisor): Pick<Handlers, 's
     call.target(snapshot.id);
     using _reading = readSnapshotFiles(core, op, snapshot);
     const { spec } = snapshot;
-    const boot = await deps.boots.of(op, spec, backendOf(deps, op, spec.backend).needs);
-    const dir = snapshotDir(core, snapshot.id);
-    await snapshotsOf(core, op, snapshot).fits?.(op, { name: spec.name, shape: spec.shape, boot: boot.files }, dir);
-    const source = { snapshotId: snapshot.id, parentId: snapshot.sandboxId };
-    const hasMemory = snapshot.contents !== 'disk';
-    const own = hasMemory ? spec : { ...spec, main: null };
+    const own = snapshot.contents === 'disk' ? { ...spec, main: null } : spec;
+    const of = { ...(await beginningOf(core, op, snapshot, own, false)), secrets: {} };
     const prefix = namePrefix ?? `${snapshot.name ?? spec.name}-fork`;
-    const made = await makeChildren(call, count, prefix, { spec: own, boot, secrets: {}, source, dir, hasMemory });
+    const made = await makeChildren(call, count, prefix, of);
     return { parentId: snapshot.id, stillMs: 0, ...made };
   }
 

@@ -1,8 +1,9 @@
 // A sandbox that begins with a named snapshot: as that was, and as itself; what is asked for beside it comes on top.
 import type { Sandbox, SandboxSpec } from '../domain/sandbox.ts';
 import type { Snapshot } from '../domain/snapshot.ts';
+import type { Operation } from '../host/operation.ts';
 import type { Call } from './call.ts';
-import { makeClone } from './clone.ts';
+import { type CloneOf, makeClone } from './clone.ts';
 import type { Core } from './core.ts';
 import { backendOf } from './deps.ts';
 import { madeUpName } from './names.ts';
@@ -14,22 +15,35 @@ type Input = Parsed<'sandbox.create'> & { readonly from: string };
 
 export async function createFrom(core: Core, supervisor: Supervisor, call: Call, input: Input): Promise<Sandbox> {
   const { op, caller } = call;
-  const { deps } = core;
   const snapshot = await findSnapshot(core, op, caller.projectId, input.from);
   using _reading = readSnapshotFiles(core, op, snapshot);
-  const hasMemory = snapshot.contents !== 'disk';
   const spec = specFrom(core, call, snapshot, input);
-  const boot = await deps.boots.of(op, spec, backendOf(deps, op, spec.backend).needs);
-  const dir = snapshotDir(core, snapshot.id);
-  const plan = { name: spec.name, shape: spec.shape, boot: boot.files };
-  if (input.force !== true) await snapshotsOf(core, op, snapshot).fits?.(op, plan, dir);
   return await makeClone(core, supervisor, call, {
-    ...{ spec, boot, dir, hasMemory, secrets: input.secrets ?? {}, forced: input.force ?? false },
-    source: { snapshotId: snapshot.id, parentId: snapshot.sandboxId },
+    ...(await beginningOf(core, op, snapshot, spec, input.force ?? false)),
+    secrets: input.secrets ?? {},
     publish: input.publish ?? [],
     terminal: input.main?.terminal,
     attach: input.main?.attach ?? false,
   });
+}
+
+/**
+ * What a sandbox like that begins with there. `forced`: also where it was made on another kind of machine.
+ * @throws HutchError `failed_precondition` where its memory cannot go on here.
+ */
+export async function beginningOf(
+  core: Core,
+  op: Operation,
+  snapshot: Snapshot,
+  spec: SandboxSpec,
+  forced: boolean,
+): Promise<Pick<CloneOf, 'spec' | 'boot' | 'dir' | 'hasMemory' | 'source' | 'forced'>> {
+  const { deps } = core;
+  const boot = await deps.boots.of(op, spec, backendOf(deps, op, spec.backend).needs);
+  const dir = snapshotDir(core, snapshot.id);
+  if (!forced) await snapshotsOf(core, op, snapshot).fits?.(op, { name: spec.name, shape: spec.shape, boot: boot.files }, dir);
+  const source = { snapshotId: snapshot.id, parentId: snapshot.sandboxId };
+  return { spec, boot, dir, hasMemory: snapshot.contents !== 'disk', source, forced };
 }
 
 const FIXED = ['image', 'kernel', 'cpus', 'memoryMiB', 'diskMiB', 'backend'] as const;

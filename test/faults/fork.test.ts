@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, expect, test } from 'vitest';
 import { eventually } from '../support/eventually.ts';
-import { all, expectInOrder, isLong, options, startDaemon } from './world.ts';
+import { all, expectInOrder, isLong, options, shellOf, startDaemon } from './world.ts';
 
 const TEST_MS = isLong ? 3_600_000 : 300_000;
 const CHILDREN = isLong ? 20 : 2;
@@ -17,11 +17,7 @@ const run = promisify(execFile);
 const daemon = await startDaemon(OWN);
 afterAll(() => daemon[Symbol.asyncDispose]());
 
-const sh = async (ref: string, script: string): Promise<string> => {
-  const { stdout, stderr, exitCode } = await daemon.run(ref, ['sh', '-c', script]);
-  expect([exitCode, stderr], script).toEqual([0, '']);
-  return stdout;
-};
+const sh = shellOf(daemon);
 
 const COUNTER = 'i=0; while :; do i=$((i+1)); echo $i > /dev/shm/count; echo $i; sleep 1; done';
 

@@ -4,7 +4,21 @@ import { existsSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
 import { eventually } from '../support/eventually.ts';
-import { all, expectInOrder, isAlive, isLong, numbers, options, pidOf, seed, startDaemon } from './world.ts';
+import {
+  all,
+  COUNTER,
+  countOf,
+  expectInOrder,
+  isAlive,
+  isLong,
+  ledgerOf,
+  numbers,
+  options,
+  pidOf,
+  seed,
+  shellOf,
+  startDaemon,
+} from './world.ts';
 
 const TEST_MS = isLong ? 3_600_000 : 120_000;
 const POINTS = isLong ? 200 : 4;
@@ -13,24 +27,9 @@ const OWN = { HUTCH_SANDBOX_BACKEND: 'gvisor', HUTCH_SANDBOX_STOP_GRACE: '2s' };
 const daemon = await startDaemon(OWN);
 afterAll(() => daemon[Symbol.asyncDispose]());
 
-const sh = async (ref: string, script: string): Promise<string> => {
-  const { stdout, stderr, exitCode } = await daemon.run(ref, ['sh', '-c', script]);
-  expect([exitCode, stderr], script).toEqual([0, '']);
-  return stdout;
-};
+const sh = shellOf(daemon);
 
-const COUNTER = 'i=0; while :; do i=$((i+1)); echo $i > /dev/shm/count; sleep 0.02; done';
-const counted = async (ref: string): Promise<number> =>
-  Number(await sh(ref, 'until [ -s /dev/shm/count ]; do sleep 0.01; done; cat /dev/shm/count'));
-
-async function ledgerOf(id: string): Promise<string[]> {
-  const found: string[] = [];
-  for await (const line of daemon.lines('ledger.list', {})) {
-    const { kind, reason, sandboxId } = line as { kind: string; reason: string; sandboxId: string };
-    if (sandboxId === id) found.push(`${kind} ${reason}`);
-  }
-  return found;
-}
+const counted = (ref: string) => countOf(sh, ref);
 
 test('a sandbox of gVisor that is suspended has no process, outlives the daemon, and goes on as itself', { timeout: TEST_MS }, async () => {
   const { id } = await daemon.call('sandbox.create', {
@@ -76,7 +75,7 @@ test('a sandbox of gVisor that is suspended has no process, outlives the daemon,
   await eventually('it counts on', async () => (await counted('web')) > count);
   // A command that was open has not ended: whoever wants to follows it again.
   expect((await daemon.call('exec.list', { ref: 'web' })).execs.find(({ execId }) => execId === 'open')).toMatchObject({ running: true });
-  expect(await ledgerOf(id)).toEqual([
+  expect(await ledgerOf(daemon, id)).toEqual([
     'vm.storage.start boot',
     'vm.compute.start boot',
     'vm.compute.stop hibernate',
@@ -141,8 +140,8 @@ test('children of a running sandbox of gVisor are like it, and like no other whe
   // What each wrote stayed its own.
   expect(await sh('web', 'cat /root/a /dev/shm/a')).toBe('disk\nmemory\n');
   for (const ref of names) expect(await sh(ref, 'cat /root/a /dev/shm/a')).toBe(`${ref}\n${ref}\n`);
-  expect(await ledgerOf(forked.children[1]?.sandbox.id ?? '')).toEqual(['vm.storage.start clone', 'vm.compute.start clone']);
-  expect(await ledgerOf(parent.id)).toEqual(['vm.storage.start boot', 'vm.compute.start boot']);
+  expect(await ledgerOf(daemon, forked.children[1]?.sandbox.id ?? '')).toEqual(['vm.storage.start clone', 'vm.compute.start clone']);
+  expect(await ledgerOf(daemon, parent.id)).toEqual(['vm.storage.start boot', 'vm.compute.start boot']);
   await expectInOrder(daemon);
   await daemon.deleteAll();
 });

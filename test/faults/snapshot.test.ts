@@ -4,7 +4,7 @@ import { existsSync, readdirSync, readFileSync, truncateSync, writeFileSync } fr
 import { join } from 'node:path';
 import { afterAll, afterEach, expect, test } from 'vitest';
 import { eventually } from '../support/eventually.ts';
-import { expectInOrder, isLong, numbers, options, seed, startDaemon } from './world.ts';
+import { expectInOrder, isLong, numbers, options, seed, shellOf, startDaemon } from './world.ts';
 
 const TEST_MS = isLong ? 3_600_000 : 300_000;
 const OWN = { HUTCH_SANDBOX_BACKEND: 'qemu', HUTCH_SANDBOX_STOP_GRACE: '2s', HUTCH_SANDBOX_WARM: '0' };
@@ -19,11 +19,7 @@ afterEach(async () => {
   for (const { id, depth } of snapshots) if (depth === 0) await daemon.call('snapshot.remove', { snapshot: id, cascade: true });
 });
 
-const sh = async (ref: string, script: string): Promise<string> => {
-  const { stdout, stderr, exitCode } = await daemon.run(ref, ['sh', '-c', script]);
-  expect([exitCode, stderr], script).toEqual([0, '']);
-  return stdout;
-};
+const sh = shellOf(daemon);
 const dirOf = (id: string): string => join(daemon.home, 'data/snapshots', id);
 const kept = (): string[] =>
   existsSync(join(daemon.home, 'data/snapshots')) ? readdirSync(join(daemon.home, 'data/snapshots')).sort() : [];

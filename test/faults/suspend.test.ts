@@ -3,7 +3,21 @@ import { existsSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
 import { eventually } from '../support/eventually.ts';
-import { all, expectInOrder, isAlive, isLong, numbers, options, pidOf, seed, startDaemon } from './world.ts';
+import {
+  all,
+  COUNTER,
+  countOf,
+  expectInOrder,
+  isAlive,
+  isLong,
+  ledgerOf,
+  numbers,
+  options,
+  pidOf,
+  seed,
+  shellOf,
+  startDaemon,
+} from './world.ts';
 
 const TEST_MS = isLong ? 3_600_000 : 120_000;
 const CYCLES = isLong ? 1_000 : 4;
@@ -13,24 +27,9 @@ const OWN = { HUTCH_SANDBOX_BACKEND: 'qemu', HUTCH_SANDBOX_STOP_GRACE: '2s', HUT
 const daemon = await startDaemon(OWN);
 afterAll(() => daemon[Symbol.asyncDispose]());
 
-const sh = async (ref: string, script: string): Promise<string> => {
-  const { stdout, stderr, exitCode } = await daemon.run(ref, ['sh', '-c', script]);
-  expect([exitCode, stderr], script).toEqual([0, '']);
-  return stdout;
-};
+const sh = shellOf(daemon);
 
-const COUNTER = `i=0; while :; do i=$((i+1)); echo $i > /dev/shm/count; sleep 0.02; done`;
-const counted = async (ref: string): Promise<number> =>
-  Number(await sh(ref, 'until [ -s /dev/shm/count ]; do sleep 0.01; done; cat /dev/shm/count'));
-
-async function ledgerOf(id: string): Promise<string[]> {
-  const found: string[] = [];
-  for await (const line of daemon.lines('ledger.list', {})) {
-    const { kind, reason, sandboxId } = line as { kind: string; reason: string; sandboxId: string };
-    if (sandboxId === id) found.push(`${kind} ${reason}`);
-  }
-  return found;
-}
+const counted = (ref: string) => countOf(sh, ref);
 
 test('a sandbox that is suspended has no process, outlives the daemon, and goes on as itself', { timeout: TEST_MS }, async () => {
   const made = await daemon.call('sandbox.create', {
@@ -88,7 +87,7 @@ test('a sandbox that is suspended has no process, outlives the daemon, and goes 
   await again.saw('attached').catch(() => {});
   expect((await daemon.call('exec.list', { ref: 'web' })).execs.find(({ execId }) => execId === 'open')).toMatchObject({ running: true });
   again.socket.terminate();
-  expect(await ledgerOf(id)).toEqual([
+  expect(await ledgerOf(daemon, id)).toEqual([
     'vm.storage.start boot',
     'vm.compute.start boot',
     'vm.compute.stop hibernate',

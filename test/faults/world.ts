@@ -109,12 +109,41 @@ export async function works(daemon: DaemonUnderTest, ref: string): Promise<void>
   expect(await daemon.run(ref, ['echo', 'works'])).toEqual({ exitCode: 0, stdout: 'works\n', stderr: '' });
 }
 
+export type Shell = (ref: string, script: string) => Promise<string>;
+
+/** Runs a script in a sandbox, which must work and complain of nothing; gives what it printed. */
+export function shellOf(daemon: DaemonUnderTest): Shell {
+  return async (ref, script) => {
+    const { stdout, stderr, exitCode } = await daemon.run(ref, ['sh', '-c', script]);
+    expect([exitCode, stderr], script).toEqual([0, '']);
+    return stdout;
+  };
+}
+
+/** A program that is seen to go on: it counts in memory. */
+export const COUNTER = 'i=0; while :; do i=$((i+1)); echo $i > /dev/shm/count; sleep 0.02; done';
+
+/** How far it is. */
+export async function countOf(sh: Shell, ref: string): Promise<number> {
+  return Number(await sh(ref, 'until [ -s /dev/shm/count ]; do sleep 0.01; done; cat /dev/shm/count'));
+}
+
 /** What it printed so far. */
 export async function mainOutput(daemon: DaemonUnderTest, ref: string): Promise<string> {
   return (await daemon.send('GET', `/v1/sandboxes/${ref}/logs`)).body.toString('latin1');
 }
 
 type Entry = { sequence: number; kind: string; sandboxId: string; atMs: number };
+
+/** Kind and reason of each entry about a sandbox. */
+export async function ledgerOf(daemon: DaemonUnderTest, id: string): Promise<string[]> {
+  const found: string[] = [];
+  for await (const line of daemon.lines('ledger.list', {})) {
+    const { kind, reason, sandboxId } = line as Entry & { reason: string };
+    if (sandboxId === id) found.push(`${kind} ${reason}`);
+  }
+  return found;
+}
 
 /** The chain holds, and every sandbox's intervals open and close in turn and agree with its state. */
 export async function expectSoundLedger(daemon: DaemonUnderTest): Promise<void> {

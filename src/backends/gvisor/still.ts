@@ -68,14 +68,10 @@ export async function takeAndGoOn(op: Operation, parts: StillParts, plan: Sandbo
   };
   const save = { ...parts.save, onStill };
   await host.remove(op, stillDir(plan));
-  await using undo = new AsyncDisposableStack();
-  undo.defer(async () => {
-    using late = op.releasing(RELEASE_MS);
-    await host.remove(late, dir).catch((cause: unknown) => op.log.warn({ dir, cause }, 'a failed snapshot left something behind'));
-  });
+  await using undo = unlessWhole(op, host, dir);
   try {
     await saveSandbox(op, save, plan, stillDir(plan));
-    await keep(op, parts, plan, dir);
+    await keep(op, host, plan, stillDir(plan), dir);
   } finally {
     using late = op.releasing(GO_ON_MS);
     await insist(late, plan, () => goOnAfterwards(late, parts, plan));
@@ -99,13 +95,7 @@ export async function takeDisk(
   dir: string,
 ): Promise<SnapshotTaken> {
   const { host, rights, processes, fingerprint } = save;
-  await using undo = new AsyncDisposableStack();
-  const releasing = (release: (op: Operation) => Promise<unknown>): void =>
-    undo.defer(async () => {
-      using late = op.releasing(RELEASE_MS);
-      await release(late).catch((cause: unknown) => op.log.warn({ sandbox: plan.id, cause }, 'a failed snapshot left something behind'));
-    });
-  releasing((late) => host.remove(late, dir));
+  await using undo = unlessWhole(op, host, dir);
   await host.makeDir(op, dir, 0o700);
   const now = await processes.inspect(op, plan);
   const sinceMs = host.monotonicMs();
@@ -140,15 +130,9 @@ export async function takeSaved(
   dir: string,
   saved: string,
 ): Promise<SnapshotTaken> {
-  await using undo = new AsyncDisposableStack();
-  undo.defer(async () => {
-    using late = op.releasing(RELEASE_MS);
-    await host.remove(late, dir).catch((cause: unknown) => op.log.warn({ dir, cause }, 'a failed snapshot left something behind'));
-  });
+  await using undo = unlessWhole(op, host, dir);
   const { fingerprint, checkpoint } = await checkSaved(op, host, saved, { now: null, imprintPath: null });
-  await host.makeDir(op, dir, 0o700);
-  await host.link(op, join(saved, CHECKPOINT), join(dir, CHECKPOINT));
-  await host.cloneFile(op, diskPath(plan), join(dir, DISK));
+  await keep(op, host, plan, saved, dir);
   const disk = await diskIn(op, host, imprintPath, dir);
   await sync(op, host, dir);
   await writeSaved(op, host, dir, { fingerprint, checkpoint, disk });
@@ -157,10 +141,20 @@ export async function takeSaved(
   return { stillMs: 0, ownBytes: diskBytes, apparentBytes: diskBytes + (checkpoint?.bytes ?? 0) };
 }
 
-/** What is in `still` has one more name; its disk is free. */
-async function keep(op: Operation, { save: { host } }: StillParts, plan: SandboxPlan, dir: string): Promise<void> {
+/** Removes `dir`, unless it is moved before that. */
+function unlessWhole(op: Operation, host: Host, dir: string): AsyncDisposableStack {
+  const undo = new AsyncDisposableStack();
+  undo.defer(async () => {
+    using late = op.releasing(RELEASE_MS);
+    await host.remove(late, dir).catch((cause: unknown) => op.log.warn({ dir, cause }, 'a failed snapshot left something behind'));
+  });
+  return undo;
+}
+
+/** The checkpoint that lies in `from` has one more name; the disk, which nobody writes to now, has a copy. */
+async function keep(op: Operation, host: Host, plan: SandboxPlan, from: string, dir: string): Promise<void> {
   await host.makeDir(op, dir, 0o700);
-  await host.link(op, join(stillDir(plan), CHECKPOINT), join(dir, CHECKPOINT));
+  await host.link(op, join(from, CHECKPOINT), join(dir, CHECKPOINT));
   await host.cloneFile(op, diskPath(plan), join(dir, DISK));
 }
 

@@ -2,7 +2,7 @@
 // copied while it runs; the copies share the work of a test suite; meanwhile the daemon is killed, and nothing is lost.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { HutchError } from '../../domain/errors.ts';
-import { Sandbox } from '../../sdk/sandbox.ts';
+import { deleteQuietly, Sandbox } from '../../sdk/sandbox.ts';
 import type { Output } from '../../services/verbs.ts';
 import type { Args } from '../args.ts';
 import { ask, type Context, change } from '../context.ts';
@@ -33,9 +33,9 @@ export async function run(context: Context, args: Args): Promise<number> {
   try {
     const parent = await change(context, 'sandbox.create', { backend });
     mine.add(parent.id);
-    const { out: kernel } = await inside(context, parent, 'uname -sr');
+    const kernel = await inside(context, parent, 'uname -sr');
     await say(`sandbox ${parent.name}: ${backend}, ${kernel}, a computer of its own`);
-    const { out: warm } = await inside(context, parent, PREPARE);
+    const warm = await inside(context, parent, PREPARE);
     await say(`a repository and its test suite inside: ${warm}`);
     const forked = await change(context, 'sandbox.fork', { ref: parent.id, count: PARTS });
     for (const { sandbox } of forked.children) mine.add(sandbox.id);
@@ -53,7 +53,9 @@ export async function run(context: Context, args: Args): Promise<number> {
     });
     const all = [...mine];
     const running = await runningOf(context, all);
-    await say(`${sum(copies, 'passed')} tests passed in ${copies.length} copies; ${running} of ${all.length} sandboxes run on`);
+    await say(
+      `${copies.reduce((total, { passed }) => total + passed, 0)} tests passed in ${copies.length} copies; ${running} of ${all.length} sandboxes run on`,
+    );
     await remove(context, mine);
     const ledger = await ask(context, 'ledger.verify', {});
     const usedMs = await computeMs(context, new Set(all));
@@ -71,10 +73,6 @@ export async function run(context: Context, args: Args): Promise<number> {
 
 const isDone = ({ passed, failed, exitCode }: Copy): boolean => passed === TESTS_PER_PART && failed === 0 && exitCode === 0;
 
-function sum(copies: readonly Copy[], what: 'passed' | 'failed'): number {
-  return copies.reduce((total, copy) => total + copy[what], 0);
-}
-
 /** The default one if it can, else the first that does. */
 async function backendThatForks(context: Context): Promise<Output<'backends.list'>['default'] & string> {
   const { default: preferred, backends } = await ask(context, 'backends.list', {});
@@ -88,10 +86,10 @@ async function backendThatForks(context: Context): Promise<Output<'backends.list
   });
 }
 
-async function inside(context: Context, info: Sandbox['info'], script: string): Promise<{ readonly out: string }> {
+async function inside(context: Context, info: Sandbox['info'], script: string): Promise<string> {
   const sandbox = new Sandbox(context.client, info, async () => {});
   const { stdout, stderr, exitCode } = await sandbox.exec(['sh', '-c', script], { signal: context.interrupts.signal });
-  if (exitCode === 0) return { out: stdout.trim() };
+  if (exitCode === 0) return stdout.trim();
   throw new HutchError({ code: 'internal', message: `in the demo's sandbox a script ended with ${exitCode}: ${stderr.trim()}` });
 }
 
@@ -143,13 +141,6 @@ async function computeMs(context: Context, ids: ReadonlySet<string>): Promise<nu
 
 /** Also after Ctrl-C. `ids` is empty afterwards. */
 async function remove(context: Context, ids: Set<string>): Promise<void> {
-  const gone = async (ref: string): Promise<void> => {
-    try {
-      await context.client.call('sandbox.delete', { ref, force: true });
-    } catch (error) {
-      if (!(error instanceof HutchError) || error.code !== 'not_found') throw error;
-    }
-  };
-  await Promise.all([...ids].map(gone));
+  await Promise.all([...ids].map((id) => deleteQuietly(context.client, id)));
   ids.clear();
 }
