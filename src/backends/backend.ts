@@ -5,6 +5,7 @@
 import type { Duplex } from 'node:stream';
 import type { ProjectId, SandboxId } from '../domain/ids.ts';
 import type { Image } from '../domain/image.ts';
+import type { Mount } from '../domain/mount.ts';
 import type { BackendName, NetworkMode, Shape } from '../domain/sandbox.ts';
 import type { Operation } from '../host/operation.ts';
 
@@ -23,6 +24,8 @@ export type Capabilities = {
   readonly suspend: boolean;
   readonly fork: boolean;
   readonly diskSnapshot: boolean;
+  /** Directories of this machine can be mounted: `SandboxPlan.mounts`. */
+  readonly hostDirectories: boolean;
   readonly limits: { readonly cpu: Enforcement; readonly memory: Enforcement; readonly disk: Enforcement; readonly processes: Enforcement };
   readonly changes: { readonly cpus: ChangeWhen; readonly memory: ChangeWhen; readonly disk: ChangeWhen; readonly network: ChangeWhen };
   /** Modes that work here; the reason for each that does not is in `notes`. */
@@ -71,6 +74,8 @@ export type SandboxPlan = {
   readonly projectId: ProjectId | null;
   readonly shape: Shape;
   readonly network: NetworkMode;
+  /** With the claim `hostDirectories`; absent: none. */
+  readonly mounts?: readonly Mount[];
   readonly boot: BootFiles;
   /** Durable, private to this sandbox: its disk. Made and removed by the backend. */
   readonly dataDir: string;

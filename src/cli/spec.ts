@@ -1,6 +1,9 @@
 // From the flags of `run` and `create` to the API's request. What is wrong names the flag.
 import { readFile } from 'node:fs/promises';
+import { homedir } from 'node:os';
+import { resolve } from 'node:path';
 import { parseDuration } from '../domain/duration.ts';
+import { parseMount } from '../domain/mount.ts';
 import { parsePublish } from '../domain/published-port.ts';
 import { BACKENDS, NETWORK_MODES, RESTART_POLICIES, type RestartPolicy } from '../domain/sandbox.ts';
 import { bytesToMiB, MIB, type ParsedText, parseSize } from '../domain/size.ts';
@@ -33,6 +36,7 @@ export async function createSpec(context: Context, args: Args): Promise<CreateIn
   checkFits(args.command, {});
   checkFits([], { ...env, ...secrets });
   const labels = pairs('label', args.values('label'));
+  const mounts = args.values('volume').map(mountOf);
   const publish = args.values('publish').flatMap((text) => parsed(parsePublish(text)));
   return {
     ...plain(args, 'name', 'workdir', 'user', 'from'),
@@ -48,11 +52,21 @@ export async function createSpec(context: Context, args: Args): Promise<CreateIn
     ...(Object.keys(secrets).length === 0 ? {} : { secrets }),
     ...(Object.keys(labels).length === 0 ? {} : { labels }),
     ...(publish.length === 0 ? {} : { publish }),
+    ...(mounts.length === 0 ? {} : { mounts }),
     ...(network === undefined ? {} : { network: oneOf(network, NETWORK_MODES) }),
     ...(args.has('no-net') ? { network: 'none' as const } : args.has('allow-lan') ? { network: 'allow-lan' as const } : {}),
     ...(args.has('rm') ? { autoRemove: true } : {}),
     ...policies(args),
   };
+}
+
+/** A path begins with a dot, a slash or a tilde; it is taken from where we stand. */
+function mountOf(text: string) {
+  const mount = parsed(parseMount(text));
+  const { source } = mount;
+  if (!/^(?:\.{1,2}$|\.{0,2}\/|~$|~\/)/.test(source))
+    throw usage(`--volume: '${source}' is no path of a directory`, 'a path begins with /, ./ or ../, like ./data:/data');
+  return { ...mount, source: resolve(source.replace(/^~(?=$|\/)/, homedir())) };
 }
 
 /** What `set` changes; null is "as if it had not been asked for". */

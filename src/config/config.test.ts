@@ -45,6 +45,7 @@ test('without a file, variables or flags there are the defaults', async () => {
       warm: 1,
     },
     images: { insecure_registries: [], ca: null, registry_ca: [], mirrors: [], allow: [], require_digest: [], signed: [] },
+    volumes: { allow: null },
     builds: { package_settings: true },
     network: { allow_qemu_user_network: false },
     roles: { vm: null, vm_key: null },

@@ -144,6 +144,18 @@ export const KEYS = {
       max: RULES_MAX,
     }),
   },
+  volumes: {
+    allow: orWord('own', {
+      ...listLeaf({
+        about:
+          'Directories of this machine that sandboxes may have, with all below; prj…=DIRECTORY: those of another project. own: the home of the daemon’s user, and what lies where the client stands that is that user',
+        pattern: /^(prj[0-9a-hjkmnp-tv-z]{17}=)?\/[^\0,]{0,4095}$/,
+        must: 'an absolute path, like /srv/data, or a project and a path',
+        max: RULES_MAX,
+      }),
+      fallback: 'own',
+    }),
+  },
   builds: {
     package_settings: flagLeaf({
       fallback: true,

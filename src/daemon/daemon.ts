@@ -122,7 +122,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
       host,
       store,
       log: logs.log,
-      settings: settingsOf(config, values, parts.uids),
+      settings: settingsOf(config, values, parts.uids, env),
       places,
       versions: { daemon: VERSION, agentDigest: parts.agentDigest, qemu: parts.qemuVersion },
       backends: parts.backends,
@@ -240,7 +240,7 @@ async function readConfig(op: Operation, host: Host, path: string): Promise<stri
   return new TextDecoder().decode(await host.readFile(op, path, CONFIG_BYTES_MAX));
 }
 
-function settingsOf(config: Config, values: Settings['values'], uids: UidRange | null): Settings {
+function settingsOf(config: Config, values: Settings['values'], uids: UidRange | null, env: Environment): Settings {
   const { sandbox, builds, limits, retention } = config;
   return {
     image: sandbox.image,
@@ -256,6 +256,7 @@ function settingsOf(config: Config, values: Settings['values'], uids: UidRange |
     warm: sandbox.warm,
     limits: { sandboxes: limits.sandboxes, cpus: limits.cpus, memoryMiB: limits.memory, diskMiB: limits.disk },
     freeMiBMin: limits.free,
+    volumes: { allow: config.volumes.allow, home: env['HOME']?.startsWith('/') === true ? env['HOME'] : null },
     retention: {
       eventsMs: retention.events,
       operationsMs: retention.operations,

@@ -8,6 +8,7 @@
 // Times within one sandbox never run backwards: an event whose clock was stepped back counts as
 // simultaneous with the last change, so that intervals cannot overlap or be negative.
 import type { ImageId, KernelId, OpId, ProjectId, SandboxId, SnapshotId } from './ids.ts';
+import type { Mount } from './mount.ts';
 
 export const BACKENDS = ['qemu', 'gvisor', 'docker', 'firecracker', 'cloud-hypervisor'] as const;
 export type BackendName = (typeof BACKENDS)[number];
@@ -75,6 +76,8 @@ export type SandboxSpec = {
   readonly autoRemove: boolean;
   /** The sandbox is stopped this long after each start; null: it has no limit. */
   readonly timeoutMs: number | null;
+  /** Absent: none. */
+  readonly mounts?: readonly Mount[];
   readonly workspace?: Workspace;
   /** Absent: `no`. */
   readonly restart?: RestartPolicy;

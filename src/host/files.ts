@@ -167,6 +167,10 @@ export function readLink(op: Operation, path: string): Promise<string> {
   return heed(op, `read link ${path}`, () => fs.readlink(path));
 }
 
+export function realPath(op: Operation, path: string): Promise<string> {
+  return heed(op, `resolve ${path}`, () => fs.realpath(path));
+}
+
 export function list(op: Operation, path: string): Promise<readonly string[]> {
   return heed(op, `list ${path}`, async () => (await fs.readdir(path)).sort());
 }

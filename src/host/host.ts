@@ -134,6 +134,8 @@ export type Host = {
   stat(op: Operation, path: string): Promise<FileInfo | null>;
   /** What a symlink points to, as it stands there. */
   readLink(op: Operation, path: string): Promise<string>;
+  /** Without symlinks and dots; `not_found` where nothing is. */
+  realPath(op: Operation, path: string): Promise<string>;
   /** The names in a directory, sorted. */
   list(op: Operation, path: string): Promise<readonly string[]>;
   /** With its parents. One that exists is no error and keeps its mode. */

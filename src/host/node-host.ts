@@ -36,6 +36,7 @@ export function nodeHost(options: NodeHostOptions = {}): Host {
     readStream: files.readStream,
     stat: files.stat,
     readLink: files.readLink,
+    realPath: files.realPath,
     list: files.list,
     makeDir: files.makeDir,
     remove: files.remove,

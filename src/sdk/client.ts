@@ -88,7 +88,8 @@ export class ApiClient implements Disposable {
     const { onProgress } = options;
     const route: Route = routes[verb];
     const key = route.reads || NEVER_REPEATED.has(verb) ? undefined : (options.idempotencyKey ?? uniqueId());
-    return await this.#retrying(verb, options, key, async (headers) => {
+    return await this.#retrying(verb, options, key, async (plain) => {
+      const headers = { ...plain, ...this.#whereWeStand(verb, input) };
       if (onProgress === undefined) return (await jsonBody(await this.#send(verb, input, headers, options), ANSWER_BYTES_MAX)) as Output<N>;
       const response = await this.#send(verb, input, { ...headers, Accept: 'application/x-ndjson' }, options);
       for await (const line of jsonLines(bodyBytes(response, options.signal))) {
@@ -171,6 +172,12 @@ export class ApiClient implements Disposable {
 
   [Symbol.dispose](): void {
     this.#http[Symbol.dispose]();
+  }
+
+  /** A daemon of our own may mount what lies where we stand. */
+  #whereWeStand(verb: UnaryVerb, input: object): Record<string, string> {
+    if (verb !== 'sandbox.create' || !('mounts' in input) || this.address.type !== 'unix') return {};
+    return { 'Hutch-Client-Directory': encodeURIComponent(process.cwd()) };
   }
 
   async #retrying<T>(

@@ -16,6 +16,8 @@ export type Call = {
   readonly idempotencyKey: string | null;
   /** Where the client can read and write files of this machine as this daemon does: told which one it may use, or null. */
   readonly lend: ((file: BorrowedFile | null) => void) | null;
+  /** Where a client stands that has shown to be this daemon's own user on this machine; null: it has not. */
+  readonly clientDirectory: string | null;
   /** Whether somebody cancelled the operation, rather than its client having gone. */
   wasCancelled(): boolean;
   /** Says what the call works on, once that is known. */

@@ -10,6 +10,7 @@ import { COMMITTED_BY } from './committed.ts';
 import type { Core } from './core.ts';
 import type { Handlers } from './handlers.ts';
 import { taggable } from './images.ts';
+import { refuseMounted } from './mounts.ts';
 import { imageView } from './present.ts';
 import { runOf } from './release.ts';
 
@@ -30,6 +31,7 @@ export function commitVerb(core: Core): Pick<Handlers, 'image.commit'> {
         const run = core.runs.get(id) ?? (await runOf(core, op, sandbox));
         const { backend, plan } = run;
         await claims.need(op, backend, 'diskSnapshot');
+        refuseMounted(op, sandbox, 'no image would have it');
         if (backend.commit === undefined) throw new Error(`the backend ${backend.name} claims diskSnapshot, and has no commit`);
         const source = await deps.store.query('image', { id: sandbox.spec.imageId });
         const { digest, sizeBytes, reference } = await backend.commit(op, plan);

@@ -39,6 +39,7 @@ export class Commits {
         this.#running.onTarget(id);
       },
       lend: this.#ask.onLend ?? null,
+      clientDirectory: this.#ask.clientDirectory ?? null,
       wasCancelled: () => this.#running.cancelled,
       idempotencyKey: this.#ask.idempotency?.key ?? null,
       commit: (changes, durability) => this.#commit(changes, [], durability),

@@ -9,6 +9,7 @@ import { newSandbox, type Sandbox, type SandboxSpec, type Shape, transition } fr
 import type { Operation } from '../host/operation.ts';
 import { type BringUp, type Up, wake } from './bring-up.ts';
 import { type Call, Repeated } from './call.ts';
+import { Claims } from './claims.ts';
 import type { Core } from './core.ts';
 import { creating } from './creating.ts';
 import { type Boot, backendOf, placesOf } from './deps.ts';
@@ -16,6 +17,7 @@ import { requireFreeSpace } from './free-space.ts';
 import { createFrom } from './from-snapshot.ts';
 import type { Handlers } from './handlers.ts';
 import { kernelFor } from './kernels.ts';
+import { resolveMounts } from './mounts.ts';
 import { madeUpName } from './names.ts';
 import type { Run } from './run.ts';
 import { keepSecrets } from './secrets.ts';
@@ -30,6 +32,7 @@ const RELEASE_MS = 60_000;
 
 export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, 'sandbox.create'> {
   const { deps, templates } = core;
+  const claims = new Claims();
   const seen = new WeakSet<Boot>();
 
   /** Everything that has to be there before a sandbox of this kind starts quickly. */
@@ -44,6 +47,9 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     };
     checkLimits(call, settings.limits, shape);
     await templates.checkAsked(op, backend, input);
+    const { mounts: wanted = [] } = input;
+    if (wanted.length > 0) await claims.need(op, backend, 'hostDirectories');
+    const mounts = await resolveMounts(deps, call, wanted);
     const boot = await deps.boots.prepare(op, input.image ?? settings.image, backend, await kernelFor(core, op, backend, input.kernel));
     // One that is remembered has brought no image, so no name has moved.
     if (!seen.has(boot)) core.presenter.forgetImages();
@@ -64,6 +70,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
         kernelId: boot.kernelId,
         shape,
         network: await templates.network(op, backend, input.network),
+        ...(mounts.length === 0 ? {} : { mounts }),
         env: input.env ?? {},
         secretNames: Object.keys(secrets).sort(),
         labels: input.labels ?? {},
@@ -126,12 +133,13 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
   }
 
   /** Whether it wants what warm sandboxes are kept for; a port of its own must be held before anything is. */
-  function isUsual({ start, image, kernel, cpus, memoryMiB, diskMiB, network, backend, publish = [] }: Input): boolean {
+  function isUsual({ start, image, kernel, cpus, memoryMiB, diskMiB, network, backend, publish = [], mounts = [] }: Input): boolean {
     const { settings } = deps;
     const same = <T>(asked: T | undefined, usual: T): boolean => asked === undefined || asked === usual;
     return (
       start !== false &&
       publish.length === 0 &&
+      mounts.length === 0 &&
       kernel === undefined &&
       same(image, settings.image) &&
       same(cpus, settings.cpus) &&

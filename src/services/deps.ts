@@ -55,6 +55,8 @@ export type Settings = {
   readonly limits: { readonly sandboxes: number; readonly cpus: number; readonly memoryMiB: number; readonly diskMiB: number };
   /** With less than this free where data lies nothing new is begun; null: whatever is left. */
   readonly freeMiBMin: number | null;
+  /** Which directories of this machine may be mounted; `allow` null: `home`, and where a client stands that is this daemon's user. */
+  readonly volumes: { readonly allow: readonly string[] | null; readonly home: string | null };
   /** From asking the processes to end until they are killed. */
   readonly stopGraceMs: number;
   /** Each sandbox's VMM runs as one of these users, its own; null: as ourselves, where we are not root. */

@@ -11,6 +11,7 @@ import type { Core } from './core.ts';
 import { placesOf } from './deps.ts';
 import { beginningOf } from './from-snapshot.ts';
 import type { Handlers } from './handlers.ts';
+import { refuseMounted } from './mounts.ts';
 import { readSecrets } from './secrets.ts';
 import { findSnapshot, readSnapshotFiles } from './snapshots.ts';
 import { inStillness } from './still.ts';
@@ -46,6 +47,7 @@ export function forkVerbs(core: Core, supervisor: Supervisor): Pick<Handlers, 's
         const sandbox = await sandboxes.get(op, id);
         const run = core.runs.of(op, sandbox);
         await claims.need(op, run.backend, 'fork');
+        refuseMounted(op, sandbox, 'a child cannot have it as it was');
         const { snapshots } = run.backend;
         if (snapshots === undefined) throw new Error(`the backend ${run.backend.name} claims fork, and makes no snapshots`);
         op.progress({ step: 'writing down its memory' });

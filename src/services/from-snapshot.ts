@@ -3,9 +3,11 @@ import type { Sandbox, SandboxSpec } from '../domain/sandbox.ts';
 import type { Snapshot } from '../domain/snapshot.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Call } from './call.ts';
+import { Claims } from './claims.ts';
 import { type CloneOf, makeClone } from './clone.ts';
 import type { Core } from './core.ts';
 import { backendOf } from './deps.ts';
+import { resolveMounts } from './mounts.ts';
 import { madeUpName } from './names.ts';
 import { findSnapshot, readSnapshotFiles, snapshotDir, snapshotsOf } from './snapshots.ts';
 import type { Supervisor } from './supervisor.ts';
@@ -17,7 +19,9 @@ export async function createFrom(core: Core, supervisor: Supervisor, call: Call,
   const { op, caller } = call;
   const snapshot = await findSnapshot(core, op, caller.projectId, input.from);
   using _reading = readSnapshotFiles(core, op, snapshot);
-  const spec = specFrom(core, call, snapshot, input);
+  const bare = specFrom(core, call, snapshot, input);
+  const mounts = await mountsFrom(core, call, snapshot, input);
+  const spec = mounts.length === 0 ? bare : { ...bare, mounts };
   return await makeClone(core, supervisor, call, {
     ...(await beginningOf(core, op, snapshot, spec, input.force ?? false)),
     secrets: input.secrets ?? {},
@@ -77,6 +81,18 @@ function specFrom(core: Core, { op }: Call, snapshot: Snapshot, input: Input): S
     ...(input.restart === undefined ? {} : { restart: input.restart }),
     ...(input.idleMs === undefined ? {} : { idleMs: input.idleMs }),
   };
+}
+
+/** What goes on in memory has what was mounted then: nothing. */
+async function mountsFrom(core: Core, call: Call, { contents, spec, name, id }: Snapshot, { mounts: wanted = [] }: Input) {
+  const { op } = call;
+  if (wanted.length === 0) return [];
+  if (contents !== 'disk')
+    throw op.error('failed_precondition', `what goes on in the memory of snapshot ${name ?? id} cannot be given mounts`, {
+      hint: 'take it of the disk alone: hutch snapshot create --disk-only',
+    });
+  await new Claims().need(op, backendOf(core.deps, op, spec.backend), 'hostDirectories');
+  return await resolveMounts(core.deps, call, wanted);
 }
 
 /** Its own command goes on with its memory; another one may only be the first. */

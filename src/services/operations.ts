@@ -28,6 +28,8 @@ export type Ask = {
   readonly onProgress?: (progress: Progress) => void;
   /** Of a client that sees the files of this machine as we do: see `Call.lend`. */
   readonly onLend?: (file: BorrowedFile | null) => void;
+  /** See `Call.clientDirectory`. */
+  readonly clientDirectory?: string;
   /** The id that the client was told already. */
   readonly opId?: OpId;
   /** Called when the answer is that of an earlier call with the same Idempotency-Key. */

@@ -65,6 +65,7 @@ function sandboxView(sandbox: Sandbox, image: Image | null, busyOpId: string | n
     kernelId: spec.kernelId,
     shape: { ...spec.shape },
     network: spec.network,
+    mounts: (spec.mounts ?? []).map((mount) => ({ ...mount })),
     env: { ...spec.env },
     secretNames: [...spec.secretNames],
     labels: { ...spec.labels },

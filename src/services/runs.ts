@@ -13,7 +13,7 @@ const REACH_MS = 15_000;
 
 type Owner = Pick<Sandbox, 'id'> & {
   readonly projectId: SandboxPlan['projectId'];
-  readonly spec: Pick<SandboxSpec, 'name' | 'backend' | 'shape' | 'network'>;
+  readonly spec: Pick<SandboxSpec, 'name' | 'backend' | 'shape' | 'network' | 'mounts'>;
 };
 
 export class Runs {
@@ -62,6 +62,7 @@ export class Runs {
       projectId: sandbox.projectId,
       shape: spec.shape,
       network: spec.network,
+      ...(spec.mounts === undefined ? {} : { mounts: spec.mounts }),
       boot,
       dataDir: vmDir,
       runDir,

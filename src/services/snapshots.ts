@@ -13,6 +13,7 @@ import { backendOf, placesOf } from './deps.ts';
 import { requireFreeSpace } from './free-space.ts';
 import type { Handlers } from './handlers.ts';
 import { inGuest } from './in-guest.ts';
+import { refuseMounted } from './mounts.ts';
 import { inStillness } from './still.ts';
 import type { Output } from './verbs.ts';
 
@@ -167,6 +168,7 @@ async function contentsOf(claims: Claims, op: Operation, sandbox: Sandbox, backe
   }
   const hasMemory = state === 'running' || state === 'paused' || state === 'suspended';
   const contents = hasMemory && !diskOnly ? 'memory and disk' : 'disk';
+  refuseMounted(op, sandbox, 'no snapshot would have it');
   if (backend.snapshots === undefined) {
     throw op.error('failed_precondition', `the backend ${backend.name} makes no snapshots on this machine`, {
       hint:

@@ -6,6 +6,7 @@ import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import { backendOf, placesOf } from './deps.ts';
 import { requireFreeSpace } from './free-space.ts';
+import { requireMounts } from './mounts.ts';
 import { releaseRun, runOf } from './release.ts';
 import { readSecrets } from './secrets.ts';
 import { startUp } from './start-up.ts';
@@ -39,6 +40,7 @@ export function newStarter(core: Core, supervisor: Supervisor, suspension: Suspe
     core.runs.checkRoom(op);
     await requireFreeSpace(op, deps);
     const wanted = { ...current, spec: withPending(current.spec) };
+    await requireMounts(deps, op, wanted.spec);
     const backend = backendOf(deps, op, current.spec.backend);
     const boot = await deps.boots.of(op, current.spec, backend.needs);
     const secrets = await readSecrets(op, host, placesOf(deps.places, current.id).secretsPath, current.spec.secretNames);
@@ -102,6 +104,7 @@ export function newStarter(core: Core, supervisor: Supervisor, suspension: Suspe
 
   async function prepare({ op }: Call, sandbox: Sandbox): Promise<void> {
     const { spec } = sandbox;
+    await requireMounts(deps, op, spec);
     if (spec.pending === undefined) return;
     const backend = backendOf(deps, op, spec.backend);
     await core.templates.ready(op, backend, withPending(spec).shape, await deps.boots.of(op, spec, backend.needs));

@@ -12,6 +12,7 @@ import type { Call } from './call.ts';
 import { Claims } from './claims.ts';
 import type { Core } from './core.ts';
 import { backendOf, placesOf } from './deps.ts';
+import { refuseMounted } from './mounts.ts';
 import { releaseRun, runOf } from './release.ts';
 import type { Run } from './run.ts';
 import { reach } from './runs.ts';
@@ -41,6 +42,7 @@ export class Suspension {
     const run = sandbox.state === 'paused' ? await runOf(this.#core, op, sandbox) : this.#core.runs.of(op, sandbox);
     const { backend } = run;
     await this.#claims.need(op, backend, 'suspend');
+    refuseMounted(op, sandbox, 'it may be changed while the memory that knows it lies on the disk');
     const { checkpoints } = backend;
     if (checkpoints === undefined) throw new Error(`the backend ${backend.name} claims suspend, and makes no checkpoints`);
     const { saved } = this.#placesOf(sandbox);

@@ -19,6 +19,8 @@ export const errorBody = z
 
 export const publishedPort = z.object({ hostAddress: z.string(), hostPort: z.int(), guestPort: z.int() }).meta({ id: 'PublishedPort' });
 
+export const mount = z.object({ source: z.string(), target: z.string(), readOnly: z.boolean() }).meta({ id: 'Mount' });
+
 export const shape = z.object({ cpus: z.int(), memoryMiB: z.int(), diskMiB: z.int() }).meta({ id: 'Shape' });
 
 export const ended = z
@@ -138,6 +140,7 @@ export const sandbox = z
     shape,
     network: z.enum(['none', 'allow', 'allow-lan']),
     publish: z.array(publishedPort).describe('ports of this machine at which ports of the sandbox answer while it runs'),
+    mounts: z.array(mount).describe('directories of this machine that are seen inside'),
     env: z.record(z.string(), z.string()),
     secretNames: z.array(z.string()),
     labels: z.record(z.string(), z.string()),
@@ -355,6 +358,7 @@ export const backend = z
         suspend: z.boolean(),
         fork: z.boolean(),
         diskSnapshot: z.boolean(),
+        hostDirectories: z.boolean().describe('directories of this machine can be mounted'),
         limits: z.object({ cpu: enforcement, memory: enforcement, disk: enforcement, processes: enforcement }),
         changes: z
           .object({ cpus: changeWhen, memory: changeWhen, disk: changeWhen, network: changeWhen })

@@ -64,6 +64,7 @@ export const specSchema = z.object({
   main: z.object({ argv: z.array(z.string()), tty: z.boolean(), stdin: z.enum(['open', 'null']) }).nullable(),
   autoRemove: z.boolean(),
   timeoutMs: z.number().nullable(),
+  mounts: z.array(z.object({ source: z.string(), target: z.string(), readOnly: z.boolean() })).exactOptional(),
   workspace: workspace.exactOptional(),
   restart: z.enum(RESTART_POLICIES).exactOptional(),
   idleMs: z.number().exactOptional(),

@@ -1,4 +1,6 @@
 // A backend's word: what it claims works, what it does not claim refuses by the name of the capability.
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { type VerbName, verbs } from '../../src/services/verbs.ts';
 import { eventually } from '../support/eventually.ts';
@@ -136,6 +138,44 @@ export function honesty(subject: Subject): void {
       await subject.remove(sandbox.id);
     }
     await subject.remove(id);
+  });
+
+  test(`honesty: directories of the host are ${can.hostDirectories ? 'claimed: they are seen inside, and in nothing that is kept of the sandbox' : 'not claimed: they are refused by name'}`, async () => {
+    const [open, closed] = ['open', 'closed'].map((name) => join(subject.home, name)) as [string, string];
+    for (const dir of [open, closed]) await mkdir(dir, { recursive: true });
+    await writeFile(join(closed, 'note'), 'from here\n');
+    const mounts = [
+      { source: open, target: '/mnt/deep/open' },
+      { source: closed, target: '/mnt/closed', readOnly: true },
+    ];
+    const making = subject.make({ mounts });
+    if (!can.hostDirectories)
+      return expect(await refusal(making)).toMatchObject({
+        code: 'failed_precondition',
+        message: expect.stringContaining('hostDirectories'),
+        hint: expect.stringContaining('hutch cp'),
+      });
+    const { id } = await making;
+    const write = 'cat /mnt/closed/note; echo in > /mnt/deep/open/new; (echo no > /mnt/closed/note) 2>/dev/null || echo refused';
+    expect(await subject.sh(id, write)).toBe('from here\nrefused\n');
+    expect(await readFile(join(open, 'new'), 'utf8')).toBe('in\n');
+    await writeFile(join(open, 'new'), 'changed here\n');
+    expect(await subject.sh(id, 'cat /mnt/deep/open/new')).toBe('changed here\n');
+    const kept = [
+      ...(can.suspend ? [() => daemon.call('sandbox.suspend', { ref: id })] : []),
+      ...(can.fork ? [() => daemon.call('sandbox.fork', { ref: id })] : []),
+      ...(can.fork ? [() => daemon.call('snapshot.create', { ref: id, diskOnly: true })] : []),
+      ...(can.diskSnapshot ? [() => daemon.call('image.commit', { ref: id })] : []),
+    ];
+    for (const keeping of kept)
+      expect(await refusal(keeping())).toMatchObject({
+        code: 'failed_precondition',
+        message: expect.stringContaining(`${open} of this machine`),
+      });
+    await daemon.call('sandbox.restart', { ref: id });
+    expect(await subject.sh(id, 'cat /mnt/deep/open/new /mnt/closed/note')).toBe('changed here\nfrom here\n');
+    await subject.remove(id);
+    expect(await readFile(join(open, 'new'), 'utf8')).toBe('changed here\n'); // deleting the sandbox deletes nothing of it
   });
 
   for (const mode of MODES) {

@@ -93,6 +93,7 @@ export function newReferenceBackend({ host, before = () => {} }: ReferenceOption
           suspend: false,
           fork: false,
           diskSnapshot: false,
+          hostDirectories: true,
           limits: { cpu: 'host-process', memory: 'host-process', disk: 'host-process', processes: 'no' },
           changes: { cpus: 'live', memory: 'live', disk: 'next-start', network: 'no' },
           networks: ['none'],
@@ -121,7 +122,13 @@ export function newReferenceBackend({ host, before = () => {} }: ReferenceOption
       await host.appendFile(op, join(plan.logDir, 'boot.log'), new TextEncoder().encode(`booting ${plan.id}\n`));
       await listen(plan);
       const root = rootOf(plan);
-      const script = `busybox ip link set lo up && mount --rbind /dev "$1/dev" && mount -t proc proc "$1/proc" && exec "$2" --root "$1" --connect /run/agent.sock`;
+      const { mounts = [] } = plan;
+      for (const { target } of mounts) await host.makeDir(op, join(root, target), 0o755);
+      const shown = mounts.map(
+        (mount, at) =>
+          `mount --rbind "$${2 * at + 3}" "$${2 * at + 4}" &&${mount.readOnly ? ` mount -o remount,bind,ro "$${2 * at + 4}" &&` : ''} `,
+      );
+      const script = `${shown.join('')}busybox ip link set lo up && mount --rbind /dev "$1/dev" && mount -t proc proc "$1/proc" && exec "$2" --root "$1" --connect /run/agent.sock`;
       const program = [
         '/usr/bin/unshare',
         '--mount',
@@ -137,6 +144,7 @@ export function newReferenceBackend({ host, before = () => {} }: ReferenceOption
         'sandbox',
         root,
         join(BIN, 'hutch-agent'),
+        ...mounts.flatMap(({ source, target }) => [source, join(root, target)]),
       ];
       const { child } = await startShim(op, host, join(BIN, 'hutch-shim'), {
         dir: plan.runDir,

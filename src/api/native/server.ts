@@ -139,6 +139,7 @@ export function newApi(services: ApiServices, options: ApiOptions): Api {
     const ask: Ask = {
       ...what.ask,
       ...(cancels ? { signal: lost.signal } : {}),
+      ...clientDirectoryOf(request, from),
       ...(lends ? { onLend: (file) => tellLent(response, file, verb.kind === 'upload' ? goOn : null) } : {}),
       onRepeat: (firstOpId) => {
         if (response.headersSent) return;
@@ -385,6 +386,23 @@ function askOf(request: IncomingMessage, arrival: Arrival, name: VerbName, verb:
     ...(key === undefined || verb.reads ? {} : { idempotency: { key, requestHash: requestHash(name, input) } }),
     ...(typeof traceparent === 'string' ? { traceparent } : {}),
   };
+}
+
+/** Only the daemon's own user, and root, can open its unix socket. A peer that hands on does not carry this header. */
+function clientDirectoryOf(request: IncomingMessage, from: 'tcp' | 'unix'): { readonly clientDirectory?: string } {
+  const told = request.headers['hutch-client-directory'];
+  if (from !== 'unix' || typeof told !== 'string') return {};
+  const path = decoded(told);
+  if (!path.startsWith('/') || path.includes('\0')) throw invalid('Hutch-Client-Directory must be an absolute path');
+  return { clientDirectory: path };
+}
+
+function decoded(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    throw invalid('Hutch-Client-Directory must be percent-encoded UTF-8');
+  }
 }
 
 function acceptsLines(request: IncomingMessage): boolean {

@@ -155,6 +155,10 @@ export function newDockerBackend(config: DockerConfig): Backend {
     const reach: Reach = mounts
       ? { kind: 'mounted', agentPath: await agentForContainers(op), socketDir: socketDir(plan) }
       : { kind: 'attached' };
+    if (reach.kind === 'attached' && plan.mounts !== undefined)
+      throw op.error('failed_precondition', 'the Docker Engine does not see the files of this machine: hostDirectories', {
+        hint: 'copy them in: hutch cp, or hutch run DIR',
+      });
     if (plan.network !== 'none') await config.network.protect(op);
     const network = await ensureNetwork(op, config, engine, plan.network);
     // A directory that is to be mounted must be there, or an old Engine makes it.

@@ -2,6 +2,7 @@
 // needed is taken away: capabilities, new privileges, namespaces of the host, the log, restarts.
 import * as z from 'zod';
 import { HutchError } from '../../domain/errors.ts';
+import type { Mount } from '../../domain/mount.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { SandboxPlan } from '../backend.ts';
 import { LABEL, PIDS_MAX } from './config.ts';
@@ -73,6 +74,7 @@ export function containerBody(plan: SandboxPlan, { image, instance, reach, netwo
       ...(reach.kind === 'mounted'
         ? {
             Mounts: [
+              ...(plan.mounts ?? []).map(directoryMount),
               { Type: 'bind', Source: reach.agentPath, Target: INSIDE.agent, ReadOnly: true },
               { Type: 'bind', Source: reach.socketDir, Target: INSIDE.run, ReadOnly: true },
             ],
@@ -89,6 +91,17 @@ export function containerBody(plan: SandboxPlan, { image, instance, reach, netwo
       RestartPolicy: { Name: 'no' },
       AutoRemove: false,
     },
+  };
+}
+
+/** What is mounted below a read-only one would be writable on older Engines, so it is not shown there. */
+function directoryMount({ source, target, readOnly }: Mount): object {
+  return {
+    Type: 'bind',
+    Source: source,
+    Target: target,
+    ReadOnly: readOnly,
+    BindOptions: { Propagation: 'rprivate', NonRecursive: readOnly },
   };
 }
 

@@ -50,6 +50,8 @@ function capabilities(
     suspend: false,
     fork: false,
     diskSnapshot: true,
+    // One elsewhere has another machine's.
+    hostDirectories: endpoint.kind === 'unix',
     limits: { cpu: held(answer.CpuCfsQuota), memory: held(answer.MemoryLimit), disk: 'no', processes: held(answer.PidsLimit) },
     // A container's network is chosen when it is made, and its disk has no size.
     changes: { cpus: 'live', memory: 'live', disk: 'no', network: 'no' },

@@ -1,6 +1,7 @@
 // What the runtime is told about one sandbox, as OCI's config.json. The sandbox's root has every
 // capability, as in a virtual machine: they are the user-space kernel's own and mean nothing outside.
 import { join } from 'node:path';
+import type { Mount } from '../../domain/mount.ts';
 
 export type BundleSpec = {
   readonly rootPath: string;
@@ -12,6 +13,7 @@ export type BundleSpec = {
   readonly agentSocket: string;
   /** In the hierarchy's own terms, as `/hutch/sbx…`; null: none. */
   readonly cgroupsPath: string | null;
+  readonly mounts: readonly Mount[];
   /** The network namespace; null: one of its own with nothing in it. */
   readonly netnsPath: string | null;
 };
@@ -58,7 +60,7 @@ export function bundleConfig(spec: BundleSpec): object {
   };
 }
 
-function mounts({ rootPath, linkDir }: BundleSpec): readonly object[] {
+function mounts({ rootPath, linkDir, mounts: directories }: BundleSpec): readonly object[] {
   const memory = (destination: string, ...options: string[]) => ({ destination, type: 'tmpfs', source: 'tmpfs', options });
   const bind = (destination: string, source: string, ...options: string[]) => ({ destination, type: 'bind', source, options });
   return [
@@ -69,7 +71,8 @@ function mounts({ rootPath, linkDir }: BundleSpec): readonly object[] {
     memory('/run', 'nosuid', 'nodev', 'mode=755'),
     // Else the runtime puts memory there whenever it is empty, and what is written would be lost at the stop.
     bind('/tmp', join(rootPath, 'tmp'), 'rbind', 'rw'),
-    // Nothing that lies on the host can be written: a sandbox must not fill what is not its own. With what is mounted in it.
+    // Nothing else that lies on the host can be written: a sandbox must not fill what is not its own. With what is mounted in it.
     bind(LINK, linkDir, 'rbind', 'ro', 'nosuid', 'nodev'),
+    ...directories.map(({ source, target, readOnly }) => bind(target, source, 'rbind', readOnly ? 'ro' : 'rw', 'nodev')),
   ];
 }

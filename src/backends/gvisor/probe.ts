@@ -65,6 +65,7 @@ function capabilities(
     // A layer that is a directory of the host's cannot be copied in an instant.
     fork: isRoot && whyUnbounded === null,
     diskSnapshot: false,
+    hostDirectories: true,
     limits: {
       cpu: limited ? 'enforced' : 'no',
       // The kernel counts the runtime's own memory and threads with the sandbox's, and ends all of it.

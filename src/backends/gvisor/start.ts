@@ -117,6 +117,7 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
         agent: basename(config.agentPath),
         agentSocket: AGENT_SOCKET,
         cgroupsPath,
+        mounts: plan.mounts ?? [],
         netnsPath: guest === null ? null : netnsPath(plan),
       }),
     ),

@@ -55,6 +55,7 @@ function capabilities(
     suspend: imprintPath !== undefined && readonlyLibraryPath !== undefined,
     fork: imprintPath !== undefined && readonlyLibraryPath !== undefined,
     diskSnapshot: false,
+    hostDirectories: false,
     // By the machine itself: a guest has these processors, this memory and this disk, and its processes are its own.
     limits: { cpu: 'enforced', memory: 'enforced', disk: 'enforced', processes: 'enforced' },
     // The machine type has no hot plug.

@@ -58,6 +58,13 @@ const CREATE: readonly Flag[] = [
     repeats: true,
     about: 'Answer at a port of this machine: [ADDRESS:]HOST:GUEST, on the loopback without ADDRESS; GUEST alone takes a free one',
   },
+  {
+    name: 'volume',
+    short: 'v',
+    value: 'HOST:GUEST[:ro]',
+    repeats: true,
+    about: 'Show a directory of this machine inside; with :ro nothing there can be written. Which may be: volumes.allow',
+  },
   ...POLICIES,
   { name: 'no-net', about: 'No network' },
   { name: 'allow-lan', about: 'Reach private addresses too' },

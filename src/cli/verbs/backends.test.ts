@@ -10,6 +10,7 @@ test('backends says for each what it can do, marks the default, and says NO wher
     suspend: false,
     fork: false,
     diskSnapshot: false,
+    hostDirectories: true,
     limits: { cpu: 'enforced', memory: 'host-process', disk: 'no', processes: 'enforced' },
     changes: { cpus: 'live', memory: 'next-start', disk: 'no', network: 'next-start' },
     networks: ['none', 'allow'],

@@ -23,6 +23,7 @@ const ROWS: readonly (readonly [string, (can: Can) => string])[] = [
   ['suspend', ({ suspend }) => YES_NO(suspend)],
   ['fork', ({ fork }) => YES_NO(fork)],
   ['disk snapshot', ({ diskSnapshot }) => YES_NO(diskSnapshot)],
+  ['host directories', ({ hostDirectories }) => YES_NO(hostDirectories)],
   ['limit cpu', ({ limits }) => limits.cpu],
   ['limit memory', ({ limits }) => limits.memory],
   ['limit disk', ({ limits }) => limits.disk],

@@ -1,5 +1,6 @@
 // Sandboxes: made, listed, started, ended.
 import { z } from 'zod';
+import { MOUNTS_MAX } from '../../domain/mount.ts';
 import { PUBLISHED_PORTS_MAX } from '../../domain/published-port.ts';
 import { BACKENDS, NETWORK_MODES, RESTART_POLICIES } from '../../domain/sandbox.ts';
 import * as view from '../views.ts';
@@ -83,6 +84,11 @@ const createInput = z
       .max(PUBLISHED_PORTS_MAX)
       .optional()
       .describe('TCP ports inside at which this machine answers, from each start on'),
+    mounts: z
+      .array(z.strictObject({ source: path, target: path, readOnly: z.boolean().default(false) }))
+      .max(MOUNTS_MAX)
+      .optional()
+      .describe('directories of this machine that are seen inside; which may be: volumes.allow'),
     main: main.optional(),
     autoRemove: z.boolean().optional(),
     start: z.boolean().optional().describe('default true'),
@@ -130,7 +136,7 @@ export const sandboxVerbs = {
     summary: 'Make a sandbox, and start it',
     input: createInput,
     output: view.sandbox,
-    errors: ['not_found', 'conflict', 'resource_exhausted', 'failed_precondition'],
+    errors: ['not_found', 'conflict', 'resource_exhausted', 'failed_precondition', 'permission_denied'],
     idempotent: false,
     reads: false,
   },
