@@ -27,7 +27,7 @@ export type Capabilities = {
   /** Directories of this machine can be mounted: `SandboxPlan.mounts`. */
   readonly hostDirectories: boolean;
   readonly limits: { readonly cpu: Enforcement; readonly memory: Enforcement; readonly disk: Enforcement; readonly processes: Enforcement };
-  readonly changes: { readonly cpus: ChangeWhen; readonly memory: ChangeWhen; readonly disk: ChangeWhen; readonly network: ChangeWhen };
+  readonly changes: { readonly [K in 'cpus' | 'memory' | 'disk' | 'processes' | 'network']: ChangeWhen };
   /** Modes that work here; the reason for each that does not is in `notes`. */
   readonly networks: readonly NetworkMode[];
   /** For a VM: what runs guest code. */
@@ -236,6 +236,8 @@ export type Snapshots = {
 export type Backend = {
   readonly name: BackendName;
   readonly needs: BootNeed;
+  /** Who keeps `shape.pids`: where the kernel inside counts processes of its own, the agent tells it. */
+  readonly processesBoundBy: 'agent' | 'backend';
 
   /** Never throws for a machine that cannot: says so. Cached per boot by the caller. */
   probe(

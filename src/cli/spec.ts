@@ -19,6 +19,7 @@ type CreateInput = Input<'sandbox.create'>;
 const MEMORY_MIB = { min: 128n, max: 262_144n };
 const DISK_MIB = { min: 256n, max: 131_072n };
 const CPUS_MAX = 64;
+const PIDS = { min: 16, max: 1_000_000 };
 /** What a variable says without asking for anything. */
 const UNSAID: Readonly<Record<string, string>> = { timeout: 'none', backend: 'auto' };
 const YEAR_MS = 31_536_000_000;
@@ -47,6 +48,7 @@ export async function createSpec(context: Context, args: Args): Promise<CreateIn
     ...(cpus === undefined ? {} : { cpus: wholeNumber('cpus', cpus.text, 1, CPUS_MAX, cpus.what) }),
     ...(memory === undefined ? {} : { memoryMiB: sizeMiB('memory', memory.text, MEMORY_MIB, memory.what) }),
     ...(disk === undefined ? {} : { diskMiB: sizeMiB('disk', disk.text, DISK_MIB, disk.what) }),
+    ...processes(args),
     ...(timeout === undefined ? {} : { timeoutMs: durationMs('timeout', timeout.text, { minMs: 1_000, maxMs: YEAR_MS }, timeout.what) }),
     ...(Object.keys(env).length === 0 ? {} : { env }),
     ...(Object.keys(secrets).length === 0 ? {} : { secrets }),
@@ -78,6 +80,7 @@ export function changes(args: Args): Omit<Input<'sandbox.set'>, 'ref'> {
     ...(cpus === undefined ? {} : { cpus: wholeNumber('cpus', cpus, 1, CPUS_MAX) }),
     ...(memory === undefined ? {} : { memoryMiB: sizeMiB('memory', memory, MEMORY_MIB) }),
     ...(disk === undefined ? {} : { diskMiB: sizeMiB('disk', disk, DISK_MIB) }),
+    ...processes(args),
     ...(net === undefined ? {} : { network: oneOf({ text: net, what: '--net' }, NETWORK_MODES) }),
     ...(timeout === undefined
       ? {}
@@ -86,6 +89,11 @@ export function changes(args: Args): Omit<Input<'sandbox.set'>, 'ref'> {
     ...policies(args),
     ...(args.value('idle') === 'default' ? { idleMs: null } : {}),
   };
+}
+
+function processes(args: Args): { pids?: number } {
+  const text = args.value('pids');
+  return text === undefined ? {} : { pids: wholeNumber('pids', text, PIDS.min, PIDS.max) };
 }
 
 function policies(args: Args): { restart?: RestartPolicy; idleMs?: number } {

@@ -18,7 +18,7 @@ import {
   type SnapshotSource,
   type StartReason,
   type StopReason,
-  sameShape,
+  sameSize,
 } from './sandbox.ts';
 
 /** Kinds that the Cocoon format has too. Their names are frozen: consumers key on them. */
@@ -123,7 +123,7 @@ export function ledgerEntries(before: Sandbox | null, after: Sandbox, event: San
         draft(after, 'vm.storage.stop', 'vm-rm', atMs, {}),
       ];
     case 'changed': {
-      if (sameShape(before.spec.shape, after.spec.shape)) return [];
+      if (sameSize(before.spec.shape, after.spec.shape)) return [];
       const isOpen = before.openComputeSinceMs !== null;
       return [
         ...(isOpen ? [draft(before, 'vm.compute.stop', 'set', atMs, {})] : []),

@@ -17,6 +17,8 @@ export type Shape = {
   readonly cpus: number;
   readonly memoryMiB: number;
   readonly diskMiB: number;
+  /** Most processes and threads at once; absent: what the backend takes for enough. */
+  readonly pids?: number;
 };
 
 /** `allow` reaches the internet, `allow-lan` private ranges too, `none` nothing. The host itself never. */
@@ -320,8 +322,13 @@ export function illegalSentence(sandbox: Sandbox, { illegal, from }: IllegalTran
   return `${what}; it cannot be ${illegal}`;
 }
 
-export function sameShape(left: Shape, right: Shape): boolean {
+/** What is billed: processes are not. */
+export function sameSize(left: Shape, right: Shape): boolean {
   return left.cpus === right.cpus && left.memoryMiB === right.memoryMiB && left.diskMiB === right.diskMiB;
+}
+
+export function sameShape(left: Shape, right: Shape): boolean {
+  return sameSize(left, right) && left.pids === right.pids;
 }
 
 /** What its next start makes of it. */

@@ -45,6 +45,8 @@ export type Configuration = {
     readonly up: boolean;
   };
   readonly disk?: { readonly device: string; readonly mount: 'overlay'; readonly sizeBytes: number };
+  /** Most processes and threads at once, the agent's own among them; absent: as many as the kernel takes. */
+  readonly pids?: number;
   readonly env: Readonly<Record<string, string>>;
   /** Environment variables that no method gives back. */
   readonly secrets: Readonly<Record<string, string>>;

@@ -1,7 +1,7 @@
 // From a sandbox that has a disk to one that runs and is itself: the process is started, the guest is
 // told who it is, the network is let in, the main process begins. On failure the process is dead again.
 import { createHash } from 'node:crypto';
-import type { Started } from '../backends/backend.ts';
+import type { Backend, Started } from '../backends/backend.ts';
 import { allOf } from '../backends/wait.ts';
 import { HutchError } from '../domain/errors.ts';
 import type { Sandbox, SandboxSpec } from '../domain/sandbox.ts';
@@ -37,7 +37,9 @@ export type BringUp = {
 };
 
 type Configured = Pick<BringUp, 'boot' | 'secrets'> & {
-  readonly sandbox: Pick<Sandbox, 'id' | 'startCount'> & { readonly spec: Pick<SandboxSpec, 'name' | 'env' | 'user' | 'workdir'> };
+  readonly sandbox: Pick<Sandbox, 'id' | 'startCount'> & {
+    readonly spec: Pick<SandboxSpec, 'name' | 'env' | 'user' | 'workdir' | 'shape'>;
+  };
 };
 
 export type Up = {
@@ -61,7 +63,7 @@ export async function bringUp(op: Operation, host: Host, run: Run, what: BringUp
   const beganMs = host.monotonicMs();
   const agent = await reach(limited, what.sandbox.spec.name, run);
   const greetedMs = host.monotonicMs();
-  const { warnings } = await agent.configure(limited, configurationOf(host, what, started));
+  const { warnings } = await agent.configure(limited, configurationOf(host, what, started, run.backend));
   if (warnings.length > 0) op.log.warn({ sandbox: plan.id, warnings }, 'the guest had warnings while it was configured');
   if (started.network !== null) await backend.linkUp(limited, plan);
   const stagesMs = { ...started.stagesMs, agentGreeted: greetedMs - beganMs, configured: host.monotonicMs() - greetedMs };
@@ -122,7 +124,7 @@ export async function wake(op: Operation, host: Host, run: Run, what: BringUp, s
   using limited = op.within(WAKE_MS, 'waking a warm sandbox');
   const admitted = started.network === null ? Promise.resolve() : backend.ahead?.admit(limited, plan);
   const agent = await run.link.agent(limited);
-  await allOf([agent.configure(limited, configurationOf(host, what, started)), admitted ?? Promise.resolve()]);
+  await allOf([agent.configure(limited, configurationOf(host, what, started, run.backend)), admitted ?? Promise.resolve()]);
   const configuredMs = host.monotonicMs();
   if (started.network !== null) await backend.linkUp(limited, plan);
   op.log.debug({ sandbox: plan.id, configuredMs: configuredMs - beganMs, wokenMs: host.monotonicMs() - beganMs }, 'guest is awake');
@@ -134,6 +136,7 @@ export function configurationOf(
   host: Host,
   { sandbox, boot, secrets }: Configured,
   started: Pick<Started, 'network' | 'disk'>,
+  { processesBoundBy }: Pick<Backend, 'processesBoundBy'>,
 ): Configuration {
   const { id, spec, startCount } = sandbox;
   const { config } = boot.image;
@@ -150,6 +153,7 @@ export function configurationOf(
     entropy: host.randomBytes(ENTROPY_BYTES),
     ...(network === null ? {} : { network: { ...network, up: true } }),
     ...(disk === null ? {} : { disk: { ...disk, mount: 'overlay' as const } }),
+    ...(spec.shape.pids === undefined || processesBoundBy === 'backend' ? {} : { pids: spec.shape.pids }),
     env: { ...config.env, ...spec.env },
     secrets,
     ...(user === null ? {} : { user }),

@@ -114,7 +114,7 @@ async function goOn(core: Core, op: Operation, run: Run, what: BringUp, start: (
   const started = await start(op);
   using limited = op.within(CONFIGURE_MS, 'making a clone itself');
   const agent = await reach(limited, what.sandbox.spec.name, run);
-  const { warnings } = await agent.configure(limited, configurationOf(host, what, started));
+  const { warnings } = await agent.configure(limited, configurationOf(host, what, started, run.backend));
   if (warnings.length > 0) op.log.warn({ sandbox: run.id, warnings }, 'the guest had warnings while it was configured');
   await becomeItself(limited, run, agent);
   if (started.network !== null) await run.backend.linkUp(limited, run.plan);

@@ -44,6 +44,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
       cpus: input.cpus ?? settings.cpus,
       memoryMiB: input.memoryMiB ?? settings.memoryMiB,
       diskMiB: input.diskMiB ?? settings.diskMiB,
+      ...(input.pids === undefined ? {} : { pids: input.pids }),
     };
     checkLimits(call, settings.limits, shape);
     await templates.checkAsked(op, backend, input);

@@ -50,7 +50,7 @@ export async function beginningOf(
   return { spec, boot, dir, hasMemory: snapshot.contents !== 'disk', source, forced };
 }
 
-const FIXED = ['image', 'kernel', 'cpus', 'memoryMiB', 'diskMiB', 'backend'] as const;
+const FIXED = ['image', 'kernel', 'cpus', 'memoryMiB', 'diskMiB', 'pids', 'backend'] as const;
 
 function specFrom(core: Core, { op }: Call, snapshot: Snapshot, input: Input): SandboxSpec {
   const { spec } = snapshot;

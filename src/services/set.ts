@@ -14,7 +14,7 @@ type Input = Parsed<'sandbox.set'>;
 type Name = Output<'sandbox.set'>['now'][number];
 
 /** By the name that `changes` has for it. */
-const MACHINE = { cpus: 'cpus', memoryMiB: 'memory', diskMiB: 'disk', network: 'network' } as const satisfies {
+const MACHINE = { cpus: 'cpus', memoryMiB: 'memory', diskMiB: 'disk', pids: 'processes', network: 'network' } as const satisfies {
   readonly [K in keyof Required<Pending>]: keyof Capabilities['changes'];
 };
 
@@ -94,11 +94,12 @@ function currentOf(shape: Shape, network: Pending['network']): Pending {
   return { ...shape, ...(network === undefined ? {} : { network }) };
 }
 
-function machineOf({ cpus, memoryMiB, diskMiB, network }: Omit<Input, 'ref'>): Pending {
+function machineOf({ cpus, memoryMiB, diskMiB, pids, network }: Omit<Input, 'ref'>): Pending {
   return {
     ...(cpus === undefined ? {} : { cpus }),
     ...(memoryMiB === undefined ? {} : { memoryMiB }),
     ...(diskMiB === undefined ? {} : { diskMiB }),
+    ...(pids === undefined ? {} : { pids }),
     ...(network === undefined ? {} : { network }),
   };
 }

@@ -166,7 +166,7 @@ export class Suspension {
     using limited = op.within(CONFIGURE_MS, 'configuring the guest');
     const agent = await reach(limited, sandbox.spec.name, run);
     // Its boot goes on.
-    const { bootId: _, ...configuration } = configurationOf(deps.host, { sandbox, boot, secrets }, started);
+    const { bootId: _, ...configuration } = configurationOf(deps.host, { sandbox, boot, secrets }, started, run.backend);
     const { warnings } = await agent.configure(limited, { ...configuration, generation: `${sandbox.id}.woken.${sandbox.generation}` });
     if (warnings.length > 0) op.log.warn({ sandbox: run.id, warnings }, 'the guest had warnings while it was configured');
     if (started.network !== null) await run.backend.linkUp(limited, run.plan);

@@ -25,7 +25,7 @@ export type Templates = {
 
 export type Asked = { readonly [K in keyof Shape]?: number | undefined };
 
-const LIMITED_BY = { cpus: 'cpu', memoryMiB: 'memory', diskMiB: 'disk' } as const satisfies Record<keyof Shape, string>;
+const LIMITED_BY = { cpus: 'cpu', memoryMiB: 'memory', diskMiB: 'disk', pids: 'processes' } as const satisfies Record<keyof Shape, string>;
 
 type Probe = Awaited<ReturnType<Backend['probe']>>;
 

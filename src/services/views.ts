@@ -21,7 +21,14 @@ export const publishedPort = z.object({ hostAddress: z.string(), hostPort: z.int
 
 export const mount = z.object({ source: z.string(), target: z.string(), readOnly: z.boolean() }).meta({ id: 'Mount' });
 
-export const shape = z.object({ cpus: z.int(), memoryMiB: z.int(), diskMiB: z.int() }).meta({ id: 'Shape' });
+export const shape = z
+  .object({
+    cpus: z.int(),
+    memoryMiB: z.int(),
+    diskMiB: z.int(),
+    pids: z.int().exactOptional().describe('most processes and threads at once; absent: what the backend takes for enough'),
+  })
+  .meta({ id: 'Shape' });
 
 export const ended = z
   .object({
@@ -157,6 +164,7 @@ export const sandbox = z
         cpus: z.int().optional(),
         memoryMiB: z.int().optional(),
         diskMiB: z.int().optional(),
+        pids: z.int().optional(),
         network: z.enum(NETWORK_MODES).optional(),
       })
       .nullable()
@@ -361,7 +369,7 @@ export const backend = z
         hostDirectories: z.boolean().describe('directories of this machine can be mounted'),
         limits: z.object({ cpu: enforcement, memory: enforcement, disk: enforcement, processes: enforcement }),
         changes: z
-          .object({ cpus: changeWhen, memory: changeWhen, disk: changeWhen, network: changeWhen })
+          .object({ cpus: changeWhen, memory: changeWhen, disk: changeWhen, processes: changeWhen, network: changeWhen })
           .describe('when a change of a running sandbox takes effect'),
         networks: z.array(z.enum(['none', 'allow', 'allow-lan'])),
         notes: z.array(z.string()),

@@ -294,7 +294,7 @@ async function newMember(core: Needs, call: Call, kind: Kind): Promise<Member> {
   const started = await backend.start(op, run.plan);
   using limited = op.within(GUEST_MS, 'making a warm sandbox ready');
   const agent = await run.link.agent(limited);
-  await agent.configure(limited, configurationOf(host, { sandbox: { id, spec, startCount: -1 }, boot, secrets: {} }, started));
+  await agent.configure(limited, configurationOf(host, { sandbox: { id, spec, startCount: -1 }, boot, secrets: {} }, started, backend));
   await runOnce(limited, run);
   undo.move();
   return { run, started, intentId, key: keyOf(kind), stamp, waiting: new AbortController() };

@@ -141,7 +141,7 @@ export function roomForSandbox(db: Db, projectId: ProjectId, { cpus, memoryMiB, 
 
 /** What it has more of than before, or is to have. */
 export function roomForChange(db: Db, projectId: ProjectId, before: Shape, after: Shape): void {
-  const more = (key: keyof Shape): number => Math.max(0, after[key] - before[key]);
+  const more = (key: 'cpus' | 'memoryMiB' | 'diskMiB'): number => Math.max(0, after[key] - before[key]);
   requireRoom(db, projectId, { cpus: more('cpus'), memoryMiB: more('memoryMiB'), diskMiB: more('diskMiB') });
 }
 

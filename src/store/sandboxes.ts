@@ -33,7 +33,7 @@ export const SPEC_BYTES_MAX = 134_217_728;
 /** A page ends early beyond this: a spec may have megabytes of environment. */
 const PAGE_SPEC_CHARS_MAX = 4_194_304;
 
-const shape = z.object({ cpus: z.number(), memoryMiB: z.number(), diskMiB: z.number() });
+const shape = z.object({ cpus: z.number(), memoryMiB: z.number(), diskMiB: z.number(), pids: z.number().exactOptional() });
 
 const workspace = z.object({
   sourcePath: z.string(),
@@ -74,6 +74,7 @@ export const specSchema = z.object({
       cpus: z.number().exactOptional(),
       memoryMiB: z.number().exactOptional(),
       diskMiB: z.number().exactOptional(),
+      pids: z.number().exactOptional(),
       network: z.enum(NETWORK_MODES).exactOptional(),
     })
     .exactOptional(),

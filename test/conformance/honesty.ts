@@ -22,10 +22,10 @@ export function honesty(subject: Subject): void {
     expect(backends.map(({ can: listed }) => listed)).toEqual([can]);
   });
 
-  for (const [asked, limit] of Object.entries({ cpus: 'cpu', memoryMiB: 'memory', diskMiB: 'disk' } as const)) {
+  for (const [asked, limit] of Object.entries({ cpus: 'cpu', memoryMiB: 'memory', diskMiB: 'disk', pids: 'processes' } as const)) {
     const how = can.limits[limit];
     test(`honesty: ${asked} that are asked for ${how === 'no' ? 'would not hold, and are refused by name' : 'are taken'}`, async () => {
-      const shape = { cpus: 1, memoryMiB: 512, diskMiB: 8192 };
+      const shape = { cpus: 1, memoryMiB: 512, diskMiB: 8192, pids: 100 };
       const making = subject.make({ start: false, [asked]: shape[asked as keyof typeof shape] });
       if (how === 'no')
         return expect(await refusal(making)).toMatchObject({ code: 'failed_precondition', message: expect.stringContaining(asked) });

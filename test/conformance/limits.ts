@@ -3,6 +3,7 @@ import { expect, test } from 'vitest';
 import type { Subject } from './subject.ts';
 
 const DISK_MIB = 512;
+const PIDS = 20;
 const STEP_BYTES = 16 * 1024 * 1024;
 
 export function limits(subject: Subject): void {
@@ -54,6 +55,32 @@ export function limits(subject: Subject): void {
     const { id } = await subject.make();
     const { exitCode } = await daemon.run(id, ['sh', '-c', 'i=0; while [ $i -lt 6000 ]; do sleep 300 & i=$((i+1)); done 2>/dev/null']);
     expect(exitCode, 'six thousand processes').not.toBe(0);
+    await subject.remove(id);
+  });
+
+  test('limits: as many processes as were asked for and no more, from each start on', { timeout: 120_000 }, async (here) => {
+    if (can.limits.processes === 'no') return here.skip('this backend does not limit processes');
+    const { id, shape } = await subject.make({ pids: PIDS });
+    expect(shape.pids).toBe(PIDS);
+    const begin = async (count: number) =>
+      await daemon.run(id, [
+        'sh',
+        '-c',
+        `(i=0; while [ $i -lt ${count} ]; do sleep 300 & i=$((i+1)); done; echo all of them); kill -KILL 0`,
+      ]);
+    expect((await begin(PIDS)).stdout, 'with the agent and the shells they are more').toBe('');
+    expect(await subject.sh(id, 'echo alive')).toBe('alive\n');
+    await daemon.call('sandbox.restart', { ref: id });
+    expect((await begin(PIDS)).stdout).toBe('');
+    expect((await begin(PIDS / 2)).stdout).toBe('all of them\n');
+
+    const { now, atNextStart } = await daemon.call('sandbox.set', { ref: id, pids: 2 * PIDS });
+    expect({ now, atNextStart }).toEqual(
+      can.changes.processes === 'live' ? { now: ['pids'], atNextStart: [] } : { now: [], atNextStart: ['pids'] },
+    );
+    if (atNextStart.length > 0) await daemon.call('sandbox.restart', { ref: id });
+    expect((await subject.get(id)).shape.pids).toBe(2 * PIDS);
+    expect((await begin(PIDS)).stdout).toBe('all of them\n');
     await subject.remove(id);
   });
 

@@ -83,6 +83,7 @@ export function newReferenceBackend({ host, before = () => {} }: ReferenceOption
   const backend: Backend = {
     name: 'qemu',
     needs: 'root',
+    processesBoundBy: 'backend',
     async probe() {
       return {
         ok: true,
@@ -95,7 +96,7 @@ export function newReferenceBackend({ host, before = () => {} }: ReferenceOption
           diskSnapshot: false,
           hostDirectories: true,
           limits: { cpu: 'host-process', memory: 'host-process', disk: 'host-process', processes: 'no' },
-          changes: { cpus: 'live', memory: 'live', disk: 'next-start', network: 'no' },
+          changes: { cpus: 'live', memory: 'live', disk: 'next-start', processes: 'live', network: 'no' },
           networks: ['none'],
           acceleration: 'none',
           notes: [

@@ -18,6 +18,7 @@ use std::time::Instant;
 const NAME_CHARS_MAX: usize = 64;
 const DNS_MAX: usize = 8;
 const HOSTS_MAX: usize = 256;
+const PIDS_MAX: u64 = 1 << 22;
 
 fn name_like(text: &str) -> bool {
     (1..=253).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
@@ -95,6 +96,7 @@ fn parse_identity(p: Fields<'_>) -> Result<Identity, Fault> {
         network: p.opt_fields("network")?.map(parse_network).transpose()?,
         disk,
         timezone: timezone.map(str::to_owned),
+        pids: p.opt_in("pids", 1, PIDS_MAX)?,
         hosts,
     })
 }

@@ -37,6 +37,8 @@ pub struct Identity {
     pub network: Option<Network>,
     pub disk: Option<Disk>,
     pub timezone: Option<String>,
+    /// Most processes and threads at once; None: nobody bounds them here.
+    pub pids: Option<u64>,
     pub hosts: Vec<(IpAddr, String)>,
 }
 
@@ -47,6 +49,7 @@ pub struct Before {
     pub network: Option<Network>,
     pub disk: Option<Disk>,
     pub timezone: Option<String>,
+    pub pids: Option<u64>,
 }
 
 /// What the thread hands back.
@@ -123,6 +126,11 @@ pub fn apply(identity: &Identity, scene: Scene) -> Result<Applied, Fault> {
     if let Some(zone) = identity.timezone.as_ref().filter(|zone| applied.before.timezone.as_ref() != Some(*zone)) {
         warn("timezone", set_timezone(zone));
         applied.before.timezone = Some(zone.clone());
+    }
+    if let Some(most) = identity.pids.filter(|most| applied.before.pids != Some(*most)) {
+        crate::pids::limit(most)
+            .map_err(|errno| Fault::internal(format!("the number of processes cannot be limited: {}", describe(errno))))?;
+        applied.before.pids = Some(most);
     }
     applied.warnings = warnings;
     Ok(applied)

@@ -24,6 +24,7 @@ pub mod metrics;
 pub mod netlink;
 pub mod oom;
 pub mod output;
+pub mod pids;
 pub mod ports;
 pub mod process;
 pub mod root;

@@ -235,6 +235,7 @@ export function newDockerBackend(config: DockerConfig): Backend {
   const backend: Backend = {
     name: 'docker',
     needs: 'root',
+    processesBoundBy: 'backend',
     probe: (op) => probeEngine(op, config, engine),
 
     async fetchImage(op, reference) {

@@ -58,7 +58,7 @@ export const API_MIN = [1, 41] as const;
 /** The newest that this was written against. */
 export const API_MAX = [1, 47] as const;
 
-/** Processes and threads of one sandbox. */
+/** Processes and threads of a sandbox that names no number. */
 export const PIDS_MAX = 2_048;
 
 export const LABEL = {

@@ -44,9 +44,9 @@ export function containerName(plan: Pick<SandboxPlan, 'id'>): string {
   return `hutch-${plan.id}`;
 }
 
-export function limitsOf({ cpus, memoryMiB }: SandboxPlan['shape']): object {
+export function limitsOf({ cpus, memoryMiB, pids = PIDS_MAX }: SandboxPlan['shape']): object {
   const memoryBytes = memoryMiB * 1024 * 1024;
-  return { Memory: memoryBytes, MemorySwap: memoryBytes /* with memory: no swap */, NanoCpus: cpus * 1e9 };
+  return { Memory: memoryBytes, MemorySwap: memoryBytes /* with memory: no swap */, NanoCpus: cpus * 1e9, PidsLimit: pids };
 }
 
 export function containerBody(plan: SandboxPlan, { image, instance, reach, network }: ContainerPlan): object {
@@ -81,7 +81,6 @@ export function containerBody(plan: SandboxPlan, { image, instance, reach, netwo
           }
         : {}),
       ...limitsOf(plan.shape),
-      PidsLimit: PIDS_MAX,
       CapDrop: ['ALL'],
       CapAdd: [...CAPABILITIES],
       SecurityOpt: ['no-new-privileges:true'],

@@ -54,7 +54,7 @@ function capabilities(
     hostDirectories: endpoint.kind === 'unix',
     limits: { cpu: held(answer.CpuCfsQuota), memory: held(answer.MemoryLimit), disk: 'no', processes: held(answer.PidsLimit) },
     // A container's network is chosen when it is made, and its disk has no size.
-    changes: { cpus: 'live', memory: 'live', disk: 'no', network: 'no' },
+    changes: { cpus: 'live', memory: 'live', disk: 'no', processes: 'live', network: 'no' },
     networks,
     acceleration: 'none',
     notes: [

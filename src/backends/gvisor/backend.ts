@@ -90,6 +90,7 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
   return {
     name: 'gvisor',
     needs: 'root',
+    processesBoundBy: 'agent',
     probe: (op) => probeMachine(op, config, { cgroups, layers }, find),
     async prepare(op, plan) {
       await take(op, plan);

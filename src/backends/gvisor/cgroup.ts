@@ -16,7 +16,7 @@ const CPU_PERIOD_US = 100_000;
  */
 const CPU_START_PERIOD_US = 1_000_000;
 /** Threads and processes on the host: those of the runtime, and one or more for each of the sandbox's. */
-const TASKS_MAX = 8_192;
+export const TASKS_MAX = 8_192;
 const REMOVE_MS = 10_000;
 const REMOVE_AGAIN_MS = 10;
 const FILE_BYTES_MAX = 64 * 1024;

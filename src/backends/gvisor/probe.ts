@@ -2,7 +2,7 @@
 import { HutchError } from '../../domain/errors.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { Backend, Capabilities } from '../backend.ts';
-import type { Cgroups } from './cgroup.ts';
+import { type Cgroups, TASKS_MAX } from './cgroup.ts';
 import type { GvisorConfig } from './config.ts';
 import type { Layers } from './layer.ts';
 import type { Platform } from './platform.ts';
@@ -73,14 +73,17 @@ function capabilities(
       processes: limited ? 'host-process' : 'no',
       disk: whyUnbounded === null ? 'enforced' : 'no',
     },
-    changes: { cpus: 'next-start', memory: 'next-start', disk: 'next-start', network: 'next-start' },
+    changes: { cpus: 'next-start', memory: 'next-start', disk: 'next-start', processes: 'next-start', network: 'next-start' },
     networks,
     acceleration: 'none',
     notes: [
       `runsc ${runtime.version}, platform ${platform.name}`,
       ...platform.notes,
       ...(limited
-        ? ["memory and processes are limited together with the runtime's own: a sandbox that exceeds them ends as a whole"]
+        ? [
+            "memory is limited together with the runtime's own: a sandbox that exceeds it ends as a whole",
+            `processes are limited by the kernel in user space, which who is root inside may lift, and with the runtime's threads to ${TASKS_MAX}`,
+          ]
         : ['no limits of cpu, memory and processes: there are no cgroups that we may make']),
       ...(whyUnbounded === null
         ? []

@@ -136,6 +136,7 @@ export function newQemuBackend(config: QemuConfig): Backend {
   return {
     name: 'qemu',
     needs: 'machine',
+    processesBoundBy: 'agent',
     probe: (op) => probeMachine(op, config, finder, accelerated),
     async prepare(op, plan) {
       await take(op, plan);

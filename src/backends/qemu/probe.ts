@@ -59,7 +59,7 @@ function capabilities(
     // By the machine itself: a guest has these processors, this memory and this disk, and its processes are its own.
     limits: { cpu: 'enforced', memory: 'enforced', disk: 'enforced', processes: 'enforced' },
     // The machine type has no hot plug.
-    changes: { cpus: 'next-start', memory: 'next-start', disk: 'next-start', network: 'next-start' },
+    changes: { cpus: 'next-start', memory: 'next-start', disk: 'next-start', processes: 'next-start', network: 'next-start' },
     networks,
     acceleration: how.acceleration,
     notes: [`QEMU ${emulator.version}`, ...(how.acceleration === 'kvm' || how.why === null ? [] : [`no KVM: ${how.why}`]), ...networkNotes],

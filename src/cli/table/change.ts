@@ -98,6 +98,7 @@ export const changeVerbs: readonly Verb[] = [
       { name: 'cpus', value: 'N', about: 'Virtual CPUs' },
       { name: 'memory', short: 'm', value: 'SIZE', about: 'Memory, like 512M or 2G' },
       { name: 'disk', value: 'SIZE', about: 'Disk, like 16G; it only grows' },
+      { name: 'pids', value: 'N', about: 'Most processes and threads at once' },
       { name: 'net', value: 'MODE', choices: NETWORK_MODES, about: 'allow: the internet; allow-lan: private addresses too; none' },
       { name: 'timeout', value: 'TIME', about: 'Stop it so long from now, and after each start; none: no limit' },
       { name: 'label', short: 'l', value: 'K=V', repeats: true, about: 'A label beside the others' },

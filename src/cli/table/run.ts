@@ -47,6 +47,7 @@ const CREATE: readonly Flag[] = [
   { name: 'cpus', value: 'N', about: 'Virtual CPUs' },
   { name: 'memory', short: 'm', value: 'SIZE', about: 'Memory, like 512M or 2G' },
   { name: 'disk', value: 'SIZE', about: 'Disk, like 8G' },
+  { name: 'pids', value: 'N', about: 'Most processes and threads at once' },
   ...ENVIRONMENT,
   { name: 'secret-file', value: 'K=FILE', repeats: true, about: 'A variable whose value is a file’s content and is never shown' },
   ...PLACE,

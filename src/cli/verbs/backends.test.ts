@@ -12,7 +12,7 @@ test('backends says for each what it can do, marks the default, and says NO wher
     diskSnapshot: false,
     hostDirectories: true,
     limits: { cpu: 'enforced', memory: 'host-process', disk: 'no', processes: 'enforced' },
-    changes: { cpus: 'live', memory: 'next-start', disk: 'no', network: 'next-start' },
+    changes: { cpus: 'live', memory: 'next-start', disk: 'no', processes: 'live', network: 'next-start' },
     networks: ['none', 'allow'],
     notes: ['a \u001b[31mnote'],
   } as const;

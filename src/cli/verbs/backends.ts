@@ -31,6 +31,7 @@ const ROWS: readonly (readonly [string, (can: Can) => string])[] = [
   ['change cpus', ({ changes }) => changes.cpus],
   ['change memory', ({ changes }) => changes.memory],
   ['change disk', ({ changes }) => changes.disk],
+  ['change processes', ({ changes }) => changes.processes],
   ['change network', ({ changes }) => changes.network],
   ['networks', ({ networks }) => networks.join(', ')],
 ];

@@ -11,6 +11,7 @@ const WORDS = {
   cpus: 'cpus',
   memoryMiB: 'memory',
   diskMiB: 'disk',
+  pids: 'pids',
   network: 'network',
   timeoutMs: 'timeout',
   labels: 'labels',

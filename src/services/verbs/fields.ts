@@ -11,6 +11,9 @@ export const MEMORY_MIB_MIN = 128;
 export const MEMORY_MIB_MAX = 262_144;
 export const DISK_MIB_MIN = 256;
 export const DISK_MIB_MAX = 131_072;
+/** The agent and a program need some. */
+export const PIDS_MIN = 16;
+export const PIDS_MAX = 1_000_000;
 export const TIMEOUT_MS_MIN = 1_000;
 export const TIMEOUT_MS_MAX = 31_536_000_000;
 const IDLE_MS_MIN = 1_000;

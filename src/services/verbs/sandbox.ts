@@ -20,6 +20,8 @@ import {
   MEMORY_MIB_MAX,
   MEMORY_MIB_MIN,
   PAGE_ITEMS_MAX,
+  PIDS_MAX,
+  PIDS_MIN,
   path,
   ref,
   refuseTooLarge,
@@ -69,6 +71,7 @@ const createInput = z
     cpus: z.int().min(1).max(CPUS_MAX).optional(),
     memoryMiB: z.int().min(MEMORY_MIB_MIN).max(MEMORY_MIB_MAX).optional(),
     diskMiB: z.int().min(DISK_MIB_MIN).max(DISK_MIB_MAX).optional(),
+    pids: z.int().min(PIDS_MIN).max(PIDS_MAX).optional().describe('most processes and threads at once, with the agent’s own'),
     env: env.optional(),
     secrets: env.optional().describe('environment variables whose values are never shown again'),
     labels: label.optional(),
@@ -103,13 +106,14 @@ const createInput = z
     );
   });
 
-const CHANGEABLE = ['cpus', 'memoryMiB', 'diskMiB', 'network', 'timeoutMs', 'labels', 'restart', 'idleMs'] as const;
+const CHANGEABLE = ['cpus', 'memoryMiB', 'diskMiB', 'pids', 'network', 'timeoutMs', 'labels', 'restart', 'idleMs'] as const;
 
 const setInput = target
   .extend({
     cpus: z.int().min(1).max(CPUS_MAX).optional(),
     memoryMiB: z.int().min(MEMORY_MIB_MIN).max(MEMORY_MIB_MAX).optional(),
     diskMiB: z.int().min(DISK_MIB_MIN).max(DISK_MIB_MAX).optional().describe('disks only grow'),
+    pids: z.int().min(PIDS_MIN).max(PIDS_MAX).optional(),
     network: z.enum(NETWORK_MODES).optional(),
     timeoutMs: z
       .int()
