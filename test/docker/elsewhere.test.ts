@@ -2,7 +2,7 @@
 // that itself runs in a container; and images that only an Engine has.
 import { execFile } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, expect, test } from 'vitest';
@@ -67,6 +67,34 @@ test('the agent is put in and speaks over the attached container: commands, file
   expect((await daemon.run(id, ['sh', '-c', 'wc -c < /tmp/x'])).stdout).toBe('8000000\n');
   await daemon.call('sandbox.delete', { ref: id, force: true });
   expect(await engine.containers()).toEqual([]);
+});
+
+test('where the Engine sees the agent’s program and not its socket, the agent is put in: each directory is tried', {
+  timeout: 120_000,
+}, async () => {
+  const usual = process.env['TMPDIR'];
+  process.env['TMPDIR'] = '/var/tmp'; // which this Engine sees
+  try {
+    await using daemon = await DaemonUnderTest.start({
+      entry: join(ROOT, 'src/daemon/main.ts'),
+      env: { ...world.engine.env, HUTCH_SANDBOX_BACKEND: 'docker', HUTCH_SANDBOX_NETWORK: 'none', HUTCH_SANDBOX_STOP_GRACE: '2s' },
+      async before(home) {
+        await withImages(home);
+        await mkdir(join(home, 'run'), { mode: 0o711 });
+        await world.engine.hide(join(home, 'run'));
+      },
+    });
+    const { id } = await daemon.call('sandbox.create', {});
+    const { body } = await world.engine.ask('GET', `/containers/${(await world.container(id)).Id}/json`);
+    expect(body).toMatchObject({ Mounts: [] });
+    await daemon.call('sandbox.stop', { ref: id });
+    await daemon.call('sandbox.start', { ref: id });
+    expect((await daemon.run(id, ['echo', 'here'])).stdout).toBe('here\n');
+    await daemon.call('sandbox.delete', { ref: id, force: true });
+  } finally {
+    if (usual === undefined) delete process.env['TMPDIR'];
+    else process.env['TMPDIR'] = usual;
+  }
 });
 
 test('an Engine behind ssh runs sandboxes through docker system dial-stdio; what ssh complains of is told', {

@@ -114,6 +114,11 @@ export class DockerEngine implements AsyncDisposable {
     }
   }
 
+  /** Of one elsewhere: it does not see what lies in a directory of ours. */
+  async hide(dir: string): Promise<void> {
+    await run('nsenter', ['--target', `${this.#child?.pid ?? 0}`, '--mount', '--', 'mount', '-t', 'tmpfs', 'none', dir]);
+  }
+
   /** It answers nobody until it is killed. */
   freeze(): void {
     this.#child?.kill('SIGSTOP');

@@ -1,7 +1,7 @@
 // The Docker backend: a sandbox is a container that an Engine runs, with our agent as its first process.
 // The Engine knows what is alive; which container is whose stands in a file of the sandbox's own, and
 // only containers with this daemon's labels are ever touched.
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import * as z from 'zod';
 import { HutchError } from '../../domain/errors.ts';
@@ -151,7 +151,8 @@ export function newDockerBackend(config: DockerConfig): Backend {
 
   async function make(op: Operation, plan: SandboxPlan): Promise<void> {
     const image = await imageOf(op, plan);
-    mounts ??= await seesOurFiles(op, config, engine, image);
+    // Of the agent's program, and of its socket.
+    mounts ??= await seesOurFiles(op, config, engine, image, [config.workDir, dirname(plan.runDir)]);
     const reach: Reach = mounts
       ? { kind: 'mounted', agentPath: await agentForContainers(op), socketDir: socketDir(plan) }
       : { kind: 'attached' };

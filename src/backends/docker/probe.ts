@@ -70,20 +70,30 @@ function capabilities(
   };
 }
 
-/** Whether files of ours are seen by the Engine's containers. `image`: any image that it has. */
-export async function seesOurFiles(op: Operation, config: DockerConfig, engine: Engine, image: string): Promise<boolean> {
-  const { host, workDir } = config;
+/**
+ * Whether files of ours in each of these directories are seen by the Engine's containers: one of them may be a volume of the
+ * container that we run in, another not. `image`: any image that it has.
+ */
+export async function seesOurFiles(
+  op: Operation,
+  { host, instance }: Pick<DockerConfig, 'host' | 'instance'>,
+  engine: Engine,
+  image: string,
+  dirs: readonly string[],
+): Promise<boolean> {
   const nonce = Buffer.from(host.randomBytes(16)).toString('hex');
-  const dir = join(workDir, `nonce-${op.id}`);
+  const marks = dirs.map((dir, at) => ({ dir: join(dir, `nonce-${op.id}`), target: `/.hutch/nonce-${at}` }));
   await using undo = new AsyncDisposableStack();
   const releasing = (work: (late: Operation) => Promise<void>): void =>
     undo.defer(async () => {
       using late = op.releasing(PING_MS);
       await work(late).catch((cause: unknown) => op.log.warn({ cause }, 'the probe of the Docker Engine left something behind'));
     });
-  await host.makeDir(op, dir, 0o755);
-  releasing((late) => host.remove(late, dir));
-  await host.writeFileAtomic(op, join(dir, nonce), nonce, 0o644);
+  for (const { dir } of marks) {
+    await host.makeDir(op, dir, 0o755);
+    releasing((late) => host.remove(late, dir));
+    await host.writeFileAtomic(op, join(dir, nonce), nonce, 0o644);
+  }
   try {
     const { Id } = await engine.json(op, z.object({ Id: z.string() }), {
       method: 'POST',
@@ -91,12 +101,16 @@ export async function seesOurFiles(op: Operation, config: DockerConfig, engine: 
       body: {
         Image: image,
         Entrypoint: ['/nothing'],
-        Labels: { 'dev.hutch.instance': config.instance },
-        HostConfig: { NetworkMode: 'none', Mounts: [{ Type: 'bind', Source: dir, Target: '/.hutch/nonce', ReadOnly: true }] },
+        Labels: { 'dev.hutch.instance': instance },
+        HostConfig: {
+          NetworkMode: 'none',
+          Mounts: marks.map(({ dir, target }) => ({ Type: 'bind', Source: dir, Target: target, ReadOnly: true })),
+        },
       },
     });
     releasing((late) => engine.call(late, { method: 'DELETE', path: `/containers/${Id}`, query: { force: true, v: true } }));
-    await engine.call(op, { method: 'HEAD', path: `/containers/${Id}/archive`, query: { path: `/.hutch/nonce/${nonce}` } });
+    for (const { target } of marks)
+      await engine.call(op, { method: 'HEAD', path: `/containers/${Id}/archive`, query: { path: `${target}/${nonce}` } });
     return true;
   } catch (error) {
     // It refuses a directory that it does not have, or does not find what lies in it.
