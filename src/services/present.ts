@@ -2,6 +2,7 @@
 import type { z } from 'zod';
 import type { ImageId, OpId } from '../domain/ids.ts';
 import { type Image, type ImageConfig, type NamedImage, OWN_KERNEL, REGISTERED, stopSignalOf } from '../domain/image.ts';
+import { imageRules } from '../domain/image-rules.ts';
 import type { LedgerEntry } from '../domain/ledger.ts';
 import type { ApiKey, EventRecord, OperationRecord } from '../domain/records.ts';
 import type { Sandbox } from '../domain/sandbox.ts';
@@ -62,6 +63,7 @@ function sandboxView(sandbox: Sandbox, image: Image | null, busyOpId: string | n
     imageId: spec.imageId,
     imageName: image?.name ?? null,
     imageConfig: image === null ? null : imageConfigView(image.config),
+    imageRules: image === null ? null : imageRules(image.config, spec),
     kernelId: spec.kernelId,
     shape: { ...spec.shape },
     network: spec.network,

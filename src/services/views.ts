@@ -2,6 +2,7 @@
 // The CLI's `--json` prints exactly these. A contract: fields are only ever added.
 import { z } from 'zod';
 import { ERROR_CODES, type ErrorCode } from '../domain/errors.ts';
+import { RULE_SOURCES } from '../domain/image-rules.ts';
 import { BACKENDS, END_CAUSES, NETWORK_MODES, RESTART_POLICIES } from '../domain/sandbox.ts';
 import { SNAPSHOT_CONTENTS, SNAPSHOT_KINDS } from '../domain/snapshot.ts';
 
@@ -49,6 +50,11 @@ const imageConfig = z.object({
   stopSignal: z.string().describe('what every process gets when the sandbox is asked to stop'),
   exposedPorts: z.array(z.string()),
 });
+
+const imageRule = z.object({ from: z.enum(RULE_SOURCES), rule: z.string() });
+const imageRules = z
+  .object({ main: imageRule, env: imageRule, user: imageRule, workdir: imageRule, stopSignal: imageRule, exposedPorts: imageRule })
+  .meta({ id: 'ImageRules' });
 
 export const image = z
   .object({
@@ -143,6 +149,7 @@ export const sandbox = z
     imageConfig: imageConfig
       .nullable()
       .describe("what the image says: the sandbox's own env, workdir, user and command come before; null: the image is gone"),
+    imageRules: imageRules.nullable().describe('whose word holds of what the image says, and by what rule; null: the image is gone'),
     kernelId: z.string().nullable(),
     shape,
     network: z.enum(['none', 'allow', 'allow-lan']),

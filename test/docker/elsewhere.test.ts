@@ -245,6 +245,7 @@ test('without a command an image runs what it is made for; inspect shows what it
 
   const made = await daemon.call('sandbox.create', { image, main: {} });
   expect(made.main?.argv).toEqual(['/bin/cat', '/etc/passwd']);
+  expect(made.imageRules).toMatchObject({ main: { from: 'image' }, user: { from: 'image' }, stopSignal: { from: 'image' } });
   expect(made.imageConfig).toMatchObject({
     entrypoint: ['/bin/cat'],
     command: ['/etc/passwd'],
