@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { Ignored } from '../domain/dockerignore.ts';
 import type { Operation } from '../host/operation.ts';
 import { ArchiveError } from '../images/archive-error.ts';
-import { type CopyPlan, copyTree, LayerTree, modeChange } from '../images/build/copy.ts';
+import { CopyError, type CopyPlan, copyTree, LayerTree, modeChange, type Owner } from '../images/build/copy.ts';
 import type { Of } from '../images/build/dockerfile.ts';
 import { DockerfileError } from '../images/build/dockerfile-error.ts';
 import { applyLayer, type LayerSource } from '../images/build/flatten.ts';
@@ -18,6 +18,7 @@ import { contentOf, contentsOf, sourceOf } from './build-sources.ts';
 import type { StageNow } from './build-stage-now.ts';
 
 const MAGIC_BYTES = 6;
+const ROOT: Owner = { uid: 0, gid: 0 };
 
 export async function workdirStep(op: Operation, now: StageNow, step: Of<'WORKDIR'>): Promise<void> {
   const value = now.text(step, step.value);
@@ -27,10 +28,21 @@ export async function workdirStep(op: Operation, now: StageNow, step: Of<'WORKDI
   await now.layer(op, `WORKDIR ${path}`, keyOf('workdir', now.key, path), async () => {
     const stage = await now.root.tree(op);
     if (lookUp(stage, path, 'follow').inode?.type === 'directory') return null;
-    const tree = new LayerTree(stage, { uid: 0, gid: 0 }, now.parts.request.epochSeconds);
+    const tree = new LayerTree(stage, await userOf(op, now), now.parts.request.epochSeconds);
     await now.copying(step, async () => tree.directory(path));
     return await now.write(op, tree, []);
   });
+}
+
+/** Whose the directories are that WORKDIR makes: those of the stage's USER, as with BuildKit. */
+async function userOf(op: Operation, now: StageNow): Promise<Owner> {
+  const user = now.state.config.User ?? '';
+  try {
+    return user === '' ? ROOT : await now.owner(op, user);
+  } catch (error) {
+    if (error instanceof CopyError) return ROOT; // made by a later step, or never
+    throw error;
+  }
 }
 
 export async function copyStep(op: Operation, now: StageNow, step: Of<'COPY'> | Of<'ADD'>): Promise<void> {

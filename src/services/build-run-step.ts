@@ -8,8 +8,7 @@ import type { Command, Instruction, Of } from '../images/build/dockerfile.ts';
 import { DockerfileError } from '../images/build/dockerfile-error.ts';
 import { keyOf } from '../images/build/keys.ts';
 import { copiedLayer, ForbiddenContent } from '../images/build/layers.ts';
-import { argvOf, environmentOf, PROXY_ARGS, shellOf, variablesOf } from '../images/build/state.ts';
-import { expandText } from '../images/build/words.ts';
+import { argvOf, environmentOf, PROXY_ARGS, shellOf } from '../images/build/state.ts';
 import { oneChunk } from '../images/chunks.ts';
 import { Mounted, mountKey } from './build-mounts.ts';
 import { BUILD_DIR, StageSandbox } from './build-sandbox.ts';
@@ -33,7 +32,7 @@ export class RunSteps implements AsyncDisposable {
 
   /** @throws HutchError with its line, exit code and last words. */
   async run(op: Operation, step: Of<'RUN'>): Promise<void> {
-    const { request, dockerfile } = this.#now.parts;
+    const { request } = this.#now.parts;
     const environment = environmentOf(this.#now.state);
     const proxies = new Set(PROXY_ARGS);
     const args = [...this.#now.state.args].flatMap(([name, value]): [string, string][] =>
@@ -42,12 +41,8 @@ export class RunSteps implements AsyncDisposable {
     const env = { ...Object.fromEntries(args), ...Object.fromEntries(environment) };
     const user = this.#now.state.config.User || '0';
     const cwd = this.#now.state.config.WorkingDir || '/';
-    const script =
-      step.command.form === 'script'
-        ? step.command.expand
-          ? expandText(step.command.text, variablesOf(this.#now.state), dockerfile.escapeChar)
-          : step.command.text
-        : null;
+    // As it stands: its variables are the shell's, which may set them itself.
+    const script = step.command.form === 'script' ? step.command.text : null;
     const argv =
       script === null
         ? argvOf(this.#now.state, step.command as Exclude<Command, { form: 'script' }>)

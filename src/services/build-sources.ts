@@ -26,7 +26,7 @@ export async function sourceOf(op: Operation, now: StageNow, step: Instruction, 
   }
   const origin = originOf(dockerfile, now.globally(step, from), now.stage.index);
   if (origin.kind === 'scratch') throw new DockerfileError(step.line, step.name, '--from=scratch: there is nothing in it');
-  const built = origin.kind === 'stage' ? await now.parts.stage(origin.index) : await now.parts.base(op, origin.name);
+  const built = origin.kind === 'stage' ? await now.parts.stage(origin.index) : await now.base(op, step, origin.name);
   return { key: built.key, root: built.root, isIgnored: () => false, hashes: null } as const;
 }
 

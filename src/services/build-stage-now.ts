@@ -1,5 +1,6 @@
 // Where a stage of a build stands: its key, what its image will say, its layers. Always true: the key alone decides what has been made, and a
 // layer that the cache has is not made again.
+import { HutchError } from '../domain/errors.ts';
 import type { Operation } from '../host/operation.ts';
 import { readPlace } from '../images/build/context.ts';
 import { asCopyError, type Owner, ownerOf } from '../images/build/copy.ts';
@@ -51,7 +52,8 @@ export class StageNow {
   /** Goes on from an image, or from another stage. */
   beginWith(before: Built, key: Key): void {
     this.key = key;
-    this.state = newState(before.state.config, before.state.author);
+    // A stage knows the ARGs of the stage that it goes on from; an image has none.
+    this.state = { ...newState(before.state.config, before.state.author), args: before.state.args };
     this.root = before.root.copy();
     this.#history = [...before.history];
     this.#atMs = before.atMs;
@@ -64,6 +66,19 @@ export class StageNow {
 
   where({ line, name }: Pick<Instruction, 'line' | 'name'>): string {
     return `${this.parts.context.dockerfile.name}:${line}: ${name}`;
+  }
+
+  /** An image that an instruction names. @throws HutchError with its line. */
+  async base(op: Operation, from: Pick<Instruction, 'line' | 'name'>, name: string): Promise<Built> {
+    try {
+      return await this.parts.base(op, name);
+    } catch (error) {
+      if (!(error instanceof HutchError) || op.signal.aborted) throw error;
+      throw op.error(error.code, `${this.where(from)}: ${error.message}`, {
+        ...(error.hint === null ? {} : { hint: error.hint }),
+        cause: error,
+      });
+    }
   }
 
   text(instruction: Instruction, word: string): string {

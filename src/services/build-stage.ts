@@ -1,13 +1,12 @@
 // One stage of a build, from its FROM to its last step: each step's layer out of the cache, or made. Always true: what a stage gives
 // depends on its key alone, and a step begins only when the one before is done.
-import { HutchError } from '../domain/errors.ts';
 import type { Operation } from '../host/operation.ts';
-import { type Instruction, type Of, parseInstruction, type Stage } from '../images/build/dockerfile.ts';
+import { type Instruction, parseInstruction, type Stage } from '../images/build/dockerfile.ts';
 import { DockerfileError } from '../images/build/dockerfile-error.ts';
 import { originOf } from '../images/build/graph.ts';
 import { firstKey, keyOf } from '../images/build/keys.ts';
 import { readLines } from '../images/build/lines.ts';
-import { applied } from '../images/build/state.ts';
+import { applied, newState } from '../images/build/state.ts';
 import { copyStep, workdirStep } from './build-copy-step.ts';
 import { RunSteps } from './build-run-step.ts';
 import { StageNow } from './build-stage-now.ts';
@@ -54,27 +53,16 @@ export class StageBuilder {
     const origin = originOf(dockerfile, name, this.#now.stage.index);
     if (origin.kind === 'scratch') {
       this.#now.key = firstKey('scratch');
+      this.#now.state = newState({ WorkingDir: '/' }, null);
       return [];
     }
-    const before = origin.kind === 'stage' ? await this.#now.parts.stage(origin.index) : await this.#base(op, from, origin.name);
+    const before = origin.kind === 'stage' ? await this.#now.parts.stage(origin.index) : await this.#now.base(op, from, origin.name);
     this.#now.beginWith(before, firstKey(before.key));
     // Triggers of the base image, as if they stood here.
     return (before.state.config.OnBuild ?? []).flatMap((trigger) => {
       const [first] = readLines(trigger).lines;
       return first === undefined ? [] : [{ ...parseInstruction(first, '\\'), line: from.line }];
     });
-  }
-
-  async #base(op: Operation, from: Of<'FROM'>, name: string): Promise<Built> {
-    try {
-      return await this.#now.parts.base(op, name);
-    } catch (error) {
-      if (!(error instanceof HutchError) || op.signal.aborted) throw error;
-      throw op.error(error.code, `${this.#now.where(from)}: ${error.message}`, {
-        ...(error.hint === null ? {} : { hint: error.hint }),
-        cause: error,
-      });
-    }
   }
 
   async #step(op: Operation, runs: RunSteps, step: Instruction, number: number, count: number): Promise<void> {

@@ -1,5 +1,6 @@
 // What is in an image that was saved to a file, whoever saved it: its configuration, and every file with all that it is.
 import { createHash } from 'node:crypto';
+import { gunzipSync } from 'node:zlib';
 import { applyLayer, flattened, type LayerSource } from '../../src/images/build/flatten.ts';
 import { Tree } from '../../src/images/layers/tree.ts';
 import { TarReader } from '../../src/images/tar/reader.ts';
@@ -13,6 +14,8 @@ export type Saved = {
   /** By path: type, mode, owner, link, attributes, content. */
   readonly files: ReadonlyMap<string, string>;
 };
+
+const GZIP = 0x1f8b;
 
 export async function readSaved(archive: Buffer): Promise<Saved> {
   const parts = new Map<string, Buffer>();
@@ -28,11 +31,11 @@ export async function readSaved(archive: Buffer): Promise<Saved> {
     return found;
   };
   const [image] = JSON.parse(part('manifest.json').toString()) as [{ Config: string; Layers: string[] }];
-  const layers = image.Layers.map(part);
-  return { config: JSON.parse(part(image.Config).toString()) as Saved['config'], layers, files: await filesOf(layers) };
+  const layers = image.Layers.map(part).map((layer) => (layer.readUInt16BE() === GZIP ? gunzipSync(layer) : layer));
+  return { config: JSON.parse(part(image.Config).toString()) as Saved['config'], layers, files: await listingOf(layers) };
 }
 
-async function filesOf(layers: readonly Buffer[]): Promise<Map<string, string>> {
+export async function listingOf(layers: readonly Buffer[]): Promise<Map<string, string>> {
   const sources: LayerSource[] = layers.map((layer) => () => chunks(layer));
   const tree = new Tree();
   for (const [at, source] of sources.entries()) await applyLayer(tree, at, source);

@@ -27,7 +27,12 @@ export type CopyPlan = {
 };
 
 /** By path in the source, for the key of the cache: the same gives the same files, wherever they go. */
-export type Picked = { readonly path: string; readonly inode: Inode };
+export type Picked = {
+  readonly path: string;
+  readonly inode: Inode;
+  /** What `--parents` keeps of the path: all of it, or what stands behind `/./`. */
+  readonly below: string;
+};
 
 /** An octal number, or `u+x,g-w`. */
 export type ModeChange = (mode: number, isDirectory: boolean) => number;
@@ -38,13 +43,11 @@ export class CopyError extends Error {}
 export function pick(source: Root, sources: readonly string[], isIgnored: (path: string) => boolean): readonly (readonly Picked[])[] {
   return sources.map((text) => {
     const isPattern = /[*?[]/.test(text);
-    const found = isPattern ? matching(source, text, isIgnored) : exactly(source, text, isIgnored);
+    // A pattern may fit nothing: `COPY package.json yarn.lock* ./` is written for that.
+    if (isPattern) return matching(source, text, isIgnored);
+    const found = exactly(source, text, isIgnored);
     if (found.length > 0) return found;
-    throw new CopyError(
-      isPattern
-        ? `nothing fits ${shown(text)}`
-        : `${shown(text)} is not there${isIgnored(partsOf(text).join('/')) ? ': .dockerignore leaves it out' : ''}`,
-    );
+    throw new CopyError(`${shown(text)} is not there${isIgnored(partsOf(text).join('/')) ? ': .dockerignore leaves it out' : ''}`);
   });
 }
 
@@ -54,7 +57,7 @@ function exactly(source: Root, text: string, isIgnored: (path: string) => boolea
   const isGone =
     inode === null ||
     (path !== '' && isIgnored(path) && (inode.children === null || [...below(inode, path)].every(([each]) => isIgnored(each))));
-  return isGone ? [] : [{ path, inode }];
+  return isGone ? [] : [{ path, inode, below: behindPivot(text, path) }];
 }
 
 function matching(source: Root, text: string, isIgnored: (path: string) => boolean): Picked[] {
@@ -64,10 +67,23 @@ function matching(source: Root, text: string, isIgnored: (path: string) => boole
   const deep = parts.includes('**');
   for (const [path, inode] of below(source.root)) {
     if (!deep && path.split('/').length !== parts.length) continue;
-    if (fits.test(path) && !isIgnored(path))
-      found.push({ path, inode: inode.type === 'symlink' ? (lookUp(source, path, 'follow').inode ?? inode) : inode });
+    if (fits.test(path) && !isIgnored(path)) {
+      const led = inode.type === 'symlink' ? (lookUp(source, path, 'follow').inode ?? inode) : inode;
+      found.push({ path, inode: led, below: behindPivot(text, path) });
+    }
   }
   return found;
+}
+
+/** The part of a path that was found for `text`, behind its `/./`. */
+function behindPivot(text: string, path: string): string {
+  const at = text.indexOf('/./');
+  return at < 0
+    ? path
+    : path
+        .split('/')
+        .slice(partsOf(text.slice(0, at)).length)
+        .join('/');
 }
 
 /** The tree of a layer: what is copied, and the directories above it. `stage`: what is there before. */
@@ -78,12 +94,12 @@ export async function copyTree(stage: Root, plan: CopyPlan): Promise<LayerTree> 
   const files = picked.flat().length;
   const toDirectory = /(^|\/)\.{0,2}$/.test(plan.target) || lookUp(stage, target, 'follow').inode?.type === 'directory';
   if (files > 1 && !toDirectory) throw new CopyError(`several files go into a directory: end ${shown(plan.target)} with a /`);
-  for (const { path, inode } of picked.flat()) {
+  for (const { path, inode, below: kept } of picked.flat()) {
     const archive = inode.type === 'file' && plan.unpacked !== null ? await plan.unpacked(inode) : null;
     if (archive !== null) {
       for (const [name, entry] of below(archive.root)) out.place(`${target}/${name}`, entry, entry);
     } else if (plan.parents) {
-      const at = `${target}/${path}`;
+      const at = `${target}/${kept}`;
       if (inode.children === null) out.place(at, null, changed(inode, plan));
       else copyBelow(out, at, path, inode, plan);
     } else if (inode.children !== null) {

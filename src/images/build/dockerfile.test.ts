@@ -83,8 +83,8 @@ test('lines are continued, over comments and empty ones', () => {
 });
 
 test('heredocs are scripts, files and input of a shell', () => {
-  expect(only('RUN <<EOF\necho a\n  b\nEOF')).toMatchObject({ command: { form: 'script', text: 'echo a\n  b\n', expand: true } });
-  expect(only("RUN <<-'EOF'\n\techo a\n\tEOF")).toMatchObject({ command: { form: 'script', text: 'echo a\n', expand: false } });
+  expect(only('RUN <<EOF\necho a\n  b\nEOF')).toMatchObject({ command: { form: 'script', text: 'echo a\n  b\n' } });
+  expect(only("RUN <<-'EOF'\n\techo a\n\tEOF")).toMatchObject({ command: { form: 'script', text: 'echo a\n' } });
   expect(only('RUN python3 <<EOF > /x\nprint(1)\nEOF')).toMatchObject({
     command: { form: 'shell', text: 'python3 <<EOF > /x\nprint(1)\nEOF' },
   });

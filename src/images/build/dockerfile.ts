@@ -11,7 +11,7 @@ export const INSTRUCTIONS_MAX = 2_000;
 export type Command =
   | { readonly form: 'exec'; readonly argv: readonly string[] }
   | { readonly form: 'shell'; readonly text: string }
-  | { readonly form: 'script'; readonly text: string; readonly expand: boolean };
+  | { readonly form: 'script'; readonly text: string };
 
 export type Pair = { readonly key: string; readonly value: string };
 
@@ -177,7 +177,7 @@ const PARSERS: { readonly [N in Instruction['name']]: (given: Given) => Extract<
     const [only] = given.heredocs;
     const command: Command =
       only !== undefined && given.heredocs.length === 1 && rest === only.marker
-        ? { form: 'script', text: only.content, expand: only.expand }
+        ? { form: 'script', text: only.content }
         : commandOf({ ...given, rest }, 'may be shell');
     return { name: 'RUN', command, mounts, network };
   },

@@ -4,7 +4,7 @@ import { createHash } from 'node:crypto';
 import type { Inode } from '../layers/tree.ts';
 
 /** Another one makes every layer anew: for a change in how steps are done. */
-const RECIPE = 'hutch build 1';
+const RECIPE = 'hutch build 2';
 
 export type Key = string;
 

@@ -154,12 +154,16 @@ export async function* changedLayer({ removed, opaque, archives, clampMtimeSecon
   const mtimeSeconds = clampMtimeSeconds ?? 0;
   for (const path of removed)
     yield tarHeader({ ...NOTHING, type: 'file', path: beside(path, `.wh.${path.slice(path.lastIndexOf('/') + 1)}`), mtimeSeconds });
-  for (const path of opaque)
-    yield tarHeader({ ...NOTHING, type: 'file', path: path === '' ? '.wh..wh..opq' : `${path}/.wh..wh..opq`, mtimeSeconds });
+  const hiding = new Set(opaque);
+  if (hiding.delete('')) yield tarHeader({ ...NOTHING, type: 'file', path: '.wh..wh..opq', mtimeSeconds });
   for (const archive of archives) {
     await using reader = new TarReader(archive);
     for (let entry = await reader.next(); entry !== null; entry = await reader.next()) {
       yield tarHeader({ ...clamped(entry, clampMtimeSeconds), path: entry.path === '/' || entry.path === '' ? './' : entry.path });
+      // Never before its directory: where that has a symlink's place, whoever unpacks would be led to where the link led.
+      const path = entry.path.replace(/\/+$/, '');
+      if (entry.type === 'directory' && hiding.delete(path))
+        yield tarHeader({ ...NOTHING, type: 'file', path: `${path}/.wh..wh..opq`, mtimeSeconds });
       if (entry.type !== 'file' || entry.sizeBytes === 0) continue;
       yield* without(forbidden, entry.path, reader.content());
       yield Buffer.alloc(padding(entry.sizeBytes));
@@ -199,16 +203,23 @@ function beside(path: string, name: string): string {
   return at < 0 ? name : `${path.slice(0, at)}/${name}`;
 }
 
-/** What a layer takes away, as paths in a root; `…/.` is all that is in a directory. And the rest of it, as an archive. */
+/**
+ * What a layer takes away, as paths in a root; `…/.` is all that is in a directory. And the rest of it, as an archive. A directory that
+ * hides what is below, and comes itself, is taken away whole: what stands there may be a symlink.
+ */
 export async function split(
   open: LayerSource,
 ): Promise<{ readonly removals: readonly string[]; readonly rest: () => AsyncIterable<Uint8Array> }> {
-  const removals: string[] = [];
+  const found: string[] = [];
+  const directories = new Set<string>();
   await using reader = new TarReader(open());
   for (let entry = await reader.next(); entry !== null; entry = await reader.next()) {
     const removal = removalOf(entry.path);
-    if (removal !== null) removals.push(removal);
+    if (removal !== null) found.push(removal);
+    else if (entry.type === 'directory') directories.add(`/${entry.path.replace(/^(\.?\/)+|\/+$/g, '')}`);
   }
+  const whole = (path: string) => path.endsWith('/.') && path !== '//.' && directories.has(path.slice(0, -2));
+  const removals = found.map((path) => (whole(path) ? path.slice(0, -2) : path));
   return { removals, rest: () => withoutRemovals(open) };
 }
 

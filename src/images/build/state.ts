@@ -102,10 +102,7 @@ export function applied(state: StageState, instruction: Instruction, globals: Gl
     case 'ARG': {
       const args = new Map(state.args);
       for (const { key, value } of instruction.args) {
-        const own =
-          value === null
-            ? (globals.values.get(key) ?? null)
-            : expandAt(instruction, value, (name) => environmentOf(state).get(name) ?? args.get(name) ?? undefined, escapeChar);
+        const own = value === null ? (globals.values.get(key) ?? null) : expandAt(instruction, value, variables, escapeChar);
         args.set(key, globals.given.get(key) ?? own);
       }
       return { ...state, args };
@@ -134,9 +131,9 @@ export function applied(state: StageState, instruction: Instruction, globals: Gl
     case 'SHELL':
       return withConfig({ Shell: instruction.argv });
     case 'CMD':
-      return { ...withConfig({ Cmd: argvOf(state, instruction.command) }), hasOwnCommand: true };
+      return { ...withConfig({ Cmd: argvOrNone(state, instruction.command) }), hasOwnCommand: true };
     case 'ENTRYPOINT':
-      return withConfig({ Entrypoint: argvOf(state, instruction.command), ...(state.hasOwnCommand ? {} : { Cmd: null }) });
+      return withConfig({ Entrypoint: argvOrNone(state, instruction.command), ...(state.hasOwnCommand ? {} : { Cmd: null }) });
     case 'HEALTHCHECK':
       return withConfig({ Healthcheck: healthcheckOf(instruction) });
     case 'ONBUILD':
@@ -172,6 +169,12 @@ export function shellOf({ config }: StageState): readonly string[] {
 
 export function argvOf(state: StageState, command: Command): readonly string[] {
   return command.form === 'exec' ? command.argv : [...shellOf(state), command.text];
+}
+
+/** `[]` takes away what the base image says. */
+function argvOrNone(state: StageState, command: Command): readonly string[] | null {
+  const argv = argvOf(state, command);
+  return argv.length === 0 ? null : argv;
 }
 
 function healthcheckOf(check: Healthcheck): object {
