@@ -21,3 +21,15 @@ test('progress is cut to the terminal, and shown whole on one that does not know
     process.stderr.columns = columns;
   }
 });
+
+test.each([true, false])('what a sandbox is made without is told once, and stays on the screen (a terminal: %s)', (stderr) => {
+  const write = vi.spyOn(process.stderr, 'write').mockReturnValue(true);
+  try {
+    const line = newProgressLine({ isTerminal: { stdin: true, stdout: false, stderr } } as Io, false);
+    for (let times = 0; times < 2; times += 1) line.show({ step: 'limits', detail: 'not limited: cpu' });
+    line.clear();
+    expect(write.mock.calls.map(([text]) => text)).toEqual(['hutch: not limited: cpu\n']);
+  } finally {
+    write.mockRestore();
+  }
+});

@@ -24,13 +24,21 @@ const NOTICES: Readonly<Record<string, string>> = {
   template: 'booting a machine of this shape (only the first time; some seconds)…',
 };
 
+/** Steps that say what a sandbox is made without: whoever asked for it has to know, and not for a moment. */
+const SHORT = new Set(['network', 'limits']);
+
 export function newProgressLine(io: Io, json: boolean): ProgressLine {
   if (!io.isTerminal.stderr) return json ? { show() {}, clear() {} } : notices();
+  const told = new Set<string>();
   let lastMs = Number.NEGATIVE_INFINITY;
   let lastStep = '';
   let shown = false;
   return {
     show(progress) {
+      if (SHORT.has(progress.step)) {
+        this.clear();
+        return tell(told, progress.detail ?? progress.step);
+      }
       const now = performance.now();
       if (progress.step === lastStep && now - lastMs < EVERY_MS) return;
       lastMs = now;
@@ -48,14 +56,18 @@ export function newProgressLine(io: Io, json: boolean): ProgressLine {
 function notices(): ProgressLine {
   const told = new Set<string>();
   return {
-    show({ step }) {
-      const notice = NOTICES[step];
-      if (notice === undefined || told.has(notice)) return;
-      told.add(notice);
-      process.stderr.write(`hutch: ${notice}\n`);
+    show({ step, detail }) {
+      const notice = SHORT.has(step) ? detail : NOTICES[step];
+      if (notice !== undefined) tell(told, notice);
     },
     clear() {},
   };
+}
+
+function tell(told: Set<string>, notice: string): void {
+  if (told.has(notice)) return;
+  told.add(notice);
+  process.stderr.write(`hutch: ${safe(notice)}\n`);
 }
 
 function sentence({ step, detail, done, total, unit }: Progress): string {

@@ -48,6 +48,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     };
     checkLimits(call, settings.limits, shape);
     await templates.checkAsked(op, backend, input);
+    await templates.tellUnlimited(op, backend);
     const { mounts: wanted = [] } = input;
     if (wanted.length > 0) await claims.need(op, backend, 'hostDirectories');
     const mounts = await resolveMounts(deps, call, wanted);

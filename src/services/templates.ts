@@ -15,6 +15,8 @@ export type Templates = {
   network(op: Operation, backend: Backend, asked: NetworkMode | undefined): Promise<NetworkMode>;
   /** Refuses a limit that is asked for and would not hold. @throws HutchError `failed_precondition`. */
   checkAsked(op: Operation, backend: Backend, asked: Asked): Promise<void>;
+  /** Tells, as progress, which limits that everybody counts on do not hold here. */
+  tellUnlimited(op: Operation, backend: Backend): Promise<void>;
   /** What this one can do here; null: it does not work, and says why when it is used. */
   can(op: Operation, backend: Backend): Promise<Capabilities | null>;
   /** Each with what it can do here, in the order of preference; and what runs a sandbox that names none. */
@@ -93,6 +95,18 @@ export function newTemplates(deps: Deps): Templates {
           hint: `leave it out, or take a backend whose limit ${LIMITED_BY[key]} is enforced: hutch backends`,
         });
       }
+    },
+
+    async tellUnlimited(op, backend) {
+      const probe = await probed(op, backend);
+      if (!probe.ok) return;
+      const { limits } = probe.can;
+      if (limits.cpu !== 'no' && limits.memory !== 'no') return;
+      const missing = (Object.keys(limits) as (keyof typeof limits)[]).filter((limit) => limits[limit] === 'no');
+      op.progress({
+        step: 'limits',
+        detail: `not limited by ${backend.name} on this machine: ${missing.join(', ')} (why: hutch backends)`,
+      });
     },
 
     async can(op, backend) {

@@ -101,7 +101,11 @@ test('without root a sandbox on gVisor has all its users, and goes without leavi
   );
   registry.put('app', '1', image([rootfs], { config: { Cmd: ['/bin/sh'], Env: ['PATH=/bin'] } }));
   const shape = ['--backend', 'gvisor', '--no-net', '--image', `${registry.name}/app:1`];
-  await ok('create', ...shape, '--name', 'one');
+  const made = await hutch('granted', 'create', ...shape, '--name', 'one');
+  expect(made).toMatchObject({
+    code: 0,
+    stderr: expect.stringContaining('not limited by gvisor on this machine: cpu, memory, processes, disk'),
+  });
   expect(await ok('exec', 'one', '--', 'sh', '-c', 'id -u; stat -c "%u %g %a" /srv/anns; su ann -c "id -u; cat /srv/anns"')).toBe(
     '0\n1000 1000 600\n1000\nhers\n',
   );
@@ -114,9 +118,16 @@ test('without root a sandbox on gVisor has all its users, and goes without leavi
   expect(await ok('exec', 'one', '--', 'stat', '-c', '%u %g %a', '/srv/d', '/srv/d/f')).toBe('9 9 0\n7 8 644\n');
   // The kernel in user space is the most of it, and another user's process.
   expect(await ok('stats', 'one', '--no-stream')).toMatch(/ [1-9]\d+(\.\d)? MiB +\S+ \S+iB\n$/);
-  const asked = await hutch('granted', 'create', ...shape, '--memory', '256M');
-  expect(asked.code).not.toBe(0);
-  expect(asked.stderr).toContain('memory');
+  for (const [flag, value, named] of [
+    ['--memory', '256M', 'memoryMiB'],
+    ['--cpus', '1', 'cpus'],
+    ['--pids', '50', 'pids'],
+    ['--disk', '1G', 'diskMiB'],
+  ] as const) {
+    const asked = await hutch('granted', 'create', ...shape, flag, value);
+    expect(asked).toMatchObject({ stderr: expect.stringContaining(`${named} cannot be limited by the backend gvisor`) });
+    expect(asked.code).not.toBe(0);
+  }
   await ok('rm', '-f', 'one');
   const { can } = await gvisorOf('granted');
   if (can?.networks.includes('allow') === true) {
