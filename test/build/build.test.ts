@@ -1,11 +1,11 @@
 // hutch build, as people type it, in real sandboxes of both kinds; and file by file against the Docker Engine.
-import { spawn } from 'node:child_process';
+import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
-import { request } from 'node:http';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
+import { gzipSync } from 'node:zlib';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { MACHINES, World } from '../cli/world.ts';
 import { tar } from '../images/archives.ts';
@@ -13,6 +13,7 @@ import { selfSigned } from '../support/certificate.ts';
 import { DockerEngine } from '../support/docker-engine.ts';
 import { eventually } from '../support/eventually.ts';
 import { readSaved, type Saved } from './saved.ts';
+import { contextTar, talk } from './talk.ts';
 
 const APPLETS =
   'sh ls cat echo mkdir rm rmdir touch chmod chown ln mv id env sleep wc printf true false cp stat find grep test sed head sort mkfifo'.split(
@@ -395,6 +396,53 @@ test('the cache knows what a step reads, and not when it was written', { timeout
   expect((await build(...epoch)).digest).toBe((await build(...epoch)).digest);
 });
 
+test('a context is a directory, a revision of a repository here or elsewhere, or comes on stdin: an archive, or a Dockerfile alone', {
+  timeout: 120_000,
+}, async () => {
+  const dir = await context({
+    Dockerfile: 'FROM base:1\nCOPY f /f\n',
+    f: 'one',
+    'sub/Dockerfile': 'FROM base:1\nCOPY g /f\n',
+    'sub/g': 'one',
+  });
+  const git = (...args: string[]) =>
+    execFileSync('git', ['-C', dir, '-c', 'user.name=x', '-c', 'user.email=x@example.com', ...args], { encoding: 'utf8' }).trim();
+  git('init', '--quiet', '--initial-branch=main');
+  git('add', '.');
+  git('commit', '--quiet', '-m', 'one');
+  git('tag', 'v1');
+  await writeFile(join(dir, 'f'), 'two');
+  git('commit', '--quiet', '-a', '-m', 'two');
+  await writeFile(join(dir, 'f'), 'not committed');
+  // The same content gives the same image.
+  const built = async (place: string, input?: Uint8Array | string) => {
+    const done = await world.run(['build', '-q', place], input === undefined ? {} : { input });
+    expect(done.code, `${place}: ${done.stderr}`).toBe(0);
+    return done.stdout;
+  };
+  const [there, head, first, below] = [
+    await built(dir),
+    await built(join(dir, '.git')),
+    await built(`${dir}#v1`),
+    await built(`${dir}#main:sub`),
+  ];
+  expect(new Set([there, head, first, below]).size).toBe(4);
+  const url = `file://${dir}`;
+  const commit = git('rev-parse', 'v1').slice(0, 9);
+  expect([await built(url), await built(`${url}#${commit}`), await built(`${url}#main:sub`)]).toEqual([head, first, below]);
+  expect(await built('-', gzipSync(await contextTar(dir)))).toBe(there);
+  await built('-', 'FROM base:1\nCOPY <<EOF /f\nthree\nEOF\n');
+  for (const [place, said] of [
+    [`${dir}#nope`, /error: git cannot give nope of .*: fatal/],
+    [`${url}#nope`, /error: git cannot fetch .*: fatal: couldn't find remote ref nope/],
+    ['https://example.invalid/archive.tar', /error: https:\/\/example.invalid\/archive.tar is no git repository/],
+  ] as const) {
+    const refused = await world.run(['build', place]);
+    expect([refused.code, refused.stderr]).toEqual([2, expect.stringMatching(said)]);
+  }
+  expect((await readdir(tmpdir())).filter((name) => name.startsWith('hutch-git-'))).toEqual([]);
+});
+
 /** A build whose command runs, and goes on. */
 async function endless() {
   const dir = await context({ Dockerfile: 'FROM base:1\nRUN echo it-runs; sleep 1000\n' });
@@ -436,23 +484,3 @@ test('a daemon that is killed while it builds leaves nothing but a build that fa
   expect(await sandboxes()).toEqual([]);
   expect((await readdir(join(world.home, 'data/staging'))).filter((name) => /^(build|make|blob)-/.test(name))).toEqual([]);
 });
-
-async function contextTar(dir: string): Promise<Buffer> {
-  const child = spawn('tar', ['-C', dir, '--owner=0', '--group=0', '-c', '.']);
-  const pieces: Buffer[] = [];
-  for await (const piece of child.stdout) pieces.push(piece as Buffer);
-  return Buffer.concat(pieces);
-}
-
-async function talk({ socketPath }: DockerEngine, method: string, path: string, body: Uint8Array | null): Promise<Buffer> {
-  return await new Promise((resolve, reject) => {
-    const sent = request({ socketPath, method, path: `/v1.41${path}`, headers: { 'Content-Type': 'application/x-tar' } }, (answer) => {
-      const pieces: Buffer[] = [];
-      answer.on('data', (piece: Buffer) => pieces.push(piece));
-      answer.on('end', () => resolve(Buffer.concat(pieces)));
-      answer.on('error', reject);
-    });
-    sent.on('error', reject);
-    sent.end(body ?? undefined);
-  });
-}

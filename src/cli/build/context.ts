@@ -1,9 +1,10 @@
-// The context of a build as a tar stream: a directory without what `.dockerignore` leaves out, a revision of a git directory, or what comes
-// on stdin. Before it stands what belongs to the build alone, under `.hutch-build/`.
+// The context of a build as a tar stream: a directory without what `.dockerignore` leaves out, a revision of a git repository, or what comes
+// on stdin, which may also be a Dockerfile alone. Before it stands what belongs to the build alone, under `.hutch-build/`.
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { createReadStream, type Stats } from 'node:fs';
-import { lstat, readdir, readFile, readlink, stat } from 'node:fs/promises';
+import { lstat, mkdtemp, readdir, readFile, readlink, rm, stat } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
 import { join, relative, resolve } from 'node:path';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
@@ -16,6 +17,9 @@ import { usage } from '../args.ts';
 
 const OWN = '.hutch-build';
 const GIT_TEXT_BYTES_MAX = 64 * 1024;
+/** The first entry of an archive. */
+const HEADER_BYTES = 512;
+const DOCKERFILE_BYTES_MAX = 1024 * 1024;
 
 export type Extra = {
   /** Its content, where it is not taken from the context. */
@@ -28,13 +32,21 @@ export type Extra = {
 export type ContextSource =
   | { readonly kind: 'directory'; readonly path: string; readonly dockerfile: string | null }
   | { readonly kind: 'git'; readonly path: string; readonly revision: string; readonly below: string }
+  | { readonly kind: 'remote'; readonly url: string; readonly revision: string; readonly below: string }
   | { readonly kind: 'stdin' };
 
-/** `-`, `DIR`, `DIR#REVISION[:SUBDIRECTORY]` of a git repository, or one without a working tree (`….git`). */
+/** Addresses that git fetches from. Others that begin with http may be anything. */
+const GIT_URL = /^(?:(?:git|ssh|file):\/\/|git@[^/]+:|https?:\/\/[^#]+\.git\/?(?:#|$))/;
+
+/** `-`, `DIR`, `DIR#REVISION[:SUBDIRECTORY]` of a git repository, one without a working tree (`….git`), or the address of one. */
 export async function sourceOf(text: string, dockerfile: string | null): Promise<ContextSource> {
   if (text === '-') return { kind: 'stdin' };
-  if (/^(https?|git|ssh):\/\/|^git@/.test(text))
-    throw usage(`${text} would have to be fetched`, 'clone it, and give the directory: hutch build DIR');
+  if (GIT_URL.test(text)) {
+    const [, url = '', revision = '', below = ''] = /^([^#]+)(?:#([^:]*)(?::(.*))?)?$/.exec(text) ?? [];
+    return { kind: 'remote', url, revision: revision || 'HEAD', below };
+  }
+  if (/^https?:\/\//.test(text))
+    throw usage(`${text} is no git repository`, 'one ends with .git; an archive or a Dockerfile comes on stdin: curl URL | hutch build -');
   const info = await stat(text).catch(() => null);
   if (info?.isDirectory()) {
     const isBare = /\.git\/?$/.test(text) && (await stat(join(text, 'HEAD')).catch(() => null)) !== null;
@@ -56,8 +68,10 @@ export async function* contextOf(source: ContextSource, extra: Extra, signal: Ab
       return yield* directory(source.path, extra);
     case 'git':
       return yield* gitArchive(source, signal);
+    case 'remote':
+      return yield* fetched(source, signal);
     case 'stdin':
-      return yield* unpacked(process.stdin);
+      return yield* fromStdin(process.stdin, extra);
     default:
       return source satisfies never;
   }
@@ -145,16 +159,44 @@ async function entry(archive: Pack, header: NewHeader): Promise<void> {
   await new Promise<void>((done, fail) => archive.entry(header, (error) => (error == null ? done() : fail(error))));
 }
 
+/** One revision, without what came before it, in a directory that goes with it. */
+async function* fetched(
+  { url, revision, below }: Extract<ContextSource, { kind: 'remote' }>,
+  signal: AbortSignal,
+): AsyncGenerator<Uint8Array> {
+  const path = await mkdtemp(join(tmpdir(), 'hutch-git-'));
+  try {
+    await git(['init', '--quiet', '--bare', path], signal, url);
+    const fetch = ['-C', path, 'fetch', '--quiet', '--no-tags'];
+    // A server may give no part of a history, or no commit by its number: then all of it comes.
+    await git([...fetch, '--depth=1', '--end-of-options', url, revision], signal, url).catch(async (error: unknown) => {
+      if (signal.aborted || !/^[0-9a-f]{7,64}$/.test(revision)) throw error;
+      await git([...fetch, '--end-of-options', url, '+refs/heads/*:refs/heads/*'], signal, url);
+      await git(['-C', path, 'update-ref', 'FETCH_HEAD', revision], signal, url);
+    });
+    yield* gitArchive({ kind: 'git', path, revision: 'FETCH_HEAD', below }, signal);
+  } finally {
+    await rm(path, { recursive: true, force: true });
+  }
+}
+
+/** `what`: for people. */
+async function git(args: readonly string[], signal: AbortSignal, what: string): Promise<void> {
+  for await (const _ of gitOutput(args, signal, (said) => `git cannot fetch ${what}: ${said}`));
+}
+
 /** A revision as git has it: no working tree is looked at. */
 async function* gitArchive(
   { path, revision, below }: Extract<ContextSource, { kind: 'git' }>,
   signal: AbortSignal,
 ): AsyncGenerator<Uint8Array> {
   const tree = below === '' ? revision : `${revision}:${below.replace(/^\/+|\/+$/g, '')}`;
-  const child = spawn('git', ['-C', path, 'archive', '--format=tar', '--end-of-options', tree], {
-    stdio: ['ignore', 'pipe', 'pipe'],
-    signal,
-  });
+  const args = ['-C', path, 'archive', '--format=tar', '--end-of-options', tree];
+  yield* gitOutput(args, signal, (said) => `git cannot give ${tree} of ${path}: ${said}`);
+}
+
+async function* gitOutput(args: readonly string[], signal: AbortSignal, failed: (said: string) => string): AsyncGenerator<Uint8Array> {
+  const child = spawn('git', args, { stdio: ['ignore', 'pipe', 'pipe'], signal });
   const ended = once(child, 'close').catch((error: unknown) => [error]);
   let said = '';
   child.stderr.on('data', (chunk: Buffer) => {
@@ -162,29 +204,57 @@ async function* gitArchive(
   });
   for await (const chunk of child.stdout) yield chunk as Uint8Array;
   const [code] = await ended;
-  if (code !== 0) {
-    throw new HutchError({
-      code: 'invalid_argument',
-      message: `git cannot give ${tree} of ${path}: ${code instanceof Error ? code.message : said.trim().slice(0, 300)}`,
-      hint: 'write it like DIR#BRANCH or DIR#BRANCH:SUBDIRECTORY',
-    });
-  }
+  if (code === 0) return;
+  throw new HutchError({
+    code: 'invalid_argument',
+    message: failed(
+      code instanceof Error
+        ? code.message
+        : said
+            .trim()
+            .replaceAll(/\s*\n\s*/g, '; ')
+            .slice(0, 300),
+    ),
+    hint: 'write it like DIR#BRANCH or URL#BRANCH:SUBDIRECTORY',
+  });
 }
 
-/** An archive, packed or not. */
-async function* unpacked(input: AsyncIterable<unknown>): AsyncGenerator<Uint8Array> {
+/** An archive, packed or not; or the text of a Dockerfile, which has no byte of zeros as every archive has. */
+async function* fromStdin(input: AsyncIterable<unknown>, extra: Extra): AsyncGenerator<Uint8Array> {
   const chunks = input[Symbol.asyncIterator]();
-  const first = await chunks.next();
-  if (first.done === true) throw usage('there is nothing on stdin', 'give a tar archive: tar c . | hutch build -');
-  const start = first.value as Buffer;
+  let start = Buffer.alloc(0);
+  let isWhole = false;
+  while (!isWhole && start.byteLength < HEADER_BYTES) {
+    const next = await chunks.next();
+    isWhole = next.done === true;
+    if (next.done !== true) start = Buffer.concat([start, next.value as Buffer]);
+  }
+  if (start.byteLength === 0)
+    throw usage('there is nothing on stdin', 'give a tar archive, tar c . | hutch build - ; or a Dockerfile: hutch build - < Dockerfile');
   async function* all(): AsyncGenerator<Uint8Array> {
     yield start;
+    if (isWhole) return;
     for (let next = await chunks.next(); next.done !== true; next = await chunks.next()) yield next.value as Uint8Array;
   }
   const hex = start.subarray(0, 4).toString('hex');
-  if (hex.startsWith('1f8b')) yield* Readable.from(all()).compose(createGunzip()) as AsyncIterable<Uint8Array>;
-  else if (hex === '28b52ffd') yield* Readable.from(all()).compose(createZstdDecompress()) as AsyncIterable<Uint8Array>;
-  else yield* all();
+  if (hex.startsWith('1f8b')) return yield* Readable.from(all()).compose(createGunzip()) as AsyncIterable<Uint8Array>;
+  if (hex === '28b52ffd') return yield* Readable.from(all()).compose(createZstdDecompress()) as AsyncIterable<Uint8Array>;
+  if (start.subarray(0, HEADER_BYTES).includes(0)) return yield* all();
+  if (extra.dockerfile !== null)
+    throw usage('what comes on stdin is no archive', 'give a context as a tar archive: tar c . | hutch build -f FILE -');
+  yield* ownEntries({ dockerfile: await textOf(all()), ignore: null, secrets: new Map(), settings: null });
+}
+
+async function textOf(chunks: AsyncIterable<Uint8Array>): Promise<Buffer> {
+  const pieces: Uint8Array[] = [];
+  let bytes = 0;
+  for await (const chunk of chunks) {
+    bytes += chunk.byteLength;
+    if (bytes > DOCKERFILE_BYTES_MAX)
+      throw usage(`what comes on stdin is no archive, and no Dockerfile has more than ${DOCKERFILE_BYTES_MAX} bytes`);
+    pieces.push(chunk);
+  }
+  return Buffer.concat(pieces);
 }
 
 /** The Dockerfile's name in the context; null: it lies elsewhere, and is sent along. */

@@ -121,7 +121,11 @@ export const imageVerbs: readonly Verb[] = [
           { line: 'hutch build -t web:1 .', about: 'the Dockerfile in this directory; then: hutch run --image web:1' },
           { line: 'hutch build --target test --build-arg VERSION=2 .', about: 'only that stage, with that value' },
           { line: 'hutch build --secret id=token,src=token.txt .', about: 'for RUN --mount=type=secret,id=token; in no layer' },
-          { line: 'git archive HEAD | hutch build -t web:1 -', about: 'a context on stdin; DIR#BRANCH does the same' },
+          {
+            line: 'hutch build -t web:1 https://github.com/owner/web.git#main:docker',
+            about: 'a branch and a directory of a git repository; DIR#BRANCH is one here',
+          },
+          { line: 'hutch build - < Dockerfile', about: 'without a context; a tar archive on stdin is one' },
         ],
         flags: [
           { name: 'file', short: 'f', value: 'FILE', about: 'The Dockerfile; - is stdin. Default: Dockerfile in the context' },

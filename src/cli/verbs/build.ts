@@ -54,10 +54,31 @@ export async function build(context: Context, args: Args): Promise<number> {
   const { signal } = context.interrupts;
   await ask(context, 'build.list', {}); // starts a daemon that does not run: a stream cannot be sent twice
   context.progress.show({ step: 'sending the context', detail: place });
+  const sent = new Sent(contextOf(source, extra, signal));
   const started = await context.client
-    .upload('build.start', input, contextOf(source, extra, signal), { signal })
+    .upload('build.start', input, sent, { signal })
+    .catch((error: unknown) => Promise.reject(sent.failure ?? error))
     .finally(() => context.progress.clear());
   return await follow(context, started, progressOf(context, args));
+}
+
+/** What is sent, and why it ended too early: the connection that breaks with it says only that it broke. */
+class Sent implements AsyncIterable<Uint8Array> {
+  readonly #chunks: AsyncIterable<Uint8Array>;
+  failure: unknown = null;
+
+  constructor(chunks: AsyncIterable<Uint8Array>) {
+    this.#chunks = chunks;
+  }
+
+  async *[Symbol.asyncIterator](): AsyncGenerator<Uint8Array> {
+    try {
+      yield* this.#chunks;
+    } catch (error) {
+      this.failure = error;
+      throw error;
+    }
+  }
 }
 
 /** Of this machine, for a daemon on it: one elsewhere has ways of its own. */
