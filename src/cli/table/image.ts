@@ -125,7 +125,7 @@ export const imageVerbs: readonly Verb[] = [
             line: 'hutch build -t web:1 https://github.com/owner/web.git#main:docker',
             about: 'a branch and a directory of a git repository; DIR#BRANCH is one here',
           },
-          { line: 'hutch build - < Dockerfile', about: 'without a context; a tar archive on stdin is one' },
+          { line: 'cat Dockerfile | hutch build -t web:1 -', about: 'without a context; a tar archive on stdin is one' },
         ],
         flags: [
           { name: 'file', short: 'f', value: 'FILE', about: 'The Dockerfile; - is stdin. Default: Dockerfile in the context' },
