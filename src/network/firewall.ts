@@ -63,7 +63,7 @@ export function installScript({ table, uids, others, resolvers }: Ruleset): stri
     `flush chain inet ${name} output`,
     `flush chain inet ${name} sandbox`,
     `flush chain inet ${name} refuse`,
-    // A reset at once: passt passes that on to the guest (Debian 12's in a form that the guest's kernel ignores), and not what ICMP says.
+    // A reset at once: passt passes that on to the guest (Debian 12's without its ACK, which the agent or the cell adds), and not what ICMP says.
     ...REFUSE_RULES.map((rule) => `add rule inet ${name} refuse ${rule}`),
     ...rules.map((rule) => `add rule inet ${name} sandbox ${rule}`),
     `add rule inet ${name} output meta skuid { ${users.join(', ')} } jump sandbox`,

@@ -7,6 +7,7 @@ import { createServer } from 'node:net';
 import { dirname, join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
 import { Subject } from '../conformance/subject.ts';
+import { METADATA, REFUSALS } from '../network/neighbours.ts';
 import { eventually } from '../support/eventually.ts';
 
 const subject = await Subject.start('gvisor');
@@ -152,11 +153,15 @@ else {
     await subject.remove(id);
   });
 
-  test('the end of what carries the network is told, and a new start brings it back', { timeout: 120_000 }, async (here) => {
+  test('a refused connection is told at once; the end of what carries the network is told, and a new start brings it back', {
+    timeout: 120_000,
+  }, async (here) => {
     if (!subject.can.networks.includes('allow')) here.skip('no network here');
     const { id } = await subject.make({ network: 'allow' });
     const ofPasst = () => processesOf(id).filter(({ argv }) => /passt(\.avx2)?$/.test(argv[0] ?? ''));
     expect(ofPasst()).toHaveLength(1);
+    const refused = await daemon.run(id, ['python3', '-c', REFUSALS, METADATA, '127.0.0.1']);
+    expect(refused.stdout.trim(), 'a refusal is told at once').toBe('ConnectionRefusedError ConnectionRefusedError');
     const why = async (): Promise<string> => (await daemon.call('why.get', { ref: id })).sentence;
     expect(await why()).not.toContain('network');
     process.kill(ofPasst()[0]?.pid ?? 0, 'SIGKILL');

@@ -40,6 +40,18 @@ for t in tries: t.join()
 print(' '.join(sorted(found)))
 `;
 
+/** For python3 in a sandbox: what becomes of a connection to each of its arguments, where nobody listens or nobody may. */
+export const REFUSALS = `
+import socket, sys
+def attempt(address):
+    try: socket.create_connection((address, 1), 10).close()
+    except OSError as error: return type(error).__name__
+    return 'answered'
+print(' '.join(attempt(address) for address in sys.argv[1:]))
+`;
+/** Each is refused: by the other machine, or by our own rules. */
+export const REFUSED = [PUBLIC, METADATA, HOST_EXTRA];
+
 /** Of what the probe printed. */
 export const addressesIn = (stdout: string): readonly string[] => stdout.trim().split(' ').filter(Boolean);
 

@@ -16,7 +16,7 @@ import { outputOf } from '../qemu/guest-command.ts';
 import { newPlace } from '../shim/place.ts';
 import { testOperation } from '../support/operation.ts';
 import { isRoot, type TestUsers, takeUsers } from '../support/users.ts';
-import { addressesIn, CANARY, neighbours, PROBE, REACHED, targetsIn } from './neighbours.ts';
+import { addressesIn, CANARY, neighbours, PROBE, REACHED, REFUSALS, REFUSED, targetsIn } from './neighbours.ts';
 
 const GUEST_GATEWAY = '192.0.0.1';
 
@@ -57,6 +57,10 @@ describe.runIf(isRoot)('as root', () => {
       using agent = await configuredAgent(op, it, plan, await it.backend.start(op, plan));
       const { stdout } = await outputOf(op, agent, ['python3', '-c', PROBE, String(around.port), ...targets]);
       reached[mode] = addressesIn(stdout);
+      if (mode === 'allow') {
+        const refused = await outputOf(op, agent, ['python3', '-c', REFUSALS, ...REFUSED]);
+        expect(refused.stdout.trim(), 'a refusal is told at once').toBe(REFUSED.map(() => 'ConnectionRefusedError').join(' '));
+      }
       await it.backend.kill(op, plan, 'now');
       await it.backend.remove(op, plan);
     }

@@ -10,6 +10,7 @@ use crate::oom::Oom;
 use crate::output::Output;
 use crate::process::log::DIRECTORIES;
 use crate::process::table::Processes;
+use crate::resets::Resets;
 use crate::settings::Settings;
 use crate::shutdown::Shutdown;
 use crate::stream::Stream;
@@ -37,6 +38,7 @@ pub enum Token {
     Signals,
     Notes,
     KernelLog,
+    Resets,
     Output { process: u64, channel: usize },
     Input { process: u64 },
     Tunnel { stream: u32 },
@@ -52,6 +54,7 @@ impl Token {
             Token::Output { process, channel } => (4 + channel as u64, process),
             Token::Input { process } => (6, process),
             Token::Tunnel { stream } => (7, u64::from(stream)),
+            Token::Resets => (8, 0),
         };
         kind << 56 | low
     }
@@ -66,6 +69,7 @@ impl Token {
             4 => Token::Output { process: low, channel: 0 },
             5 => Token::Output { process: low, channel: 1 },
             6 => Token::Input { process: low },
+            8 => Token::Resets,
             _ => Token::Tunnel { stream: low as u32 },
         }
     }
@@ -186,6 +190,9 @@ impl Agent {
         if let Some(fd) = self.oom.fd() {
             epoll::add(&self.epoll, fd, data(Token::KernelLog), flags)?;
         }
+        if let Some(resets) = &self.machine.resets {
+            epoll::add(&self.epoll, resets.fd(), data(Token::Resets), flags)?;
+        }
         Ok(())
     }
 
@@ -288,6 +295,7 @@ impl Agent {
                 }
             }
             Token::KernelLog => self.read_oom_kills(),
+            Token::Resets => self.machine.resets.iter().for_each(Resets::pass_on),
             Token::Output { process, channel } => {
                 // A terminal is one descriptor for both directions; what can be written is no news here.
                 if flags != EventFlags::OUT {

@@ -27,6 +27,7 @@ pub mod output;
 pub mod pids;
 pub mod ports;
 pub mod process;
+pub mod resets;
 pub mod root;
 pub mod sending;
 pub mod settings;

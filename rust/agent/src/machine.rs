@@ -3,6 +3,7 @@
 use crate::console::say;
 use crate::fault::describe;
 use crate::memory_guard::InMemory;
+use crate::resets::Resets;
 use crate::root::{Assembly, Disk, Ground, Superblock};
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, open, openat, symlink, syncfs};
 use rustix::io::Errno;
@@ -24,6 +25,7 @@ pub struct Machine {
     /// A directory of the private layer: for `sync` and for its size.
     pub disk: Option<OwnedFd>,
     pub nic: Option<Nic>,
+    pub resets: Option<Resets>,
     /// The device of the private layer that is the root now; empty: one in memory.
     root: Option<String>,
     /// Roots that were put together so far.
@@ -123,7 +125,8 @@ pub fn boot() -> (Machine, BootOptions) {
     if let Some(nic) = &nic {
         raise_nic(nic);
     }
-    (Machine { nic, ground: Ground::open(), ..Machine::default() }, options)
+    let resets = nic.as_ref().and_then(Resets::open);
+    (Machine { nic, resets, ground: Ground::open(), ..Machine::default() }, options)
 }
 
 /// Loads what `/lib/modules/order` lists, in that order, and gives the memory of the files back.

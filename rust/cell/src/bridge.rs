@@ -1,7 +1,8 @@
 //! Carries frames between the network device and passt, which takes each with its length before it. It
-//! looks at nothing but lengths, and runs as the sandbox's own user, without any right.
+//! looks at nothing but lengths and what refuses a connection, and runs as the sandbox's own user, without any right.
 use crate::options::Net;
 use crate::sys;
+use hutch_sys::acknowledge_reset_in;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::thread;
@@ -65,7 +66,8 @@ fn inward(mut stream: impl Read, mut tap: impl Write) -> io::Result<()> {
             Err(error) => return Err(error),
         };
         let mut taken = 0;
-        while let Some(frame) = first_frame(buffer.get(taken..filled).unwrap_or_default())? {
+        while let Some(frame) = first_frame(buffer.get_mut(taken..filled).unwrap_or_default())? {
+            acknowledge_reset_in(frame);
             // A frame that the device does not take is lost, as on any network.
             drop(tap.write(frame));
             taken += LENGTH_BYTES + frame.len();
@@ -76,13 +78,13 @@ fn inward(mut stream: impl Read, mut tap: impl Write) -> io::Result<()> {
 }
 
 /// None: not all of it is there yet.
-fn first_frame(bytes: &[u8]) -> io::Result<Option<&[u8]>> {
-    let Some((header, rest)) = bytes.split_first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
+fn first_frame(bytes: &mut [u8]) -> io::Result<Option<&mut [u8]>> {
+    let Some((header, rest)) = bytes.split_first_chunk_mut::<LENGTH_BYTES>() else { return Ok(None) };
     let length = u32::from_be_bytes(*header) as usize;
     if length == 0 || length > FRAME_BYTES_MAX {
         return Err(io::Error::other("a frame of an impossible length"));
     }
-    Ok(rest.get(..length))
+    Ok(rest.get_mut(..length))
 }
 
 #[cfg(test)]

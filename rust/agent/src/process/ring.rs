@@ -1,10 +1,10 @@
-//! The last 256 KiB of one output channel (up to 512 KiB, or 2 MiB of a program that writes much, while a reader has not taken
-//! them), numbered by byte offset from the start of the process.
+//! The last 256 KiB of one output channel, and beside them what a reader has not taken (up to 512 KiB, or 2 MiB of a program that
+//! writes much), numbered by byte offset from the start of the process.
 //! `start ≤ end` always; the bytes `start..end` are held. Memory grows with what was written.
 use std::io::{self, IoSliceMut};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// Kept in any case.
+/// Kept in any case; of what a reader has taken too, which may have been lost on its way from the host to whoever asked for it.
 pub const RING_BYTES_MAX: usize = 256 * 1024;
 /// Held for a reader that is behind; then the program waits.
 pub const HELD_BYTES_MAX: usize = 512 * 1024;
@@ -13,6 +13,8 @@ pub const LARGE_HELD_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// So many may be large at one time: the machine's memory is small.
 const LARGE_MAX: usize = 16;
 const RING_BYTES_MIN: usize = 4 * 1024;
+/// With less room than this it grows, where it may.
+const ROOM_BYTES_MIN: usize = 64 * 1024;
 /// Read at once, at most: all of the largest pipe, so that a program that waits for room is woken once for it.
 pub const READ_BYTES_MAX: usize = 1024 * 1024;
 
@@ -25,7 +27,7 @@ struct Large;
 impl Large {
     fn take() -> Option<Large> {
         let more = |count: usize| Some(count + 1).filter(|count| *count <= LARGE_MAX);
-        LARGE.fetch_update(Relaxed, Relaxed, more).is_ok().then_some(Large)
+        LARGE.fetch_update(Relaxed, Relaxed, more).is_ok().then(|| Large)
     }
 }
 
@@ -87,7 +89,8 @@ impl Ring {
     }
 
     /// Lets `read` fill the place of the next bytes, at most `limit` of them, which lies in two parts where it
-    /// wraps round. The oldest bytes make room. What lies at or after `keep_from` stays (`limit` comes from `room`).
+    /// wraps round. The oldest bytes make room. What lies at or after `keep_from` stays (`limit` comes from `room`), and the
+    /// 256 KiB before it.
     pub fn fill(
         &mut self,
         limit: usize,
@@ -95,18 +98,18 @@ impl Ring {
         read: impl FnOnce(&mut [IoSliceMut<'_>]) -> io::Result<usize>,
     ) -> io::Result<usize> {
         let held = (self.end - self.start) as usize;
-        // What must stay: in a small ring all of it, in a large one what a reader still wants.
-        let wanted = self.end.saturating_sub(keep_from.unwrap_or(self.end).max(self.start)) as usize;
-        if self.data.len() < RING_BYTES_MAX {
-            if held >= self.data.len() {
-                self.grow(RING_BYTES_MAX);
-            }
-        } else if wanted >= self.data.len() {
-            self.grow(self.held_max());
+        if self.data.len() < RING_BYTES_MAX && held >= self.data.len() {
+            self.grow(RING_BYTES_MAX);
+        }
+        // What must stay: all of a small ring, of a large one what a reader still wants and what it took last.
+        let stays = keep_from.map_or(0, |from| self.end.saturating_sub(from.max(self.start)) as usize + RING_BYTES_MAX);
+        let most = self.held_max() + RING_BYTES_MAX;
+        if (RING_BYTES_MAX..most).contains(&self.data.len()) && stays.min(held) + ROOM_BYTES_MIN > self.data.len() {
+            self.grow(most);
         }
         let size = self.data.len();
         let at = (self.end % size as u64) as usize;
-        let free = size - if size < RING_BYTES_MAX { held } else { wanted.min(size) };
+        let free = size - if size < RING_BYTES_MAX { held } else { stays.min(held) };
         let length = free.min(limit).min(READ_BYTES_MAX);
         let (before, after) = self.data.split_at_mut(at);
         let first = length.min(after.len());
@@ -240,12 +243,36 @@ mod tests {
             })
             .expect("fills");
         }
-        assert_eq!((ring.start(), ring.end()), (100, 100 + LARGE_HELD_BYTES_MAX as u64));
+        assert_eq!((ring.start(), ring.end()), (0, 100 + LARGE_HELD_BYTES_MAX as u64));
         let kept = all(&ring, ring.end() - RING_BYTES_MAX as u64);
         ring.settle();
         assert_eq!((ring.memory(), ring.start()), (RING_BYTES_MAX, ring.end() - RING_BYTES_MAX as u64));
         assert_eq!(all(&ring, 0), kept);
         let mut others: Vec<Ring> = (0..LARGE_MAX + 1).map(|_| Ring::default()).collect();
         assert!(!others.iter_mut().all(Ring::enlarge), "so many cannot all be large");
+    }
+
+    #[test]
+    fn what_a_reader_took_last_stays_however_much_waits_for_it() {
+        for large in [false, true] {
+            let mut ring = Ring::default();
+            let large = large && ring.enlarge(); // another test may have them all just now
+            let (mut taken, mut seed) = (0, 7u64);
+            for turn in 0..4_000 {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let room = ring.room(Some(taken));
+                if room > 0 {
+                    let most = ((seed >> 40) as usize % 300_000).min(room) + 1;
+                    let filled = ring
+                        .fill(room, Some(taken), |places| Ok(places.iter().map(|place| place.len()).sum::<usize>().min(most)));
+                    assert!(filled.expect("fills") > 0, "a read of nothing would be taken for the end");
+                }
+                assert!(ring.start() <= taken.saturating_sub(RING_BYTES_MAX as u64), "turn {turn}");
+                assert!(ring.memory() <= LARGE_HELD_BYTES_MAX + RING_BYTES_MAX);
+                // A reader that takes little, nothing, or all that is there.
+                taken += [0, 1_000, 100_000, ring.end()][(seed >> 33) as usize % 4].min(ring.end() - taken);
+            }
+            assert!(ring.end() > 100_000_000 / if large { 1 } else { 4 }, "{}", ring.end());
+        }
     }
 }
