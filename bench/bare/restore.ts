@@ -32,7 +32,7 @@ export async function restoreBare(template: BareTemplate): Promise<Restored> {
   undo.defer(() => rm(dir, { recursive: true, force: true }));
   const diskPath = join(dir, 'disk');
   layDisk(template, diskPath);
-  const files = { memoryPath: template.memoryPath, imagePath: template.imagePath, disks: { vdb: diskPath, vdc: null } };
+  const files = { memoryPath: template.memoryPath, imagePath: template.imagePath, disks: { vdb: diskPath, vdc: null }, volumes: [] };
   const argv = machineArgs(template.machine, files, { kind: 'unconnected' }, { kind: 'restore', memory: template.memory });
   const vm = undo.use(new BareVm(dir, [template.qemu, ...argv], template.env));
   using qmp = new BareQmp(await vm.socket('qmp.sock'));

@@ -28,6 +28,7 @@ export async function templateOf(place: Place): Promise<BareTemplate> {
       acceleration: after('-accel').split(',')[0] as Acceleration,
       cpus: Number(after('-smp').replace('cpus=', '')),
       memoryMiB: memory.size / 2 ** 20,
+      volumes: 0,
     },
     memory: memory.readonly === true ? 'read-only' : 'preload',
     memoryPath,

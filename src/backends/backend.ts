@@ -26,6 +26,8 @@ export type Capabilities = {
   readonly diskSnapshot: boolean;
   /** Directories of this machine can be mounted: `SandboxPlan.mounts`. */
   readonly hostDirectories: boolean;
+  /** Named disks can be mounted: `SandboxPlan.volumes`. */
+  readonly volumes: boolean;
   readonly limits: { readonly cpu: Enforcement; readonly memory: Enforcement; readonly disk: Enforcement; readonly processes: Enforcement };
   readonly changes: { readonly [K in 'cpus' | 'memory' | 'disk' | 'processes' | 'network']: ChangeWhen };
   /** Modes that work here; the reason for each that does not is in `notes`. */
@@ -65,6 +67,9 @@ export type FetchedImage = Pick<Image, 'digest' | 'architecture' | 'sizeBytes' |
 /** The root file system of a sandbox, kept as an image: `reference` is how that backend's own programs call it. */
 export type CommittedDisk = { readonly digest: string; readonly sizeBytes: number; readonly reference: string };
 
+/** An ext4 in a file, and where it is seen inside. Nobody else uses it, or everybody reads it. */
+export type VolumePlan = { readonly path: string; readonly target: string; readonly readOnly: boolean };
+
 /** All that a backend must know to make or start one sandbox. */
 export type SandboxPlan = {
   readonly id: SandboxId;
@@ -75,7 +80,9 @@ export type SandboxPlan = {
   readonly shape: Shape;
   readonly network: NetworkMode;
   /** With the claim `hostDirectories`; absent: none. */
-  readonly mounts?: readonly Mount[];
+  readonly mounts?: readonly Omit<Mount, 'volumeId'>[];
+  /** With the claim `volumes`; absent: none. */
+  readonly volumes?: readonly VolumePlan[];
   readonly boot: BootFiles;
   /** Durable, private to this sandbox: its disk. Made and removed by the backend. */
   readonly dataDir: string;
@@ -130,11 +137,15 @@ export type GuestNetwork = {
   readonly mtu: number;
 };
 
+export type GuestVolume = { readonly device: string; readonly target: string; readonly readOnly: boolean };
+
 export type Started = {
   readonly evidence: ProcessEvidence & { alive: true };
   readonly network: GuestNetwork | null;
   /** For the agent's `configure`; null where the runtime sets up the root itself. */
   readonly disk: { readonly device: string; readonly sizeBytes: number } | null;
+  /** What its agent mounts; absent where the runtime does, or there is none. */
+  readonly volumes?: readonly GuestVolume[];
   /** What each stage took, in order: for the trace and the bench. */
   readonly stagesMs: Readonly<Record<string, number>>;
 };
@@ -251,7 +262,7 @@ export type Backend = {
   fetchImage?(op: Operation, reference: string): Promise<FetchedImage>;
 
   /** What must exist before a sandbox of this shape starts quickly: a template, an unpacked image. Idempotent, with progress. */
-  prepare(op: Operation, plan: Pick<SandboxPlan, 'shape' | 'boot'>): Promise<void>;
+  prepare(op: Operation, plan: Pick<SandboxPlan, 'shape' | 'boot'> & { readonly volumeCount?: number }): Promise<void>;
 
   /**
    * Where an engine of others' runs them: it is there. Asked before what could not be finished without it is begun.

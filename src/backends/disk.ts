@@ -1,6 +1,7 @@
 // The private disk of one sandbox: a sparse raw file with an empty ext4 in it. Only the few blocks
 // that mke2fs writes are kept as a seed per size; a new disk is those blocks in a hole.
 import { join } from 'node:path';
+import { HutchError } from '../domain/errors.ts';
 import type { Host, SparsePiece } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 
@@ -118,6 +119,34 @@ export async function growFileSystem(op: Operation, host: Host, path: string): P
     throw op.error('failed_precondition', `the file system in ${path} is damaged: ${said(checked)}`, { hint: `try: e2fsck -f ${path}` });
   const grown = await host.run(limited, ['resize2fs', path]);
   if (grown.exitCode !== 0) throw op.error('internal', `resize2fs failed: ${said(grown)}`);
+}
+
+/** A volume that is about to be mounted: whole, and its file system as large as its file. @throws HutchError `failed_precondition`. */
+export async function mendVolume(op: Operation, host: Host, path: string, target: string): Promise<void> {
+  if ((await host.stat(op, path))?.type !== 'file') throw op.error('failed_precondition', `the volume at ${target} is gone: ${path}`);
+  try {
+    await growFileSystem(op, host, path);
+  } catch (cause) {
+    if (!(cause instanceof HutchError) || cause.code !== 'failed_precondition') throw cause;
+    throw op.error('failed_precondition', `the volume at ${target} cannot be used: ${cause.message}`, {
+      ...(cause.hint === null ? {} : { hint: cause.hint }),
+      cause,
+    });
+  }
+}
+
+/** In the superblock's `s_feature_incompat`: its journal has what is not in its place yet. */
+const INCOMPATIBLE_AT = 1024 + 0x60;
+const NEEDS_RECOVERY = 4;
+
+/** A volume that is about to be mounted only to be read: then nobody replays its journal. @throws HutchError `failed_precondition`. */
+export async function requireClosed(op: Operation, host: Host, path: string, target: string): Promise<void> {
+  if ((await host.stat(op, path))?.type !== 'file') throw op.error('failed_precondition', `the volume at ${target} is gone: ${path}`);
+  const [flags = 0] = await host.readRange(op, path, INCOMPATIBLE_AT, 1);
+  if ((flags & NEEDS_RECOVERY) === 0) return;
+  throw op.error('failed_precondition', `the volume at ${target} cannot be used: it was in use when its sandbox or this machine died`, {
+    hint: 'mount it once without :ro: that puts its file system in order',
+  });
 }
 
 /** The runs of blocks that are not all zeros. */

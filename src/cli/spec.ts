@@ -62,12 +62,14 @@ export async function createSpec(context: Context, args: Args): Promise<CreateIn
   };
 }
 
-/** A path begins with a dot, a slash or a tilde; it is taken from where we stand. */
+/** A path begins with a dot, a slash or a tilde, and is taken from where we stand; anything else is the name of a volume. */
 function mountOf(text: string) {
   const mount = parsed(parseMount(text));
   const { source } = mount;
-  if (!/^(?:\.{1,2}$|\.{0,2}\/|~$|~\/)/.test(source))
-    throw usage(`--volume: '${source}' is no path of a directory`, 'a path begins with /, ./ or ../, like ./data:/data');
+  if (!/^(?:\.{1,2}$|\.{0,2}\/|~$|~\/)/.test(source)) {
+    if (/^[a-z0-9][a-z0-9-]*$/.test(source)) return mount;
+    throw usage(`--volume: '${source}' is no name of a volume`, 'a path begins with /, ./ or ../, like ./data:/data');
+  }
   return { ...mount, source: resolve(source.replace(/^~(?=$|\/)/, homedir())) };
 }
 

@@ -12,6 +12,7 @@ import { reachVerbs } from './table/reach.ts';
 import { runVerbs } from './table/run.ts';
 import { snapshotVerbs } from './table/snapshot.ts';
 import { traceVerbs } from './table/trace.ts';
+import { volumeVerbs } from './table/volume.ts';
 import { workspaceVerbs } from './table/workspace.ts';
 import { isBranch, type Leaf, type Verb } from './verb.ts';
 
@@ -20,6 +21,7 @@ export const VERBS: readonly Verb[] = [
   ...lookVerbs,
   ...changeVerbs,
   ...snapshotVerbs,
+  ...volumeVerbs,
   ...reachVerbs,
   ...workspaceVerbs,
   ...traceVerbs,

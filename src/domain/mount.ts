@@ -1,17 +1,19 @@
-// What of this machine is seen inside a sandbox at a path of its own, and how people write that down: as with `docker -v`.
+// Directories of this machine and volumes that are seen inside a sandbox, and how people write them down: as with `docker -v`.
+import type { VolumeId } from './ids.ts';
 import type { ParsedText } from './size.ts';
 
-/** A directory of this machine. */
+/** A directory of this machine, or a volume. */
 export type Mount = {
-  /** Absolute, and no part of it is a symlink. */
+  /** Absolute, and no part of it is a symlink; of a volume its name. */
   readonly source: string;
+  readonly volumeId?: VolumeId;
   /** Absolute, in the sandbox. */
   readonly target: string;
   readonly readOnly: boolean;
 };
 
-/** As it is asked for: the source may go through symlinks. */
-export type WantedMount = Mount;
+/** As it is asked for: a source that begins with a slash is a directory and may go through symlinks, any other a volume. */
+export type WantedMount = Omit<Mount, 'volumeId'>;
 
 /** Of one sandbox. */
 export const MOUNTS_MAX = 32;
@@ -25,10 +27,10 @@ const OWN_ITSELF = ['/', '/etc', '/run'];
 
 /** `SOURCE:TARGET[:ro|rw]`; what the source is, is the caller's to say. */
 export function parseMount(text: string): ParsedText<WantedMount> {
-  const hint = 'write it HOST:GUEST, like ./data:/data; with :ro behind it nothing can be written there';
+  const hint = 'write it HOST:GUEST, like ./data:/data, or VOLUME:GUEST; with :ro behind it nothing can be written there';
   const found = text.length > TEXT_CHARS_MAX ? undefined : FORM.exec(text)?.groups;
   const shown = text.slice(0, 200);
-  if (found === undefined) return { ok: false, message: `'${shown}' is no directory to mount`, hint };
+  if (found === undefined) return { ok: false, message: `'${shown}' is nothing to mount`, hint };
   const { source = '', target = '', mode = 'rw' } = found;
   if (mode !== 'ro' && mode !== 'rw') return { ok: false, message: `'${shown}': behind the second colon stands ro or rw`, hint };
   return { ok: true, value: { source, target: trimmed(target), readOnly: mode === 'ro' } };

@@ -68,6 +68,7 @@ const LISTED_BY: Readonly<Record<string, string>> = {
   kernel: 'hutch kernel ls',
   asset: 'hutch assets ls',
   project: 'hutch quotas ls',
+  volume: 'hutch volume ls',
   operation: 'hutch ops ls --all',
 };
 

@@ -54,6 +54,8 @@ export type Configuration = {
   readonly workdir?: string;
   readonly defaultPath?: string;
   readonly timezone?: string;
+  /** Further disks with an ext4 each, and where they are mounted. */
+  readonly volumes?: readonly { readonly device: string; readonly target: string; readonly readOnly: boolean }[];
   readonly hosts?: readonly (readonly [address: string, name: string])[];
   readonly log?: { readonly bytesMax: number; readonly files: number };
 };

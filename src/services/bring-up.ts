@@ -135,7 +135,7 @@ export async function wake(op: Operation, host: Host, run: Run, what: BringUp, s
 export function configurationOf(
   host: Host,
   { sandbox, boot, secrets }: Configured,
-  started: Pick<Started, 'network' | 'disk'>,
+  started: Pick<Started, 'network' | 'disk' | 'volumes'>,
   { processesBoundBy }: Pick<Backend, 'processesBoundBy'>,
 ): Configuration {
   const { id, spec, startCount } = sandbox;
@@ -154,6 +154,7 @@ export function configurationOf(
     ...(network === null ? {} : { network: { ...network, up: true } }),
     ...(disk === null ? {} : { disk: { ...disk, mount: 'overlay' as const } }),
     ...(spec.shape.pids === undefined || processesBoundBy === 'backend' ? {} : { pids: spec.shape.pids }),
+    ...(started.volumes === undefined ? {} : { volumes: started.volumes }),
     env: { ...config.env, ...spec.env },
     secrets,
     ...(user === null ? {} : { user }),

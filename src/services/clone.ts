@@ -19,6 +19,7 @@ import { reach } from './runs.ts';
 import { keepSecrets, type Secrets } from './secrets.ts';
 import { inPlace, startUp } from './start-up.ts';
 import type { Supervisor } from './supervisor.ts';
+import { withVolumes } from './volumes.ts';
 import { removeUnmade } from './warm.ts';
 
 const CONFIGURE_MS = 180_000;
@@ -52,7 +53,7 @@ export async function makeClone(core: Core, supervisor: Supervisor, call: Call, 
   const id = newId('sbx', (count) => host.randomBytes(count));
   core.runs.checkRoom(op);
   await requireFreeSpace(op, deps);
-  return await core.turns.take(op, id, async () => {
+  const make = async (): Promise<Sandbox> => {
     const intent = creating(projectId, id, spec, host.nowMs());
     const { uids } = deps.settings;
     await using undo = new AsyncDisposableStack();
@@ -100,7 +101,8 @@ export async function makeClone(core: Core, supervisor: Supervisor, call: Call, 
         return sandbox;
       },
     });
-  });
+  };
+  return await core.turns.take(op, id, () => withVolumes(core, op, spec, make));
 }
 
 async function goOn(core: Core, op: Operation, run: Run, what: BringUp, start: (op: Operation) => Promise<Started>): Promise<Up> {

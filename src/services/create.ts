@@ -9,7 +9,6 @@ import { newSandbox, type Sandbox, type SandboxSpec, type Shape, transition } fr
 import type { Operation } from '../host/operation.ts';
 import { type BringUp, type Up, wake } from './bring-up.ts';
 import { type Call, Repeated } from './call.ts';
-import { Claims } from './claims.ts';
 import type { Core } from './core.ts';
 import { creating } from './creating.ts';
 import { type Boot, backendOf, placesOf } from './deps.ts';
@@ -17,13 +16,14 @@ import { requireFreeSpace } from './free-space.ts';
 import { createFrom } from './from-snapshot.ts';
 import type { Handlers } from './handlers.ts';
 import { kernelFor } from './kernels.ts';
-import { resolveMounts } from './mounts.ts';
+import { resolveMounts, volumeCount } from './mounts.ts';
 import { madeUpName } from './names.ts';
 import type { Run } from './run.ts';
 import { keepSecrets } from './secrets.ts';
 import { startUp } from './start-up.ts';
 import type { Supervisor } from './supervisor.ts';
 import type { Parsed } from './verbs.ts';
+import { withVolumes } from './volumes.ts';
 import { type Kind, type Member, removeUnmade, type Taken } from './warm.ts';
 
 type Input = Parsed<'sandbox.create'>;
@@ -32,7 +32,6 @@ const RELEASE_MS = 60_000;
 
 export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, 'sandbox.create'> {
   const { deps, templates } = core;
-  const claims = new Claims();
   const seen = new WeakSet<Boot>();
 
   /** Everything that has to be there before a sandbox of this kind starts quickly. */
@@ -50,8 +49,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     await templates.checkAsked(op, backend, input);
     await templates.tellUnlimited(op, backend);
     const { mounts: wanted = [] } = input;
-    if (wanted.length > 0) await claims.need(op, backend, 'hostDirectories');
-    const mounts = await resolveMounts(deps, call, wanted);
+    const mounts = wanted.length === 0 ? [] : await resolveMounts(deps, call, backend, wanted);
     const boot = await deps.boots.prepare(op, input.image ?? settings.image, backend, await kernelFor(core, op, backend, input.kernel));
     // One that is remembered has brought no image, so no name has moved.
     if (!seen.has(boot)) core.presenter.forgetImages();
@@ -59,7 +57,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     const argv = input.main === undefined ? null : (input.main.argv ?? ownCommand(call, boot));
     await requireFreeSpace(op, deps);
     if (input.start !== false) core.runs.checkRoom(op);
-    if (input.start !== false) await templates.ready(op, backend, shape, boot);
+    if (input.start !== false) await templates.ready(op, backend, shape, boot, volumeCount(mounts));
     const { main, secrets = {} } = input;
     const clash = Object.keys(secrets).find((name) => input.env !== undefined && name in input.env);
     if (clash !== undefined) throw op.error('invalid_argument', `secrets.${clash} is given in env as well`);
@@ -107,7 +105,8 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     if (woken !== null) return woken;
     const id = newId('sbx', (count) => host.randomBytes(count));
     call.target(id);
-    return await core.turns.take(op, id, async () => {
+    const mounted = input.start === false ? { ...spec, mounts: [] } : spec;
+    const make = async (): Promise<Sandbox> => {
       await using undo = new AsyncDisposableStack();
       undo.defer(() => core.publisher.close(id));
       const begun = await begin(call, id, spec, input.publish ?? []);
@@ -131,7 +130,8 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
       }
       const what: BringUp = { sandbox: bare, boot, secrets, terminal: input.main?.terminal };
       return await started(call, run, what, bare, begun.intentId, input.main?.attach ?? false, undo);
-    });
+    };
+    return await core.turns.take(op, id, () => withVolumes(core, op, mounted, make));
   }
 
   /** Whether it wants what warm sandboxes are kept for; a port of its own must be held before anything is. */

@@ -1,6 +1,6 @@
 // What the composition root gives to the services. Nothing here is constructed by them.
 import type { Backend, BootFiles, BootNeed } from '../backends/backend.ts';
-import type { ImageId, KernelId, SandboxId } from '../domain/ids.ts';
+import type { ImageId, KernelId, SandboxId, VolumeId } from '../domain/ids.ts';
 import type { Image, Kernel } from '../domain/image.ts';
 import type { BackendName, NetworkMode } from '../domain/sandbox.ts';
 import type { UidRange } from '../domain/users.ts';
@@ -137,4 +137,17 @@ export function placesOf(places: Places, id: SandboxId): SandboxPlaces {
     logDir: `${places.logDir}/sandboxes/${id}`,
     secretsPath: `${dir}/secrets.json`,
   };
+}
+
+export function volumesDir({ dataDir }: Pick<Places, 'dataDir'>): string {
+  return `${dataDir}/volumes`;
+}
+
+export function volumeDir(places: Pick<Places, 'dataDir'>, id: VolumeId): string {
+  return `${volumesDir(places)}/${id}`;
+}
+
+/** The ext4. */
+export function volumePath(places: Pick<Places, 'dataDir'>, id: VolumeId): string {
+  return `${volumeDir(places, id)}/disk.img`;
 }

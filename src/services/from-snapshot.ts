@@ -3,7 +3,6 @@ import type { Sandbox, SandboxSpec } from '../domain/sandbox.ts';
 import type { Snapshot } from '../domain/snapshot.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Call } from './call.ts';
-import { Claims } from './claims.ts';
 import { type CloneOf, makeClone } from './clone.ts';
 import type { Core } from './core.ts';
 import { backendOf } from './deps.ts';
@@ -91,8 +90,7 @@ async function mountsFrom(core: Core, call: Call, { contents, spec, name, id }: 
     throw op.error('failed_precondition', `what goes on in the memory of snapshot ${name ?? id} cannot be given mounts`, {
       hint: 'take it of the disk alone: hutch snapshot create --disk-only',
     });
-  await new Claims().need(op, backendOf(core.deps, op, spec.backend), 'hostDirectories');
-  return await resolveMounts(core.deps, call, wanted);
+  return await resolveMounts(core.deps, call, backendOf(core.deps, op, spec.backend), wanted);
 }
 
 /** Its own command goes on with its memory; another one may only be the first. */

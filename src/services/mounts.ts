@@ -1,11 +1,16 @@
-// Directories of this machine that sandboxes see. Which ones may be, is decided when a sandbox is made, of the directory that
+// Directories of this machine and volumes that sandboxes see. Which ones may be, is decided when a sandbox is made, of the directory that
 // is really meant: without symlinks, and never what is Hutch's own or the machine's. Before each start it is looked at again.
+
+import type { Backend } from '../backends/backend.ts';
 import { HutchError } from '../domain/errors.ts';
 import { isWithin, type Mount, targetRefusal, targetsRefusal, type WantedMount } from '../domain/mount.ts';
 import type { Sandbox, SandboxSpec } from '../domain/sandbox.ts';
+import { VOLUMES_MAX } from '../domain/volume.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Call } from './call.ts';
+import { Claims } from './claims.ts';
 import type { Deps } from './deps.ts';
+import { findVolume } from './volumes.ts';
 
 /** Whoever writes there has the machine, or what the kernel shows is no directory of files. */
 const NEVER = ['/proc', '/sys', '/dev', '/run', '/etc', '/boot', '/var/run', '/var/lib/docker', '/var/lib/containerd'];
@@ -13,14 +18,26 @@ const NEVER = ['/proc', '/sys', '/dev', '/run', '/etc', '/boot', '/var/run', '/v
 type Needs = Pick<Deps, 'host' | 'settings' | 'places' | 'store'>;
 
 /** As they are kept with the sandbox. @throws HutchError that names the one that cannot be had, and why. */
-export async function resolveMounts(deps: Needs, call: Call, wanted: readonly WantedMount[]): Promise<readonly Mount[]> {
+export async function resolveMounts(deps: Needs, call: Call, backend: Backend, wanted: readonly WantedMount[]): Promise<readonly Mount[]> {
   const { op } = call;
+  const claims = new Claims();
+  const isVolume = ({ source }: WantedMount): boolean => !source.startsWith('/');
+  if (wanted.some((mount) => !isVolume(mount))) await claims.need(op, backend, 'hostDirectories');
+  if (wanted.some(isVolume)) await claims.need(op, backend, 'volumes');
+  if (wanted.filter(isVolume).length > VOLUMES_MAX)
+    throw op.error('invalid_argument', `mounts: a sandbox has at most ${VOLUMES_MAX} volumes`);
   const together = targetsRefusal(wanted.map(({ target }) => target));
   if (together !== null) throw op.error('invalid_argument', `mounts: ${together}`);
   const mounts: Mount[] = [];
   for (const [at, mount] of wanted.entries()) {
     const why = targetRefusal(mount.target);
     if (why !== null) throw op.error('invalid_argument', `mounts.${at}.target ${why}; it is ${mount.target}`);
+    if (isVolume(mount)) {
+      const { id, name } = await findVolume(deps, call, mount.source);
+      if (mounts.some(({ volumeId }) => volumeId === id)) throw op.error('invalid_argument', `mounts: volume ${name} is mounted twice`);
+      mounts.push({ ...mount, source: name, volumeId: id });
+      continue;
+    }
     const source = await directoryAt(deps, op, mount.source);
     await refuseNever(deps, op, source);
     await requireAllowed(deps, call, source);
@@ -31,7 +48,8 @@ export async function resolveMounts(deps: Needs, call: Call, wanted: readonly Wa
 
 /** Before a start: what was there when it was made may have gone, or be another directory by now. */
 export async function requireMounts(deps: Needs, op: Operation, { name, mounts = [] }: SandboxSpec): Promise<void> {
-  for (const { source, target } of mounts) {
+  for (const { source, target, volumeId } of mounts) {
+    if (volumeId !== undefined) continue;
     const now = await directoryAt(deps, op, source).catch((cause: unknown) => {
       if (!(cause instanceof HutchError) || op.signal.aborted) throw cause;
       throw op.error('failed_precondition', `sandbox ${name} has ${source} at ${target}, and that cannot be used: ${cause.message}`, {
@@ -47,12 +65,17 @@ export async function requireMounts(deps: Needs, op: Operation, { name, mounts =
   }
 }
 
+export function volumeCount(mounts: readonly Mount[]): number {
+  return mounts.filter(({ volumeId }) => volumeId !== undefined).length;
+}
+
 /** For what is written down without what lies outside of the sandbox. @throws HutchError `failed_precondition`. */
 export function refuseMounted(op: Operation, { spec }: Pick<Sandbox, 'spec'>, what: string): void {
   const [first] = spec.mounts ?? [];
   if (first === undefined) return;
-  throw op.error('failed_precondition', `sandbox ${spec.name} has ${first.source} of this machine at ${first.target}: ${what}`, {
-    hint: 'what lies there stays on this machine and is not part of the sandbox; work with one that has no directories mounted',
+  const mounted = first.volumeId === undefined ? `${first.source} of this machine` : `volume ${first.source}`;
+  throw op.error('failed_precondition', `sandbox ${spec.name} has ${mounted} at ${first.target}: ${what}`, {
+    hint: 'what lies there is not part of the sandbox; work with one that has nothing mounted',
   });
 }
 

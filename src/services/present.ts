@@ -67,7 +67,7 @@ function sandboxView(sandbox: Sandbox, image: Image | null, busyOpId: string | n
     kernelId: spec.kernelId,
     shape: { ...spec.shape },
     network: spec.network,
-    mounts: (spec.mounts ?? []).map((mount) => ({ ...mount })),
+    mounts: (spec.mounts ?? []).map((mount) => ({ ...mount, volumeId: mount.volumeId ?? null })),
     env: { ...spec.env },
     secretNames: [...spec.secretNames],
     labels: { ...spec.labels },

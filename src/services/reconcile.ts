@@ -16,6 +16,7 @@ import { goOnFromStillness } from './still.ts';
 import { causeOf, ownCaller, type Supervisor } from './supervisor.ts';
 import { Suspension } from './suspend.ts';
 import { clearAway, recordEnd, removeSandbox } from './take-down.ts';
+import { sweepVolumes } from './volumes.ts';
 
 /** Sandboxes that are looked at side by side. */
 const AT_ONCE = 16;
@@ -40,6 +41,7 @@ export async function reconcile(core: Core, supervisor: Supervisor): Promise<voi
     for (const intent of intents) await tell(core, suspension, call, intent);
     await sweep(core, op);
     await sweepSnapshots(core, op);
+    await sweepVolumes(core, op);
     await host.remove(op, forksDir(core)); // whoever was to be made from it was not
     if (open.length + intents.length > 0)
       op.log.info({ open: open.length, intents: intents.length, adopted: core.runs.all().length }, 'reconciled');

@@ -2,10 +2,11 @@
 import type { BootFiles, SandboxPlan } from '../backends/backend.ts';
 import type { SandboxId } from '../domain/ids.ts';
 import { newOpId, type OpId } from '../domain/ids.ts';
+import type { Mount } from '../domain/mount.ts';
 import type { Sandbox, SandboxSpec } from '../domain/sandbox.ts';
 import type { Agent } from '../guest/agent.ts';
 import { type Log, newOperation, type Operation } from '../host/operation.ts';
-import { backendOf, type Deps, placesOf } from './deps.ts';
+import { backendOf, type Deps, placesOf, volumePath } from './deps.ts';
 import { Run } from './run.ts';
 
 /** A guest that does not answer within this is `unavailable`, whatever it was asked. */
@@ -62,7 +63,7 @@ export class Runs {
       projectId: sandbox.projectId,
       shape: spec.shape,
       network: spec.network,
-      ...(spec.mounts === undefined ? {} : { mounts: spec.mounts }),
+      ...mountsOf(places, spec.mounts ?? []),
       boot,
       dataDir: vmDir,
       runDir,
@@ -109,6 +110,14 @@ export class Runs {
   async agent(op: Operation, sandbox: Sandbox): Promise<Agent> {
     return await reach(op, sandbox.spec.name, this.of(op, sandbox));
   }
+}
+
+function mountsOf(places: Deps['places'], mounts: readonly Mount[]): Pick<SandboxPlan, 'mounts' | 'volumes'> {
+  const directories = mounts.filter(({ volumeId }) => volumeId === undefined);
+  const volumes = mounts.flatMap(({ volumeId, target, readOnly }) =>
+    volumeId === undefined ? [] : [{ path: volumePath(places, volumeId), target, readOnly }],
+  );
+  return { ...(directories.length === 0 ? {} : { mounts: directories }), ...(volumes.length === 0 ? {} : { volumes }) };
 }
 
 /** The agent of a run: at once when it is connected. */

@@ -43,6 +43,7 @@ import { systemVerbs } from './system.ts';
 import { newTemplates } from './templates.ts';
 import type { Tracer } from './tracing.ts';
 import { Turns } from './turns.ts';
+import { volumeVerbs } from './volumes.ts';
 import { WarmSandboxes } from './warm.ts';
 
 export type Services = ApiServices & {
@@ -102,6 +103,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     ...registeredVerbs(core),
     ...forkVerbs(core, supervisor),
     ...snapshotVerbs(core),
+    ...volumeVerbs(core),
     ...beginVerbs(core, supervisor),
     ...execVerbs(core),
     ...fileVerbs(core),

@@ -6,13 +6,14 @@ import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import { backendOf, placesOf } from './deps.ts';
 import { requireFreeSpace } from './free-space.ts';
-import { requireMounts } from './mounts.ts';
+import { requireMounts, volumeCount } from './mounts.ts';
 import { releaseRun, runOf } from './release.ts';
 import { readSecrets } from './secrets.ts';
 import { startUp } from './start-up.ts';
 import type { Supervisor } from './supervisor.ts';
 import type { Suspension } from './suspend.ts';
 import { recordEnd, removalsOf } from './take-down.ts';
+import { withVolumes } from './volumes.ts';
 
 const RELEASE_MS = 60_000;
 
@@ -36,6 +37,11 @@ export function newStarter(core: Core, supervisor: Supervisor, suspension: Suspe
       });
     if (sandbox.state === 'deleted') throw op.error('failed_precondition', `sandbox ${sandbox.id} is deleted; it cannot be brought back`);
     const current = sandbox.openComputeSinceMs === null ? sandbox : await proveDead(call, sandbox);
+    return await withVolumes(core, op, current.spec, () => startStopped(call, current, reason));
+  }
+
+  async function startStopped(call: Call, current: Sandbox, reason: 'boot' | 'restart'): Promise<Sandbox> {
+    const { op } = call;
     const { host } = deps;
     core.runs.checkRoom(op);
     await requireFreeSpace(op, deps);
@@ -107,7 +113,13 @@ export function newStarter(core: Core, supervisor: Supervisor, suspension: Suspe
     await requireMounts(deps, op, spec);
     if (spec.pending === undefined) return;
     const backend = backendOf(deps, op, spec.backend);
-    await core.templates.ready(op, backend, withPending(spec).shape, await deps.boots.of(op, spec, backend.needs));
+    await core.templates.ready(
+      op,
+      backend,
+      withPending(spec).shape,
+      await deps.boots.of(op, spec, backend.needs),
+      volumeCount(spec.mounts ?? []),
+    );
   }
 
   return { start, prepare };

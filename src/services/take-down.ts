@@ -52,7 +52,10 @@ export async function takeDown(core: Core, call: Call, run: Run, wish: Wish): Pr
     untilMs: performance.now() + (wish.graceMs ?? 0) + ENDING_MS,
     removes: wish.thenRemoved === true,
   };
-  const left = wish.graceMs === null ? null : await leave(core, op, run, sandbox, wish.graceMs);
+  // What was written to a volume outlives it, so a guest that mounts some closes them even where nobody waits for its processes.
+  const closes = run.plan.volumes !== undefined && run.backend.needs === 'machine';
+  const graceMs = wish.graceMs ?? (closes ? 0 : null);
+  const left = graceMs === null ? null : await leave(core, op, run, sandbox, graceMs);
   const dead = left ?? (await killed(core, call, run, sandbox, wish.graceMs === null ? 'now' : 'gently'));
   await lastWord(op, run, sandbox);
   // Whoever missed its last words looks for them where they are kept of one that is deleted.

@@ -21,8 +21,8 @@ export type Templates = {
   can(op: Operation, backend: Backend): Promise<Capabilities | null>;
   /** Each with what it can do here, in the order of preference; and what runs a sandbox that names none. */
   list(op: Operation): Promise<{ readonly preferred: BackendName | null; readonly probes: readonly (readonly [Backend, Probe])[] }>;
-  /** Makes the template of a shape, unless that was done before. */
-  ready(op: Operation, backend: Backend, shape: Shape, boot: Boot): Promise<void>;
+  /** Makes the template of a shape, unless that was done before; `volumes`: how many are mounted. */
+  ready(op: Operation, backend: Backend, shape: Shape, boot: Boot, volumes?: number): Promise<void>;
 };
 
 export type Asked = { readonly [K in keyof Shape]?: number | undefined };
@@ -123,10 +123,10 @@ export function newTemplates(deps: Deps): Templates {
       return { preferred, probes };
     },
 
-    async ready(op, backend, shape, boot) {
-      const key = JSON.stringify([backend.name, shape.cpus, shape.memoryMiB, boot.files]);
+    async ready(op, backend, shape, boot, volumes = 0) {
+      const key = JSON.stringify([backend.name, shape.cpus, shape.memoryMiB, boot.files, volumes]);
       if (made.has(key)) return;
-      await backend.prepare(op, { shape, boot: boot.files });
+      await backend.prepare(op, { shape, boot: boot.files, volumeCount: volumes });
       if (made.size >= REMEMBERED_MAX) made.clear();
       made.add(key);
     },

@@ -24,6 +24,7 @@ import { sandboxVerbs } from './verbs/sandbox.ts';
 import { snapshotVerbs } from './verbs/snapshot.ts';
 import { systemVerbs } from './verbs/system.ts';
 import type { Verb } from './verbs/verb.ts';
+import { volumeVerbs } from './verbs/volume.ts';
 
 export { execRequest, type Verb };
 
@@ -35,6 +36,7 @@ export const verbs = {
   ...kernelVerbs,
   ...buildVerbs,
   ...snapshotVerbs,
+  ...volumeVerbs,
   ...assetVerbs,
   ...quotaVerbs,
   ...recordVerbs,

@@ -20,7 +20,28 @@ export const errorBody = z
 
 export const publishedPort = z.object({ hostAddress: z.string(), hostPort: z.int(), guestPort: z.int() }).meta({ id: 'PublishedPort' });
 
-export const mount = z.object({ source: z.string(), target: z.string(), readOnly: z.boolean() }).meta({ id: 'Mount' });
+export const mount = z
+  .object({
+    source: z.string().describe('the path of a directory, or the name of a volume'),
+    volumeId: z.string().nullable().describe('null: a directory of this machine'),
+    target: z.string(),
+    readOnly: z.boolean(),
+  })
+  .meta({ id: 'Mount' });
+
+export const volume = z
+  .object({
+    id: z.string(),
+    projectId: z.string(),
+    name: z.string(),
+    sizeMiB: z.int(),
+    fileSystem: z.enum(['ext4']),
+    allocatedBytes: z.number().describe('what it takes of the disk'),
+    createdAtMs: timeMs,
+    guestWritten: z.boolean().describe('a virtual machine has written it: only virtual machines mount it from then on'),
+    usedBy: z.array(z.object({ sandbox: z.string(), readOnly: z.boolean(), alive: z.boolean().describe('it may be using it now') })),
+  })
+  .meta({ id: 'Volume' });
 
 export const shape = z
   .object({
@@ -154,7 +175,7 @@ export const sandbox = z
     shape,
     network: z.enum(['none', 'allow', 'allow-lan']),
     publish: z.array(publishedPort).describe('ports of this machine at which ports of the sandbox answer while it runs'),
-    mounts: z.array(mount).describe('directories of this machine that are seen inside'),
+    mounts: z.array(mount).describe('directories of this machine and volumes that are seen inside'),
     env: z.record(z.string(), z.string()),
     secretNames: z.array(z.string()),
     labels: z.record(z.string(), z.string()),
@@ -297,7 +318,6 @@ export const stats = z
     sandboxId: z.string(),
     name: z.string(),
     takenAtMs: timeMs,
-    sinceMs: timeMs.describe('what is counted is counted since then or longer: while this stays the same, no counter goes back'),
     uptimeMs: z.number(),
     cpu: z.object({ usedUs: z.number(), count: z.int() }),
     memory: z.object({ totalBytes: z.number(), usedBytes: z.number(), availableBytes: z.number(), cacheBytes: z.number() }),
@@ -375,6 +395,7 @@ export const backend = z
         fork: z.boolean(),
         diskSnapshot: z.boolean(),
         hostDirectories: z.boolean().describe('directories of this machine can be mounted'),
+        volumes: z.boolean().describe('named disks can be mounted'),
         limits: z.object({ cpu: enforcement, memory: enforcement, disk: enforcement, processes: enforcement }),
         changes: z
           .object({ cpus: changeWhen, memory: changeWhen, disk: changeWhen, processes: changeWhen, network: changeWhen })

@@ -4,7 +4,7 @@
 // A commit is a list of changes that happen together or not at all. If one of them is refused, none
 // has happened and the commit rejects with a HutchError that names it.
 import type { ErrorBody } from '../domain/errors.ts';
-import type { ImageId, KernelId, KeyId, LeaseId, OpId, ProjectId, SandboxId, SnapshotId } from '../domain/ids.ts';
+import type { ImageId, KernelId, KeyId, LeaseId, OpId, ProjectId, SandboxId, SnapshotId, VolumeId } from '../domain/ids.ts';
 import type { Image, Kernel, NamedImage } from '../domain/image.ts';
 import type { LedgerEntry } from '../domain/ledger.ts';
 import type { PublishedPort } from '../domain/published-port.ts';
@@ -24,6 +24,7 @@ import type {
 import type { Sandbox, SandboxEvent, SandboxSpec, SandboxState, SnapshotSource } from '../domain/sandbox.ts';
 import type { Snapshot, SnapshotKind } from '../domain/snapshot.ts';
 import type { UidRange } from '../domain/users.ts';
+import type { Volume, VolumeUser } from '../domain/volume.ts';
 
 /** The most rows that one query answers; ask again with the cursor. */
 export const PAGE_ROWS_MAX = 1_000;
@@ -184,6 +185,13 @@ export type ChangeMap = {
    */
   removeSnapshot: { args: { readonly id: SnapshotId; readonly cascade: boolean; readonly atMs: number }; result: readonly Snapshot[] };
 
+  /** Its file is on the disk. `conflict` when the name is taken. */
+  createVolume: { args: { readonly volume: Volume }; result: Volume };
+  /** `failed_precondition`, naming them, while sandboxes mount it; `not_found`. */
+  removeVolume: { args: { readonly id: VolumeId; readonly atMs: number }; result: Volume };
+  growVolume: { args: { readonly id: VolumeId; readonly sizeMiB: number; readonly atMs: number }; result: Volume };
+  markGuestWritten: { args: { readonly id: VolumeId }; result: null };
+
   /** What all projects of that tier may have from now on; made when it is not there. */
   setTier: { args: { readonly name: string; readonly bounds: Bounds }; result: null };
   /** `failed_precondition`, naming them, while projects have it; `not_found`. */
@@ -299,6 +307,10 @@ export type QueryMap = {
   /** Names of the sandboxes that are not deleted, by the snapshot that they were made from. */
   snapshotUsers: { args: Record<never, never>; result: readonly { readonly id: SnapshotId; readonly sandbox: string }[] };
   /** The last one that was taken of a sandbox, or that it went on with. */
+  volume: { args: { readonly id: VolumeId }; result: Volume | null };
+  /** By name. */
+  volumes: { args: { readonly projectId?: ProjectId }; result: readonly Volume[] };
+  volumeUsers: { args: { readonly id?: VolumeId }; result: readonly VolumeUser[] };
   snapshotHead: { args: { readonly sandboxId: SandboxId }; result: Snapshot | null };
 
   /** Of every project, what it may have and what it uses. */

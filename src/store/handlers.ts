@@ -50,6 +50,7 @@ import {
 import { beat, health, prune, readHeartbeat, readSetting, setSetting } from './settings.ts';
 import { createSnapshot, listSnapshots, readHead, readSnapshot, removeSnapshot, snapshotUsers } from './snapshots.ts';
 import type { Tx } from './tx.ts';
+import { createVolume, growVolume, listVolumes, markGuestWritten, readVolume, removeVolume, volumeUsers } from './volumes.ts';
 
 export const CHANGES: { readonly [K in ChangeName]: (tx: Tx, args: ChangeMap[K]['args']) => ChangeMap[K]['result'] } = {
   createSandbox,
@@ -85,6 +86,10 @@ export const CHANGES: { readonly [K in ChangeName]: (tx: Tx, args: ChangeMap[K][
   labelAsset,
   createSnapshot,
   removeSnapshot,
+  createVolume,
+  removeVolume,
+  growVolume,
+  markGuestWritten,
   setTier,
   removeTier,
   setQuota,
@@ -128,6 +133,9 @@ export const QUERIES: { readonly [K in QueryName]: (db: Db, args: QueryMap[K]['a
   snapshots: listSnapshots,
   snapshotUsers,
   snapshotHead: readHead,
+  volume: (db, { id }) => readVolume(db, id),
+  volumes: listVolumes,
+  volumeUsers,
   quotas: listQuotas,
   tiers: listTiers,
   setting: (db, { key }) => readSetting(db, key),

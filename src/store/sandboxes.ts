@@ -26,6 +26,7 @@ import { appendLedger } from './ledger.ts';
 import { forgetLineage, standOn } from './lineage.ts';
 import { roomForChange, roomForSandbox } from './quotas.ts';
 import type { Tx } from './tx.ts';
+import { forgetVolumes, mountVolumes } from './volumes.ts';
 
 /** A spec has argv and env: as large as the API's bounds let them be. */
 export const SPEC_BYTES_MAX = 134_217_728;
@@ -64,7 +65,9 @@ export const specSchema = z.object({
   main: z.object({ argv: z.array(z.string()), tty: z.boolean(), stdin: z.enum(['open', 'null']) }).nullable(),
   autoRemove: z.boolean(),
   timeoutMs: z.number().nullable(),
-  mounts: z.array(z.object({ source: z.string(), target: z.string(), readOnly: z.boolean() })).exactOptional(),
+  mounts: z
+    .array(z.object({ source: z.string(), volumeId: idColumn('vol').exactOptional(), target: z.string(), readOnly: z.boolean() }))
+    .exactOptional(),
   workspace: workspace.exactOptional(),
   restart: z.enum(RESTART_POLICIES).exactOptional(),
   idleMs: z.number().exactOptional(),
@@ -161,6 +164,7 @@ export function createSandbox(tx: Tx, args: ChangeMap['createSandbox']['args']):
     sandbox.lastOpId,
   );
   standOn(tx, id, source);
+  mountVolumes(tx, id, wanted.mounts ?? []);
   appendLedger(tx, ledgerEntries(null, sandbox, creation));
   appendEvent(tx, { type: 'sandbox.created', atMs, sandbox, detail: factsOf(creation) });
   return sandbox;
@@ -181,7 +185,10 @@ export function applyEvent(
   if (event.type === 'renamed') claimName(tx.db, before.projectId, event.name, id);
   writeSandbox(tx.db, after, before);
   if (event.type === 'started' && event.reason === 'restore') standOn(tx, id, event.source);
-  if (event.type === 'deleted') forgetLineage(tx, id);
+  if (event.type === 'deleted') {
+    forgetLineage(tx, id);
+    forgetVolumes(tx, id);
+  }
   appendLedger(tx, ledgerEntries(before, after, event));
   appendEvent(tx, {
     type: `sandbox.${event.type}`,

@@ -277,6 +277,28 @@ export const MIGRATIONS: readonly Migration[] = [
       CREATE INDEX sandbox_lineage_made_from ON sandbox_lineage (made_from_id) WHERE made_from_id IS NOT NULL;
     `,
   },
+  {
+    version: 8,
+    what: 'volumes, and which sandbox mounts which',
+    sql: `
+      CREATE TABLE volumes (
+        id TEXT PRIMARY KEY,
+        project_id TEXT NOT NULL REFERENCES projects (id),
+        name TEXT NOT NULL,
+        size_mib INTEGER NOT NULL,
+        created_at_ms INTEGER NOT NULL,
+        guest_written INTEGER NOT NULL
+      ) STRICT;
+      CREATE UNIQUE INDEX volumes_name ON volumes (project_id, name);
+      CREATE TABLE sandbox_volumes (
+        sandbox_id TEXT NOT NULL,
+        volume_id TEXT NOT NULL REFERENCES volumes (id),
+        read_only INTEGER NOT NULL,
+        PRIMARY KEY (sandbox_id, volume_id)
+      ) STRICT, WITHOUT ROWID;
+      CREATE INDEX sandbox_volumes_volume ON sandbox_volumes (volume_id);
+    `,
+  },
 ];
 
 export const SCHEMA_VERSION = MIGRATIONS.length;

@@ -14,6 +14,7 @@ import { sequences } from './sequences.ts';
 import { Subject, type SubjectName } from './subject.ts';
 import { survival } from './survival.ts';
 import { together } from './together.ts';
+import { volumes } from './volumes.ts';
 
 /** Of the file, not of a group: a group of which no test was chosen runs no hook, and its daemon would stay. */
 export function endWith(subject: Subject): void {
@@ -37,6 +38,7 @@ export async function conformance(name: SubjectName): Promise<void> {
     publish(subject);
     limits(subject);
     honesty(subject);
+    volumes(subject);
     oracle(subject);
     network(subject);
     survival(subject);

@@ -89,6 +89,7 @@ test('released migrations are never edited', () => {
     '5ea6b3ccd241ab27',
     '8a1db62ff1cd72a9',
     '9c31b07fd6d855d1',
+    'ec947faa2ee00a40',
   ]);
 });
 

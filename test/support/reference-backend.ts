@@ -6,6 +6,7 @@ import * as fs from 'node:fs/promises';
 import { createServer, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
 import type { Backend, BootFiles, SandboxPlan } from '../../src/backends/backend.ts';
+import { mendVolume } from '../../src/backends/disk.ts';
 import type { Parts } from '../../src/daemon/daemon.ts';
 import { newId } from '../../src/domain/ids.ts';
 import type { Image } from '../../src/domain/image.ts';
@@ -95,6 +96,7 @@ export function newReferenceBackend({ host, before = () => {} }: ReferenceOption
           fork: false,
           diskSnapshot: false,
           hostDirectories: true,
+          volumes: true,
           limits: { cpu: 'host-process', memory: 'host-process', disk: 'host-process', processes: 'no' },
           changes: { cpus: 'live', memory: 'live', disk: 'next-start', processes: 'live', network: 'no' },
           networks: ['none'],
@@ -123,13 +125,23 @@ export function newReferenceBackend({ host, before = () => {} }: ReferenceOption
       await host.appendFile(op, join(plan.logDir, 'boot.log'), new TextEncoder().encode(`booting ${plan.id}\n`));
       await listen(plan);
       const root = rootOf(plan);
-      const { mounts = [] } = plan;
-      for (const { target } of mounts) await host.makeDir(op, join(root, target), 0o755);
-      const shown = mounts.map(
-        (mount, at) =>
-          `mount --rbind "$${2 * at + 3}" "$${2 * at + 4}" &&${mount.readOnly ? ` mount -o remount,bind,ro "$${2 * at + 4}" &&` : ''} `,
-      );
-      const script = `${shown.join('')}busybox ip link set lo up && mount --rbind /dev "$1/dev" && mount -t proc proc "$1/proc" && exec "$2" --root "$1" --connect /run/agent.sock`;
+      const { mounts = [], volumes = [] } = plan;
+      for (const { path, target, readOnly } of volumes) if (!readOnly) await mendVolume(op, host, path, target);
+      for (const { target } of [...mounts, ...volumes]) await host.makeDir(op, join(root, target), 0o755);
+      const shown = [
+        ...mounts.map(({ source, target, readOnly }) => ({ source, target, how: '--rbind', readOnly })),
+        ...volumes.map(({ path, target, readOnly }) => ({
+          source: path,
+          target,
+          how: readOnly ? '-o loop,ro,noload' : '-o loop',
+          readOnly,
+        })),
+      ];
+      const mounting = shown.map(({ how, readOnly }, at) => {
+        const [source, target] = [`"$${2 * at + 3}"`, `"$${2 * at + 4}"`];
+        return `mount ${how} ${source} ${target} && ${readOnly ? `mount -o remount,bind,ro ${target} && ` : ''}`;
+      });
+      const script = `${mounting.join('')}busybox ip link set lo up && mount --rbind /dev "$1/dev" && mount -t proc proc "$1/proc" && exec "$2" --root "$1" --connect /run/agent.sock`;
       const program = [
         '/usr/bin/unshare',
         '--mount',
@@ -145,7 +157,7 @@ export function newReferenceBackend({ host, before = () => {} }: ReferenceOption
         'sandbox',
         root,
         join(BIN, 'hutch-agent'),
-        ...mounts.flatMap(({ source, target }) => [source, join(root, target)]),
+        ...shown.flatMap(({ source, target }) => [source, join(root, target)]),
       ];
       const { child } = await startShim(op, host, join(BIN, 'hutch-shim'), {
         dir: plan.runDir,

@@ -8,6 +8,7 @@ use crate::jobs::Ticket;
 use crate::netlink::{parse_address, parse_mac};
 use crate::root::Disk;
 use crate::settings::DEFAULT_PATH;
+use crate::volumes::Volume;
 use crate::wire::fields::{Fields, bytes_of};
 use crate::wire::value::Value;
 use std::net::IpAddr;
@@ -19,6 +20,7 @@ const NAME_CHARS_MAX: usize = 64;
 const DNS_MAX: usize = 8;
 const HOSTS_MAX: usize = 256;
 const PIDS_MAX: u64 = 1 << 22;
+const VOLUMES_MAX: usize = 16;
 
 fn name_like(text: &str) -> bool {
     (1..=253).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
@@ -40,6 +42,21 @@ fn parse_network(p: Fields<'_>) -> Result<Network, Fault> {
         dns,
         mtu: p.opt_in("mtu", 68, 65_535)?.and_then(|mtu| u32::try_from(mtu).ok()),
         up: p.bool_or("up", true)?,
+    })
+}
+
+fn parse_volume(volume: &Value) -> Result<Volume, Fault> {
+    let Value::Map(_) = volume else { return Err(Fault::invalid_argument("volumes must be maps")) };
+    let p = Fields(volume);
+    let name = p.str("device")?.strip_prefix("/dev/").filter(|name| name_like(name));
+    let target = p.str("target")?;
+    if !target.starts_with('/') || target.split('/').any(|part| part == "..") {
+        return Err(Fault::invalid_argument("volumes.target must be an absolute path without .."));
+    }
+    Ok(Volume {
+        name: name.ok_or_else(|| Fault::invalid_argument("volumes.device must lie in /dev"))?.to_owned(),
+        target: target.to_owned(),
+        read_only: p.bool_or("readOnly", false)?,
     })
 }
 
@@ -71,6 +88,13 @@ fn parse_identity(p: Fields<'_>) -> Result<Identity, Fault> {
         }
         Some(_) => return Err(Fault::invalid_argument("disk.mount must be \"overlay\"")),
     };
+    let mut volumes = Vec::new();
+    for volume in p.opt_array("volumes")?.unwrap_or_default() {
+        volumes.push(parse_volume(volume)?);
+        if volumes.len() > VOLUMES_MAX {
+            return Err(Fault::invalid_argument(format!("volumes must be at most {VOLUMES_MAX}")));
+        }
+    }
     let timezone = p.opt_str("timezone")?;
     if timezone.is_some_and(|zone| zone.starts_with('/') || zone.split('/').any(|part| part.is_empty() || part == "..")) {
         return Err(Fault::invalid_argument("timezone must be a name like Europe/Berlin"));
@@ -95,6 +119,7 @@ fn parse_identity(p: Fields<'_>) -> Result<Identity, Fault> {
         entropy,
         network: p.opt_fields("network")?.map(parse_network).transpose()?,
         disk,
+        volumes,
         timezone: timezone.map(str::to_owned),
         pids: p.opt_in("pids", 1, PIDS_MAX)?,
         hosts,
@@ -174,6 +199,7 @@ impl Agent {
         let outcome: Outcome = result.map(|applied| {
             self.settings = settings;
             self.make_working_directory();
+            self.machine.volumes = applied.before.volumes.iter().map(|volume| volume.target.clone()).collect();
             self.before = applied.before;
             if let Some(layer) = applied.layer {
                 self.machine.adopt(device, layer);

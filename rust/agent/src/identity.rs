@@ -9,6 +9,7 @@ use crate::jobs::lock;
 use crate::machine::Nic;
 use crate::netlink::Batch;
 use crate::root::{Assembly, Disk, grow};
+use crate::volumes::{Volume, attach};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::time::{ClockId, Timespec, clock_settime};
@@ -36,6 +37,7 @@ pub struct Identity {
     pub entropy: Vec<u8>,
     pub network: Option<Network>,
     pub disk: Option<Disk>,
+    pub volumes: Vec<Volume>,
     pub timezone: Option<String>,
     /// Most processes and threads at once; None: nobody bounds them here.
     pub pids: Option<u64>,
@@ -48,6 +50,7 @@ pub struct Identity {
 pub struct Before {
     pub network: Option<Network>,
     pub disk: Option<Disk>,
+    pub volumes: Vec<Volume>,
     pub timezone: Option<String>,
     pub pids: Option<u64>,
 }
@@ -110,6 +113,13 @@ pub fn apply(identity: &Identity, scene: Scene) -> Result<Applied, Fault> {
             (None, ..) => {}
         }
         applied.before.disk.clone_from(&identity.disk);
+        for volume in &identity.volumes {
+            if !applied.before.volumes.contains(volume) {
+                let devices = scene.devices.as_ref().ok_or_else(|| Fault::internal("the devices are out of reach"))?;
+                attach(volume, devices)?;
+                applied.before.volumes.push(volume.clone());
+            }
+        }
         match (&identity.network, &scene.nic) {
             (None, _) => {}
             (Some(_), None) => warn("network: there is no network device", Err(Errno::NODEV)),

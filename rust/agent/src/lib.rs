@@ -37,4 +37,5 @@ pub mod stream;
 pub mod tar;
 pub mod timers;
 pub mod users;
+pub mod volumes;
 pub mod wire;

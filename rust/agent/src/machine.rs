@@ -24,6 +24,8 @@ const MODULES: &str = "/lib/modules";
 pub struct Machine {
     /// A directory of the private layer: for `sync` and for its size.
     pub disk: Option<OwnedFd>,
+    /// Where volumes are mounted.
+    pub volumes: Vec<String>,
     pub nic: Option<Nic>,
     pub resets: Option<Resets>,
     /// The device of the private layer that is the root now; empty: one in memory.
@@ -244,6 +246,12 @@ impl Machine {
     /// Writes everything, makes the private layer clean, and ends the machine.
     pub fn power_off(&self) {
         rustix::fs::sync();
+        // As with the private layer: the next mount has nothing to replay.
+        for target in &self.volumes {
+            if let Err(errno) = rustix::mount::mount_remount(target.as_str(), MountFlags::RDONLY, c"") {
+                say(&format!("the volume at {target} stays writable to the end: {}", describe(errno)));
+            }
+        }
         if let Some(disk) = &self.disk
             && fchdir(disk).is_ok()
         {

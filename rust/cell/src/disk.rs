@@ -1,5 +1,6 @@
 //! The private layer in a file of its own size: an ext4, mounted through a loop device that goes with the
 //! mount, which goes with the last process. It is full when it is full, whatever the host has left.
+use crate::options::Access;
 use crate::sys;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -17,13 +18,22 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 pub fn open(file: &Path, at: &Path, directories: [(&Path, u32); 2]) -> Result<(), String> {
     let to = |what: &str, error: io::Error| format!("cannot {what} {}: {error}", file.display());
-    await_unused(file).map_err(|error| to("use", error))?;
-    let (path, device) = attach(file).map_err(|error| to("attach a loop device to", error))?;
-    sys::mount_ext4(&path, at).map_err(|error| to("mount", error))?;
-    drop(device); // from here on the mount holds it
+    mount(file, at, Access::ReadWrite)?;
     for (directory, mode) in directories {
         make(directory, mode).map_err(|error| to("make the layer in", error))?;
     }
+    Ok(())
+}
+
+/// Who writes has it alone; several may read it.
+pub fn mount(file: &Path, at: &Path, access: Access) -> Result<(), String> {
+    let to = |what: &str, error: io::Error| format!("cannot {what} {}: {error}", file.display());
+    if access == Access::ReadWrite {
+        await_unused(file).map_err(|error| to("use", error))?;
+    }
+    let (path, device) = attach(file, access).map_err(|error| to("attach a loop device to", error))?;
+    sys::mount_ext4(&path, at, access).map_err(|error| to("mount", error))?;
+    drop(device); // from here on the mount holds it
     Ok(())
 }
 
@@ -60,14 +70,15 @@ fn is_attached(devices: &Path, file: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-fn attach(file: &Path) -> io::Result<(PathBuf, File)> {
+fn attach(file: &Path, access: Access) -> io::Result<(PathBuf, File)> {
     let open = |path: &Path| OpenOptions::new().read(true).write(true).open(path);
-    let (control, backing) = (open(Path::new("/dev/loop-control"))?, open(file)?);
+    let backing = OpenOptions::new().read(true).write(access == Access::ReadWrite).open(file)?;
+    let control = open(Path::new("/dev/loop-control"))?;
     let mut last = io::Error::from(ErrorKind::ResourceBusy);
     for _ in 0..ATTEMPTS {
         let path = PathBuf::from(format!("/dev/loop{}", sys::free_loop(control.as_raw_fd())?));
         let device = open(&path)?;
-        match sys::attach_loop(device.as_raw_fd(), backing.as_raw_fd()) {
+        match sys::attach_loop(device.as_raw_fd(), backing.as_raw_fd(), access) {
             Ok(()) => return Ok((path, device)),
             Err(error) if error.kind() == ErrorKind::ResourceBusy => last = error, // somebody was faster
             Err(error) => return Err(error),

@@ -7,7 +7,7 @@
 //! hutch-cell --as-root UIDS GIDS -- PROGRAM ARG...
 //! hutch-cell --as-root-of PID -- PROGRAM ARG...
 //! hutch-cell --lower DIR [--over DIR] --upper DIR --work DIR --root DIR [--disk FILE --disk-at DIR] [--link DIR [--show FILE]...]
-//!            [--uids UIDS --gids GIDS]
+//!            [--volume FILE --volume-at DIR]... [--volume-ro FILE --volume-at DIR]... [--uids UIDS --gids GIDS]
 //!            [--net FILE --address A.B.C.D/PREFIX --gateway A.B.C.D --mac XX:… --mtu N --uid N --gid N]
 //!            -- PROGRAM ARG...
 //! ```
@@ -17,6 +17,8 @@
 //!
 //! Who is not root names users of their own, UIDS and GIDS as `FIRST:COUNT` (subuid(5)): then everything happens in a user
 //! namespace of which they are root. `--as-root` does nothing but that; `--as-root-of` enters the namespace that PID is in.
+//!
+//! Each volume is an ext4 in a file too, mounted where its `--volume-at` says, with `--volume-ro` only to be read.
 //!
 //! With `--disk`, an ext4 in a file, that is mounted at `--disk-at` first: `--upper` and `--work` lie in it and are made if
 //! they are missing. At `--root` lies the overlay of the others, seen by PROGRAM and its children alone. Each FILE of
@@ -85,6 +87,9 @@ fn enter(options: &Options) -> Result<(), String> {
     sys::own_mounts().map_err(|error| format!("cannot make a mount namespace: {error}"))?;
     if let Some((file, at)) = &options.disk {
         disk::open(file, at, [(&options.upper, 0o755), (&options.work, 0o700)])?;
+    }
+    for volume in &options.volumes {
+        disk::mount(&volume.file, &volume.at, volume.access)?;
     }
     ahead::place(&options.lower, &options.upper, options.net.is_some())
         .map_err(|error| format!("cannot prepare /etc in {}: {error}", options.upper.display()))?;

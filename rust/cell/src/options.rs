@@ -17,10 +17,25 @@ pub struct Options {
     pub root: PathBuf,
     /// The file with the private layer, and where it is mounted.
     pub disk: Option<(PathBuf, PathBuf)>,
+    /// Files with an ext4 each, where each is mounted, and whether it may be written.
+    pub volumes: Vec<Volume>,
     /// Files of the host, and where each is seen.
     pub shown: Vec<(PathBuf, PathBuf)>,
     pub net: Option<Net>,
     pub argv: Vec<CString>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct Volume {
+    pub file: PathBuf,
+    pub at: PathBuf,
+    pub access: Access,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    ReadWrite,
+    ReadOnly,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -74,13 +89,14 @@ pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Options, String
         work: directory(&found, "--work")?,
         root: directory(&found, "--root")?,
         disk: if is_given("--disk") { Some((directory(&found, "--disk")?, directory(&found, "--disk-at")?)) } else { None },
+        volumes: volumes(&found)?,
         shown: shown(&found)?,
         net,
         argv,
     })
 }
 
-const NAMES: [&str; 18] = [
+const NAMES: [&str; 21] = [
     "--uids",
     "--gids",
     "--lower",
@@ -90,6 +106,9 @@ const NAMES: [&str; 18] = [
     "--root",
     "--disk",
     "--disk-at",
+    "--volume",
+    "--volume-ro",
+    "--volume-at",
     "--link",
     "--show",
     "--net",
@@ -116,6 +135,28 @@ fn parse_users(found: &Found) -> Result<Users, String> {
 fn directory(found: &Found, name: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(value(found, name)?);
     if path.is_absolute() { Ok(path) } else { Err(format!("{name} needs an absolute path")) }
+}
+
+/// Each `--volume` or `--volume-ro` is followed by its `--volume-at`.
+fn volumes(found: &Found) -> Result<Vec<Volume>, String> {
+    let mut volumes = Vec::new();
+    let mut waiting: Option<(PathBuf, Access)> = None;
+    for (name, value) in found.iter().filter(|(name, _)| name.starts_with("--volume")) {
+        let path = PathBuf::from(value);
+        if !path.is_absolute() {
+            return Err(format!("{name} needs an absolute path"));
+        }
+        waiting = match (name.as_str(), waiting) {
+            ("--volume", None) => Some((path, Access::ReadWrite)),
+            ("--volume-ro", None) => Some((path, Access::ReadOnly)),
+            ("--volume-at", Some((file, access))) => {
+                volumes.push(Volume { file, at: path, access });
+                None
+            }
+            _ => return Err("each volume needs one --volume-at behind it".into()),
+        };
+    }
+    if waiting.is_some() { Err("each volume needs one --volume-at behind it".into()) } else { Ok(volumes) }
 }
 
 fn shown(found: &Found) -> Result<Vec<(PathBuf, PathBuf)>, String> {
@@ -197,6 +238,13 @@ mod tests {
     }
 
     #[test]
+    fn volumes_have_a_place_each_and_may_be_read_only() {
+        let options = parsed(&format!("{ROOT} --volume /a --volume-at /b --volume-ro /c --volume-at /d -- true")).unwrap();
+        let volume = |file: &str, at: &str, access| Volume { file: file.into(), at: at.into(), access };
+        assert_eq!(options.volumes, [volume("/a", "/b", Access::ReadWrite), volume("/c", "/d", Access::ReadOnly)]);
+    }
+
+    #[test]
     fn what_is_not_understood_is_refused() {
         assert!(parsed(&format!("{ROOT} -- true")).is_ok());
         for line in [
@@ -213,6 +261,10 @@ mod tests {
             "--lower".to_owned(),
             format!("{ROOT} --disk /a -- true"),
             format!("{ROOT} --disk a --disk-at /b -- true"),
+            format!("{ROOT} --volume /a -- true"),
+            format!("{ROOT} --volume-at /a -- true"),
+            format!("{ROOT} --volume /a --volume /b --volume-at /c -- true"),
+            format!("{ROOT} --volume a --volume-at /c -- true"),
             format!("{ROOT} --over a -- true"),
             format!("{ROOT} --uids 1:2 -- true"),
             format!("{ROOT} --uids 1 --gids 1:2 -- true"),

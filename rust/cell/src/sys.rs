@@ -1,5 +1,6 @@
 //! The system calls that std lacks: all of this program's `unsafe`. It has one thread until its bridge,
 //! a process of its own, starts another.
+use crate::options::Access;
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
@@ -15,6 +16,7 @@ const LOOPBACK: &[u8] = b"lo";
 
 const LOOP_CTL_GET_FREE: u32 = 0x4c82;
 const LOOP_CONFIGURE: u32 = 0x4c0a;
+const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
 const LO_FLAGS_DIRECT_IO: u32 = 16;
 /// Of `struct loop_config` in linux/loop.h, as is the place of `info.lo_flags` in it, counted from `info`.
@@ -86,12 +88,13 @@ pub fn free_loop(control: RawFd) -> io::Result<i32> {
 }
 
 /// The device shows the file until nobody has the device open or mounted any more.
-pub fn attach_loop(device: RawFd, file: RawFd) -> io::Result<()> {
+pub fn attach_loop(device: RawFd, file: RawFd, access: Access) -> io::Result<()> {
+    let read_only = if access == Access::ReadOnly { LO_FLAGS_READ_ONLY } else { 0 };
     let config = LoopConfig {
         fd: u32::try_from(file).map_err(io::Error::other)?,
         block_size: 0,
         before_flags: [0; LOOP_FLAGS_AT],
-        flags: LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO,
+        flags: LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO | read_only,
         after_flags: [0; LOOP_CONFIG_BYTES - 12 - LOOP_FLAGS_AT],
     };
     // SAFETY: the request reads one `loop_config`, which this is, byte for byte.
@@ -99,11 +102,15 @@ pub fn attach_loop(device: RawFd, file: RawFd) -> io::Result<()> {
 }
 
 /// What is on it runs and opens nothing on the host: only the runtime looks at it.
-pub fn mount_ext4(device: &Path, at: &Path) -> io::Result<()> {
+pub fn mount_ext4(device: &Path, at: &Path, access: Access) -> io::Result<()> {
     let (device, at) = (c_path(device)?, c_path(at)?);
-    let flags = libc::MS_NOSUID | libc::MS_NODEV;
-    // Inode tables that were never used need not be written; what is free again goes back to the host.
-    let options = c"noinit_itable,discard";
+    // Inode tables that were never used need not be written; what is free again goes back to the host. Of one that is only read
+    // nothing is written either: a journal that has something in it stays as it is.
+    let (read_only, options) = match access {
+        Access::ReadWrite => (0, c"noinit_itable,discard"),
+        Access::ReadOnly => (libc::MS_RDONLY, c"noload"),
+    };
+    let flags = libc::MS_NOSUID | libc::MS_NODEV | read_only;
     // SAFETY: all are C strings that live until the call returns.
     check(unsafe { libc::mount(device.as_ptr(), at.as_ptr(), c"ext4".as_ptr(), flags, options.as_ptr().cast()) }).map(drop)
 }

@@ -52,6 +52,7 @@ function capabilities(
     diskSnapshot: true,
     // One elsewhere has another machine's.
     hostDirectories: endpoint.kind === 'unix',
+    volumes: false,
     limits: { cpu: held(answer.CpuCfsQuota), memory: held(answer.MemoryLimit), disk: 'no', processes: held(answer.PidsLimit) },
     // A container's network is chosen when it is made, and its disk has no size.
     changes: { cpus: 'live', memory: 'live', disk: 'no', processes: 'live', network: 'no' },

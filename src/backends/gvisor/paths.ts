@@ -23,6 +23,8 @@ export const takenUpDir = (dirs: Pick<Dirs, 'dataDir'>): string => join(dirs.dat
 export const rootDir = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir, 'root');
 /** As with the root: the disk with the private layer is mounted there. */
 export const diskMountDir = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir, 'disk');
+/** As with the root: volumes are mounted there, each in a directory of its own. */
+export const volumesDir = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir, 'volumes');
 /** As with the root: the network namespace is bound to it there. */
 export const netnsPath = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir, 'netns');
 export const stateDir = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir, 'runsc');

@@ -66,6 +66,8 @@ function capabilities(
     fork: isRoot && whyUnbounded === null,
     diskSnapshot: false,
     hostDirectories: true,
+    // Mounted as a layer is.
+    volumes: whyUnbounded === null,
     limits: {
       cpu: limited ? 'enforced' : 'no',
       // The kernel counts the runtime's own memory and threads with the sandbox's, and ends all of it.

@@ -11,6 +11,7 @@ import type { GuestAddress, Link, NetworkPlan } from '../../network/network.ts';
 import type { AgentDoors } from '../agent-door.ts';
 import type { SandboxPlan, Started } from '../backend.ts';
 import { describe, tailOf } from '../dead.ts';
+import { mendVolume, requireClosed } from '../disk.ts';
 import { allOf } from '../wait.ts';
 import { bundleConfig } from './bundle.ts';
 import type { Cgroups } from './cgroup.ts';
@@ -29,6 +30,7 @@ import {
   runtimeLogPath,
   stateDir,
   takenUpDir,
+  volumesDir,
 } from './paths.ts';
 import type { Platform } from './platform.ts';
 import type { Processes } from './process.ts';
@@ -117,7 +119,10 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
         agent: basename(config.agentPath),
         agentSocket: AGENT_SOCKET,
         cgroupsPath,
-        mounts: plan.mounts ?? [],
+        mounts: [
+          ...(plan.mounts ?? []),
+          ...(plan.volumes ?? []).map(({ target, readOnly }, at) => ({ source: volumeDir(plan, at), target, readOnly })),
+        ],
         netnsPath: guest === null ? null : netnsPath(plan),
       }),
     ),
@@ -140,7 +145,7 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
     ...(link.kind === 'passt' ? { also: [[...link.argv, ...asUser(plan)]], pair: 'shared' as const } : { also: [] }),
     argv: [
       config.cellPath,
-      ...cellArgs(plan, [...groundArgs(input), ...layer], lent, guest),
+      ...cellArgs(plan, [...groundArgs(input), ...layer, ...(await volumeArgs(op, host, plan))], lent, guest),
       '--',
       ...runtimeArgs(plan, input, cgroupsPath, guest, from),
     ],
@@ -216,6 +221,21 @@ async function makePlaces(op: Operation, { host }: GvisorConfig, plan: SandboxPl
   await host.appendFile(op, passtLogPath(plan), new Uint8Array());
   await host.chown(op, passtLogPath(plan), plan.runAs.uid, 0);
   await host.chmod(op, passtLogPath(plan), 0o660);
+}
+
+function volumeDir(plan: SandboxPlan, at: number): string {
+  return join(volumesDir(plan), `${at}`);
+}
+
+/** Whole, and as large as it is to be, before this machine's kernel has it. */
+async function volumeArgs(op: Operation, host: Host, plan: SandboxPlan): Promise<LayerArgs> {
+  const args: string[] = [];
+  for (const [at, { path, readOnly, target }] of (plan.volumes ?? []).entries()) {
+    await host.makeDir(op, volumeDir(plan, at), 0o700);
+    await (readOnly ? requireClosed : mendVolume)(op, host, path, target);
+    args.push(readOnly ? '--volume-ro' : '--volume', path, '--volume-at', volumeDir(plan, at));
+  }
+  return args;
 }
 
 /** What lies under the private layer. */

@@ -24,7 +24,7 @@ import { createSandbox } from './create.ts';
 import { chooseDisks } from './drives.ts';
 import { type Emulator, EmulatorFinder } from './emulator.ts';
 import { findLeaks } from './leaks.ts';
-import { NIC_ID } from './machine.ts';
+import { NIC_ID, volumePlaces } from './machine.ts';
 import { withPanic } from './panic.ts';
 import { agentSocketPath, diskPath, freshMarkPath, qmpSocketPath, scratchDiskPath } from './paths.ts';
 import { probeMachine } from './probe.ts';
@@ -73,7 +73,7 @@ export function newQemuBackend(config: QemuConfig): Backend {
 
   const bundles = new Bundles(config);
 
-  type Shaped = Pick<SandboxPlan, 'shape' | 'boot'>;
+  type Shaped = Pick<SandboxPlan, 'shape' | 'boot' | 'volumes'> & { readonly volumeCount?: number };
   type Taken = Pick<StartInput, 'emulator' | 'machine' | 'fingerprint'> & { readonly template: Template };
 
   const recipeOf = async (op: Operation, plan: Shaped) => {
@@ -81,7 +81,9 @@ export function newQemuBackend(config: QemuConfig): Backend {
     cpu ??= await readHostCpu(op, host);
     const { acceleration } = await accelerated(op, emulator);
     const diskBytes = (config.templateDiskMiB ?? TEMPLATE_DISK_MIB) * 1024 * 1024;
-    return { emulator, recipe: templateRecipe(plan.shape, machineFiles(op, plan.boot), emulator.version, acceleration, cpu, diskBytes) };
+    const volumes = volumePlaces(plan.volumeCount ?? plan.volumes?.length ?? 0);
+    const boot = machineFiles(op, plan.boot);
+    return { emulator, recipe: templateRecipe(plan.shape, boot, emulator.version, acceleration, cpu, diskBytes, volumes) };
   };
 
   const take = async (op: Operation, plan: Shaped): Promise<Taken> => {

@@ -68,6 +68,7 @@ async function attemptBuild(
     memoryPath: null,
     imagePath: recipe.boot.imagePath,
     disks: { vdb, vdc: null },
+    volumes: [],
   };
   const { kernelPath, initramfsPath } = recipe.boot;
   const role = { kind: 'boot', kernelPath, initramfsPath, commandLine: recipe.commandLine } as const;

@@ -10,6 +10,8 @@ export type MachineShape = {
   readonly acceleration: Acceleration;
   readonly cpus: number;
   readonly memoryMiB: number;
+  /** Places for volumes; a machine without has none, so that its template stays what it was. */
+  readonly volumes: number;
 };
 
 export type MachineFiles = {
@@ -17,7 +19,10 @@ export type MachineFiles = {
   readonly memoryPath: string | null;
   readonly imagePath: string;
   readonly disks: Disks;
+  readonly volumes: readonly VolumeDrive[];
 };
+
+export type VolumeDrive = { readonly path: string; readonly readOnly: boolean };
 
 /**
  * `vdb` was mounted when the template was saved, so it is always the template's disk as it was then, or
@@ -62,6 +67,13 @@ const EMPTY_DISK = { driver: 'null-co', size: 1024 * 1024, 'read-zeroes': true }
 export const AGENT_PORT = 'hutch.agent.0';
 export const NIC_ID = 'nic0';
 export const DISK_NODES = ['vdb', 'vdc'] as const;
+/** As many as a machine has places for; what is not taken of them is empty. */
+export const VOLUME_NODES = ['vdd', 'vde', 'vdf', 'vdg'] as const;
+
+/** Few kinds of machines: each has a template. */
+export function volumePlaces(count: number): number {
+  return count <= 1 ? count : VOLUME_NODES.length;
+}
 
 export function machineArgs(shape: MachineShape, files: MachineFiles, wire: Wire, role: Role): string[] {
   const memory = {
@@ -101,6 +113,7 @@ export function machineArgs(shape: MachineShape, files: MachineFiles, wire: Wire
       // By default QEMU freezes a machine whose disk has no room on the host, for good and without a word.
       return ['-blockdev', JSON.stringify(drive), '-device', `virtio-blk-device,drive=${node},write-cache=on,werror=report`];
     }),
+    ...VOLUME_NODES.slice(0, shape.volumes).flatMap((node, at) => volumeArgs(node, files.volumes[at])),
     ...['-device', 'virtio-serial-device,max_ports=2'],
     ...['-chardev', `socket,id=agent,server=on,wait=off,path=${SOCKETS.agent}`],
     ...['-device', `virtserialport,chardev=agent,nr=1,name=${AGENT_PORT}`],
@@ -108,6 +121,18 @@ export function machineArgs(shape: MachineShape, files: MachineFiles, wire: Wire
     ...['-chardev', `socket,id=qmp,server=on,wait=off,path=${SOCKETS.qmp}`, '-mon', 'chardev=qmp,mode=control'],
     ...['-S', ...roleArgs(role)],
   ];
+}
+
+function volumeArgs(node: string, volume: VolumeDrive | undefined): string[] {
+  const drive =
+    volume === undefined
+      ? { driver: 'raw', 'node-name': node, file: EMPTY_DISK }
+      : {
+          ...{ driver: 'raw', 'node-name': node, 'read-only': volume.readOnly },
+          ...(volume.readOnly ? {} : { discard: 'unmap', 'detect-zeroes': 'unmap' }),
+          file: { driver: 'file', filename: volume.path },
+        };
+  return ['-blockdev', JSON.stringify(drive), '-device', `virtio-blk-device,drive=${node},write-cache=on,werror=report`];
 }
 
 /**

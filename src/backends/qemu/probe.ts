@@ -56,6 +56,7 @@ function capabilities(
     fork: imprintPath !== undefined && readonlyLibraryPath !== undefined,
     diskSnapshot: false,
     hostDirectories: false,
+    volumes: true,
     // By the machine itself: a guest has these processors, this memory and this disk, and its processes are its own.
     limits: { cpu: 'enforced', memory: 'enforced', disk: 'enforced', processes: 'enforced' },
     // The machine type has no hot plug.

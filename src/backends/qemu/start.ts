@@ -4,8 +4,9 @@ import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import type { Operation } from '../../host/operation.ts';
 import type { Link, SeenRules } from '../../network/network.ts';
-import { machineFiles, type SandboxPlan, type Started } from '../backend.ts';
+import { type GuestVolume, machineFiles, type SandboxPlan, type Started, type VolumePlan } from '../backend.ts';
 import { describe, tailOf } from '../dead.ts';
+import { requireClosed } from '../disk.ts';
 import { allOf } from '../wait.ts';
 import { kvmOwner } from './acceleration.ts';
 import { BASE, type Fingerprint } from './bundle.ts';
@@ -14,7 +15,7 @@ import { type Owner, type QemuConfig, QMP_READY_MS, RELEASE_MS } from './config.
 import { dialVmm, dialWhenThere, IGNORE_SHARED, migrated } from './control.ts';
 import type { ChosenDisks } from './drives.ts';
 import type { Emulator } from './emulator.ts';
-import { type MachineShape, machineArgs, NIC_ID, type Wire } from './machine.ts';
+import { type MachineShape, machineArgs, NIC_ID, VOLUME_NODES, type VolumeDrive, type Wire } from './machine.ts';
 import { startMark } from './panic.ts';
 import { bootLogPath, diskPath, incomingSocketPath, qmpSocketPath, SOCKETS, scratchDiskPath, socketDir, vmmLogPath } from './paths.ts';
 import { openQmp, type Qmp } from './qmp.ts';
@@ -86,6 +87,7 @@ export async function startSandbox(
     memoryPath: join(memoryDir, BASE),
     imagePath: machineFiles(op, plan.boot).imagePath,
     disks: disks.drives,
+    volumes: await openVolumes(op, config, plan),
   };
   const { evidence, rulesGeneration } = await startVmm(op, host, config.shimPath, {
     runDir: plan.runDir,
@@ -117,6 +119,7 @@ export async function startSandbox(
   return {
     evidence,
     ...given,
+    ...(plan.volumes === undefined ? {} : { volumes: plan.volumes.map(asGuestSees) }),
     stagesMs: stages.tookMs,
   };
 }
@@ -171,6 +174,20 @@ async function checkDisk(op: Operation, { host }: QemuConfig, plan: SandboxPlan)
   // Its user may be another than at its last start.
   if (runAs !== null && disk.uid !== runAs.uid) await host.chown(op, diskPath(plan), runAs.uid, runAs.gid);
   return disk.sizeBytes;
+}
+
+/** They are this sandbox's alone while it runs: its user may open them, and nobody else's. */
+async function openVolumes(op: Operation, { host }: QemuConfig, { volumes = [], runAs }: SandboxPlan): Promise<readonly VolumeDrive[]> {
+  for (const { path, target, readOnly } of volumes) {
+    if ((await host.stat(op, path))?.type !== 'file') throw op.error('failed_precondition', `the volume at ${target} is gone: ${path}`);
+    if (readOnly) await requireClosed(op, host, path, target);
+    if (runAs !== null) await host.chown(op, path, runAs.uid, runAs.gid);
+  }
+  return volumes.map(({ path, readOnly }) => ({ path, readOnly }));
+}
+
+function asGuestSees({ target, readOnly }: VolumePlan, at: number): GuestVolume {
+  return { device: `/dev/${VOLUME_NODES[at]}`, target, readOnly };
 }
 
 /** Empty directories for sockets and logs; what an earlier run left is removed. */

@@ -33,10 +33,11 @@ export function templateRecipe(
   acceleration: MachineShape['acceleration'],
   cpu: HostCpu,
   diskBytes: number,
+  volumes = 0,
 ): TemplateRecipe {
-  const machine = { acceleration, cpus: shape.cpus, memoryMiB: roundedMemoryMiB(shape.memoryMiB) };
+  const machine = { acceleration, cpus: shape.cpus, memoryMiB: roundedMemoryMiB(shape.memoryMiB), volumes };
   const commandLine = kernelCommandLine(acceleration, cpu.tscKhz);
-  const named = { memoryPath: null, imagePath: 'i', disks: { vdb: 'd', vdc: null } };
+  const named = { memoryPath: null, imagePath: 'i', disks: { vdb: 'd', vdc: null }, volumes: [] };
   const argv = machineArgs(machine, named, { kind: 'unconnected' }, { kind: 'boot', kernelPath: 'k', initramfsPath: 'r', commandLine });
   // Under software emulation the guest sees QEMU's processor, whatever the host's is.
   const seenCpu = acceleration === 'kvm' ? cpu.identity : '';

@@ -62,9 +62,10 @@ const CREATE: readonly Flag[] = [
   {
     name: 'volume',
     short: 'v',
-    value: 'HOST:GUEST[:ro]',
+    value: 'SOURCE:GUEST[:ro]',
     repeats: true,
-    about: 'Show a directory of this machine inside; with :ro nothing there can be written. Which may be: volumes.allow',
+    about:
+      'Show a directory of this machine (./DIR) or a volume (NAME) inside; with :ro nothing there can be written. Which directories may be: volumes.allow',
   },
   ...POLICIES,
   { name: 'no-net', about: 'No network' },

@@ -30,7 +30,8 @@ export const traceVerbs: readonly Verb[] = [
   },
   {
     name: 'ops',
-    group: 'Trace',
+    group: 'Machine',
+    under: 'daemon',
     summary: 'List operations, or cancel one',
     fallback: 'ls',
     subverbs: [

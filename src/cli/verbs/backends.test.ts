@@ -11,6 +11,7 @@ test('backends says for each what it can do, marks the default, and says NO wher
     fork: false,
     diskSnapshot: false,
     hostDirectories: true,
+    volumes: true,
     limits: { cpu: 'enforced', memory: 'host-process', disk: 'no', processes: 'enforced' },
     changes: { cpus: 'live', memory: 'next-start', disk: 'no', processes: 'live', network: 'next-start' },
     networks: ['none', 'allow'],

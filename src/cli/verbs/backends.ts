@@ -24,6 +24,7 @@ const ROWS: readonly (readonly [string, (can: Can) => string])[] = [
   ['fork', ({ fork }) => YES_NO(fork)],
   ['disk snapshot', ({ diskSnapshot }) => YES_NO(diskSnapshot)],
   ['host directories', ({ hostDirectories }) => YES_NO(hostDirectories)],
+  ['volumes', ({ volumes }) => YES_NO(volumes)],
   ['limit cpu', ({ limits }) => limits.cpu],
   ['limit memory', ({ limits }) => limits.memory],
   ['limit disk', ({ limits }) => limits.disk],

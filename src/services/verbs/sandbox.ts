@@ -88,10 +88,16 @@ const createInput = z
       .optional()
       .describe('TCP ports inside at which this machine answers, from each start on'),
     mounts: z
-      .array(z.strictObject({ source: path, target: path, readOnly: z.boolean().default(false) }))
+      .array(
+        z.strictObject({
+          source: path.describe('an absolute path of a directory of this machine, or a volume'),
+          target: path,
+          readOnly: z.boolean().default(false),
+        }),
+      )
       .max(MOUNTS_MAX)
       .optional()
-      .describe('directories of this machine that are seen inside; which may be: volumes.allow'),
+      .describe('directories of this machine and volumes that are seen inside; which directories may be: volumes.allow'),
     main: main.optional(),
     autoRemove: z.boolean().optional(),
     start: z.boolean().optional().describe('default true'),
