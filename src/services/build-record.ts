@@ -1,6 +1,6 @@
 // What is kept of a build, beside its log.
 import { z } from 'zod';
-import type { BuildId, ProjectId } from '../domain/ids.ts';
+import type { BuildId, OpId, ProjectId } from '../domain/ids.ts';
 
 const short = z.string().max(1024);
 export const buildRecord = z.object({
@@ -20,4 +20,8 @@ export const buildRecord = z.object({
   endedAtMs: z.int().nullable(),
   opId: short.nullable(),
 });
-export type BuildRecord = z.output<typeof buildRecord> & { readonly id: BuildId; readonly projectId: ProjectId };
+export type BuildRecord = z.output<typeof buildRecord> & {
+  readonly id: BuildId;
+  readonly projectId: ProjectId;
+  readonly opId: OpId | null;
+};

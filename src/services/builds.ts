@@ -58,6 +58,8 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
   const { host, store } = deps;
   const root = join(deps.places.dataDir, 'builds');
   const running = new Map<BuildId, Running>();
+  /** Records of builds that are over, which nothing changes any more: read once. */
+  const ended = new Map<BuildId, BuildRecord>();
   const locks = new Locks();
   let slots = BUILDS_AT_ONCE;
   const waiting: (() => void)[] = [];
@@ -75,14 +77,23 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
 
   async function write(op: Operation, record: BuildRecord): Promise<void> {
     await host.writeFileAtomic(op, recordPath(record.id), JSON.stringify(record), 0o600);
+    if (record.state !== 'running') ended.set(record.id, record);
   }
 
   async function read(op: Operation, id: BuildId): Promise<BuildRecord | null> {
-    const now = running.get(id);
-    if (now !== undefined) return now.record;
+    const known = running.get(id)?.record ?? ended.get(id);
+    if (known !== undefined) return known;
     if ((await host.stat(op, recordPath(id))) === null) return null;
     const parsed = buildRecord.safeParse(JSON.parse(Buffer.from(await host.readFile(op, recordPath(id), RECORD_BYTES_MAX)).toString()));
-    return parsed.success ? (parsed.data as BuildRecord) : null;
+    if (!parsed.success) return null;
+    const record = parsed.data as BuildRecord;
+    if (record.state !== 'running') ended.set(id, record);
+    return record;
+  }
+
+  async function remove(op: Operation, id: BuildId): Promise<void> {
+    await host.remove(op, dirOf(id));
+    ended.delete(id);
   }
 
   async function all(op: Operation): Promise<readonly BuildRecord[]> {
@@ -99,12 +110,12 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
 
   /** By id, or a unique prefix of it. */
   async function find({ op, caller }: Call, text: string): Promise<BuildRecord> {
+    const whole = isId('bld', text) ? await read(op, text) : null;
+    if (whole !== null && whole.projectId === caller.projectId) return whole;
     const own = (await all(op)).filter(({ projectId }) => projectId === caller.projectId);
-    const exact = own.find(({ id }) => id === text);
     const fitting = own.filter(({ id }) => id.startsWith(text) || (text.length >= 3 && id.slice(3).startsWith(text)));
     const [only] = fitting;
-    const found = exact ?? (fitting.length === 1 ? only : undefined);
-    if (found !== undefined) return found;
+    if (fitting.length === 1 && only !== undefined) return only;
     if (fitting.length > 1)
       throw op.error(
         'conflict',
@@ -153,7 +164,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
         image: null,
         createdAtMs: host.nowMs(),
         endedAtMs: null,
-        opId: null,
+        opId: core.operations.ownId(),
       },
     };
     await host.makeDir(op, dirOf(id), 0o700);
@@ -202,19 +213,18 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
 
   /** Goes on by itself, in an operation of its own. */
   function carryOut(caller: Caller, record: BuildRecord, work: Work): void {
-    const opId = core.operations.ownId();
+    const opId = record.opId ?? core.operations.ownId();
     void core.operations
       .run({ verb: 'daemon.build', caller, reads: false, opId }, async (call) => {
         const { op } = call;
         call.target(record.id);
         const log = new BuildLog(op, host, logPath(record.id));
-        const now: Running = { log, opId, record: { ...record, opId } };
+        const now: Running = { log, opId, record };
         running.set(record.id, now);
         await using _staged = work.staged;
         try {
           if (slots === 0) now.record = { ...now.record, step: 'waiting for builds before it' };
           using _turn = await turn(op);
-          await write(op, now.record);
           const image = await build(call, now, work);
           now.record = { ...now.record, state: 'done', image, step: null };
         } catch (error) {
@@ -366,8 +376,9 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
 
   /** The oldest that are over. */
   async function forgetOld(op: Operation): Promise<void> {
+    if ((await listOr(op, host, root)).length <= BUILDS_KEPT) return;
     const over = (await all(op)).filter(({ state }) => state !== 'running');
-    for (const { id } of over.slice(BUILDS_KEPT)) await host.remove(op, dirOf(id));
+    for (const { id } of over.slice(BUILDS_KEPT)) await remove(op, id);
   }
 
   return {
@@ -392,7 +403,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
       call.target(record.id);
       const now = running.get(record.id);
       if (now !== undefined) await core.operations.cancel(call.op, now.opId, 'its removal');
-      await host.remove(call.op, dirOf(record.id));
+      await remove(call.op, record.id);
       return { id: record.id };
     },
     async reconcile(op) {

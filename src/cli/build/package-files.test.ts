@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import { confidential, NO_PACKAGE_SETTINGS, withMirrors } from '../../domain/package-settings.ts';
-import { aptMirrors, aptSettings, isLoopback, npmSettings, pipSettings } from './package-files.ts';
+import { aptMirrors, aptSettings, isLoopback, npmSettings, pipSettings, plainApt } from './package-files.ts';
 
 test('of pip’s files only where packages come from is lent, and the later file comes before', () => {
   const first = `[global]
@@ -109,4 +109,20 @@ test('passwords and tokens are known by themselves, addresses as a whole', () =>
   ]);
   expect(credentials).toEqual(['me:s%40cret', 's%40cret', 's@cret', 'abcdef'].sort((a, b) => b.length - a.length));
   expect(confidential(NO_PACKAGE_SETTINGS)).toEqual({ addresses: [], credentials: [] });
+});
+
+test('plain files of apt are read as apt-config reads them, and others are left to it', () => {
+  const plain = '# proxy\nAcquire::http::Proxy "http://p:1/";\n\n  Acquire::Retries "3" ;\n// x\nAPT::Never-MarkAuto-Sections:: "x";\n';
+  expect(plainApt(plain)).toBe(
+    'Acquire::http::Proxy "http://p:1/";\nAcquire::Retries "3";\n'.concat('APT::Never-MarkAuto-Sections:: "x";\n'),
+  );
+  for (const more of [
+    'Acquire { http { Proxy "x"; }; };',
+    'Acquire::Retries 3;',
+    '#clear Acquire;',
+    '#include <x>',
+    'A "b"; C "d";',
+    '/* x */',
+  ])
+    expect(plainApt(`${plain}${more}\n`), more).toBeNull();
 });

@@ -112,6 +112,13 @@ export function aptSettings(dump: string): AptSettings {
   return { text: lines.join(''), certificates };
 }
 
+/** A file of apt in which each line is `Key "value";`, as `apt-config dump` says it; null: there is more in it. */
+export function plainApt(text: string): string | null {
+  const lines = text.split('\n').filter((line) => !/^\s*(?:(?:#(?!include|clear)|\/\/).*)?$/.test(line));
+  const read = lines.map((line) => /^\s*([\w-]+(?:::[\w.*-]*)*)\s+"([^"\\]*)"\s*;\s*$/.exec(line));
+  return read.includes(null) ? null : read.map((found) => `${found?.[1]} "${found?.[2]}";\n`).join('');
+}
+
 /** Where this machine's apt fetches its own distribution from, where that is not the distribution's own server. */
 export function aptMirrors(osRelease: string, sources: readonly string[]): readonly AptMirror[] {
   const field = (name: string) => new RegExp(`^${name}="?([^"\n]*)"?$`, 'm').exec(osRelease)?.[1] ?? '';

@@ -6,10 +6,12 @@ import { join } from 'node:path';
 import { rootCertificates } from 'node:tls';
 import { promisify } from 'node:util';
 import { type PackageSettings, SETTINGS_DIR } from '../../domain/package-settings.ts';
-import { aptMirrors, aptSettings, isLoopback, npmSettings, pipSettings } from './package-files.ts';
+import { aptMirrors, aptSettings, isLoopback, npmSettings, pipSettings, plainApt } from './package-files.ts';
 
 const FILE_BYTES_MAX = 4 * 1024 * 1024;
 const APT_CONFIG_MS = 5_000;
+/** A file of apt without one of these sets nothing that is lent. */
+const APT_WORDS = /(?<![\w-])(?:proxy|timeout|pipeline-depth|retries|check-valid-until|check-date|forceipv[46]|cainfo)\s*(?:::|"|\{)/i;
 
 export type Machine = {
   readonly env: Readonly<Record<string, string | undefined>>;
@@ -100,19 +102,27 @@ async function aptOf(machine: Machine) {
   const { root } = machine;
   const dir = join(root, 'etc/apt');
   if (!(await stat(dir).catch(() => null))?.isDirectory()) return { ...aptSettings(''), mirrors: [] };
-  const env = root === '/' ? machine.env : { ...machine.env, APT_CONFIG: undefined };
-  // It reads its own files better than anybody else; where apt is not, nothing of it can be set.
-  const dump = await promisify(execFile)('apt-config', ['-o', `Dir::Etc=${dir}`, 'dump', '--format', '%f "%v";%n', 'Acquire'], {
-    timeout: APT_CONFIG_MS,
-    env: { ...env } as NodeJS.ProcessEnv,
-  }).then(
-    ({ stdout }) => stdout,
-    () => '',
-  );
+  const dump = await aptDump(machine, dir);
   const parts = (await readdir(join(dir, 'sources.list.d')).catch(() => [])).filter((name) => /\.(list|sources)$/.test(name)).sort();
   const sources = await texts(machine, ['/etc/apt/sources.list', ...parts.map((name) => `/etc/apt/sources.list.d/${name}`)]);
   const [release = ''] = await texts(machine, ['/etc/os-release']);
   return { ...aptSettings(dump), mirrors: aptMirrors(release, sources) };
+}
+
+/** What apt is set to, a line for each. It says so itself, but takes longer for it than all else here: where its files are plain they are read. */
+async function aptDump({ env, root }: Machine, dir: string): Promise<string> {
+  const own = root === '/' ? env['APT_CONFIG'] : undefined;
+  const parts = (await readdir(join(dir, 'apt.conf.d')).catch(() => [])).sort().map((name) => `/etc/apt/apt.conf.d/${name}`);
+  const files = (await texts({ env, root }, [...(own === undefined ? [] : [own]), ...parts, '/etc/apt/apt.conf'])).filter((text) =>
+    APT_WORDS.test(text),
+  );
+  const plain = files.map(plainApt);
+  if (plain.every((text) => text !== null)) return plain.join('');
+  const { stdout } = await promisify(execFile)('apt-config', ['-o', `Dir::Etc=${dir}`, 'dump', '--format', '%f "%v";%n', 'Acquire'], {
+    timeout: APT_CONFIG_MS,
+    env: { ...env, APT_CONFIG: own } as NodeJS.ProcessEnv,
+  }).catch(() => ({ stdout: '' }));
+  return stdout;
 }
 
 /** Certificates as one file, where this machine trusts more than a machine does by itself; else ''. */

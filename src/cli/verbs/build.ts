@@ -52,7 +52,7 @@ export async function build(context: Context, args: Args): Promise<number> {
   const settings = args.has('no-package-settings') ? null : await ownSettings(context, args);
   const extra = { dockerfile, ignore, secrets: await secretsOf(context, args.values('secret')), settings };
   const { signal } = context.interrupts;
-  await ask(context, 'build.list', {}); // starts a daemon that does not run: a stream cannot be sent twice
+  await ask(context, 'daemon.version', {}); // starts a daemon that does not run: a stream cannot be sent twice
   context.progress.show({ step: 'sending the context', detail: place });
   const sent = new Sent(contextOf(source, extra, signal));
   const started = await context.client
