@@ -40,7 +40,16 @@ export function setVerb(core: Core, supervisor: Supervisor): Pick<Handlers, 'san
     const { live, waiting } = parted(sandbox, asked, changes);
     const shape = { ...spec.shape, ...live };
     const run = sandbox.state === 'running' && !sameShape(shape, spec.shape) ? core.runs.of(op, sandbox) : null;
-    if (run !== null) await run.backend.reshape?.(op, { ...run.plan, shape }, 'it runs');
+    /** On record it is as it was: so it is again. */
+    const revert = async (): Promise<void> => {
+      using late = op.releasing(REVERT_MS);
+      await run?.backend.reshape?.(late, run.plan, 'it runs');
+    };
+    await run?.backend.reshape?.(op, { ...run.plan, shape }, 'it runs').catch(async (error: unknown) => {
+      // One limit may hold already, and another not.
+      await revert().catch((cause: unknown) => op.log.warn({ sandbox: sandbox.id, cause }, 'a change that failed was not taken back'));
+      throw error;
+    });
     const nowMs = deps.host.nowMs();
     const deadlineAtMs = input.timeoutMs === undefined ? undefined : input.timeoutMs === null ? null : nowMs + input.timeoutMs;
     const event = {
@@ -51,9 +60,7 @@ export function setVerb(core: Core, supervisor: Supervisor): Pick<Handlers, 'san
       ...(deadlineAtMs === undefined ? {} : { deadlineAtMs }),
     } as const;
     const [after] = await call.commit([{ change: 'applyEvent', sandboxId: sandbox.id, event }]).catch(async (error: unknown) => {
-      // On record it is as it was: so it is again.
-      using late = op.releasing(REVERT_MS);
-      if (run !== null) await run.backend.reshape?.(late, run.plan, 'it runs');
+      await revert();
       throw error;
     });
     run?.reshape(shape);

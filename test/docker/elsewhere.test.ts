@@ -69,6 +69,41 @@ test('the agent is put in and speaks over the attached container: commands, file
   expect(await engine.containers()).toEqual([]);
 });
 
+test('a container that runs is changed at once; what does not fit is refused, and changes nothing', { timeout: 120_000 }, async () => {
+  const { daemon } = world;
+  const { id } = await daemon.call('sandbox.create', { cpus: 1, memoryMiB: 256 });
+  const holds = async () => {
+    const files = 'cpu/cpu.cfs_quota_us memory/memory.limit_in_bytes pids/pids.max cpu.max memory.max pids.max';
+    const { stdout } = await daemon.run(id, ['sh', '-c', `cd /sys/fs/cgroup; cat ${files} 2>/dev/null; true`]);
+    const [quota, memory, pids] = stdout.trim().split('\n');
+    return { cpus: Number(quota?.split(' ')[0]) / 100_000, memoryMiB: Number(memory) / 2 ** 20, pids: Number(pids) };
+  };
+  const { now, sandbox } = await daemon.call('sandbox.set', { ref: id, cpus: 2, memoryMiB: 320, pids: 100 });
+  expect(now).toEqual(['cpus', 'memoryMiB', 'pids']);
+  expect(sandbox.shape).toMatchObject({ cpus: 2, memoryMiB: 320, pids: 100 });
+  expect(await holds()).toEqual({ cpus: 2, memoryMiB: 320, pids: 100 });
+
+  const hog = await daemon.exec(id, {
+    argv: ['python3', '-c', 'x = b"x" * (200 << 20); print("has it", flush=True); input()'],
+    stdin: 'open',
+  });
+  await hog.sawOutput('has it');
+  const { body } = await refused(daemon.call('sandbox.set', { ref: id, cpus: 1, memoryMiB: 128 }));
+  expect(body).toMatchObject({
+    code: 'failed_precondition',
+    message: expect.stringContaining('128'),
+    hint: expect.stringContaining('stopped'),
+  });
+  expect((await daemon.call('sandbox.get', { ref: id })).shape).toMatchObject({ cpus: 2, memoryMiB: 320, pids: 100 });
+  expect(await holds()).toEqual({ cpus: 2, memoryMiB: 320, pids: 100 });
+
+  await daemon.call('sandbox.stop', { ref: id });
+  expect((await daemon.call('sandbox.set', { ref: id, memoryMiB: 128 })).atNextStart).toEqual(['memoryMiB']);
+  await daemon.call('sandbox.start', { ref: id });
+  expect(await holds()).toEqual({ cpus: 2, memoryMiB: 128, pids: 100 });
+  await daemon.call('sandbox.delete', { ref: id, force: true });
+});
+
 test('where the Engine sees the agent’s program and not its socket, the agent is put in: each directory is tried', {
   timeout: 120_000,
 }, async () => {

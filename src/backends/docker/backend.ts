@@ -318,7 +318,15 @@ export function newDockerBackend(config: DockerConfig): Backend {
     async reshape(op, plan) {
       const { container } = await containerOf(op, plan);
       if (container === null) throw op.error('failed_precondition', 'its container was removed by somebody else');
-      await engine.call(op, { method: 'POST', path: `/containers/${container.Id}/update`, body: limitsOf(plan.shape) });
+      try {
+        await engine.call(op, { method: 'POST', path: `/containers/${container.Id}/update`, body: limitsOf(plan.shape) });
+      } catch (cause) {
+        if (!(cause instanceof HutchError && /unable to set memory limit/.test(cause.message))) throw cause;
+        throw op.error('failed_precondition', `memoryMiB must be more than it uses now, which ${plan.shape.memoryMiB} is not`, {
+          hint: 'end what uses the memory, or change it while the sandbox is stopped',
+          cause,
+        });
+      }
     },
 
     // The Engine has set it up, behind rules that stood before.
