@@ -71,6 +71,7 @@ export function reachVerbs(core: Core): Pick<Handlers, 'port.list' | 'port.publi
         sandboxId: sandbox.id,
         name: sandbox.spec.name,
         takenAtMs,
+        sinceMs: sandbox.openComputeSinceMs ?? takenAtMs,
         uptimeMs,
         cpu: own === null ? { usedUs: cpu.userUs + cpu.systemUs, count: cpu.count } : { usedUs: own.cpuUs, count: sandbox.spec.shape.cpus },
         memory: own?.memory == null ? { ...memory } : { ...own.memory, availableBytes: own.memory.totalBytes - own.memory.usedBytes },

@@ -318,6 +318,7 @@ export const stats = z
     sandboxId: z.string(),
     name: z.string(),
     takenAtMs: timeMs,
+    sinceMs: timeMs.describe('what is counted is counted since then or longer: while this stays the same, no counter goes back'),
     uptimeMs: z.number(),
     cpu: z.object({ usedUs: z.number(), count: z.int() }),
     memory: z.object({ totalBytes: z.number(), usedBytes: z.number(), availableBytes: z.number(), cacheBytes: z.number() }),

@@ -2,7 +2,7 @@
 // it. Several of these are what metald's Docker backend got wrong.
 import { expect, test } from 'vitest';
 import { eventually } from '../support/eventually.ts';
-import type { Subject } from './subject.ts';
+import { refusal, type Subject } from './subject.ts';
 
 type Entry = { kind: string; reason: string | null; sandboxId: string; backend: string | null; evidence: string | null; atMs: number };
 
@@ -70,6 +70,46 @@ export function survival(subject: Subject): void {
     expect((await daemon.until(killed, 'stopped')).ended).toMatchObject({ cause: 'crashed' });
     expect(await subject.sh(await subject.box(), 'echo adopted')).toBe('adopted\n');
     await subject.remove(running, paused, stopped, doubted, ending, killed);
+  });
+
+  test('metald A.10.5: no counter goes back across a pause and a dead daemon; what counts anew says so, and what cannot be counted is an error', async () => {
+    const { id } = await subject.make();
+    const read = async () => await daemon.call('sandbox.stats', { ref: id });
+    const counters = ({ cpu, host, disk, network, oomKills, uptimeMs }: Awaited<ReturnType<typeof read>>) => ({
+      ...{ cpu: cpu.usedUs, hostCpu: host.cpuUs, read: disk.readBytes ?? 0, written: disk.writtenBytes ?? 0 },
+      ...{ received: network.rxBytes, sent: network.txBytes, oomKills, uptimeMs },
+    });
+    await subject.sh(id, 'i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; head -c 1000000 /dev/zero > /root/written; sync');
+    let before = await read();
+    // Of this sandbox, and not of the host that is under it.
+    expect(before.oomKills).toBe(0);
+    expect(before.uptimeMs).toBeLessThan(before.takenAtMs - before.sinceMs + 60_000);
+    const holds = async (after: string): Promise<void> => {
+      const now = await read();
+      expect(now.sinceMs, after).toBe(before.sinceMs);
+      for (const [what, count] of Object.entries(counters(before)))
+        expect(counters(now)[what as 'cpu'], `${what} after ${after}`).toBeGreaterThanOrEqual(count);
+      before = now;
+    };
+    if (can.pause) {
+      await daemon.call('sandbox.pause', { ref: id });
+      expect(await refusal(read())).toMatchObject({ code: 'failed_precondition' });
+      await daemon.call('sandbox.resume', { ref: id });
+      await holds('a pause');
+    }
+    await daemon.kill9();
+    await daemon.startAgain();
+    await holds('a dead daemon');
+    if (can.suspend) {
+      await daemon.call('sandbox.suspend', { ref: id });
+      await daemon.call('sandbox.resume', { ref: id });
+      expect((await read()).sinceMs).toBeGreaterThan(before.sinceMs);
+    }
+    await daemon.call('sandbox.stop', { ref: id });
+    expect(await refusal(read())).toMatchObject({ code: 'failed_precondition' });
+    await daemon.call('sandbox.start', { ref: id });
+    expect((await read()).sinceMs).toBeGreaterThan(before.sinceMs);
+    await subject.remove(id);
   });
 
   test('metald A.10.1: a sandbox that lives for a moment has its whole interval in the ledger', async () => {

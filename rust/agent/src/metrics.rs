@@ -1,5 +1,5 @@
 //! `metrics`: counters of the whole machine, as its kernel keeps them.
-use crate::agent::Agent;
+use crate::agent::{Agent, Place};
 use crate::clock::{uptime_ms, wall_ms};
 use crate::fault::{Fault, Outcome};
 use crate::jobs::Ticket;
@@ -20,27 +20,40 @@ impl Agent {
     pub fn metrics(&mut self, ticket: Ticket) -> Result<(), Fault> {
         let kernel = self.kernel.clone();
         let layer = self.machine.disk.as_ref().and_then(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 3).ok());
-        let kills = self.oom.kills;
-        self.reply_from_thread(ticket, move || collect(&kernel, layer, kills))
+        let (place, kills) = (self.place, self.oom.count());
+        self.reply_from_thread(ticket, move || collect(&kernel, layer, place, kills))
     }
 }
 
-fn collect(kernel: &Arc<Kernel>, layer: Option<OwnedFd>, kills: u64) -> Outcome {
+fn collect(kernel: &Arc<Kernel>, layer: Option<OwnedFd>, place: Place, kills: u64) -> Outcome {
     let stat = kernel.proc("stat").map_err(|errno| Fault::system("/proc/stat", errno))?;
     let memory = kernel.proc("meminfo").unwrap_or_default();
-    let vmstat = kernel.proc("vmstat").unwrap_or_default();
-    let oom_kills = vmstat.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok());
+    // Where the kernel is not the sandbox's own, these are of the whole host.
+    let (oom_kills, uptime_ms) = if place == Place::Machine {
+        let vmstat = kernel.proc("vmstat").unwrap_or_default();
+        let counted = vmstat.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok());
+        (counted.unwrap_or(kills).max(kills), uptime_ms())
+    } else {
+        (kills, uptime_ms().saturating_sub(began_ms(&kernel.proc("self/stat").unwrap_or_default())))
+    };
     let metrics = Value::map([
         ("takenAtMs", wall_ms().into()),
-        ("uptimeMs", uptime_ms().into()),
+        ("uptimeMs", uptime_ms.into()),
         ("cpu", cpu(&stat)),
         ("memory", memory_of(&memory)),
         ("disk", disk(kernel, layer)),
         ("network", network(&kernel.proc("net/dev").unwrap_or_default())),
         ("processes", processes(kernel).into()),
-        ("oomKills", oom_kills.unwrap_or(kills).max(kills).into()),
+        ("oomKills", oom_kills.into()),
     ]);
     Ok(metrics.with("pressure", pressure(kernel)))
+}
+
+/// When a process began, of its /proc/PID/stat, as `uptime_ms` counts.
+fn began_ms(stat: &str) -> u64 {
+    // After the name, which may hold anything: its state, and the start time as the twentieth.
+    let ticks = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19)?.parse::<u64>().ok());
+    ticks.unwrap_or(0) * TICK_US / 1_000
 }
 
 fn numbers(line: &str) -> Vec<u64> {
@@ -150,6 +163,13 @@ mod tests {
 
     fn field(value: &Value, name: &str) -> u64 {
         value.get(name).and_then(number_of).expect("a number")
+    }
+
+    #[test]
+    fn a_process_began_when_its_stat_says() {
+        let stat = "7 (a) 1 b) S 0 1 1 0 -1 4194560 1130 0 0 0 2 1 0 0 20 0 2 0 5084709 2654208 417 1";
+        assert_eq!(began_ms(stat), 50_847_090);
+        assert_eq!(began_ms(""), 0);
     }
 
     #[test]

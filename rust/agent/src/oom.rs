@@ -39,6 +39,11 @@ impl Oom {
         oom
     }
 
+    /// All kills until now.
+    pub fn count(&self) -> u64 {
+        self.counter.and_then(read_counter).unwrap_or(0).max(self.kills)
+    }
+
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.kernel_log.as_ref().map(|fd| fd.as_fd())
     }
