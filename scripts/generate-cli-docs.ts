@@ -22,7 +22,8 @@ document too, on stdout, in the place of the result: \`{"code", "message", "hint
 The exit code tells which of the two it is.
 
 \`run\` and \`exec\` print \`{"type":"started",…}\`, then \`{"type":"stdout"|"stderr","base64":…}\` as output comes, and last
-\`{"type":"exit",…}\`. \`logs\` prints \`{"channel","atMs","base64"}\`.
+\`{"type":"exit",…}\`. \`logs\` prints \`{"channel","atMs","base64"}\`, and \`{"type":"dropped","bytes"}\` where a reader was so slow that the log was
+rotated before it was read.
 
 ## Input, Ctrl-C and lost connections
 

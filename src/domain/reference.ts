@@ -27,7 +27,7 @@ export function resolveReference<T extends Candidate>(text: string, candidates: 
 }
 
 /** The one that is meant, or a HutchError: `not_found`, or `conflict` with the list of those that it might be. */
-export function requireReference<T extends Candidate>(what: string, text: string, candidates: readonly T[]): T {
+export function requireReference<T extends Candidate>(what: Listed, text: string, candidates: readonly T[]): T {
   const resolved = resolveReference(text, candidates);
   switch (resolved.outcome) {
     case 'found':
@@ -61,22 +61,24 @@ function listed(matches: readonly Candidate[]): string {
   return more > 0 ? `${shown.join(', ')} and ${more} more` : shown.join(', ');
 }
 
-const LISTED_BY: Readonly<Record<string, string>> = {
+/** What can be referred to, and what lists it. */
+const LISTED_BY = {
   sandbox: 'hutch ls',
   key: 'hutch keys ls',
+  snapshot: 'hutch snapshot ls',
   image: 'hutch image ls',
   kernel: 'hutch kernel ls',
   asset: 'hutch assets ls',
   project: 'hutch quotas ls',
   volume: 'hutch volume ls',
   operation: 'hutch ops ls --all',
-};
+} as const;
+type Listed = keyof typeof LISTED_BY;
 
-function noneHint(what: string, text: string): string {
+function noneHint(what: Listed, text: string): string {
   const kind = ID_KINDS.find((known) => isId(known, text));
   if (kind === undefined && text.length < PREFIX_CHARS_MIN) return `a prefix needs at least ${PREFIX_CHARS_MIN} characters`;
-  const list = LISTED_BY[what];
-  return list === undefined ? 'look at the list of them' : `see what there is: ${list}`;
+  return `see what there is: ${LISTED_BY[what]}`;
 }
 
 /** Whatever was typed is said back, but not a megabyte of it, and nothing that drives a terminal. */

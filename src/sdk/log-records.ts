@@ -15,10 +15,12 @@ export class LogRecordReader {
   readonly #header = Buffer.alloc(HEADER_BYTES);
   #have = 0;
   #remaining = 0;
+  #pushed = 0;
+  #whole = 0;
 
-  /** Whether what was pushed so far is whole records. */
-  get atBoundary(): boolean {
-    return this.#have === 0;
+  /** Bytes up to the end of the last whole record that was given: where the log can be read on from. */
+  get wholeBytes(): number {
+    return this.#whole;
   }
 
   *push(chunk: Uint8Array): Generator<LogPiece, void, undefined> {
@@ -29,20 +31,27 @@ export class LogRecordReader {
         this.#header.set(chunk.subarray(at, at + taken), this.#have);
         this.#have += taken;
         at += taken;
+        this.#pushed += taken;
         if (this.#have < HEADER_BYTES) return;
         this.#remaining = this.#header.readUInt32LE(9);
         if (this.#header[0] !== 1 && this.#header[0] !== 2)
           throw new HutchError({ code: 'internal', message: 'the log is not made of log records' });
-        if (this.#remaining === 0) this.#have = 0;
+        if (this.#remaining === 0) this.#endRecord();
         continue;
       }
       const taken = Math.min(this.#remaining, chunk.byteLength - at);
       this.#remaining -= taken;
+      this.#pushed += taken;
       const last = this.#remaining === 0;
       const wallMs = Number(this.#header.readBigUInt64LE(1));
-      if (last) this.#have = 0;
+      if (last) this.#endRecord();
       yield { channel: this.#header[0] === 1 ? 'stdout' : 'stderr', wallMs, bytes: chunk.subarray(at, at + taken), last };
       at += taken;
     }
+  }
+
+  #endRecord(): void {
+    this.#have = 0;
+    this.#whole = this.#pushed;
   }
 }

@@ -51,17 +51,19 @@ test('log records come out with their channel and time, however they are cut', (
     return Buffer.concat([head, Buffer.from(text)]);
   };
   const bytes = Buffer.concat([record(1, 'out'), record(2, ''), record(2, 'error'), record(1, 'again')]);
+  const ends = [16, 29, 47, 65]; // of the records
   for (let size = 1; size <= bytes.length; size += 1) {
     const reader = new LogRecordReader();
     const text = { stdout: '', stderr: '' };
     for (let at = 0; at < bytes.length; at += size) {
       for (const piece of reader.push(bytes.subarray(at, at + size))) {
         expect(piece.wallMs).toBe(1_700_000_000_123);
+        if (piece.last) expect(ends).toContain(reader.wholeBytes);
         text[piece.channel] += Buffer.from(piece.bytes).toString();
       }
     }
     expect(text).toEqual({ stdout: 'outagain', stderr: 'error' });
-    expect(reader.atBoundary).toBe(true);
+    expect(reader.wholeBytes).toBe(bytes.length);
   }
   expect(() => [...new LogRecordReader().push(Buffer.alloc(13, 9))]).toThrow('log records');
 });

@@ -25,7 +25,7 @@ const append = (log: MainLog, run: number, text: string) => {
 
 async function textOf(log: MainLog, offset = 0): Promise<string> {
   const chunks: Uint8Array[] = [];
-  for await (const chunk of log.read(op, offset)) chunks.push(chunk);
+  for await (const chunk of log.read(op, Math.max(offset, log.start))) chunks.push(chunk);
   return [...new LogRecords(0).push(Buffer.concat(chunks))].map((piece) => Buffer.from(piece.bytes).toString()).join('');
 }
 
@@ -78,6 +78,19 @@ test('it is bounded, and its oldest part goes first', async () => {
   expect(log.start).toBeGreaterThan(0);
   expect((await textOf(log)).length % large.length).toBe(0);
   expect(log.lastRun()?.stdout).toBeGreaterThan(0);
+});
+
+test('a reader whose next record was dropped is told, and nothing is skipped', async () => {
+  const log = await open();
+  const large = 'x'.repeat(1_000_000);
+  for (let count = 0; count < 15; count += 1) await append(log, 1, large);
+  const reading = log.read(op, 0);
+  await reading.next();
+  for (let count = 0; count < 45; count += 1) await append(log, 1, large);
+  const rest = (async () => {
+    for await (const _ of reading);
+  })();
+  await expect(rest).rejects.toMatchObject({ code: 'resource_exhausted' });
 });
 
 test('the tail begins with a whole record', async () => {

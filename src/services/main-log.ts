@@ -114,19 +114,22 @@ export class MainLog {
     return this.end;
   }
 
-  /** Bytes from `offset` on, up to what there is now; gives the offset that was reached. */
+  /**
+   * Bytes from `offset` on, which is not before `start`, up to what there is now; gives the offset that was reached.
+   * @throws HutchError `resource_exhausted` when what comes next was dropped before it was read.
+   */
   async *read(op: Operation, offset: number): AsyncGenerator<Uint8Array, number, undefined> {
-    let at = Math.max(offset, this.start);
+    let at = offset;
     for (;;) {
       const part = this.#parts.find((candidate) => at < candidate.from + candidate.size);
       if (part === undefined) return at;
-      at = Math.max(at, part.from); // what lay between was dropped
+      if (part.from > at) throw op.error('resource_exhausted', `the log was rotated before it was read: ${part.from - at} bytes are gone`);
       const before = at;
       for await (const chunk of this.#chunks(op, part, at - part.from)) {
         yield chunk;
         at += chunk.byteLength;
       }
-      // Dropped while it was read: the next part goes on. Gone altogether: so is the sandbox.
+      // Gone although nothing dropped it: so is the sandbox.
       if (at === before && this.#parts.includes(part)) return at;
     }
   }

@@ -302,6 +302,16 @@ test('forward carries many connections to a port inside', async () => {
   expect((await done).code).toBe(130);
 });
 
+test('forward refuses a sandbox that does not run: nothing would ever answer', async () => {
+  await world.ok('create', '--no-start', '--name', 'asleep');
+  expect(await world.run(['forward', 'asleep', '0:80'])).toMatchObject({
+    code: 4,
+    stdout: '',
+    stderr: 'error: sandbox asleep does not run: it is created\nhint: start it with: hutch start asleep\n',
+  });
+  await world.ok('rm', 'asleep');
+});
+
 test('a port of a sandbox that runs is published, opened in the browser where there is a screen, and taken away again', async () => {
   const guestPort = 7778;
   await world.ok('exec', '-d', 'box', '--', 'busybox', 'nc', '-ll', '-p', String(guestPort), '-e', 'cat');

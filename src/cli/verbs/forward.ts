@@ -25,6 +25,7 @@ export async function run(context: Context, args: Args): Promise<number> {
   const pairs = texts.map(parsePair);
   // Checked at once: a mistyped name must not look like a port that works.
   const sandbox = await ask(context, 'sandbox.get', { ref });
+  requireRunning(sandbox);
   await preloadSockets('now');
   await using servers = new AsyncDisposableStack();
   const failed = Promise.withResolvers<never>();
@@ -46,6 +47,17 @@ export async function run(context: Context, args: Args): Promise<number> {
     if (signal.aborted) reject(signal.reason);
   });
   return await Promise.race([interrupted, failed.promise]);
+}
+
+/** So must one that does not run. It may end and start again meanwhile. */
+function requireRunning({ name, state }: { readonly name: string; readonly state: string }): void {
+  if (state === 'running' || state === 'paused') return;
+  const verb = state === 'suspended' ? 'resume' : 'start';
+  throw new HutchError({
+    code: 'failed_precondition',
+    message: `sandbox ${name} does not run: it is ${state}`,
+    hint: `start it with: hutch ${verb} ${name}`,
+  });
 }
 
 /** `8080:80`, or `80` for the same on both sides; a path in place of either is a unix socket. */

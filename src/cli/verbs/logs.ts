@@ -6,7 +6,7 @@ import { type Args, usage } from '../args.ts';
 import type { Context } from '../context.ts';
 import { FOLLOW_FOR_MS, STEADY_MS } from '../follow.ts';
 import { LastLines } from '../last-lines.ts';
-import { json } from '../output.ts';
+import { json, roughSize } from '../output.ts';
 import { wholeNumber } from '../spec.ts';
 
 type Source = 'main' | 'boot' | 'vmm';
@@ -26,32 +26,38 @@ export async function run(context: Context, args: Args): Promise<number> {
   let offset: number | null = null;
   if (lines !== null) {
     const last = new LastLines(lines);
-    offset = await read(context, { ref, source, follow: false, offset: null }, async (piece) => last.push(piece));
+    const keep = { write: async (piece: LogPiece) => last.push(piece), dropped: async () => {} };
+    offset = await readOn(context, { ref, source, follow: false, offset: null }, keep);
     for (const piece of last.pieces()) await writer.write(piece);
     if (!args.has('follow')) {
       await writer.end();
       return 0;
     }
   }
-  await follow(context, { ref, source, follow: args.has('follow'), offset }, (piece) => writer.write(piece));
+  await readOn(context, { ref, source, follow: args.has('follow'), offset }, writer);
   await writer.end();
   return 0;
 }
 
 type Wanted = { readonly ref: string; readonly source: Source; readonly follow: boolean; readonly offset: number | null };
 
-/** A stream that breaks off goes on at the last whole record. */
-async function follow(context: Context, wanted: Wanted, take: (piece: LogPiece) => Promise<void>): Promise<void> {
+/**
+ * A stream that breaks off goes on at the last whole record. The daemon breaks it off, too, where the log was rotated
+ * before it was read: then it goes on at what there is, and says how much there was between.
+ */
+async function readOn(context: Context, wanted: Wanted, to: Pick<LogWriter, 'write' | 'dropped'>): Promise<number> {
   let { offset } = wanted;
   let since = performance.now();
   for (let attempt = 1; ; attempt += 1) {
     const openedAt = performance.now();
     try {
-      return void (await read(context, { ...wanted, offset }, take, (reached) => {
+      const onReached = async (reached: number, how: 'begins' | 'read'): Promise<void> => {
+        if (how === 'begins' && offset !== null && reached > offset) await to.dropped(reached - offset);
         offset = reached;
-      }));
+      };
+      return await read(context, { ...wanted, offset }, (piece) => to.write(piece), onReached);
     } catch (error) {
-      if (!(error instanceof ConnectionError) || !wanted.follow) throw error;
+      if (!(error instanceof ConnectionError)) throw error;
       if (performance.now() - openedAt > STEADY_MS) {
         since = performance.now();
         attempt = 1;
@@ -61,12 +67,15 @@ async function follow(context: Context, wanted: Wanted, take: (piece: LogPiece) 
   }
 }
 
-/** Reads to the end; the result is the offset reached. Pieces of a record that was cut off are given when it is whole. */
+/**
+ * Reads to the end; the result is the offset reached. Pieces of a record that was cut off are given when it is whole.
+ * `onReached` hears first where the answer begins, then how far whole pieces were taken.
+ */
 async function read(
   context: Context,
   { ref, source, follow: goOn, offset }: Wanted,
   take: (piece: LogPiece) => Promise<void>,
-  onReached: (offset: number) => void = () => {},
+  onReached: (offset: number, how: 'begins' | 'read') => Promise<void>,
 ): Promise<number> {
   const { bytes, headers } = await context.client.download(
     'sandbox.logs',
@@ -74,21 +83,24 @@ async function read(
     { signal: context.interrupts.signal },
   );
   const begins = Number(headers[OFFSET_HEADER] ?? offset ?? 0);
+  await onReached(begins, 'begins');
   const reader = source === 'main' ? new LogRecordReader() : null;
   let at = begins;
   let held: LogPiece[] = [];
   for await (const chunk of bytes) {
-    if (reader === null) await take({ channel: 'stdout', wallMs: 0, bytes: chunk, last: true });
-    else {
-      for (const piece of reader.push(chunk)) {
-        held.push(piece);
-        if (!piece.last) continue;
-        for (const one of held) await take(one);
-        held = [];
-      }
-    }
     at += chunk.byteLength;
-    if (reader === null || reader.atBoundary) onReached(at);
+    if (reader === null) {
+      await take({ channel: 'stdout', wallMs: 0, bytes: chunk, last: true });
+      await onReached(at, 'read');
+      continue;
+    }
+    for (const piece of reader.push(chunk)) {
+      held.push(piece);
+      if (!piece.last) continue;
+      for (const one of held) await take(one);
+      held = [];
+      await onReached(begins + reader.wholeBytes, 'read');
+    }
   }
   return at;
 }
@@ -114,6 +126,13 @@ class LogWriter {
     const content = this.#timestamps ? this.#stamped(channel, wallMs, bytes) : bytes;
     if (channel === 'stdout') await io.out(content);
     else await io.err(content);
+  }
+
+  /** Never silently: the daemon keeps the last of a log. */
+  async dropped(bytes: number): Promise<void> {
+    const { io } = this.#context;
+    if (this.#context.json) await io.out(json({ type: 'dropped', bytes }));
+    else await io.err(`hutch: ${roughSize(bytes)} of the log were dropped before they were read: only the last of it is kept\n`);
   }
 
   async end(): Promise<void> {
