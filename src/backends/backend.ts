@@ -238,10 +238,15 @@ export type Snapshots = {
   /** On what machine it was made and can go on, for people. */
   describe?(op: Operation, dir: string): Promise<Readonly<Record<string, unknown>>>;
   /**
-   * Whether its memory can go on here, as a sandbox like that. @throws HutchError `failed_precondition` with what differs.
-   * Absent where nothing has to be the same.
+   * Whether its memory can go on here, as a sandbox like that; `forced`: no more has to be the same than what nobody can do
+   * without. @throws HutchError `failed_precondition` with what differs. Absent where nothing has to be the same.
    */
-  fits?(op: Operation, plan: Pick<SandboxPlan, 'name' | 'shape' | 'boot'>, dir: string): Promise<void>;
+  fits?(
+    op: Operation,
+    plan: Pick<SandboxPlan, 'name' | 'shape' | 'boot' | 'network'>,
+    dir: string,
+    how: { readonly forced: boolean },
+  ): Promise<void>;
 };
 
 export type Backend = {

@@ -84,7 +84,7 @@ export async function makeClone(core: Core, supervisor: Supervisor, call: Call, 
     const what: BringUp = { sandbox: bare, boot, secrets, terminal: of.terminal };
     const up = of.hasMemory
       ? await inPlace(core, op, () =>
-          goOn(core, op, run, what, (late) => snapshots.start(late, run.plan, dir, { forced: of.forced ?? false })),
+          goOn(core, op, run, what, 'another', (late) => snapshots.start(late, run.plan, dir, { forced: of.forced ?? false })),
         )
       : null;
     return await startUp(core, supervisor, call, run, what, {
@@ -105,7 +105,18 @@ export async function makeClone(core: Core, supervisor: Supervisor, call: Call, 
   return await core.turns.take(op, id, () => withVolumes(core, op, spec, make));
 }
 
-async function goOn(core: Core, op: Operation, run: Run, what: BringUp, start: (op: Operation) => Promise<Started>): Promise<Up> {
+/**
+ * From memory. `another`: that was the memory of another sandbox, or is gone on with elsewhere; `itself`: one that goes back.
+ * On failure there is no process.
+ */
+export async function goOn(
+  core: Core,
+  op: Operation,
+  run: Run,
+  what: BringUp,
+  as: 'another' | 'itself',
+  start: (op: Operation) => Promise<Started>,
+): Promise<Up> {
   const { host } = core.deps;
   await using undo = new AsyncDisposableStack();
   undo.defer(async () => {
@@ -116,9 +127,11 @@ async function goOn(core: Core, op: Operation, run: Run, what: BringUp, start: (
   const started = await start(op);
   using limited = op.within(CONFIGURE_MS, 'making a clone itself');
   const agent = await reach(limited, what.sandbox.spec.name, run);
-  const { warnings } = await agent.configure(limited, configurationOf(host, what, started, run.backend));
+  const configuration = configurationOf(host, what, started, run.backend);
+  const { bootId: _, ...goingOn } = configuration; // its boot goes on
+  const { warnings } = await agent.configure(limited, as === 'itself' ? goingOn : configuration);
   if (warnings.length > 0) op.log.warn({ sandbox: run.id, warnings }, 'the guest had warnings while it was configured');
-  await becomeItself(limited, run, agent);
+  await becomeItself(limited, run, agent, as);
   if (started.network !== null) await run.backend.linkUp(limited, run.plan);
   undo.move();
   return { started, startedAtMs };
@@ -128,14 +141,18 @@ const BOOT_ID = '/proc/sys/kernel/random/boot_id';
 /** Either of them is there only where somebody has put it. */
 const TOLD = { keys: '/etc/ssh', hooks: '/etc/hutch/after-restore.d' } as const;
 
-/** Host keys of its own, and the word to whoever wants to know, in the guest's own shell: who has either has that. */
-const BECOME = `
+/** Host keys of its own, in the guest's own shell: who has any has that. */
+const NEW_KEYS = `
 for key in ${TOLD.keys}/ssh_host_*; do
   [ -e "$key" ] || continue
   rm -f ${TOLD.keys}/ssh_host_*
   ssh-keygen -q -A
   break
 done
+`;
+
+/** The word to whoever wants to know. */
+const TELL = `
 for hook in ${TOLD.hooks}/*; do
   [ -x "$hook" ] && "$hook" < /dev/null > /dev/null 2>&1
 done
@@ -143,7 +160,7 @@ exit 0
 `;
 
 /** What the agent's `configure` does not do. A program costs a restored guest far more than a call of its agent. */
-async function becomeItself(op: Operation, run: Run, agent: Agent): Promise<void> {
+async function becomeItself(op: Operation, run: Run, agent: Agent, as: 'another' | 'itself'): Promise<void> {
   using limited = op.within(IDENTITY_MS, 'giving a clone its own identity');
   await agent.file.mkdir(limited, { path: '/run/hutch', mode: 0o755, parents: true });
   const isThere = async (path: string): Promise<boolean> =>
@@ -152,14 +169,16 @@ async function becomeItself(op: Operation, run: Run, agent: Agent): Promise<void
       () => false,
     );
   // A kernel in user space has none.
-  if (await isThere(BOOT_ID)) {
+  if (as === 'another' && (await isThere(BOOT_ID))) {
     // A file of its own: that of the machine that it comes from may be mounted there, and a file that is replaced cannot be mounted over.
     const ownBootId = `/run/hutch/boot_id-${run.id}`;
     await agent.file.write(limited, { path: ownBootId, mode: 0o444 }, once(`${randomUUID()}\n`));
     await inGuest(limited, run, `boot-id-${run.id}`, ['mount', '--bind', ownBootId, BOOT_ID]);
   }
-  const there = await Promise.all(Object.values(TOLD).map(isThere));
-  if (there.includes(true)) await inGuest(limited, run, `identity-${run.id}`, ['sh', '-c', BECOME]);
+  const [hasKeys, hasHooks] = await Promise.all([as === 'another' && isThere(TOLD.keys), isThere(TOLD.hooks)]);
+  const script = `${hasKeys ? NEW_KEYS : ''}${hasHooks ? TELL : ''}`;
+  // Of each start another: the guest may remember that of an earlier one.
+  if (script !== '') await inGuest(limited, run, `identity-${op.id}`, ['sh', '-c', script]);
 }
 
 async function* once(text: string): AsyncGenerator<Uint8Array> {

@@ -35,6 +35,12 @@ export async function cutOff(core: Core, op: Operation, { run, name, execId }: C
       cause,
     });
   }
+  if (run.restoredTo !== null) {
+    return op.error('unavailable', `sandbox ${name} went back to snapshot ${run.restoredTo}; the command is as it was then`, {
+      hint: `one that ran then goes on: hutch attach ${name} ${execId}`,
+      cause,
+    });
+  }
   const words = await wordsOf(core, run);
   const why = words === '' ? '' : `: ${words}`;
   return op.error('unavailable', `sandbox ${name} has ended${why}; how the command ended is not known`, {

@@ -18,6 +18,7 @@ export type OwnWork =
   | 'daemon.timeout'
   | 'daemon.idle'
   | 'daemon.restart'
+  | 'daemon.restore'
   | 'daemon.warm'
   | 'daemon.housekeeping'
   | 'daemon.build';
@@ -34,6 +35,7 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'sandbox.resume': CHANGE_MS,
   'sandbox.suspend': PREPARE_MS,
   'sandbox.fork': PREPARE_MS,
+  'sandbox.restore': PREPARE_MS,
   'snapshot.create': PREPARE_MS,
   'snapshot.list': READ_MS,
   'snapshot.get': READ_MS,
@@ -144,6 +146,7 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'daemon.timeout': CHANGE_MS,
   'daemon.idle': CHANGE_MS,
   'daemon.restart': PREPARE_MS,
+  'daemon.restore': PREPARE_MS,
   'daemon.warm': CHANGE_MS,
   'daemon.housekeeping': CHANGE_MS,
   'daemon.build': 6 * 60 * 60_000,

@@ -44,7 +44,9 @@ export async function beginningOf(
   const { deps } = core;
   const boot = await deps.boots.of(op, spec, backendOf(deps, op, spec.backend).needs);
   const dir = snapshotDir(core, snapshot.id);
-  if (!forced) await snapshotsOf(core, op, snapshot).fits?.(op, { name: spec.name, shape: spec.shape, boot: boot.files }, dir);
+  const { name, shape, network } = spec;
+  if (snapshot.contents !== 'disk')
+    await snapshotsOf(core, op, snapshot).fits?.(op, { name, shape, network, boot: boot.files }, dir, { forced });
   const source = { snapshotId: snapshot.id, parentId: snapshot.sandboxId };
   return { spec, boot, dir, hasMemory: snapshot.contents !== 'disk', source, forced };
 }

@@ -34,6 +34,7 @@ const INTERRUPTED: ReadonlySet<string> = new Set([
   'sandbox.pause',
   'sandbox.resume',
   'sandbox.suspend',
+  'sandbox.restore',
 ]);
 
 export function lifecycleVerbs(core: Core, starter: Starter, suspension: Suspension): Pick<Handlers, LifecycleVerbs> {

@@ -238,6 +238,7 @@ const BUSY: ReadonlySet<string> = new Set([
   'sandbox.pause',
   'sandbox.resume',
   'sandbox.suspend',
+  'sandbox.restore',
   'sandbox.rename',
   'main.begin',
   'sandbox.delete',

@@ -11,6 +11,7 @@ import type { Core } from './core.ts';
 import { placesOf } from './deps.ts';
 import { forksDir } from './fork.ts';
 import { releaseRun, runOf } from './release.ts';
+import type { Restorer } from './restore.ts';
 import { sweepSnapshots } from './snapshots.ts';
 import { goOnFromStillness } from './still.ts';
 import { causeOf, ownCaller, type Supervisor } from './supervisor.ts';
@@ -23,7 +24,7 @@ const AT_ONCE = 16;
 /** One that cannot be inspected in time must not keep the daemon from starting. */
 const INSPECT_MS = 10_000;
 
-export async function reconcile(core: Core, supervisor: Supervisor): Promise<void> {
+export async function reconcile(core: Core, supervisor: Supervisor, restorer: Restorer): Promise<void> {
   await core.operations.run({ verb: 'daemon.reconcile', caller: ownCaller(core), reads: true }, async (call) => {
     const { op } = call;
     const { store, host } = core.deps;
@@ -35,7 +36,8 @@ export async function reconcile(core: Core, supervisor: Supervisor): Promise<voi
     await core.deps.images?.sweep(op);
     const intents = await store.query('intents', {});
     const suspension = new Suspension(core, supervisor);
-    await each(intents, (intent) => settled(op, intent.sandboxId, () => finish(core, suspension, call, intent)));
+    const finishers = { suspension, restorer };
+    await each(intents, (intent) => settled(op, intent.sandboxId, () => finish(core, finishers, call, intent)));
     const open = await store.query('openSandboxes', {});
     await each(open, (sandbox) => settled(op, sandbox.id, () => adopt(core, supervisor, call, sandbox)));
     for (const intent of intents) await tell(core, suspension, call, intent);
@@ -43,13 +45,17 @@ export async function reconcile(core: Core, supervisor: Supervisor): Promise<voi
     await sweepSnapshots(core, op);
     await sweepVolumes(core, op);
     await host.remove(op, forksDir(core)); // whoever was to be made from it was not
+    for (const intent of intents) restorer.again(intent);
     if (open.length + intents.length > 0)
       op.log.info({ open: open.length, intents: intents.length, adopted: core.runs.all().length }, 'reconciled');
   });
 }
 
+type Finishers = { readonly suspension: Suspension; readonly restorer: Restorer };
+
 /** What was begun and not finished. The name that a creation reserved is freed with it. */
-async function finish(core: Core, suspension: Suspension, call: Call, intent: Intent): Promise<void> {
+async function finish(core: Core, finishers: Finishers, call: Call, intent: Intent): Promise<void> {
+  const { suspension, restorer } = finishers;
   const { op } = call;
   const { store } = core.deps;
   const { sandboxId } = intent;
@@ -73,6 +79,7 @@ async function finish(core: Core, suspension: Suspension, call: Call, intent: In
     return;
   }
   if (intent.kind === 'suspend') return await suspension.finishSuspend(call, sandbox, intent);
+  if (intent.kind === 'restore') return await restorer.finish(call, sandbox, intent);
   if (intent.kind === 'still') return await goOnFromStillness(core, call, sandbox, intent);
   if (intent.kind === 'wake') return await suspension.finishWakeUp(call, sandbox, intent);
   if (intent.kind === 'delete' && sandbox.state === 'deleted') {

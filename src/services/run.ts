@@ -31,6 +31,8 @@ export class Run implements Disposable {
   readonly link: AgentLink;
   /** Its memory is on the disk and its process dead: what records that. */
   suspended: ((call: Call) => Promise<void>) | null = null;
+  /** The snapshot that its sandbox goes back to: that ends this run. */
+  restoredTo: string | null = null;
   /** Why we are ending it, from the moment when that began; what a failed try left counts for a while. */
   ending: { readonly cause: EndCause; readonly actor: string; readonly untilMs: number; readonly removes: boolean } | null = null;
   /** Settles when the guest has heard of its main process: from the start on, but for a sandbox that was adopted. */

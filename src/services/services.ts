@@ -31,6 +31,7 @@ import { reconcile } from './reconcile.ts';
 import { recordVerbs } from './records.ts';
 import { registeredVerbs } from './registered.ts';
 import { Restarts } from './restarts.ts';
+import { Restorer } from './restore.ts';
 import { Runs } from './runs.ts';
 import { Sandboxes } from './sandboxes.ts';
 import { setVerb } from './set.ts';
@@ -89,6 +90,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
   const supervisor = new Supervisor(core);
   const keys = new Keys(core);
   const suspension = new Suspension(core, supervisor);
+  const restorer = new Restorer(core, supervisor);
   const starter = newStarter(core, supervisor, suspension);
   const lifecycle = { ...createVerb(core, supervisor), ...lifecycleVerbs(core, starter, suspension), ...setVerb(core, supervisor) };
   const restarts = new Restarts(core, starter);
@@ -102,7 +104,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     ...commitVerb(core),
     ...registeredVerbs(core),
     ...forkVerbs(core, supervisor),
-    ...snapshotVerbs(core),
+    ...snapshotVerbs(core, restorer),
     ...volumeVerbs(core),
     ...beginVerbs(core, supervisor),
     ...execVerbs(core),
@@ -130,7 +132,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     },
     ensureOwnerKey: (op, path) => keys.ensureOwner(op, path),
     async reconcile() {
-      await reconcile(core, supervisor);
+      await reconcile(core, supervisor, restorer);
       await core.operations.run({ verb: 'daemon.reconcile', caller: ownCaller(core), reads: true }, async ({ op }) => {
         await reconcileBuilds(op);
         await restarts.begin(op);

@@ -14,6 +14,7 @@ import { requireFreeSpace } from './free-space.ts';
 import type { Handlers } from './handlers.ts';
 import { inGuest } from './in-guest.ts';
 import { refuseMounted } from './mounts.ts';
+import type { Restorer } from './restore.ts';
 import { inStillness } from './still.ts';
 import type { Output } from './verbs.ts';
 
@@ -22,7 +23,13 @@ const RELEASE_MS = 60_000;
 const SYNC_MS = 60_000;
 const REMOVE_MS = 10 * 60_000;
 
-export type SnapshotVerbs = 'snapshot.create' | 'snapshot.list' | 'snapshot.get' | 'snapshot.remove' | 'snapshot.verify';
+export type SnapshotVerbs =
+  | 'sandbox.restore'
+  | 'snapshot.create'
+  | 'snapshot.list'
+  | 'snapshot.get'
+  | 'snapshot.remove'
+  | 'snapshot.verify';
 
 /** Of what a snapshot is taken. */
 type Wanted = {
@@ -32,8 +39,8 @@ type Wanted = {
   readonly diskOnly: boolean;
 };
 
-export function snapshotVerbs(core: Core): Pick<Handlers, SnapshotVerbs> {
-  const { sandboxes, turns } = core;
+export function snapshotVerbs(core: Core, restorer: Restorer): Pick<Handlers, SnapshotVerbs> {
+  const { sandboxes, turns, presenter } = core;
   const { store } = core.deps;
   const claims = new Claims();
   return {
@@ -47,6 +54,16 @@ export function snapshotVerbs(core: Core): Pick<Handlers, SnapshotVerbs> {
         const { snapshot, stillMs } = await takeSnapshot(core, claims, call, await sandboxes.get(op, id), wanted);
         return { ...(await shown(core, snapshot)), stillMs };
       });
+    },
+    'sandbox.restore': async (call, { ref, snapshot: text, force }) => {
+      const { op, caller } = call;
+      const { id } = await sandboxes.resolve(caller.projectId, ref);
+      call.target(id);
+      const snapshot = await findSnapshot(core, op, caller.projectId, text);
+      const after = await turns.take(op, id, async () =>
+        restorer.restore(call, await sandboxes.get(op, id), snapshot, { forced: force ?? false }),
+      );
+      return await presenter.sandbox(after, op.id);
     },
     'snapshot.list': async ({ caller }, { sandbox, all }) => {
       const { projectId } = caller;

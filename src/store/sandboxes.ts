@@ -184,7 +184,10 @@ export function applyEvent(
     roomForChange(tx.db, before.projectId, before.spec.shape, withPending(after.spec).shape);
   if (event.type === 'renamed') claimName(tx.db, before.projectId, event.name, id);
   writeSandbox(tx.db, after, before);
-  if (event.type === 'started' && event.reason === 'restore') standOn(tx, id, event.source);
+  if (event.type === 'started' && event.reason === 'restore') {
+    roomForChange(tx.db, before.projectId, before.spec.shape, after.spec.shape);
+    standOn(tx, id, event.source);
+  }
   if (event.type === 'deleted') {
     forgetLineage(tx, id);
     forgetVolumes(tx, id);

@@ -15,6 +15,15 @@ type Row = Readonly<Record<State, Outcome>>;
 
 const refused = 'failed_precondition';
 const ALWAYS: Row = { created: 'ok', running: 'ok', paused: 'ok', suspended: 'ok', stopped: 'ok', error: 'ok', deleted: 'ok' };
+const NOT_THERE: Row = {
+  created: 'not_found',
+  running: 'not_found',
+  paused: 'not_found',
+  suspended: 'not_found',
+  stopped: 'not_found',
+  error: 'not_found',
+  deleted: 'not_found',
+};
 const NEEDS_RUNNING: Row = {
   created: refused,
   running: 'ok',
@@ -83,6 +92,8 @@ export const TABLE: Readonly<Partial<Record<VerbName, Row>>> = {
     deleted: refused,
   },
   'sandbox.fork': NEEDS_RUNNING,
+  // Of a snapshot that is not there: what comes of others is tested where there are any.
+  'sandbox.restore': NOT_THERE,
   'sandbox.rename': { created: 'ok', running: 'ok', paused: 'ok', suspended: 'ok', stopped: 'ok', error: 'ok', deleted: refused },
   'sandbox.set': { ...ALWAYS, deleted: refused },
   'sandbox.delete': {
@@ -190,6 +201,8 @@ export async function ask({ daemon }: Subject, verb: VerbName, ref: string, nth:
       for (const { sandbox } of children) await daemon.call('sandbox.delete', { ref: sandbox.id, force: true });
       return;
     }
+    case 'sandbox.restore':
+      return void (await daemon.call(verb, { ref, snapshot: 'none' }));
     case 'sandbox.logs':
       return await raw('GET', 'logs');
     case 'exec.start':

@@ -21,7 +21,7 @@ import { probeMachine } from './probe.ts';
 import { Processes } from './process.ts';
 import { type Rights, RightsFinder, removeTree } from './rights.ts';
 import { type Runtime, RuntimeFinder } from './runtime.ts';
-import { checkSaved, DISK, type Fingerprint } from './saved.ts';
+import { checkSaved, DISK, type Fingerprint, refuseOther } from './saved.ts';
 import { isUnused, networkPlan, SOCKET_MODE, type StartParts, startSandbox } from './start.ts';
 import { goOnAfterwards, Replacements, takeAndGoOn, takeDisk, takeSaved } from './still.ts';
 import { DiskUse } from './use.ts';
@@ -67,12 +67,13 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
     const [runtime, rights] = await Promise.all([finder.find(op), rightsFinder.find(op)]);
     return { host, runtime, rights, processes };
   };
-  const fingerprint = async (op: Operation, plan: SandboxPlan, image: string): Promise<Fingerprint> => {
+  type Shaped = Pick<SandboxPlan, 'shape' | 'network' | 'boot'>;
+  const fingerprint = async (op: Operation, plan: Shaped, image: string): Promise<Fingerprint> => {
     const { runtime, platform } = await find(op);
     const { cpus, memoryMiB } = plan.shape;
     return { runtime: runtime.version, platform: platform.name, image, cpus, memoryMiB, network: plan.network !== 'none' };
   };
-  const now = async (op: Operation, plan: SandboxPlan) => await fingerprint(op, plan, rootFiles(op, plan.boot).imageDigest);
+  const now = async (op: Operation, plan: Shaped) => await fingerprint(op, plan, rootFiles(op, plan.boot).imageDigest);
   /** Of one that runs: what it was made from may be gone since. */
   const noteOf = async (op: Operation, plan: SandboxPlan): Promise<Note> => {
     const note = await readNote(op, host, plan);
@@ -162,6 +163,8 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
         await checkSaved(op, host, dir, { now: await now(op, plan), imprintPath: null });
         return await startSandbox(op, parts(plan), plan, { checkpointDir: dir, isSame: false, beforeRunning: async () => {} });
       },
+      // The runtime takes nothing else, whoever insists.
+      fits: async (op, plan, dir) => await refuseOther(op, host, dir, await now(op, plan)),
       check: async (op, dir) => void (await checkSaved(op, host, dir, { now: null, imprintPath: config.imprintPath })),
     },
     kill: (op, plan, how) => processes.kill(op, plan, how),

@@ -110,9 +110,19 @@ export async function checkSaved(
     const isRight = isSame && (imprintPath === null || (await diskIn(op, host, imprintPath, dir))?.hash === disk.hash);
     if (!isRight) throw refused(`${DISK} is not what was saved`);
   }
-  const why = now === null ? null : difference(saved.fingerprint, now);
-  if (why !== null) throw op.error('failed_precondition', `what was saved cannot go on here: ${why}`);
+  if (now !== null) refuseDifference(op, saved.fingerprint, now);
   return saved;
+}
+
+/** Reads no more than its manifest. @throws HutchError `failed_precondition` where it was saved on another machine than `now`. */
+export async function refuseOther(op: Operation, host: Host, dir: string, now: Fingerprint): Promise<void> {
+  const read = await readSaved(op, host, dir);
+  if (read.ok) refuseDifference(op, read.saved.fingerprint, now);
+}
+
+function refuseDifference(op: Operation, saved: Fingerprint, now: Fingerprint): void {
+  const why = difference(saved, now);
+  if (why !== null) throw op.error('failed_precondition', `what was saved cannot go on here: ${why}`);
 }
 
 /** Null when nothing differs, else what does, in words. */

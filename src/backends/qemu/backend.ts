@@ -199,9 +199,10 @@ export function newQemuBackend(config: QemuConfig): Backend {
         const { fingerprint, memory } = await bundles.check(op, dir, 'quick');
         return memory === null ? {} : { ...fingerprint };
       },
-      async fits(op, plan, dir) {
+      async fits(op, plan, dir, { forced }) {
         const { fingerprint, memory } = await bundles.check(op, dir, 'quick');
-        if (memory !== null) refuseDifference(op, fingerprint, (await recipeOf(op, plan)).recipe.fingerprint, 'everything');
+        if (memory === null) return;
+        refuseDifference(op, fingerprint, (await recipeOf(op, plan)).recipe.fingerprint, forced ? 'size' : 'everything');
       },
     },
     ahead: {

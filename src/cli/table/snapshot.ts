@@ -2,7 +2,7 @@
 import type { Positional, Verb } from '../verb.ts';
 
 const snapshots = async () => await import('../verbs/snapshot.ts');
-const SNAPSHOT: Positional = { name: 'SNAPSHOT', takes: 'one', completes: 'nothing' };
+const SNAPSHOT: Positional = { name: 'SNAPSHOT', takes: 'one', completes: 'snapshot' };
 const SNAPSHOTS: Positional = { ...SNAPSHOT, takes: 'several' };
 
 export const snapshotVerbs: readonly Verb[] = [
@@ -27,6 +27,17 @@ export const snapshotVerbs: readonly Verb[] = [
         notes:
           'Only what differs from its image, its template and the snapshot that it stands on is stored. Values of secrets are not kept with it,\nbut programs that run have theirs in their memory.',
         load: async () => (await snapshots()).create,
+      },
+      {
+        name: 'restore',
+        also: 'restore',
+        summary: 'Let a sandbox go back to a snapshot, in place',
+        examples: [{ line: 'hutch restore web ready', about: 'memory, processes and disk; name, labels, env and ports stay its own' }],
+        flags: [{ name: 'force', about: 'Also where its memory was written down on another kind of machine' }],
+        positionals: [{ name: 'SANDBOX', takes: 'one', completes: 'sandbox' }, SNAPSHOT],
+        notes:
+          'The snapshot is checked, and its disk laid out, before what runs is ended: one that is damaged or does not fit leaves the sandbox running.\nWhat the sandbox did since then is lost, unless a snapshot of it is taken first.',
+        load: async () => (await snapshots()).restore,
       },
       {
         name: 'ls',

@@ -20,6 +20,13 @@ export async function create(context: Context, args: Args): Promise<number> {
   return 0;
 }
 
+export async function restore(context: Context, args: Args): Promise<number> {
+  const [ref = '', snapshot = ''] = args.positionals;
+  const sandbox = await change(context, 'sandbox.restore', { ref, snapshot, ...(args.has('force') ? { force: true } : {}) });
+  await context.io.out(context.json ? json(sandbox) : `${sandbox.name}\n`);
+  return 0;
+}
+
 export async function list(context: Context, args: Args): Promise<number> {
   const sandbox = args.value('sandbox');
   const answer = await ask(context, 'snapshot.list', {

@@ -246,6 +246,20 @@ export const sandboxVerbs = {
     idempotent: true,
     reads: false,
   },
+  'sandbox.restore': {
+    kind: 'unary',
+    method: 'POST',
+    path: '/v1/sandboxes/{ref}/restore',
+    summary: 'Go back to a snapshot, in place: memory, processes and disk; all else stays its own',
+    input: target.extend({
+      snapshot: ref.describe('an id, a name, or a unique prefix of one'),
+      force: z.boolean().optional().describe('also where its memory was written down on another kind of machine'),
+    }),
+    output: view.sandbox,
+    errors: [...alive, 'resource_exhausted'],
+    idempotent: false,
+    reads: false,
+  },
   'sandbox.fork': {
     kind: 'unary',
     method: 'POST',

@@ -1,0 +1,252 @@
+// Sandboxes that go back to a snapshot, in place: as they were then and as themselves, whatever happens to the daemon; and what
+// is wrong with a snapshot is found before anything of the sandbox is touched. On every backend that makes snapshots.
+import {
+  closeSync,
+  existsSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
+import { join } from 'node:path';
+import { afterAll, afterEach, expect, test } from 'vitest';
+import type { SandboxView } from '../support/daemon-under-test.ts';
+import { eventually } from '../support/eventually.ts';
+import { COUNTER, countOf, expectInOrder, isLong, numbers, options, seed, shellOf, startDaemon } from './world.ts';
+
+const TEST_MS = isLong ? 3_600_000 : 180_000;
+const OWN = { HUTCH_SANDBOX_BACKEND: 'qemu', HUTCH_SANDBOX_STOP_GRACE: '2s', HUTCH_SANDBOX_WARM: '0' };
+const BACKENDS = ['qemu', 'gvisor'] as const;
+const POINTS = isLong ? 250 : 1;
+
+const daemon = await startDaemon(OWN);
+afterAll(() => daemon[Symbol.asyncDispose]());
+afterEach(async () => {
+  await daemon.deleteAll();
+  const { snapshots } = await daemon.call('snapshot.list', { all: true });
+  for (const { id, depth } of snapshots) if (depth === 0) await daemon.call('snapshot.remove', { snapshot: id, cascade: true });
+});
+
+const sh = shellOf(daemon);
+const dirOf = (id: string): string => join(daemon.home, 'data/snapshots', id);
+const ownDir = (id: string): string => join(daemon.home, 'data/sandboxes', id);
+
+type Entry = { kind: string; reason: string; sandboxId: string; sourceSnapshotId: string | null; atMs: number; shape: object };
+
+async function entriesOf(id: string): Promise<Entry[]> {
+  const found: Entry[] = [];
+  for await (const line of daemon.lines('ledger.list', {})) if ((line as Entry).sandboxId === id) found.push(line as Entry);
+  return found;
+}
+
+type Part = { readonly path: string; readonly bytes: Uint8Array };
+
+/** All of a small file; of a disk its beginning. */
+function headOf(path: string): Uint8Array {
+  const file = openSync(path, 'r');
+  try {
+    const bytes = new Uint8Array(Math.min(statSync(path).size, 2 ** 26));
+    return bytes.subarray(0, readSync(file, bytes));
+  } finally {
+    closeSync(file);
+  }
+}
+
+function writeAt(path: string, at: number, byte: number): void {
+  const file = openSync(path, 'r+');
+  writeSync(file, Uint8Array.of(byte), 0, 1, at);
+  closeSync(file);
+}
+
+/** What must not be left of a restore that is over. */
+const leftOf = (id: string): string[] => readdirSync(ownDir(id)).filter((name) => name !== 'vm' && name !== 'secrets.json');
+
+for (const backend of BACKENDS) {
+  test(`${backend}: a sandbox goes back to a snapshot, in place and as itself`, { timeout: TEST_MS }, async () => {
+    const made = await daemon.call('sandbox.create', {
+      ...{ backend, name: 'web', labels: { for: 'test' }, env: { PLAIN: 'p' }, secrets: { HIDDEN: 'h' }, timeoutMs: 3_600_000 },
+      ...{ idleMs: 3_600_000, restart: 'on-failure', main: { argv: ['sh', '-c', COUNTER] } },
+      publish: [{ guestPort: 80 }],
+    });
+    const { id } = made;
+    const { published } = await daemon.call('port.list', { ref: 'web' });
+    expect(published).toHaveLength(1);
+    await sh('web', 'mkdir -p /etc/hutch/after-restore.d; echo then > /root/a; echo memory > /dev/shm/a; sync');
+    await sh(
+      'web',
+      'printf "#!/bin/sh\\necho told >> /dev/shm/told\\n" > /etc/hutch/after-restore.d/tell; chmod +x /etc/hutch/after-restore.d/tell',
+    );
+    const count = await countOf(sh, 'web');
+    const { id: snapshotId } = await daemon.call('snapshot.create', { ref: 'web', name: 'ready' });
+    await sh('web', 'echo later > /root/a; rm /dev/shm/a; head -c 1000000 /dev/zero > /root/more');
+    await daemon.call('sandbox.set', { ref: 'web', labels: { more: 'm' }, timeoutMs: 7_200_000 });
+    const open = await daemon.exec('web', { argv: ['sh', '-c', 'echo begun; cat > /dev/null'], stdin: 'open' }, { execId: 'open' });
+    await open.sawOutput('begun');
+    let ended = false;
+    void daemon.call('sandbox.wait', { ref: 'web' }).then(() => {
+      ended = true;
+    });
+
+    const back = await daemon.call('sandbox.restore', { ref: 'web', snapshot: 'ready' });
+    expect(back).toMatchObject({
+      ...{ id, name: 'web', state: 'running', labels: { for: 'test', more: 'm' }, env: { PLAIN: 'p' }, secretNames: ['HIDDEN'] },
+      ...{ timeoutMs: 7_200_000, idleMs: 3_600_000, restart: 'on-failure', startCount: 2 },
+    });
+    expect((await daemon.call('port.list', { ref: 'web' })).published).toEqual(published);
+    await open.closed;
+    expect(open.message('error')).toMatchObject({ error: { message: expect.stringContaining('went back to snapshot ready') } });
+    expect(await sh('web', 'cat /root/a /dev/shm/a; echo $PLAIN $HIDDEN; ls /root/more 2>/dev/null; hostname')).toBe(
+      'then\nmemory\np h\nweb\n',
+    );
+    await eventually('what listens to it was told', async () => (await sh('web', 'cat /dev/shm/told 2>/dev/null || true')) === 'told\n');
+    const first = await countOf(sh, 'web');
+    expect(first).toBeGreaterThanOrEqual(count);
+    await eventually('what ran then goes on', async () => (await countOf(sh, 'web')) > first);
+    expect([leftOf(id), ended]).toEqual([[], false]);
+
+    const entries = await entriesOf(id);
+    expect(entries.map(({ kind, reason }) => `${kind} ${reason}`)).toEqual([
+      'vm.storage.start boot',
+      'vm.compute.start boot',
+      'vm.compute.stop restore',
+      'vm.storage.stop restore',
+      'vm.storage.start restore',
+      'vm.compute.start restore',
+    ]);
+    expect(new Set(entries.slice(3).map(({ atMs }) => atMs)).size).toBe(1);
+    expect(entries.slice(2).map(({ sourceSnapshotId }) => sourceSnapshotId)).toEqual([snapshotId, snapshotId, snapshotId, snapshotId]);
+
+    // Random numbers are no other's that went on there, and from every other state it goes there too.
+    const randoms = [await sh('web', 'od -An -tx1 -N16 /dev/urandom')];
+    await daemon.call('sandbox.suspend', { ref: 'web' });
+    await daemon.call('sandbox.restore', { ref: 'web', snapshot: 'ready' });
+    randoms.push(await sh('web', 'od -An -tx1 -N16 /dev/urandom'));
+    await daemon.call('sandbox.stop', { ref: 'web', force: true });
+    await daemon.call('sandbox.restore', { ref: 'web', snapshot: snapshotId });
+    randoms.push(await sh('web', 'cat /dev/shm/a > /dev/null; od -An -tx1 -N16 /dev/urandom'));
+    expect(new Set(randoms).size).toBe(3);
+    expect(leftOf(id)).toEqual([]);
+    await eventually('whoever waits hears of the stop', async () => ended);
+
+    // A disk alone is begun with anew.
+    const disk = await daemon.call('snapshot.create', { ref: 'web', diskOnly: true });
+    await sh('web', 'echo never > /root/a; echo memory > /dev/shm/b');
+    await daemon.call('sandbox.pause', { ref: 'web' });
+    await daemon.call('sandbox.restore', { ref: 'web', snapshot: disk.id });
+    expect(await sh('web', 'cat /root/a; ls /dev/shm/b 2>/dev/null || true')).toBe('then\n');
+    await expectInOrder(daemon);
+  });
+
+  test(`${backend}: a snapshot that is damaged or does not fit leaves the sandbox running (seed ${seed})`, {
+    timeout: TEST_MS,
+  }, async () => {
+    const random = numbers(seed);
+    const { id } = await daemon.call('sandbox.create', { backend, name: 'web', network: 'none' });
+    await sh('web', 'echo here > /dev/shm/a; head -c 100000 /dev/urandom > /root/random');
+    const { id: snapshotId } = await daemon.call('snapshot.create', { ref: 'web' });
+    const files = readdirSync(dirOf(snapshotId), { recursive: true, withFileTypes: true })
+      .filter((entry) => entry.isFile() && entry.name !== 'base')
+      .map((entry) => join(entry.parentPath, entry.name))
+      .map((path) => ({ path, bytes: headOf(path) }))
+      .filter(({ path, bytes }) => bytes.byteLength === statSync(path).size || bytes.some((byte) => byte !== 0));
+    for (const how of ['flipped', 'cut']) {
+      // What is cut is put back whole.
+      const parts = how === 'cut' ? files.filter(({ path, bytes }) => bytes.byteLength === statSync(path).size) : files;
+      const { path, bytes } = parts[Math.floor(random.next().value * parts.length)] as Part;
+      const at = bytes.findIndex((byte, from) => byte !== 0 && from >= (random.next().value * bytes.byteLength) / 2);
+      if (how === 'flipped') writeAt(path, at, (bytes[at] ?? 0) ^ 4);
+      else truncateSync(path, Math.floor(bytes.byteLength / 2));
+      for (const force of [false, true])
+        await expect(daemon.call('sandbox.restore', { ref: 'web', snapshot: snapshotId, force }), `${path} ${how}`).rejects.toThrow(
+          /cannot be used/,
+        );
+      if (how === 'flipped') writeAt(path, at, bytes[at] ?? 0);
+      else writeFileSync(path, bytes);
+    }
+    const other = await daemon.call('sandbox.create', {
+      backend,
+      name: 'other',
+      network: 'none',
+      ...(backend === 'gvisor' ? { memoryMiB: 256 } : {}),
+    }); // on QEMU another size is another template
+    await daemon.call('sandbox.set', { ref: 'other', labels: { a: 'b' } });
+    expect(await sh('web', 'cat /dev/shm/a')).toBe('here\n');
+    expect((await entriesOf(id)).map(({ kind }) => kind)).toEqual(['vm.storage.start', 'vm.compute.start']);
+    expect(leftOf(id)).toEqual([]);
+    // Whole again it is as good as ever, also for another sandbox of that image: that stays itself, with the shape of what goes on.
+    const taken = await daemon.call('sandbox.restore', { ref: 'other', snapshot: snapshotId });
+    expect(taken).toMatchObject({ id: other.id, name: 'other', labels: { a: 'b' } });
+    if (backend === 'gvisor') expect(taken.shape.memoryMiB).toBeGreaterThan(other.shape.memoryMiB);
+    const selves = await Promise.all(['web', 'other'].map((ref) => sh(ref, 'cat /dev/shm/a; cat /etc/machine-id; hostname')));
+    expect(selves[1]).toMatch(/^here\n[0-9a-f]{32}\nother\n$/);
+    expect(selves[0]).not.toBe(selves[1]);
+    const [stopped, started] = (await entriesOf(other.id)).filter(
+      ({ kind, reason }) => kind.startsWith('vm.storage') && reason === 'restore',
+    );
+    expect(JSON.stringify(stopped?.shape) !== JSON.stringify(started?.shape)).toBe(backend === 'gvisor');
+    await expectInOrder(daemon);
+  });
+
+  test(`${backend}: the daemon is killed, or the host fails, at ${isLong ? 'every' : 'some'} point of a restore (seed ${seed})`, {
+    timeout: TEST_MS,
+  }, async () => {
+    const random = numbers(seed + 2);
+    await daemon.call('sandbox.create', { backend, name: 'web', network: 'none' });
+    await sh('web', 'echo then > /dev/shm/a; echo then > /root/a; sync');
+    await daemon.call('snapshot.create', { ref: 'web', name: 'ready' });
+    for (let point = 0; point < POINTS; point += 1) {
+      const action = ['die-before', 'die-after', 'fail'][isLong ? point % 3 : Math.floor(random.next().value * 3)];
+      const n = isLong ? 1 + Math.floor(point / 3) : 1 + Math.floor(random.next().value * 70);
+      const fault = `${action}:${n}:sandbox.restore`;
+      await sh('web', 'echo now > /dev/shm/a; echo now > /root/a; sync');
+      const { id } = (await daemon.call('sandbox.get', { ref: 'web' })) as SandboxView;
+      await daemon.terminate();
+      await daemon.startAgain(options({ ...OWN, HUTCH_TEST_FAULT: fault }));
+      const done = await daemon.call('sandbox.restore', { ref: 'web', snapshot: 'ready' }).then(
+        () => true,
+        () => false,
+      );
+      await daemon.kill9();
+      await daemon.startAgain(options(OWN));
+      const state = async () => (await daemon.call('sandbox.get', { ref: 'web' })).state;
+      // A host that failed after the end of its process: it is stopped, with the disk that it had.
+      if (action === 'fail' && (await state()) === 'stopped') {
+        await daemon.call('sandbox.start', { ref: 'web' });
+        expect(await sh('web', 'cat /root/a'), fault).toBe('now\n');
+      }
+      await eventually(`it runs after ${fault}`, async () => (await state()) === 'running');
+      const found = await sh('web', 'cat /root/a /dev/shm/a 2>/dev/null || true');
+      expect(done ? ['then\nthen\n'] : ['then\nthen\n', 'now\nnow\n', 'now\n'], fault).toContain(found);
+      if (action !== 'fail') expect(found, fault).not.toBe('now\n'); // nothing of its memory is lost
+      await eventually(`nothing is left of ${fault}`, async () => leftOf(id).length === 0);
+      await daemon.call('snapshot.verify', { snapshot: 'ready' });
+      await expectInOrder(daemon);
+    }
+  });
+}
+
+test('what is of another backend or machine is refused by name, and nothing can go back to what is not its own', {
+  timeout: TEST_MS,
+}, async () => {
+  await daemon.call('sandbox.create', { name: 'web', network: 'none' });
+  await daemon.call('snapshot.create', { ref: 'web', name: 'ready' });
+  await daemon.call('sandbox.create', { backend: 'gvisor', name: 'other', network: 'none' });
+  await expect(daemon.call('sandbox.restore', { ref: 'other', snapshot: 'ready' })).rejects.toThrow(/another backend than sandbox other/);
+  await expect(daemon.call('sandbox.restore', { ref: 'web', snapshot: 'nothing' })).rejects.toThrow(/there is no snapshot 'nothing'/);
+  const manifest = join(dirOf((await daemon.call('snapshot.get', { snapshot: 'ready' })).id), 'manifest.json');
+  const written = JSON.parse(readFileSync(manifest, 'utf8'));
+  delete written.sum; // as an older version of Hutch wrote it
+  writeFileSync(manifest, JSON.stringify({ ...written, fingerprint: { ...written.fingerprint, emulator: '1.2.3' } }));
+  await expect(daemon.call('sandbox.restore', { ref: 'web', snapshot: 'ready' })).rejects.toThrow(
+    /cannot go on here: the version of QEMU \(1\.2\.3 then/,
+  );
+  expect(await daemon.call('sandbox.restore', { ref: 'web', snapshot: 'ready', force: true })).toMatchObject({ state: 'running' });
+  writeFileSync(manifest, JSON.stringify({ ...written, fingerprint: { ...written.fingerprint, memoryMiB: 4096 } }));
+  await expect(daemon.call('sandbox.restore', { ref: 'web', snapshot: 'ready', force: true })).rejects.toThrow(/the memory \(4096 then/);
+  expect(existsSync(manifest)).toBe(true);
+  await expectInOrder(daemon);
+});
