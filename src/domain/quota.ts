@@ -9,6 +9,9 @@ export const QUOTAS = {
   memoryMiB: { unit: 'MiB', about: 'memory of all of them together' },
   diskMiB: { unit: 'MiB', about: 'disks of all of them together' },
   imageMiB: { unit: 'MiB', about: 'images that it pulled, imported or built' },
+  builds: { unit: '', about: 'builds at once, waiting or not' },
+  buildsPerDay: { unit: '', about: 'builds that began within 24 hours' },
+  buildMinutes: { unit: 'minutes', about: 'minutes that each build may take' },
 } as const satisfies Readonly<Record<string, { readonly unit: string; readonly about: string }>>;
 
 export type QuotaName = keyof typeof QUOTAS;
@@ -31,7 +34,7 @@ export type ProjectQuota = {
   readonly use: Use;
 };
 
-export const NO_USE: Use = { sandboxes: 0, cpus: 0, memoryMiB: 0, diskMiB: 0, imageMiB: 0 };
+export const NO_USE: Use = { sandboxes: 0, cpus: 0, memoryMiB: 0, diskMiB: 0, imageMiB: 0, builds: 0, buildsPerDay: 0, buildMinutes: 0 };
 
 /** What holds of a project's own bounds and its tier's. */
 export function effective(own: Bounds, tier: Bounds | null): ProjectQuota['bounds'] {
@@ -45,6 +48,9 @@ export function effective(own: Bounds, tier: Bounds | null): ProjectQuota['bound
     memoryMiB: bound('memoryMiB'),
     diskMiB: bound('diskMiB'),
     imageMiB: bound('imageMiB'),
+    builds: bound('builds'),
+    buildsPerDay: bound('buildsPerDay'),
+    buildMinutes: bound('buildMinutes'),
   };
 }
 

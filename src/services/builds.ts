@@ -24,6 +24,7 @@ import { PAGE_ROWS_MAX } from '../store/contract.ts';
 import { baseImage } from './build-base.ts';
 import { BuildLog, type LogLine } from './build-log.ts';
 import { Locks } from './build-mounts.ts';
+import { BuildQuota } from './build-quota.ts';
 import { type BuildRecord, buildRecord } from './build-record.ts';
 import { BUILD_LABEL, removeBuildSandbox } from './build-sandbox.ts';
 import { StageBuilder } from './build-stage.ts';
@@ -61,6 +62,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
   /** Records of builds that are over, which nothing changes any more: read once. */
   const ended = new Map<BuildId, BuildRecord>();
   const locks = new Locks();
+  const quota = new BuildQuota(core);
   let slots = BUILDS_AT_ONCE;
   const waiting: (() => void)[] = [];
 
@@ -147,6 +149,8 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     call.target(id);
     const images = library(op);
     await using undo = new AsyncDisposableStack();
+    await quota.begin(op, id, caller.projectId);
+    undo.defer(() => quota.neverBegan(op, id));
     const staged = await images.blobs.stage(op, `build-${id}`);
     undo.defer(async () => await staged[Symbol.asyncDispose]());
     await host.makeDir(op, staged.path, SHARED_DIR_MODE);
@@ -225,7 +229,10 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
         try {
           if (slots === 0) now.record = { ...now.record, step: 'waiting for builds before it' };
           using _turn = await turn(op);
-          const image = await build(call, now, work);
+          using limited = await quota.timed(op, caller.projectId);
+          const image = await build(limited === null ? call : { ...call, op: limited }, now, work).catch((error: unknown) =>
+            Promise.reject(limited?.signal.aborted && !op.signal.aborted ? limited.signal.reason : error),
+          );
           now.record = { ...now.record, state: 'done', image, step: null };
         } catch (error) {
           const failure = asHutchError(op, work.context, error);
@@ -245,6 +252,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
           await write(late, now.record).catch((cause: unknown) =>
             op.log.error({ build: record.id, err: cause }, 'the end of a build could not be recorded'),
           );
+          await quota.ended(late, record.id);
           running.delete(record.id);
           await log.end();
           await forgetOld(late);
@@ -407,6 +415,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
       return { id: record.id };
     },
     async reconcile(op) {
+      await quota.endAll(op);
       for (const record of await all(op)) {
         if (record.state !== 'running' || running.has(record.id)) continue;
         const error = op

@@ -8,7 +8,7 @@ import type { Handlers } from './handlers.ts';
 type QuotaVerbs = Extract<keyof Handlers, `quota.${string}`>;
 
 export function quotaVerbs(core: Core): Pick<Handlers, QuotaVerbs> {
-  const { store } = core.deps;
+  const { store, host } = core.deps;
 
   /** Who has bounds may not set them. */
   function requireOperator({ op, caller }: Call): void {
@@ -17,7 +17,7 @@ export function quotaVerbs(core: Core): Pick<Handlers, QuotaVerbs> {
   }
 
   async function find(text: string) {
-    const quotas = await store.query('quotas', {});
+    const quotas = await store.query('quotas', { atMs: host.nowMs() });
     const candidates = quotas.map((quota) => ({ id: quota.projectId, name: quota.project, quota }));
     return requireReference('project', text, candidates).quota;
   }
@@ -31,7 +31,7 @@ export function quotaVerbs(core: Core): Pick<Handlers, QuotaVerbs> {
 
   return {
     'quota.list': async ({ caller }) => {
-      const quotas = await store.query('quotas', {});
+      const quotas = await store.query('quotas', { atMs: host.nowMs() });
       const isOperator = caller.projectId === store.defaultProjectId;
       return { projects: quotas.filter(({ projectId }) => isOperator || projectId === caller.projectId).map(shown) };
     },

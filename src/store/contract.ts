@@ -4,7 +4,7 @@
 // A commit is a list of changes that happen together or not at all. If one of them is refused, none
 // has happened and the commit rejects with a HutchError that names it.
 import type { ErrorBody } from '../domain/errors.ts';
-import type { ImageId, KernelId, KeyId, LeaseId, OpId, ProjectId, SandboxId, SnapshotId, VolumeId } from '../domain/ids.ts';
+import type { BuildId, ImageId, KernelId, KeyId, LeaseId, OpId, ProjectId, SandboxId, SnapshotId, VolumeId } from '../domain/ids.ts';
 import type { Image, Kernel, NamedImage } from '../domain/image.ts';
 import type { LedgerEntry } from '../domain/ledger.ts';
 import type { PublishedPort } from '../domain/published-port.ts';
@@ -192,6 +192,12 @@ export type ChangeMap = {
   growVolume: { args: { readonly id: VolumeId; readonly sizeMiB: number; readonly atMs: number }; result: Volume };
   markGuestWritten: { args: { readonly id: VolumeId }; result: null };
 
+  /** `resource_exhausted` when a quota of builds would be passed. */
+  beginBuild: { args: { readonly id: BuildId; readonly projectId: ProjectId; readonly atMs: number }; result: null };
+  /** `never-began`: it does not count for its day. Of one that is not there nothing. */
+  endBuild: { args: { readonly id: BuildId; readonly atMs: number; readonly how: 'ended' | 'never-began' }; result: null };
+  /** Those that a daemon before left open. */
+  endAllBuilds: { args: { readonly atMs: number }; result: null };
   /** What all projects of that tier may have from now on; made when it is not there. */
   setTier: { args: { readonly name: string; readonly bounds: Bounds }; result: null };
   /** `failed_precondition`, naming them, while projects have it; `not_found`. */
@@ -314,7 +320,8 @@ export type QueryMap = {
   snapshotHead: { args: { readonly sandboxId: SandboxId }; result: Snapshot | null };
 
   /** Of every project, what it may have and what it uses. */
-  quotas: { args: Record<never, never>; result: readonly ProjectQuota[] };
+  /** `atMs`: now, of which the last 24 hours count. */
+  quotas: { args: { readonly atMs: number }; result: readonly ProjectQuota[] };
   tiers: { args: Record<never, never>; result: readonly Tier[] };
 
   setting: { args: { readonly key: string }; result: unknown };

@@ -35,7 +35,7 @@ import {
   updateOperation,
 } from './operations.ts';
 import { listPorts, releasePorts, reservePorts } from './ports.ts';
-import { listQuotas, listTiers, removeTier, setQuota, setTier } from './quotas.ts';
+import { beginBuild, endAllBuilds, endBuild, listQuotas, listTiers, removeTier, setQuota, setTier } from './quotas.ts';
 import { finishRequest, openRequests, releaseRequest } from './requests.ts';
 import {
   applyChange,
@@ -90,6 +90,9 @@ export const CHANGES: { readonly [K in ChangeName]: (tx: Tx, args: ChangeMap[K][
   removeVolume,
   growVolume,
   markGuestWritten,
+  beginBuild,
+  endBuild,
+  endAllBuilds,
   setTier,
   removeTier,
   setQuota,

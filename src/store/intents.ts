@@ -43,7 +43,7 @@ function fromRow(raw: Row): Intent {
 
 export function addIntent(tx: Tx, args: ChangeMap['addIntent']['args']): Intent {
   const making = shapeOfDetail.safeParse(args.detail);
-  if (args.kind === 'create' && making.success) roomForSandbox(tx.db, args.projectId, making.data.shape);
+  if (args.kind === 'create' && making.success) roomForSandbox(tx, args.projectId, making.data.shape);
   if (args.reserveName !== undefined) claimName(tx.db, args.projectId, args.reserveName, args.sandboxId ?? null);
   const { lastRowId } = tx.db.run(
     'INSERT INTO intents (kind, project_id, sandbox_id, reserved_name, op_id, created_at_ms, detail) VALUES (?, ?, ?, ?, ?, ?, ?)',

@@ -13,6 +13,7 @@ import type { Db, Row } from './db.ts';
 import type { Tx } from './tx.ts';
 
 const MIB = 2 ** 20;
+const DAY_MS = 24 * 60 * 60 * 1_000;
 
 const boundsSchema = z.object(Object.fromEntries(QUOTA_NAMES.map((name) => [name, z.number().nullable().optional()])));
 const tierRow = z.object({ name: z.string(), bounds: jsonColumn(boundsSchema) });
@@ -69,11 +70,11 @@ function noTier(name: string): HutchError {
   return new HutchError({ code: 'not_found', message: `there is no tier ${name}`, hint: 'see: hutch quotas tiers' });
 }
 
-export function listQuotas(db: Db): readonly ProjectQuota[] {
-  return db.all(`${PROJECTS} ORDER BY p.created_at_ms, p.id`).map((row) => quotaOf(db, row));
+export function listQuotas(db: Db, { atMs }: { readonly atMs: number }): readonly ProjectQuota[] {
+  return db.all(`${PROJECTS} ORDER BY p.created_at_ms, p.id`).map((row) => quotaOf(db, row, atMs));
 }
 
-function quotaOf(db: Db, row: Row): ProjectQuota {
+function quotaOf(db: Db, row: Row, atMs: number): ProjectQuota {
   const { id, name, tier, own, tier_bounds } = projectRow.parse(row);
   const ownBounds = parsed(own) ?? {};
   return {
@@ -82,7 +83,7 @@ function quotaOf(db: Db, row: Row): ProjectQuota {
     tier,
     own: ownBounds,
     bounds: effective(ownBounds, parsed(tier_bounds)),
-    use: useOf(db, id),
+    use: useOf(db, id, atMs - DAY_MS),
   };
 }
 
@@ -90,7 +91,7 @@ function parsed(text: string | null): Bounds | null {
   return text === null ? null : (jsonColumn(boundsSchema).parse(text) as Bounds);
 }
 
-function useOf(db: Db, projectId: ProjectId): Use {
+function useOf(db: Db, projectId: ProjectId, sinceMs: number): Use {
   const sums = (from: string) =>
     z.object({ sandboxes: z.number(), cpus: z.number(), memory: z.number(), disk: z.number() }).parse(
       db.get(
@@ -104,6 +105,15 @@ function useOf(db: Db, projectId: ProjectId): Use {
   const coming = sums(
     "SELECT detail -> 'shape' AS shape FROM intents WHERE project_id = ? AND kind = 'create' AND detail -> 'shape' IS NOT NULL",
   );
+  const builds = z
+    .object({ open: z.number(), day: z.number() })
+    .parse(
+      db.get(
+        'SELECT count(*) FILTER (WHERE ended_at_ms IS NULL) AS open, count(*) FILTER (WHERE begun_at_ms > ?) AS day FROM builds WHERE project_id = ?',
+        sinceMs,
+        projectId,
+      ),
+    );
   const image = db.get(
     `SELECT coalesce(sum(i.body ->> 'sizeBytes'), 0) AS bytes FROM image_owners o JOIN images i ON i.id = o.image_id WHERE o.project_id = ?`,
     projectId,
@@ -114,16 +124,19 @@ function useOf(db: Db, projectId: ProjectId): Use {
     memoryMiB: there.memory + coming.memory,
     diskMiB: there.disk + coming.disk,
     imageMiB: Math.ceil(Number(image?.['bytes'] ?? 0) / MIB),
+    builds: builds.open,
+    buildsPerDay: builds.day,
+    buildMinutes: 0, // of each alone
   };
 }
 
 /** @throws HutchError `resource_exhausted`, with the quota, its bound and what is used. */
-export function requireRoom(db: Db, projectId: ProjectId, wanted: Partial<Use>): void {
+function requireRoom({ db, stamp }: Tx, projectId: ProjectId, wanted: Partial<Use>): void {
   const isBounded = db.get('SELECT 1 FROM project_quotas WHERE project_id = ?', projectId) !== undefined;
   if (!isBounded) return; // the usual case, which must cost nothing
   const row = db.get(`${PROJECTS} WHERE p.id = ?`, projectId);
   if (row === undefined) return;
-  const { project, tier, bounds, use } = quotaOf(db, row);
+  const { project, tier, bounds, use } = quotaOf(db, row, stamp.nowMs);
   const name = passed(bounds, use, wanted);
   if (name === null) return;
   const unit = QUOTAS[name].unit === '' ? '' : ` ${QUOTAS[name].unit}`;
@@ -135,14 +148,14 @@ export function requireRoom(db: Db, projectId: ProjectId, wanted: Partial<Use>):
   });
 }
 
-export function roomForSandbox(db: Db, projectId: ProjectId, { cpus, memoryMiB, diskMiB }: Shape): void {
-  requireRoom(db, projectId, { sandboxes: 1, cpus, memoryMiB, diskMiB });
+export function roomForSandbox(tx: Tx, projectId: ProjectId, { cpus, memoryMiB, diskMiB }: Shape): void {
+  requireRoom(tx, projectId, { sandboxes: 1, cpus, memoryMiB, diskMiB });
 }
 
 /** What it has more of than before, or is to have. */
-export function roomForChange(db: Db, projectId: ProjectId, before: Shape, after: Shape): void {
+export function roomForChange(tx: Tx, projectId: ProjectId, before: Shape, after: Shape): void {
   const more = (key: 'cpus' | 'memoryMiB' | 'diskMiB'): number => Math.max(0, after[key] - before[key]);
-  requireRoom(db, projectId, { cpus: more('cpus'), memoryMiB: more('memoryMiB'), diskMiB: more('diskMiB') });
+  requireRoom(tx, projectId, { cpus: more('cpus'), memoryMiB: more('memoryMiB'), diskMiB: more('diskMiB') });
 }
 
 /** Whoever brings an image has it, as long as it is there. What Hutch makes by itself is nobody's, and what an Engine keeps lies elsewhere. */
@@ -153,6 +166,24 @@ export function ownImage(tx: Tx, id: ImageId, image: Image): void {
   if (typeof project !== 'string') return; // the daemon itself
   const projectId = idColumn('prj').parse(project);
   if (tx.db.get('SELECT 1 FROM image_owners WHERE image_id = ? AND project_id = ?', id, projectId) !== undefined) return;
-  requireRoom(tx.db, projectId, { imageMiB: Math.ceil(image.sizeBytes / MIB) });
+  requireRoom(tx, projectId, { imageMiB: Math.ceil(image.sizeBytes / MIB) });
   tx.db.run('INSERT INTO image_owners (image_id, project_id) VALUES (?, ?)', id, projectId);
+}
+
+export function beginBuild(tx: Tx, { id, projectId, atMs }: ChangeMap['beginBuild']['args']): null {
+  requireRoom(tx, projectId, { builds: 1, buildsPerDay: 1 });
+  tx.db.run('DELETE FROM builds WHERE ended_at_ms IS NOT NULL AND begun_at_ms <= ?', atMs - DAY_MS);
+  tx.db.run('INSERT INTO builds (id, project_id, begun_at_ms) VALUES (?, ?, ?)', id, projectId, atMs);
+  return null;
+}
+
+export function endBuild(tx: Tx, { id, atMs, how }: ChangeMap['endBuild']['args']): null {
+  if (how === 'never-began') tx.db.run('DELETE FROM builds WHERE id = ?', id);
+  else tx.db.run('UPDATE builds SET ended_at_ms = ? WHERE id = ? AND ended_at_ms IS NULL', atMs, id);
+  return null;
+}
+
+export function endAllBuilds(tx: Tx, { atMs }: ChangeMap['endAllBuilds']['args']): null {
+  tx.db.run('UPDATE builds SET ended_at_ms = ? WHERE ended_at_ms IS NULL', atMs);
+  return null;
 }

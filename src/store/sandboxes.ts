@@ -139,7 +139,7 @@ function fromRow(raw: Row): Sandbox {
 export function createSandbox(tx: Tx, args: ChangeMap['createSandbox']['args']): Sandbox {
   const { id, projectId, spec: wanted, atMs, source } = args;
   claimName(tx.db, projectId, wanted.name, null);
-  roomForSandbox(tx.db, projectId, wanted.shape);
+  roomForSandbox(tx, projectId, wanted.shape);
   const creation: SandboxCreation = { type: 'created', atMs, opId: tx.stamp.opId, ...(source === undefined ? {} : { source }) };
   const sandbox = newSandbox({ id, projectId, spec: wanted, atMs, opId: tx.stamp.opId });
   tx.db.run(
@@ -181,7 +181,7 @@ export function applyEvent(
   const after = transition(before, event);
   if ('illegal' in after) return after;
   if (event.type === 'changed' && (event.change.shape !== undefined || event.change.pending !== undefined))
-    roomForChange(tx.db, before.projectId, before.spec.shape, withPending(after.spec).shape);
+    roomForChange(tx, before.projectId, before.spec.shape, withPending(after.spec).shape);
   if (event.type === 'renamed') claimName(tx.db, before.projectId, event.name, id);
   writeSandbox(tx.db, after, before);
   if (event.type === 'started' && event.reason === 'restore') {

@@ -299,6 +299,28 @@ export const MIGRATIONS: readonly Migration[] = [
       CREATE INDEX sandbox_volumes_volume ON sandbox_volumes (volume_id);
     `,
   },
+  {
+    version: 9,
+    what: 'builds as quotas count them',
+    sql: `
+      CREATE TABLE builds (
+        id TEXT PRIMARY KEY,
+        project_id TEXT NOT NULL REFERENCES projects (id),
+        begun_at_ms INTEGER NOT NULL,
+        ended_at_ms INTEGER
+      ) STRICT, WITHOUT ROWID;
+      CREATE INDEX builds_project ON builds (project_id, begun_at_ms);
+      -- Tiers as they were shipped; what an operator has made of them stays.
+      UPDATE quota_tiers SET bounds = json_patch(bounds, '{"builds":1,"buildsPerDay":5,"buildMinutes":5}')
+        WHERE name = 'FREE' AND bounds = '{"sandboxes":1,"cpus":1,"memoryMiB":512,"diskMiB":1024,"imageMiB":1024}';
+      UPDATE quota_tiers SET bounds = json_patch(bounds, '{"builds":3,"buildsPerDay":100,"buildMinutes":15}')
+        WHERE name = 'PRO' AND bounds = '{"sandboxes":3,"cpus":6,"memoryMiB":6144,"diskMiB":30720,"imageMiB":10240}';
+      UPDATE quota_tiers SET bounds = json_patch(bounds, '{"builds":10,"buildsPerDay":1000,"buildMinutes":30}')
+        WHERE name = 'ENTERPRISE' AND bounds = '{"sandboxes":10,"cpus":40,"memoryMiB":81920,"diskMiB":1024000,"imageMiB":102400}';
+      UPDATE quota_tiers SET bounds = json_patch(bounds, '{"builds":50,"buildsPerDay":10000,"buildMinutes":60}')
+        WHERE name = 'DEDICATED' AND bounds = '{"sandboxes":50,"cpus":800,"memoryMiB":1638400,"diskMiB":52428800,"imageMiB":1048576}';
+    `,
+  },
 ];
 
 export const SCHEMA_VERSION = MIGRATIONS.length;

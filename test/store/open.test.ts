@@ -90,6 +90,7 @@ test('released migrations are never edited', () => {
     '8a1db62ff1cd72a9',
     '9c31b07fd6d855d1',
     'ec947faa2ee00a40',
+    'be393716f88618f6',
   ]);
 });
 

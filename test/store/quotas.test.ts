@@ -35,7 +35,12 @@ test('one that is being made counts once, also in the commit that makes it a san
     { change: 'finishIntent', id: intentId },
     { change: 'createSandbox', id, projectId, spec: someSpec('web'), atMs: 2 },
   ]);
-  expect((await store.query('quotas', {}))[0]?.use).toMatchObject({ sandboxes: 1, cpus: 1, memoryMiB: 512, diskMiB: 8_192 });
+  expect((await store.query('quotas', { atMs: Date.now() }))[0]?.use).toMatchObject({
+    sandboxes: 1,
+    cpus: 1,
+    memoryMiB: 512,
+    diskMiB: 8_192,
+  });
   // Whoever makes a sandbox in another way is counted as well.
   const another = { change: 'createSandbox', id: someSandboxId(), projectId, spec: someSpec('fork'), atMs: 3 } as const;
   await expect(store.commit(op, [another])).rejects.toMatchObject({ code: 'resource_exhausted' });
@@ -48,7 +53,7 @@ test('an image counts for the project whose key brought it, as long as it is the
   await store.commit(op, [{ change: 'createKey', id: keyId, projectId, name: 'ci', sha256: 'a'.repeat(64), atMs: 1 }]);
   await store.commit(op, [{ change: 'setQuota', projectId, tier: null, own: { imageMiB: 10 } }]);
   const asKey = { id: op.id, actor: keyId };
-  const use = async () => (await store.query('quotas', {}))[0]?.use.imageMiB;
+  const use = async () => (await store.query('quotas', { atMs: Date.now() }))[0]?.use.imageMiB;
   const first = someImage(1, 6 * 2 ** 20, 'oci');
   await store.commit(asKey, [{ change: 'putImage', image: first }]);
   await store.commit(asKey, [{ change: 'putImage', image: first }]);
@@ -62,4 +67,33 @@ test('an image counts for the project whose key brought it, as long as it is the
   expect(await use()).toBe(0);
   await store.commit(asKey, [{ change: 'putImage', image: someImage(4, 5 * 2 ** 20, 'oci') }]);
   expect(await use()).toBe(5);
+});
+
+test('of many builds that begin at once no more do than may, and those of a day ago count no more', async () => {
+  await using store = await tempStore();
+  const { defaultProjectId: projectId } = store;
+  await store.commit(op, [{ change: 'setQuota', projectId, tier: null, own: { builds: 3, buildsPerDay: 5 } }]);
+  const ids = Array.from({ length: 10 }, () => newId('bld', randomBytes));
+  const begin = async (id: (typeof ids)[number], atMs = Date.now()) =>
+    await store.commit(op, [{ change: 'beginBuild', id, projectId, atMs }]);
+  const outcomes = await Promise.allSettled(ids.map((id) => begin(id)));
+  const begun = ids.filter((_, at) => outcomes[at]?.status === 'fulfilled');
+  expect(begun).toHaveLength(3);
+  const use = async () => (await store.query('quotas', { atMs: Date.now() }))[0]?.use;
+  expect(await use()).toMatchObject({ builds: 3, buildsPerDay: 3 });
+  const end = { change: 'endBuild', atMs: Date.now() } as const;
+  const [one, two, three] = begun as [(typeof ids)[0], (typeof ids)[0], (typeof ids)[0]];
+  await store.commit(op, [
+    { ...end, id: one, how: 'never-began' },
+    { ...end, id: two, how: 'ended' },
+    { ...end, id: three, how: 'ended' },
+  ]);
+  expect(await use()).toMatchObject({ builds: 0, buildsPerDay: 2 });
+  const old = newId('bld', randomBytes);
+  await begin(old, Date.now() - 25 * 60 * 60 * 1_000);
+  await store.commit(op, [{ change: 'endAllBuilds', atMs: Date.now() }]);
+  expect(await use()).toMatchObject({ builds: 0, buildsPerDay: 2 });
+  for (let more = 0; more < 3; more += 1) await begin(newId('bld', randomBytes));
+  await store.commit(op, [{ change: 'endAllBuilds', atMs: Date.now() }]);
+  await expect(begin(newId('bld', randomBytes))).rejects.toThrow('the quota buildsPerDay of project default is 5: 5 are in use');
 });

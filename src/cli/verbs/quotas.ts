@@ -17,6 +17,9 @@ const COLUMNS = [
   ['memoryMiB', 'MEMORY'],
   ['diskMiB', 'DISK'],
   ['imageMiB', 'IMAGES'],
+  ['builds', 'BUILDS'],
+  ['buildsPerDay', 'PER DAY'],
+  ['buildMinutes', 'MINUTES'],
 ] as const;
 const FLAGS: Readonly<Record<(typeof COLUMNS)[number][0], string>> = {
   sandboxes: 'sandboxes',
@@ -24,6 +27,9 @@ const FLAGS: Readonly<Record<(typeof COLUMNS)[number][0], string>> = {
   memoryMiB: 'memory',
   diskMiB: 'disk',
   imageMiB: 'images',
+  builds: 'builds',
+  buildsPerDay: 'builds-per-day',
+  buildMinutes: 'build-minutes',
 };
 
 export async function list(context: Context, _args: Args): Promise<number> {
@@ -86,6 +92,7 @@ function quotaTable(projects: readonly Quota[]): string {
     ...COLUMNS.map(([name]) => {
       const bound = bounds[name] ?? null;
       const used = amount(name, use[name] ?? 0);
+      if (name === 'buildMinutes') return bound === null ? '-' : amount(name, bound);
       return bound === null ? used : `${used} of ${amount(name, bound)}`;
     }),
   ]);

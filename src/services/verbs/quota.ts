@@ -7,7 +7,7 @@ import type { Verb } from './verb.ts';
 const BOUND_MAX = 2 ** 40;
 const bound = z.int().min(0).max(BOUND_MAX);
 const fields = <T extends z.ZodType>(schema: T) => Object.fromEntries(QUOTA_NAMES.map((name) => [name, schema.describe(about(name))]));
-const about = (name: (typeof QUOTA_NAMES)[number]): string => `${QUOTAS[name].about}${QUOTAS[name].unit === '' ? '' : ', in MiB'}`;
+const about = (name: (typeof QUOTA_NAMES)[number]): string => `${QUOTAS[name].about}${QUOTAS[name].unit === 'MiB' ? ', in MiB' : ''}`;
 const tier = z.string().refine(tierName, 'must be capital letters, digits, _ and -, at most 32').describe('such as FREE');
 const setBounds = z
   .strictObject(fields(z.union([bound, z.null(), z.literal('inherit')]).optional()))
