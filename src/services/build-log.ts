@@ -71,7 +71,7 @@ export class BuildLog {
     const decoders = { stdout: new StringDecoder('utf8'), stderr: new StringDecoder('utf8') };
     const rests = { stdout: '', stderr: '' };
     const line = (channel: 'stdout' | 'stderr', text: string): void => {
-      const shown = hidden.reduce((now, secret) => now.replaceAll(secret, '***'), text.replace(/\r$/, '')).slice(0, LINE_CHARS_MAX);
+      const shown = hidden.reduce((now, secret) => now.replaceAll(secret, '***'), rewritten(text)).slice(0, LINE_CHARS_MAX);
       onLine(shown);
       this.#add({ type: 'output', stage, text: shown, channel });
     };
@@ -135,4 +135,10 @@ export class BuildLog {
     }
     this.#timer ??= setTimeout(() => void this.flush(), FLUSH_MS);
   }
+}
+
+/** A line as a terminal shows it in the end: what a bar of progress wrote over itself is gone. */
+function rewritten(text: string): string {
+  const line = text.replace(/\r+$/, '');
+  return line.slice(line.lastIndexOf('\r') + 1);
 }

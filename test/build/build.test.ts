@@ -348,17 +348,22 @@ function saidBy({ config: { config } }: Saved): readonly unknown[] {
 test('a failure names file, line, command, exit code and last words, and no later step begins', { timeout: 120_000 }, async (ctx) => {
   const missing = await why('gvisor');
   if (missing !== null) return ctx.skip(missing);
-  const dir = await context({ Dockerfile: 'FROM base:1\nRUN echo fine\nRUN echo first; echo at last >&2; exit 7\nRUN echo never-begun\n' });
+  const dir = await context({
+    Dockerfile: 'FROM base:1\nRUN echo fine\nRUN printf "10%%\\r100%%\\n"; echo first; echo at last >&2; exit 7\nRUN echo never-begun\n',
+  });
   const { code, stderr } = await world.run(['build', '--backend', 'gvisor', dir]);
   expect(code).not.toBe(0);
-  expect(stderr).toMatch(/error: Dockerfile:3: RUN: exit code 7: \/bin\/sh -c echo first; .*last words: at last/);
+  expect(stderr).toMatch(/error: Dockerfile:3: RUN: exit code 7: \/bin\/sh -c printf .*echo first; .*last words: at last/);
   expect(stderr).not.toContain('never-begun');
   const [build] = await buildsThatWere();
-  expect(build).toMatchObject({ state: 'failed', logTail: ['first', 'at last'], progressPercent: 33 });
-  expect(build?.step).toMatch(/^stage 0 2\/3: RUN echo first; /);
+  expect(build).toMatchObject({ state: 'failed', logTail: ['100%', 'first', 'at last'], progressPercent: 33 });
+  expect(build?.step).toMatch(/^stage 0 2\/3: RUN printf /);
   const log = (await world.ok('image', 'build-logs', build?.id ?? '')).split('\n');
   expect(log.join('\n')).toContain('at last');
   expect((await world.ok('image', 'build-logs', '--after', '3', build?.id ?? '')).split('\n')).toEqual(log.slice(3));
+  // Who does not see all of it sees its end.
+  const quiet = await world.run(['build', '--backend', 'gvisor', '-q', dir]);
+  expect(quiet.stderr).toMatch(/^ {2}100%\n {2}first\n {2}at last\nerror: Dockerfile:3: RUN: exit code 7/);
   await world.ok('image', 'build-rm', build?.id ?? '');
   expect((await world.run(['image', 'build-logs', build?.id ?? ''])).code).not.toBe(0);
   for (const [text, said] of [

@@ -163,6 +163,9 @@ async function follow(context: Context, { id }: Build, progress: Progress): Prom
   }
   const ended = await context.client.call('build.get', { build: id }, {});
   if (progress === 'json') await context.io.out(`${JSON.stringify(ended)}\n`);
+  // What a line that rewrites itself has shown, or nobody: the last of it, where it went wrong.
+  if (ended.state === 'failed' && (progress === 'tty' || progress === 'quiet'))
+    await context.io.err(ended.logTail.map((text) => `  ${safe(text)}\n`).join(''));
   if (ended.state !== 'done') throw errorFromBody(ended.error, { opId: ended.opId });
   if (progress !== 'json') await context.io.out(`${ended.image?.digest}\n`);
   return 0;
