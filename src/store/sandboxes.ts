@@ -185,7 +185,7 @@ export function applyEvent(
   if (event.type === 'renamed') claimName(tx.db, before.projectId, event.name, id);
   writeSandbox(tx.db, after, before);
   if (event.type === 'started' && event.reason === 'restore') {
-    roomForChange(tx.db, before.projectId, before.spec.shape, after.spec.shape);
+    roomForChange(tx, before.projectId, before.spec.shape, after.spec.shape);
     standOn(tx, id, event.source);
   }
   if (event.type === 'deleted') {
