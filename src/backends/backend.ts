@@ -23,6 +23,9 @@ export type Capabilities = {
   readonly pause: boolean;
   readonly suspend: boolean;
   readonly fork: boolean;
+  /** Kept under a name, to begin there again: with its memory where `fork` is claimed as well, else its disk. */
+  readonly snapshot: boolean;
+  /** Its disk as an image. */
   readonly diskSnapshot: boolean;
   /** Directories of this machine can be mounted: `SandboxPlan.mounts`. */
   readonly hostDirectories: boolean;

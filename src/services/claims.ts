@@ -2,7 +2,7 @@
 import type { Backend, Capabilities } from '../backends/backend.ts';
 import type { Operation } from '../host/operation.ts';
 
-type Claim = 'pause' | 'suspend' | 'fork' | 'diskSnapshot' | 'hostDirectories' | 'volumes';
+type Claim = 'pause' | 'suspend' | 'fork' | 'snapshot' | 'diskSnapshot' | 'hostDirectories' | 'volumes';
 
 /** Each backend is asked once; one that does not work says so itself when it is used. */
 export class Claims {
@@ -28,6 +28,8 @@ export class Claims {
 function instead(claim: Claim, can: Capabilities): string | null {
   if (claim === 'suspend' && can.pause) return 'keep it in memory: hutch pause';
   if (claim === 'fork' && can.diskSnapshot) return 'keep its disk as an image, and start others from that: hutch image commit';
+  if (claim === 'snapshot' && can.diskSnapshot)
+    return 'keep its disk as an image: hutch image commit SANDBOX NAME, then: hutch run --image NAME';
   if (claim === 'hostDirectories') return 'copy it in: hutch cp, or hutch run DIR; or take a backend that mounts: hutch backends';
   if (claim === 'volumes') return 'take a backend that mounts volumes: hutch backends';
   return null;

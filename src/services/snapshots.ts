@@ -186,14 +186,8 @@ async function contentsOf(claims: Claims, op: Operation, sandbox: Sandbox, backe
   const hasMemory = state === 'running' || state === 'paused' || state === 'suspended';
   const contents = hasMemory && !diskOnly ? 'memory and disk' : 'disk';
   refuseMounted(op, sandbox, 'no snapshot would have it');
-  if (backend.snapshots === undefined) {
-    throw op.error('failed_precondition', `the backend ${backend.name} makes no snapshots on this machine`, {
-      hint:
-        backend.commit === undefined
-          ? 'what each backend can do: hutch backends'
-          : `it keeps a disk as an image: hutch image commit ${name} NAME, then: hutch run --image NAME`,
-    });
-  }
+  await claims.need(op, backend, 'snapshot');
+  if (backend.snapshots === undefined) throw new Error(`the backend ${backend.name} claims snapshot, and makes none`);
   if (contents !== 'disk') await claims.need(op, backend, 'fork');
   return contents;
 }

@@ -178,6 +178,26 @@ export function honesty(subject: Subject): void {
     expect(await readFile(join(open, 'new'), 'utf8')).toBe('changed here\n'); // deleting the sandbox deletes nothing of it
   });
 
+  test(`honesty: a snapshot is ${can.snapshot ? 'claimed: what begins there has what was on the disk' : 'not claimed: it refuses by name'}`, async () => {
+    const { id } = await subject.make();
+    await subject.sh(id, 'echo kept > /root/kept; sync');
+    const taking = daemon.call('snapshot.create', { ref: id, diskOnly: !can.fork });
+    if (!can.snapshot) {
+      expect(await refusal(taking)).toMatchObject({
+        code: 'failed_precondition',
+        message: expect.stringMatching(/\bsnapshot\b/),
+        ...(can.diskSnapshot ? { hint: expect.stringContaining('hutch image commit') } : {}),
+      });
+      expect((await subject.get(id)).state).toBe('running');
+      return await subject.remove(id);
+    }
+    const snapshot = await taking;
+    const begun = await daemon.call('sandbox.create', { from: snapshot.id });
+    expect(await subject.sh(begun.id, 'cat /root/kept')).toBe('kept\n');
+    for (const made of [begun.id, id]) await subject.remove(made);
+    await daemon.call('snapshot.remove', { snapshot: snapshot.id });
+  });
+
   for (const mode of MODES) {
     const claimed = can.networks.includes(mode);
     test(`honesty: the network ${mode} is ${claimed ? 'claimed, and starts' : 'not claimed: it refuses by name'}`, async () => {

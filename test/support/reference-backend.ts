@@ -94,6 +94,7 @@ export function newReferenceBackend({ host, before = () => {} }: ReferenceOption
           pause: true,
           suspend: false,
           fork: false,
+          snapshot: false,
           diskSnapshot: false,
           hostDirectories: true,
           volumes: true,

@@ -49,6 +49,7 @@ function capabilities(
     pause: true,
     suspend: false,
     fork: false,
+    snapshot: false,
     diskSnapshot: true,
     // One elsewhere has another machine's.
     hostDirectories: endpoint.kind === 'unix',

@@ -64,6 +64,7 @@ function capabilities(
     suspend: isRoot,
     // A layer that is a directory of the host's cannot be copied in an instant.
     fork: isRoot && whyUnbounded === null,
+    snapshot: isRoot && whyUnbounded === null,
     diskSnapshot: false,
     hostDirectories: true,
     // Mounted as a layer is.

@@ -54,6 +54,7 @@ function capabilities(
     pause: true,
     suspend: imprintPath !== undefined && readonlyLibraryPath !== undefined,
     fork: imprintPath !== undefined && readonlyLibraryPath !== undefined,
+    snapshot: true,
     diskSnapshot: false,
     hostDirectories: false,
     volumes: true,

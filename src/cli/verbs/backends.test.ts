@@ -9,6 +9,7 @@ test('backends says for each what it can do, marks the default, and says NO wher
     pause: true,
     suspend: false,
     fork: false,
+    snapshot: false,
     diskSnapshot: false,
     hostDirectories: true,
     volumes: true,
