@@ -6,7 +6,6 @@ import type { Operation } from '../host/operation.ts';
 import { ArchiveError } from '../images/archive-error.ts';
 import { CopyError, type CopyPlan, copyTree, LayerTree, modeChange, type Owner } from '../images/build/copy.ts';
 import type { Of } from '../images/build/dockerfile.ts';
-import { DockerfileError } from '../images/build/dockerfile-error.ts';
 import { applyLayer, type LayerSource } from '../images/build/flatten.ts';
 import { keyOf } from '../images/build/keys.ts';
 import { lookUp } from '../images/build/look.ts';
@@ -14,6 +13,7 @@ import { variablesOf } from '../images/build/state.ts';
 import { expandText } from '../images/build/words.ts';
 import { type Inode, Tree } from '../images/layers/tree.ts';
 import { packingOf } from '../images/layers/unpack.ts';
+import { fetchedFile, nameInUrl, URL_SOURCE } from './build-fetch.ts';
 import { contentOf, contentsOf, sourceOf } from './build-sources.ts';
 import type { StageNow } from './build-stage-now.ts';
 
@@ -52,12 +52,9 @@ export async function copyStep(op: Operation, now: StageNow, step: Of<'COPY'> | 
   const sources = step.sources.map(text);
   const target = text(step.target);
   const [chown, chmod] = [flags.chown, flags.chmod].map((flag) => (flag === null ? null : text(flag)));
-  if (step.name === 'ADD' && sources.some((each) => /^https?:\/\//.test(each))) {
-    throw new DockerfileError(step.line, 'ADD', 'URLs are not fetched by a build: fetch it in a RUN, or beside the Dockerfile and COPY it');
-  }
+  const source = isOfUrl(step, sources) ? urlOf(op, now, step, sources[0] ?? '') : await filesOf(op, now, step, sources);
   const exclude = flags.exclude.map(text);
   const workdir = now.state.config.WorkingDir || '/';
-  const source = await sourceOf(op, now, step, flags.from);
   const excluded = new Ignored(exclude);
   const isIgnored = (path: string) => source.isIgnored(path) || (exclude.length > 0 && excluded.has(path));
   const inline = step.inline.map(({ name, content, expand }) => ({
@@ -87,27 +84,23 @@ export async function copyStep(op: Operation, now: StageNow, step: Of<'COPY'> | 
       target,
     )
     .join(' ')}`;
-  const files = async () => {
-    const tree = source.tree ?? (await source.root.tree(op));
-    return { tree, layers: source.sources ?? source.root.sources(op) };
-  };
   // What is the same stage gives the same files: they need not be looked at.
   const quick = source.key === null ? null : keyOf('copied', shape, source.key);
   const known = quick === null || request.noCache ? null : await now.parts.cache.get(op, quick);
   if (known?.as !== undefined) return await now.layer(op, shown, known.as, async () => known.layer);
   await now.copying(step, async () => {
-    const { tree, layers } = await files();
-    const contents = await contentsOf(tree, layers, sources, isIgnored, source.hashes);
+    const { tree, layers, hashes } = await source.files();
+    const contents = await contentsOf(tree, layers, source.names, isIgnored, hashes);
     const key = keyOf('copied', shape, contents);
     await now.layer(op, shown, key, async () => {
       const stage = await now.root.tree(op);
       const owner = chown === null || chown === undefined ? (flags.from === null ? { uid: 0, gid: 0 } : null) : await now.owner(op, chown);
       const archives: LayerSource[] = [];
       const plan: CopyPlan = {
-        ...{ source: tree, isIgnored, sources, target, workdir, owner, parents: flags.parents },
+        ...{ source: tree, isIgnored, sources: source.names, target, workdir, owner, parents: flags.parents },
         mode: chmod === null || chmod === undefined ? null : modeChange(chmod),
         clampMtimeSeconds: request.epochSeconds,
-        unpacked: step.name === 'ADD' ? async (inode) => await archiveOf(op, now, inode, layers, archives) : null,
+        unpacked: step.name === 'ADD' && source.mayBeArchives ? async (inode) => await archiveOf(op, now, inode, layers, archives) : null,
       };
       const out = await copyTree(stage, plan);
       const all = [...layers, ...archives];
@@ -116,6 +109,38 @@ export async function copyStep(op: Operation, now: StageNow, step: Of<'COPY'> | 
     });
     if (quick !== null) await now.parts.cache.put(op, quick, { layer: now.root.layers.at(-1) ?? null, atMs: now.atMs, as: key });
   });
+}
+
+type Source = {
+  /** By which what it has is known without a look at it; null: it has to be looked at. */
+  readonly key: string | null;
+  readonly names: readonly string[];
+  readonly mayBeArchives: boolean;
+  isIgnored(path: string): boolean;
+  files(): Promise<{ readonly tree: Tree; readonly layers: readonly LayerSource[]; readonly hashes: ReadonlyMap<number, string> | null }>;
+};
+
+async function filesOf(op: Operation, now: StageNow, step: Of<'COPY'> | Of<'ADD'>, names: readonly string[]): Promise<Source> {
+  const source = await sourceOf(op, now, step, step.flags.from);
+  const { key, isIgnored, hashes } = source;
+  const files = async () => ({
+    tree: source.tree ?? (await source.root.tree(op)),
+    layers: source.sources ?? source.root.sources(op),
+    hashes,
+  });
+  return { key, names, mayBeArchives: true, isIgnored, files };
+}
+
+function isOfUrl(step: Of<'COPY'> | Of<'ADD'>, sources: readonly string[]): step is Of<'ADD'> {
+  return step.name === 'ADD' && URL_SOURCE.test(sources[0] ?? '');
+}
+
+/** Fetched when it is asked for: not at all where its digest is said, and the cache has what it gave. */
+function urlOf(op: Operation, now: StageNow, step: Of<'ADD'>, url: string): Source {
+  const checksum = step.flags.checksum === null ? null : now.text(step, step.flags.checksum);
+  const name = nameInUrl(step, url).replace(/[*?[\\]/g, '\\$&');
+  const files = async () => await fetchedFile(op, now, step, url, checksum);
+  return { key: checksum, names: [name], mayBeArchives: false, isIgnored: () => false, files };
 }
 
 /** A file of ADD that is an archive, as a tree; null: it is none. */

@@ -8,6 +8,7 @@ import type { Operation } from '../../host/operation.ts';
 import { nameOf, type Repository, readAll, wrongDigest } from './answers.ts';
 import { Connection, type ConnectionOptions } from './connection.ts';
 import type { Login } from './credentials.ts';
+import { fetchFile } from './fetch.ts';
 import { PATIENCE, type Patience, retrying } from './patience.ts';
 import { type ArtifactToPush, type OnBytes, type PushResult, pushArtifact } from './upload.ts';
 
@@ -39,13 +40,20 @@ export class Registry {
   readonly #connection: Connection;
   readonly #patience: Patience;
   readonly #mirrors: readonly Mirror[];
+  readonly #proxy: RegistryOptions['proxy'];
   readonly #downUntilMs = new Map<Mirror, number>();
 
   constructor(options: RegistryOptions) {
     this.#host = options.host;
     this.#mirrors = options.mirrors ?? [];
+    this.#proxy = options.proxy;
     this.#patience = options.patience ?? PATIENCE;
     this.#connection = new Connection(options, this.#patience.idleMs);
+  }
+
+  /** Of anybody's, under this machine's proxy and authorities. */
+  async fetchFile(op: Operation, url: URL, reach: { readonly lan: boolean }): Promise<HttpAnswer> {
+    return await fetchFile(op, { host: this.#host, proxy: this.#proxy, trusted: await this.#connection.trusted(op, null) }, url, reach);
   }
 
   /** By tag or digest; one that was asked for by its digest has it. */

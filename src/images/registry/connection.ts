@@ -170,7 +170,7 @@ export class Connection {
     headers: Readonly<Record<string, string>>,
   ): Promise<HttpAnswer> {
     const isOwn = url.origin === endpoint.origin;
-    const trusted = await this.#trusted(op, endpoint.registry);
+    const trusted = await this.trusted(op, endpoint.registry);
     const sent = typeof body === 'function' ? body() : body;
     return await this.#host.request(op, {
       method: method ?? (sent === undefined ? 'GET' : 'POST'),
@@ -190,11 +190,11 @@ export class Connection {
     });
   }
 
-  /** Empty: none but the well-known ones. */
-  async #trusted(op: Operation, registry: string): Promise<string> {
+  /** Certificates in PEM; empty: none but the well-known ones. Null: of no registry. */
+  async trusted(op: Operation, registry: string | null): Promise<string> {
     const { caPath, caPaths } = this.#options;
     const texts: string[] = [];
-    for (const path of [caPath, caPaths?.get(registry)]) {
+    for (const path of [caPath, registry === null ? null : caPaths?.get(registry)]) {
       if (path != null) texts.push(Buffer.from(await this.#host.readFile(op, path, CA_BYTES_MAX)).toString());
     }
     return texts.join('\n');
