@@ -44,8 +44,8 @@ export async function startDaemon({ env, address, progress }: DaemonStart): Prom
   if (word.ready) return;
   const deadline = performance.now() + OTHER_READY_MS;
   while (!(await answers(address))) {
-    // Only a daemon that found another one in its place is worth waiting for.
-    if (word.error?.code !== 'conflict' || performance.now() > deadline) throw word.error ?? silent();
+    // Only where another daemon was in its place is there one worth waiting for.
+    if (!word.another || performance.now() > deadline) throw word.error ?? silent();
     await sleep(POLL_MS);
   }
 }
@@ -67,13 +67,15 @@ async function firstLine(pipe: Readable, withinMs: number): Promise<string> {
   return text;
 }
 
-function readyWord(line: string): { readonly ready: boolean; readonly error: HutchError | null } {
+type ReadyWord = { readonly ready: boolean; readonly another: boolean; readonly error: HutchError | null };
+
+function readyWord(line: string): ReadyWord {
   try {
-    const said = JSON.parse(line) as { readonly ready?: unknown; readonly error?: unknown };
-    if (said.ready === true) return { ready: true, error: null };
-    return { ready: false, error: errorFromBody(said.error, {}) };
+    const said = JSON.parse(line) as { readonly ready?: unknown; readonly another?: unknown; readonly error?: unknown };
+    if (said.ready === true) return { ready: true, another: false, error: null };
+    return { ready: false, another: said.another === true, error: errorFromBody(said.error, {}) };
   } catch (error) {
-    if (error instanceof SyntaxError) return { ready: false, error: null };
+    if (error instanceof SyntaxError) return { ready: false, another: false, error: null };
     throw error;
   }
 }

@@ -1,6 +1,7 @@
 // The CLI's entry: finds the verb, runs it, tells what went wrong, and ends with a code of the table.
 // It loads only what every verb needs: a verb's own file comes when it is asked for.
 import { setFlagsFromString } from 'node:v8';
+import { refuseUnknownVariables } from '../config/variables.ts';
 import type { HutchError } from '../domain/errors.ts';
 import { nearest } from '../domain/nearest.ts';
 import { type Args, readArgs, usage } from './args.ts';
@@ -82,6 +83,7 @@ async function main(): Promise<number> {
   const run = await leaf.load();
   // What is about the daemon itself must not start it.
   const start = isAboutDaemon(path) ? 'no' : 'when-needed';
+  if (start === 'when-needed' || path === 'config show') refuseUnknownVariables(process.env);
   const client = path === 'config completion' ? null : await newClient({ env: process.env, progress, start });
   return await run({ io, json, env: process.env, interrupts, progress, client } as Context, args);
 }

@@ -4,6 +4,7 @@ import { describe, expect, test } from 'vitest';
 import { HutchError } from '../domain/errors.ts';
 import { type ConfigSources, type Flag, loadConfig } from './config.ts';
 import { environmentName, KEYS, LEAVES } from './schema.ts';
+import { VARIABLES } from './variables.ts';
 
 const PATH = '/etc/hutch/config.toml';
 
@@ -221,4 +222,13 @@ test('a list is an array in the file and has commas elsewhere; what is wrong in 
     expect(await complaint({ env: { HUTCH_DAEMON_ALLOWED_HOSTS: wrong } })).toContain('HUTCH_DAEMON_ALLOWED_HOSTS: daemon.allowed_hosts');
   }
   expect(await complaint({ toml: '[daemon]\nallowed_origins = "dash.example"\n' })).toContain('an origin, like https://dash.example.com');
+});
+
+test('the names of the variables are those of the settings', () => {
+  expect(VARIABLES).toEqual([...LEAVES.keys()].map(environmentName));
+});
+
+test('a value that a stronger one replaces must be right as well', async () => {
+  const env = { HUTCH_DAEMON_LISTEN: 'off' };
+  expect(await complaint({ env, toml: '[daemon]\nlisten = "nonsense"' })).toMatch(/^\S+:2: daemon\.listen: /);
 });

@@ -4,8 +4,9 @@
 import { HutchError } from '../domain/errors.ts';
 import { nearest } from '../domain/nearest.ts';
 import type { Environment } from './places.ts';
-import { type Config, environmentName, type KeyPath, LEAVES } from './schema.ts';
+import { type AnyLeaf, type Config, environmentName, type KeyPath, LEAVES } from './schema.ts';
 import { readToml } from './toml.ts';
+import { refuseUnknownVariables } from './variables.ts';
 
 export type Flag = {
   /** As it was typed, for complaints: `--memory`. */
@@ -35,9 +36,6 @@ export type ConfigValue = {
 
 export type LoadedConfig = { readonly config: Config; readonly values: readonly ConfigValue[]; readonly file: string | null };
 
-/** HUTCH_ names that are no configuration: places, credentials, and what belongs to tests. */
-const OTHER_VARIABLES = /^HUTCH_(HOME|API_KEY|API_URL|NO_START|DEBUG|READONLY|(TEST|FUZZ|DEV|LAB|BENCH|AGENT|SHIM)_\w+)$/;
-
 type Given = { readonly path: string; readonly value: unknown; readonly where: string };
 
 /** @throws HutchError `invalid_argument` naming file and line, variable or flag. */
@@ -48,17 +46,24 @@ export async function loadConfig({ paths, readFile, env, flags = [] }: ConfigSou
     ...fromEnvironment(env),
     ...flags.map(({ flag, key, value }): Given => ({ path: key, value, where: flag })),
   ];
-  for (const { path, where } of given) if (!LEAVES.has(path)) throw unknownKey(path, where);
+  // Each one, also what a stronger one replaces: it would be wrong on the day when that is taken away.
+  for (const one of given) readValue(LEAVES.get(one.path), one);
   const strongest = new Map(given.map((one) => [one.path, one]));
   const parsed = [...LEAVES].map(([path, leaf]) => {
-    const { value: raw, where } = strongest.get(path) ?? { value: leaf.fallback, where: 'default' };
-    const result = leaf.schema.safeParse(raw);
-    if (!result.success) throw wrongValue(path, where, result.error.issues[0]?.message ?? 'is wrong');
-    return { path, value: result.data, shown: { key: path, value: leaf.show(result.data), source: where, about: leaf.about } };
+    const one = strongest.get(path) ?? { path, value: leaf.fallback, where: 'default' };
+    const value = readValue(leaf, one);
+    return { path, value, shown: { key: path, value: leaf.show(value), source: one.where, about: leaf.about } };
   });
   const config = nested(parsed);
   checkTogether(config, strongest);
   return { config, values: parsed.map(({ shown }) => shown), file: file?.path ?? null };
+}
+
+function readValue(leaf: AnyLeaf | undefined, { path, value, where }: Given): unknown {
+  if (leaf === undefined) throw unknownKey(path, where);
+  const result = leaf.schema.safeParse(value);
+  if (!result.success) throw wrongValue(path, where, result.error.issues[0]?.message ?? 'is wrong');
+  return result.data;
 }
 
 async function firstFile(paths: readonly string[], readFile: ConfigSources['readFile']): Promise<{ path: string; text: string } | null> {
@@ -70,17 +75,11 @@ async function firstFile(paths: readonly string[], readFile: ConfigSources['read
 }
 
 function fromEnvironment(env: Environment): readonly Given[] {
-  const paths = new Map([...LEAVES.keys()].map((path) => [environmentName(path), path]));
-  return Object.entries(env).flatMap(([name, value]): readonly Given[] => {
-    if (!name.startsWith('HUTCH_') || value === undefined || OTHER_VARIABLES.test(name)) return [];
-    const path = paths.get(name);
-    if (path !== undefined) return [{ path, value, where: name }];
-    const meant = nearest(name, [...paths.keys()]) ?? [...paths.keys()].find((known) => known.endsWith(name.slice('HUTCH'.length)));
-    throw new HutchError({
-      code: 'invalid_argument',
-      message: `${name}: there is no such setting`,
-      hint: meant === undefined ? 'unset it; see all settings: hutch config show' : `did you mean ${meant}?`,
-    });
+  refuseUnknownVariables(env);
+  return [...LEAVES.keys()].flatMap((path): readonly Given[] => {
+    const name = environmentName(path);
+    const value = env[name];
+    return value === undefined ? [] : [{ path, value, where: name }];
   });
 }
 

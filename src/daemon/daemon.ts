@@ -6,7 +6,7 @@ import type { Backend } from '../backends/backend.ts';
 import { loadConfig } from '../config/config.ts';
 import { type Environment, type Places, placesOf } from '../config/places.ts';
 import type { Config } from '../config/schema.ts';
-import type { HutchError } from '../domain/errors.ts';
+import { HutchError } from '../domain/errors.ts';
 import { newOpId } from '../domain/ids.ts';
 import type { UidRange } from '../domain/users.ts';
 import { errnoOf } from '../host/errors.ts';
@@ -228,10 +228,16 @@ async function makePlaces(op: Operation, host: Host, places: Places): Promise<vo
   }
 }
 
-async function lockedError(op: Operation, host: Host, places: Places): Promise<HutchError> {
+/** The data directory has a daemon already, or one that is starting: whoever wanted this one can use that. */
+export class AnotherDaemon extends HutchError {}
+
+async function lockedError(op: Operation, host: Host, places: Places): Promise<AnotherDaemon> {
   const pid = new TextDecoder().decode(await host.readFile(op, places.lockPath, 64).catch(() => new Uint8Array())).trim();
-  return op.error('conflict', `another daemon has ${places.dataDir}${/^\d+$/.test(pid) ? ` (pid ${pid})` : ''}`, {
+  return new AnotherDaemon({
+    code: 'conflict',
+    message: `another daemon has ${places.dataDir}${/^\d+$/.test(pid) ? ` (pid ${pid})` : ''}`,
     hint: 'use it, end it with: hutch daemon stop, or choose another place with HUTCH_HOME',
+    opId: op.id,
   });
 }
 

@@ -2,7 +2,7 @@
 import { Socket } from 'node:net';
 import { HutchError } from '../domain/errors.ts';
 import { ROLES } from '../services/roles.ts';
-import { type Daemon, type DaemonOptions, startDaemon } from './daemon.ts';
+import { AnotherDaemon, type Daemon, type DaemonOptions, startDaemon } from './daemon.ts';
 import type { RoleFlag } from './peers.ts';
 
 type Flags = { readonly foreground: boolean; readonly readyFd: number | null; readonly measureLoop: boolean; readonly role: RoleFlag };
@@ -87,7 +87,7 @@ export async function runDaemon(argv: readonly string[], options: Pick<DaemonOpt
       error instanceof HutchError
         ? error
         : new HutchError({ code: 'internal', message: error instanceof Error ? (error.stack ?? error.message) : String(error) });
-    await tell(flags.readyFd, { ready: false, error: failure.toBody() });
+    await tell(flags.readyFd, { ready: false, another: failure instanceof AnotherDaemon, error: failure.toBody() });
     complain(failure);
     return 1;
   }

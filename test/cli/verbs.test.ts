@@ -2,7 +2,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, statSync, symlinkSync } from 'node:fs';
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { connect, createServer } from 'node:net';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -382,6 +382,30 @@ test('forward brings a unix socket of the sandbox to one of this machine, and pu
   }
 });
 
+test('a misspelt variable, or a file that is wrong by now, is told also while a daemon runs', async () => {
+  const env = { HUTCH_SANDBOX_MEMROY: '2G' };
+  for (const [args, code] of [
+    [['ls'], 2],
+    [['run', '--rm', '--', 'true'], 125],
+    [['config', 'show'], 2],
+  ] as const) {
+    expect(await world.run(args, { env })).toMatchObject({
+      code,
+      stderr: 'error: HUTCH_SANDBOX_MEMROY: there is no such setting\nhint: did you mean HUTCH_SANDBOX_MEMORY?\n',
+    });
+  }
+  const file = join(world.home, 'config.toml');
+  try {
+    await writeFile(file, '[sandbox]\ncpus = 2\n');
+    expect((await world.run(['config', 'show'])).stderr).toContain('changed since the daemon was started: sandbox.cpus (');
+    await writeFile(file, '[sandbox]\nmemory = 512\n');
+    const { code, stderr } = await world.run(['config', 'show']);
+    expect([code, stderr]).toEqual([2, expect.stringContaining(`${file}:2: sandbox.memory: 512 has no unit`)]);
+  } finally {
+    await rm(file, { force: true });
+  }
+});
+
 test('our own HUTCH_SANDBOX_ variables hold for what we make, whatever the daemon has read; a flag wins', async () => {
   const made = async (env: Readonly<Record<string, string>>, ...flags: string[]) => {
     const { code, stdout } = await world.run(['create', '--json', '--no-start', ...flags], { env });
@@ -445,6 +469,17 @@ test('the daemon can be stopped, told about, and started again; sandboxes go on'
   await world.ok('daemon', 'start');
   expect(await world.ok('ls')).toMatch(/web +running/);
   expect(await world.ok('daemon', 'logs', '-n', '1')).toContain('{');
+});
+
+test('a port that is taken is told at once, not after a wait for another daemon', async () => {
+  const server = createServer();
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as { port: number };
+  // So short a time that a command which waits is killed; the wait was 30 s.
+  const child = world.spawn(['ls'], { env: { HUTCH_HOME: join(world.dir, 'busy'), HUTCH_DAEMON_LISTEN: `127.0.0.1:${port}` } });
+  const { code, stderr } = await outcomeOf(child, ['ls'], 20_000).finally(() => server.close());
+  expect([code, stderr]).toEqual([EXIT_CODES.conflict.code, expect.stringContaining(`error: port ${port} is taken by `)]);
 });
 
 test('commands that start the daemon at the same time share one', async () => {

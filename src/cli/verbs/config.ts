@@ -10,14 +10,27 @@ import { daemonVersion } from './version.ts';
 
 export async function show(context: Context, _args: Args): Promise<number> {
   const { isLocal, places } = await daemonAccess(context.env);
-  const answer =
-    isLocal && (await daemonVersion(context)) === null ? await own(context, places.configPaths) : await ask(context, 'config.get', {});
+  // Also where a daemon runs: what is wrong in the file now is told now, not when the next daemon does not start.
+  const next = isLocal ? await own(context, places.configPaths) : null;
+  const answer = next !== null && (await daemonVersion(context)) === null ? next : await ask(context, 'config.get', {});
   const rows = answer.values.map(({ key, value, source }) => [key, typeof value === 'string' ? value : JSON.stringify(value), source]);
   await context.io.out(context.json ? json(answer) : table(['KEY', 'VALUE', 'FROM'], rows));
+  const changed = next === null || context.json ? [] : changesOf(answer, next);
+  if (changed.length > 0) {
+    const how = 'hutch daemon stop, and the next command, make it count';
+    await context.io.err(`hutch: changed since the daemon was started: ${changed.join(', ')} (${how})\n`);
+  }
   return 0;
 }
 
-async function own({ env }: Context, paths: readonly string[]): Promise<Output<'config.get'>> {
+type Values = Output<'config.get'>;
+
+function changesOf(daemon: Values, next: Values): readonly string[] {
+  const had = new Map(daemon.values.map(({ key, value }) => [key, JSON.stringify(value)]));
+  return next.values.filter(({ key, value }) => had.get(key) !== JSON.stringify(value)).map(({ key }) => key);
+}
+
+async function own({ env }: Context, paths: readonly string[]): Promise<Values> {
   const { loadConfig } = await import('../../config/config.ts');
   const { values } = await loadConfig({ paths, readFile: textIfThere, env });
   return { values: values.map(({ key, value, source }) => ({ key, value, source })) };
