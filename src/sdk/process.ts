@@ -395,7 +395,7 @@ export class RemoteProcess implements AsyncDisposable {
     this.#endInput();
     this.#started.reject(error);
     this.#exit.reject(error);
-    this.#socket?.terminate();
+    this.#socket?.leave();
   }
 
   #endInput(): void {

@@ -18,6 +18,8 @@ const PAYLOAD_BYTES_MAX = MESSAGE_BYTES_MAX + 64;
 const SEND_WINDOW_BYTES = 512 * 1024;
 const PING_EVERY_MS = 15_000;
 const PINGS_UNANSWERED_MAX = 3;
+/** How long we wait for the other side's goodbye. */
+const LEAVE_MS = 1_000;
 /** With the first message of a socket, percent-encoded, in the request for it: that spares a way there and back. */
 const FIRST_HEADER = 'Hutch-First-Message';
 /** A server takes 64 KiB of headers, a proxy before it perhaps 8. */
@@ -65,7 +67,8 @@ export async function openSocket(
   socket.binaryType = 'nodebuffer';
   const onAbort = (): void => {
     if (signal !== undefined) reject(cancelled(signal));
-    socket.terminate();
+    if (socket.readyState === Client.OPEN) ours.leave();
+    else socket.terminate();
   };
   signal?.addEventListener('abort', onAbort, { once: true });
   let tookFirst = false;
@@ -160,7 +163,13 @@ export class Socket {
     this.#socket.close(1000);
   }
 
-  /** At once, without a goodbye. */
+  /** For good: nothing need be kept for us. */
+  leave(): void {
+    this.close();
+    setTimeout(() => this.#socket.terminate(), LEAVE_MS).unref();
+  }
+
+  /** At once, without a goodbye: we may come again. */
   terminate(): void {
     this.#socket.terminate();
   }
@@ -171,10 +180,13 @@ export class Socket {
   }
 
   #ping(): void {
-    if (this.#socket.readyState !== this.#socket.OPEN || this.#socket.isPaused) return;
-    this.#unanswered += 1;
-    if (this.#unanswered > PINGS_UNANSWERED_MAX) this.#socket.terminate();
-    else this.#socket.ping();
+    if (this.#socket.readyState !== this.#socket.OPEN) return;
+    // While we do not read no answer can come, nor is the server's ping seen: so it hears that we are there.
+    if (this.#socket.isPaused) this.#socket.pong();
+    else if (this.#unanswered < PINGS_UNANSWERED_MAX) {
+      this.#unanswered += 1;
+      this.#socket.ping();
+    } else this.#socket.terminate();
   }
 }
 

@@ -11,6 +11,7 @@ import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import { cutOff, endedTogether } from './cut-off.ts';
 import type { ExecItem, ExecSession, ExecStarted, Handlers } from './handlers.ts';
+import type { Place } from './kept-places.ts';
 import { replayMain } from './main-replay.ts';
 import { waitFor } from './operations.ts';
 import { exitView, pathText } from './present.ts';
@@ -93,15 +94,20 @@ export function execVerbs(core: Core): Pick<Handlers, ExecVerbs> {
             })
           : Promise.resolve(held);
       const from = (process: LinkedProcess) => (fromNow ? process.offsets : wants);
-      if (execId !== MAIN) {
+      const opened = async (): Promise<LinkedProcess> => {
         const process = await opening;
+        if (!fromNow) run.places.resumed(execId, wants);
+        return process;
+      };
+      if (execId !== MAIN) {
+        const process = await opened();
         return new Session(core, call, run, sandbox, process, from(process));
       }
       // The guest stays until everything is out of it that whoever follows its main process is to get.
       const followed = Promise.withResolvers<void>();
       run.follow(followed.promise);
       try {
-        const process = await opening;
+        const process = await opened();
         return new Session(core, call, run, sandbox, process, from(process), followed.resolve);
       } catch (error) {
         followed.resolve();
@@ -170,6 +176,8 @@ class Session implements ExecSession {
   readonly #sandbox: Sandbox;
   readonly #process: LinkedProcess;
   readonly #onDone: () => void;
+  readonly #place: Place;
+  #keepsPlace = false;
 
   constructor(
     core: Core,
@@ -186,6 +194,7 @@ class Session implements ExecSession {
     this.#sandbox = sandbox;
     this.#process = process;
     this.#onDone = onDone;
+    this.#place = run.places.enter(process);
     const { id, pid, existing } = process;
     this.started = { execId: id, pid, stdoutOffset: from.stdout, stderrOffset: from.stderr, inputOffset: process.inputOffset, existing };
   }
@@ -196,7 +205,8 @@ class Session implements ExecSession {
 
   async *items(): AsyncGenerator<ExecItem, void, undefined> {
     try {
-      for await (const item of this.#process.items(this.#call.op)) {
+      for (;;) {
+        const item = await this.#process.next(this.#call.op);
         if (item.type === 'end') continue;
         if (item.type === 'output') yield { type: 'output', channel: item.channel, bytes: item.bytes };
         else if (item.type === 'exit') {
@@ -204,6 +214,7 @@ class Session implements ExecSession {
           this.#onDone();
           const error = await endedTogether(this.#core, this.#call.op, this.#command, item.exit);
           yield { type: 'exit', exit: { ...exitView(item.exit), error } };
+          return;
         } else yield item;
       }
     } catch (error) {
@@ -232,8 +243,13 @@ class Session implements ExecSession {
     this.#process.onInputAccepted(listener);
   }
 
+  keepPlace(): void {
+    this.#keepsPlace = true;
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#process[Symbol.dispose]();
+    if (this.#keepsPlace && !this.#call.wasCancelled() && !this.#run.isOver) this.#place.keep();
+    else this.#place.leave();
     this.#onDone();
     if (!this.#call.wasCancelled()) return;
     const { op } = this.#call;
@@ -272,6 +288,7 @@ function notStarted(execId: string, exitCode: number, endedAtMs: number, error: 
     resize: async () => {},
     signal: async () => {},
     onInputAccepted: () => {},
+    keepPlace: () => {},
     [Symbol.asyncDispose]: async () => {},
   };
 }

@@ -42,6 +42,8 @@ export type ExecSession = AsyncDisposable & {
   signal(signal: string): Promise<void>;
   /** Called with the offset up to which input has reached the sandbox. */
   onInputAccepted(listener: (offset: number) => void): void;
+  /** Once its client was lost: what that has not got stays for it, for a while. */
+  keepPlace(): void;
 };
 
 /** A byte stream to a port or socket inside. */

@@ -41,6 +41,7 @@ export async function replayMain(core: Core, op: Operation, sandbox: Sandbox, as
       throw op.error('failed_precondition', `the main process of sandbox ${name} has ended`);
     },
     onInputAccepted: () => {},
+    keepPlace: () => {},
     [Symbol.asyncDispose]: async () => used[Symbol.dispose](),
   };
 }

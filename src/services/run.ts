@@ -9,6 +9,7 @@ import type { LinkedProcess } from '../guest/linked-process.ts';
 import type { Exit } from '../guest/messages.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Call } from './call.ts';
+import { KeptPlaces } from './kept-places.ts';
 
 /** An agent answers a dial at once, or it hangs. */
 const DIAL_MS = 10_000;
@@ -47,6 +48,8 @@ export class Run implements Disposable {
   #uses = 0;
   #touchedMs = performance.now();
   #frozen: Disposable | null = null;
+  /** Of clients that were lost. */
+  readonly places = new KeptPlaces();
   #held: { readonly process: LinkedProcess; readonly release: () => void } | null = null;
 
   constructor(plan: SandboxPlan, backend: Backend, op: Operation, over: AbortController) {
@@ -170,6 +173,7 @@ export class Run implements Disposable {
   [Symbol.dispose](): void {
     if (this.isOver) return;
     this.takeHeld()?.[Symbol.dispose]();
+    this.places[Symbol.dispose]();
     this.#over.abort();
     this.link.close();
     this.thaw();

@@ -1,9 +1,13 @@
 // The SDK against a real daemon: streams, lost connections, files, ports, cancellation.
+import { execFileSync } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
+import { Readable } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { Hutch } from '../../src/sdk/hutch.ts';
 import type { Sandbox } from '../../src/sdk/sandbox.ts';
+import { breakingProxy } from '../support/breaking-proxy.ts';
 import { DaemonUnderTest } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
 
@@ -96,6 +100,36 @@ test('output of many megabytes over lost connections is whole and in order', asy
   expect(lines.length).toBe(200_001);
   expect(lines.slice(0, -1).every((line, at) => line === String(at))).toBe(true);
   expect((await process.exit).exitCode).toBe(0);
+});
+
+test('whoever loses its connection in the middle of much output misses none of it, also where as much is sent', async () => {
+  const { host = '', port = 0 } = daemon.ready.address ?? {};
+  await using proxy = await breakingProxy(`${host}:${port}`);
+  using far = Hutch.connect({ url: `http://${proxy.name}`, apiKey: daemon.key, retryForMs: 20_000 });
+  const box = await far.sandbox('box');
+  const heard = async (stream: AsyncIterable<Uint8Array>): Promise<string> => {
+    const hash = createHash('sha256');
+    let chunks = 0;
+    for await (const chunk of stream) {
+      hash.update(chunk);
+      chunks += 1;
+      if (chunks % 50 === 0) await new Promise((done) => setTimeout(done, 20)); // a reader that is slow at times
+    }
+    return hash.digest('hex');
+  };
+  const sha256 = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
+  for (const megabytes of [2, 5, 7, 9]) proxy.breaks.push({ way: 'down', afterBytes: megabytes * 1_000_000 });
+  const counts = await box.spawn(['seq', '1', '4000000']);
+  expect(await heard(counts.stdout)).toBe(sha256(execFileSync('seq', ['1', '4000000'], { maxBuffer: 64 << 20 })));
+  expect([(await counts.exit).exitCode, proxy.broken()]).toEqual([0, 4]);
+
+  for (const way of ['down', 'up', 'down', 'up'] as const) proxy.breaks.push({ way, afterBytes: 3_000_000 });
+  const echo = await box.spawn(['cat'], { stdin: 'open' });
+  const content = randomBytes(24_000_000);
+  const back = heard(echo.stdout);
+  await pipeline(Readable.from([content]), echo.stdin);
+  expect(await back).toBe(sha256(content));
+  expect([(await echo.exit).exitCode, proxy.broken()]).toEqual([0, 8]);
 });
 
 test('a process that cannot be reached any more fails as unavailable, and has no exit', async () => {

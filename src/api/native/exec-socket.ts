@@ -10,6 +10,10 @@ import type { Message, MessageSocket } from './message-socket.ts';
 
 /** How long a client may take to say what it wants to run. */
 const REQUEST_MS = 10_000;
+/** The guest keeps so much of the output that counts as taken (docs/agent-protocol.md): more must not be on its way to the client. */
+const TAKEN_KEPT_BYTES = 512 * 1024;
+/** All that a client of ours sends before it waits: then what it says beside it is always heard. */
+export const INPUT_WINDOW_BYTES = 1024 * 1024 + 128 * 1024;
 const CHANNEL_NUMBER = { stdout: 1, stderr: 2 } as const;
 const INPUT_CHANNEL = 0;
 
@@ -53,6 +57,15 @@ export async function receiveExecRequest(socket: MessageSocket, sent: Message | 
 
 /** Carries one session until the exit. Throws when it is lost; letting go of the session is the caller's. */
 export async function carryExec(socket: MessageSocket, session: ExecSession): Promise<void> {
+  try {
+    await carryBoth(socket, session);
+  } catch (error) {
+    if (await socket.wasLost()) session.keepPlace();
+    throw error;
+  }
+}
+
+async function carryBoth(socket: MessageSocket, session: ExecSession): Promise<void> {
   let sentAck = session.started.inputOffset;
   session.onInputAccepted((offset) => {
     if (offset <= sentAck || socket.gone.aborted) return;
@@ -77,7 +90,9 @@ async function sendItem(socket: MessageSocket, item: ExecItem): Promise<void> {
   switch (item.type) {
     case 'output': {
       await socket.sendBytes(withByteBefore(CHANNEL_NUMBER[item.channel], item.bytes));
-      return giveBack(item.bytes);
+      giveBack(item.bytes);
+      // With the next item this one counts as taken.
+      return await socket.arrivedBut(TAKEN_KEPT_BYTES);
     }
     case 'dropped':
       return socket.sendJson({ type: 'dropped', channel: item.channel, offset: item.offset, bytes: item.bytes });

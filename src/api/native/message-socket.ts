@@ -9,6 +9,11 @@ export type Message = { readonly type: 'text'; readonly text: string } | { reado
 const SEND_WINDOW_BYTES = 512 * 1024;
 /** Bytes that may wait for us; then the client is not read from. */
 const RECEIVE_WINDOW_BYTES = 256 * 1024;
+/** After so many bytes the client is asked whether they have arrived. */
+const PROBE_EVERY_BYTES = 64 * 1024;
+const PROBE_BYTES = 8;
+/** The close code of a connection that nobody has closed. */
+const LOST = 1006;
 export const MESSAGE_BYTES_MAX = 1024 * 1024;
 /** The first message may hold all the arguments and variables of a command: as much as a JSON body. */
 export const FIRST_MESSAGE_BYTES_MAX = 8 * 1024 * 1024;
@@ -28,19 +33,34 @@ export class MessageSocket {
   #unanswered = 0;
   #hasReceived = false;
   #wake: (() => void) | null = null;
+  #wasLost = false;
+  #sendFailed = false;
+  readonly #receiveWindowBytes: number;
+  readonly #isNear: boolean;
+  /** Bytes of binary messages that were sent; that were, when the client was last asked; that have arrived as far as it has said. */
+  readonly #bytes = { sent: 0, probed: 0, arrived: 0 };
+  #onArrived = (): void => {};
 
-  constructor(socket: WebSocket) {
+  /** `isNear`: the client is on this machine, whose system tells when it is gone. */
+  constructor(socket: WebSocket, { receiveWindowBytes = RECEIVE_WINDOW_BYTES, isNear = false } = {}) {
     this.#socket = socket;
+    this.#isNear = isNear;
+    this.#receiveWindowBytes = receiveWindowBytes;
     socket.binaryType = 'nodebuffer';
     socket.on('message', (data, isBinary) => this.#onMessage(data, isBinary));
-    socket.on('pong', () => {
+    socket.on('pong', (said: Buffer) => {
       this.#unanswered = 0;
+      if (said.byteLength !== PROBE_BYTES) return;
+      this.#bytes.arrived = Math.max(this.#bytes.arrived, Math.min(Number(said.readBigUInt64LE()), this.#bytes.probed));
+      this.#onArrived();
     });
     socket.on('error', () => {}); // 'close' follows
-    socket.on('close', () => {
+    socket.on('close', (code) => {
+      this.#wasLost = code === LOST;
       clearInterval(this.#pinging);
       this.#gone.abort(new HutchError({ code: 'cancelled', message: 'the client went away' }));
       this.#wake?.();
+      this.#onArrived();
     });
     this.#pinging = setInterval(() => this.#ping(), PING_EVERY_MS);
   }
@@ -48,6 +68,15 @@ export class MessageSocket {
   /** Aborted once the client is gone, or we have closed. */
   get gone(): AbortSignal {
     return this.#gone.signal;
+  }
+
+  /** Whether the connection broke, and nobody closed it: the client may come again. What fails to be sent fails before that is known. */
+  async wasLost(): Promise<boolean> {
+    const { readyState, OPEN, CLOSED } = this.#socket;
+    if (readyState !== CLOSED && (readyState !== OPEN || this.#sendFailed)) {
+      await new Promise((resolve) => this.#socket.once('close', resolve));
+    }
+    return this.#wasLost;
   }
 
   /** Bytes that the system has not taken yet. */
@@ -66,7 +95,7 @@ export class MessageSocket {
     }
     const message = this.#queue.shift() ?? null;
     this.#queuedBytes -= message === null ? 0 : sizeOf(message);
-    if (this.#socket.isPaused && this.#queuedBytes < RECEIVE_WINDOW_BYTES / 2) this.#socket.resume();
+    if (this.#socket.isPaused && this.#queuedBytes < this.#receiveWindowBytes / 2) this.#socket.resume();
     return message;
   }
 
@@ -79,7 +108,27 @@ export class MessageSocket {
 
   /** Resolves once the system has the bytes: what is only ours is lost with the daemon, and must not count as taken. */
   sendBytes(bytes: Uint8Array): Promise<void> {
-    return this.#sent(bytes);
+    const sent = this.#sent(bytes);
+    this.#bytes.sent += bytes.byteLength;
+    if (this.#bytes.sent - this.#bytes.probed >= PROBE_EVERY_BYTES) this.#probe();
+    return sent;
+  }
+
+  /**
+   * Resolves once at most so many bytes of binary messages are still on their way: each client answers a ping behind them.
+   * Not waited for while so much waits for us that the client is not read from: its answer could not be either.
+   * @throws HutchError `cancelled` when the client is gone: then they are not known to have arrived.
+   */
+  async arrivedBut(bytesMax: number): Promise<void> {
+    const { sent, arrived } = this.#bytes;
+    if (sent - arrived <= bytesMax) return;
+    if (this.#bytes.probed < sent) this.#probe();
+    while (this.#bytes.sent - this.#bytes.arrived > bytesMax && !this.#socket.isPaused) {
+      this.#gone.signal.throwIfAborted();
+      await new Promise<void>((resolve) => {
+        this.#onArrived = resolve;
+      });
+    }
   }
 
   close(code: number, reason: string): void {
@@ -94,8 +143,20 @@ export class MessageSocket {
     const gone = (cause?: Error) => new HutchError({ code: 'cancelled', message: 'the client went away', cause });
     if (socket.readyState !== socket.OPEN) return Promise.reject(gone());
     return new Promise((resolve, reject) => {
-      socket.send(data, (error) => (error === undefined || error === null ? resolve() : reject(gone(error))));
+      socket.send(data, (error) => {
+        if (error === undefined || error === null) return resolve();
+        this.#sendFailed = true;
+        reject(gone(error));
+      });
     });
+  }
+
+  #probe(): void {
+    if (this.#socket.readyState !== this.#socket.OPEN) return;
+    this.#bytes.probed = this.#bytes.sent;
+    const said = Buffer.alloc(PROBE_BYTES);
+    said.writeBigUInt64LE(BigInt(this.#bytes.sent));
+    this.#socket.ping(said);
   }
 
   #onMessage(data: RawData, isBinary: boolean): void {
@@ -109,14 +170,18 @@ export class MessageSocket {
     this.#queue.push(message);
     this.#queuedBytes += sizeOf(message);
     this.#unanswered = 0;
-    if (this.#queuedBytes >= RECEIVE_WINDOW_BYTES) this.#socket.pause();
+    if (this.#queuedBytes >= this.#receiveWindowBytes) {
+      this.#socket.pause();
+      this.#onArrived();
+    }
     this.#wake?.();
   }
 
   #ping(): void {
     if (this.#socket.readyState !== this.#socket.OPEN) return;
-    // While we do not read, a pong cannot arrive.
-    if (!this.#socket.isPaused) this.#unanswered += 1;
+    // While we do not read, a pong cannot arrive; while the client reads nothing, as its own reader is slow, it sends none.
+    const isExpected = !this.#isNear && !this.#socket.isPaused && this.#bytes.arrived >= this.#bytes.probed;
+    if (isExpected) this.#unanswered += 1;
     if (this.#unanswered > PINGS_UNANSWERED_MAX) this.#socket.terminate();
     else this.#socket.ping();
   }

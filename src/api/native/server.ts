@@ -11,7 +11,7 @@ import type { ApiServices, ExecStartInput } from '../../services/handlers.ts';
 import { type Ask, requestHash } from '../../services/operations.ts';
 import { type Role, roleOf } from '../../services/roles.ts';
 import type { Verb, VerbName } from '../../services/verbs.ts';
-import { carryExec, carryTunnel, FIRST_TAKEN, firstMessageOf, receiveExecRequest } from './exec-socket.ts';
+import { carryExec, carryTunnel, FIRST_TAKEN, firstMessageOf, INPUT_WINDOW_BYTES, receiveExecRequest } from './exec-socket.ts';
 import type { Peer } from './forward.ts';
 import { admit, answerBrowser, bearerOf, type GuardOptions } from './guard.ts';
 import { invalid, parseInput, queryOf, readJsonBody, takesBody } from './input.ts';
@@ -216,7 +216,10 @@ export function newApi(services: ApiServices, options: ApiOptions): Api {
       const webSockets = name === 'exec.start' ? startSockets : anySockets;
       webSockets.on('headers', onHeaders);
       webSockets.handleUpgrade(request, socket, head, (upgraded) => {
-        const messages = new MessageSocket(upgraded);
+        const messages = new MessageSocket(upgraded, {
+          isNear: from === 'unix',
+          ...(name === 'port.connect' ? {} : { receiveWindowBytes: INPUT_WINDOW_BYTES }),
+        });
         messages.gone.addEventListener('abort', () => logRequest(options, arrival, request, 101, true));
         void serveSocket(messages, { ...ask, signal: messages.gone }, name, input, arrival, first);
       });

@@ -4,8 +4,10 @@
 use std::io::{self, IoSliceMut};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// Kept in any case; of what a reader has taken too, which may have been lost on its way from the host to whoever asked for it.
+/// Kept in any case.
 pub const RING_BYTES_MAX: usize = 256 * 1024;
+/// Kept of what a reader has taken: it may be lost on its way from the host to whoever asked for it.
+pub const TAKEN_KEPT_BYTES: usize = 512 * 1024;
 /// Held for a reader that is behind; then the program waits.
 pub const HELD_BYTES_MAX: usize = 512 * 1024;
 /// The same for a program that writes much: what a reader may be granted, and as much again.
@@ -90,7 +92,7 @@ impl Ring {
 
     /// Lets `read` fill the place of the next bytes, at most `limit` of them, which lies in two parts where it
     /// wraps round. The oldest bytes make room. What lies at or after `keep_from` stays (`limit` comes from `room`), and the
-    /// 256 KiB before it.
+    /// 512 KiB before it.
     pub fn fill(
         &mut self,
         limit: usize,
@@ -102,8 +104,8 @@ impl Ring {
             self.grow(RING_BYTES_MAX);
         }
         // What must stay: all of a small ring, of a large one what a reader still wants and what it took last.
-        let stays = keep_from.map_or(0, |from| self.end.saturating_sub(from.max(self.start)) as usize + RING_BYTES_MAX);
-        let most = self.held_max() + RING_BYTES_MAX;
+        let stays = keep_from.map_or(0, |from| self.end.saturating_sub(from.max(self.start)) as usize + TAKEN_KEPT_BYTES);
+        let most = self.held_max() + TAKEN_KEPT_BYTES;
         if (RING_BYTES_MAX..most).contains(&self.data.len()) && stays.min(held) + ROOM_BYTES_MIN > self.data.len() {
             self.grow(most);
         }
@@ -267,8 +269,8 @@ mod tests {
                         .fill(room, Some(taken), |places| Ok(places.iter().map(|place| place.len()).sum::<usize>().min(most)));
                     assert!(filled.expect("fills") > 0, "a read of nothing would be taken for the end");
                 }
-                assert!(ring.start() <= taken.saturating_sub(RING_BYTES_MAX as u64), "turn {turn}");
-                assert!(ring.memory() <= LARGE_HELD_BYTES_MAX + RING_BYTES_MAX);
+                assert!(ring.start() <= taken.saturating_sub(TAKEN_KEPT_BYTES as u64), "turn {turn}");
+                assert!(ring.memory() <= LARGE_HELD_BYTES_MAX + TAKEN_KEPT_BYTES);
                 // A reader that takes little, nothing, or all that is there.
                 taken += [0, 1_000, 100_000, ring.end()][(seed >> 33) as usize % 4].min(ring.end() - taken);
             }
