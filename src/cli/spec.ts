@@ -75,6 +75,7 @@ function mountOf(text: string) {
 
 /** What `set` changes; null is "as if it had not been asked for". */
 export function changes(args: Args): Omit<Input<'sandbox.set'>, 'ref'> {
+  if (args.has('undo') && args.has('no-undo')) throw usage('--undo and --no-undo exclude each other');
   const [cpus, memory, disk, net, timeout] = (['cpus', 'memory', 'disk', 'net', 'timeout'] as const).map((flag) => args.value(flag));
   const removed = args.values('unlabel').map((key) => [key, null] as const);
   const labels = { ...Object.fromEntries(removed), ...pairs('label', args.values('label')) };
@@ -90,6 +91,7 @@ export function changes(args: Args): Omit<Input<'sandbox.set'>, 'ref'> {
     ...(Object.keys(labels).length === 0 ? {} : { labels }),
     ...policies(args),
     ...(args.value('idle') === 'default' ? { idleMs: null } : {}),
+    ...(args.has('no-undo') ? { undo: 0 } : {}),
   };
 }
 
@@ -98,13 +100,17 @@ function processes(args: Args): { pids?: number } {
   return text === undefined ? {} : { pids: wholeNumber('pids', text, PIDS.min, PIDS.max) };
 }
 
-function policies(args: Args): { restart?: RestartPolicy; idleMs?: number } {
+/** Snapshots that are kept where undo is asked for without a number. */
+const UNDO = 10;
+
+function policies(args: Args): { restart?: RestartPolicy; idleMs?: number; undo?: number } {
   const [restart, idle] = [args.value('restart'), args.value('idle')];
   return {
     ...(restart === undefined ? {} : { restart: oneOf({ text: restart, what: '--restart' }, RESTART_POLICIES) }),
     ...(idle === undefined || idle === 'default'
       ? {}
       : { idleMs: idle === '0' ? 0 : durationMs('idle', idle, { minMs: 1_000, maxMs: YEAR_MS }) }),
+    ...(args.has('undo') ? { undo: UNDO } : {}),
   };
 }
 

@@ -85,13 +85,15 @@ export type SandboxSpec = {
   readonly restart?: RestartPolicy;
   /** It is stopped when nobody has touched it for so long; 0: never; absent: as configured. */
   readonly idleMs?: number;
+  /** Before each exec a snapshot is kept, so many of them; absent: none. */
+  readonly undo?: number;
   readonly pending?: Pending;
   /** Somebody stopped it before it was started again by itself: it waits for somebody to start it. */
   readonly held?: true;
 };
 
 /** What may be changed later. Null: as if it had never been asked for. */
-export type SpecChange = Partial<Pick<SandboxSpec, 'shape' | 'network' | 'labels' | 'timeoutMs' | 'restart'>> & {
+export type SpecChange = Partial<Pick<SandboxSpec, 'shape' | 'network' | 'labels' | 'timeoutMs' | 'restart' | 'undo'>> & {
   readonly idleMs?: number | null;
   readonly pending?: Pending | null;
   readonly held?: true;

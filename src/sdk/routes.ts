@@ -20,6 +20,7 @@ export const routes = {
   'sandbox.resume': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/resume', idempotent: true, reads: false },
   'sandbox.suspend': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/suspend', idempotent: true, reads: false },
   'sandbox.restore': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/restore', idempotent: false, reads: false },
+  'sandbox.undo': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/undo', idempotent: false, reads: false },
   'sandbox.fork': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/fork', idempotent: false, reads: false },
   'sandbox.rename': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/rename', idempotent: true, reads: false },
   'sandbox.set': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/set', idempotent: true, reads: false },

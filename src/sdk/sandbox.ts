@@ -153,6 +153,13 @@ export class Sandbox implements AsyncDisposable {
     return this.#became(await this.#client.call('sandbox.restore', { ...own, ref: this.id, snapshot }, call));
   }
 
+  /** Back to before its last exec, where it was made with `undo`; once more: to before the one before. */
+  async undo(options: CallOptions = {}): Promise<Output<'sandbox.undo'>> {
+    const undone = await this.#client.call('sandbox.undo', { ref: this.id }, options);
+    this.info = undone.sandbox;
+    return undone;
+  }
+
   async rename(name: string, options: CallOptions = {}): Promise<SandboxInfo> {
     return this.#became(await this.#client.call('sandbox.rename', { ref: this.id, name }, options));
   }

@@ -22,6 +22,7 @@ import type { Run } from './run.ts';
 import { keepSecrets } from './secrets.ts';
 import { startUp } from './start-up.ts';
 import type { Supervisor } from './supervisor.ts';
+import { requireUndo } from './undo.ts';
 import type { Parsed } from './verbs.ts';
 import { withVolumes } from './volumes.ts';
 import { type Kind, type Member, removeUnmade, type Taken } from './warm.ts';
@@ -50,6 +51,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     await templates.tellUnlimited(op, backend);
     const { mounts: wanted = [] } = input;
     const mounts = wanted.length === 0 ? [] : await resolveMounts(deps, call, backend, wanted);
+    if ((input.undo ?? 0) > 0) requireUndo(deps, op, { name: input.name ?? 'without a name yet', backend: backend.name, mounts });
     const boot = await deps.boots.prepare(op, input.image ?? settings.image, backend, await kernelFor(core, op, backend, input.kernel));
     // One that is remembered has brought no image, so no name has moved.
     if (!seen.has(boot)) core.presenter.forgetImages();
@@ -81,6 +83,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
         timeoutMs: input.timeoutMs ?? settings.timeoutMs,
         ...(input.restart === undefined || input.restart === 'no' ? {} : { restart: input.restart }),
         ...(input.idleMs === undefined ? {} : { idleMs: input.idleMs }),
+        ...(input.undo === undefined || input.undo === 0 ? {} : { undo: input.undo }),
       },
     };
   }

@@ -19,6 +19,7 @@ export type OwnWork =
   | 'daemon.idle'
   | 'daemon.restart'
   | 'daemon.restore'
+  | 'daemon.undo'
   | 'daemon.warm'
   | 'daemon.housekeeping'
   | 'daemon.build';
@@ -36,6 +37,7 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'sandbox.suspend': PREPARE_MS,
   'sandbox.fork': PREPARE_MS,
   'sandbox.restore': PREPARE_MS,
+  'sandbox.undo': PREPARE_MS,
   'snapshot.create': PREPARE_MS,
   'snapshot.list': READ_MS,
   'snapshot.get': READ_MS,
@@ -147,6 +149,7 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'daemon.idle': CHANGE_MS,
   'daemon.restart': PREPARE_MS,
   'daemon.restore': PREPARE_MS,
+  'daemon.undo': CHANGE_MS,
   'daemon.warm': CHANGE_MS,
   'daemon.housekeeping': CHANGE_MS,
   'daemon.build': 6 * 60 * 60_000,

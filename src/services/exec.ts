@@ -8,6 +8,7 @@ import type { LinkedProcess } from '../guest/linked-process.ts';
 import type { Operation } from '../host/operation.ts';
 import { MAIN, OWN_PROCESS } from './bring-up.ts';
 import type { Call } from './call.ts';
+import { Claims } from './claims.ts';
 import type { Core } from './core.ts';
 import { cutOff, endedTogether } from './cut-off.ts';
 import type { ExecItem, ExecSession, ExecStarted, Handlers } from './handlers.ts';
@@ -17,6 +18,7 @@ import { waitFor } from './operations.ts';
 import { exitView, pathText } from './present.ts';
 import type { Run } from './run.ts';
 import { reach } from './runs.ts';
+import { keepForUndo } from './undo.ts';
 
 type ExecVerbs = 'exec.start' | 'exec.attach' | 'exec.list' | 'exec.signal';
 
@@ -26,6 +28,7 @@ const END_MS = 5_000;
 
 export function execVerbs(core: Core): Pick<Handlers, ExecVerbs> {
   const { sandboxes, runs } = core;
+  const claims = new Claims();
 
   async function targetOf(call: Call, ref: string): Promise<Sandbox> {
     const sandbox = await sandboxes.resolve(call.caller.projectId, ref);
@@ -41,6 +44,7 @@ export function execVerbs(core: Core): Pick<Handlers, ExecVerbs> {
       const id = execId ?? madeUpId(call);
       if (id === MAIN) throw op.error('invalid_argument', 'execId must not be main: that is the main process');
       const { argv, env, cwd, user, loginShell, terminal, stdin, timeoutMs, whenUnread, tag } = request;
+      if ((sandbox.spec.undo ?? 0) > 0 && !(await isStarted(call, run, sandbox, id))) await keepForUndo(core, call, sandbox, argv, claims);
       const opening = within(op, run, sandbox, () =>
         run.link.start(op, {
           id,
@@ -139,6 +143,12 @@ export function execVerbs(core: Core): Pick<Handlers, ExecVerbs> {
       return {};
     },
   };
+}
+
+/** A start that is repeated runs nothing. */
+async function isStarted({ op }: Call, run: Run, { spec }: Sandbox, id: string): Promise<boolean> {
+  const agent = await reach(op, spec.name, run);
+  return (await agent.process.list(op)).some((process) => process.id === id);
 }
 
 /** A guest that hangs is `unavailable` in time; what still comes is let go of. */

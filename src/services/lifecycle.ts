@@ -35,6 +35,7 @@ const INTERRUPTED: ReadonlySet<string> = new Set([
   'sandbox.resume',
   'sandbox.suspend',
   'sandbox.restore',
+  'sandbox.undo',
 ]);
 
 export function lifecycleVerbs(core: Core, starter: Starter, suspension: Suspension): Pick<Handlers, LifecycleVerbs> {

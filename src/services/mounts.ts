@@ -4,7 +4,7 @@
 import type { Backend } from '../backends/backend.ts';
 import { HutchError } from '../domain/errors.ts';
 import { isWithin, type Mount, targetRefusal, targetsRefusal, type WantedMount } from '../domain/mount.ts';
-import type { Sandbox, SandboxSpec } from '../domain/sandbox.ts';
+import type { SandboxSpec } from '../domain/sandbox.ts';
 import { VOLUMES_MAX } from '../domain/volume.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Call } from './call.ts';
@@ -70,7 +70,7 @@ export function volumeCount(mounts: readonly Mount[]): number {
 }
 
 /** For what is written down without what lies outside of the sandbox. @throws HutchError `failed_precondition`. */
-export function refuseMounted(op: Operation, { spec }: Pick<Sandbox, 'spec'>, what: string): void {
+export function refuseMounted(op: Operation, { spec }: { readonly spec: Pick<SandboxSpec, 'name' | 'mounts'> }, what: string): void {
   const [first] = spec.mounts ?? [];
   if (first === undefined) return;
   const mounted = first.volumeId === undefined ? `${first.source} of this machine` : `volume ${first.source}`;

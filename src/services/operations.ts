@@ -239,6 +239,7 @@ const BUSY: ReadonlySet<string> = new Set([
   'sandbox.resume',
   'sandbox.suspend',
   'sandbox.restore',
+  'sandbox.undo',
   'sandbox.rename',
   'main.begin',
   'sandbox.delete',

@@ -44,6 +44,7 @@ import { systemVerbs } from './system.ts';
 import { newTemplates } from './templates.ts';
 import type { Tracer } from './tracing.ts';
 import { Turns } from './turns.ts';
+import { undoVerb } from './undo.ts';
 import { volumeVerbs } from './volumes.ts';
 import { WarmSandboxes } from './warm.ts';
 
@@ -105,6 +106,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     ...registeredVerbs(core),
     ...forkVerbs(core, supervisor),
     ...snapshotVerbs(core, restorer),
+    ...undoVerb(core, restorer),
     ...volumeVerbs(core),
     ...beginVerbs(core, supervisor),
     ...execVerbs(core),

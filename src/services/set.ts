@@ -7,6 +7,7 @@ import { checkLimits } from './create.ts';
 import { backendOf } from './deps.ts';
 import type { Handlers } from './handlers.ts';
 import type { Supervisor } from './supervisor.ts';
+import { dropUndo, requireUndo } from './undo.ts';
 import { LABELS_MAX } from './verbs/fields.ts';
 import type { Output, Parsed } from './verbs.ts';
 
@@ -35,6 +36,7 @@ export function setVerb(core: Core, supervisor: Supervisor): Pick<Handlers, 'san
     const { spec } = sandbox;
     if (sandbox.state === 'deleted') throw op.error('failed_precondition', `sandbox ${sandbox.id} is deleted; it cannot be changed`);
     const change = policiesOf(call, sandbox, input);
+    if ((input.undo ?? 0) > 0) requireUndo(deps, op, spec);
     const asked = machineOf(input);
     const changes = await judge(call, sandbox, asked);
     const { live, waiting } = parted(sandbox, asked, changes);
@@ -65,6 +67,7 @@ export function setVerb(core: Core, supervisor: Supervisor): Pick<Handlers, 'san
     });
     run?.reshape(shape);
     sandboxes.changed(after);
+    if (input.undo !== undefined) await dropUndo(core, op, sandbox.id, input.undo);
     const known = core.runs.get(sandbox.id);
     if (deadlineAtMs !== undefined && known !== null) supervisor.rearm(known, after);
     const atNextStart = (Object.keys(asked) as Name[]).filter((name) => name in waiting);
@@ -125,7 +128,7 @@ function parted(sandbox: Sandbox, asked: Pending, changes: Capabilities['changes
 }
 
 /** What every backend has at once. */
-function policiesOf({ op }: Call, { spec }: Sandbox, { timeoutMs, labels, restart, idleMs }: Omit<Input, 'ref'>): SpecChange {
+function policiesOf({ op }: Call, { spec }: Sandbox, { timeoutMs, labels, restart, idleMs, undo }: Omit<Input, 'ref'>): SpecChange {
   if (restart !== undefined && restart !== 'no' && spec.autoRemove) {
     throw op.error('invalid_argument', `restart must be no: sandbox ${spec.name} deletes itself when it has ended (--rm)`);
   }
@@ -137,5 +140,6 @@ function policiesOf({ op }: Call, { spec }: Sandbox, { timeoutMs, labels, restar
     ...(labels === undefined ? {} : { labels: Object.fromEntries(merged) }),
     ...(restart === undefined ? {} : { restart }),
     ...(idleMs === undefined ? {} : { idleMs }),
+    ...(undo === undefined ? {} : { undo }),
   };
 }

@@ -37,6 +37,8 @@ type Wanted = {
   readonly kind: SnapshotKind;
   /** Default: with memory, where there is one. */
   readonly diskOnly: boolean;
+  /** Of one that is kept to undo: the command that comes next. */
+  readonly before?: string;
 };
 
 export function snapshotVerbs(core: Core, restorer: Restorer): Pick<Handlers, SnapshotVerbs> {
@@ -80,7 +82,7 @@ export function snapshotVerbs(core: Core, restorer: Restorer): Pick<Handlers, Sn
         ...(await shown(core, snapshot)),
         children: children.map(({ id }) => id),
         made: { env: { ...env }, labels: { ...labels }, user, workdir, main: main === null ? null : [...main.argv], network, timeoutMs },
-        machine: { ...snapshot.detail },
+        machine: Object.fromEntries(Object.entries(snapshot.detail).filter(([key]) => key !== 'before')),
       };
     },
     'snapshot.remove': async (call, { snapshot: text, cascade }) => {
@@ -105,7 +107,7 @@ export async function takeSnapshot(
   claims: Claims,
   call: Call,
   sandbox: Sandbox,
-  { name, kind, diskOnly }: Wanted,
+  { name, kind, diskOnly, before }: Wanted,
 ): Promise<{ readonly snapshot: Snapshot; readonly stillMs: number }> {
   const { op } = call;
   const { host, store } = core.deps;
@@ -144,7 +146,7 @@ export async function takeSnapshot(
   const taken = isAlive ? await inStillness(core, call, sandbox, take) : await take();
   await host.sync(op, dir);
   await host.sync(op, snapshotsDir(core));
-  const detail = (await snapshots.describe?.(op, dir)) ?? {};
+  const detail = { ...((await snapshots.describe?.(op, dir)) ?? {}), ...(before === undefined ? {} : { before }) };
   const { ownBytes, apparentBytes, stillMs } = taken;
   const [snapshot] = await call.commit([
     {
@@ -275,6 +277,10 @@ export async function sweepSnapshots(core: Core, op: Operation): Promise<void> {
   const { host, store } = core.deps;
   const dir = snapshotsDir(core);
   if ((await host.stat(op, dir)) === null) return;
+  const live = new Set<string | null>(await store.query('liveSandboxIds', {}));
+  // What was kept to undo goes with its sandbox.
+  for (const { id } of (await store.query('snapshots', { kind: 'undo' })).filter(({ sandboxId }) => !live.has(sandboxId)))
+    await store.commit(op, [{ change: 'removeSnapshot', id, cascade: false, atMs: host.nowMs() }], 'relaxed');
   const known = new Set<string>((await store.query('snapshots', {})).map(({ id }) => id));
   for (const name of await host.list(op, dir)) if (!known.has(name)) await host.remove(op, `${dir}/${name}`);
 }
@@ -293,10 +299,11 @@ async function shown(core: Core, snapshot: Snapshot): Promise<Output<'snapshot.c
 }
 
 function viewOf(snapshot: Snapshot, users: Users): Omit<Output<'snapshot.create'>, 'stillMs'> {
-  const { id, projectId, name, kind, contents, sandboxId, parentId, ownBytes, apparentBytes, createdAtMs, spec } = snapshot;
+  const { id, projectId, name, kind, contents, sandboxId, parentId, ownBytes, apparentBytes, createdAtMs, spec, detail } = snapshot;
   return {
     ...{ id, projectId, name, kind, contents, sandboxId, sandboxName: spec.name, parentId },
     ...{ backend: spec.backend, imageId: spec.imageId, kernelId: spec.kernelId, shape: spec.shape },
     ...{ ownBytes, apparentBytes, createdAtMs, usedBy: [...(users.get(id) ?? [])] },
+    before: typeof detail['before'] === 'string' ? detail['before'] : null,
   };
 }

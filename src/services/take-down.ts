@@ -13,6 +13,7 @@ import { programOf } from './ending.ts';
 import { waitFor } from './operations.ts';
 import type { Run } from './run.ts';
 import { reach } from './runs.ts';
+import { dropUndo } from './undo.ts';
 
 export type Dead = ProcessEvidence & { readonly alive: false };
 
@@ -275,7 +276,9 @@ export async function clearAway(core: Core, op: Operation, run: Run, sandbox: Sa
   await core.deps.store.commit(op, [{ change: 'releaseUid', sandboxId: run.id }, ...done], 'relaxed');
 }
 
+/** What was kept to undo goes with it. */
 async function removeFromHost(core: Core, op: Operation, { backend, plan, id }: Run): Promise<void> {
+  await dropUndo(core, op, id, 0);
   const { host, places } = core.deps;
   const mine = placesOf(places, id);
   await backend.remove(op, plan);

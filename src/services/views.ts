@@ -138,6 +138,7 @@ export const snapshot = z
     apparentBytes: z.number().describe('what it would take without all that it shares'),
     createdAtMs: timeMs,
     usedBy: z.array(z.string()).describe('names of the sandboxes that were made from it'),
+    before: z.string().nullable().describe('of one that is kept to undo an exec: its command, or the beginning of it'),
   })
   .meta({ id: 'Snapshot' });
 
@@ -187,6 +188,7 @@ export const sandbox = z
     timeoutMs: z.int().nullable(),
     restart: z.enum(RESTART_POLICIES).describe('whether it is started again when it has ended by itself, or with its host'),
     idleMs: z.int().nullable().describe('it is stopped when nobody has touched it for so long; 0: never; null: as configured'),
+    undo: z.int().describe('before each exec a snapshot is kept, so many of them; 0: none'),
     pending: z
       .object({
         cpus: z.int().optional(),

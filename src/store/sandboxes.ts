@@ -71,6 +71,7 @@ export const specSchema = z.object({
   workspace: workspace.exactOptional(),
   restart: z.enum(RESTART_POLICIES).exactOptional(),
   idleMs: z.number().exactOptional(),
+  undo: z.number().exactOptional(),
   held: z.literal(true).exactOptional(),
   pending: z
     .object({

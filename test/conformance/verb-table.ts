@@ -94,6 +94,16 @@ export const TABLE: Readonly<Partial<Record<VerbName, Row>>> = {
   'sandbox.fork': NEEDS_RUNNING,
   // Of a snapshot that is not there: what comes of others is tested where there are any.
   'sandbox.restore': NOT_THERE,
+  // Nothing was kept.
+  'sandbox.undo': {
+    created: refused,
+    running: refused,
+    paused: refused,
+    suspended: refused,
+    stopped: refused,
+    error: refused,
+    deleted: refused,
+  },
   'sandbox.rename': { created: 'ok', running: 'ok', paused: 'ok', suspended: 'ok', stopped: 'ok', error: 'ok', deleted: refused },
   'sandbox.set': { ...ALWAYS, deleted: refused },
   'sandbox.delete': {

@@ -7,6 +7,8 @@ import {
   readdirSync,
   readFileSync,
   readSync,
+  renameSync,
+  rmSync,
   statSync,
   truncateSync,
   writeFileSync,
@@ -250,3 +252,54 @@ test('what is of another backend or machine is refused by name, and nothing can 
   expect(existsSync(manifest)).toBe(true);
   await expectInOrder(daemon);
 });
+
+for (const backend of BACKENDS) {
+  test(`${backend}: one word undoes an exec, and once more the one before`, { timeout: TEST_MS }, async () => {
+    const { id } = await daemon.call('sandbox.create', { backend, name: 'web', network: 'none', undo: 2, labels: { a: 'b' } });
+    for (const word of ['one', 'two', 'three']) await sh('web', `echo ${word} >> /root/a; echo ${word} > /dev/shm/a; echo ${word}`);
+    const kept = async () => (await daemon.call('snapshot.list', { all: true })).snapshots;
+    expect((await kept()).map(({ kind, name, before, sandboxId }) => [kind, name, before, sandboxId])).toEqual(
+      ['two', 'three'].map((word) => ['undo', null, `sh -c echo ${word} >> /root/a; echo ${word} > /dev/shm/a; echo ${word}`, id]),
+    );
+    expect((await daemon.call('snapshot.list', {})).snapshots).toEqual([]); // nobody's own
+    const undone = await daemon.call('sandbox.undo', { ref: 'web' });
+    expect(undone).toMatchObject({
+      sandbox: { id, state: 'running', labels: { a: 'b' } },
+      before: expect.stringContaining('three'),
+      left: 1,
+    });
+    expect(await daemon.call('sandbox.undo', { ref: 'web' })).toMatchObject({ before: expect.stringContaining('two'), left: 0 });
+    await expect(daemon.call('sandbox.undo', { ref: 'web' })).rejects.toThrow(/there is nothing to undo/);
+    expect(await sh('web', 'cat /root/a /dev/shm/a')).toBe('one\none\n');
+
+    // One that cannot be kept is run all the same, and an event says so.
+    writeFileSync(join(daemon.home, 'data/snapshots.away'), '');
+    renameSync(join(daemon.home, 'data/snapshots'), join(daemon.home, 'data/snapshots.kept'));
+    renameSync(join(daemon.home, 'data/snapshots.away'), join(daemon.home, 'data/snapshots'));
+    expect(await sh('web', 'echo runs')).toBe('runs\n');
+    rmSync(join(daemon.home, 'data/snapshots'));
+    renameSync(join(daemon.home, 'data/snapshots.kept'), join(daemon.home, 'data/snapshots'));
+    const missed: unknown[] = [];
+    for await (const line of daemon.lines('event.list', {})) {
+      const event = line as { type: string; sandboxId: string };
+      if (event.type === 'sandbox.undo-missed' && event.sandboxId === id) missed.push(event);
+    }
+    expect(missed).toMatchObject([{ detail: { why: expect.any(String) } }]);
+
+    expect(await kept()).toHaveLength(1);
+    await daemon.call('sandbox.set', { ref: 'web', undo: 0 });
+    await sh('web', 'true');
+    expect(await kept()).toEqual([]);
+    await daemon.call('sandbox.set', { ref: 'web', undo: 1 });
+    await sh('web', 'true');
+    await daemon.call('sandbox.delete', { ref: 'web', force: true });
+    expect([await kept(), readdirSync(join(daemon.home, 'data/snapshots'))]).toEqual([[], []]);
+    const open = new Map<string, number>();
+    for await (const line of daemon.lines('ledger.list', {})) {
+      const { kind, snapshotId } = line as { kind: string; snapshotId: string };
+      if (kind.startsWith('snap.')) open.set(snapshotId, (open.get(snapshotId) ?? 0) + (kind === 'snap.storage.start' ? 1 : -1));
+    }
+    expect([...open.values()].filter((count) => count !== 0)).toEqual([]);
+    await expectInOrder(daemon);
+  });
+}

@@ -104,6 +104,7 @@ export const changeVerbs: readonly Verb[] = [
       { name: 'label', short: 'l', value: 'K=V', repeats: true, about: 'A label beside the others' },
       { name: 'unlabel', value: 'K', repeats: true, about: 'Take a label away' },
       ...POLICIES,
+      { name: 'no-undo', about: 'No more; what was kept goes' },
     ],
     positionals: [SANDBOXES],
     notes: 'What is not named stays as it is. What waits for the next start is kept, and shown by hutch inspect as "pending".',

@@ -36,6 +36,7 @@ export const POLICIES: readonly Flag[] = [
     about: `Start it again when it has ended, and after a reboot: ${RESTART_POLICIES.join(', ')}`,
   },
   { name: 'idle', value: 'TIME', about: 'Stop it when nobody has touched it for so long, like 30m; 0: never; default: as configured' },
+  { name: 'undo', about: 'Keep a snapshot before each exec, of the last ten: hutch undo brings one back' },
 ];
 
 const CREATE: readonly Flag[] = [

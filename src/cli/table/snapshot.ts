@@ -40,6 +40,16 @@ export const snapshotVerbs: readonly Verb[] = [
         load: async () => (await snapshots()).restore,
       },
       {
+        name: 'undo',
+        also: 'undo',
+        summary: 'Let a sandbox go back to before its last exec; once more: to before the one before',
+        examples: [{ line: 'hutch undo web', about: 'of one that was made with --undo, or since: hutch set --undo web' }],
+        flags: [],
+        positionals: [{ name: 'SANDBOX', takes: 'one', completes: 'sandbox' }],
+        notes: 'Memory, processes and disk, as with hutch restore. What it does itself between two execs is undone with the first of them.',
+        load: async () => (await snapshots()).undo,
+      },
+      {
         name: 'ls',
         summary: 'List snapshots, each under the one that it stands on',
         examples: [{ line: 'hutch snapshot ls', about: '' }],

@@ -17,6 +17,7 @@ const WORDS = {
   labels: 'labels',
   restart: 'restart',
   idleMs: 'idle',
+  undo: 'undo',
 } as const satisfies Record<Result['now'][number], string>;
 
 export async function run(context: Context, args: Args): Promise<number> {

@@ -5,6 +5,9 @@ import { ask, type Context, change } from '../context.ts';
 import { forEachRef } from '../many.ts';
 import { json, roughAge, roughSize, safe, table } from '../output.ts';
 
+/** In a column. */
+const BEFORE_CHARS_MAX = 24;
+
 type Listed = Output<'snapshot.list'>['snapshots'][number];
 
 export async function create(context: Context, args: Args): Promise<number> {
@@ -27,6 +30,17 @@ export async function restore(context: Context, args: Args): Promise<number> {
   return 0;
 }
 
+export async function undo(context: Context, args: Args): Promise<number> {
+  const undone = await change(context, 'sandbox.undo', { ref: args.first() });
+  const { sandbox, before, takenAtMs, left } = undone;
+  const command = before === null ? '' : `, before: ${safe(before)}`;
+  const more = left === 0 ? 'no more is kept' : `${left} more can be undone`;
+  await context.io.out(
+    context.json ? json(undone) : `${sandbox.name} is as it was ${roughAge(Date.now() - takenAtMs)} ago${command} (${more})\n`,
+  );
+  return 0;
+}
+
 export async function list(context: Context, args: Args): Promise<number> {
   const sandbox = args.value('sandbox');
   const answer = await ask(context, 'snapshot.list', {
@@ -39,8 +53,8 @@ export async function list(context: Context, args: Args): Promise<number> {
   return 0;
 }
 
-function row({ name, id, kind, sandboxName, contents, ownBytes, apparentBytes, createdAtMs, usedBy, depth }: Listed): string[] {
-  const called = name === null ? (kind === 'undo' ? '(undo)' : '-') : safe(name);
+function row({ name, id, kind, before, sandboxName, contents, ownBytes, apparentBytes, createdAtMs, usedBy, depth }: Listed): string[] {
+  const called = name === null ? (kind === 'undo' ? `(undo ${safe((before ?? '').slice(0, BEFORE_CHARS_MAX))})` : '-') : safe(name);
   return [
     `${'  '.repeat(Math.max(0, depth - 1))}${depth > 0 ? '└ ' : ''}${called}`,
     id,

@@ -52,6 +52,9 @@ export const count = z.coerce.number().int().min(0).max(Number.MAX_SAFE_INTEGER)
 export const label = z
   .record(z.string().min(1).max(63), z.string().max(255))
   .refine((map) => Object.keys(map).length <= LABELS_MAX, `at most ${LABELS_MAX} labels`);
+/** Each is stored, and takes its time. */
+const UNDO_MAX = 50;
+export const undo = z.int().min(0).max(UNDO_MAX);
 /** 0: never. A sweep of every second need not be told of less. */
 export const idle = z
   .int()

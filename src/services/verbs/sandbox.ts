@@ -29,6 +29,7 @@ import {
   TIMEOUT_MS_MIN,
   target,
   terminal,
+  undo,
   user,
   wantedPort,
 } from './fields.ts';
@@ -80,6 +81,7 @@ const createInput = z
     timeoutMs: z.int().min(TIMEOUT_MS_MIN).max(TIMEOUT_MS_MAX).optional().describe('stopped this long after each start'),
     restart: z.enum(RESTART_POLICIES).optional().describe('whether it is started again when it has ended by itself, or with its host'),
     idleMs: idle.optional().describe('stopped when nobody has touched it for so long; 0: never'),
+    undo: undo.optional().describe('before each exec a snapshot is kept for sandbox.undo, so many of them; 0: none'),
     network: z.enum(NETWORK_MODES).optional(),
     backend: z.enum(BACKENDS).optional(),
     publish: z
@@ -112,7 +114,7 @@ const createInput = z
     );
   });
 
-const CHANGEABLE = ['cpus', 'memoryMiB', 'diskMiB', 'pids', 'network', 'timeoutMs', 'labels', 'restart', 'idleMs'] as const;
+const CHANGEABLE = ['cpus', 'memoryMiB', 'diskMiB', 'pids', 'network', 'timeoutMs', 'labels', 'restart', 'idleMs', 'undo'] as const;
 
 const setInput = target
   .extend({
@@ -135,6 +137,7 @@ const setInput = target
       .describe('beside those that it has; null takes one away'),
     restart: z.enum(RESTART_POLICIES).optional(),
     idleMs: idle.nullable().optional().describe('null: as configured'),
+    undo: undo.optional().describe('0: none, and what was kept goes'),
   })
   .refine((input) => CHANGEABLE.some((key) => input[key] !== undefined), `one of ${CHANGEABLE.join(', ')} must be given`);
 
@@ -256,6 +259,23 @@ export const sandboxVerbs = {
       force: z.boolean().optional().describe('also where its memory was written down on another kind of machine'),
     }),
     output: view.sandbox,
+    errors: [...alive, 'resource_exhausted'],
+    idempotent: false,
+    reads: false,
+  },
+  'sandbox.undo': {
+    kind: 'unary',
+    method: 'POST',
+    path: '/v1/sandboxes/{ref}/undo',
+    summary: 'Go back to before the last exec, of a sandbox that has undo; once more: to before the one before',
+    input: target,
+    output: z.object({
+      sandbox: view.sandbox,
+      snapshotId: z.string().describe('to which it went back; gone by now'),
+      before: z.string().nullable().describe('the command that was undone, or the beginning of it'),
+      takenAtMs: z.number(),
+      left: z.int().describe('how many more can be undone'),
+    }),
     errors: [...alive, 'resource_exhausted'],
     idempotent: false,
     reads: false,
