@@ -117,6 +117,11 @@ export function backendOf(deps: Pick<Deps, 'backends'>, op: Operation, name: Bac
   return backend;
 }
 
+/** Where the memory of one that is suspended lies. */
+export function savedDir(places: Places, id: SandboxId): string {
+  return `${placesOf(places, id).dir}/suspended`;
+}
+
 /** The directories of one sandbox. */
 export type SandboxPlaces = {
   /** Ours: secrets. Holds `vmDir`. */

@@ -1,4 +1,4 @@
-// Children of a sandbox: it stands still for a moment while what they begin with is written down, and goes on; each child
+// Children of a sandbox: it stands still for a moment while what they begin with is written down, and goes on, or stays suspended; each child
 // then maps that, copy-on-write. What was written down goes as soon as they have it: it is not a snapshot of anybody's.
 import { HutchError } from '../domain/errors.ts';
 import { newId } from '../domain/ids.ts';
@@ -8,7 +8,7 @@ import type { Call } from './call.ts';
 import { Claims } from './claims.ts';
 import { type CloneOf, makeClone } from './clone.ts';
 import type { Core } from './core.ts';
-import { placesOf } from './deps.ts';
+import { backendOf, placesOf, savedDir } from './deps.ts';
 import { beginningOf } from './from-snapshot.ts';
 import type { Handlers } from './handlers.ts';
 import { refuseMounted } from './mounts.ts';
@@ -45,20 +45,23 @@ export function forkVerbs(core: Core, supervisor: Supervisor): Pick<Handlers, 's
       });
       const { parent, stillMs } = await turns.take(op, id, async () => {
         const sandbox = await sandboxes.get(op, id);
-        const run = core.runs.of(op, sandbox);
+        const isSuspended = sandbox.state === 'suspended';
+        const run = isSuspended ? core.runs.make(op, sandbox, { kind: 'gone' }, null) : core.runs.of(op, sandbox);
+        using _notKnown = isSuspended ? run : null;
         await claims.need(op, run.backend, 'fork');
         refuseMounted(op, sandbox, 'a child cannot have it as it was');
         const { snapshots } = run.backend;
         if (snapshots === undefined) throw new Error(`the backend ${run.backend.name} claims fork, and makes no snapshots`);
         op.progress({ step: 'writing down its memory' });
         await deps.host.makeDir(op, forksDir(core), 0o700);
-        const taken = await inStillness(core, call, sandbox, () =>
-          snapshots.take(op, run.plan, dir, { what: 'memory and disk', since: null }),
-        );
+        const how = { what: 'memory and disk', since: null } as const;
+        const taken = isSuspended
+          ? await snapshots.take(op, run.plan, dir, { ...how, saved: savedDir(deps.places, id) })
+          : await inStillness(core, call, sandbox, () => snapshots.take(op, run.plan, dir, how));
         return { parent: sandbox, stillMs: taken.stillMs };
       });
       const { spec } = parent;
-      const boot = await deps.boots.of(op, spec, core.runs.of(op, await sandboxes.get(op, id)).backend.needs);
+      const boot = await deps.boots.of(op, spec, backendOf(deps, op, spec.backend).needs);
       const secrets = await readSecrets(op, deps.host, placesOf(deps.places, id).secretsPath, spec.secretNames);
       const source = { snapshotId, parentId: id };
       const prefix = namePrefix ?? `${spec.name}-fork`;

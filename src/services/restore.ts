@@ -16,7 +16,7 @@ import { type BringUp, putDown } from './bring-up.ts';
 import type { Call } from './call.ts';
 import { goOn } from './clone.ts';
 import type { Core } from './core.ts';
-import { type Boot, placesOf } from './deps.ts';
+import { type Boot, placesOf, savedDir } from './deps.ts';
 import { requireFreeSpace } from './free-space.ts';
 import { beginningOf } from './from-snapshot.ts';
 import { refuseMounted, requireMounts } from './mounts.ts';
@@ -291,7 +291,7 @@ export class Restorer {
 
   #placesOf({ id }: Pick<Sandbox, 'id'>) {
     const { dir, vmDir } = placesOf(this.#core.deps.places, id);
-    return { dir, vmDir, staged: `${dir}/restoring`, replaced: `${dir}/replaced`, saved: `${dir}/suspended` };
+    return { dir, vmDir, staged: `${dir}/restoring`, replaced: `${dir}/replaced`, saved: savedDir(this.#core.deps.places, id) };
   }
 }
 

@@ -9,7 +9,7 @@ import type { Operation } from '../host/operation.ts';
 import type { Call } from './call.ts';
 import { Claims } from './claims.ts';
 import type { Core } from './core.ts';
-import { backendOf, placesOf } from './deps.ts';
+import { backendOf, savedDir } from './deps.ts';
 import { requireFreeSpace } from './free-space.ts';
 import type { Handlers } from './handlers.ts';
 import { inGuest } from './in-guest.ts';
@@ -140,7 +140,7 @@ export async function takeSnapshot(
     await inGuest(limited, run, `sync-${op.id}`, ['sync']);
   }
   op.progress({ step: contents === 'disk' ? 'writing down its disk' : 'writing down its memory' });
-  const saved = sandbox.state === 'suspended' && contents !== 'disk' ? `${placesOf(core.deps.places, sandbox.id).dir}/suspended` : null;
+  const saved = sandbox.state === 'suspended' && contents !== 'disk' ? savedDir(core.deps.places, sandbox.id) : null;
   const take = () => snapshots.take(op, plan, dir, { what: contents, since, ...(saved === null ? {} : { saved }) });
   const isAlive = sandbox.state === 'running' || sandbox.state === 'paused';
   const taken = isAlive ? await inStillness(core, call, sandbox, take) : await take();

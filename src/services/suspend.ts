@@ -11,7 +11,7 @@ import { configurationOf } from './bring-up.ts';
 import type { Call } from './call.ts';
 import { Claims } from './claims.ts';
 import type { Core } from './core.ts';
-import { backendOf, placesOf } from './deps.ts';
+import { backendOf, placesOf, savedDir } from './deps.ts';
 import { refuseMounted } from './mounts.ts';
 import { releaseRun, runOf } from './release.ts';
 import type { Run } from './run.ts';
@@ -294,7 +294,7 @@ export class Suspension {
 
   #placesOf({ id }: Sandbox): { readonly saved: string; readonly woken: string } {
     const { dir } = placesOf(this.#core.deps.places, id);
-    return { saved: `${dir}/suspended`, woken: `${dir}/woken` };
+    return { saved: savedDir(this.#core.deps.places, id), woken: `${dir}/woken` };
   }
 }
 

@@ -91,7 +91,7 @@ export const TABLE: Readonly<Partial<Record<VerbName, Row>>> = {
     error: refused,
     deleted: refused,
   },
-  'sandbox.fork': NEEDS_RUNNING,
+  'sandbox.fork': { ...NEEDS_RUNNING, suspended: 'ok' },
   // Of a snapshot that is not there: what comes of others is tested where there are any.
   'sandbox.restore': NOT_THERE,
   // Nothing was kept.

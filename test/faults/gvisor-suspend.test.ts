@@ -54,6 +54,9 @@ test('a sandbox of gVisor that is suspended has no process, outlives the daemon,
   await open.closed;
   expect(open.message('error')).toMatchObject({ error: { message: expect.stringContaining('was suspended') } });
   await expect(daemon.run('web', ['true'])).rejects.toThrow(/suspended/);
+  expect((await daemon.call('sandbox.fork', { ref: 'web', namePrefix: 'kid' })).stillMs).toBe(0);
+  expect(await sh('kid-1', 'cat /root/a /dev/shm/a; hostname')).toBe('disk\nmemory\nkid-1\n');
+  await daemon.call('sandbox.delete', { ref: 'kid-1', force: true });
 
   await daemon.kill9();
   // Another boot of the host.

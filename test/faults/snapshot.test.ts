@@ -138,7 +138,7 @@ test('what is made from a snapshot is as the sandbox was, and like no other', { 
   await expectInOrder(daemon);
 });
 
-test('a snapshot of a paused, a suspended and a stopped sandbox', { timeout: TEST_MS }, async () => {
+test('a snapshot of a paused, a suspended and a stopped sandbox, and children of a suspended one', { timeout: TEST_MS }, async () => {
   await daemon.call('sandbox.create', { name: 'still', network: 'none' });
   await sh('still', 'echo memory > /dev/shm/a; echo disk > /root/a; sync');
   await daemon.call('sandbox.pause', { ref: 'still' });
@@ -147,6 +147,12 @@ test('a snapshot of a paused, a suspended and a stopped sandbox', { timeout: TES
   await daemon.call('sandbox.suspend', { ref: 'still' });
   await daemon.call('snapshot.create', { ref: 'still', name: 'suspended' });
   expect((await daemon.call('sandbox.get', { ref: 'still' })).state).toBe('suspended');
+  const { stillMs, children } = await daemon.call('sandbox.fork', { ref: 'still', count: 2, namePrefix: 'kid' });
+  expect([stillMs, children.length, (await daemon.call('sandbox.get', { ref: 'still' })).state]).toEqual([0, 2, 'suspended']);
+  await sh('kid-1', 'echo other > /root/a; echo other > /dev/shm/a');
+  expect(await sh('kid-2', 'cat /dev/shm/a /root/a; hostname')).toBe('memory\ndisk\nkid-2\n');
+  await daemon.call('sandbox.resume', { ref: 'still' });
+  expect(await sh('still', 'cat /dev/shm/a /root/a; hostname')).toBe('memory\ndisk\nstill\n');
   await daemon.call('sandbox.stop', { ref: 'still' });
   const stopped = await daemon.call('snapshot.create', { ref: 'still', name: 'stopped' });
   expect(stopped.contents).toBe('disk');

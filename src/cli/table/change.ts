@@ -68,7 +68,7 @@ export const changeVerbs: readonly Verb[] = [
   {
     name: 'fork',
     group: 'Change',
-    summary: 'Copy a running sandbox, memory and all, or begin several from a snapshot',
+    summary: 'Copy a running or suspended sandbox, or begin several from a snapshot',
     examples: [
       { line: 'hutch fork web', about: 'prints the name of the copy; web goes on' },
       { line: "hutch fork -n 4 web --exec 'pytest -q tests/part-$HUTCH_FORK_INDEX'", about: 'from one warmed-up state' },

@@ -284,7 +284,7 @@ export const sandboxVerbs = {
     kind: 'unary',
     method: 'POST',
     path: '/v1/sandboxes/{ref}/fork',
-    summary: 'Make copies of a running one, with its memory, processes and disk; it goes on. Or of a snapshot',
+    summary: 'Make copies of a running or suspended one, with its memory, processes and disk; it stays as it is. Or of a snapshot',
     input: target.extend({
       count: z.int().min(1).max(FORKS_MAX).default(1),
       namePrefix: z.string().min(1).max(56).optional().describe('children are called PREFIX-1, PREFIX-2, …; default: its name and -fork'),
