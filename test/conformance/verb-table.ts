@@ -157,6 +157,7 @@ export const ELSEWHERE = [
   'daemon',
   'backends',
   'image',
+  'volume',
   'build',
   'snapshot',
   'system',
