@@ -4,6 +4,7 @@ import { createHash } from 'node:crypto';
 import { HutchError } from '../domain/errors.ts';
 import type { Sandbox } from '../domain/sandbox.ts';
 import { startFailureCode } from '../guest/exit-code.ts';
+import { errnoOf } from '../guest/failure.ts';
 import type { LinkedProcess } from '../guest/linked-process.ts';
 import type { Operation } from '../host/operation.ts';
 import { MAIN, OWN_PROCESS } from './bring-up.ts';
@@ -73,7 +74,12 @@ export function execVerbs(core: Core): Pick<Handlers, ExecVerbs> {
           id,
           exitCode,
           core.deps.host.nowMs(),
-          op.error(error.code, `cannot run ${argv[0] ?? ''}: ${error.message}`, { cause: error }),
+          op.error(error.code, `cannot run ${argv[0] ?? ''}: ${error.message}`, {
+            cause: error,
+            ...(errnoOf(error) === 'EAGAIN'
+              ? { hint: `it has as many processes as it may: end some, or hutch set --pids N ${sandbox.spec.name}` }
+              : {}),
+          }),
         );
       }
     },

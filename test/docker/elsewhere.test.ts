@@ -97,6 +97,13 @@ test('a container that runs is changed at once; what does not fit is refused, an
   expect((await daemon.call('sandbox.get', { ref: id })).shape).toMatchObject({ cpus: 2, memoryMiB: 320, pids: 100 });
   expect(await holds()).toEqual({ cpus: 2, memoryMiB: 320, pids: 100 });
 
+  const many = await daemon.exec(id, { argv: ['sh', '-c', 'i=0; while [ $i -lt 20 ]; do sleep 300 & i=$((i+1)); done; echo all; wait'] });
+  await many.sawOutput('all');
+  await daemon.call('sandbox.set', { ref: id, pids: 16 });
+  const { error } = await (await daemon.exec(id, { argv: ['true'] })).exit();
+  expect(error).toMatchObject({ code: 'resource_exhausted', hint: expect.stringContaining('hutch set --pids') });
+  await daemon.call('sandbox.set', { ref: id, pids: 100 });
+
   await daemon.call('sandbox.stop', { ref: id });
   expect((await daemon.call('sandbox.set', { ref: id, memoryMiB: 128 })).atNextStart).toEqual(['memoryMiB']);
   await daemon.call('sandbox.start', { ref: id });
