@@ -43,6 +43,7 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'snapshot.get': READ_MS,
   'snapshot.remove': PREPARE_MS,
   'snapshot.verify': PREPARE_MS,
+  'snapshot.prune': PREPARE_MS,
   'volume.create': PREPARE_MS,
   'volume.list': READ_MS,
   'volume.get': READ_MS,

@@ -1,10 +1,12 @@
 // Named snapshots: a sandbox of one instant, kept. Its files lie in a directory of its own before it is on record, and it is out
 // of the record before they go: what is on record is there, and what a crash leaves is nobody's and removed by the next start.
 import type { Backend } from '../backends/backend.ts';
+import { HutchError } from '../domain/errors.ts';
 import { isId, newId, type ProjectId, type SnapshotId } from '../domain/ids.ts';
 import { requireReference } from '../domain/reference.ts';
 import type { Sandbox, SandboxSpec } from '../domain/sandbox.ts';
 import { byLineage, type Snapshot, type SnapshotContents, type SnapshotKind } from '../domain/snapshot.ts';
+import { judgeSnapshots, type Verdict } from '../domain/snapshot-policy.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Call } from './call.ts';
 import { Claims } from './claims.ts';
@@ -16,7 +18,7 @@ import { inGuest } from './in-guest.ts';
 import { refuseMounted } from './mounts.ts';
 import type { Restorer } from './restore.ts';
 import { inStillness } from './still.ts';
-import type { Output } from './verbs.ts';
+import type { Output, Parsed } from './verbs.ts';
 
 const RELEASE_MS = 60_000;
 /** What the guest has written and not yet on its disk. */
@@ -29,7 +31,8 @@ export type SnapshotVerbs =
   | 'snapshot.list'
   | 'snapshot.get'
   | 'snapshot.remove'
-  | 'snapshot.verify';
+  | 'snapshot.verify'
+  | 'snapshot.prune';
 
 /** Of what a snapshot is taken. */
 type Wanted = {
@@ -91,6 +94,7 @@ export function snapshotVerbs(core: Core, restorer: Restorer): Pick<Handlers, Sn
       const removed = await removeSnapshots(core, call, snapshot, cascade ?? false);
       return { removed: removed.map(({ id, name, ownBytes }) => ({ id, name, ownBytes })) };
     },
+    'snapshot.prune': (call, input) => pruneSnapshots(core, call, input),
     'snapshot.verify': async ({ op, caller }, { snapshot: text }) => {
       const snapshot = await findSnapshot(core, op, caller.projectId, text);
       using _reading = readSnapshotFiles(core, op, snapshot);
@@ -270,6 +274,40 @@ async function standingOn(core: Core, { id, projectId }: Snapshot): Promise<read
     level = next.map((snapshot) => snapshot.id);
   }
   return found;
+}
+
+/** One that is used meanwhile stays, and says so. */
+async function pruneSnapshots(
+  core: Core,
+  call: Call,
+  { sandbox, dryRun, ...policy }: Parsed<'snapshot.prune'>,
+): Promise<Output<'snapshot.prune'>> {
+  const { projectId } = call.caller;
+  const whose = sandbox === undefined ? {} : { sandboxId: (await core.sandboxes.resolve(projectId, sandbox)).id };
+  const { store, host } = core.deps;
+  const [all, users] = [await store.query('snapshots', { projectId, kind: 'kept' }), await usersOf(core)];
+  const judgedOf = ({ snapshot: { id, name, spec, ownBytes, createdAtMs }, why }: Verdict<Snapshot>) => ({
+    ...{ id, name, sandboxName: spec.name, ownBytes, createdAtMs, why },
+  });
+  // What stands on one of this sandbox may be another's.
+  const isMeant = ({ sandboxId }: Snapshot): boolean => sandbox === undefined || sandboxId === whose.sandboxId;
+  const others = all.filter((snapshot) => !isMeant(snapshot));
+  const below = (id: SnapshotId) => others.filter(({ parentId }) => parentId === id).map(({ name, id: own }) => `snapshot ${name ?? own}`);
+  const holdersOf = (id: SnapshotId) => [...(users.get(id) ?? []).map((name) => `sandbox ${name}`), ...below(id)];
+  const { going, staying } = judgeSnapshots(all.filter(isMeant), holdersOf, policy, host.nowMs());
+  const removed: Verdict<Snapshot>[] = [];
+  const stayed = [...staying];
+  for (const verdict of going) {
+    try {
+      if (dryRun !== true) await removeSnapshots(core, call, verdict.snapshot, false);
+      removed.push(verdict);
+    } catch (error) {
+      if (!(error instanceof HutchError) || error.code !== 'failed_precondition') throw error;
+      stayed.push({ ...verdict, why: `${verdict.why}, but ${error.message}` });
+    }
+  }
+  const bytes = removed.reduce((sum, { snapshot }) => sum + snapshot.ownBytes, 0);
+  return { removed: removed.map(judgedOf), stayed: stayed.map(judgedOf), bytes };
 }
 
 /** At the start of the daemon: what a crash left of snapshots that were not made, or are removed. */

@@ -172,6 +172,27 @@ test('a snapshot of a paused, a suspended and a stopped sandbox, and children of
   expect(kept()).toEqual([]);
 });
 
+test('a policy removes snapshots, says why, and leaves what something stands on', { timeout: TEST_MS }, async () => {
+  await daemon.call('sandbox.create', { name: 'web', network: 'none', start: false });
+  const made: string[] = [];
+  for (const name of ['one', 'two', 'three']) made.push((await daemon.call('snapshot.create', { ref: 'web', name })).id);
+  await expect(daemon.call('snapshot.prune', {})).rejects.toThrow(/one of keep, olderThanMs, bytesMax must be given/);
+  const dry = await daemon.call('snapshot.prune', { keep: 1, dryRun: true });
+  // Each stands on the one before.
+  expect(dry).toMatchObject({
+    removed: [],
+    stayed: [{ name: 'two', why: '1 of web are newer, but snapshot three stands on it' }, { name: 'one' }],
+  });
+  await daemon.call('sandbox.create', { from: 'two', name: 'user', network: 'none' });
+  const { removed, stayed, bytes } = await daemon.call('snapshot.prune', { keep: 0, sandbox: 'web' });
+  expect(removed).toMatchObject([{ name: 'three', id: made[2], sandboxName: 'web', why: '0 of web are newer' }]);
+  expect(stayed).toMatchObject([{ name: 'two', why: expect.stringContaining('sandbox user stands on it') }, { name: 'one' }]);
+  expect([bytes, kept()]).toEqual([removed[0]?.ownBytes, made.slice(0, 2).sort()]);
+  await daemon.call('sandbox.delete', { ref: 'user', force: true });
+  expect((await daemon.call('snapshot.prune', { bytesMax: 0 })).removed.map(({ name }) => name)).toEqual(['two', 'one']);
+  expect(kept()).toEqual([]);
+});
+
 test(`a bit that is flipped, or a file that is cut, is found (seed ${seed})`, { timeout: TEST_MS }, async () => {
   const random = numbers(seed);
   const pick = <T>(from: readonly T[]): T => from[Math.floor(random.next().value * from.length)] as T;

@@ -78,6 +78,24 @@ export const snapshotVerbs: readonly Verb[] = [
         load: async () => (await snapshots()).verify,
       },
       {
+        name: 'prune',
+        summary: 'Remove snapshots by a policy; what something stands on stays',
+        examples: [
+          { line: 'hutch snapshot prune --keep 5 --older-than 30d --dry-run', about: 'what would go, and why' },
+          { line: 'hutch snapshot prune --max-size 20G', about: 'the oldest go first' },
+        ],
+        flags: [
+          { name: 'keep', value: 'N', about: 'Of each sandbox the newest so many stay' },
+          { name: 'older-than', value: 'TIME', about: 'What is older goes' },
+          { name: 'max-size', value: 'SIZE', about: 'What they may take together' },
+          { name: 'sandbox', value: 'SANDBOX', completes: 'sandbox', about: 'Only of this one' },
+          { name: 'dry-run', about: 'Only tell what would go' },
+        ],
+        positionals: [],
+        notes: 'What is kept to undo an exec is no part of it: that goes by itself.',
+        load: async () => (await snapshots()).prune,
+      },
+      {
         name: 'rm',
         summary: 'Remove snapshots; refused while snapshots or sandboxes stand on them',
         examples: [

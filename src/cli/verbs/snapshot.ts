@@ -1,9 +1,10 @@
 // hutch snapshot: sandboxes of one instant, kept.
 import type { Output } from '../../services/verbs.ts';
-import type { Args } from '../args.ts';
+import { type Args, usage } from '../args.ts';
 import { ask, type Context, change } from '../context.ts';
 import { forEachRef } from '../many.ts';
 import { json, roughAge, roughSize, safe, table } from '../output.ts';
+import { durationMs, sizeMiB, wholeNumber } from '../spec.ts';
 
 /** In a column. */
 const BEFORE_CHARS_MAX = 24;
@@ -77,6 +78,36 @@ export async function verify(context: Context, args: Args): Promise<number> {
   return await forEachRef(context, args.positionals, (snapshot) => ask(context, 'snapshot.verify', { snapshot }), {
     text: (_, ref) => `${safe(ref)}: every file is as it was written\n`,
   });
+}
+
+const YEAR_MS = 31_536_000_000;
+const SIZE = { min: 0n, max: 1_073_741_824n }; // MiB: 1 PiB
+
+export async function prune(context: Context, args: Args): Promise<number> {
+  const [keep, older, size, sandbox] = (['keep', 'older-than', 'max-size', 'sandbox'] as const).map((name) => args.value(name));
+  const dryRun = args.has('dry-run');
+  if (keep === undefined && older === undefined && size === undefined)
+    throw usage('say what is to stay: --keep, --older-than or --max-size', 'hutch snapshot prune --keep 5 --dry-run');
+  const answer = await change(context, 'snapshot.prune', {
+    ...(keep === undefined ? {} : { keep: wholeNumber('keep', keep, 0, 100_000) }),
+    ...(older === undefined ? {} : { olderThanMs: older === '0' ? 0 : durationMs('older-than', older, { minMs: 0, maxMs: YEAR_MS }) }),
+    ...(size === undefined ? {} : { bytesMax: sizeMiB('max-size', size, SIZE) * 1_048_576 }),
+    ...(sandbox === undefined ? {} : { sandbox }),
+    ...(dryRun ? { dryRun } : {}),
+  });
+  if (context.json) {
+    await context.io.out(json(answer));
+    return 0;
+  }
+  const rows = [
+    ...answer.removed.map((one) => [dryRun ? 'would go' : 'removed', one] as const),
+    ...answer.stayed.map((one) => ['stays', one] as const),
+  ].map(([what, { id, name, sandboxName, ownBytes, why }]) => [
+    ...[name === null ? '-' : safe(name), id, safe(sandboxName), roughSize(ownBytes), what, safe(why)],
+  ]);
+  await context.io.out(table(['NAME', 'ID', 'OF', 'OWN', 'WHAT', 'WHY'], rows));
+  await context.io.err(`${dryRun ? 'would free' : 'freed'} ${roughSize(answer.bytes)}\n`);
+  return 0;
 }
 
 export async function remove(context: Context, args: Args): Promise<number> {

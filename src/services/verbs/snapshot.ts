@@ -1,11 +1,22 @@
 // Snapshots: sandboxes of one instant, kept under a name.
 import { z } from 'zod';
 import * as view from '../views.ts';
-import { alive, env, flag, found, ref } from './fields.ts';
+import { alive, env, flag, found, ref, TIMEOUT_MS_MAX } from './fields.ts';
 import type { Verb } from './verb.ts';
 
 const snapshot = z.string().min(1).max(64).describe('an id, a name, or a unique prefix of one');
 const snapshotTarget = z.strictObject({ snapshot });
+
+const KEEP_MAX = 100_000;
+const POLICY = ['keep', 'olderThanMs', 'bytesMax'] as const;
+const judged = z.object({
+  id: z.string(),
+  name: z.string().nullable(),
+  sandboxName: z.string(),
+  ownBytes: z.number(),
+  createdAtMs: z.int(),
+  why: z.string().describe('for people'),
+});
 
 export const snapshotVerbs = {
   'snapshot.create': {
@@ -81,5 +92,28 @@ export const snapshotVerbs = {
     errors: alive,
     idempotent: true,
     reads: true,
+  },
+  'snapshot.prune': {
+    kind: 'unary',
+    method: 'POST',
+    path: '/v1/snapshots/prune',
+    summary: 'Remove snapshots by a policy; what something stands on stays',
+    input: z
+      .strictObject({
+        sandbox: ref.optional().describe('only of this one'),
+        keep: z.int().min(0).max(KEEP_MAX).optional().describe('of each sandbox the newest so many stay'),
+        olderThanMs: z.int().min(0).max(TIMEOUT_MS_MAX).optional(),
+        bytesMax: z.int().min(0).optional().describe('what they may take together: the oldest go first'),
+        dryRun: z.boolean().optional().describe('only tell what would go'),
+      })
+      .refine((input) => POLICY.some((key) => input[key] !== undefined), `one of ${POLICY.join(', ')} must be given`),
+    output: z.object({
+      removed: z.array(judged).describe('or what would be, in a dry run'),
+      stayed: z.array(judged).describe('what the policy lets go, and something stands on'),
+      bytes: z.number().describe('stored for what was removed alone'),
+    }),
+    errors: found,
+    idempotent: true,
+    reads: false,
   },
 } as const satisfies Record<string, Verb>;
