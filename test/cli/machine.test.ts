@@ -80,3 +80,11 @@ test('bash in a terminal: size, job control, and its code', async () => {
   await screen.enter('echo "ended with $?"');
   await screen.shows('ended with 6');
 });
+
+test('a sandbox that ends has lost no network: its record has its end alone', async () => {
+  for (let count = 0; count < 4; count += 1) await world.ok('run', '--rm', '--', 'true');
+  const events = (await world.ok('events', '--json')).split('\n').map((line) => JSON.parse(line) as { type: string });
+  const types = events.map(({ type }) => type);
+  expect(types.filter((type) => type === 'sandbox.ended').length).toBeGreaterThan(3);
+  expect(types).not.toContain('sandbox.network-lost');
+});

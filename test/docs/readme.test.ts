@@ -54,6 +54,20 @@ test(
 );
 
 test(
+  'the README’s commands for a repository work as written',
+  () => {
+    const [, block = ''] = /### Your repository\n\n```sh\n([\s\S]*?)```/.exec(readFileSync(join(ROOT, 'README.md'), 'utf8')) ?? [];
+    const git = 'git -c init.defaultBranch=main';
+    const repository = `${git} init -q repo && cd repo && git config user.name reader && git config user.email reader@example.com
+      echo 'print(1)' >one.py && git add one.py && git commit -qm 'One file'`;
+    const { output, errors } = type(`set -e; ${repository}; ${block}git show --stat --format=%an:%s hutch/dev; git status --short`);
+    expect(block).toContain('bring');
+    expect(output, errors).toMatch(/ today +\| +1 \+\n[\s\S]*reader:From inside\n\n today \| 1 \+\n[^\n]*\n$/);
+  },
+  COMMAND_MS_MAX,
+);
+
+test(
   'the programs that the README and the SDK’s page show print what they say that they print',
   async () => {
     const modules = join(dir, 'node_modules');
