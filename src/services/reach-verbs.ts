@@ -66,7 +66,7 @@ export function reachVerbs(core: Core): Pick<Handlers, 'port.list' | 'port.publi
       const [metrics, host] = await Promise.all([agent.metrics(op), run.backend.stats(op, run.plan)]);
       // In a shared kernel the agent sees what the whole host does.
       const own = (await run.backend.usage?.(op, run.plan)) ?? null;
-      const { takenAtMs, uptimeMs, cpu, memory, disk, network, processes, oomKills } = metrics;
+      const { takenAtMs, uptimeMs, cpu, memory, disk, network, processes, oomKills, pressure } = metrics;
       return {
         sandboxId: sandbox.id,
         name: sandbox.spec.name,
@@ -79,6 +79,7 @@ export function reachVerbs(core: Core): Pick<Handlers, 'port.list' | 'port.publi
         network: { ...network, ...own?.network },
         processes: own?.processes ?? processes,
         oomKills,
+        pressure: own === null ? (pressure ?? null) : null,
         host: { ...host },
       };
     },

@@ -333,6 +333,10 @@ export const stats = z
     network: z.object({ rxBytes: z.number(), txBytes: z.number() }),
     processes: z.int(),
     oomKills: z.int(),
+    pressure: z
+      .object({ cpuSomeUs: z.number(), memorySomeUs: z.number(), ioSomeUs: z.number() })
+      .nullable()
+      .describe('for how long some process has waited for each, as its kernel says; null where the kernel is shared or does not'),
     host: z.object({ pssBytes: z.number(), cpuUs: z.number(), diskAllocatedBytes: z.number() }).describe('what it takes of the host'),
   })
   .meta({ id: 'Stats' });

@@ -85,6 +85,10 @@ export function reach(subject: Subject): void {
     expect(after.memory.usedBytes).toBeGreaterThan(0);
     expect(after.memory.usedBytes).toBeLessThanOrEqual(after.memory.totalBytes);
     expect(after.disk.usedBytes).toBeGreaterThan(0);
+    if (subject.name === 'qemu') expect(after.pressure?.cpuSomeUs, 'a machine has a kernel of its own').toBeGreaterThan(0);
+    for (const [what, us] of Object.entries(after.pressure ?? {})) {
+      expect(us, what).toBeGreaterThanOrEqual(Object.entries(before.pressure ?? {}).find(([name]) => name === what)?.[1] ?? Number.NaN);
+    }
     expect(after.processes).toBeGreaterThan(0);
     expect(after.host.pssBytes).toBeGreaterThan(0);
   });

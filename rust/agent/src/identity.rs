@@ -121,7 +121,12 @@ pub fn apply(identity: &Identity, scene: Scene) -> Result<Applied, Fault> {
             }
         }
         match (&identity.network, &scene.nic) {
-            (None, _) => {}
+            (None, Some(nic)) => {
+                if let Some(before) = applied.before.network.take() {
+                    warn("network: the template's address", leave_network(&before, nic));
+                }
+            }
+            (None, None) => {}
             (Some(_), None) => warn("network: there is no network device", Err(Errno::NODEV)),
             (Some(network), Some(nic)) => {
                 set_network(network, nic, applied.before.network.as_ref(), &mut warn);
@@ -187,6 +192,14 @@ fn set_network(network: &Network, nic: &Nic, before: Option<&Network>, warn: War
         Ok(results) => parts.into_iter().zip(results).for_each(|(part, result)| warn(part, result)),
         Err(errno) => warn("network", Err(errno)),
     }
+}
+
+/// With the device's address its routes go: who wants a network hears at once that there is none.
+fn leave_network(before: &Network, nic: &Nic) -> Result<(), Errno> {
+    let (address, prefix) = before.address;
+    let mut batch = Batch::default();
+    batch.delete_address(nic.index, address, prefix);
+    batch.send()?.into_iter().collect()
 }
 
 /// By ioctl: less of the kernel is run for it than by rtnetlink.
