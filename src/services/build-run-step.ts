@@ -162,6 +162,7 @@ export class RunSteps implements AsyncDisposable {
 
   async #open(op: Operation): Promise<StageSandbox> {
     if (this.#sandbox !== null) return this.#sandbox;
+    await this.#now.parts.ended();
     const { sandbox: parts, request } = this.#now.parts;
     const built = this.#now.built();
     const image = this.#now.image ?? { reference: await this.#now.parts.image(op, built), layers: this.#now.root.layers.length };

@@ -7,7 +7,7 @@ import type { BackendName } from '../domain/sandbox.ts';
 import type { Agent } from '../guest/agent.ts';
 import type { Exit } from '../guest/messages.ts';
 import type { Operation } from '../host/operation.ts';
-import { changedLayer, type LayerRef, type StageRoot, split, writeLayer } from '../images/build/layers.ts';
+import { broughtBy, changedLayer, type LayerRef, removalsOf, type StageRoot, writeLayer } from '../images/build/layers.ts';
 import { diffScans, parseScan, type Scan } from '../images/build/scan.ts';
 import type { BuildStaging } from '../images/build/staging.ts';
 import { RunDirectory } from './build-run-directory.ts';
@@ -117,17 +117,23 @@ export class StageSandbox implements AsyncDisposable {
 
   /** The layers of the stage that are not in it yet: made elsewhere, or by an earlier build. */
   async bring(op: Operation, root: StageRoot): Promise<void> {
-    for (; this.#applied < root.layers.length; this.#applied += 1) {
-      const layer = root.layers[this.#applied];
-      if (layer === undefined) return;
-      op.progress({ step: 'build', detail: 'taking over what is built already' });
-      const { removals, rest } = await split(root.source(op, layer));
-      if (removals.length > 0) await this.tool(op, ['remove'], pathsOf(removals));
-      const agent = await this.agent(op);
-      await agent.tar.unpack(op, { path: '/', preserveOwner: true, user: '0' }, rest());
-      this.#scan = null;
-      await this.#runDirectory.note(op, agent);
+    if (this.#applied >= root.layers.length) return;
+    op.progress({ step: 'build', detail: 'taking over what is built already' });
+    const left = root.sources(op).slice(this.#applied);
+    const removals = await Promise.all(left.map(removalsOf));
+    const agent = await this.agent(op);
+    // As many at once as no removal stands between.
+    for (let from = 0; from < left.length; ) {
+      const next = removals.findIndex((paths, at) => at > from && paths.length > 0);
+      const to = next < 0 ? left.length : next;
+      const paths = removals[from] ?? [];
+      if (paths.length > 0) await this.tool(op, ['remove'], pathsOf(paths));
+      await agent.tar.unpack(op, { path: '/', preserveOwner: true, user: '0' }, broughtBy(left.slice(from, to)));
+      this.#applied += to - from;
+      from = to;
     }
+    this.#scan = null;
+    await this.#runDirectory.note(op, agent);
   }
 
   /** Before the first command, and after what is not the command's doing. */

@@ -64,6 +64,10 @@ export type StageParts = {
   /** Of the stage with that index, as people read it. */
   readonly stepBegun: (stage: number, step: string) => void;
   readonly stepDone: () => void;
+  /** What a build waits for before it is over. */
+  readonly ending: (work: Promise<void>) => void;
+  /** What was ending is over: a project may have room for one sandbox alone. */
+  readonly ended: () => Promise<unknown>;
 };
 
 export function stageName(stage: Stage): string {

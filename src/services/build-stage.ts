@@ -23,7 +23,8 @@ export class StageBuilder {
 
   /** @throws HutchError with the step, its line, and for a command its exit code and the last of its output. */
   async build(op: Operation): Promise<Built> {
-    await using runs = new RunSteps(this.#now);
+    await using undo = new AsyncDisposableStack();
+    const runs = undo.use(new RunSteps(this.#now));
     const triggers = await this.#begin(op);
     const steps = [...triggers, ...this.#now.stage.steps];
     for (const [at, step] of steps.entries()) {
@@ -31,6 +32,8 @@ export class StageBuilder {
       await this.#step(op, runs, step, at + 1, steps.length);
       this.#now.parts.stepDone();
     }
+    // Its sandbox ends while others go on, and the image is packed.
+    this.#now.parts.ending(undo.disposeAsync());
     return this.#now.built();
   }
 

@@ -269,6 +269,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     const stages = new Map<number, Promise<Built>>();
     const bases = new Map<string, ReturnType<typeof baseImage>>();
     const abort = new AbortController();
+    const endings: Promise<void>[] = [];
     const begun = new Map<number, string>();
     const own: Operation = { ...op, signal: AbortSignal.any([op.signal, abort.signal]) };
     const epoch = args.get('SOURCE_DATE_EPOCH');
@@ -294,6 +295,11 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
       image: async (asking, built) => (await publish(asking, images, built, [], epoch)).digest,
       lent: deps.settings.packageSettings ? context.settings : NO_PACKAGE_SETTINGS,
       mounts: { cacheDir: join(root, 'mounts'), locks },
+      ending: (ending) => {
+        ending.catch(() => {}); // it is waited for below
+        endings.push(ending);
+      },
+      ended: () => Promise.allSettled(endings),
       stepBegun: (stage, step) => {
         begun.set(stage, step);
         if (!abort.signal.aborted) now.record = { ...now.record, step };
@@ -312,16 +318,20 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
       });
       stages.set(stage.index, building);
     }
-    const settled = await Promise.allSettled(stages.values());
-    const failed = settled.filter((each) => each.status === 'rejected').map(({ reason }) => reason as unknown);
-    if (failed.length > 0)
-      throw failed.find((reason) => !(reason instanceof HutchError && reason.code === 'cancelled') && !isAbort(reason)) ?? failed[0];
-    const built = await parts.stage(plan.last.index);
-    now.record = { ...now.record, step: 'packing the image' };
-    op.progress({ step: 'build', detail: 'packing the image' });
-    const { digest, id, sizeBytes } = await publish(op, images, built, now.record.names, epoch);
-    now.log.note('build', `image ${digest}${now.record.names.length === 0 ? '' : `, named ${now.record.names.join(', ')}`}`);
-    return { id, digest, sizeBytes };
+    try {
+      const settled = await Promise.allSettled(stages.values());
+      const failed = settled.filter((each) => each.status === 'rejected').map(({ reason }) => reason as unknown);
+      if (failed.length > 0)
+        throw failed.find((reason) => !(reason instanceof HutchError && reason.code === 'cancelled') && !isAbort(reason)) ?? failed[0];
+      const built = await parts.stage(plan.last.index);
+      now.record = { ...now.record, step: 'packing the image' };
+      op.progress({ step: 'build', detail: 'packing the image' });
+      const { digest, id, sizeBytes } = await publish(op, images, built, now.record.names, epoch);
+      now.log.note('build', `image ${digest}${now.record.names.length === 0 ? '' : `, named ${now.record.names.join(', ')}`}`);
+      return { id, digest, sizeBytes };
+    } finally {
+      await Promise.all(endings);
+    }
   }
 
   /** The image of a stage: made where it is not there, recorded, and named. */

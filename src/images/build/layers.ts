@@ -204,12 +204,10 @@ function beside(path: string, name: string): string {
 }
 
 /**
- * What a layer takes away, as paths in a root; `…/.` is all that is in a directory. And the rest of it, as an archive. A directory that
- * hides what is below, and comes itself, is taken away whole: what stands there may be a symlink.
+ * What a layer takes away, as paths in a root; `…/.` is all that is in a directory. A directory that hides what is below, and comes itself,
+ * is taken away whole: what stands there may be a symlink.
  */
-export async function split(
-  open: LayerSource,
-): Promise<{ readonly removals: readonly string[]; readonly rest: () => AsyncIterable<Uint8Array> }> {
+export async function removalsOf(open: LayerSource): Promise<readonly string[]> {
   const found: string[] = [];
   const directories = new Set<string>();
   await using reader = new TarReader(open());
@@ -219,18 +217,20 @@ export async function split(
     else if (entry.type === 'directory') directories.add(`/${entry.path.replace(/^(\.?\/)+|\/+$/g, '')}`);
   }
   const whole = (path: string) => path.endsWith('/.') && path !== '//.' && directories.has(path.slice(0, -2));
-  const removals = found.map((path) => (whole(path) ? path.slice(0, -2) : path));
-  return { removals, rest: () => withoutRemovals(open) };
+  return found.map((path) => (whole(path) ? path.slice(0, -2) : path));
 }
 
-async function* withoutRemovals(open: LayerSource): AsyncGenerator<Uint8Array> {
-  await using reader = new TarReader(open());
-  for (let entry = await reader.next(); entry !== null; entry = await reader.next()) {
-    if (removalOf(entry.path) !== null) continue;
-    yield tarHeader(entry);
-    if (entry.type !== 'file' || entry.sizeBytes === 0) continue;
-    for await (const piece of reader.content()) yield Buffer.from(piece);
-    yield Buffer.alloc(padding(entry.sizeBytes));
+/** What layers bring, one after the other, as one archive. */
+export async function* broughtBy(layers: readonly LayerSource[]): AsyncGenerator<Uint8Array> {
+  for (const open of layers) {
+    await using reader = new TarReader(open());
+    for (let entry = await reader.next(); entry !== null; entry = await reader.next()) {
+      if (removalOf(entry.path) !== null) continue;
+      yield tarHeader(entry);
+      if (entry.type !== 'file' || entry.sizeBytes === 0) continue;
+      for await (const piece of reader.content()) yield Buffer.from(piece);
+      yield Buffer.alloc(padding(entry.sizeBytes));
+    }
   }
   yield TAR_END;
 }
