@@ -12,6 +12,8 @@ import { errorFromBody } from '../sdk/errors.ts';
 import type { ProgressLine } from './progress.ts';
 
 const READY_MS = 60_000;
+/** So often one is started that ends without a word. */
+const STARTS_MAX = 3;
 const POLL_MS = 20;
 /** After our daemon has ended, another one that was starting may still come up. */
 const OTHER_READY_MS = 30_000;
@@ -30,6 +32,28 @@ export async function startDaemon({ env, address, progress }: DaemonStart): Prom
   const fromSource = import.meta.url.endsWith('.ts');
   // A test's daemon, or a developer's.
   const entry = env['HUTCH_DEV_DAEMON'] ?? fileURLToPath(new URL(fromSource ? '../daemon/main.ts' : './hutchd.mjs', import.meta.url));
+  const word = await firstWord(() => launch(entry, env));
+  progress.clear();
+  if (word.ready) return;
+  const deadline = performance.now() + OTHER_READY_MS;
+  while (!(await answers(address))) {
+    // Only where another daemon was in its place is there one worth waiting for.
+    if (!word.another || performance.now() > deadline) throw word.error ?? silent();
+    await sleep(POLL_MS);
+  }
+}
+
+/** Of the first that has one: who ends without a word was killed, perhaps. */
+async function firstWord(start: () => Promise<string>): Promise<ReadyWord> {
+  const deadline = performance.now() + READY_MS;
+  for (let starts = 1; ; starts += 1) {
+    const word = readyWord(await start());
+    if (word.ready || word.error !== null || starts === STARTS_MAX || performance.now() > deadline) return word;
+  }
+}
+
+/** What a new daemon says first. */
+async function launch(entry: string, env: Environment): Promise<string> {
   const child = spawn(process.execPath, [...NODE_FLAGS, entry, '--ready-fd', String(READY_FD)], {
     detached: true,
     stdio: ['ignore', 'ignore', 'ignore', 'pipe'],
@@ -39,15 +63,7 @@ export async function startDaemon({ env, address, progress }: DaemonStart): Prom
   child.on('error', () => {}); // told by the pipe's end
   const said = await firstLine(child.stdio[READY_FD] as Readable, READY_MS);
   child.unref();
-  progress.clear();
-  const word = readyWord(said);
-  if (word.ready) return;
-  const deadline = performance.now() + OTHER_READY_MS;
-  while (!(await answers(address))) {
-    // Only where another daemon was in its place is there one worth waiting for.
-    if (!word.another || performance.now() > deadline) throw word.error ?? silent();
-    await sleep(POLL_MS);
-  }
+  return said;
 }
 
 /** Its first line, or what there is of it when the pipe ends or time is up. */

@@ -4,6 +4,7 @@ import { spawn } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { eventually } from '../support/eventually.ts';
 import { outcomeOf, World } from './world.ts';
@@ -343,4 +344,21 @@ test('the daemon is killed while input is sent: all of it arrives once', async (
   child.stdin.end();
   const { stdout, stderr } = await done;
   expect(stdout, stderr).toBe(`${hash.digest('hex')}  -\n`);
+});
+
+test('a daemon that is killed while it starts is started again; one that always ends so is an error', async () => {
+  const [entry, starts] = [join(world.dir, 'dying.ts'), join(world.dir, 'starts')];
+  await writeFile(
+    entry,
+    `import { appendFileSync, statSync } from 'node:fs';
+    appendFileSync(${JSON.stringify(starts)}, '.');
+    if (statSync(${JSON.stringify(starts)}).size <= Number(process.env['HUTCH_TEST_DEATHS'])) process.kill(process.pid, 'SIGKILL');
+    await import(${JSON.stringify(world.env['HUTCH_DEV_DAEMON'])});`,
+  );
+  const dying = (deaths: number) => ({ env: { HUTCH_DEV_DAEMON: entry, HUTCH_TEST_DEATHS: String(deaths) } });
+  await world.ok('daemon', 'stop');
+  expect(await world.run(['ls', '-q'], dying(99))).toMatchObject({ code: 7, stderr: expect.stringContaining('without a word') });
+  expect((await readFile(starts)).byteLength).toBe(3);
+  await writeFile(starts, '');
+  expect(await world.run(['ls', '-q'], dying(2))).toMatchObject({ code: 0 });
 });
