@@ -5,7 +5,7 @@ import { resolve } from 'node:path';
 import { parseDuration } from '../domain/duration.ts';
 import { parseMount } from '../domain/mount.ts';
 import { parsePublish } from '../domain/published-port.ts';
-import { BACKENDS, NETWORK_MODES, RESTART_POLICIES, type RestartPolicy } from '../domain/sandbox.ts';
+import { BACKENDS, IDLE_ACTIONS, type IdleAction, NETWORK_MODES, RESTART_POLICIES, type RestartPolicy } from '../domain/sandbox.ts';
 import { bytesToMiB, MIB, type ParsedText, parseSize } from '../domain/size.ts';
 import type { Input } from '../services/verbs.ts';
 import { type Args, usage } from './args.ts';
@@ -103,13 +103,14 @@ function processes(args: Args): { pids?: number } {
 /** Snapshots that are kept where undo is asked for without a number. */
 const UNDO = 10;
 
-function policies(args: Args): { restart?: RestartPolicy; idleMs?: number; undo?: number } {
-  const [restart, idle] = [args.value('restart'), args.value('idle')];
+function policies(args: Args): { restart?: RestartPolicy; idleMs?: number; idleAction?: IdleAction; undo?: number } {
+  const [restart, idle, action] = (['restart', 'idle', 'idle-action'] as const).map((flag) => args.value(flag));
   return {
     ...(restart === undefined ? {} : { restart: oneOf({ text: restart, what: '--restart' }, RESTART_POLICIES) }),
     ...(idle === undefined || idle === 'default'
       ? {}
       : { idleMs: idle === '0' ? 0 : durationMs('idle', idle, { minMs: 1_000, maxMs: YEAR_MS }) }),
+    ...(action === undefined ? {} : { idleAction: oneOf({ text: action, what: '--idle-action' }, IDLE_ACTIONS) }),
     ...(args.has('undo') ? { undo: UNDO } : {}),
   };
 }

@@ -29,6 +29,10 @@ export type NetworkMode = (typeof NETWORK_MODES)[number];
 export const RESTART_POLICIES = ['no', 'on-failure', 'always'] as const;
 export type RestartPolicy = (typeof RESTART_POLICIES)[number];
 
+/** What becomes of one that nobody has touched for as long as it may be left alone. */
+export const IDLE_ACTIONS = ['stop', 'suspend'] as const;
+export type IdleAction = (typeof IDLE_ACTIONS)[number];
+
 /** The command a sandbox was made for. Secret values are not here: they lie in a file of the sandbox's own. */
 export type MainProcess = {
   readonly argv: readonly string[];
@@ -85,6 +89,8 @@ export type SandboxSpec = {
   readonly restart?: RestartPolicy;
   /** It is stopped when nobody has touched it for so long; 0: never; absent: as configured. */
   readonly idleMs?: number;
+  /** Absent: `stop`. What is suspended so goes on with the next call or connection. */
+  readonly idleAction?: IdleAction;
   /** Before each exec a snapshot is kept, so many of them; absent: none. */
   readonly undo?: number;
   readonly pending?: Pending;
@@ -93,7 +99,7 @@ export type SandboxSpec = {
 };
 
 /** What may be changed later. Null: as if it had never been asked for. */
-export type SpecChange = Partial<Pick<SandboxSpec, 'shape' | 'network' | 'labels' | 'timeoutMs' | 'restart' | 'undo'>> & {
+export type SpecChange = Partial<Pick<SandboxSpec, 'shape' | 'network' | 'labels' | 'timeoutMs' | 'restart' | 'idleAction' | 'undo'>> & {
   readonly idleMs?: number | null;
   readonly pending?: Pending | null;
   readonly held?: true;

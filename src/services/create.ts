@@ -9,6 +9,7 @@ import { newSandbox, type Sandbox, type SandboxSpec, type Shape, transition } fr
 import type { Operation } from '../host/operation.ts';
 import { type BringUp, type Up, wake } from './bring-up.ts';
 import { type Call, Repeated } from './call.ts';
+import { Claims } from './claims.ts';
 import type { Core } from './core.ts';
 import { creating } from './creating.ts';
 import { type Boot, backendOf, placesOf } from './deps.ts';
@@ -33,6 +34,7 @@ const RELEASE_MS = 60_000;
 
 export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, 'sandbox.create'> {
   const { deps, templates } = core;
+  const claims = new Claims();
   const seen = new WeakSet<Boot>();
 
   /** Everything that has to be there before a sandbox of this kind starts quickly. */
@@ -51,6 +53,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     await templates.tellUnlimited(op, backend);
     const { mounts: wanted = [] } = input;
     const mounts = wanted.length === 0 ? [] : await resolveMounts(deps, call, backend, wanted);
+    if (input.idleAction === 'suspend') await claims.need(op, backend, 'suspend');
     if ((input.undo ?? 0) > 0) requireUndo(deps, op, { name: input.name ?? 'without a name yet', backend: backend.name, mounts });
     const boot = await deps.boots.prepare(op, input.image ?? settings.image, backend, await kernelFor(core, op, backend, input.kernel));
     // One that is remembered has brought no image, so no name has moved.
@@ -83,6 +86,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
         timeoutMs: input.timeoutMs ?? settings.timeoutMs,
         ...(input.restart === undefined || input.restart === 'no' ? {} : { restart: input.restart }),
         ...(input.idleMs === undefined ? {} : { idleMs: input.idleMs }),
+        ...(input.idleAction === undefined || input.idleAction === 'stop' ? {} : { idleAction: input.idleAction }),
         ...(input.undo === undefined || input.undo === 0 ? {} : { undo: input.undo }),
       },
     };

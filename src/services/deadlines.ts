@@ -20,6 +20,7 @@ export type OwnWork =
   | 'daemon.restart'
   | 'daemon.restore'
   | 'daemon.undo'
+  | 'daemon.wake'
   | 'daemon.warm'
   | 'daemon.housekeeping'
   | 'daemon.build';
@@ -147,10 +148,11 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'daemon.end': CHANGE_MS,
   'daemon.pause': CHANGE_MS,
   'daemon.timeout': CHANGE_MS,
-  'daemon.idle': CHANGE_MS,
+  'daemon.idle': PREPARE_MS,
   'daemon.restart': PREPARE_MS,
   'daemon.restore': PREPARE_MS,
   'daemon.undo': CHANGE_MS,
+  'daemon.wake': PREPARE_MS,
   'daemon.warm': CHANGE_MS,
   'daemon.housekeeping': CHANGE_MS,
   'daemon.build': 6 * 60 * 60_000,

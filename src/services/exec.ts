@@ -7,6 +7,7 @@ import { startFailureCode } from '../guest/exit-code.ts';
 import { errnoOf } from '../guest/failure.ts';
 import type { LinkedProcess } from '../guest/linked-process.ts';
 import type { Operation } from '../host/operation.ts';
+import type { Awaken } from './awaken.ts';
 import { MAIN, OWN_PROCESS } from './bring-up.ts';
 import type { Call } from './call.ts';
 import { Claims } from './claims.ts';
@@ -27,7 +28,7 @@ type ExecVerbs = 'exec.start' | 'exec.attach' | 'exec.list' | 'exec.signal';
 const START_MS = 20_000;
 const END_MS = 5_000;
 
-export function execVerbs(core: Core): Pick<Handlers, ExecVerbs> {
+export function execVerbs(core: Core, awaken: Awaken): Pick<Handlers, ExecVerbs> {
   const { sandboxes, runs } = core;
   const claims = new Claims();
 
@@ -40,7 +41,7 @@ export function execVerbs(core: Core): Pick<Handlers, ExecVerbs> {
   return {
     'exec.start': async (call, { ref, execId, request }) => {
       const { op } = call;
-      const sandbox = await targetOf(call, ref);
+      const sandbox = await awaken.resolve(call, ref);
       const run = runs.of(op, sandbox);
       const id = execId ?? madeUpId(call);
       if (id === MAIN) throw op.error('invalid_argument', 'execId must not be main: that is the main process');
@@ -86,7 +87,7 @@ export function execVerbs(core: Core): Pick<Handlers, ExecVerbs> {
 
     'exec.attach': async (call, { ref, execId, stdoutOffset, stderrOffset, fromNow = false, input, inputOffset: _ }) => {
       const { op } = call;
-      const sandbox = await targetOf(call, ref);
+      const sandbox = await awaken.resolve(call, ref);
       const wants = { stdout: stdoutOffset ?? 0, stderr: stderrOffset ?? 0 };
       if (execId === MAIN && sandbox.openComputeSinceMs === null) return await replayMain(core, op, sandbox, fromNow ? null : wants);
       const run = runs.of(op, sandbox);

@@ -2,6 +2,7 @@
 // through in pieces, as fast as the slower side takes them.
 import type { Agent } from '../guest/agent.ts';
 import type { FileChange } from '../guest/messages.ts';
+import type { Awaken } from './awaken.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import type { Handlers } from './handlers.ts';
@@ -26,18 +27,15 @@ type FileVerbs =
   | 'archive.get'
   | 'archive.put';
 
-export function fileVerbs(core: Core): Pick<Handlers, FileVerbs> {
+export function fileVerbs(core: Core, awaken: Awaken): Pick<Handlers, FileVerbs> {
   async function agentOf(call: Call, ref: string): Promise<Agent> {
-    const sandbox = await core.sandboxes.resolve(call.caller.projectId, ref);
-    call.target(sandbox.id);
-    return await core.runs.agent(call.op, sandbox);
+    return await core.runs.agent(call.op, await awaken.resolve(call, ref));
   }
 
   /** With its run, for a client that may be lent a file; null where it may not. */
   async function lenderOf(call: Call, ref: string): Promise<Run | null> {
     if (call.lend === null) return null;
-    const sandbox = await core.sandboxes.resolve(call.caller.projectId, ref);
-    const run = core.runs.of(call.op, sandbox);
+    const run = core.runs.of(call.op, await awaken.resolve(call, ref));
     return run.backend.descriptorPath === undefined ? null : run;
   }
 

@@ -81,6 +81,7 @@ function specFrom(core: Core, { op }: Call, snapshot: Snapshot, input: Input): S
     timeoutMs: input.timeoutMs ?? spec.timeoutMs,
     ...(input.restart === undefined ? {} : { restart: input.restart }),
     ...(input.idleMs === undefined ? {} : { idleMs: input.idleMs }),
+    ...(input.idleAction === undefined ? {} : { idleAction: input.idleAction }),
     ...(input.undo === undefined ? {} : { undo: input.undo }),
   };
 }

@@ -1,4 +1,4 @@
-// Sandboxes that nobody has touched for too long are stopped. A touch is what docs/sandboxes.md lists: each call of a verb in
+// Sandboxes that nobody has touched for too long are stopped, or suspended (`idleAction`). A touch is what docs/sandboxes.md lists: each call of a verb in
 // TOUCHES while it lasts, and each connection to a published port while it lasts. Looking at a sandbox is none, and neither is
 // what runs inside.
 
@@ -6,6 +6,7 @@ import type { Core } from './core.ts';
 import type { DeadlineName } from './deadlines.ts';
 import type { Run } from './run.ts';
 import { ownCaller, type Supervisor } from './supervisor.ts';
+import type { Suspension } from './suspend.ts';
 import type { VerbName } from './verbs.ts';
 
 /** How often it is looked. */
@@ -21,7 +22,7 @@ export function isTouch(verb: DeadlineName): boolean {
   return !LOOKS.has(verb) && !verb.startsWith('daemon.');
 }
 
-export function watchIdle(core: Core, supervisor: Supervisor): Disposable {
+export function watchIdle(core: Core, supervisor: Supervisor, suspension: Suspension): Disposable {
   const ending = new Set<Run>();
   const touching = core.operations.onTarget((verb, id, over) => {
     const run = isTouch(verb) ? core.runs.get(id) : null;
@@ -46,11 +47,16 @@ export function watchIdle(core: Core, supervisor: Supervisor): Disposable {
         call.target(run.id);
         await core.turns.take(call.op, run.id, async () => {
           // Somebody may have come while it waited for its turn.
-          if (!run.isOver && run.untouchedMs() >= idleMs) await supervisor.endIdle(call, run);
+          if (run.isOver || run.untouchedMs() < idleMs) return;
+          const sandbox = await core.sandboxes.get(call.op, run.id);
+          if (sandbox.spec.idleAction !== 'suspend') return await supervisor.endIdle(call, run);
+          // Whoever comes to a port of it is to find it answered.
+          using _attended = core.publisher.staying(run.id);
+          await suspension.suspend(call, sandbox);
         });
       })
       .catch((err: unknown) => {
-        core.deps.log.error({ sandbox: run.id, err }, 'a sandbox that nobody uses could not be stopped; it is tried again');
+        core.deps.log.error({ sandbox: run.id, err }, 'a sandbox that nobody uses could not be put away; it is tried again');
         run.touch();
       });
   }

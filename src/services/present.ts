@@ -79,6 +79,7 @@ function sandboxView(sandbox: Sandbox, image: Image | null, busyOpId: string | n
     timeoutMs: spec.timeoutMs,
     restart: spec.restart ?? 'no',
     idleMs: spec.idleMs ?? null,
+    idleAction: spec.idleAction ?? 'stop',
     undo: spec.undo ?? 0,
     pending: spec.pending === undefined ? null : { ...spec.pending },
     deadlineAtMs: sandbox.state === 'running' || sandbox.state === 'paused' ? sandbox.deadlineAtMs : null,

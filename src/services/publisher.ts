@@ -5,7 +5,7 @@ import { HutchError } from '../domain/errors.ts';
 import type { SandboxId } from '../domain/ids.ts';
 import { hostSide, PUBLISHED_PORTS_MAX, type PublishedPort, sharePort } from '../domain/published-port.ts';
 import { errnoOf } from '../host/errors.ts';
-import type { Host, TcpListener } from '../host/host.ts';
+import type { Host, TcpListener, TcpPeer } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { portOwner } from '../host/port-owner.ts';
 import type { Store } from '../store/contract.ts';
@@ -34,6 +34,10 @@ export class Publisher {
   readonly #held = new Map<SandboxId, Held[]>();
   readonly #runs = new Map<SandboxId, Run>();
   readonly #problems = new Map<SandboxId, ReadonlyMap<string, string>>();
+  /** Answered at while nothing runs: whoever comes wakes it. */
+  readonly #attended = new Set<SandboxId>();
+  /** Gives the run of one that goes on with a connection; null: it does not. */
+  onVisit: (id: SandboxId) => Promise<Run | null> = async () => null;
 
   constructor({ store, host }: { readonly store: Store; readonly host: Host }) {
     this.#store = store;
@@ -166,11 +170,40 @@ export class Publisher {
     if (run.isOver) await this.close(run.id);
   }
 
+  /** Its run is about to end, and whoever comes then wakes it. Until that is disposed; for good where the run has ended by then. */
+  staying(id: SandboxId): Disposable {
+    this.#attended.add(id);
+    return {
+      [Symbol.dispose]: () => {
+        if (this.#runs.has(id)) this.#attended.delete(id);
+      },
+    };
+  }
+
+  /** As `open`, of one that does not run: whoever comes wakes it. */
+  async attend(op: Operation, id: SandboxId): Promise<void> {
+    const ports = await this.of(id);
+    if (ports.length === 0) return;
+    this.#attended.add(id);
+    for (const port of ports) if (!this.#isHeld(id, port)) await this.#hold(op, id, port);
+  }
+
+  async #visit(id: SandboxId, guestPort: number, peer: TcpPeer): Promise<void> {
+    try {
+      const run = await this.onVisit(id);
+      if (run !== null) return await relay(run, guestPort, peer);
+    } catch {
+      // Why is in the log of the operation that failed.
+    }
+    peer.resetAndDestroy();
+  }
+
   /** Nobody answers at them any more; they stay reserved. */
   async close(id: SandboxId): Promise<void> {
     const held = this.#held.get(id) ?? [];
     this.#held.delete(id);
     this.#runs.delete(id);
+    this.#attended.delete(id);
     this.#problems.delete(id);
     for (const { listener } of held) await listener[Symbol.asyncDispose]();
   }
@@ -188,8 +221,11 @@ export class Publisher {
   #serve(run: Run): void {
     if (this.#runs.get(run.id) === run) return;
     this.#runs.set(run.id, run);
+    this.#attended.delete(run.id);
     const onOver = (): void => {
-      if (this.#runs.get(run.id) === run) void this.close(run.id);
+      if (this.#runs.get(run.id) !== run) return;
+      if (this.#attended.has(run.id)) this.#runs.delete(run.id);
+      else void this.close(run.id);
     };
     if (run.isOver) onOver();
     else run.op.signal.addEventListener('abort', onOver, { once: true });
@@ -205,8 +241,9 @@ export class Publisher {
     try {
       listener = await this.#host.listenTcp(op, { host: hostAddress, port: hostPort }, (peer) => {
         const run = this.#runs.get(id);
-        if (run === undefined) peer.resetAndDestroy();
-        else void relay(run, guestPort, peer);
+        if (run !== undefined) void relay(run, guestPort, peer);
+        else if (this.#attended.has(id)) void this.#visit(id, guestPort, peer);
+        else peer.resetAndDestroy();
       });
     } catch (cause) {
       if (op.signal.aborted) throw cause;

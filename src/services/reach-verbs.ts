@@ -1,9 +1,13 @@
 // Ports of a sandbox, streams to them, and what it uses.
+import type { Awaken } from './awaken.ts';
 import type { Core } from './core.ts';
 import type { Handlers } from './handlers.ts';
 import { runOf } from './release.ts';
 
-export function reachVerbs(core: Core): Pick<Handlers, 'port.list' | 'port.publish' | 'port.unpublish' | 'port.connect' | 'sandbox.stats'> {
+export function reachVerbs(
+  core: Core,
+  awaken: Awaken,
+): Pick<Handlers, 'port.list' | 'port.publish' | 'port.unpublish' | 'port.connect' | 'sandbox.stats'> {
   const { sandboxes, runs, turns, publisher } = core;
   return {
     'port.list': async ({ op, caller }, { ref }) => {
@@ -46,8 +50,7 @@ export function reachVerbs(core: Core): Pick<Handlers, 'port.list' | 'port.publi
     'port.connect': async (call, { ref, port, host, unix }) => {
       const { op } = call;
       if ((port === undefined) === (unix === undefined)) throw op.error('invalid_argument', 'give either port or unix');
-      const sandbox = await sandboxes.resolve(call.caller.projectId, ref);
-      call.target(sandbox.id);
+      const sandbox = await awaken.resolve(call, ref);
       const agent = await runs.agent(op, sandbox);
       const target = unix !== undefined ? { unix } : { tcp: { port: port ?? 0, ...(host === undefined ? {} : { host }) } };
       const socket = await agent.connect(op, target);

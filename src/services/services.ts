@@ -3,6 +3,7 @@ import type { Backend } from '../backends/backend.ts';
 import { isOpId, newOpId, type OpId } from '../domain/ids.ts';
 import { type Log, newOperation, type Operation } from '../host/operation.ts';
 import { assetVerbs } from './assets.ts';
+import { Awaken } from './awaken.ts';
 import { beginVerbs } from './begin.ts';
 import { newBuilds } from './builds.ts';
 import { commitVerb } from './commit.ts';
@@ -95,7 +96,8 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
   const starter = newStarter(core, supervisor, suspension);
   const lifecycle = { ...createVerb(core, supervisor), ...lifecycleVerbs(core, starter, suspension), ...setVerb(core, supervisor) };
   const restarts = new Restarts(core, starter);
-  const idle = watchIdle(core, supervisor);
+  const idle = watchIdle(core, supervisor, suspension);
+  const awaken = new Awaken(core, suspension);
   const { reconcile: reconcileBuilds, cachedLayers, ...buildVerbs } = newBuilds(core, lifecycle);
   const images = imageVerbs(core, cachedLayers);
   const kernels = kernelVerbs(core);
@@ -109,9 +111,9 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     ...undoVerb(core, restorer),
     ...volumeVerbs(core),
     ...beginVerbs(core, supervisor),
-    ...execVerbs(core),
-    ...fileVerbs(core),
-    ...reachVerbs(core),
+    ...execVerbs(core, awaken),
+    ...fileVerbs(core, awaken),
+    ...reachVerbs(core, awaken),
     ...logVerbs(core),
     ...images,
     ...kernels,
@@ -135,9 +137,10 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     ensureOwnerKey: (op, path) => keys.ensureOwner(op, path),
     async reconcile() {
       await reconcile(core, supervisor, restorer);
-      await core.operations.run({ verb: 'daemon.reconcile', caller: ownCaller(core), reads: true }, async ({ op }) => {
-        await reconcileBuilds(op);
-        await restarts.begin(op);
+      await core.operations.run({ verb: 'daemon.reconcile', caller: ownCaller(core), reads: true }, async (call) => {
+        await reconcileBuilds(call.op);
+        await restarts.begin(call.op);
+        await awaken.attend(call);
       });
       housekeeping = startHousekeeping(core);
     },

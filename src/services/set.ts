@@ -2,6 +2,7 @@
 import type { Capabilities } from '../backends/backend.ts';
 import { type Pending, type Sandbox, type Shape, type SpecChange, sameShape } from '../domain/sandbox.ts';
 import type { Call } from './call.ts';
+import { Claims } from './claims.ts';
 import type { Core } from './core.ts';
 import { checkLimits } from './create.ts';
 import { backendOf } from './deps.ts';
@@ -21,6 +22,7 @@ const MACHINE = { cpus: 'cpus', memoryMiB: 'memory', diskMiB: 'disk', pids: 'pro
 
 export function setVerb(core: Core, supervisor: Supervisor): Pick<Handlers, 'sandbox.set'> {
   const { deps, sandboxes, turns, presenter, templates } = core;
+  const claims = new Claims();
 
   return {
     'sandbox.set': async (call, { ref, ...input }) => {
@@ -36,6 +38,7 @@ export function setVerb(core: Core, supervisor: Supervisor): Pick<Handlers, 'san
     const { spec } = sandbox;
     if (sandbox.state === 'deleted') throw op.error('failed_precondition', `sandbox ${sandbox.id} is deleted; it cannot be changed`);
     const change = policiesOf(call, sandbox, input);
+    if (input.idleAction === 'suspend') await claims.need(op, backendOf(deps, op, spec.backend), 'suspend');
     if ((input.undo ?? 0) > 0) requireUndo(deps, op, spec);
     const asked = machineOf(input);
     const changes = await judge(call, sandbox, asked);
@@ -128,7 +131,11 @@ function parted(sandbox: Sandbox, asked: Pending, changes: Capabilities['changes
 }
 
 /** What every backend has at once. */
-function policiesOf({ op }: Call, { spec }: Sandbox, { timeoutMs, labels, restart, idleMs, undo }: Omit<Input, 'ref'>): SpecChange {
+function policiesOf(
+  { op }: Call,
+  { spec }: Sandbox,
+  { timeoutMs, labels, restart, idleMs, idleAction, undo }: Omit<Input, 'ref'>,
+): SpecChange {
   if (restart !== undefined && restart !== 'no' && spec.autoRemove) {
     throw op.error('invalid_argument', `restart must be no: sandbox ${spec.name} deletes itself when it has ended (--rm)`);
   }
@@ -140,6 +147,7 @@ function policiesOf({ op }: Call, { spec }: Sandbox, { timeoutMs, labels, restar
     ...(labels === undefined ? {} : { labels: Object.fromEntries(merged) }),
     ...(restart === undefined ? {} : { restart }),
     ...(idleMs === undefined ? {} : { idleMs }),
+    ...(idleAction === undefined ? {} : { idleAction }),
     ...(undo === undefined ? {} : { undo }),
   };
 }

@@ -226,7 +226,7 @@ export class Suspension {
       },
     ]);
     const { saved, woken } = this.#placesOf(sandbox);
-    await Promise.all([host.remove(op, saved), host.remove(op, woken)]);
+    await Promise.all([host.remove(op, saved), host.remove(op, woken), this.#core.publisher.close(sandbox.id)]);
     this.#core.sandboxes.changed(after);
     return after;
   }

@@ -3,7 +3,7 @@
 import { z } from 'zod';
 import { ERROR_CODES, type ErrorCode } from '../domain/errors.ts';
 import { RULE_SOURCES } from '../domain/image-rules.ts';
-import { BACKENDS, END_CAUSES, NETWORK_MODES, RESTART_POLICIES } from '../domain/sandbox.ts';
+import { BACKENDS, END_CAUSES, IDLE_ACTIONS, NETWORK_MODES, RESTART_POLICIES } from '../domain/sandbox.ts';
 import { SNAPSHOT_CONTENTS, SNAPSHOT_KINDS } from '../domain/snapshot.ts';
 
 const timeMs = z.int().describe('UTC, in milliseconds since 1970');
@@ -188,6 +188,7 @@ export const sandbox = z
     timeoutMs: z.int().nullable(),
     restart: z.enum(RESTART_POLICIES).describe('whether it is started again when it has ended by itself, or with its host'),
     idleMs: z.int().nullable().describe('it is stopped when nobody has touched it for so long; 0: never; null: as configured'),
+    idleAction: z.enum(IDLE_ACTIONS).describe('what then becomes of it; one that is suspended goes on with the next call or connection'),
     undo: z.int().describe('before each exec a snapshot is kept, so many of them; 0: none'),
     pending: z
       .object({

@@ -7,6 +7,7 @@ import { ledgerEntries } from '../domain/ledger.ts';
 import {
   BACKENDS,
   END_CAUSES,
+  IDLE_ACTIONS,
   type IllegalTransition,
   illegalSentence,
   NETWORK_MODES,
@@ -71,6 +72,7 @@ export const specSchema = z.object({
   workspace: workspace.exactOptional(),
   restart: z.enum(RESTART_POLICIES).exactOptional(),
   idleMs: z.number().exactOptional(),
+  idleAction: z.enum(IDLE_ACTIONS).exactOptional(),
   undo: z.number().exactOptional(),
   held: z.literal(true).exactOptional(),
   pending: z

@@ -14,6 +14,7 @@ import {
   writeFileSync,
   writeSync,
 } from 'node:fs';
+import { connect } from 'node:net';
 import { join } from 'node:path';
 import { afterAll, afterEach, expect, test } from 'vitest';
 import type { SandboxView } from '../support/daemon-under-test.ts';
@@ -228,6 +229,47 @@ for (const backend of BACKENDS) {
       await daemon.call('snapshot.verify', { snapshot: 'ready' });
       await expectInOrder(daemon);
     }
+  });
+}
+
+// The same on both, and slow on gVisor, which reads all of its memory each time.
+for (const backend of isLong ? BACKENDS : (['qemu'] as const)) {
+  test(`${backend}: nobody touches it, so it is suspended; whoever comes finds it where it was`, { timeout: TEST_MS }, async () => {
+    const policy = { idleMs: 1_000, idleAction: 'suspend', timeoutMs: 3_600_000 } as const;
+    await daemon.call('sandbox.create', { backend, name: 'web', ...policy, publish: [{ guestPort: 7000 }] });
+    const state = async () => (await daemon.call('sandbox.get', { ref: 'web' })).state;
+    const asleep = async () => await eventually('nobody touches it', async () => (await state()) === 'suspended');
+    await sh('web', 'echo memory > /dev/shm/a');
+    await asleep();
+    // Looking at it wakes nobody.
+    expect((await daemon.call('sandbox.list', {})).sandboxes.map((view) => view.state)).toEqual(['suspended']);
+    expect(await sh('web', 'cat /dev/shm/a')).toBe('memory\n');
+    expect(await daemon.call('sandbox.get', { ref: 'web' })).toMatchObject({ ...policy, state: 'running', startCount: 1 });
+    await asleep();
+    expect((await daemon.send('GET', '/v1/sandboxes/web/files?path=/dev/shm/a')).body.toString()).toBe('memory\n');
+    await asleep();
+    // Several at once wake it once, also behind a daemon that never saw it run.
+    await daemon.kill9();
+    await daemon.startAgain(options(OWN));
+    expect(await Promise.all(['1', '2', '3'].map((word) => sh('web', `echo ${word}`)))).toEqual(['1\n', '2\n', '3\n']);
+    const published = (await daemon.call('port.list', { ref: 'web' })).published[0];
+    await asleep();
+    const peer = connect(published?.hostPort ?? 0, '127.0.0.1');
+    peer.on('error', () => {}); // nobody listens inside: what matters is that it is asked
+    await eventually('a connection wakes it', async () => (await state()) === 'running');
+    peer.destroy();
+    // A time limit that is over while it is away is none: it begins anew.
+    await daemon.call('sandbox.set', { ref: 'web', timeoutMs: 1_000, idleMs: 0 });
+    await daemon.call('sandbox.suspend', { ref: 'web' });
+    await new Promise((resolve) => setTimeout(resolve, 1_500));
+    expect(await state()).toBe('suspended');
+    await daemon.call('sandbox.set', { ref: 'web', timeoutMs: null });
+    expect(await sh('web', 'cat /dev/shm/a')).toBe('memory\n');
+    const reasons = (await entriesOf((await daemon.call('sandbox.get', { ref: 'web' })).id)).map(({ kind, reason }) => `${kind} ${reason}`);
+    expect(reasons.slice(2, 4)).toEqual(['vm.compute.stop hibernate', 'vm.compute.start hibernate-wake']);
+    await daemon.call('sandbox.stop', { ref: 'web', force: true });
+    await expect(daemon.run('web', ['true'])).rejects.toThrow(/stopped/);
+    await expectInOrder(daemon);
   });
 }
 

@@ -1,5 +1,5 @@
 // Verbs that start something: run, create, exec, shell, attach.
-import { RESTART_POLICIES } from '../../domain/sandbox.ts';
+import { IDLE_ACTIONS, RESTART_POLICIES } from '../../domain/sandbox.ts';
 import type { Flag, Positional, Verb } from '../verb.ts';
 import { WORKSPACE_FLAGS } from './workspace.ts';
 
@@ -36,6 +36,12 @@ export const POLICIES: readonly Flag[] = [
     about: `Start it again when it has ended, and after a reboot: ${RESTART_POLICIES.join(', ')}`,
   },
   { name: 'idle', value: 'TIME', about: 'Stop it when nobody has touched it for so long, like 30m; 0: never; default: as configured' },
+  {
+    name: 'idle-action',
+    value: 'WHAT',
+    choices: IDLE_ACTIONS,
+    about: 'What --idle does: stop, or suspend until the next call or connection',
+  },
   { name: 'undo', about: 'Keep a snapshot before each exec, of the last ten: hutch undo brings one back' },
 ];
 

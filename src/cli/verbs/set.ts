@@ -17,6 +17,7 @@ const WORDS = {
   labels: 'labels',
   restart: 'restart',
   idleMs: 'idle',
+  idleAction: 'idle-action',
   undo: 'undo',
 } as const satisfies Record<Result['now'][number], string>;
 

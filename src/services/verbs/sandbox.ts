@@ -2,7 +2,7 @@
 import { z } from 'zod';
 import { MOUNTS_MAX } from '../../domain/mount.ts';
 import { PUBLISHED_PORTS_MAX } from '../../domain/published-port.ts';
-import { BACKENDS, NETWORK_MODES, RESTART_POLICIES } from '../../domain/sandbox.ts';
+import { BACKENDS, IDLE_ACTIONS, NETWORK_MODES, RESTART_POLICIES } from '../../domain/sandbox.ts';
 import * as view from '../views.ts';
 import {
   alive,
@@ -81,6 +81,7 @@ const createInput = z
     timeoutMs: z.int().min(TIMEOUT_MS_MIN).max(TIMEOUT_MS_MAX).optional().describe('stopped this long after each start'),
     restart: z.enum(RESTART_POLICIES).optional().describe('whether it is started again when it has ended by itself, or with its host'),
     idleMs: idle.optional().describe('stopped when nobody has touched it for so long; 0: never'),
+    idleAction: z.enum(IDLE_ACTIONS).optional().describe('default stop; what is suspended goes on with the next call or connection'),
     undo: undo.optional().describe('before each exec a snapshot is kept for sandbox.undo, so many of them; 0: none'),
     network: z.enum(NETWORK_MODES).optional(),
     backend: z.enum(BACKENDS).optional(),
@@ -114,7 +115,19 @@ const createInput = z
     );
   });
 
-const CHANGEABLE = ['cpus', 'memoryMiB', 'diskMiB', 'pids', 'network', 'timeoutMs', 'labels', 'restart', 'idleMs', 'undo'] as const;
+const CHANGEABLE = [
+  'cpus',
+  'memoryMiB',
+  'diskMiB',
+  'pids',
+  'network',
+  'timeoutMs',
+  'labels',
+  'restart',
+  'idleMs',
+  'idleAction',
+  'undo',
+] as const;
 
 const setInput = target
   .extend({
@@ -137,6 +150,7 @@ const setInput = target
       .describe('beside those that it has; null takes one away'),
     restart: z.enum(RESTART_POLICIES).optional(),
     idleMs: idle.nullable().optional().describe('null: as configured'),
+    idleAction: z.enum(IDLE_ACTIONS).optional(),
     undo: undo.optional().describe('0: none, and what was kept goes'),
   })
   .refine((input) => CHANGEABLE.some((key) => input[key] !== undefined), `one of ${CHANGEABLE.join(', ')} must be given`);
