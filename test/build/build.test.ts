@@ -304,7 +304,7 @@ RUN cat /etc/apt/sources.list.d/added.sources && touch /second
   expect(layers.filter((layer) => layer.includes('untouched.sources'))).toHaveLength(1);
 });
 
-test('file by file a build gives what the Docker Engine builds, and that loads it', { timeout: 720_000 }, async (ctx) => {
+test('file by file a build gives what the Docker Engine builds, and that loads and runs it', { timeout: 720_000 }, async (ctx) => {
   const missing = await why('gvisor');
   if (missing !== null) return ctx.skip(missing);
   await using engine = await DockerEngine.start();
@@ -337,6 +337,11 @@ test('file by file a build gives what the Docker Engine builds, and that loads i
     expect((await talk(engine, 'POST', '/images/load', bytes)).toString()).toContain(`ours:${name}`);
     expect((await engine.ask('GET', `/images/ours:${name}/json`)).body).toMatchObject({ Id: ours.stdout.trim() });
   }
+  const command = ['/bin/sh', '-c', 'test "$(cat /work/deep/out.txt)" = "hello world" && exit 42'];
+  const made = await engine.ask('POST', '/containers/create', { Image: 'ours:2', Cmd: command, HostConfig: { NetworkMode: 'none' } });
+  const container = `/containers/${(made.body as { Id: string }).Id}`;
+  expect((await engine.ask('POST', `${container}/start`)).status).toBe(204);
+  expect((await engine.ask('POST', `${container}/wait`)).body).toMatchObject({ StatusCode: 42 });
 });
 
 const SAID = ['Env', 'Cmd', 'Entrypoint', 'WorkingDir', 'User', 'ExposedPorts', 'Volumes', 'Labels', 'StopSignal', 'Healthcheck'];
