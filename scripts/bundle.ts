@@ -51,10 +51,12 @@ const common = {
   outdir: fresh,
   absWorkingDir: root,
   outExtension: { '.js': '.mjs' },
-  // ws looks for these and does without.
-  external: ['bufferutil', 'utf-8-validate'],
-  // CommonJS packages ask for Node's modules by `require`, which a module does not have.
-  banner: { js: `import { createRequire as __createRequire } from 'node:module'; const require = __createRequire(import.meta.url);` },
+  // ws and ssh2 look for these and do without.
+  external: ['bufferutil', 'utf-8-validate', 'cpu-features', './crypto/build/Release/sshcrypto.node'],
+  // CommonJS packages ask for Node's modules by `require`, and where they lie, which a module does not have.
+  banner: {
+    js: `import { createRequire as __createRequire } from 'node:module'; const require = __createRequire(import.meta.url), __dirname = import.meta.dirname;`,
+  },
   logLevel: 'warning',
 } as const satisfies Esbuild.BuildOptions;
 

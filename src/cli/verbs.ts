@@ -11,6 +11,7 @@ import { quotaVerbs } from './table/quotas.ts';
 import { reachVerbs } from './table/reach.ts';
 import { runVerbs } from './table/run.ts';
 import { snapshotVerbs } from './table/snapshot.ts';
+import { sshVerbs } from './table/ssh.ts';
 import { traceVerbs } from './table/trace.ts';
 import { volumeVerbs } from './table/volume.ts';
 import { workspaceVerbs } from './table/workspace.ts';
@@ -24,6 +25,7 @@ export const VERBS: readonly Verb[] = [
   ...volumeVerbs,
   ...reachVerbs,
   ...workspaceVerbs,
+  ...sshVerbs,
   ...traceVerbs,
   ...imageVerbs,
   ...kernelVerbs,

@@ -96,6 +96,8 @@ export const routes = {
   'volume.get': { kind: 'unary', method: 'GET', path: '/v1/volumes/{volume}', idempotent: true, reads: true },
   'volume.grow': { kind: 'unary', method: 'POST', path: '/v1/volumes/{volume}/grow', idempotent: true, reads: false },
   'volume.remove': { kind: 'unary', method: 'DELETE', path: '/v1/volumes/{volume}', idempotent: true, reads: false },
+  'ssh.identity': { kind: 'unary', method: 'GET', path: '/v1/ssh', idempotent: true, reads: true },
+  'ssh.connect': { kind: 'socket', method: 'GET', path: '/v1/sandboxes/{ref}/ssh', idempotent: false, reads: false },
   'asset.list': { kind: 'unary', method: 'GET', path: '/v1/assets', idempotent: true, reads: true },
   'asset.get': { kind: 'unary', method: 'GET', path: '/v1/assets/{asset}', idempotent: true, reads: true },
   'asset.label': { kind: 'unary', method: 'POST', path: '/v1/assets/{asset}/labels', idempotent: true, reads: false },

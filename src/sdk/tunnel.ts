@@ -11,6 +11,15 @@ const MESSAGE_BYTES = 64 * 1024;
 
 /** Resolves once the sandbox has connected. @throws HutchError when nothing listens there. */
 export async function connectTunnel(client: ApiClient, input: Input<'port.connect'>, options: CallOptions = {}): Promise<Duplex> {
+  return await tunnel(client, 'port.connect', input, options);
+}
+
+/** To the SSH server of a sandbox. @throws HutchError when it does not run. */
+export async function connectSsh(client: ApiClient, input: Input<'ssh.connect'>, options: CallOptions = {}): Promise<Duplex> {
+  return await tunnel(client, 'ssh.connect', input, options);
+}
+
+async function tunnel(client: ApiClient, verb: 'port.connect' | 'ssh.connect', input: object, options: CallOptions): Promise<Duplex> {
   const connected = Promise.withResolvers<void>();
   let socket: Socket | null = null;
   let ended = false;
@@ -36,7 +45,7 @@ export async function connectTunnel(client: ApiClient, input: Input<'port.connec
   stream.on('error', () => {}); // also of one that nobody holds yet
   socket = await openSocket(
     client,
-    'port.connect',
+    verb,
     input,
     {
       onJson: (message) => {
@@ -50,7 +59,7 @@ export async function connectTunnel(client: ApiClient, input: Input<'port.connec
         if (!stream.push(bytes)) socket?.pause();
       },
       onClose: () => {
-        if (!ended) fail(new ConnectionError('the connection to the sandbox’s port was lost', { sent: true }));
+        if (!ended) fail(new ConnectionError('the connection to the sandbox was lost', { sent: true }));
         else if (!stream.writableFinished) stream.destroy();
       },
     },
@@ -61,8 +70,7 @@ export async function connectTunnel(client: ApiClient, input: Input<'port.connec
 }
 
 async function send(socket: Socket | null, chunk: Buffer): Promise<void> {
-  if (socket === null || socket.closed)
-    throw new HutchError({ code: 'unavailable', message: 'the connection to the sandbox’s port has ended' });
+  if (socket === null || socket.closed) throw new HutchError({ code: 'unavailable', message: 'the connection to the sandbox has ended' });
   for (let at = 0; at < chunk.byteLength; at += MESSAGE_BYTES) {
     socket.sendBytes(chunk.subarray(at, at + MESSAGE_BYTES));
     await socket.drained();

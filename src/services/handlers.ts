@@ -70,6 +70,7 @@ export type Handlers = { readonly [N in UnaryName]: (call: Call, input: Parsed<N
 } & {
   readonly 'exec.start': (call: Call, input: ExecStartInput) => Promise<ExecSession>;
   readonly 'exec.attach': (call: Call, input: Parsed<'exec.attach'>) => Promise<ExecSession>;
+  readonly 'ssh.connect': (call: Call, input: Parsed<'ssh.connect'>) => Promise<Tunnel>;
   readonly 'port.connect': (call: Call, input: Parsed<'port.connect'>) => Promise<Tunnel>;
 };
 

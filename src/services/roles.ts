@@ -30,6 +30,7 @@ const ROLE_OF: Readonly<Record<Section, Role | 'every'>> = {
   build: 'vm',
   snapshot: 'vm',
   volume: 'vm',
+  ssh: 'vm',
   asset: 'vm',
   quota: 'vm',
   key: 'every',

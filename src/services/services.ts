@@ -37,6 +37,7 @@ import { Runs } from './runs.ts';
 import { Sandboxes } from './sandboxes.ts';
 import { setVerb } from './set.ts';
 import { snapshotVerbs } from './snapshots.ts';
+import { sshVerbs } from './ssh/gateway.ts';
 import { newStarter } from './start-again.ts';
 import { StartGate } from './start-gate.ts';
 import { ownCaller, Supervisor } from './supervisor.ts';
@@ -101,6 +102,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
   const { reconcile: reconcileBuilds, cachedLayers, ...buildVerbs } = newBuilds(core, lifecycle);
   const images = imageVerbs(core, cachedLayers);
   const kernels = kernelVerbs(core);
+  const execs = execVerbs(core, awaken);
   const handlers: Handlers = {
     ...lifecycle,
     ...buildVerbs,
@@ -111,7 +113,8 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     ...undoVerb(core, restorer),
     ...volumeVerbs(core),
     ...beginVerbs(core, supervisor),
-    ...execVerbs(core, awaken),
+    ...execs,
+    ...sshVerbs(core, execs, awaken),
     ...fileVerbs(core, awaken),
     ...reachVerbs(core, awaken),
     ...logVerbs(core),

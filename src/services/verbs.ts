@@ -22,6 +22,7 @@ import { quotaVerbs } from './verbs/quota.ts';
 import { recordVerbs } from './verbs/record.ts';
 import { sandboxVerbs } from './verbs/sandbox.ts';
 import { snapshotVerbs } from './verbs/snapshot.ts';
+import { sshVerbs } from './verbs/ssh.ts';
 import { systemVerbs } from './verbs/system.ts';
 import type { Verb } from './verbs/verb.ts';
 import { volumeVerbs } from './verbs/volume.ts';
@@ -37,6 +38,7 @@ export const verbs = {
   ...buildVerbs,
   ...snapshotVerbs,
   ...volumeVerbs,
+  ...sshVerbs,
   ...assetVerbs,
   ...quotaVerbs,
   ...recordVerbs,

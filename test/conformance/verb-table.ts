@@ -158,6 +158,7 @@ export const ELSEWHERE = [
   'backends',
   'image',
   'volume',
+  'ssh',
   'build',
   'snapshot',
   'system',

@@ -252,8 +252,8 @@ export function newApi(services: ApiServices, options: ApiOptions): Api {
     try {
       const request = name === 'exec.start' ? await receiveExecRequest(socket, first) : null;
       await services.operations.run(ask, async (call) => {
-        if (name === 'port.connect') {
-          using tunnel = await services.handlers['port.connect'](call, input as never);
+        if (name === 'port.connect' || name === 'ssh.connect') {
+          using tunnel = await services.handlers[name](call, input as never);
           return await carryTunnel(socket, tunnel);
         }
         await using session =

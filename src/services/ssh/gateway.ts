@@ -1,0 +1,164 @@
+// The SSH server of a sandbox: each connection is one stream of bytes that comes over the API, and what it asks for is done by the
+// sandbox's agent. Always true: who is let in has an API key of the project, and the project's key; nothing is asked of the
+// network, and nothing of the gateway outlives its connection.
+import { timingSafeEqual } from 'node:crypto';
+import { type Duplex, duplexPair } from 'node:stream';
+import type { Algorithms, AuthContext, Connection, ParsedKey, PublicKeyAuthContext, ServerChannel } from 'ssh2';
+import type { Agent } from '../../guest/agent.ts';
+import type { Operation } from '../../host/operation.ts';
+import type { Awaken } from '../awaken.ts';
+import type { Call } from '../call.ts';
+import type { Core } from '../core.ts';
+import type { Handlers, Tunnel } from '../handlers.ts';
+import { SshKeys } from './keys.ts';
+import { piecesOf, type Served, written } from './served.ts';
+import { serveSession } from './session.ts';
+
+/** Who logs in as this one is the sandbox's own user. */
+const OWN_USER = 'hutch';
+/** What Node's own library does, which OpenSSH has since 2013; its favourite would be done in JavaScript, ten times slower. */
+const ALGORITHMS = { cipher: ['aes128-gcm@openssh.com', 'aes256-gcm@openssh.com'] } satisfies Algorithms;
+const LOGIN_MS = 30_000;
+const TRIES_MAX = 6;
+/** What one connection may have open at a time: a flood is one client's own. */
+const CHANNELS_MAX = 64;
+
+export function sshVerbs(
+  core: Core,
+  handlers: Pick<Handlers, 'exec.start' | 'exec.signal'>,
+  awaken: Awaken,
+): Pick<Handlers, 'ssh.identity' | 'ssh.connect'> {
+  const { runs } = core;
+  const keys = new SshKeys(core.deps);
+  return {
+    'ssh.identity': async ({ op, caller }) => {
+      const [host, project] = await Promise.all([keys.host(op), keys.project(op, caller.projectId)]);
+      return { hostKey: withoutComment(host.publicKey), publicKey: withoutComment(project.publicKey), privateKey: project.privateKey };
+    },
+
+    'ssh.connect': async (call, { ref }) => {
+      const { op, caller } = call;
+      const sandbox = await awaken.resolve(call, ref);
+      const agent = await runs.agent(op, sandbox);
+      const using = runs.of(op, sandbox).use();
+      const [host, project] = await Promise.all([keys.host(op), keys.project(op, caller.projectId)]);
+      const { Server, utils } = (await import('ssh2')).default;
+      const allowed = utils.parseKey(project.publicKey);
+      if (allowed instanceof Error) throw op.error('internal', 'the key of the project is damaged', { cause: allowed });
+      const [ours, theirs] = duplexPair();
+      const over = new AbortController();
+      const alone: Operation = { ...op, signal: AbortSignal.any([op.signal, over.signal]) };
+      const server = new Server({ hostKeys: [host.privateKey], ident: 'hutch', algorithms: ALGORITHMS }, (client) =>
+        serveConnection({ ...call, op: alone }, client, allowed, { ref: sandbox.id, agent, handlers, name: sandbox.spec.name }),
+      );
+      server.on('error', (cause: Error) => op.log.debug({ cause }, 'a connection of SSH ended'));
+      // As a socket does: who has ended is answered with the end.
+      theirs.once('end', () => theirs.end());
+      server.injectSocket(asSocket(theirs) as unknown as Parameters<typeof server.injectSocket>[0]);
+      return tunnelOf(ours, op, () => {
+        over.abort(op.error('cancelled', 'the SSH connection has ended'));
+        theirs.destroy();
+        using[Symbol.dispose]();
+      });
+    },
+  };
+}
+
+function serveConnection(call: Call, client: Connection, allowed: ParsedKey, served: Served): void {
+  const { op } = call;
+  let user: string | null = null;
+  let tries = 0;
+  let channels = 0;
+  const timer = setTimeout(() => client.end(), LOGIN_MS);
+  client.on('error', (cause) => op.log.debug({ sandbox: served.ref, cause }, 'a connection of SSH ended'));
+  client.on('close', () => clearTimeout(timer));
+  client.on('authentication', (context: AuthContext) => {
+    tries += 1;
+    if (tries > TRIES_MAX) return client.end();
+    if (context.method === 'publickey' && isAllowed(context, allowed)) {
+      user = context.username === OWN_USER ? null : context.username;
+      return context.accept();
+    }
+    context.reject(['publickey']);
+  });
+  client.on('ready', () => {
+    clearTimeout(timer);
+    client.on('session', (accept, reject) => {
+      if (channels >= CHANNELS_MAX) return reject();
+      channels += 1;
+      serveSession(call, accept(), served, user, () => {
+        channels -= 1;
+      });
+    });
+    client.on('tcpip', (accept, reject, { destIP, destPort }) => {
+      if (channels >= CHANNELS_MAX) return reject();
+      channels += 1;
+      void carry(op, served.agent, { tcp: { port: destPort, host: destIP } }, accept, reject).finally(() => {
+        channels -= 1;
+      });
+    });
+    client.on('request', (_accept, reject) => reject?.()); // ports of this side are not the sandbox's to open
+  });
+}
+
+function isAllowed(context: PublicKeyAuthContext, allowed: ParsedKey): boolean {
+  const wanted = allowed.getPublicSSH();
+  const { data } = context.key;
+  if (data.byteLength !== wanted.byteLength || !timingSafeEqual(data, wanted)) return false;
+  // Without a signature it asks whether that key would do.
+  if (context.signature === undefined || context.blob === undefined) return true;
+  return allowed.verify(context.blob, context.signature, context.hashAlgo) === true;
+}
+
+async function carry(
+  op: Operation,
+  agent: Agent,
+  target: Parameters<Agent['connect']>[1],
+  accept: () => ServerChannel,
+  reject: () => void,
+): Promise<void> {
+  let socket: Awaited<ReturnType<Agent['connect']>>;
+  try {
+    socket = await agent.connect(op, target);
+  } catch (cause) {
+    op.log.debug({ cause }, 'a port of a sandbox could not be reached over SSH');
+    return reject();
+  }
+  using _held = socket;
+  const channel = accept();
+  channel.on('error', () => {});
+  const inward = (async () => {
+    for await (const chunk of piecesOf(channel)) await socket.write(op, chunk as Buffer);
+    socket.end();
+  })();
+  const outward = (async () => {
+    for await (const bytes of socket.bytes(op)) await written(channel, bytes);
+    channel.end();
+  })();
+  await Promise.allSettled([inward, outward]);
+  channel.destroy();
+}
+
+/** What it looks at of a socket, and a stream has not. */
+function asSocket(stream: Duplex): Duplex {
+  return Object.assign(stream, { setNoDelay: () => stream, setKeepAlive: () => stream, setTimeout: () => stream, remoteAddress: 'hutch' });
+}
+
+function tunnelOf(stream: Duplex, op: Operation, release: () => void): Tunnel {
+  stream.on('error', (cause) => op.log.debug({ cause }, 'a stream of SSH ended'));
+  return {
+    async *bytes() {
+      for await (const chunk of piecesOf(stream)) yield chunk;
+    },
+    write: async (bytes) => await written(stream, bytes),
+    end: () => void stream.end(),
+    [Symbol.dispose]: () => {
+      stream.destroy();
+      release();
+    },
+  };
+}
+
+function withoutComment(line: string): string {
+  return line.trim().split(/\s+/).slice(0, 2).join(' ');
+}

@@ -1,0 +1,155 @@
+// OpenSSH's own programs against the daemon's SSH gateway.
+import { spawn } from 'node:child_process';
+import { mkdir, readFile, stat, utimes, writeFile } from 'node:fs/promises';
+import { createConnection } from 'node:net';
+import { join } from 'node:path';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { echoServer } from '../conformance/echo-server.ts';
+import { eventually } from '../support/eventually.ts';
+import { freePort } from '../support/free-port.ts';
+import { outcomeOf, type Result, World } from './world.ts';
+
+let world: World;
+let config: string;
+beforeAll(async () => {
+  world = await World.make();
+  await world.ok('create', '--name', 'box');
+  config = join(world.dir, 'ssh_config');
+  await writeFile(config, `${await world.ok('ssh-config')}\n`);
+});
+afterAll(async () => {
+  await world[Symbol.asyncDispose]();
+});
+
+function start(program: string, args: readonly string[], file = config) {
+  return spawn(program, ['-F', file, ...args], { env: { ...world.env }, cwd: world.dir });
+}
+
+async function using(program: string, args: readonly string[], input = '', file = config): Promise<Result> {
+  const child = start(program, args, file);
+  child.stdin.on('error', () => {}); // it may end without reading
+  child.stdin.end(input);
+  return await outcomeOf(child, args);
+}
+
+test('ssh runs a command with its input, both outputs and its code, as the user who is asked for', async () => {
+  expect(await using('ssh', ['box.hutch', 'cat; echo bad >&2; exit 7'], 'good\n')).toMatchObject({
+    code: 7,
+    stdout: 'good\n',
+    stderr: 'bad\n',
+  });
+  const words = 'printf "%s|" "$0" a "b c"; id -u';
+  const [ssh, exec] = [
+    await using('ssh', ['-l', 'root', 'box.hutch', words]),
+    await world.run(['exec', '-u', 'root', 'box', '--', 'id', '-u']),
+  ];
+  expect(ssh.stdout.split('|').slice(1)).toEqual(['a', 'b c', exec.stdout]);
+  expect(await using('ssh', ['-l', 'nobody-at-all', 'box.hutch', 'true'])).toMatchObject({
+    code: 255,
+    stderr: expect.stringContaining('hutch: '),
+  });
+  const terminal = await using('ssh', ['-tt', 'box.hutch', 'stty size; tty']);
+  expect(terminal.stdout).toMatch(/^\d+ \d+\r\n\/dev\/pts\/\d+\r\n$/);
+  expect((await using('ssh', ['box.hutch'], 'echo from a shell; exit 3\n')).stdout).toBe('from a shell\n');
+  expect(await world.run(['ssh', 'box', '--', 'echo', 'by', 'hutch'])).toMatchObject({ code: 0, stdout: 'by hutch\n' });
+});
+
+test('scp and sftp carry files both ways, whole, with mode and time', async () => {
+  const big = Buffer.alloc(3_000_000, 'hutch and its files; ');
+  await mkdir(join(world.dir, 'tree/deep'), { recursive: true });
+  await writeFile(join(world.dir, 'tree/deep/big'), big, { mode: 0o640 });
+  await utimes(join(world.dir, 'tree/deep/big'), 1_500_000_000, 1_500_000_000);
+  const at = (name: string): string => join(world.dir, name);
+  expect(await using('scp', ['-rp', 'tree', 'box.hutch:/root/'])).toMatchObject({ code: 0 });
+  expect(await world.ok('exec', 'box', '--', 'stat', '-c', '%s %a %Y', '/root/tree/deep/big')).toBe(`${big.byteLength} 640 1500000000`);
+  expect(await using('scp', ['-rp', 'box.hutch:/root/tree', 'back'])).toMatchObject({ code: 0 });
+  expect((await readFile(at('back/deep/big'))).equals(big)).toBe(true);
+  const { mode, mtimeMs } = await stat(at('back/deep/big'));
+  expect([mode & 0o777, mtimeMs]).toEqual([0o640, 1_500_000_000_000]);
+  const batch = [
+    'mkdir d',
+    'put tree/deep/big d/x',
+    'rename d/x d/y',
+    'ln -s y d/l',
+    'chmod 600 d/y',
+    'reget d/y again',
+    'ls -1 d',
+    'rm d/l',
+    'rm d/y',
+    'rmdir d',
+  ];
+  await writeFile(at('again'), big.subarray(0, 1_000_001));
+  await writeFile(at('batch'), `${batch.join('\n')}\n`);
+  const sftp = await using('sftp', ['-q', '-b', 'batch', 'box.hutch:/root']);
+  expect(sftp, sftp.stderr).toMatchObject({ code: 0, stdout: expect.stringContaining('d/l') });
+  expect((await readFile(at('again'))).equals(big)).toBe(true);
+  expect(await using('sftp', ['-q', '-b', '-', 'box.hutch'], 'get /root/none\n')).toMatchObject({
+    code: 1,
+    stderr: expect.stringContaining('not found'),
+  });
+  expect(await world.ok('exec', 'box', '--', 'ls', '/root')).toBe('tree');
+});
+
+test('ssh -L brings a port of the sandbox here', async () => {
+  const server = world.spawn(['exec', 'box', '--', ...echoServer(7007)]);
+  const port = await freePort();
+  const forward = start('ssh', ['-N', '-o', 'ExitOnForwardFailure=yes', '-L', `127.0.0.1:${port}:127.0.0.1:7007`, 'box.hutch']);
+  try {
+    await eventually('the port answers', async () => (await said(port)) === 'there and back\n');
+  } finally {
+    forward.kill();
+    server.kill();
+  }
+});
+
+test('a wrong key, a wrong host key and a sandbox that is not there are refused, and who leaves hangs up', async () => {
+  const text = await readFile(config, 'utf8');
+  const stranger = join(world.dir, 'stranger');
+  await outcomeOf(spawn('ssh-keygen', ['-q', '-t', 'ed25519', '-N', '', '-f', stranger]));
+  const other = join(world.dir, 'other_config');
+  await writeFile(other, text.replace(/IdentityFile .*/, `IdentityFile "${stranger}"`));
+  expect(await using('ssh', ['box.hutch', 'true'], '', other)).toMatchObject({
+    code: 255,
+    stderr: expect.stringContaining('Permission denied (publickey)'),
+  });
+  const hosts = join(world.dir, 'hosts');
+  await writeFile(
+    hosts,
+    `${/HostKeyAlias (.*)/.exec(text)?.[1]} ${(await readFile(`${stranger}.pub`, 'utf8')).split(' ').slice(0, 2).join(' ')}\n`,
+  );
+  await writeFile(other, text.replace(/UserKnownHostsFile .*/, `UserKnownHostsFile "${hosts}"`));
+  expect(await using('ssh', ['box.hutch', 'true'], '', other)).toMatchObject({
+    code: 255,
+    stderr: expect.stringContaining('HOST IDENTIFICATION HAS CHANGED'),
+  });
+  expect(await using('ssh', ['none-such.hutch', 'true'])).toMatchObject({
+    code: 255,
+    stderr: expect.stringContaining("there is no sandbox 'none-such'"),
+  });
+  expect(await world.run(['ssh', 'none-such'])).toMatchObject({ code: 125, stderr: expect.stringContaining('there is no sandbox') });
+  const left = start('ssh', ['box.hutch', 'trap "echo gone > /tmp/gone; exit" HUP; echo here; while :; do sleep 0.05; done']);
+  await eventually('it runs', async () => (left.stdout.read() as Buffer | null)?.toString() === 'here\n');
+  left.kill('SIGKILL');
+  await eventually('it has heard', async () => (await world.run(['exec', 'box', '--', 'cat', '/tmp/gone'])).stdout === 'gone\n');
+});
+
+test('many sessions at one time have each their own output', async () => {
+  const count = 12;
+  const all = await Promise.all(Array.from({ length: count }, (_, at) => using('ssh', ['box.hutch', `cat; echo ${at}`], `in ${at}\n`)));
+  expect(all.map(({ stdout }) => stdout)).toEqual(Array.from({ length: count }, (_, at) => `in ${at}\n${at}\n`));
+});
+
+function said(port: number): Promise<string | null> {
+  return new Promise((resolve) => {
+    let text = '';
+    const socket = createConnection({ host: '127.0.0.1', port });
+    socket.setTimeout(2_000, () => socket.destroy());
+    socket.write('there and back\n');
+    socket.on('data', (chunk) => {
+      text += chunk.toString();
+      if (text.endsWith('\n')) socket.destroy();
+    });
+    socket.on('error', () => {});
+    socket.on('close', () => resolve(text === '' ? null : text));
+  });
+}
