@@ -1,6 +1,6 @@
 // Sandboxes of one instant, kept under a name: what is made from them is as it was then and as no other, nothing of them is lost
 // or left behind, and what has been damaged is found.
-import { existsSync, readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, afterEach, expect, test } from 'vitest';
 import { eventually } from '../support/eventually.ts';
@@ -201,7 +201,9 @@ test(`a bit that is flipped, or a file that is cut, is found (seed ${seed})`, { 
     const { id } = await daemon.call('snapshot.create', { ref: 'web' });
     const files = readdirSync(dirOf(id), { recursive: true, withFileTypes: true })
       .filter((entry) => entry.isFile() && entry.name !== 'base')
-      .map((entry) => join(entry.parentPath, entry.name));
+      .map((entry) => join(entry.parentPath, entry.name))
+      // A sparse disk of gigabytes is no file for a buffer: what is damaged in one is looked at in restore.test.ts.
+      .filter((path) => statSync(path).size < 2 ** 30);
     const path = pick(files);
     const bytes = readFileSync(path);
     const at = bytes.findIndex((byte, from) => byte !== 0 && from >= random.next().value * bytes.byteLength);
