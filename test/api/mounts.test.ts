@@ -43,8 +43,8 @@ test('a directory of this machine is seen inside, and can be written unless that
   });
   // What the link leads to is what is kept: it may lead elsewhere tomorrow.
   expect(mounts).toEqual([
-    { source: open, target: '/mnt/open', readOnly: false },
-    { source: closed, target: '/mnt/closed', readOnly: true },
+    { source: open, volumeId: null, target: '/mnt/open', readOnly: false },
+    { source: closed, volumeId: null, target: '/mnt/closed', readOnly: true },
   ]);
   const { stdout, exitCode } = await daemon.run(id, [
     'sh',
@@ -114,7 +114,8 @@ test('what is wrong with a mount is told with its place in the request', async (
   await writeFile(join(daemon.home, 'file'), '');
   expect(await tried(join(daemon.home, 'none'))).toMatch(/^not_found: there is no directory .*none on this machine \[make it: mkdir -p/);
   expect(await tried(join(daemon.home, 'file'))).toMatch(/^invalid_argument: .*file is no directory.*hutch cp/);
-  expect(await tried('fine')).toMatch(/^invalid_argument: .*must be absolute; 'fine' is not/);
+  // What is no path is a volume.
+  expect(await tried('fine')).toMatch(/^not_found: there is no volume 'fine'/);
   const both = (...targets: string[]) =>
     refusal(daemon.call('sandbox.create', { mounts: targets.map((target) => ({ source: dir, target })) }));
   expect(await both('/a', '/etc')).toMatch(/^invalid_argument: mounts\.1\.target must not be \/etc/);
