@@ -24,7 +24,8 @@ export async function endedTogether(core: Core, op: Operation, { run, name, exec
   // Its own end is why the sandbox ends.
   if (execId === MAIN && ending.cause === 'exited') return null;
   const words = await wordsOf(core, run);
-  return op.error('unavailable', `the command was ended with sandbox ${name}: ${words}`, { hint: hintFor(run, name) }).toBody();
+  const code = ending.cause === 'timeout' ? 'deadline_exceeded' : 'unavailable';
+  return op.error(code, `the command was ended with sandbox ${name}: ${words}`, { hint: hintFor(run, name) }).toBody();
 }
 
 /** Its stream broke off, and the sandbox's run is over. */

@@ -39,7 +39,7 @@ export class Runs {
   checkRoom(op: Operation): void {
     const max = this.#deps.settings.limits.sandboxes;
     if (this.#runs.size < max) return;
-    throw op.error('resource_exhausted', `${max} sandboxes run; no more are allowed at one time`, {
+    throw op.error('resource_exhausted', `as many sandboxes run as may at one time: ${max}`, {
       hint: 'stop some of them, or raise limits.sandboxes in the configuration',
     });
   }

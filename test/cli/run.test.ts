@@ -83,6 +83,9 @@ test('--timeout ends run and exec with 124', async () => {
   const run = await world.run(['run', '--rm', '--timeout', '1s', '--', 'sleep', '600']);
   expect(run.code, run.stderr).toBe(124);
   expect((await world.run(['exec', '--timeout', '200ms', 'box', 'sleep', '600'])).code).toBe(124);
+  const told = await world.run(['run', '--rm', '--json', '--timeout', '1s', '--', 'sleep', '600']);
+  expect(told.code, told.stderr).toBe(124);
+  expect(JSON.parse(told.stdout.trimEnd().split('\n').at(-1) ?? '')).toMatchObject({ type: 'exit', error: { code: 'deadline_exceeded' } });
 });
 
 test('piped input of any size arrives unchanged', async () => {
