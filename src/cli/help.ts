@@ -1,5 +1,6 @@
-// Help, from the table: what a verb is for, an example, and only then the flags.
-import { type Branch, COMMON_FLAGS, type Flag, type Group, isBranch, type Leaf } from './verb.ts';
+// Help, from the table: what a verb is for, an example, and only then the flags; with --json the same as one document.
+import { json } from './output.ts';
+import { type Branch, COMMON_FLAGS, type Flag, type Group, isBranch, type Leaf, type Verb } from './verb.ts';
 import { LISTED, listedUnder, VERBS } from './verbs.ts';
 
 const GROUPS: readonly Group[] = ['Run', 'Look', 'Change', 'Reach into', 'Trace', 'Machine'];
@@ -63,6 +64,31 @@ export function branchHelp(branch: Branch): string {
     `hutch ${branch.name} VERB --help tells more.`,
     '',
   ].join('\n');
+}
+
+/** What `overview` tells. */
+export function overviewJson(): string {
+  return json({ verbs: LISTED.map(({ name, group, summary }) => ({ name, group, summary })) });
+}
+
+/** What `leafHelp` tells. */
+export function leafJson(path: string, leaf: Leaf): string {
+  const { summary, notes = null, examples } = leaf;
+  const flags = [...leaf.flags, ...COMMON_FLAGS].map(({ name, short = null, value = null, choices = null, repeats = false, about }) => ({
+    name,
+    short,
+    value,
+    choices,
+    repeats,
+    about,
+  }));
+  return json({ name: leaf.also ?? path, summary, usage: usageLine(path, leaf), notes, flags, examples });
+}
+
+/** What `branchHelp` tells. */
+export function branchJson({ name, summary, subverbs }: Branch): string {
+  const verbs = [...subverbs, ...listedUnder(name)].map((verb: Leaf | Verb) => ({ name: verb.name, summary: verb.summary }));
+  return json({ name, summary, verbs });
 }
 
 export function flagText({ name, short, value }: Flag): string {

@@ -75,8 +75,8 @@ async function main(): Promise<number> {
   passesExitCode = leaf.passesExitCode === true;
   const args: Args = readArgs(path, leaf, found.argv);
   if (args.has('help')) {
-    const { leafHelp } = await import('./help.ts');
-    await io.out(leafHelp(path, leaf));
+    const { leafHelp, leafJson } = await import('./help.ts');
+    await io.out(json ? leafJson(path, leaf) : leafHelp(path, leaf));
     return 0;
   }
   refuseLostBytes(argv, leaf, args);
@@ -95,8 +95,8 @@ function isAboutDaemon(path: string): boolean {
 async function find(words: readonly string[]): Promise<Found> {
   const [first, ...rest] = words;
   if (first === undefined || first === '--help' || first === '-h' || (first === 'help' && rest[0] === undefined)) {
-    const { overview } = await import('./help.ts');
-    return { help: overview(), code: first === undefined ? exitOf('usage') : 0 };
+    const { overview, overviewJson } = await import('./help.ts');
+    return { help: json ? overviewJson() : overview(), code: first === undefined ? exitOf('usage') : 0 };
   }
   if (first === '--version') return await find(['version', ...rest]);
   if (first === '--json' && rest.some((word) => word !== '--json')) return await find([...rest, '--json']);
@@ -115,7 +115,10 @@ async function find(words: readonly string[]): Promise<Found> {
   const at = fallback !== undefined && rest[0]?.startsWith('-') === true ? -1 : rest.findIndex((word) => !word.startsWith('-'));
   const second = at < 0 ? undefined : rest[at];
   if (second === undefined) {
-    if (rest.includes('--help') || rest.includes('-h')) return { help: (await import('./help.ts')).branchHelp(verb), code: 0 };
+    if (rest.includes('--help') || rest.includes('-h')) {
+      const { branchHelp, branchJson } = await import('./help.ts');
+      return { help: json ? branchJson(verb) : branchHelp(verb), code: 0 };
+    }
     if (fallback !== undefined) return { path: `${verb.name} ${fallback.name}`, leaf: fallback, argv: rest };
     throw usage(`hutch ${verb.name} needs one of ${within(verb).join(', ')}`, `see: hutch ${verb.name} --help`);
   }

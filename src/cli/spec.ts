@@ -36,7 +36,7 @@ export async function createSpec(context: Context, args: Args): Promise<CreateIn
   const secrets = await secretsOf(args);
   checkFits(args.command, {});
   checkFits([], { ...env, ...secrets });
-  const labels = pairs('label', args.values('label'));
+  const labels = labelsOf(args.values('label'));
   const mounts = args.values('volume').map(mountOf);
   const publish = args.values('publish').flatMap((text) => parsed(parsePublish(text)));
   return {
@@ -78,7 +78,7 @@ export function changes(args: Args): Omit<Input<'sandbox.set'>, 'ref'> {
   if (args.has('undo') && args.has('no-undo')) throw usage('--undo and --no-undo exclude each other');
   const [cpus, memory, disk, net, timeout] = (['cpus', 'memory', 'disk', 'net', 'timeout'] as const).map((flag) => args.value(flag));
   const removed = args.values('unlabel').map((key) => [key, null] as const);
-  const labels = { ...Object.fromEntries(removed), ...pairs('label', args.values('label')) };
+  const labels = { ...Object.fromEntries(removed), ...labelsOf(args.values('label')) };
   return {
     ...(cpus === undefined ? {} : { cpus: wholeNumber('cpus', cpus, 1, CPUS_MAX) }),
     ...(memory === undefined ? {} : { memoryMiB: sizeMiB('memory', memory, MEMORY_MIB) }),
@@ -182,6 +182,14 @@ async function readText(flag: string, path: string): Promise<string> {
     if (code === 'EACCES' || code === 'EISDIR') throw usage(`--${flag}: ${path} cannot be read`);
     throw cause;
   }
+}
+
+/** A label alone has an empty value, as with `docker`. */
+function labelsOf(texts: readonly string[]): Record<string, string> {
+  return pairs(
+    'label',
+    texts.map((text) => (text.includes('=') ? text : `${text}=`)),
+  );
 }
 
 function pairs(flag: string, texts: readonly string[]): Record<string, string> {

@@ -8,7 +8,7 @@ import { cliDocs } from '../../scripts/generate-cli-docs.ts';
 import { readArgs } from './args.ts';
 import { bashCompletion, fishCompletion, zshCompletion } from './completions.ts';
 import { EXIT_CODES, exitOfError, worstExit } from './exit-codes.ts';
-import { allLeaves, branchHelp, leafHelp, overview } from './help.ts';
+import { allLeaves, branchHelp, branchJson, leafHelp, leafJson, overview, overviewJson } from './help.ts';
 import { isBranch } from './verb.ts';
 import { alsoCalled, LISTED, listedUnder, VERBS } from './verbs.ts';
 
@@ -51,6 +51,19 @@ test('the help of every verb shows an example before the flags', () => {
     expect(example, path).toBeLessThan(text.indexOf('\nFlags'));
   }
   for (const verb of VERBS) if (isBranch(verb)) expect(branchHelp(verb)).toContain(`hutch ${verb.name} `);
+});
+
+test('with --json help is one document that says the same', () => {
+  expect(JSON.parse(overviewJson()).verbs).toEqual(LISTED.map(({ name, group, summary }) => ({ name, group, summary })));
+  for (const { path, leaf } of allLeaves()) {
+    const told = JSON.parse(leafJson(path, leaf));
+    const text = leafHelp(path, leaf);
+    expect(text).toContain(`Usage: ${told.usage}\n`);
+    for (const { name, about } of told.flags) expect(text).toMatch(new RegExp(`--${name}\\b.*${RegExp.escape(about)}`));
+    expect(told.examples).toEqual(leaf.examples);
+  }
+  for (const verb of VERBS.filter(isBranch))
+    for (const { name, summary } of JSON.parse(branchJson(verb)).verbs) expect(branchHelp(verb)).toMatch(new RegExp(`  ${name} +${RegExp.escape(summary)}`));
 });
 
 /** In a shell line the words of the `hutch` that is this verb. */

@@ -214,6 +214,13 @@ test('a mistyped verb or flag is answered with the one that was meant', async ()
   expect((await world.run(['create', '--backend', 'qemuu'])).stderr).toContain('did you mean qemu?');
 });
 
+test('help with --json is one document', async () => {
+  for (const argv of [['--help'], ['ls', '--help'], ['snapshot', '--help'], ['help', 'run']]) {
+    const told = JSON.parse(await world.ok(...argv, '--json')) as Record<string, unknown>;
+    expect(told['verbs'] ?? told['flags'], argv.join(' ')).toBeInstanceOf(Array);
+  }
+});
+
 test('who types Docker’s words is told ours, each of which is there', async () => {
   for (const word of ['ps', 'kill', 'top', 'images', 'rmi', 'unpause', 'save']) {
     const { code, stderr } = await world.run([word]);

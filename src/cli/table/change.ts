@@ -101,7 +101,7 @@ export const changeVerbs: readonly Verb[] = [
       { name: 'pids', value: 'N', about: 'Most processes and threads at once' },
       { name: 'net', value: 'MODE', choices: NETWORK_MODES, about: 'allow: the internet; allow-lan: private addresses too; none' },
       { name: 'timeout', value: 'TIME', about: 'Stop it so long from now, and after each start; none: no limit' },
-      { name: 'label', short: 'l', value: 'K=V', repeats: true, about: 'A label beside the others' },
+      { name: 'label', short: 'l', value: 'K[=V]', repeats: true, about: 'A label beside the others' },
       { name: 'unlabel', value: 'K', repeats: true, about: 'Take a label away' },
       ...POLICIES,
       { name: 'no-undo', about: 'No more; what was kept goes' },

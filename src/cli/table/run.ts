@@ -77,7 +77,7 @@ const CREATE: readonly Flag[] = [
   ...POLICIES,
   { name: 'no-net', about: 'No network' },
   { name: 'allow-lan', about: 'Reach private addresses too' },
-  { name: 'label', short: 'l', value: 'K=V', repeats: true, about: 'A label' },
+  { name: 'label', short: 'l', value: 'K[=V]', repeats: true, about: 'A label' },
   { name: 'backend', value: 'NAME', choices: BACKENDS, about: `What runs it: ${BACKENDS.join(', ')}` },
 ];
 
