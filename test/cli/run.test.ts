@@ -26,7 +26,7 @@ afterAll(async () => {
 });
 
 test('run prints the output of a command, apart on both streams, and ends with its code', async () => {
-  const { code, stdout, stderr } = await world.run(['run', '--rm', '--', 'sh', '-c', 'echo out; echo err >&2; exit 3']);
+  const { code, stdout, stderr } = await world.run(['run', '--rm', '--no-net', '--', 'sh', '-c', 'echo out; echo err >&2; exit 3']);
   expect({ code, stdout, stderr }).toEqual({ code: 3, stdout: 'out\n', stderr: 'err\n' });
 });
 
@@ -187,7 +187,7 @@ test('Ctrl-C without a terminal ends the command, and the CLI with 130', async (
 });
 
 test('Ctrl-C ends a run, and with --rm nothing is left', async () => {
-  const child = world.spawn(['run', '--rm', '--name', 'cut', '--', 'sh', '-c', 'echo ready; exec sleep 600']);
+  const child = world.spawn(['run', '--rm', '--no-net', '--name', 'cut', '--', 'sh', '-c', 'echo ready; exec sleep 600']);
   const done = outcomeOf(child);
   await once(child.stdout, 'data');
   child.kill('SIGINT');
