@@ -131,6 +131,7 @@ test('a wrong key, a wrong host key and a sandbox that is not there are refused,
   await eventually('it runs', async () => (left.stdout.read() as Buffer | null)?.toString() === 'here\n');
   left.kill('SIGKILL');
   await eventually('it has heard', async () => (await world.run(['exec', 'box', '--', 'cat', '/tmp/gone'])).stdout === 'gone\n');
+  await eventually('no connection is left', async () => !(await world.ok('ops', '--json')).includes('ssh.connect'));
 });
 
 test('many sessions at one time have each their own output', async () => {

@@ -71,7 +71,8 @@ function serveConnection(call: Call, client: Connection, allowed: ParsedKey, ser
   let channels = 0;
   const timer = setTimeout(() => client.end(), LOGIN_MS);
   client.on('error', (cause) => op.log.debug({ sandbox: served.ref, cause }, 'a connection of SSH ended'));
-  client.on('close', () => clearTimeout(timer));
+  // Not at its 'close', which does not come for one that leaves before it has logged in.
+  op.signal.addEventListener('abort', () => clearTimeout(timer), { once: true });
   client.on('authentication', (context: AuthContext) => {
     tries += 1;
     if (tries > TRIES_MAX) return client.end();
@@ -146,6 +147,9 @@ function asSocket(stream: Duplex): Duplex {
 
 function tunnelOf(stream: Duplex, op: Operation, release: () => void): Tunnel {
   stream.on('error', (cause) => op.log.debug({ cause }, 'a stream of SSH ended'));
+  const end = (): void => void stream.destroy(op.signal.reason as Error);
+  op.signal.addEventListener('abort', end, { once: true });
+  if (op.signal.aborted) end();
   return {
     async *bytes() {
       for await (const chunk of piecesOf(stream)) yield chunk;
@@ -153,6 +157,7 @@ function tunnelOf(stream: Duplex, op: Operation, release: () => void): Tunnel {
     write: async (bytes) => await written(stream, bytes),
     end: () => void stream.end(),
     [Symbol.dispose]: () => {
+      op.signal.removeEventListener('abort', end);
       stream.destroy();
       release();
     },
