@@ -59,11 +59,21 @@ test('with --json help is one document that says the same', () => {
     const told = JSON.parse(leafJson(path, leaf));
     const text = leafHelp(path, leaf);
     expect(text).toContain(`Usage: ${told.usage}\n`);
-    for (const { name, about } of told.flags) expect(text).toMatch(new RegExp(`--${name}\\b.*${RegExp.escape(about)}`));
+    for (const { name, about } of told.flags)
+      expect(
+        text.split('\n').some((line) => line.includes(`--${name}`) && line.endsWith(about)),
+        `${path} --${name}`,
+      ).toBe(true);
     expect(told.examples).toEqual(leaf.examples);
   }
   for (const verb of VERBS.filter(isBranch))
-    for (const { name, summary } of JSON.parse(branchJson(verb)).verbs) expect(branchHelp(verb)).toMatch(new RegExp(`  ${name} +${RegExp.escape(summary)}`));
+    for (const { name, summary } of JSON.parse(branchJson(verb)).verbs)
+      expect(
+        branchHelp(verb)
+          .split('\n')
+          .some((line) => line.startsWith(`  ${name} `) && line.includes(summary)),
+        name,
+      ).toBe(true);
 });
 
 /** In a shell line the words of the `hutch` that is this verb. */
