@@ -33,6 +33,12 @@ export type Snapshot = {
   readonly detail: JsonObject;
 };
 
+/** The command that one to undo was kept before; null: it is none of those. */
+export function beforeOf({ detail }: Pick<Snapshot, 'detail'>): string | null {
+  const { before } = detail;
+  return typeof before === 'string' ? before : null;
+}
+
 /** An endpoint of the interval in which it is stored. */
 export function snapshotEntry(snapshot: Snapshot, what: 'created' | 'removed', atMs: number, opId: OpId): LedgerDraft {
   return {

@@ -5,7 +5,7 @@ import { HutchError } from '../domain/errors.ts';
 import { isId, newId, type ProjectId, type SnapshotId } from '../domain/ids.ts';
 import { requireReference } from '../domain/reference.ts';
 import type { Sandbox, SandboxSpec } from '../domain/sandbox.ts';
-import { byLineage, type Snapshot, type SnapshotContents, type SnapshotKind } from '../domain/snapshot.ts';
+import { beforeOf, byLineage, type Snapshot, type SnapshotContents, type SnapshotKind } from '../domain/snapshot.ts';
 import { judgeSnapshots, type Verdict } from '../domain/snapshot-policy.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Call } from './call.ts';
@@ -18,6 +18,7 @@ import { inGuest } from './in-guest.ts';
 import { refuseMounted } from './mounts.ts';
 import type { Restorer } from './restore.ts';
 import { inStillness } from './still.ts';
+import { removeUnknown } from './unknown.ts';
 import type { Output, Parsed } from './verbs.ts';
 
 const RELEASE_MS = 60_000;
@@ -320,7 +321,7 @@ export async function sweepSnapshots(core: Core, op: Operation): Promise<void> {
   for (const { id } of (await store.query('snapshots', { kind: 'undo' })).filter(({ sandboxId }) => !live.has(sandboxId)))
     await store.commit(op, [{ change: 'removeSnapshot', id, cascade: false, atMs: host.nowMs() }], 'relaxed');
   const known = new Set<string>((await store.query('snapshots', {})).map(({ id }) => id));
-  for (const name of await host.list(op, dir)) if (!known.has(name)) await host.remove(op, `${dir}/${name}`);
+  await removeUnknown(op, host, dir, known);
 }
 
 /** Names of the sandboxes that were made from each. */
@@ -337,11 +338,11 @@ async function shown(core: Core, snapshot: Snapshot): Promise<Output<'snapshot.c
 }
 
 function viewOf(snapshot: Snapshot, users: Users): Omit<Output<'snapshot.create'>, 'stillMs'> {
-  const { id, projectId, name, kind, contents, sandboxId, parentId, ownBytes, apparentBytes, createdAtMs, spec, detail } = snapshot;
+  const { id, projectId, name, kind, contents, sandboxId, parentId, ownBytes, apparentBytes, createdAtMs, spec } = snapshot;
   return {
     ...{ id, projectId, name, kind, contents, sandboxId, sandboxName: spec.name, parentId },
     ...{ backend: spec.backend, imageId: spec.imageId, kernelId: spec.kernelId, shape: spec.shape },
     ...{ ownBytes, apparentBytes, createdAtMs, usedBy: [...(users.get(id) ?? [])] },
-    before: typeof detail['before'] === 'string' ? detail['before'] : null,
+    before: beforeOf(snapshot),
   };
 }

@@ -2,7 +2,7 @@
 // brings the last one back. Nothing of it ever keeps a command from running: what could not be kept is said in an event.
 import type { SandboxId } from '../domain/ids.ts';
 import type { Sandbox, SandboxSpec } from '../domain/sandbox.ts';
-import type { Snapshot } from '../domain/snapshot.ts';
+import { beforeOf, type Snapshot } from '../domain/snapshot.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Call } from './call.ts';
 import type { Claims } from './claims.ts';
@@ -95,11 +95,6 @@ export async function keepForUndo(core: Core, call: Call, sandbox: Sandbox, argv
       .catch((failure: unknown) => op.log.warn({ cause: failure }, 'that something cannot be undone was not recorded'));
   }
   op.signal.throwIfAborted();
-}
-
-export function beforeOf({ detail }: Pick<Snapshot, 'detail'>): string | null {
-  const { before } = detail;
-  return typeof before === 'string' ? before : null;
 }
 
 /** The newest first. */

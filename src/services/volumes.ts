@@ -1,7 +1,7 @@
 // Volumes: named disks. The file lies in a directory of its own before the volume is on record, and the record goes before the
 // file does: what is on record is there, and what a crash leaves is nobody's and removed by the next start.
 import { DiskSeeds } from '../backends/disk.ts';
-import { newId, type VolumeId } from '../domain/ids.ts';
+import { newId } from '../domain/ids.ts';
 import { requireReference } from '../domain/reference.ts';
 import type { SandboxSpec } from '../domain/sandbox.ts';
 import { useRefusal, type Volume, type VolumeUser } from '../domain/volume.ts';
@@ -11,6 +11,7 @@ import type { Core } from './core.ts';
 import { type Deps, volumeDir, volumePath, volumesDir } from './deps.ts';
 import { requireFreeSpace } from './free-space.ts';
 import type { Handlers } from './handlers.ts';
+import { removeUnknown } from './unknown.ts';
 import type { Output } from './verbs.ts';
 
 type Verbs = 'volume.create' | 'volume.list' | 'volume.get' | 'volume.grow' | 'volume.remove';
@@ -32,10 +33,7 @@ export function volumeVerbs(core: Core): Pick<Handlers, Verbs> {
   return {
     'volume.create': async (call, { name, sizeMiB = settings.diskMiB }) => {
       const { op, caller } = call;
-      if (sizeMiB > settings.limits.diskMiB)
-        throw op.error('resource_exhausted', `sizeMiB must be at most ${settings.limits.diskMiB} MiB here`, {
-          hint: 'limits.disk in the configuration',
-        });
+      requireSize(op, deps, sizeMiB);
       await requireFreeSpace(op, deps);
       const id = newId('vol', (count) => host.randomBytes(count));
       call.target(id);
@@ -77,10 +75,7 @@ export function volumeVerbs(core: Core): Pick<Handlers, Verbs> {
         const now = await findVolume(deps, call, id);
         if (sizeMiB < now.sizeMiB)
           throw op.error('failed_precondition', `volume ${now.name} has ${now.sizeMiB} MiB; disks only grow, and ${sizeMiB} is less`);
-        if (sizeMiB > settings.limits.diskMiB)
-          throw op.error('resource_exhausted', `sizeMiB must be at most ${settings.limits.diskMiB} MiB here`, {
-            hint: 'limits.disk in the configuration',
-          });
+        requireSize(op, deps, sizeMiB);
         const users = await store.query('volumeUsers', { id });
         refuseInUse(op, now, { readOnly: false, shares: false }, users);
         await host.truncate(op, volumePath(places, id), sizeMiB * MIB);
@@ -100,6 +95,11 @@ export function volumeVerbs(core: Core): Pick<Handlers, Verbs> {
       });
     },
   };
+}
+
+function requireSize(op: Operation, { settings: { limits } }: Pick<Deps, 'settings'>, sizeMiB: number): void {
+  if (sizeMiB <= limits.diskMiB) return;
+  throw op.error('resource_exhausted', `sizeMiB must be at most ${limits.diskMiB} MiB here`, { hint: 'limits.disk in the configuration' });
 }
 
 /** @throws HutchError `not_found`, `conflict` when it may be several. */
@@ -166,10 +166,7 @@ async function viewOf(
 }
 
 /** At the start of the daemon: what a crash left of volumes that were not made, or are removed. */
-export async function sweepVolumes(core: Core, op: Operation): Promise<void> {
-  const { host, store, places } = core.deps;
-  const dir = volumesDir(places);
-  if ((await host.stat(op, dir)) === null) return;
-  const known = new Set<string>((await store.query('volumes', {})).map(({ id }: { readonly id: VolumeId }) => id));
-  for (const name of await host.list(op, dir)) if (!known.has(name)) await host.remove(op, `${dir}/${name}`);
+export async function sweepVolumes({ deps }: Core, op: Operation): Promise<void> {
+  const known = new Set<string>((await deps.store.query('volumes', {})).map(({ id }) => id));
+  await removeUnknown(op, deps.host, volumesDir(deps.places), known);
 }

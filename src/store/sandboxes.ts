@@ -2,7 +2,7 @@
 // sandbox changes: its row, its ledger entries and its event commit together or not at all.
 import * as z from 'zod';
 import { HutchError } from '../domain/errors.ts';
-import { isName, NAME_CHARS_MAX, type ProjectId, type SandboxId } from '../domain/ids.ts';
+import type { ProjectId, SandboxId } from '../domain/ids.ts';
 import { ledgerEntries } from '../domain/ledger.ts';
 import {
   BACKENDS,
@@ -25,6 +25,7 @@ import type { Db, Row } from './db.ts';
 import { appendEvent, factsOf } from './events.ts';
 import { appendLedger } from './ledger.ts';
 import { forgetLineage, standOn } from './lineage.ts';
+import { requireName } from './names.ts';
 import { roomForChange, roomForSandbox } from './quotas.ts';
 import type { Tx } from './tx.ts';
 import { forgetVolumes, mountVolumes } from './volumes.ts';
@@ -280,12 +281,7 @@ export function liveSandboxIds(db: Db): readonly SandboxId[] {
 
 /** Throws unless nobody else has the name or has reserved it. */
 export function claimName(db: Db, projectId: ProjectId, name: string, self: SandboxId | null): void {
-  if (!isName(name)) {
-    throw new HutchError({
-      code: 'invalid_argument',
-      message: `'${name.slice(0, NAME_CHARS_MAX)}' is no name: it must be 1 to ${NAME_CHARS_MAX} lower-case letters, digits and hyphens, begin and end with a letter or digit, and not look like an id`,
-    });
-  }
+  requireName(name);
   const holder = db.get(
     "SELECT id FROM sandboxes WHERE project_id = ? AND name = ? AND state <> 'deleted' AND id IS NOT ?",
     projectId,

@@ -2,13 +2,14 @@
 // child. A snapshot's row, its entry in the ledger and its event commit together or not at all.
 import * as z from 'zod';
 import { HutchError } from '../domain/errors.ts';
-import { isName, NAME_CHARS_MAX, type SnapshotId } from '../domain/ids.ts';
+import type { SnapshotId } from '../domain/ids.ts';
 import { SNAPSHOT_CONTENTS, SNAPSHOT_KINDS, type Snapshot, snapshotEntry } from '../domain/snapshot.ts';
 import { idColumn, jsonColumn, objectSchema, timeColumn, toJson } from './columns.ts';
 import type { ChangeMap, QueryMap } from './contract.ts';
 import type { Db, Row } from './db.ts';
 import { addEvent } from './events.ts';
 import { appendLedger } from './ledger.ts';
+import { requireName } from './names.ts';
 import { SPEC_BYTES_MAX, specSchema } from './sandboxes.ts';
 import type { Tx } from './tx.ts';
 
@@ -84,12 +85,7 @@ export function createSnapshot(tx: Tx, { snapshot }: ChangeMap['createSnapshot']
 
 /** Names are the project's, apart from those of sandboxes. */
 export function claimSnapshotName(db: Db, projectId: Snapshot['projectId'], name: string): void {
-  if (!isName(name)) {
-    throw new HutchError({
-      code: 'invalid_argument',
-      message: `'${name.slice(0, NAME_CHARS_MAX)}' is no name: it must be 1 to ${NAME_CHARS_MAX} lower-case letters, digits and hyphens, begin and end with a letter or digit, and not look like an id`,
-    });
-  }
+  requireName(name);
   const holder = db.get('SELECT id FROM snapshots WHERE project_id = ? AND name = ?', projectId, name)?.['id'];
   if (holder === undefined) return;
   throw new HutchError({

@@ -1,13 +1,14 @@
 // The tables of volumes and of which sandbox mounts which: a volume cannot vanish under a sandbox.
 import * as z from 'zod';
 import { HutchError } from '../domain/errors.ts';
-import { isName, NAME_CHARS_MAX, type SandboxId, type VolumeId } from '../domain/ids.ts';
+import type { SandboxId, VolumeId } from '../domain/ids.ts';
 import type { Mount } from '../domain/mount.ts';
 import type { Volume, VolumeUser } from '../domain/volume.ts';
 import { idColumn, timeColumn } from './columns.ts';
 import type { ChangeMap, QueryMap } from './contract.ts';
 import type { Db, Row } from './db.ts';
 import { addEvent } from './events.ts';
+import { requireName } from './names.ts';
 import type { Tx } from './tx.ts';
 
 const row = z.object({
@@ -42,12 +43,7 @@ export function createVolume(tx: Tx, { volume }: ChangeMap['createVolume']['args
 
 /** Names are the project's, apart from those of sandboxes and snapshots. */
 function claimVolumeName(db: Db, projectId: Volume['projectId'], name: string): void {
-  if (!isName(name)) {
-    throw new HutchError({
-      code: 'invalid_argument',
-      message: `'${name.slice(0, NAME_CHARS_MAX)}' is no name: it must be 1 to ${NAME_CHARS_MAX} lower-case letters, digits and hyphens, begin and end with a letter or digit, and not look like an id`,
-    });
-  }
+  requireName(name);
   const holder = db.get('SELECT id FROM volumes WHERE project_id = ? AND name = ?', projectId, name)?.['id'];
   if (holder === undefined) return;
   throw new HutchError({

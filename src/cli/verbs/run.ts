@@ -1,7 +1,9 @@
 // hutch run: a sandbox, its main process on our own streams, and its exit code. Two round trips: the
 // sandbox is made and started by one request, and its main process attached to by the next.
+
 import { stat } from 'node:fs/promises';
 import { HutchError } from '../../domain/errors.ts';
+import { LOGIN_SHELL } from '../../domain/shells.ts';
 import { type ProcessExit, RemoteProcess } from '../../sdk/process.ts';
 import { preloadSockets } from '../../sdk/socket.ts';
 import type { Output } from '../../services/verbs.ts';
@@ -15,7 +17,6 @@ import { createSpec, imageAsked } from '../spec.ts';
 import { type Stdio, stdioOf } from '../stdio.ts';
 import { parseDetachKeys } from '../terminal.ts';
 import { RECONNECT_FOR_MS } from './exec.ts';
-import { LOGIN_SHELL } from './shell.ts';
 
 type Sandbox = Output<'sandbox.create'>;
 

@@ -1,4 +1,5 @@
 // hutch shell: a login shell of the user's own in a sandbox.
+import { LOGIN_SHELL } from '../../domain/shells.ts';
 import type { ExecRequest } from '../../services/verbs.ts';
 import { type Args, usage } from '../args.ts';
 import type { Context } from '../context.ts';
@@ -7,10 +8,6 @@ import { environment } from '../spec.ts';
 import { ourTerminal } from '../stdio.ts';
 import { parseDetachKeys } from '../terminal.ts';
 import { carryExec } from './exec.ts';
-
-/** The agent sets SHELL from the sandbox's /etc/passwd. */
-// biome-ignore lint/suspicious/noTemplateCurlyInString: the shell's, not ours
-export const LOGIN_SHELL = ['/bin/sh', '-c', 'exec "${SHELL:-/bin/sh}" -l'] as const;
 
 export async function run(context: Context, args: Args): Promise<number> {
   if (context.json) throw usage('hutch shell is for people and has no --json', `a program runs: hutch exec --json ${args.first()} -- CMD`);

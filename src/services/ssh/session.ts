@@ -2,6 +2,7 @@
 // the command hears SIGHUP.
 import type { PseudoTtyInfo, ServerChannel, Session } from 'ssh2';
 import { HutchError } from '../../domain/errors.ts';
+import { LOGIN_SHELL, SHELL_LINE } from '../../domain/shells.ts';
 import type { Call } from '../call.ts';
 import type { ExecSession } from '../handlers.ts';
 import { piecesOf, type Served, written } from './served.ts';
@@ -11,11 +12,6 @@ const ENV_MAX = 64;
 const ENV_CHARS_MAX = 4_096;
 /** As sshd of most systems: anything else could change what a program of the sandbox's is. */
 const ENV_ALLOWED = /^(?:LANG|LC_[A-Z]+|TERM|COLORTERM|GIT_[A-Z_]+|VSCODE_[A-Z_]+)$/;
-/** The agent sets SHELL from the sandbox's /etc/passwd. */
-// biome-ignore lint/suspicious/noTemplateCurlyInString: the shell's, not ours
-const LOGIN_SHELL = ['/bin/sh', '-c', 'exec "${SHELL:-/bin/sh}" -l'];
-// biome-ignore lint/suspicious/noTemplateCurlyInString: the shell's, not ours
-const COMMAND = ['/bin/sh', '-c', 'exec "${SHELL:-/bin/sh}" -c "$0"'];
 const SIZE_MAX = 4_096;
 const HANG_UP_MS = 10_000;
 
@@ -55,7 +51,7 @@ export function serveSession(call: Call, session: Session, served: Served, user:
     }).catch((cause: unknown) => fail(call, channel, served, cause));
   };
   session.on('shell', (accept) => start(accept, LOGIN_SHELL));
-  session.on('exec', (accept, _reject, { command }) => start(accept, [...COMMAND, command]));
+  session.on('exec', (accept, _reject, { command }) => start(accept, [...SHELL_LINE, command]));
 }
 
 function terminalOf({ cols, rows, term }: Pick<PseudoTtyInfo, 'cols' | 'rows'> & { readonly term?: string }): Terminal {
