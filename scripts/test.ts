@@ -20,6 +20,8 @@ type Section = {
   failures: string[];
   readonly notRun: string[];
   readonly unsteady: string[];
+  /** What went wrong in each of the failed and unsteady, as far as it is known here. */
+  readonly whys: Map<string, string>;
   readonly files: readonly FileRun[];
   seconds: number;
 };
@@ -78,7 +80,7 @@ function fail(message: string): never {
 }
 
 function section(name: string, part: Partial<Section> = {}): Section {
-  return { name, passed: 0, failures: [], notRun: [], unsteady: [], files: [], seconds: 0, ...part };
+  return { name, passed: 0, failures: [], notRun: [], unsteady: [], whys: new Map(), files: [], seconds: 0, ...part };
 }
 
 /** Runs a program, its output going to ours as it comes; resolves with what it wrote and its code. */
@@ -133,31 +135,45 @@ async function tests(options: Options, env: NodeJS.ProcessEnv): Promise<Section>
   const failed: Failed[] = [];
   for (const file of files) {
     const before = failed.length;
-    for (const { status, title, fullName } of file.tests) {
+    for (const { status, title, fullName, why } of file.tests) {
       if (status === 'passed') result.passed += 1;
-      else if (status === 'failed') failed.push({ file: file.name, title, name: fullName, counted: 0 });
+      else if (status === 'failed') failed.push({ file: file.name, title, name: fullName, counted: 0, why });
     }
     const counted = file.tests.filter(({ status }) => status === 'passed').length;
     // Its tests did not run because what they all need could not be made.
     if (file.status === 'failed' && failed.length === before)
-      failed.push({ file: file.name, title: null, name: `${relative('.', file.name)}: ${file.message || 'did not load'}`, counted });
+      failed.push({
+        file: file.name,
+        title: null,
+        name: `${relative('.', file.name)}: ${file.message || 'did not load'}`,
+        counted,
+        why: '',
+      });
     else if (astray.includes(file.name))
-      failed.push({ file: file.name, title: null, name: `${relative('.', file.name)}: an error outside of any test`, counted });
+      failed.push({ file: file.name, title: null, name: `${relative('.', file.name)}: an error outside of any test`, counted, why: '' });
     else if (options.filters.length === 0 || options.backend !== null)
       result.notRun.push(...file.tests.filter(({ status }) => !RAN.has(status)).map(({ fullName }) => fullName));
   }
   if (code !== 0 && failed.length === 0 && hung.length === 0)
     result.failures.push(`vitest ended with ${code} (an error outside of any test?)`);
   for (const it of failed) {
-    const passed = failed.length <= RETRIED ? await passesAlone(it, env) : 0;
-    result.passed += Math.max(0, passed - it.counted);
-    (passed > 0 ? result.unsteady : result.failures).push(it.name);
+    const alone = failed.length <= RETRIED ? await passesAlone(it, env) : { passed: 0, why: '' };
+    result.passed += Math.max(0, alone.passed - it.counted);
+    (alone.passed > 0 ? result.unsteady : result.failures).push(it.name);
+    const again = alone.why === '' || alone.why === it.why ? [] : [`alone: ${alone.why}`];
+    result.whys.set(it.name, [it.why, ...again].filter((part) => part !== '').join('\n'));
   }
   return result;
 }
 
 /** A test that failed, or a file (title null) that failed around its tests, of which `counted` had passed. */
-type Failed = { readonly file: string; readonly title: string | null; readonly name: string; readonly counted: number };
+type Failed = {
+  readonly file: string;
+  readonly title: string | null;
+  readonly name: string;
+  readonly counted: number;
+  readonly why: string;
+};
 
 const RAN: ReadonlySet<string> = new Set(['passed', 'failed']);
 
@@ -165,10 +181,10 @@ const RAN: ReadonlySet<string> = new Set(['passed', 'failed']);
 const RETRIED = 8;
 
 /**
- * How many tests pass when what failed is run while nothing else does; 0 if any fails again. Two processors that
+ * How many tests pass, and why one fails, when what failed is run while nothing else does; 0 if any fails again. Two processors that
  * also run emulated machines can be too slow for a deadline of the product itself; such a test is named in the summary.
  */
-async function passesAlone({ file, title }: Failed, env: NodeJS.ProcessEnv): Promise<number> {
+async function passesAlone({ file, title }: Failed, env: NodeJS.ProcessEnv): Promise<{ passed: number; why: string }> {
   console.log(`\nonce more, alone: ${title ?? file}`);
   const pattern = title?.replace(/[$()*+.?[\\\]^{|}]/g, '\\$&');
   const { code, files, hung } = await vitest(
@@ -176,9 +192,11 @@ async function passesAlone({ file, title }: Failed, env: NodeJS.ProcessEnv): Pro
     env,
     deadlines(options.long),
   );
-  const passed = files.flatMap(({ tests }) => tests).filter(({ status }) => status === 'passed');
-  if (code !== 0 || hung.length > 0) return 0;
-  return title === null ? passed.length : passed.some((result) => result.title === title) ? 1 : 0;
+  const ran = files.flatMap(({ tests }) => tests);
+  const why = ran.map((test) => test.why).find((text) => text !== '') ?? '';
+  if (code !== 0 || hung.length > 0) return { passed: 0, why };
+  const passed = ran.filter(({ status }) => status === 'passed');
+  return { passed: title === null ? passed.length : passed.some((result) => result.title === title) ? 1 : 0, why };
 }
 
 async function lab(options: Options, env: NodeJS.ProcessEnv): Promise<Section> {
@@ -230,11 +248,15 @@ await run('lab', () => lab(options, env));
 
 const seconds = (performance.now() - began) / 1000;
 console.log(`\n== summary, seed ${seed}, ${Math.round(seconds)} s`);
+for (const name of sections.flatMap(({ notRun }) => notRun)) console.log(`not run here: ${name}`);
 for (const section of sections) {
   console.log(`${section.name}: ${section.passed} passed, ${section.failures.length} failed, ${Math.round(section.seconds)} s`);
-  for (const failure of section.failures) console.log(`  FAILED ${failure}`);
-  for (const name of section.unsteady) console.log(`  unsteady: failed among the others, passed alone: ${name}`);
-  for (const name of section.notRun) console.log(`  not run here: ${name}`);
+  const tell = (said: string, name: string): void => {
+    console.log(`  ${said} ${name}`);
+    for (const line of (section.whys.get(name) ?? '').split('\n')) if (line.trim() !== '') console.log(`    | ${line}`);
+  };
+  for (const name of section.unsteady) tell('unsteady: failed among the others, passed alone:', name);
+  for (const name of section.failures) tell('FAILED', name);
 }
 // Its own section the lab writes itself.
 if (options.long) {

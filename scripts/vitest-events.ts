@@ -1,9 +1,17 @@
 // A reporter of vitest for `scripts/vitest.ts`: writes down what happens when it happens, a line of JSON each, so that a
 // run which hangs or dies still says what passed, and where it stood. HUTCH_TEST_EVENTS is the file.
 import { appendFileSync } from 'node:fs';
+import { stripVTControlCharacters } from 'node:util';
 import type { Reporter, TestCase, TestModule, TestSuite } from 'vitest/node';
 
-export type TestRan = { readonly title: string; readonly fullName: string; readonly status: string; readonly duration: number };
+export type TestRan = {
+  readonly title: string;
+  readonly fullName: string;
+  readonly status: string;
+  readonly duration: number;
+  /** What went wrong, and where; empty unless it failed. */
+  readonly why: string;
+};
 export type FileRan = { readonly name: string; readonly status: string; readonly message: string; readonly tests: readonly TestRan[] };
 /** `at`: something of that file happened. `ended`: all of it. */
 export type VitestEvent = { readonly files: readonly string[] } | { readonly at: string } | { readonly ended: FileRan };
@@ -41,6 +49,7 @@ export default class Events implements Reporter {
       fullName: fullName(test),
       status: test.result().state,
       duration: test.diagnostic()?.duration ?? 0,
+      why: why(test),
     }));
     const message = module
       .errors()
@@ -48,6 +57,18 @@ export default class Events implements Reporter {
       .join('; ');
     say({ ended: { name: module.moduleId, status: module.state(), message, tests } });
   }
+}
+
+/** What a summary has room for. */
+const WHY_CHARS_MAX = 1_500;
+
+/** Messages, what was expected against what came, and the test's own line. */
+function why(test: TestCase): string {
+  const told = (test.result().errors ?? []).map(({ message, diff, stacks }) => {
+    const at = stacks?.find(({ file }) => file === test.module.moduleId);
+    return [message, diff ?? '', at === undefined ? '' : `at line ${at.line}`].filter((part) => part !== '').join('\n');
+  });
+  return stripVTControlCharacters(told.join('\n')).slice(0, WHY_CHARS_MAX);
 }
 
 function fullName(test: TestCase): string {

@@ -8,7 +8,7 @@ import type { Operation } from './operation.ts';
 const COMPLAINT_BYTES_MAX = 4_096;
 /** From SIGTERM to SIGKILL. */
 const TERM_GRACE_MS = 2_000;
-/** The end of its output is seen before its own. */
+/** The end of its output is seen before its own, and its own before what it complained of has been read. */
 const EXIT_MS = 2_000;
 
 /** What it said on stderr is the message; nothing of it is a HutchError yet. */
@@ -56,6 +56,8 @@ export async function connectProgram(op: Operation, argv: readonly string[], env
     },
   });
   const ended = new Promise<void>((resolve) => child.once('exit', () => resolve()).once('error', () => resolve()));
+  // A program that it left behind may hold this open, as the one does by which ssh shares a connection.
+  const complained = new Promise<void>((resolve) => stderr.once('close', resolve));
   function end(): void {
     if (child.exitCode !== null || child.signalCode !== null || child.pid === undefined) return;
     child.kill('SIGTERM');
@@ -71,7 +73,7 @@ export async function connectProgram(op: Operation, argv: readonly string[], env
   stdout.once('end', async () => {
     if (!hasSaid) {
       let timer: NodeJS.Timeout | undefined;
-      await Promise.race([ended, new Promise((late) => (timer = setTimeout(late, EXIT_MS)))]);
+      await Promise.race([Promise.all([ended, complained]), new Promise((late) => (timer = setTimeout(late, EXIT_MS)))]);
       clearTimeout(timer);
     }
     if (!hasSaid && child.exitCode !== 0) stream.destroy(new ProgramFailed(complaint.trim(), child.exitCode));

@@ -2,10 +2,10 @@
 // that itself runs in a container; and images that only an Engine has.
 import { execFile } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
-import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
 import { ApiError, DaemonUnderTest } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
 import { SshServer } from './ssh-server.ts';
@@ -23,6 +23,19 @@ beforeAll(async () => {
 afterAll(async () => {
   await world[Symbol.asyncDispose]();
 }, 120_000);
+
+// What a test that failed has left is not the next one's failure.
+afterEach(async () => await world.engine.removeContainers());
+
+/** The processes of this machine in whose PATH the directory is. */
+async function withPath(dir: string): Promise<readonly string[]> {
+  const found: string[] = [];
+  for (const pid of (await readdir('/proc')).filter((name) => /^\d+$/.test(name))) {
+    const environment = await readFile(join('/proc', pid, 'environ'), 'latin1').catch(() => '');
+    if (environment.split('\0').some((line) => line.startsWith(`PATH=${dir}:`))) found.push(pid);
+  }
+  return found;
+}
 
 async function refused(call: Promise<unknown>): Promise<ApiError> {
   const error = await call.then(
@@ -142,10 +155,15 @@ test('where the Engine sees the agent’s program and not its socket, the agent 
 test('an Engine behind ssh runs sandboxes through docker system dial-stdio; what ssh complains of is told', {
   timeout: 180_000,
 }, async () => {
+  await using stack = new AsyncDisposableStack();
   const dir = await mkdtemp('/tmp/hutch-ssh-');
+  stack.defer(async () => await rm(dir, { recursive: true }));
   // In place of a machine behind ssh: what ssh would run there runs here, where docker finds another Engine by itself.
-  const put = async (script: string) =>
-    await writeFile(join(dir, 'ssh'), `#!/bin/sh\necho "$*" >>${dir}/asked\n${script}\n`, { mode: 0o755 });
+  // Replaced whole: a shell reads its script as it goes, and the daemon calls again by itself.
+  const put = async (script: string) => {
+    await writeFile(join(dir, 'ssh.new'), `#!/bin/sh\necho "$*" >>${dir}/asked\n${script}\n`, { mode: 0o755 });
+    await rename(join(dir, 'ssh.new'), join(dir, 'ssh'));
+  };
   const there = `while [ "$1" != -- ]; do shift; done; shift 2; DOCKER_HOST=unix://${world.engine.socketPath} exec sh -c "$*"`;
   await put(there);
   {
@@ -192,8 +210,8 @@ test('an Engine behind ssh runs sandboxes through docker system dial-stdio; what
     );
   }
   expect(await world.engine.containers()).toEqual([]);
-  await eventually('no process of it is left', async () => !(await run('ps', ['-eo', 'args'])).stdout.includes('system dial-stdio'));
-  await rm(dir, { recursive: true });
+  // What it ran, with this test's directory in its environment; others may dial an Engine as well.
+  await eventually('no process of it is left', async () => (await withPath(dir)).length === 0);
 });
 
 test('an Engine behind a real ssh server runs sandboxes, and goes on with them after its daemon was killed', {

@@ -182,9 +182,13 @@ export class DockerEngine implements AsyncDisposable {
     return (await this.ask('GET', '/containers/json?all=1')).body as never;
   }
 
+  async removeContainers(): Promise<void> {
+    for (const { Id } of await this.containers()) await this.ask('DELETE', `/containers/${Id}?force=1&v=1`);
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.#child === null) await this.startAgain();
-    for (const { Id } of await this.containers()) await this.ask('DELETE', `/containers/${Id}?force=1&v=1`);
+    await this.removeContainers();
     await this.stop();
     const containerd = this.#containerd;
     if (containerd !== null) {

@@ -1,4 +1,4 @@
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -64,4 +64,18 @@ test('an Engine that is too old, and one that hangs, are told apart from one tha
   await expect(engine.call(short, ASK)).rejects.toMatchObject({ code: 'deadline_exceeded' });
   hanging.closeAllConnections();
   hanging.close();
+});
+
+test('of requests that fail at once by ssh each says what ssh complained of', async () => {
+  await writeFile(join(dir, 'ssh'), '#!/bin/sh\nexec 1>&-\n(sleep 0.2; echo "Permission denied (publickey)." >&2) &\nexit 255\n', {
+    mode: 0o755,
+  });
+  const engine = new Engine(nodeHost(), { DOCKER_HOST: 'ssh://me@far.example', PATH: `${dir}:${process.env['PATH']}` });
+  const refusals = await Promise.all(Array.from({ length: 3 }, () => engine.call(op, ASK).catch((error: unknown) => error)));
+  for (const refusal of refusals)
+    expect(refusal).toMatchObject({
+      code: 'permission_denied',
+      message: expect.stringContaining('Permission denied (publickey)'),
+      hint: expect.stringContaining('ssh me@far.example'),
+    });
 });

@@ -133,7 +133,7 @@ export class Engine {
   }
 
   async #exchange(op: Operation, ask: Ask, prefix: string): Promise<IncomingMessage> {
-    const socket = await this.#connect(op);
+    const { socket, endpoint } = await this.#connect(op);
     const { promise, resolve, reject } = Promise.withResolvers<IncomingMessage>();
     const sent = request({ ...this.#head(ask, prefix), createConnection: () => socket as never });
     const onAbort = (): void => void sent.destroy(reasonOf(op));
@@ -148,7 +148,7 @@ export class Engine {
     sent.once('error', (cause) => {
       op.signal.removeEventListener('abort', onAbort);
       socket.destroy();
-      reject(this.#lost(op, cause));
+      reject(this.#lost(op, endpoint, cause));
     });
     if (op.signal.aborted) onAbort();
     else if (ask.content === undefined) sent.end(ask.body === undefined ? undefined : JSON.stringify(ask.body));
@@ -157,7 +157,7 @@ export class Engine {
   }
 
   async #upgrade(op: Operation, ask: Ask, prefix: string): Promise<Duplex> {
-    const socket = await this.#connect(op);
+    const { socket, endpoint } = await this.#connect(op);
     const { promise, resolve, reject } = Promise.withResolvers<Duplex>();
     const head = this.#head(ask, prefix);
     const sent = request({
@@ -180,7 +180,7 @@ export class Engine {
     sent.once('error', (cause) => {
       over();
       socket.destroy();
-      reject(this.#lost(op, cause));
+      reject(this.#lost(op, endpoint, cause));
     });
     if (op.signal.aborted) onAbort();
     else sent.end();
@@ -198,12 +198,13 @@ export class Engine {
     };
   }
 
-  async #connect(op: Operation): Promise<Duplex> {
+  /** With the endpoint that it leads to: while one request asks, another may fail and forget it. */
+  async #connect(op: Operation): Promise<{ readonly socket: Duplex; readonly endpoint: Endpoint }> {
     const endpoint = await this.endpoint(op);
     try {
-      if (endpoint.kind === 'unix') return await this.#host.connectUnix(op, endpoint.socketPath);
-      if (endpoint.kind === 'ssh') return await connectSsh(op, this.#host, this.#env, endpoint, this.#sshDir);
-      return await this.#host.connectTcp(op, endpoint, endpoint.tls ?? undefined);
+      if (endpoint.kind === 'unix') return { socket: await this.#host.connectUnix(op, endpoint.socketPath), endpoint };
+      if (endpoint.kind === 'ssh') return { socket: await connectSsh(op, this.#host, this.#env, endpoint, this.#sshDir), endpoint };
+      return { socket: await this.#host.connectTcp(op, endpoint, endpoint.tls ?? undefined), endpoint };
     } catch (cause) {
       if (op.signal.aborted || endpoint.kind === 'ssh') throw cause;
       this.#forget();
@@ -224,14 +225,13 @@ export class Engine {
   }
 
   /** The connection ended in the middle. */
-  #lost(op: Operation, cause: unknown): Error {
+  #lost(op: Operation, endpoint: Endpoint, cause: unknown): Error {
     if (op.signal.aborted) return reasonOf(op);
     if (cause instanceof HutchError) return cause;
-    const endpoint = this.#endpoint;
     this.#forget();
-    if (endpoint?.kind === 'ssh') return sshFailed(op, endpoint, cause);
+    if (endpoint.kind === 'ssh') return sshFailed(op, endpoint, cause);
     const refusal = tlsCode(cause);
-    if (refusal !== null && endpoint !== null) return notTrusted(op, endpoint, refusal, cause);
+    if (refusal !== null) return notTrusted(op, endpoint, refusal, cause);
     return op.error('unavailable', 'the Docker Engine hung up before it had answered', { cause });
   }
 }
