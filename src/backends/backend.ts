@@ -348,6 +348,9 @@ export type Backend = {
   /** What snapshots and forks are built on, with the claims `fork` (memory) and `diskSnapshot`. Absent where it cannot be done. */
   readonly snapshots?: Snapshots;
 
+  /** Where its disk lies, for who wants to repair one; absent where that is not a file of ours. */
+  diskPath?(plan: SandboxPlan): string;
+
   /** Removes everything under dataDir and runDir and whatever else `start` made. The process must be dead. */
   remove(op: Operation, plan: SandboxPlan): Promise<void>;
 

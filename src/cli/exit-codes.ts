@@ -16,7 +16,10 @@ export const EXIT_CODES = {
   unavailable: { code: 7, when: 'the daemon, or a sandbox, does not answer' },
   timedOut: { code: 124, when: '`run`, `exec`: the time given by --timeout was up' },
   hutchFailed: { code: 125, when: '`run`, `exec`, `shell`, `attach`: Hutch itself failed, whatever the reason' },
-  notExecutable: { code: 126, when: '`run`, `exec`: the command is there and cannot be executed' },
+  notExecutable: {
+    code: 126,
+    when: '`run`, `exec`: the command is there and cannot be executed, or not as that user or in that directory',
+  },
   commandNotFound: { code: 127, when: '`run`, `exec`: there is no such command in the sandbox' },
   hungUp: { code: 129, when: 'ended by SIGHUP' },
   interrupted: { code: 130, when: 'ended by Ctrl-C: what was under way is cancelled and cleaned up' },

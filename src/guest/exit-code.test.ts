@@ -21,11 +21,12 @@ test('signals are known by name and number, and nothing else is one', () => {
 });
 
 test('a program that is not there is 127, one that cannot run 126, and our own failures are neither', () => {
-  const failed = (code: 'not_found' | 'permission_denied' | 'internal' | 'unavailable', errno: string | null) =>
+  const failed = (code: 'invalid_argument' | 'not_found' | 'permission_denied' | 'internal' | 'unavailable', errno: string | null) =>
     new HutchError({ code, message: 'x', cause: new AgentError('x', errno) });
   expect(startFailureCode(failed('not_found', 'ENOENT'))).toBe(127);
   expect(startFailureCode(failed('permission_denied', 'EACCES'))).toBe(126);
   expect(startFailureCode(failed('internal', 'ENOEXEC'))).toBe(126);
+  expect(startFailureCode(failed('invalid_argument', null))).toBe(126); // a user that the guest does not have
   expect(startFailureCode(failed('internal', null))).toBeNull();
   expect(startFailureCode(new HutchError({ code: 'unavailable', message: 'x' }))).toBeNull();
   expect(startFailureCode(new Error('x'))).toBeNull();

@@ -1,6 +1,6 @@
 // Exit codes as a shell gives them: the program's own, or 128 and the signal that ended it.
 import { HutchError } from '../domain/errors.ts';
-import { errnoOf } from './failure.ts';
+import { AgentError } from './failure.ts';
 import type { Exit } from './messages.ts';
 
 /** Linux on x86_64 and arm64. */
@@ -60,11 +60,14 @@ export function exitCode(exit: Pick<Exit, 'code' | 'signal'>): number {
 
 /**
  * The code for a program that could not be started: 127 when it is not there, 126 when it may not or
- * cannot be executed. Null when the failure is another: then Hutch failed, not the command.
+ * cannot be executed, or not as the user or in the directory that was asked for. Null when the failure is another: then Hutch
+ * failed, not the command.
  */
 export function startFailureCode(error: unknown): typeof EXIT_NOT_EXECUTABLE | typeof EXIT_NOT_FOUND | null {
   if (!(error instanceof HutchError)) return null;
-  const errno = errnoOf(error);
+  if (!(error.cause instanceof AgentError)) return null;
+  if (error.code === 'invalid_argument') return EXIT_NOT_EXECUTABLE;
+  const { errno } = error.cause;
   if (errno === null) return null;
   if (error.code === 'not_found' && errno === 'ENOENT') return EXIT_NOT_FOUND;
   return error.code === 'unavailable' ? null : EXIT_NOT_EXECUTABLE;

@@ -2,11 +2,12 @@
 // told who it is, the network is let in, the main process begins. On failure the process is dead again.
 import { createHash } from 'node:crypto';
 import type { Backend, Started } from '../backends/backend.ts';
+import { damagedDisk } from '../backends/damaged.ts';
 import { allOf } from '../backends/wait.ts';
 import { HutchError } from '../domain/errors.ts';
 import type { Sandbox, SandboxSpec } from '../domain/sandbox.ts';
 import type { Configuration } from '../guest/agent.ts';
-import { EXIT_NOT_EXECUTABLE, startFailureCode } from '../guest/exit-code.ts';
+import { startFailureCode } from '../guest/exit-code.ts';
 import type { LinkedProcess } from '../guest/linked-process.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
@@ -63,13 +64,29 @@ export async function bringUp(op: Operation, host: Host, run: Run, what: BringUp
   const beganMs = host.monotonicMs();
   const agent = await reach(limited, what.sandbox.spec.name, run);
   const greetedMs = host.monotonicMs();
-  const { warnings } = await agent.configure(limited, configurationOf(host, what, started, run.backend));
+  const { warnings } = await agent
+    .configure(limited, configurationOf(host, what, started, run.backend))
+    .catch((error: unknown) => Promise.reject(whyNot(op, run, what, started, error)));
   if (warnings.length > 0) op.log.warn({ sandbox: plan.id, warnings }, 'the guest had warnings while it was configured');
   if (started.network !== null) await backend.linkUp(limited, plan);
   const stagesMs = { ...started.stagesMs, agentGreeted: greetedMs - beganMs, configured: host.monotonicMs() - greetedMs };
   op.log.debug({ sandbox: plan.id, stagesMs }, 'guest is up');
   undo.move();
   return { started, startedAtMs };
+}
+
+/** A disk that the guest cannot use is told with what helps; anything else as it is. */
+function whyNot(op: Operation, { backend, plan }: Run, { sandbox }: BringUp, { disk }: Started, error: unknown): unknown {
+  if (!(error instanceof HutchError) || disk === null) return error;
+  if (error.code !== 'failed_precondition' || !error.message.startsWith(`the disk ${disk.device} `)) return error;
+  const path = backend.diskPath?.(plan) ?? null;
+  return damagedDisk(op, {
+    name: sandbox.spec.name,
+    path,
+    hasSnapshots: backend.snapshots !== undefined,
+    why: error.message,
+    cause: error,
+  });
 }
 
 /** Ends the process, whatever state it is in, and removes what a run leaves. Logs when it cannot. */
@@ -102,8 +119,7 @@ export async function startMain(run: Run, what: Pick<BringUp, 'sandbox' | 'termi
     return { process: await starting };
   } catch (error) {
     if (!(error instanceof HutchError)) throw error;
-    // A user or directory that the guest does not have: the command cannot be run, as when it may not be.
-    const exitCode = startFailureCode(error) ?? (error.code === 'invalid_argument' ? EXIT_NOT_EXECUTABLE : null);
+    const exitCode = startFailureCode(error);
     if (exitCode === null) throw error;
     return { exitCode, error };
   }

@@ -1,7 +1,8 @@
 // One backend under the suite: a daemon over it, what it says that it can do, and the short ways in which
 // the tests ask. Everything goes through the API, as a user's program would.
 import { execFile } from 'node:child_process';
-import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { existsSync } from 'node:fs';
+import { mkdir, open, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import type { Capabilities } from '../../src/backends/backend.ts';
@@ -135,6 +136,28 @@ export class Subject implements AsyncDisposable {
     await using _inspect = await this.fault('fail', 'inspect', id);
     const code = await codeOf(this.daemon.call('sandbox.stop', { ref: id, force: true }));
     if (code !== 'unavailable') throw new Error(`a stop that cannot end anything was answered with ${code}`);
+  }
+
+  /** Destroys what the disk of a sandbox that is stopped cannot be without; gives what mends it. Null: this backend has no disks. */
+  async damage(id: string): Promise<((hint: string | null) => Promise<void>) | null> {
+    if (this.#engine !== null) {
+      const container = (await this.#engine.containers()).find(({ Labels }) => Labels['dev.hutch.sandbox'] === id);
+      const { body } = await this.#engine.ask('GET', `/containers/${container?.Id ?? ''}/json`);
+      const { UpperDir: dir } = (body as { GraphDriver: { Data: { UpperDir: string } } }).GraphDriver.Data;
+      await rename(dir, `${dir}.away`);
+      return () => rename(`${dir}.away`, dir);
+    }
+    const dir = join(this.home, 'data/sandboxes', id, 'vm');
+    const path = [join(dir, 'disk.img'), join(dir, 'layer/disk.img')].find((one) => existsSync(one));
+    if (path === undefined) return null;
+    await using file = await open(path, 'r+');
+    await file.write(Buffer.alloc(4_096), 0, 4_096, 0); // the superblock; there are copies further in
+    return async (hint) => {
+      const told = /e2fsck -f (\S+?)\)/.exec(hint ?? '')?.[1] ?? 'nothing';
+      await run('e2fsck', ['-f', '-y', told]).catch((error: { code: number }) => {
+        if (error.code !== 1) throw error; // 1: it has mended something
+      });
+    };
   }
 
   /** The process of a sandbox that runs, as the ledger has it. */

@@ -28,6 +28,30 @@ export function survival(subject: Subject): void {
     await subject.remove(id);
   });
 
+  test('survival: a disk that is damaged keeps its sandbox from the start, says what helps, and that helps', async (here) => {
+    const { id } = await subject.make({ name: 'scarred' });
+    await subject.sh(id, 'echo kept > /root/file; sync');
+    await daemon.call('sandbox.stop', { ref: id });
+    const mend = await subject.damage(id);
+    if (mend === null) return here.skip('no disks');
+    const verbs = ['sandbox.start', 'sandbox.restart'] as const;
+    let hint: string | null = null;
+    for (const verb of verbs) {
+      const refused = await refusal(daemon.call(verb, { ref: id }));
+      expect(refused).toMatchObject({
+        code: 'failed_precondition',
+        message: expect.stringContaining('the disk of sandbox scarred is damaged: '),
+        hint: expect.stringContaining('delete it (hutch rm scarred)'),
+      });
+      hint = refused.hint;
+    }
+    expect((await subject.get(id)).state).toBe('stopped');
+    await mend(hint);
+    await daemon.call('sandbox.start', { ref: id });
+    expect(await subject.sh(id, 'cat /root/file')).toBe('kept\n');
+    await subject.remove(id);
+  });
+
   test('metald A.10.10: the daemon killed costs nothing that ran, and what ended meanwhile is known', { timeout: 120_000 }, async () => {
     const [running, paused, stopped, doubted, ending, killed] = (
       await Promise.all([

@@ -72,6 +72,11 @@ fn failed(what: &str) -> impl Fn(Errno) -> Fault {
     move |errno| Fault { code: "internal", ..Fault::system(what, errno) }
 }
 
+/// What is on the disk is not what it must be: no fault of ours, and trying again does not help. The host adds what does.
+fn unusable(disk: &Disk, done: &str, errno: Errno) -> Fault {
+    Fault { code: "failed_precondition", ..Fault::system(&format!("the disk {} cannot be {done}", disk.device), errno) }
+}
+
 impl Assembly {
     /// `number`: how many roots there were before.
     pub fn new(number: u32, ground: Option<Ground>) -> Assembly {
@@ -108,7 +113,12 @@ impl Assembly {
             }
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let layer = open(layer_path.as_str(), flags, Mode::empty()).map_err(failed(&layer_path))?;
+        // A file system that could be mounted may still be damaged further in.
+        let layered = |errno: Errno| match disk {
+            Some(disk) => unusable(disk, "used", errno),
+            None => failed("the private layer")(errno),
+        };
+        let layer = open(layer_path.as_str(), flags, Mode::empty()).map_err(layered)?;
         if let Some(disk) = disk {
             let devices = open(DEVICES, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
             grow(disk, &devices.map_err(failed(DEVICES))?, &layer)?;
@@ -116,10 +126,10 @@ impl Assembly {
         for name in ["upper", "work"] {
             match mkdirat(&layer, name, Mode::from_raw_mode(0o755)) {
                 Ok(()) | Err(Errno::EXIST) => {}
-                Err(errno) => return Err(failed("the private layer")(errno)),
+                Err(errno) => return Err(layered(errno)),
             }
         }
-        mount_overlay(&layer_path, &root).map_err(failed("overlay"))?;
+        mount_overlay(&layer_path, &root).map_err(layered)?;
         self.move_system(&root)?;
         chdir(root.as_str()).map_err(failed(&root))?;
         mount_move(".", "/").map_err(failed("the new root"))?;
@@ -176,16 +186,12 @@ fn mount_disk(disk: &Disk, target: &str) -> Result<(), Fault> {
             Errno::INVAL => mount(device, target, "ext4", MountFlags::NOATIME, None),
             errno => Err(errno),
         })
-        .map_err(|errno| Fault {
-            code: "internal",
-            ..Fault::system(&format!("the disk {} cannot be mounted", disk.device), errno)
-        })
+        .map_err(|errno| unusable(disk, "mounted", errno))
 }
 
 /// Waits until the device has the size that the host gave it, and grows the file system to it.
 pub fn grow(disk: &Disk, devices: &OwnedFd, layer: &OwnedFd) -> Result<(), Fault> {
-    let failed =
-        |errno: Errno| Fault { code: "internal", ..Fault::system(&format!("the disk {} cannot be grown", disk.device), errno) };
+    let failed = |errno: Errno| unusable(disk, "grown", errno);
     let device = wait_for(devices, disk.name()).map_err(failed)?;
     let deadline = Instant::now() + SIZE_WAIT;
     let bytes = loop {

@@ -16,25 +16,37 @@ const ATTEMPTS: usize = 64;
 const IN_USE: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-pub fn open(file: &Path, at: &Path, directories: [(&Path, u32); 2]) -> Result<(), String> {
-    let to = |what: &str, error: io::Error| format!("cannot {what} {}: {error}", file.display());
-    mount(file, at, Access::ReadWrite)?;
-    for (directory, mode) in directories {
-        make(directory, mode).map_err(|error| to("make the layer in", error))?;
-    }
-    Ok(())
+/// A loop device that shows a file, for as long as it is held or mounted.
+pub struct Attached {
+    path: PathBuf,
+    held: File,
+}
+
+/// What fails here is the file system's own fault.
+pub fn open(device: Attached, at: &Path, directories: [(&Path, u32); 2]) -> io::Result<()> {
+    sys::mount_ext4(&device.path, at, Access::ReadWrite)?;
+    drop(device.held); // from here on the mount holds it
+    directories.into_iter().try_for_each(|(directory, mode)| make(directory, mode))
 }
 
 /// Who writes has it alone; several may read it.
 pub fn mount(file: &Path, at: &Path, access: Access) -> Result<(), String> {
-    let to = |what: &str, error: io::Error| format!("cannot {what} {}: {error}", file.display());
-    if access == Access::ReadWrite {
-        await_unused(file).map_err(|error| to("use", error))?;
-    }
-    let (path, device) = attach(file, access).map_err(|error| to("attach a loop device to", error))?;
-    sys::mount_ext4(&path, at, access).map_err(|error| to("mount", error))?;
-    drop(device); // from here on the mount holds it
+    let device = match access {
+        Access::ReadWrite => attach_alone(file)?,
+        Access::ReadOnly => attach(file, access).map_err(|error| cannot("attach a loop device to", file, &error))?,
+    };
+    sys::mount_ext4(&device.path, at, access).map_err(|error| cannot("mount", file, &error))?;
+    drop(device.held);
     Ok(())
+}
+
+pub fn attach_alone(file: &Path) -> Result<Attached, String> {
+    await_unused(file).map_err(|error| cannot("use", file, &error))?;
+    attach(file, Access::ReadWrite).map_err(|error| cannot("attach a loop device to", file, &error))
+}
+
+fn cannot(what: &str, file: &Path, error: &io::Error) -> String {
+    format!("cannot {what} {}: {error}", file.display())
 }
 
 /// One that is there already is the sandbox's own.
@@ -70,7 +82,7 @@ fn is_attached(devices: &Path, file: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-fn attach(file: &Path, access: Access) -> io::Result<(PathBuf, File)> {
+fn attach(file: &Path, access: Access) -> io::Result<Attached> {
     let open = |path: &Path| OpenOptions::new().read(true).write(true).open(path);
     let backing = OpenOptions::new().read(true).write(access == Access::ReadWrite).open(file)?;
     let control = open(Path::new("/dev/loop-control"))?;
@@ -79,7 +91,7 @@ fn attach(file: &Path, access: Access) -> io::Result<(PathBuf, File)> {
         let path = PathBuf::from(format!("/dev/loop{}", sys::free_loop(control.as_raw_fd())?));
         let device = open(&path)?;
         match sys::attach_loop(device.as_raw_fd(), backing.as_raw_fd(), access) {
-            Ok(()) => return Ok((path, device)),
+            Ok(()) => return Ok(Attached { path, held: device }),
             Err(error) if error.kind() == ErrorKind::ResourceBusy => last = error, // somebody was faster
             Err(error) => return Err(error),
         }

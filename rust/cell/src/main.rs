@@ -47,6 +47,9 @@ use std::process::ExitCode;
 const PAIR: i32 = 3;
 /// A program in a sandbox may not say that a look at a file mounts nothing.
 const FLAG_REFUSED: u8 = 3;
+const REFUSED: u8 = 125;
+/// What is on the private disk is damaged: the host tells that apart from whatever else goes wrong.
+const DISK_DAMAGED: u8 = 124;
 
 fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == "--look") {
@@ -66,27 +69,45 @@ fn main() -> ExitCode {
             None => "--as-root-of needs PID -- PROGRAM".to_owned(),
         });
     }
-    refused(&match options::parse(std::env::args_os().skip(1)) {
+    let Failed { why, code } = match options::parse(std::env::args_os().skip(1)) {
         Ok(options) => match enter(&options) {
-            Ok(()) => format!("cannot run {}: {}", options.program(), sys::exec(&options.argv)),
-            Err(why) => why,
+            Ok(()) => format!("cannot run {}: {}", options.program(), sys::exec(&options.argv)).into(),
+            Err(failed) => failed,
         },
-        Err(why) => why,
-    })
+        Err(why) => why.into(),
+    };
+    ended(&why, code)
+}
+
+struct Failed {
+    why: String,
+    code: u8,
+}
+
+impl From<String> for Failed {
+    fn from(why: String) -> Failed {
+        Failed { why, code: REFUSED }
+    }
 }
 
 fn refused(why: &str) -> ExitCode {
-    eprintln!("hutch-cell: {why}");
-    ExitCode::from(125)
+    ended(why, REFUSED)
 }
 
-fn enter(options: &Options) -> Result<(), String> {
+fn ended(why: &str, code: u8) -> ExitCode {
+    eprintln!("hutch-cell: {why}");
+    ExitCode::from(code)
+}
+
+fn enter(options: &Options) -> Result<(), Failed> {
     if let Some(users) = options.users {
         users::become_root(users)?;
     }
     sys::own_mounts().map_err(|error| format!("cannot make a mount namespace: {error}"))?;
     if let Some((file, at)) = &options.disk {
-        disk::open(file, at, [(&options.upper, 0o755), (&options.work, 0o700)])?;
+        let device = disk::attach_alone(file)?;
+        disk::open(device, at, [(&options.upper, 0o755), (&options.work, 0o700)])
+            .map_err(|error| Failed { why: format!("cannot mount {}: {error}", file.display()), code: DISK_DAMAGED })?;
     }
     for volume in &options.volumes {
         disk::mount(&volume.file, &volume.at, volume.access)?;
@@ -95,10 +116,10 @@ fn enter(options: &Options) -> Result<(), String> {
         .map_err(|error| format!("cannot prepare /etc in {}: {error}", options.upper.display()))?;
     mount_root(options)?;
     show_files(options)?;
-    match &options.net {
-        Some(net) => open_network(net),
-        None => Ok(()),
+    if let Some(net) = &options.net {
+        open_network(net)?;
     }
+    Ok(())
 }
 
 fn mount_root(options: &Options) -> Result<(), String> {

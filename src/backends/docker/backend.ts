@@ -26,6 +26,7 @@ import { findLeaks, listOurs } from './leaks.ts';
 import { ensureNetwork, removeNetworks } from './networks.ts';
 import { agentSocketPath, logPath, markPath, socketDir } from './paths.ts';
 import { probeEngine, seesOurFiles } from './probe.ts';
+import { startContainer } from './start.ts';
 import { readUsage } from './usage.ts';
 import { waitAgain } from './wait.ts';
 
@@ -300,7 +301,7 @@ export function newDockerBackend(config: DockerConfig): Backend {
       {
         // To the end, whoever gives up: else it would start after it was found not to run.
         using whole = op.releasing(START_MS);
-        await engine.call(whole, { method: 'POST', path: `/containers/${container.Id}/start` }, START_MS);
+        await startContainer(whole, engine, plan, container.Id);
       }
       if (plan.network !== 'none') await config.network.isolate(op);
       const evidence = await inspect(op, plan);

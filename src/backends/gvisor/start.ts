@@ -10,6 +10,7 @@ import { startShim } from '../../host/shim.ts';
 import type { GuestAddress, Link, NetworkPlan } from '../../network/network.ts';
 import type { AgentDoors } from '../agent-door.ts';
 import type { SandboxPlan, Started } from '../backend.ts';
+import { CELL_DISK_DAMAGED, damagedDisk } from '../damaged.ts';
 import { describe, tailOf } from '../dead.ts';
 import { mendVolume, requireClosed } from '../disk.ts';
 import { allOf } from '../wait.ts';
@@ -22,6 +23,7 @@ import {
   AGENT_SOCKET,
   agentSocketPath,
   diskMountDir,
+  diskPath,
   linkDir,
   netnsPath,
   networkDir,
@@ -303,6 +305,10 @@ async function arrival(op: Operation, { config, processes, doors }: StartParts, 
   const watching = { ...limited, signal: AbortSignal.any([limited.signal, settled.signal]) };
   const death = processes.ended(watching, plan).then(async (dead) => {
     const said = await tailOf(op, config.host, runtimeLogPath(plan));
+    if (dead.exitCode === CELL_DISK_DAMAGED) {
+      const why = said.split(' | ').at(-1) ?? '';
+      throw damagedDisk(op, { name: plan.name, path: diskPath(plan), hasSnapshots: true, why: why.replace(/^hutch-cell: /, '') });
+    }
     throw op.error('unavailable', `runsc ended while starting (${describe(dead)})${said === '' ? '' : `: ${said}`}`);
   });
   death.catch(() => {}); // heard by the race, or too late

@@ -267,6 +267,8 @@ export function newQemuBackend(config: QemuConfig): Backend {
         host.remove(op, plan.runDir),
       ]);
     },
+    diskPath,
+
     async remove(op, plan) {
       await allOf([this.cleanUp(op, plan), host.remove(op, plan.dataDir)]);
     },
