@@ -50,10 +50,35 @@ test('without a file, variables or flags there are the defaults', async () => {
     builds: { package_settings: true },
     network: { allow_qemu_user_network: false },
     roles: { vm: null, vm_key: null },
+    projects: new Map(),
     limits: { sandboxes: 1_000, cpus: 64, memory: 262_144, disk: 131_072, free: 1_024 },
     retention: { events: 7_776_000_000, operations: 2_592_000_000, deleted: 2_592_000_000, templates: 1_209_600_000 },
   });
   expect(values.every(({ source, key }) => source === 'default' && LEAVES.get(key) !== undefined)).toBe(true);
+});
+
+test('a project has rules of images of its own, in a table of its name; nothing else', async () => {
+  const toml = '[images]\nallow = ["docker.io/**"]\n\n[projects.ci.images]\nallow = ["ghcr.io/owner/**"]\nrequire_digest = "ghcr.io/**"\n';
+  const { config, values } = await load({ toml });
+  expect(config.images.allow).toEqual(['docker.io/**']);
+  expect([...config.projects]).toEqual([['ci', { allow: ['ghcr.io/owner/**'], require_digest: ['ghcr.io/**'] }]]);
+  expect(values.filter(({ key }) => key.startsWith('projects.')).map(({ key, value, source }) => [key, value, source])).toEqual([
+    ['projects.ci.images.allow', 'ghcr.io/owner/**', `${PATH}:5`],
+    ['projects.ci.images.require_digest', 'ghcr.io/**', `${PATH}:6`],
+  ]);
+  for (const wrong of [
+    '[projects.ci.images]\nalow = []',
+    '[projects.ci.images]\nca = "/ca.pem"',
+    '[projects.ci.limits]\nsandboxes = 3',
+    '[projects.CI.images]\nallow = []',
+    '[projects.ci]\nallow = []',
+    '[projects]\nci = 3',
+    '[projects.ci.images.allow]\nx = 1',
+  ]) {
+    expect(await complaint({ toml: wrong }), wrong).toMatch(/toml:\d+: projects\..* of a project .*\[projects\.NAME\.images\]/);
+  }
+  expect(await complaint({ toml: 'projects = 3' })).toMatch(/toml:1: projects: there is no such setting/);
+  expect(await complaint({ toml: '[projects.ci.images]\nsigned = ["x"]' })).toMatch(/toml:2: projects\.ci\.images\.signed: must be/);
 });
 
 test('flags win over variables, variables over the file, the file over defaults; each says where it came from', async () => {

@@ -4,7 +4,7 @@
 import { HutchError } from '../domain/errors.ts';
 import { nearest } from '../domain/nearest.ts';
 import type { Environment } from './places.ts';
-import { type AnyLeaf, type Config, environmentName, type KeyPath, LEAVES } from './schema.ts';
+import { type AnyLeaf, type Config, environmentName, type KeyPath, LEAVES, projectLeaf } from './schema.ts';
 import { readToml } from './toml.ts';
 import { refuseUnknownVariables } from './variables.ts';
 
@@ -47,16 +47,29 @@ export async function loadConfig({ paths, readFile, env, flags = [] }: ConfigSou
     ...flags.map(({ flag, key, value }): Given => ({ path: key, value, where: flag })),
   ];
   // Each one, also what a stronger one replaces: it would be wrong on the day when that is taken away.
-  for (const one of given) readValue(LEAVES.get(one.path), one);
+  for (const one of given) readValue(LEAVES.get(one.path) ?? projectLeaf(one.path)?.leaf, one);
   const strongest = new Map(given.map((one) => [one.path, one]));
   const parsed = [...LEAVES].map(([path, leaf]) => {
     const one = strongest.get(path) ?? { path, value: leaf.fallback, where: 'default' };
     const value = readValue(leaf, one);
     return { path, value, shown: { key: path, value: leaf.show(value), source: one.where, about: leaf.about } };
   });
-  const config = nested(parsed);
+  const ofProjects = [...strongest.values()].flatMap((one) => {
+    const found = projectLeaf(one.path);
+    if (found === null) return [];
+    const { project, key, leaf } = found;
+    const value = readValue(leaf, one);
+    return [{ project, key, value, shown: { key: one.path, value: leaf.show(value), source: one.where, about: leaf.about } }];
+  });
+  const config = { ...nested(parsed), projects: byProject(ofProjects) };
   checkTogether(config, strongest);
-  return { config, values: parsed.map(({ shown }) => shown), file: file?.path ?? null };
+  return { config, values: [...parsed, ...ofProjects].map(({ shown }) => shown), file: file?.path ?? null };
+}
+
+function byProject(given: readonly { readonly project: string; readonly key: string; readonly value: unknown }[]): Config['projects'] {
+  const found = new Map<string, Record<string, unknown>>();
+  for (const { project, key, value } of given) found.set(project, { ...found.get(project), [key]: value });
+  return found as Config['projects']; // each parsed by the leaf of its name
 }
 
 function readValue(leaf: AnyLeaf | undefined, { path, value, where }: Given): unknown {
@@ -84,17 +97,17 @@ function fromEnvironment(env: Environment): readonly Given[] {
 }
 
 /** The table's types promise this shape: each path is in it, parsed by its own leaf. */
-function nested(parsed: readonly { readonly path: string; readonly value: unknown }[]): Config {
+function nested(parsed: readonly { readonly path: string; readonly value: unknown }[]): Omit<Config, 'projects'> {
   const sections: Record<string, Record<string, unknown>> = {};
   for (const { path, value } of parsed) {
     const [section = '', key = ''] = path.split('.');
     sections[section] = { ...sections[section], [key]: value };
   }
-  return sections as Config;
+  return sections as Omit<Config, 'projects'>;
 }
 
 /** What can be wrong only of two values together. */
-function checkTogether({ sandbox, limits }: Config, given: ReadonlyMap<string, Given>): void {
+function checkTogether({ sandbox, limits }: Pick<Config, 'sandbox' | 'limits'>, given: ReadonlyMap<string, Given>): void {
   for (const key of ['cpus', 'memory', 'disk'] as const) {
     if (sandbox[key] <= limits[key]) continue;
     const path = given.has(`limits.${key}`) ? `limits.${key}` : `sandbox.${key}`;
@@ -115,6 +128,13 @@ function wrongValue(path: string, where: string, problem: string): HutchError {
 }
 
 function unknownKey(path: string, where: string): HutchError {
+  if (/^projects\b/.test(path)) {
+    return new HutchError({
+      code: 'invalid_argument',
+      message: `${where}: ${path}: there is no such setting of a project`,
+      hint: 'in [projects.NAME.images] may stand allow, require_digest and signed; NAME as hutch keys create --project takes it',
+    });
+  }
   const known = [...LEAVES.keys()];
   const key = path.slice(path.indexOf('.') + 1);
   const meant = nearest(path, known) ?? known.find((other) => other.endsWith(`.${key}`));

@@ -1,6 +1,7 @@
 // Every key of the configuration: its kind, bounds, default, and what it is for. Environment names,
 // `config show`, the documentation and the error for a misspelt key are all made from this table.
 import type * as z from 'zod';
+import { isName } from '../domain/ids.ts';
 import { BACKENDS } from '../domain/sandbox.ts';
 import { countLeaf, durationLeaf, flagLeaf, type Leaf, listLeaf, mebibytesLeaf, orWord, textLeaf, wordLeaf } from './leaf.ts';
 
@@ -226,9 +227,17 @@ export const KEYS = {
 type Keys = typeof KEYS;
 export type SectionName = keyof Keys;
 
-/** Parsed: sizes in MiB, durations in milliseconds, null for `off`, `default` and `none`. */
-export type Config = {
+/** What `[projects.NAME.images]` may say: each counts for that project in place of the same in `[images]`. */
+const OF_PROJECTS = ['allow', 'require_digest', 'signed'] as const satisfies readonly (keyof Keys['images'])[];
+
+type Sections = {
   readonly [S in SectionName]: { readonly [K in keyof Keys[S]]: Keys[S][K] extends Leaf<infer T> ? T : never };
+};
+
+/** Parsed: sizes in MiB, durations in milliseconds, null for `off`, `default` and `none`. */
+export type Config = Sections & {
+  /** By the name of a project, what it has of its own. */
+  readonly projects: ReadonlyMap<string, Partial<Pick<Sections['images'], (typeof OF_PROJECTS)[number]>>>;
 };
 
 /** `sandbox.memory`. */
@@ -247,6 +256,15 @@ export const LEAVES: ReadonlyMap<string, AnyLeaf> = new Map(
     Object.entries(leaves).map(([key, leaf]): [string, AnyLeaf] => [`${section}.${key}`, leaf as AnyLeaf]),
   ),
 );
+
+/** `projects.ci.images.allow` is what images.allow is for all. */
+export function projectLeaf(path: string): { readonly project: string; readonly key: string; readonly leaf: AnyLeaf } | null {
+  const [section, project = '', table, key, more] = path.split('.');
+  const known = OF_PROJECTS.find((name) => name === key);
+  if (section !== 'projects' || table !== 'images' || known === undefined || more !== undefined || !isName(project)) return null;
+  const leaf: AnyLeaf = KEYS.images[known];
+  return { project, key: known, leaf };
+}
 
 /** `sandbox.stop_grace` is HUTCH_SANDBOX_STOP_GRACE. */
 export function environmentName(path: string): string {

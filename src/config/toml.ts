@@ -1,10 +1,11 @@
-// The configuration file: TOML with one level of tables. What it says is flattened to `section.key`,
+// The configuration file: TOML with one level of tables, and more of them for projects alone. What it says is flattened to `section.key`,
 // each with the line on which it stands, so that a complaint can name it.
 import { parse, TomlError } from 'smol-toml';
 import { HutchError } from '../domain/errors.ts';
 
 /** Of a file that somebody writes by hand. */
 const CONFIG_CHARS_MAX = 1_048_576;
+const PROJECTS = 'projects';
 
 export type FileValue = { readonly path: string; readonly value: unknown; readonly where: string };
 
@@ -21,11 +22,21 @@ export function readToml(text: string, file: string): readonly FileValue[] {
   return Object.entries(tables).flatMap(([section, table]): readonly FileValue[] => {
     const where = `${file}:${lineOf(lines, section, null)}`;
     if (!isTable(table)) return [{ path: section, value: table, where }];
+    if (section === PROJECTS) return leavesOf(table, section, lines, file);
     return Object.entries(table).map(([key, value]) => ({
       path: `${section}.${key}`,
       value,
       where: `${file}:${lineOf(lines, section, key)}`,
     }));
+  });
+}
+
+/** `[projects.NAME.images]`: as deep as it goes. */
+function leavesOf(table: Record<string, unknown>, section: string, lines: readonly string[], file: string): readonly FileValue[] {
+  return Object.entries(table).flatMap(([key, value]): readonly FileValue[] => {
+    const path = `${section}.${key}`;
+    if (isTable(value)) return leavesOf(value, path, lines, file);
+    return [{ path, value, where: `${file}:${lineOf(lines, section, key)}` }];
   });
 }
 

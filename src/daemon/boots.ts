@@ -16,6 +16,7 @@ import { imagePaths, MADE, removeLeftovers } from '../images/layout.ts';
 import type { ImageLibrary } from '../images/library.ts';
 import type { Boot, BootSource } from '../services/deps.ts';
 import type { Store } from '../store/contract.ts';
+import type { ImageRules } from './image-rules.ts';
 
 export type BootsOptions = {
   readonly host: Host;
@@ -24,9 +25,10 @@ export type BootsOptions = {
   readonly agentPath: string;
   readonly downloadEnv: DownloadEnv;
   readonly library: ImageLibrary;
+  readonly rules: Pick<ImageRules, 'mayUse'>;
 };
 
-export function bootSource({ host, store, dataDir, agentPath, downloadEnv, library }: BootsOptions): BootSource {
+export function bootSource({ host, store, dataDir, agentPath, downloadEnv, library, rules }: BootsOptions): BootSource {
   const paths = imagePaths(dataDir);
   /** By what is needed, image and the kernel that was asked for: what was put together before. */
   const known = new Map<string, Boot>();
@@ -96,7 +98,8 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
       const kernel = choice?.kernel ?? null;
       if (name.includes('://')) return await fetched(op, name, backend);
       const remembered = known.get(keyOf(needs, name, kernel?.id ?? null));
-      if (remembered !== undefined && (await isThere(op, host, remembered))) return remembered;
+      const isOpen = remembered === undefined || (await rules.mayUse(op, remembered.image));
+      if (remembered !== undefined && isOpen && (await isThere(op, host, remembered))) return remembered;
       if (name === DEFAULT_IMAGE) {
         // Whoever comes second waits for the first, and tries itself when the first was cancelled.
         while (making !== null) await making.catch(() => {});
@@ -107,7 +110,8 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
         known.set(keyOf(needs, DEFAULT_IMAGE, kernel?.id ?? null), boot);
         return boot;
       }
-      const record = (await onRecord(name)) ?? (await pulled(op, name));
+      const here = await onRecord(name);
+      const record = here === undefined ? await pulled(op, name) : (await rules.mayUse(op, here)) ? here : await brought(op, name, here);
       const boot = await open(op, record, kernel?.digest ?? null, choice?.by ?? 'default', needs, 'get');
       // By its id only: names move.
       remember(keyOf(needs, boot.image.id, kernel?.id ?? null), boot);
@@ -139,7 +143,17 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
     return images.find(({ id, digest, names }) => id === name || digest === name || names.includes(name) || names.includes(short));
   }
 
-  async function pulled(op: Operation, name: string): Promise<Image> {
+  /** What is here by another project: it is asked of its registry as if it were not, under the rules of who asks. */
+  async function brought(op: Operation, name: string, { id, digest }: Image): Promise<Image> {
+    if (name === id || name === digest) {
+      throw op.error('permission_denied', `image ${name} was brought here by another project, and yours has rules of its own`, {
+        hint: 'bring it under these, by its name: hutch image pull NAME',
+      });
+    }
+    return await pulled(op, name, 'is here by another project, and cannot be pulled for yours');
+  }
+
+  async function pulled(op: Operation, name: string, why?: string): Promise<Image> {
     const said = name.slice(0, 128);
     const reference = parseImageReference(name);
     if (reference === null) {
@@ -156,10 +170,14 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
     } catch (error) {
       if (!(error instanceof HutchError) || !NOT_HAD.has(error.code)) throw error;
       const { hint } = error;
-      throw op.error(error.code, `there is no image '${said}' here, and it cannot be pulled: ${error.message}`, {
-        ...(hint === null ? {} : { hint }),
-        cause: error,
-      });
+      throw op.error(
+        error.code,
+        `${why === undefined ? `there is no image '${said}' here, and it cannot be pulled` : `image '${said}' ${why}`}: ${error.message}`,
+        {
+          ...(hint === null ? {} : { hint }),
+          cause: error,
+        },
+      );
     }
   }
 
@@ -172,7 +190,7 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
       });
     }
     const named = parseImageReference(reference.replace(/^docker:\/\//, ''));
-    if (named !== null) library.requireAllowedElsewhere(op, named);
+    if (named !== null) await library.requireAllowedElsewhere(op, named);
     const image = await backend.fetchImage(op, reference);
     const record = {
       ...image,

@@ -25,6 +25,7 @@ import { rootlessNetwork } from '../network/rootless.ts';
 import { orVmmUser } from '../network/vmm-user.ts';
 import { bootSource } from './boots.ts';
 import type { DaemonOptions } from './daemon.ts';
+import { type ImageRules, imageRules } from './image-rules.ts';
 import { checkReachable } from './reachable.ts';
 import { openUsers, type Users } from './users.ts';
 import { warmGuest } from './warm.ts';
@@ -53,11 +54,12 @@ export const makeParts: DaemonOptions['makeParts'] = async ({ op, host, store, p
     templateDiskMiB: config.sandbox.disk,
     warmAgent: (warming, dial, disk) => warmGuest(warming, host, dial, disk),
   });
-  const library = imageLibrary(host, places, config, env);
+  const rules = imageRules(store, config);
+  const library = imageLibrary(host, places, config, env, rules);
   return {
     // In the order of preference.
     backends: [qemu, gvisorBackend(host, places, prebuilt, network, whyNoKvm(qemu)), dockerBackend(host, places, env, agentPath)],
-    boots: bootSource({ host, store, dataDir: places.dataDir, agentPath, downloadEnv: proxyVariables(env), library }),
+    boots: bootSource({ host, store, dataDir: places.dataDir, agentPath, downloadEnv: proxyVariables(env), library, rules }),
     images: library,
     kernels: new KernelLibrary(host, imagePaths(places.dataDir), proxyVariables(env)),
     agentDigest: `sha256:${await host.sha256(op, agentPath)}`,
@@ -76,7 +78,7 @@ function whyNoKvm(qemu: Backend): GvisorConfig['whyNoKvm'] {
   };
 }
 
-function imageLibrary(host: Host, places: Places, config: Config, env: Environment): ImageLibrary {
+function imageLibrary(host: Host, places: Places, config: Config, env: Environment, rules: ImageRules): ImageLibrary {
   const credentials = new Credentials(host, { HOME: env['HOME'], PATH: env['PATH'], DOCKER_CONFIG: env['DOCKER_CONFIG'] });
   const registry = new Registry({
     host,
@@ -87,9 +89,7 @@ function imageLibrary(host: Host, places: Places, config: Config, env: Environme
     mirrors: config.images.mirrors.map((text) => mirrorOf(...halves(text))),
     proxy: proxyVariables(env),
   });
-  const { allow, require_digest: requireDigest, signed } = config.images;
-  const policy = { allow, requireDigest, signed: signed.map(halves).map(([pattern, keyPath]) => ({ pattern, keyPath })) };
-  return new ImageLibrary({ host, paths: imagePaths(places.dataDir), registry, credentials, policy });
+  return new ImageLibrary({ host, paths: imagePaths(places.dataDir), registry, credentials, policyOf: rules.of });
 }
 
 /** `WHAT=VALUE`, as the configuration has made sure. */

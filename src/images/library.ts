@@ -20,7 +20,7 @@ import type { Registry } from './registry/client.ts';
 import type { Credentials } from './registry/credentials.ts';
 import { type Spdx, sbomOf } from './sbom/sbom.ts';
 import { Shared } from './shared.ts';
-import { type ImagePolicy, keysFor, NO_POLICY } from './trust/policy.ts';
+import { keysFor, NO_POLICY } from './trust/policy.ts';
 
 export type LibraryOptions = {
   readonly host: Host;
@@ -28,7 +28,7 @@ export type LibraryOptions = {
   readonly registry: Registry;
   readonly credentials: Credentials;
   readonly limits?: BuildLimits;
-  readonly policy?: ImagePolicy;
+  readonly policyOf?: PullParts['policyOf'];
 };
 
 /** Tries to put on record what somebody removed between its making and that. */
@@ -46,13 +46,13 @@ export class ImageLibrary {
   readonly #parts: PullParts;
   #last: Promise<unknown> = Promise.resolve();
 
-  constructor({ host, paths, registry, credentials, limits, policy = NO_POLICY }: LibraryOptions) {
+  constructor({ host, paths, registry, credentials, limits, policyOf = async () => NO_POLICY }: LibraryOptions) {
     this.host = host;
     this.paths = paths;
     this.registry = registry;
     this.credentials = credentials;
     this.blobs = new Blobs(host, paths);
-    this.#parts = { host, paths, registry, blobs: this.blobs, making: new Shared(), policy, ...(limits === undefined ? {} : { limits }) };
+    this.#parts = { host, paths, registry, blobs: this.blobs, making: new Shared(), policyOf, ...(limits === undefined ? {} : { limits }) };
   }
 
   /** @throws HutchError `not_found`, `permission_denied`, `unavailable`, and `failed_precondition` for what is no image that runs here. */
@@ -61,13 +61,17 @@ export class ImageLibrary {
   }
 
   /** For one that an Engine is to pull, whose signatures nobody here can check. @throws HutchError `permission_denied`. */
-  requireAllowedElsewhere(op: Operation, reference: ImageReference): void {
-    const { policy = NO_POLICY } = this.#parts;
+  async requireAllowedElsewhere(op: Operation, reference: ImageReference): Promise<void> {
+    const policy = await this.#parts.policyOf(op);
     requireAllowed(op, policy, reference);
     if (keysFor(policy, reference) === null) return;
-    throw op.error('permission_denied', `${shownReference(reference)} must be signed (images.signed), which an Engine does not check`, {
-      hint: 'let Hutch pull it: without docker:// it runs on every backend',
-    });
+    throw op.error(
+      'permission_denied',
+      `${shownReference(reference)} must be signed (${policy.names.signed}), which an Engine does not check`,
+      {
+        hint: 'let Hutch pull it: without docker:// it runs on every backend',
+      },
+    );
   }
 
   /** All images and kernels of an archive. @throws HutchError `failed_precondition` for what is none. */

@@ -11,7 +11,7 @@ import { type ImagePaths, unlessDamaged } from './layout.ts';
 import { CONFIG_BYTES_MAX, INDEX_DEPTH_MAX, type Manifest, ownPlatform, parseConfig, parseManifest, runConfig } from './oci/manifest.ts';
 import type { Fetched, Registry } from './registry/client.ts';
 import type { Shared } from './shared.ts';
-import { type ImagePolicy, keysFor, NO_POLICY, refusalOfName } from './trust/policy.ts';
+import { type ImagePolicy, keysFor, refusalOfName } from './trust/policy.ts';
 import { requireSignature } from './trust/signature.ts';
 
 const LAYERS_AT_ONCE = 3;
@@ -25,19 +25,20 @@ export type PullParts = {
   readonly registry: Registry;
   readonly making: Shared<PreparedImage>;
   readonly limits?: BuildLimits;
-  readonly policy?: ImagePolicy;
+  /** Of who asks. */
+  readonly policyOf: (op: Operation) => Promise<ImagePolicy>;
 };
 
 /** The image; made when it is not there. A name that has moved on is another image. */
 export async function pullImage(op: Operation, parts: PullParts, reference: ImageReference): Promise<PreparedImage> {
   const { host, paths, registry, making } = parts;
   const what = shownReference(reference);
-  const { policy = NO_POLICY } = parts;
+  const policy = await parts.policyOf(op);
   requireAllowed(op, policy, reference);
   op.progress({ step: STEP, detail: what });
   const { fetched, manifest, digests } = await resolve(op, registry, reference, what);
-  const keys = keysFor(policy, reference);
-  if (keys !== null) await requireSignature(op, parts, reference, what, digests, keys);
+  const keyPaths = keysFor(policy, reference);
+  if (keyPaths !== null) await requireSignature(op, parts, reference, what, digests, { keyPaths, rule: policy.names.signed });
   checkSizes(op, manifest, what);
   const { digest } = manifest.config;
   const there = await unlessDamaged(op, () => openImage(op, host, paths, digest));

@@ -2,9 +2,10 @@
 // made at the first start, into a file that only its user can read.
 import { createHash } from 'node:crypto';
 import { type KeyId, newId } from '../domain/ids.ts';
+import type { ApiKey } from '../domain/records.ts';
 import { requireReference } from '../domain/reference.ts';
 import type { Operation } from '../host/operation.ts';
-import type { Caller } from './call.ts';
+import type { Call, Caller } from './call.ts';
 import type { Core } from './core.ts';
 import type { Handlers } from './handlers.ts';
 import { keyView } from './present.ts';
@@ -79,30 +80,38 @@ export class Keys {
   verbs(): Pick<Handlers, 'key.create' | 'key.list' | 'key.revoke'> {
     const { host, store } = this.#core.deps;
     return {
-      'key.create': async (call, { name }) => {
+      'key.create': async (call, { name, project }) => {
         // The reply would have to be kept, and its secret with it.
         if (call.idempotencyKey !== null)
           throw call.op.error('invalid_argument', 'key.create takes no Idempotency-Key: its secret is kept nowhere');
         const secret = this.#newSecret();
         const id = newId('key', (count) => host.randomBytes(count));
         call.target(id);
-        const [key] = await call.commit([
-          { change: 'createKey', id, projectId: call.caller.projectId, name, sha256: hashOf(secret), atMs: host.nowMs() },
-        ]);
-        return { ...keyView(key), secret };
+        const { projectId, made } = await this.#projectFor(call, project);
+        const sha256 = hashOf(secret);
+        await call.commit([...made, { change: 'createKey', id, projectId, name, sha256, atMs: host.nowMs() } as const]);
+        const key = await store.query('keyByHash', { sha256 });
+        if (key === null) throw new Error('a key that was made is not there');
+        return { ...keyView(key, await this.#projects()), secret };
       },
-      'key.list': async ({ caller }) => ({ keys: (await store.query('keys', { projectId: caller.projectId })).map(keyView) }),
+      'key.list': async (call) => {
+        const projects = await this.#projects();
+        return { keys: (await this.#visible(call)).map((key) => keyView(key, projects)) };
+      },
       'key.revoke': async (call, { ref }) => {
-        const keys = await store.query('keys', { projectId: call.caller.projectId });
+        const keys = await this.#visible(call);
+        const projects = await this.#projects();
         // A revoked key is found by its id only: its name may be another's by now.
         const { key } = requireReference(
           'key',
           ref,
           keys.map((key) => ({ id: key.id, name: key.revokedAtMs === null ? key.name : null, key })),
         );
-        if (key.revokedAtMs !== null) return keyView(key);
+        if (key.revokedAtMs !== null) return keyView(key, projects);
         call.target(key.id);
-        if (keys.every((other) => other.id === key.id || other.revokedAtMs !== null)) {
+        // Of another project the owner can make one again.
+        const owners = keys.filter(({ projectId }) => projectId === store.defaultProjectId);
+        if (key.projectId === store.defaultProjectId && owners.every((other) => other.id === key.id || other.revokedAtMs !== null)) {
           throw call.op.error('failed_precondition', `${key.name} is the last key; without it nobody could ask for anything`, {
             hint: 'make another first: hutch keys create NAME',
           });
@@ -110,9 +119,32 @@ export class Keys {
         for (const [hash, known] of this.#known) if (known.keyId === key.id) this.#known.delete(hash);
         const [revoked] = await call.commit([{ change: 'revokeKey', id: key.id, atMs: host.nowMs() }]);
         for (const [hash, known] of this.#known) if (known.keyId === key.id) this.#known.delete(hash);
-        return keyView(revoked);
+        return keyView(revoked, projects);
       },
     };
+  }
+
+  /** Those of the caller's project; whoever has a key of the project `default` looks after all. */
+  async #visible({ caller: { projectId } }: Call): Promise<readonly ApiKey[]> {
+    const { store } = this.#core.deps;
+    return await store.query('keys', projectId === store.defaultProjectId ? {} : { projectId });
+  }
+
+  async #projects(): Promise<ReadonlyMap<string, string>> {
+    return new Map((await this.#core.deps.store.query('projects', {})).map(({ id, name }) => [id, name]));
+  }
+
+  /** The project that a key is for, and the change that makes it where it is not there yet. */
+  async #projectFor({ op, caller }: Call, name: string | undefined) {
+    const { store, host } = this.#core.deps;
+    const found = (await store.query('projects', {})).find((project) => project.name === name);
+    const wanted = name === undefined ? caller.projectId : found?.id;
+    if (wanted !== caller.projectId && caller.projectId !== store.defaultProjectId) {
+      throw op.error('permission_denied', 'keys of another project are made with a key of the project default');
+    }
+    if (wanted !== undefined) return { projectId: wanted, made: [] };
+    const id = newId('prj', (count) => host.randomBytes(count));
+    return { projectId: id, made: [{ change: 'createProject', id, name: name ?? '', atMs: host.nowMs() } as const] };
   }
 
   #newSecret(): string {

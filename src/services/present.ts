@@ -145,9 +145,10 @@ export function eventView(record: EventRecord, names: ReadonlyMap<string, string
   return { ...rest, actorName: names.get(record.actor) ?? null, detail: { ...detail } };
 }
 
-export function keyView(key: ApiKey): z.output<typeof view.key> {
+/** `projects` has the names of projects by their ids. */
+export function keyView(key: ApiKey, projects: ReadonlyMap<string, string>): z.output<typeof view.key> {
   const { id, name, projectId, createdAtMs, revokedAtMs } = key;
-  return { id, name, projectId, createdAtMs, revokedAtMs };
+  return { id, name, projectId, project: projects.get(projectId) ?? projectId, createdAtMs, revokedAtMs };
 }
 
 export function ledgerView(entry: LedgerEntry): z.output<typeof view.ledgerEntry> {

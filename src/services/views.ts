@@ -371,6 +371,7 @@ export const key = z
     id: z.string(),
     name: z.string(),
     projectId: z.string(),
+    project: z.string().describe('its name'),
     createdAtMs: timeMs,
     revokedAtMs: timeMs.nullable(),
   })

@@ -154,6 +154,8 @@ export type ChangeMap = {
   /** What sandboxes boot that name none; null: the one that Hutch chose. */
   setDefaultKernel: { args: { readonly id: KernelId | null }; result: null };
 
+  /** `conflict` when there is one of that name. */
+  createProject: { args: { readonly id: ProjectId; readonly name: string; readonly atMs: number }; result: Project };
   /** `conflict` when a key that is not revoked has that name in the project. */
   createKey: {
     args: { readonly id: KeyId; readonly projectId: ProjectId; readonly name: string; readonly sha256: string; readonly atMs: number };
@@ -292,6 +294,8 @@ export type QueryMap = {
   kernelImages: { args: Record<never, never>; result: readonly { readonly id: KernelId; readonly image: string }[] };
 
   projects: { args: Record<never, never>; result: readonly Project[] };
+  /** Whether the project pulled, imported or built it, or makes its sandboxes' images. */
+  isImageOf: { args: { readonly imageId: ImageId; readonly projectId: ProjectId }; result: boolean };
   /** Revoked ones too: the caller says so. */
   keyByHash: { args: { readonly sha256: string }; result: ApiKey | null };
   keys: { args: { readonly projectId?: ProjectId }; result: readonly ApiKey[] };

@@ -23,7 +23,7 @@ import {
   unnameImage,
 } from './images.ts';
 import { addIntent, allocateUid, finishIntent, listIntents, listUids, readUid, releaseUid, updateIntent } from './intents.ts';
-import { createKey, keyByHash, listKeys, listProjects, revokeKey, touchKey } from './keys.ts';
+import { createKey, createProject, keyByHash, listKeys, listProjects, revokeKey, touchKey } from './keys.ts';
 import { checkLedger, ledgerHead, ledgerPage } from './ledger.ts';
 import {
   beginOperation,
@@ -35,7 +35,7 @@ import {
   updateOperation,
 } from './operations.ts';
 import { listPorts, releasePorts, reservePorts } from './ports.ts';
-import { beginBuild, endAllBuilds, endBuild, listQuotas, listTiers, removeTier, setQuota, setTier } from './quotas.ts';
+import { beginBuild, endAllBuilds, endBuild, isImageOf, listQuotas, listTiers, removeTier, setQuota, setTier } from './quotas.ts';
 import { finishRequest, openRequests, releaseRequest } from './requests.ts';
 import {
   applyChange,
@@ -77,6 +77,7 @@ export const CHANGES: { readonly [K in ChangeName]: (tx: Tx, args: ChangeMap[K][
   putKernel,
   removeKernel,
   setDefaultKernel,
+  createProject,
   createKey,
   touchKey,
   revokeKey,
@@ -126,6 +127,7 @@ export const QUERIES: { readonly [K in QueryName]: (db: Db, args: QueryMap[K]['a
   kernelUsers,
   kernelImages,
   projects: listProjects,
+  isImageOf,
   keyByHash: (db, { sha256 }) => keyByHash(db, sha256),
   keys: listKeys,
   imageUsers,

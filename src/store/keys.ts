@@ -50,6 +50,16 @@ export function listProjects(db: Db): readonly Project[] {
   return db.all('SELECT * FROM projects ORDER BY created_at_ms, id').map(projectFromRow);
 }
 
+export function createProject(tx: Tx, { id, name, atMs }: ChangeMap['createProject']['args']): Project {
+  const { changes } = tx.db.run(
+    'INSERT INTO projects (id, name, created_at_ms) VALUES (?, ?, ?) ON CONFLICT (name) DO NOTHING',
+    ...[id, name, atMs],
+  );
+  if (changes === 0)
+    throw new HutchError({ code: 'conflict', message: `there is a project named ${name}`, hint: 'run the same command again' });
+  return { id, name, createdAtMs: atMs };
+}
+
 export function createKey(tx: Tx, { id, projectId, name, sha256, atMs }: ChangeMap['createKey']['args']): ApiKey {
   if (!/^[0-9a-f]{64}$/.test(sha256)) throw new Error('a key is stored by the 64 hex digits of its SHA-256');
   const holder = tx.db.get('SELECT id FROM api_keys WHERE project_id = ? AND name = ? AND revoked_at_ms IS NULL', projectId, name)?.['id'];

@@ -8,7 +8,7 @@ import type { Image } from '../domain/image.ts';
 import { type Bounds, effective, type ProjectQuota, passed, QUOTA_NAMES, QUOTAS, type Tier, type Use } from '../domain/quota.ts';
 import type { Shape } from '../domain/sandbox.ts';
 import { DETAIL_BYTES_MAX, idColumn, jsonColumn, toJson } from './columns.ts';
-import type { ChangeMap } from './contract.ts';
+import type { ChangeMap, QueryMap } from './contract.ts';
 import type { Db, Row } from './db.ts';
 import type { Tx } from './tx.ts';
 
@@ -168,6 +168,10 @@ export function ownImage(tx: Tx, id: ImageId, image: Image): void {
   if (tx.db.get('SELECT 1 FROM image_owners WHERE image_id = ? AND project_id = ?', id, projectId) !== undefined) return;
   requireRoom(tx, projectId, { imageMiB: Math.ceil(image.sizeBytes / MIB) });
   tx.db.run('INSERT INTO image_owners (image_id, project_id) VALUES (?, ?)', id, projectId);
+}
+
+export function isImageOf(db: Db, { imageId, projectId }: QueryMap['isImageOf']['args']): boolean {
+  return db.get('SELECT 1 FROM image_owners WHERE image_id = ? AND project_id = ?', imageId, projectId) !== undefined;
 }
 
 export function beginBuild(tx: Tx, { id, projectId, atMs }: ChangeMap['beginBuild']['args']): null {

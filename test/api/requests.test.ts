@@ -176,6 +176,32 @@ test('keys are made, listed without their secret, and revoked; the last one stay
   expect((await refusal(daemon.call('key.revoke', { ref: 'owner' }))).code).toBe('failed_precondition');
 });
 
+test('a key can be of another project, which has sandboxes of its own; who has one of default looks after all', async () => {
+  const { secret, project, projectId } = await daemon.call('key.create', { name: 'runner', project: 'ci' });
+  const second = await daemon.call('key.create', { name: 'runner-2', project: 'ci' });
+  expect([project, second.projectId]).toEqual(['ci', projectId]);
+  const theirs = { headers: { Authorization: `Bearer ${secret}` } };
+  // One name, in each project.
+  await daemon.call('sandbox.create', { start: false, name: 'same' });
+  await daemon.call('sandbox.create', { start: false, name: 'same' }, theirs);
+  expect((await daemon.call('sandbox.list', {}, theirs)).sandboxes).toHaveLength(1);
+  await daemon.call('sandbox.delete', { ref: 'same' }, theirs);
+  expect((await daemon.call('sandbox.list', {})).sandboxes.map(({ name }) => name)).toEqual(['same']);
+  expect((await daemon.call('key.list', {}, theirs)).keys.map(({ name }) => name)).toEqual(['runner', 'runner-2']);
+  expect((await daemon.call('key.list', {})).keys.map((key) => `${key.project}/${key.name}`)).toEqual(
+    expect.arrayContaining(['default/owner', 'ci/runner', 'ci/runner-2']),
+  );
+  for (const other of ['default', 'third']) {
+    expect((await refusal(daemon.call('key.create', { name: 'mine', project: other }, theirs))).code, other).toBe('permission_denied');
+  }
+  expect((await refusal(daemon.call('key.revoke', { ref: 'owner' }, theirs))).code).toBe('not_found');
+  await daemon.call('key.create', { name: 'runner-3', project: 'ci' }, theirs);
+  for (const ref of ['runner', 'runner-2', 'runner-3']) await daemon.call('key.revoke', { ref });
+  expect((await refusal(daemon.call('sandbox.list', {}, theirs))).code).toBe('unauthenticated');
+  expect((await refusal(daemon.call('key.create', { name: 'x', project: 'No Name' }))).code).toBe('invalid_argument');
+  await daemon.call('sandbox.delete', { ref: 'same' });
+});
+
 test('the configuration says where each value came from', async () => {
   const { values } = await daemon.call('config.get', {});
   expect(values.find(({ key }) => key === 'sandbox.memory')).toMatchObject({ value: '512M', source: 'default' });

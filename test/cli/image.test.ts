@@ -1,6 +1,6 @@
 // Images from a registry on the command line, run in real machines: what a user does with them from the
 // first pull to the last byte that goes.
-import { readFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import { afterAll, beforeAll, expect, test } from 'vitest';
@@ -165,6 +165,43 @@ test('rules of the configuration are for every pull', { timeout: 60_000 }, async
   const signed = await world.run(['image', 'pull', `${registry.name}/team/signed:1`], { env });
   expect([signed.code === 0, signed.stderr]).toEqual([false, expect.stringContaining('/nowhere.pub')]);
   expect((await world.run(['image', 'pull', app], { env })).code).toBe(0);
+  await world.ok('daemon', 'stop');
+});
+
+test('a project has rules of its own, also for what another project brought', { timeout: 120_000 }, async () => {
+  await world.run(['daemon', 'stop']);
+  await mkdir(world.home, { recursive: true, mode: 0o711 });
+  const config = join(world.home, 'config.toml');
+  await writeFile(config, `[projects.ci.images]\nallow = ["${registry.name}/team/*"]\n`);
+  const free = `${registry.name}/free:1`;
+  registry.put('free', '1', image([base], { config: { Cmd: ['true'] } }));
+  const digest = await world.ok('image', 'pull', free); // the owner's project has no rules
+  const env = { HUTCH_API_KEY: await world.ok('keys', 'create', '--project', 'ci', 'runner') };
+  const context = async (from: string): Promise<string> => {
+    const dir = await mkdtemp(join(world.dir, 'context-'));
+    await writeFile(join(dir, 'Dockerfile'), `FROM ${from}\nENV A=b\n`);
+    return dir;
+  };
+  for (const [args, why] of [
+    [['image', 'pull', free], 'projects.ci.images.allow does not list it'],
+    [['run', '--image', free], 'is here by another project, and cannot be pulled for yours: .* projects.ci.images.allow does not list it'],
+    [['run', '--image', digest, '--', 'true'], 'was brought here by another project'],
+    [['build', await context(free)], 'is here by another project, .* projects.ci.images.allow does not list it'],
+  ] as const) {
+    const { code, stderr } = await world.run(args, { env });
+    expect([code === 0, stderr], args.join(' ')).toEqual([false, expect.stringMatching(new RegExp(why, 's'))]);
+  }
+  await world.ok('build', await context(free));
+  // What its rules allow it asks the registry for once, and has from then on.
+  await world.ok('image', 'pull', app);
+  for (const isAsked of [true, false]) {
+    registry.asked.length = 0;
+    const { code, stderr } = await world.run(['build', await context(app)], { env });
+    expect([code, registry.asked.length > 0], stderr).toEqual([0, isAsked]);
+  }
+  await world.ok('image', 'rm', free);
+  await world.ok('keys', 'revoke', 'runner');
+  await rm(config);
   await world.ok('daemon', 'stop');
 });
 

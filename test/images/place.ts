@@ -72,7 +72,7 @@ export async function place({
     registry,
     credentials,
     limits: { ...BUILD_LIMITS, ...limits },
-    policy: { ...NO_POLICY, ...policy },
+    policyOf: async () => ({ ...NO_POLICY, ...policy }),
   });
   const names = async (path: string) => await readdir(path).catch(() => []);
   return {

@@ -84,8 +84,11 @@ export const machineVerbs: readonly Verb[] = [
       {
         name: 'create',
         summary: 'Make a key; its secret is shown once',
-        examples: [{ line: 'hutch keys create ci', about: '' }],
-        flags: [],
+        examples: [
+          { line: 'hutch keys create laptop', about: '' },
+          { line: 'hutch keys create --project ci runner', about: 'sandboxes, quotas and rules of images apart from yours' },
+        ],
+        flags: [{ name: 'project', value: 'PROJECT', about: 'Of which project; one that is not there yet is made. Default: your own' }],
         positionals: [{ name: 'NAME', takes: 'one', completes: 'nothing' }],
         load: async () => (await keys()).create,
       },

@@ -5,7 +5,8 @@ import { forEachRef } from '../many.ts';
 import { clock, json, table } from '../output.ts';
 
 export async function create(context: Context, args: Args): Promise<number> {
-  const key = await change(context, 'key.create', { name: args.first() });
+  const project = args.value('project');
+  const key = await change(context, 'key.create', { name: args.first(), ...(project === undefined ? {} : { project }) });
   await context.io.out(context.json ? json(key) : `${key.secret}\n`);
   if (!context.json && context.io.isTerminal.stderr) await context.io.err('This is shown once; it is not kept anywhere.\n');
   return 0;
@@ -13,13 +14,14 @@ export async function create(context: Context, args: Args): Promise<number> {
 
 export async function list(context: Context, _args: Args): Promise<number> {
   const answer = await ask(context, 'key.list', {});
-  const rows = answer.keys.map(({ id, name, createdAtMs, revokedAtMs }) => [
+  const rows = answer.keys.map(({ id, name, project, createdAtMs, revokedAtMs }) => [
     id,
     name,
+    project,
     clock(createdAtMs),
     revokedAtMs === null ? '-' : clock(revokedAtMs),
   ]);
-  await context.io.out(context.json ? json(answer) : table(['ID', 'NAME', 'MADE', 'REVOKED'], rows));
+  await context.io.out(context.json ? json(answer) : table(['ID', 'NAME', 'PROJECT', 'MADE', 'REVOKED'], rows));
   return 0;
 }
 

@@ -8,22 +8,29 @@ export type ImagePolicy = {
   readonly requireDigest: readonly string[];
   /** Of a pattern the files of public keys, of which one must have signed. */
   readonly signed: readonly { readonly pattern: string; readonly keyPath: string }[];
+  /** What each is called in the configuration. */
+  readonly names: { readonly allow: string; readonly requireDigest: string; readonly signed: string };
 };
 
-export const NO_POLICY: ImagePolicy = { allow: [], requireDigest: [], signed: [] };
+export const NO_POLICY: ImagePolicy = {
+  allow: [],
+  requireDigest: [],
+  signed: [],
+  names: { allow: 'images.allow', requireDigest: 'images.require_digest', signed: 'images.signed' },
+};
 
 export type Refusal = { readonly message: string; readonly hint: string };
 
 /** Null where its name alone does not say no. */
-export function refusalOfName({ allow, requireDigest }: ImagePolicy, reference: ImageReference): Refusal | null {
+export function refusalOfName({ allow, requireDigest, names }: ImagePolicy, reference: ImageReference): Refusal | null {
   const what = shownReference(reference);
   if (allow.length > 0 && !allow.some((pattern) => matches(pattern, reference))) {
-    return { message: `${what} may not be pulled: images.allow does not list it`, hint: `what may: ${allow.join(', ').slice(0, 500)}` };
+    return { message: `${what} may not be pulled: ${names.allow} does not list it`, hint: `what may: ${allow.join(', ').slice(0, 500)}` };
   }
   const rule = reference.digest === null ? requireDigest.find((pattern) => matches(pattern, reference)) : undefined;
   if (rule === undefined) return null;
   return {
-    message: `${what} may not be pulled by a name that can move: images.require_digest lists ${rule}`,
+    message: `${what} may not be pulled by a name that can move: ${names.requireDigest} lists ${rule}`,
     hint: `name it by its digest: ${what.replace(/:[^:/]*$/, '')}@sha256:…`,
   };
 }

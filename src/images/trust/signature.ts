@@ -41,10 +41,10 @@ export async function requireSignature(
   reference: ImageReference,
   what: string,
   digests: readonly string[],
-  keyPaths: readonly string[],
+  { keyPaths, rule }: { readonly keyPaths: readonly string[]; readonly rule: string },
 ): Promise<void> {
   const keys: KeyObject[] = [];
-  for (const path of keyPaths) keys.push(await readKey(op, host, path));
+  for (const path of keyPaths) keys.push(await readKey(op, host, path, rule));
   let found = 0;
   for (const digest of digests) {
     for (const { payload, signature } of await signaturesOf(op, registry, reference, digest)) {
@@ -53,21 +53,17 @@ export async function requireSignature(
     }
   }
   const why = found === 0 ? 'it has no signature' : `of its ${found} ${found === 1 ? 'signature' : 'signatures'} none is by that key`;
-  throw op.error(
-    'permission_denied',
-    `${what} may not be pulled: images.signed wants a signature by ${keyPaths.join(' or ')}, and ${why}`,
-    {
-      hint: `sign it: cosign sign --key KEY ${what.replace(/[:@][^/]*$/, '')}@${digests[0]}`,
-    },
-  );
+  throw op.error('permission_denied', `${what} may not be pulled: ${rule} wants a signature by ${keyPaths.join(' or ')}, and ${why}`, {
+    hint: `sign it: cosign sign --key KEY ${what.replace(/[:@][^/]*$/, '')}@${digests[0]}`,
+  });
 }
 
-async function readKey(op: Operation, host: Host, path: string): Promise<KeyObject> {
+async function readKey(op: Operation, host: Host, path: string, rule: string): Promise<KeyObject> {
   const pem = Buffer.from(await host.readFile(op, path, KEY_BYTES_MAX));
   try {
     return createPublicKey(pem);
   } catch (cause) {
-    throw op.error('failed_precondition', `${path}, which images.signed names, is no public key`, { cause });
+    throw op.error('failed_precondition', `${path}, which ${rule} names, is no public key`, { cause });
   }
 }
 

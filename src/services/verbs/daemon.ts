@@ -1,5 +1,6 @@
 // The daemon itself: its keys, its configuration, the machine it runs on.
 import { z } from 'zod';
+import { isName } from '../../domain/ids.ts';
 import { BACKENDS } from '../../domain/sandbox.ts';
 import * as view from '../views.ts';
 import { none, target } from './fields.ts';
@@ -11,9 +12,17 @@ export const daemonVerbs = {
     method: 'POST',
     path: '/v1/keys',
     summary: 'Make an API key; its secret is shown once',
-    input: z.strictObject({ name: z.string().min(1).max(63) }),
+    input: z.strictObject({
+      name: z.string().min(1).max(63),
+      project: z
+        .string()
+        .max(63)
+        .refine(isName, 'must be lower-case letters, digits and inner hyphens, and not look like an id')
+        .optional()
+        .describe('of which project; one that is not there yet is made. Default: your own'),
+    }),
     output: view.key.extend({ secret: z.string() }),
-    errors: ['conflict'],
+    errors: ['conflict', 'permission_denied'],
     idempotent: false,
     reads: false,
   },
