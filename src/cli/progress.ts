@@ -24,8 +24,8 @@ const NOTICES: Readonly<Record<string, string>> = {
   template: 'booting a machine of this shape (only the first time; some seconds)…',
 };
 
-/** Steps that say what a sandbox is made without: whoever asked for it has to know, and not for a moment. */
-const SHORT = new Set(['network', 'limits']);
+/** Steps that say what a sandbox is made without, or what is not put into it: whoever asked for it has to know, and not for a moment. */
+const SHORT = new Set(['network', 'limits', 'file sync']);
 
 export function newProgressLine(io: Io, json: boolean): ProgressLine {
   if (!io.isTerminal.stderr) return json ? { show() {}, clear() {} } : notices();

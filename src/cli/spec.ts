@@ -3,6 +3,7 @@ import { readFile } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { resolve } from 'node:path';
 import { parseDuration } from '../domain/duration.ts';
+import { type FileSync, parseFileSync } from '../domain/file-sync.ts';
 import { parseMount } from '../domain/mount.ts';
 import { parsePublish } from '../domain/published-port.ts';
 import { BACKENDS, IDLE_ACTIONS, type IdleAction, NETWORK_MODES, RESTART_POLICIES, type RestartPolicy } from '../domain/sandbox.ts';
@@ -38,6 +39,7 @@ export async function createSpec(context: Context, args: Args): Promise<CreateIn
   checkFits([], { ...env, ...secrets });
   const labels = labelsOf(args.values('label'));
   const mounts = args.values('volume').map(mountOf);
+  const fileSync = args.values('sync').map(fileSyncOf);
   const publish = args.values('publish').flatMap((text) => parsed(parsePublish(text)));
   return {
     ...plain(args, 'name', 'workdir', 'user', 'from'),
@@ -54,6 +56,7 @@ export async function createSpec(context: Context, args: Args): Promise<CreateIn
     ...(Object.keys(secrets).length === 0 ? {} : { secrets }),
     ...(Object.keys(labels).length === 0 ? {} : { labels }),
     ...(publish.length === 0 ? {} : { publish }),
+    ...(fileSync.length === 0 ? {} : { fileSync }),
     ...(mounts.length === 0 ? {} : { mounts }),
     ...(network === undefined ? {} : { network: oneOf(network, NETWORK_MODES) }),
     ...(args.has('no-net') ? { network: 'none' as const } : args.has('allow-lan') ? { network: 'allow-lan' as const } : {}),
@@ -71,6 +74,14 @@ function mountOf(text: string) {
     throw usage(`--volume: '${source}' is no name of a volume`, 'a path begins with /, ./ or ../, like ./data:/data');
   }
   return { ...mount, source: resolve(source.replace(/^~(?=$|\/)/, homedir())) };
+}
+
+/** A path of ours may be relative; the daemon looks at it. */
+function fileSyncOf(text: string): FileSync {
+  const at = text.indexOf(':');
+  const host = at < 0 ? text : text.slice(0, at);
+  const whole = resolve(host.replace(/^~(?=$|\/)/, homedir()));
+  return parsed(parseFileSync(host === '' ? text : `${whole}${text.slice(host.length)}`));
 }
 
 /** What `set` changes; null is "as if it had not been asked for". */

@@ -42,6 +42,7 @@ test('without a file, variables or flags there are the defaults', async () => {
       idle: null,
       stop_grace: 10_000,
       network: 'allow',
+      file_sync: [],
       backend: 'auto',
       warm: 1,
     },
@@ -256,4 +257,24 @@ test('the names of the variables are those of the settings', () => {
 test('a value that a stronger one replaces must be right as well', async () => {
   const env = { HUTCH_DAEMON_LISTEN: 'off' };
   expect(await complaint({ env, toml: '[daemon]\nlisten = "nonsense"' })).toMatch(/^\S+:2: daemon\.listen: /);
+});
+
+test('files to put into sandboxes are tables of their own in the file, and what is wrong in one is named', async () => {
+  const toml =
+    '[[file_sync]]\nhost = "~/.netrc"\nguest = "~/.netrc"\n\n[[file_sync]]\nhost = "/home/me/x"\nguest = "/root/x"\nmode = "0644"\n';
+  const expected = [
+    { host: '~/.netrc', guest: '~/.netrc', mode: null },
+    { host: '/home/me/x', guest: '/root/x', mode: 0o644 },
+  ];
+  expect((await load({ toml })).config.sandbox.file_sync).toEqual(expected);
+  const env = { HUTCH_SANDBOX_FILE_SYNC: '~/.netrc:~/.netrc, /home/me/x:/root/x:0644' };
+  expect((await load({ env })).config.sandbox.file_sync).toEqual(expected);
+  for (const [wrong, why] of [
+    ['guest = "~/x"', 'number 1: host is missing'],
+    ['host = "x"\nguest = "~/x"', 'number 1: the path on the host must be absolute'],
+    ['host = "~/x"\nguest = "../x"', 'number 1: the path in the sandbox must be absolute'],
+    ['host = "~/x"\nguest = "~/x"\nmode = 600', 'number 1: a mode is three octal digits'],
+    ['host = "~/x"\nguest = "~/x"\nmodus = "0600"', 'modus'],
+  ] as const)
+    expect(await complaint({ toml: `[[file_sync]]\n${wrong}\n` }), wrong).toContain(why);
 });

@@ -3,6 +3,7 @@
 import type * as z from 'zod';
 import { isName } from '../domain/ids.ts';
 import { BACKENDS } from '../domain/sandbox.ts';
+import { fileSyncLeaf } from './file-sync.ts';
 import { countLeaf, durationLeaf, flagLeaf, type Leaf, listLeaf, mebibytesLeaf, orWord, textLeaf, wordLeaf } from './leaf.ts';
 
 const ADDRESSES_MAX = 64;
@@ -87,6 +88,7 @@ export const KEYS = {
       about: 'allow: the internet; allow-lan: private ranges too; none',
       words: ['allow', 'allow-lan', 'none'],
     }),
+    file_sync: fileSyncLeaf({ about: 'Files of the home of the daemon’s user that each sandbox gets when it is made: [[file_sync]]' }),
     warm: countLeaf({
       fallback: 1,
       about:

@@ -21,6 +21,8 @@ export function readToml(text: string, file: string): readonly FileValue[] {
   const lines = text.split('\n');
   return Object.entries(tables).flatMap(([section, table]): readonly FileValue[] => {
     const where = `${file}:${lineOf(lines, section, null)}`;
+    // A list of its own, as others have it: nothing but a sandbox is meant.
+    if (section === 'file_sync') return [{ path: 'sandbox.file_sync', value: table, where }];
     if (!isTable(table)) return [{ path: section, value: table, where }];
     if (section === PROJECTS) return leavesOf(table, section, lines, file);
     return Object.entries(table).map(([key, value]) => ({
@@ -62,7 +64,7 @@ function lineOf(lines: readonly string[], section: string, key: string | null): 
   let current = '';
   let sectionLine = 1;
   for (const [index, line] of lines.entries()) {
-    const header = /^\s*\[\s*["']?([^"'\]]+?)["']?\s*\]/.exec(line)?.[1];
+    const header = /^\s*\[{1,2}\s*["']?([^"'\]]+?)["']?\s*\]/.exec(line)?.[1];
     if (header !== undefined) current = header;
     if (header === section) sectionLine = index + 1;
     const assigned = /^\s*([A-Za-z0-9_."'-]+?)\s*=/.exec(line)?.[1]?.replaceAll(/["']/g, '');

@@ -262,6 +262,7 @@ function settingsOf(config: Config, values: Settings['values'], uids: UidRange |
     warm: sandbox.warm,
     limits: { sandboxes: limits.sandboxes, cpus: limits.cpus, memoryMiB: limits.memory, diskMiB: limits.disk },
     freeMiBMin: limits.free,
+    fileSync: sandbox.file_sync,
     volumes: { allow: config.volumes.allow, home: env['HOME']?.startsWith('/') === true ? env['HOME'] : null },
     retention: {
       eventsMs: retention.events,

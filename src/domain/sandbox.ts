@@ -7,6 +7,7 @@
 //
 // Times within one sandbox never run backwards: an event whose clock was stepped back counts as
 // simultaneous with the last change, so that intervals cannot overlap or be negative.
+import type { FileSync } from './file-sync.ts';
 import type { ImageId, KernelId, OpId, ProjectId, SandboxId, SnapshotId } from './ids.ts';
 import type { Mount } from './mount.ts';
 
@@ -84,6 +85,8 @@ export type SandboxSpec = {
   readonly timeoutMs: number | null;
   /** Absent: none. */
   readonly mounts?: readonly Mount[];
+  /** Files of its owner's that it got, or gets with its first start; absent: none. */
+  readonly fileSync?: readonly FileSync[];
   readonly workspace?: Workspace;
   /** Absent: `no`. */
   readonly restart?: RestartPolicy;

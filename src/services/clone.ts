@@ -2,6 +2,7 @@
 // machines must not share is made anew before its link goes up: names, addresses, machine-id, boot id, host keys, entropy.
 import { randomUUID } from 'node:crypto';
 import type { Started } from '../backends/backend.ts';
+import type { FileSync } from '../domain/file-sync.ts';
 import { newId } from '../domain/ids.ts';
 import type { PublishedPort } from '../domain/published-port.ts';
 import { newSandbox, type Sandbox, type SandboxSpec, type SnapshotSource } from '../domain/sandbox.ts';
@@ -38,6 +39,8 @@ export type CloneOf = {
   /** Also where its memory was written down on another kind of machine. */
   readonly forced?: boolean;
   readonly publish?: readonly PublishedPort[];
+  /** Of its owner's, that it is to get. */
+  readonly files?: readonly FileSync[];
   /** Of its main process, where it has one that begins now. */
   readonly terminal?: Terminal | undefined;
   readonly attach?: boolean;
@@ -91,6 +94,7 @@ export async function makeClone(core: Core, supervisor: Supervisor, call: Call, 
       reason: 'clone',
       attach: of.attach ?? false,
       undo,
+      files: of.files ?? [],
       ...(up === null ? {} : { up }),
       async record(event) {
         const [, , sandbox] = await call.commit([

@@ -13,6 +13,7 @@ import { Claims } from './claims.ts';
 import type { Core } from './core.ts';
 import { creating } from './creating.ts';
 import { type Boot, backendOf, placesOf } from './deps.ts';
+import { filesFor } from './file-sync.ts';
 import { requireFreeSpace } from './free-space.ts';
 import { createFrom } from './from-snapshot.ts';
 import type { Handlers } from './handlers.ts';
@@ -53,6 +54,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     await templates.tellUnlimited(op, backend);
     const { mounts: wanted = [] } = input;
     const mounts = wanted.length === 0 ? [] : await resolveMounts(deps, call, backend, wanted);
+    const fileSync = await filesFor(deps, call, input.fileSync ?? []);
     if (input.idleAction === 'suspend') await claims.need(op, backend, 'suspend');
     if ((input.undo ?? 0) > 0) requireUndo(deps, op, { name: input.name ?? 'without a name yet', backend: backend.name, mounts });
     const boot = await deps.boots.prepare(op, input.image ?? settings.image, backend, await kernelFor(core, op, backend, input.kernel));
@@ -76,6 +78,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
         shape,
         network: await templates.network(op, backend, input.network),
         ...(mounts.length === 0 ? {} : { mounts }),
+        ...(fileSync.length === 0 ? {} : { fileSync }),
         env: input.env ?? {},
         secretNames: Object.keys(secrets).sort(),
         labels: input.labels ?? {},
@@ -236,6 +239,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
       reason: 'boot',
       attach,
       undo,
+      files: bare.spec.fileSync ?? [],
       ...(up === undefined ? {} : { up }),
       async record(event) {
         const running = transition(bare, event);

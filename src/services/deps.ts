@@ -1,5 +1,6 @@
 // What the composition root gives to the services. Nothing here is constructed by them.
 import type { Backend, BootFiles, BootNeed } from '../backends/backend.ts';
+import type { FileSync } from '../domain/file-sync.ts';
 import type { ImageId, KernelId, SandboxId, VolumeId } from '../domain/ids.ts';
 import type { Image, Kernel } from '../domain/image.ts';
 import type { BackendName, NetworkMode } from '../domain/sandbox.ts';
@@ -57,6 +58,8 @@ export type Settings = {
   readonly freeMiBMin: number | null;
   /** Which directories of this machine may be mounted; `allow` null: `home`, and where a client stands that is this daemon's user. */
   readonly volumes: { readonly allow: readonly string[] | null; readonly home: string | null };
+  /** What every sandbox of the owner's project gets of the home. */
+  readonly fileSync: readonly FileSync[];
   /** From asking the processes to end until they are killed. */
   readonly stopGraceMs: number;
   /** Each sandbox's VMM runs as one of these users, its own; null: as ourselves, where we are not root. */

@@ -6,6 +6,7 @@ import type { Call } from './call.ts';
 import { type CloneOf, makeClone } from './clone.ts';
 import type { Core } from './core.ts';
 import { backendOf } from './deps.ts';
+import { filesFor } from './file-sync.ts';
 import { resolveMounts } from './mounts.ts';
 import { madeUpName } from './names.ts';
 import { findSnapshot, readSnapshotFiles, snapshotDir, snapshotsOf } from './snapshots.ts';
@@ -20,10 +21,12 @@ export async function createFrom(core: Core, supervisor: Supervisor, call: Call,
   using _reading = readSnapshotFiles(core, op, snapshot);
   const bare = specFrom(core, call, snapshot, input);
   const mounts = await mountsFrom(core, call, snapshot, input);
-  const spec = mounts.length === 0 ? bare : { ...bare, mounts };
+  const files = await filesFor(core.deps, call, input.fileSync ?? []);
+  const spec = { ...bare, ...(mounts.length === 0 ? {} : { mounts }), ...(files.length === 0 ? {} : { fileSync: files }) };
   return await makeClone(core, supervisor, call, {
     ...(await beginningOf(core, op, snapshot, spec, input.force ?? false)),
     secrets: input.secrets ?? {},
+    files,
     publish: input.publish ?? [],
     terminal: input.main?.terminal,
     attach: input.main?.attach ?? false,
@@ -67,8 +70,9 @@ function specFrom(core: Core, { op }: Call, snapshot: Snapshot, input: Input): S
   const { env = {}, secrets = {}, labels = {} } = input;
   const clash = Object.keys(secrets).find((name) => name in env);
   if (clash !== undefined) throw op.error('invalid_argument', `secrets.${clash} is given in env as well`);
+  const { fileSync: _, ...kept } = spec; // those that it gets now are another matter
   return {
-    ...spec,
+    ...kept,
     name: input.name ?? madeUpName((count) => core.deps.host.randomBytes(count)),
     network: input.network ?? spec.network,
     env: without({ ...spec.env, ...env }, Object.keys(secrets)),

@@ -73,6 +73,7 @@ export function newStarter(core: Core, supervisor: Supervisor, suspension: Suspe
       reason,
       attach: false,
       undo,
+      ...(current.startCount === 0 ? { files: current.spec.fileSync ?? [] } : {}),
       async record(event) {
         const started = { change: 'applyEvent', sandboxId: current.id, event } as const;
         const finished = { change: 'finishIntent', id: intent.id } as const;

@@ -1,10 +1,12 @@
 // The last part of every start, of a new sandbox and of one that was stopped: from a sandbox that has a disk
 // to one that is on record as running and is watched to its end. Until it is on record, `undo` undoes it.
+import type { FileSync } from '../domain/file-sync.ts';
 import type { Sandbox, SandboxEvent } from '../domain/sandbox.ts';
 import type { Operation } from '../host/operation.ts';
 import { type BringUp, bringUp, type MainStarted, startMain, type Up } from './bring-up.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
+import { putFiles } from './file-sync.ts';
 import type { Run } from './run.ts';
 import type { Supervisor } from './supervisor.ts';
 
@@ -17,6 +19,8 @@ export type StartUp = {
   readonly reason: Started['reason'];
   /** What brought it up already, where it was started ahead. */
   readonly up?: Up;
+  /** Files of its owner's, of one that starts for the first time. */
+  readonly files?: readonly FileSync[];
   /** Whether its client attaches to the main process next. */
   readonly attach: boolean;
   /** The caller's: emptied once the sandbox is on record as running. */
@@ -28,6 +32,7 @@ export type StartUp = {
 export async function startUp(core: Core, supervisor: Supervisor, call: Call, run: Run, what: BringUp, how: StartUp): Promise<Sandbox> {
   const { op } = call;
   const up = how.up ?? (await inPlace(core, op, () => bringUp(op, core.deps.host, run, what)));
+  await putFiles(core, op, run, how.files ?? []);
   const { pid, startTicks } = up.started.evidence;
   const { timeoutMs } = what.sandbox.spec;
   // The main process begins while the disk writes the record: if that fails, both are undone.

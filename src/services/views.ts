@@ -176,6 +176,11 @@ export const sandbox = z
     shape,
     network: z.enum(['none', 'allow', 'allow-lan']),
     publish: z.array(publishedPort).describe('ports of this machine at which ports of the sandbox answer while it runs'),
+    fileSync: z
+      .array(
+        z.object({ host: z.string(), guest: z.string(), mode: z.int().nullable().describe('null: 0600 of files, 0755 of directories') }),
+      )
+      .describe('files of the home of the daemon’s user that it was given when it started first'),
     mounts: z.array(mount).describe('directories of this machine and volumes that are seen inside'),
     env: z.record(z.string(), z.string()),
     secretNames: z.array(z.string()),

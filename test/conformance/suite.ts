@@ -1,6 +1,7 @@
 // The suite: every behaviour that each backend shares, over one daemon. A backend's own file says
 // `await conformance('NAME')` and nothing else; what it cannot do it says in its capabilities.
 import { afterAll, describe, expect, test } from 'vitest';
+import { fileSync } from './file-sync.ts';
 import { files } from './files.ts';
 import { honesty } from './honesty.ts';
 import { lifecycle } from './lifecycle.ts';
@@ -34,6 +35,7 @@ export async function conformance(name: SubjectName): Promise<void> {
     together(subject);
     processes(subject);
     files(subject);
+    fileSync(subject);
     reach(subject);
     publish(subject);
     limits(subject);

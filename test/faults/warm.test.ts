@@ -1,7 +1,7 @@
 // Warm sandboxes: machines that were started before anybody asked become somebody's sandbox, once and completely, and
 // whatever goes wrong with them, who asks gets a sandbox.
 import { spawnSync } from 'node:child_process';
-import { readFileSync, rmSync } from 'node:fs';
+import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
 import { DaemonUnderTest } from '../support/daemon-under-test.ts';
@@ -132,6 +132,19 @@ test('handed-out sandboxes are like one that was started for its owner, and like
   }
   const page = await daemon.run('warm-one', ['sh', '-c', 'ip -o link show up | grep -c LOWER_UP']);
   expect(page.stdout).toBe((await daemon.run('cold', ['sh', '-c', 'ip -o link show up | grep -c LOWER_UP'])).stdout);
+  await daemon.deleteAll();
+});
+
+test('a warm sandbox has the files of its owner’s home before its main process begins', { timeout: TEST_MS }, async () => {
+  writeFileSync(join(daemon.home, 'netrc'), 'machine example\n');
+  const id = await warmId();
+  const made = await daemon.call('sandbox.create', {
+    name: 'synced',
+    fileSync: [{ host: '~/netrc', guest: '~/.netrc' }],
+    main: { argv: ['sh', '-c', 'cat ~/.netrc; exec sleep 1000'] },
+  });
+  expect(made.id).toBe(id);
+  await eventually('its main process has spoken', async () => (await mainOutput(daemon, 'synced')).includes('machine example\n'));
   await daemon.deleteAll();
 });
 

@@ -74,6 +74,12 @@ const CREATE: readonly Flag[] = [
     about:
       'Show a directory of this machine (./DIR) or a volume (NAME) inside; with :ro nothing there can be written. Which directories may be: volumes.allow',
   },
+  {
+    name: 'sync',
+    value: 'HOST:GUEST[:MODE]',
+    repeats: true,
+    about: 'Put files of our home into its home when it is made, 0600 unless a mode is given; see also hutch sync',
+  },
   ...POLICIES,
   { name: 'no-net', about: 'No network' },
   { name: 'allow-lan', about: 'Reach private addresses too' },

@@ -1,5 +1,6 @@
 // Sandboxes: made, listed, started, ended.
 import { z } from 'zod';
+import { FILE_SYNC_MAX, guestRefusal, hostRefusal } from '../../domain/file-sync.ts';
 import { MOUNTS_MAX } from '../../domain/mount.ts';
 import { PUBLISHED_PORTS_MAX } from '../../domain/published-port.ts';
 import { BACKENDS, IDLE_ACTIONS, NETWORK_MODES, RESTART_POLICIES } from '../../domain/sandbox.ts';
@@ -101,6 +102,25 @@ const createInput = z
       .max(MOUNTS_MAX)
       .optional()
       .describe('directories of this machine and volumes that are seen inside; which directories may be: volumes.allow'),
+    fileSync: z
+      .array(
+        z
+          .strictObject({
+            host: path.describe('in the home of the daemon’s user: absolute, or ~/…; a directory with all below'),
+            guest: path.describe('in the home of the sandbox’s user'),
+            mode: z.int().min(0).max(0o777).nullable().default(null).describe('null: 0600 of files, 0755 of directories'),
+          })
+          .superRefine(({ host, guest }, context) => {
+            for (const [field, why] of [
+              ['host', hostRefusal(host)],
+              ['guest', guestRefusal(guest)],
+            ] as const)
+              if (why !== null) context.addIssue({ code: 'custom', message: why, path: [field] });
+          }),
+      )
+      .max(FILE_SYNC_MAX)
+      .optional()
+      .describe('files of this machine that it gets when it first starts, beside those of the configuration'),
     main: main.optional(),
     autoRemove: z.boolean().optional(),
     start: z.boolean().optional().describe('default true'),
