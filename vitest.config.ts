@@ -7,7 +7,8 @@ const seed = Number(process.env['HUTCH_TEST_SEED'] ?? Date.now() % 2 ** 31);
 export default defineConfig({
   test: {
     include: ['src/**/*.test.ts', 'test/**/*.test.ts', 'bench/**/*.test.ts'],
-    exclude: ['node_modules', 'dist', 'test/lab/**'],
+    exclude: ['node_modules', 'dist', 'dist.*', 'test/lab/**'],
+    globalSetup: 'test/support/bundled.ts',
     testTimeout: 60_000,
     hookTimeout: 120_000,
     pool: 'forks',
@@ -15,7 +16,7 @@ export default defineConfig({
     env: {
       HUTCH_TEST_SEED: String(seed),
       HUTCH_SANDBOX_WARM: '0',
-      // Hundreds of daemons are started from their sources: each would strip and compile them again.
+      // Hundreds of daemons are started: each would compile its code again.
       NODE_COMPILE_CACHE: join(import.meta.dirname, '.tools', 'compile-cache'),
     },
   },

@@ -206,8 +206,8 @@ test('detach keys are found in any pieces, and what only began like them is pass
 async function cliPid(part: string): Promise<number> {
   const { stdout } = await run('pgrep', ['-f', `hutch.cjs exec.*${part}`]);
   for (const pid of stdout.trim().split('\n').map(Number)) {
-    const line = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '');
-    if (line.includes(world.bundle)) return pid;
+    const environment = await readFile(`/proc/${pid}/environ`, 'utf8').catch(() => '');
+    if (environment.split('\0').includes(`HUTCH_HOME=${world.home}`)) return pid;
   }
   throw new Error(`no CLI runs ${part}`);
 }

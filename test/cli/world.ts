@@ -6,7 +6,7 @@ import { existsSync } from 'node:fs';
 import { chmod, mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { build } from 'esbuild';
+import { bundled, bundledCli } from '../support/bundled.ts';
 
 const ROOT = join(import.meta.dirname, '../..');
 const DAEMON = join(ROOT, 'test/support/faulty-daemon.ts');
@@ -28,7 +28,7 @@ export class World implements AsyncDisposable {
   private constructor(dir: string, daemon: string) {
     this.dir = dir;
     this.home = join(dir, 'home');
-    this.bundle = join(dir, 'dist/hutch.cjs');
+    this.bundle = bundledCli();
     this.env = {
       PATH: process.env['PATH'] ?? '',
       HOME: dir,
@@ -37,30 +37,16 @@ export class World implements AsyncDisposable {
       HUTCH_DAEMON_LISTEN: 'off',
       HUTCH_SANDBOX_WARM: '0', // tests count processes
       HUTCH_SANDBOX_BACKEND: 'qemu', // whatever else this machine can do
-      HUTCH_DEV_DAEMON: daemon,
+      HUTCH_DEV_DAEMON: bundled(daemon),
       // What runs sandboxes where several ways would: these tests are about virtual machines.
       ...(daemon === MACHINES ? { HUTCH_SANDBOX_BACKEND: 'qemu' } : {}),
-      NODE_COMPILE_CACHE: join(dir, 'compile-cache'),
+      NODE_COMPILE_CACHE: process.env['NODE_COMPILE_CACHE'] ?? join(dir, 'compile-cache'),
     };
   }
 
   static async make(daemon: string = DAEMON): Promise<World> {
     const world = new World(await mkdtemp(join(tmpdir(), 'hutch-cli-')), daemon);
     await chmod(world.dir, 0o711); // machines run as users of their own and must pass through
-    await build({
-      entryPoints: { hutch: join(ROOT, 'src/cli/main.ts') },
-      outdir: join(world.dir, 'dist'),
-      bundle: true,
-      platform: 'node',
-      format: 'cjs',
-      target: 'node24',
-      minify: true,
-      outExtension: { '.js': '.cjs' },
-      external: ['bufferutil', 'utf-8-validate'],
-      define: { 'import.meta.url': '__ourUrl' },
-      banner: { js: "const __ourUrl = require('node:url').pathToFileURL(__filename).href;" },
-      logLevel: 'error',
-    });
     return world;
   }
 

@@ -12,6 +12,7 @@ import { createInterface } from 'node:readline';
 import WebSocket from 'ws';
 import type { ErrorBody } from '../../src/domain/errors.ts';
 import { type Input, type Output, type VerbName, verbs } from '../../src/services/verbs.ts';
+import { bundled } from './bundled.ts';
 import { eventually } from './eventually.ts';
 
 const ENTRY = join(import.meta.dirname, 'faulty-daemon.ts');
@@ -382,7 +383,7 @@ export async function launch(
   home: string,
   { env = {}, flags = [], entry = ENTRY }: StartOptions,
 ): Promise<{ child: ChildProcess; ready: Ready }> {
-  const child = spawn(process.execPath, ['--max-semi-space-size=1', entry, '--ready-fd', '3', ...flags], {
+  const child = spawn(process.execPath, ['--max-semi-space-size=1', bundled(entry), '--ready-fd', '3', ...flags], {
     stdio: ['ignore', 'inherit', 'pipe', 'pipe'],
     env: {
       PATH: process.env['PATH'] ?? '',
