@@ -3,7 +3,7 @@
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import * as z from 'zod';
-import { parseImageReference, shownReference } from '../domain/image-reference.ts';
+import { parseImageReference, requireImageReference, shownReference } from '../domain/image-reference.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { ArchiveError, shown } from './archive-error.ts';
@@ -13,11 +13,15 @@ import { bounded } from './chunks.ts';
 import { tarOfDisk } from './disk/import.ts';
 import { openImage, type PreparedImage } from './image.ts';
 import type { PreparedKernel } from './kernel.ts';
-import { kernelsListed, takeKernel } from './kernel-bundle.ts';
+import { kernelsListed, type ReadBlob, takeKernel } from './kernel-bundle.ts';
 import { packingOf, unpacked } from './layers/unpack.ts';
 import { type ImagePaths, SHARED_DIR_MODE, unlessDamaged } from './layout.ts';
 import { CONFIG_BYTES_MAX, INDEX_DEPTH_MAX, LAYERS_MAX, ownPlatform, parseConfig, parseManifest, runConfig } from './oci/manifest.ts';
 import { TarReader } from './tar/reader.ts';
+import { besideImages, imageIn, manifestsListed, readSignatures, signaturesFor } from './trust/archived.ts';
+import { keepSignatures } from './trust/kept.ts';
+import { type ImagePolicy, keysFor, refusalOfName } from './trust/policy.ts';
+import { requireSigned, type ToBeSigned } from './trust/signature.ts';
 
 const ARCHIVE_BYTES_MAX = 64 * 1024 ** 3;
 const MANIFEST_BYTES_MAX = 4 * 1024 * 1024;
@@ -49,16 +53,30 @@ export type ImportParts = {
   readonly paths: ImagePaths;
   readonly blobs: Blobs;
   readonly limits?: BuildLimits;
+  readonly policyOf: (op: Operation) => Promise<ImagePolicy>;
 };
 export type Imported = { readonly image: PreparedImage; readonly names: readonly string[] };
 /** All that an archive had. */
 export type Brought = { readonly images: readonly Imported[]; readonly kernels: readonly PreparedKernel[] };
 
 type Part = { readonly offset: number; readonly length: number } | { readonly link: string };
-type Archive = { readonly file: string; readonly parts: ReadonlyMap<string, Part> };
+type Archive = {
+  readonly file: string;
+  readonly parts: ReadonlyMap<string, Part>;
+  /** In place of the names in it. */
+  readonly name: string | null;
+};
 
-/** @throws HutchError `failed_precondition` for what is none of these. */
-export async function importImages(op: Operation, parts: ImportParts, source: AsyncIterable<Uint8Array>): Promise<Brought> {
+/**
+ * `name`: what its one image is to be called, in place of what the archive says.
+ * @throws HutchError `failed_precondition` for what is none of these, `permission_denied` for what may not have its name.
+ */
+export async function importImages(
+  op: Operation,
+  parts: ImportParts,
+  source: AsyncIterable<Uint8Array>,
+  name: string | null,
+): Promise<Brought> {
   const { host, blobs, limits = BUILD_LIMITS } = parts;
   await using staged = await blobs.stage(op, `import-${op.id}`);
   await host.makeDir(op, staged.path, SHARED_DIR_MODE);
@@ -70,17 +88,19 @@ export async function importImages(op: Operation, parts: ImportParts, source: As
     const disk = await tarOfDisk(op, host, file, staged.path, limits.layerBytesMax);
     if (disk !== null) {
       const { diffId } = await scan(unpacked(op, host, disk, limits.layerBytesMax));
+      await requireNames(op, parts, name === null ? [] : [name], what, NOT_SIGNED);
       return { images: [{ image: await importRoot(op, parts, disk, diffId), names: [] }], kernels: [] };
     }
     const isPacked = packingOf(await host.readRange(op, file, 0, MAGIC_BYTES)) !== 'none';
     const content = unpacked(op, host, file, limits.layerBytesMax);
     const { found, diffId } = await scan(told(op, content, 'reading', isPacked ? null : sizeBytes));
     if (!found.has('manifest.json') && !(found.has('index.json') && found.has('oci-layout'))) {
+      await requireNames(op, parts, name === null ? [] : [name], what, NOT_SIGNED);
       return { images: [{ image: await importRoot(op, parts, file, diffId), names: [] }], kernels: [] };
     }
     const plain = isPacked ? join(staged.path, 'unpacked') : file;
     if (plain !== file) await host.appendStream(op, plain, unpacked(op, host, file, limits.layerBytesMax));
-    const archive = { file: plain, parts: found };
+    const archive = { file: plain, parts: found, name };
     const kernels = await importKernels(op, parts, archive);
     if (found.has('manifest.json')) return { images: await importSaved(op, parts, archive), kernels };
     return { images: await importLayout(op, parts, archive, kernels.length), kernels };
@@ -164,16 +184,23 @@ async function importSaved(op: Operation, parts: ImportParts, archive: Archive):
   const saved = savedSchema.safeParse(await readJson(op, parts, archive, 'manifest.json'));
   if (!saved.success) throw new ArchiveError('its manifest.json is not as docker save writes it');
   const done: Imported[] = [];
+  const beside = await besideSaved(op, parts, archive);
   for (const { Config, RepoTags, Layers } of saved.data) {
     const what = RepoTags?.[0] ?? Config.slice(0, 80);
     const configBytes = await readPart(op, parts, archive, Config, CONFIG_BYTES_MAX);
     const { diff_ids: diffIds } = parseConfig(op, configBytes, what).rootfs;
     if (diffIds.length !== Layers.length)
       throw new ArchiveError(`${shown(what)} has ${Layers.length} layers, and its configuration ${diffIds.length}`);
+    const signed = await signaturesFor(op, readerOf(op, parts, archive), beside.signatures, digestOf(configBytes));
+    const names = archive.name === null ? namesOf(RepoTags ?? []) : [archive.name];
+    await requireNames(op, parts, names, what, signed);
     const layers: LayerToBuild[] = [];
     for (const [at, path] of Layers.entries()) layers.push(await keepLayer(op, parts, archive, path, diffIds[at] ?? '', null));
     using _held = parts.blobs.hold(layers.map(({ digest }) => digest));
-    done.push({ image: await build(op, parts, configBytes, null, layers, what), names: namesOf(RepoTags ?? []) });
+    const manifest = beside.manifestOf(digestOf(configBytes), layers);
+    const image = await build(op, parts, configBytes, manifest, layers, what);
+    await keepSignatures(op, parts.host, parts.paths, image.record.digest, signed);
+    done.push({ image, names });
   }
   return done;
 }
@@ -181,7 +208,9 @@ async function importSaved(op: Operation, parts: ImportParts, archive: Archive):
 async function importLayout(op: Operation, parts: ImportParts, archive: Archive, kernels: number): Promise<readonly Imported[]> {
   const index = await readPart(op, parts, archive, 'index.json', MANIFEST_BYTES_MAX);
   const top = parseManifest(op, index, '', 'the archive');
-  const notImages = new Set(kernelsListed(index));
+  const { signatures: listed, all: others } = besideImages(index);
+  const notImages = new Set([...kernelsListed(index), ...others]);
+  const signatures = await readSignatures(readerOf(op, parts, archive), listed);
   if (!('index' in top)) throw new ArchiveError('its index.json is no index');
   if (top.index.manifests.length > IMAGES_MAX) throw new ArchiveError(`it has more than ${IMAGES_MAX} images`);
   const done: Imported[] = [];
@@ -201,16 +230,68 @@ async function importLayout(op: Operation, parts: ImportParts, archive: Archive,
     const { diff_ids: diffIds } = parseConfig(op, configBytes, what).rootfs;
     if (diffIds.length !== said.length)
       throw new ArchiveError(`${shown(what)} has ${said.length} layers, and its configuration ${diffIds.length}`);
+    const signed = await signaturesFor(op, readerOf(op, parts, archive), signatures, config.digest);
+    const names = archive.name === null ? namesOf(tag === undefined ? [] : [tag]) : [archive.name];
+    await requireNames(op, parts, names, what, signed);
     const layers: LayerToBuild[] = [];
     for (const [at, layer] of said.entries()) {
       layers.push(await keepLayer(op, parts, archive, `blobs/sha256/${layer.digest.slice(7)}`, diffIds[at] ?? '', layer.digest));
     }
     using _held = parts.blobs.hold(layers.map((layer) => layer.digest));
     const manifest = { digest: digestOf(bytes), bytes };
-    done.push({ image: await build(op, parts, configBytes, manifest, layers, what), names: namesOf(tag === undefined ? [] : [tag]) });
+    const image = await build(op, parts, configBytes, manifest, layers, what);
+    await keepSignatures(op, parts.host, parts.paths, image.record.digest, signed);
+    done.push({ image, names });
   }
   if (done.length + kernels === 0) throw new ArchiveError('there is no image in it');
   return done;
+}
+
+const NOT_SIGNED = { signatures: [], digests: [] };
+
+/** @throws HutchError `permission_denied` where a rule is about a name that it would get, and does not let it. */
+async function requireNames(
+  op: Operation,
+  { host, policyOf }: ImportParts,
+  names: readonly string[],
+  what: string,
+  { signatures, digests }: Pick<ToBeSigned, 'signatures' | 'digests'>,
+): Promise<void> {
+  const policy = await policyOf(op);
+  for (const name of names) {
+    const reference = requireImageReference(name);
+    const refusal = refusalOfName(policy, reference, 'imported');
+    if (refusal !== null) throw op.error('permission_denied', refusal.message, { hint: refusal.hint });
+    const keyPaths = keysFor(policy, reference);
+    if (keyPaths === null) continue;
+    const called = what === name ? what : `${what}, as ${name},`;
+    await requireSigned(op, host, { what: called, doing: 'imported', digests, signatures }, { keyPaths, rule: policy.names.signed });
+  }
+}
+
+/** What newer archives of docker save, and ours, have in an index beside the list of images. */
+async function besideSaved(op: Operation, parts: ImportParts, archive: Archive) {
+  const read = readerOf(op, parts, archive);
+  const index = archive.parts.has('index.json') ? await readPart(op, parts, archive, 'index.json', MANIFEST_BYTES_MAX) : Buffer.from('{}');
+  const manifests = new Map<string, { readonly bytes: Buffer; readonly layers: string }>();
+  for (const digest of manifestsListed(index)) {
+    if (!archive.parts.has(`blobs/sha256/${digest.slice(7)}`)) continue;
+    const bytes = await read(digest, MANIFEST_BYTES_MAX);
+    const found = imageIn(op, bytes);
+    if (found !== null) manifests.set(found.config.digest, { bytes, layers: found.layers.map((layer) => layer.digest).join() });
+  }
+  return {
+    signatures: await readSignatures(read, besideImages(index).signatures),
+    /** With it an image keeps the digest by which registries know it. */
+    manifestOf(config: string, layers: readonly LayerToBuild[]) {
+      const found = manifests.get(config);
+      return found?.layers === layers.map(({ digest }) => digest).join() ? { digest: digestOf(found.bytes), bytes: found.bytes } : null;
+    },
+  };
+}
+
+function readerOf(op: Operation, parts: ImportParts, archive: Archive): ReadBlob {
+  return (digest, bytesMax) => readBlob(op, parts, archive, digest, bytesMax);
 }
 
 async function build(

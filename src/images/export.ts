@@ -15,6 +15,8 @@ import { type ImagePaths, SHARED_DIR_MODE } from './layout.ts';
 import { CONFIG_BYTES_MAX, CONFIG_TYPE, INDEX_TYPE, MANIFEST_TYPE } from './oci/manifest.ts';
 import { padding } from './tar/entry.ts';
 import { TAR_END, tarHeader } from './tar/writer.ts';
+import { SIGNATURES_SAID } from './trust/archived.ts';
+import { blobsOfKept, keptSignatures } from './trust/kept.ts';
 
 const MANIFEST_BYTES_MAX = 4 * 1024 * 1024;
 const MAGIC_BYTES = 6;
@@ -38,7 +40,16 @@ export async function* exportImages(
   const { host } = parts;
   await using held = new AsyncDisposableStack();
   const contents: (HeldContent & Pick<Named, 'names'>)[] = [];
-  for (const { image, names } of images) contents.push({ ...held.use(await contentOf(op, parts, image)), names });
+  const ofSignatures = new Map<string, Buffer>();
+  const signatures = new Map<string, Buffer>();
+  for (const { image, names } of images) {
+    const content = held.use(await contentOf(op, parts, image));
+    contents.push({ ...content, names });
+    if (digestOf(content.config) !== image.record.digest) continue; // packed anew it is another image, which nobody signed
+    const kept = await keptSignatures(op, host, parts.paths, image.record.digest);
+    for (const { manifest } of kept.signatures) signatures.set(digestOf(manifest), manifest);
+    for (const bytes of blobsOfKept(kept)) ofSignatures.set(digestOf(bytes), bytes);
+  }
   const ofKernels: KernelContent[] = [];
   for (const kernel of kernels) ofKernels.push(await kernelContent(op, host, kernel));
   const listed = [
@@ -52,17 +63,22 @@ export async function* exportImages(
       digest: digestOf(manifest),
       size: manifest.byteLength,
     })),
+    ...[...signatures].map(([digest, manifest]) => ({
+      mediaType: MANIFEST_TYPE,
+      digest,
+      size: manifest.byteLength,
+      annotations: SIGNATURES_SAID,
+    })),
   ];
   yield* file('oci-layout', Buffer.from('{"imageLayoutVersion":"1.0.0"}'));
   yield* file('index.json', json({ schemaVersion: 2, mediaType: INDEX_TYPE, manifests: listed }));
   if (contents.length > 0) yield* file('manifest.json', json(contents.map(savedOf)));
   const given = new Set<string>();
-  for (const { manifest, config } of [...contents, ...ofKernels]) {
-    for (const bytes of [manifest, config]) {
-      if (given.has(digestOf(bytes))) continue;
-      given.add(digestOf(bytes));
-      yield* file(blobPath(digestOf(bytes)), bytes);
-    }
+  const small = [...[...contents, ...ofKernels].flatMap(({ manifest, config }) => [manifest, config]), ...ofSignatures.values()];
+  for (const bytes of small) {
+    if (given.has(digestOf(bytes))) continue;
+    given.add(digestOf(bytes));
+    yield* file(blobPath(digestOf(bytes)), bytes);
   }
   for (const { digest, sizeBytes, path } of [...contents.flatMap(({ layers }) => layers), ...ofKernels.flatMap(({ files }) => files)]) {
     if (given.has(digest)) continue;

@@ -63,7 +63,7 @@ export class ImageLibrary {
   /** For one that an Engine is to pull, whose signatures nobody here can check. @throws HutchError `permission_denied`. */
   async requireAllowedElsewhere(op: Operation, reference: ImageReference): Promise<void> {
     const policy = await this.#parts.policyOf(op);
-    requireAllowed(op, policy, reference);
+    requireAllowed(op, policy, reference, 'pulled');
     if (keysFor(policy, reference) === null) return;
     throw op.error(
       'permission_denied',
@@ -74,9 +74,12 @@ export class ImageLibrary {
     );
   }
 
-  /** All images and kernels of an archive. @throws HutchError `failed_precondition` for what is none. */
-  async import(op: Operation, source: AsyncIterable<Uint8Array>): Promise<Brought> {
-    return await importImages(op, this.#parts, source);
+  /**
+   * All images and kernels of an archive. `name`: in place of those that it has in it.
+   * @throws HutchError `failed_precondition` for what is none, `permission_denied` for what may not have its name.
+   */
+  async import(op: Operation, source: AsyncIterable<Uint8Array>, name: string | null = null): Promise<Brought> {
+    return await importImages(op, this.#parts, source, name);
   }
 
   /** @throws HutchError `failed_precondition` for one that lies elsewhere, in an Engine's store. */

@@ -11,8 +11,9 @@ import { type ImagePaths, unlessDamaged } from './layout.ts';
 import { CONFIG_BYTES_MAX, INDEX_DEPTH_MAX, type Manifest, ownPlatform, parseConfig, parseManifest, runConfig } from './oci/manifest.ts';
 import type { Fetched, Registry } from './registry/client.ts';
 import type { Shared } from './shared.ts';
-import { type ImagePolicy, keysFor, refusalOfName } from './trust/policy.ts';
-import { requireSignature } from './trust/signature.ts';
+import { keepSignatures } from './trust/kept.ts';
+import { type Doing, type ImagePolicy, keysFor, refusalOfName } from './trust/policy.ts';
+import { requireSigned, type Signature, signaturesOf } from './trust/signature.ts';
 
 const LAYERS_AT_ONCE = 3;
 /** All layers as they come. */
@@ -34,35 +35,41 @@ export async function pullImage(op: Operation, parts: PullParts, reference: Imag
   const { host, paths, registry, making } = parts;
   const what = shownReference(reference);
   const policy = await parts.policyOf(op);
-  requireAllowed(op, policy, reference);
+  requireAllowed(op, policy, reference, 'pulled');
   op.progress({ step: STEP, detail: what });
-  const { fetched, manifest, digests } = await resolve(op, registry, reference, what);
+  const { fetched, manifest, documents } = await resolve(op, registry, reference, what);
   const keyPaths = keysFor(policy, reference);
-  if (keyPaths !== null) await requireSignature(op, parts, reference, what, digests, { keyPaths, rule: policy.names.signed });
+  const signatures: Signature[] = [];
+  if (keyPaths !== null) {
+    const digests = documents.map(({ digest }) => digest);
+    for (const digest of digests) signatures.push(...(await signaturesOf(op, registry, reference, digest)));
+    await requireSigned(op, host, { what, doing: 'pulled', digests, signatures }, { keyPaths, rule: policy.names.signed });
+  }
   checkSizes(op, manifest, what);
   const { digest } = manifest.config;
   const there = await unlessDamaged(op, () => openImage(op, host, paths, digest));
-  if (there !== null) return there;
-  return await making.join(op, digest, (shared) => make(shared, parts, { reference, what, fetched, manifest }));
+  const image = there ?? (await making.join(op, digest, (shared) => make(shared, parts, { reference, what, fetched, manifest })));
+  if (signatures.length > 0) await keepSignatures(op, host, paths, digest, { signatures, documents: documents.map(({ bytes }) => bytes) });
+  return image;
 }
 
-/** @throws HutchError `permission_denied` naming the rule that does not let it be pulled. */
-export function requireAllowed(op: Operation, policy: ImagePolicy, reference: ImageReference): void {
-  const refusal = refusalOfName(policy, reference);
+/** @throws HutchError `permission_denied` naming the rule that does not let it come here. */
+export function requireAllowed(op: Operation, policy: ImagePolicy, reference: ImageReference, doing: Doing): void {
+  const refusal = refusalOfName(policy, reference, doing);
   if (refusal !== null) throw op.error('permission_denied', refusal.message, { hint: refusal.hint });
 }
 
-/** `digests`: of the manifest and of the indexes that led to it. */
-type Found = { readonly fetched: Fetched; readonly manifest: Manifest; readonly digests: readonly string[] };
+/** `documents`: the manifest and the indexes that led to it, from the top down. */
+type Found = { readonly fetched: Fetched; readonly manifest: Manifest; readonly documents: readonly Fetched[] };
 
 async function resolve(op: Operation, registry: Registry, reference: ImageReference, what: string): Promise<Found> {
   let wanted = reference.digest ?? reference.tag ?? 'latest';
-  const digests: string[] = [];
+  const documents: Fetched[] = [];
   for (let depth = 0; depth < INDEX_DEPTH_MAX; depth += 1) {
     const fetched = await registry.manifest(op, reference, wanted);
-    digests.push(fetched.digest);
+    documents.push(fetched);
     const parsed = parseManifest(op, fetched.bytes, fetched.mediaType, what);
-    if ('manifest' in parsed) return { fetched, manifest: parsed.manifest, digests };
+    if ('manifest' in parsed) return { fetched, manifest: parsed.manifest, documents };
     wanted = ownPlatform(op, parsed.index, what).digest;
   }
   throw op.error('failed_precondition', `${what} is an index of indexes, more than ${INDEX_DEPTH_MAX} deep`);
@@ -77,7 +84,7 @@ function checkSizes(op: Operation, { config, layers }: Manifest, what: string): 
 async function make(
   op: Operation,
   { host, paths, blobs, registry, limits }: PullParts,
-  { reference, what, fetched, manifest }: Omit<Found, 'digests'> & { readonly reference: ImageReference; readonly what: string },
+  { reference, what, fetched, manifest }: Omit<Found, 'documents'> & { readonly reference: ImageReference; readonly what: string },
 ): Promise<PreparedImage> {
   const digest = manifest.config.digest;
   const configBytes = await registry.smallBlob(op, reference, { digest, sizeBytes: manifest.config.size }, CONFIG_BYTES_MAX);

@@ -140,7 +140,7 @@ export function imageVerbs(core: Core, cachedLayers: (op: Operation) => Promise<
     'image.import': async (call, { name }, source) => {
       const { op } = call;
       const given = name === undefined ? null : shownReference(taggable(name));
-      const { images: imported, kernels } = await library(op).import(op, source);
+      const { images: imported, kernels } = await library(op).import(op, source, given);
       if (kernels.length > 0) await call.commit(kernels.map(({ record }) => ({ change: 'putKernel', kernel: record }) as const));
       if (given !== null && imported.length > 1) {
         throw op.error('failed_precondition', `there are ${imported.length} images in the archive: one name is too few`, {

@@ -1,5 +1,6 @@
 // Images and kernels in one archive, for a machine that has no network: what comes out is what went in, by digest; what
 // lies is refused.
+import { generateKeyPairSync, type KeyObject } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -8,10 +9,11 @@ import { type PreparedKernel, verifyKernel } from '../../src/images/kernel.ts';
 import { KernelLibrary } from '../../src/images/kernels.ts';
 import { GUEST_MODULES } from '../../src/images/modules.ts';
 import { testOperation } from '../support/operation.ts';
-import { digestOf, image, tar } from './archives.ts';
+import { digestOf, image, TYPES, tar } from './archives.ts';
 import { tinyKernel, tinyModule } from './payloads.ts';
 import { type Place, place, readTree } from './place.ts';
 import { fakeRegistry } from './registry.ts';
+import { signed } from './signed.ts';
 
 const op = testOperation();
 const VERSION = '6.9.1-mine';
@@ -132,3 +134,110 @@ test('a kernel in an archive that is not what it says is refused, and leaves not
     expect(await new KernelLibrary(there.host, there.library.paths, {}).here(op)).toEqual([]);
   }
 });
+
+/** Two images of one registry, the second behind an index; what of them is signed, and by whom. */
+async function signedBundle(sign: (registry: Awaited<ReturnType<typeof fakeRegistry>>, index: string) => void, keyPath: string | null) {
+  await using registry = await fakeRegistry();
+  registry.put('team/web', '1', WEB);
+  registry.put('team/database', 'plain', DATABASE);
+  const platform = { os: 'linux', architecture: 'amd64' };
+  const listed = [{ mediaType: TYPES.manifest, digest: digestOf(DATABASE.manifest), size: DATABASE.manifest.byteLength, platform }];
+  const index = Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType: TYPES.index, manifests: listed }));
+  sign(registry, registry.putManifest('team/database', '2', index, TYPES.index));
+  await using here = await place(keyPath === null ? {} : { policy: { signed: [{ pattern: '**', keyPath }] } });
+  const names = [`${registry.name}/team/web:1`, `${registry.name}/team/database:2`];
+  const wanted = [];
+  for (const name of names) wanted.push({ digest: (await here.pull(name)).record.digest, names: [name] });
+  return { names, members: await exported(here, wanted) };
+}
+
+type Members = readonly { readonly path: string; readonly content: Buffer }[];
+
+async function exported(from: Place, wanted: Parameters<Place['library']['export']>[1]): Promise<Members> {
+  const parts: Uint8Array[] = [];
+  for await (const chunk of await from.library.export(op, wanted)) parts.push(Buffer.from(chunk));
+  return [...(await readTree(Buffer.concat(parts)))].map(([path, { content }]) => ({ path, content }));
+}
+
+test('signatures travel in an archive, and are judged where it comes out, without a network', { timeout: 60_000 }, async () => {
+  await using keys = await place();
+  const keyPath = join(keys.dir, 'cosign.pub');
+  const own = generateKeyPairSync('ec', { namedCurve: 'P-256' });
+  const stranger = generateKeyPairSync('ed25519');
+  await writeFile(keyPath, own.publicKey.export({ type: 'spki', format: 'pem' }));
+  const { members, names } = await signedBundle((registry, index) => {
+    signed(registry, 'team/web', digestOf(WEB.manifest), own.privateKey);
+    signed(registry, 'team/database', index, own.privateKey);
+  }, keyPath);
+  const strict = { policy: { signed: [{ pattern: '**/team/**', keyPath }] } };
+  await using there = await place(strict);
+  const { images } = await there.library.import(op, chunks(tar(...members)));
+  expect(images.map(({ image: { record } }) => record.digest)).toEqual([WEB, DATABASE].map(({ config }) => digestOf(config)));
+  // From there they go on, and an archive without the list of docker save has them as well.
+  const again = await exported(
+    there,
+    images.map(({ image: { record }, names: called }) => ({ digest: record.digest, names: called })),
+  );
+  expect(new Set(again.map(({ path }) => path))).toEqual(new Set(members.map(({ path }) => path)));
+  const asLayout = again.filter(({ path }) => path !== 'manifest.json');
+  await using third = await place(strict);
+  expect((await third.library.import(op, chunks(tar(...asLayout)))).images).toHaveLength(2);
+
+  const without = await signedBundle(() => {}, null);
+  const strangers = await signedBundle(
+    (registry, index) => {
+      signed(registry, 'team/web', digestOf(WEB.manifest), stranger.privateKey);
+      signed(registry, 'team/database', index, stranger.privateKey);
+    },
+    await publicKey(keys, stranger.publicKey),
+  );
+  const onlyWeb = members.filter(({ content }) => !content.includes('"manifests":[{') || content.includes('cosign/sigs'));
+  const index = members.find(({ path }) => path === 'index.json')?.content.toString() ?? '';
+  // The signature of the one image beside the other, whose own is gone.
+  const listed = JSON.parse(index) as { manifests: { annotations?: Record<string, string> }[] };
+  const isSignature = ({ annotations = {} }: { annotations?: Record<string, string> }) => annotations['kind'] !== undefined;
+  expect(listed.manifests.filter(isSignature)).toHaveLength(2);
+  const [first] = listed.manifests.filter(isSignature);
+  const one = Buffer.from(JSON.stringify({ ...listed, manifests: [...listed.manifests.filter((each) => !isSignature(each)), first] }));
+  const payload = members.find(({ content }) => content.includes('cosign container image signature'));
+  const cases: [what: string, archive: Members, code: string, message: RegExp][] = [
+    ['none', without.members, 'permission_denied', /may not be imported: images\.signed wants .* it has no signature/],
+    ['of a stranger', strangers.members, 'permission_denied', /may not be imported: .* none is by that key/],
+    [
+      'of one of two',
+      members.map((each) => (each.path === 'index.json' ? { ...each, content: one } : each)),
+      'permission_denied',
+      /no signature/,
+    ],
+    ['without the index that was signed', onlyWeb, 'permission_denied', /team\/database:2 may not be imported/],
+    [
+      'changed',
+      members.map((each) => (each === payload ? { ...each, content: Buffer.from('{}') } : each)),
+      'failed_precondition',
+      /not what its name says/,
+    ],
+  ];
+  for (const [what, archive, code, message] of cases) {
+    await using elsewhere = await place(strict);
+    const refused = elsewhere.library.import(op, chunks(tar(...archive)));
+    await expect(refused, what).rejects.toMatchObject({ code, message: expect.stringMatching(message) });
+    expect((await elsewhere.left()).staging, what).toEqual([]);
+  }
+  // Under a name that no rule is about it may come; a name that one is about it may not be given.
+  const [web] = await exported(there, [{ digest: digestOf(WEB.config), names: [] }]).then((all) => [
+    all.filter(({ content }) => !content.includes('cosign')),
+  ]);
+  await using free = await place(strict);
+  await expect(free.library.import(op, chunks(tar(...(web ?? []))), names[0])).rejects.toMatchObject({ code: 'permission_denied' });
+  expect((await free.library.import(op, chunks(tar(...(web ?? []))), 'mine:1')).images).toMatchObject([{ names: ['mine:1'] }]);
+  await using closed = await place({ policy: { allow: ['docker.io/**'] } });
+  await expect(closed.library.import(op, chunks(tar(...members)))).rejects.toMatchObject({
+    message: expect.stringContaining('images.allow'),
+  });
+});
+
+async function publicKey(at: Place, key: KeyObject): Promise<string> {
+  const path = join(at.dir, 'stranger.pub');
+  await writeFile(path, key.export({ type: 'spki', format: 'pem' }));
+  return path;
+}

@@ -1,6 +1,6 @@
 // What may be pulled at all, and from whom it really comes: rules of the configuration, signatures as cosign makes them
 // with a key, and mirrors.
-import { generateKeyPairSync, type KeyObject, sign } from 'node:crypto';
+import { generateKeyPairSync } from 'node:crypto';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import fc from 'fast-check';
@@ -9,9 +9,10 @@ import { parseImageReference, requireImageReference } from '../../src/domain/ima
 import { matches } from '../../src/images/trust/policy.ts';
 import { freePort } from '../support/free-port.ts';
 import { testOperation } from '../support/operation.ts';
-import { digestOf, image, type MadeImage, TYPES, tar } from './archives.ts';
+import { digestOf, image, TYPES, tar } from './archives.ts';
 import { place } from './place.ts';
-import { type FakeRegistry, fakeRegistry } from './registry.ts';
+import { fakeRegistry } from './registry.ts';
+import { signed } from './signed.ts';
 
 const MADE = image([tar({ path: 'a', content: 'a' })]);
 const OTHER = image([tar({ path: 'b', content: 'b' })]);
@@ -60,45 +61,6 @@ test('what is not allowed, or named by a tag where a digest is wanted, is refuse
   const found = await here.pull(`${registry.name}/team/web@${digestOf(MADE.manifest)}`);
   expect(found.record.digest).toBe(digestOf(MADE.config));
 });
-
-/** As `cosign sign --key` puts it there. */
-function signed(
-  registry: FakeRegistry,
-  repository: string,
-  about: string,
-  key: KeyObject,
-  said: { readonly digest?: string; readonly type?: string } = {},
-) {
-  const payload = Buffer.from(
-    JSON.stringify({
-      critical: {
-        identity: { 'docker-reference': `${registry.name}/${repository}` },
-        image: { 'docker-manifest-digest': said.digest ?? about },
-        type: said.type ?? 'cosign container image signature',
-      },
-      optional: null,
-    }),
-  );
-  const signature = sign(key.asymmetricKeyType === 'ed25519' ? null : 'sha256', payload, key).toString('base64');
-  const config = Buffer.from('{}');
-  const manifest = Buffer.from(
-    JSON.stringify({
-      schemaVersion: 2,
-      mediaType: TYPES.manifest,
-      config: { mediaType: TYPES.config, digest: digestOf(config), size: config.byteLength },
-      layers: [
-        {
-          mediaType: 'application/vnd.dev.cosign.simplesigning.v1+json',
-          digest: digestOf(payload),
-          size: payload.byteLength,
-          annotations: { 'dev.cosignproject.cosign/signature': signature },
-        },
-      ],
-    }),
-  );
-  const blobs: MadeImage = { manifest, config, blobs: new Map([config, payload].map((bytes) => [digestOf(bytes), bytes])) };
-  registry.put(repository, `${about.replace(':', '-')}.sig`, blobs);
-}
 
 const P256 = () => generateKeyPairSync('ec', { namedCurve: 'P-256' });
 const RSA = () => generateKeyPairSync('rsa', { modulusLength: 2048 });

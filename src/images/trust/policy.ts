@@ -21,13 +21,16 @@ export const NO_POLICY: ImagePolicy = {
 
 export type Refusal = { readonly message: string; readonly hint: string };
 
+/** What comes out of a file has one content: under a tag, too, it cannot move. */
+export type Doing = 'pulled' | 'imported';
+
 /** Null where its name alone does not say no. */
-export function refusalOfName({ allow, requireDigest, names }: ImagePolicy, reference: ImageReference): Refusal | null {
+export function refusalOfName({ allow, requireDigest, names }: ImagePolicy, reference: ImageReference, doing: Doing): Refusal | null {
   const what = shownReference(reference);
   if (allow.length > 0 && !allow.some((pattern) => matches(pattern, reference))) {
-    return { message: `${what} may not be pulled: ${names.allow} does not list it`, hint: `what may: ${allow.join(', ').slice(0, 500)}` };
+    return { message: `${what} may not be ${doing}: ${names.allow} does not list it`, hint: `what may: ${allow.join(', ').slice(0, 500)}` };
   }
-  const rule = reference.digest === null ? requireDigest.find((pattern) => matches(pattern, reference)) : undefined;
+  const rule = reference.digest === null && doing === 'pulled' ? requireDigest.find((pattern) => matches(pattern, reference)) : undefined;
   if (rule === undefined) return null;
   return {
     message: `${what} may not be pulled by a name that can move: ${names.requireDigest} lists ${rule}`,

@@ -15,13 +15,14 @@ const KEY_BYTES_MAX = 64 * 1024;
 const PAYLOAD_TYPE = 'application/vnd.dev.cosign.simplesigning.v1+json';
 const SIGNATURE = 'dev.cosignproject.cosign/signature';
 
+const descriptor = { digest: z.string().regex(/^sha256:[0-9a-f]{64}$/), size: z.int().nonnegative() };
 const signaturesSchema = z.object({
+  config: z.object(descriptor).optional(),
   layers: z
     .array(
       z.object({
+        ...descriptor,
         mediaType: z.string().max(255),
-        digest: z.string().regex(/^sha256:[0-9a-f]{64}$/),
-        size: z.int().nonnegative(),
         annotations: z.record(z.string().max(255), z.string().max(PAYLOAD_BYTES_MAX)).optional(),
       }),
     )
@@ -34,27 +35,42 @@ const payloadSchema = z.object({
   }),
 });
 
+/** One such manifest, with what it names: documents, and its configuration where that is there. */
+export type Signature = { readonly manifest: Buffer; readonly blobs: ReadonlyMap<string, Buffer> };
+
+/** What somebody wants to have here, and what must be signed of it. */
+export type ToBeSigned = {
+  readonly what: string;
+  readonly doing: 'pulled' | 'imported';
+  /** Of the manifest and of the indexes that led to it: one of them must be signed. */
+  readonly digests: readonly string[];
+  readonly signatures: readonly Signature[];
+};
+
 /** @throws HutchError `permission_denied` when none of the keys has signed one of the digests. */
-export async function requireSignature(
+export async function requireSigned(
   op: Operation,
-  { host, registry }: { readonly host: Host; readonly registry: Registry },
-  reference: ImageReference,
-  what: string,
-  digests: readonly string[],
+  host: Host,
+  { what, doing, digests, signatures }: ToBeSigned,
   { keyPaths, rule }: { readonly keyPaths: readonly string[]; readonly rule: string },
 ): Promise<void> {
   const keys: KeyObject[] = [];
   for (const path of keyPaths) keys.push(await readKey(op, host, path, rule));
-  let found = 0;
-  for (const digest of digests) {
-    for (const { payload, signature } of await signaturesOf(op, registry, reference, digest)) {
-      found += 1;
-      if (says(payload, digest) && keys.some((key) => isSignedBy(key, payload, signature))) return;
-    }
-  }
-  const why = found === 0 ? 'it has no signature' : `of its ${found} ${found === 1 ? 'signature' : 'signatures'} none is by that key`;
-  throw op.error('permission_denied', `${what} may not be pulled: ${rule} wants a signature by ${keyPaths.join(' or ')}, and ${why}`, {
-    hint: `sign it: cosign sign --key KEY ${what.replace(/[:@][^/]*$/, '')}@${digests[0]}`,
+  const all = signatures.flatMap(signedIn);
+  if (
+    all.some(
+      ({ payload, signature }) => digests.includes(signedDigest(payload) ?? '') && keys.some((key) => isSignedBy(key, payload, signature)),
+    )
+  )
+    return;
+  const why =
+    all.length === 0 ? 'it has no signature' : `of its ${all.length} ${all.length === 1 ? 'signature' : 'signatures'} none is by that key`;
+  const [digest] = digests;
+  throw op.error('permission_denied', `${what} may not be ${doing}: ${rule} wants a signature by ${keyPaths.join(' or ')}, and ${why}`, {
+    hint:
+      doing === 'pulled'
+        ? `sign it: cosign sign --key KEY ${what.replace(/[:@][^/]*$/, '')}@${digest}`
+        : 'export it anew where it was pulled under such a rule: its signatures go along then',
   });
 }
 
@@ -67,32 +83,56 @@ async function readKey(op: Operation, host: Host, path: string, rule: string): P
   }
 }
 
-type Signed = { readonly payload: Buffer; readonly signature: Buffer };
-
-async function signaturesOf(op: Operation, registry: Registry, reference: ImageReference, digest: string): Promise<readonly Signed[]> {
-  let bytes: Buffer;
+/** Those of a digest that lie beside it in the registry. */
+export async function signaturesOf(
+  op: Operation,
+  registry: Registry,
+  reference: ImageReference,
+  digest: string,
+): Promise<readonly Signature[]> {
+  let manifest: Buffer;
   try {
-    ({ bytes } = await registry.manifest(op, reference, `${digest.replace(':', '-')}.sig`));
+    ({ bytes: manifest } = await registry.manifest(op, reference, `${digest.replace(':', '-')}.sig`));
   } catch (error) {
     if (error instanceof HutchError && error.code === 'not_found') return [];
     throw error;
   }
-  const parsed = signaturesSchema.safeParse(jsonOf(bytes));
-  if (!parsed.success) return [];
-  const found: Signed[] = [];
-  for (const { mediaType, digest: layer, size, annotations } of parsed.data.layers) {
-    const signature = annotations?.[SIGNATURE];
-    if (mediaType !== PAYLOAD_TYPE || signature === undefined || size > PAYLOAD_BYTES_MAX) continue;
-    const payload = await registry.smallBlob(op, reference, { digest: layer, sizeBytes: size }, PAYLOAD_BYTES_MAX);
-    found.push({ payload, signature: Buffer.from(signature, 'base64') });
+  const blobs = new Map<string, Buffer>();
+  for (const { digest: blob, sizeBytes } of blobsOf(manifest)) {
+    blobs.set(blob, await registry.smallBlob(op, reference, { digest: blob, sizeBytes }, PAYLOAD_BYTES_MAX));
   }
-  return found;
+  return [{ manifest, blobs }];
 }
 
-/** Whatever else is signed with that key is no word on this image. */
-function says(payload: Buffer, digest: string): boolean {
+/** What a manifest of signatures names; nothing of what is too large to be one. */
+export function blobsOf(manifest: Buffer): readonly { readonly digest: string; readonly sizeBytes: number }[] {
+  const parsed = signaturesSchema.safeParse(jsonOf(manifest));
+  if (!parsed.success) return [];
+  const { config, layers } = parsed.data;
+  const wanted = [...layers.filter(({ mediaType }) => mediaType === PAYLOAD_TYPE), ...(config === undefined ? [] : [config])];
+  return wanted.flatMap(({ digest, size }) => (size > PAYLOAD_BYTES_MAX ? [] : [{ digest, sizeBytes: size }]));
+}
+
+/** The digests that it says it is about, whether or not that is true. */
+export function digestsIn(signature: Signature): readonly string[] {
+  return signedIn(signature).flatMap(({ payload }) => signedDigest(payload) ?? []);
+}
+
+function signedIn({ manifest, blobs }: Signature): readonly { readonly payload: Buffer; readonly signature: Buffer }[] {
+  const parsed = signaturesSchema.safeParse(jsonOf(manifest));
+  if (!parsed.success) return [];
+  return parsed.data.layers.flatMap(({ mediaType, digest, annotations }) => {
+    const [payload, signature] = [blobs.get(digest), annotations?.[SIGNATURE]];
+    return mediaType !== PAYLOAD_TYPE || payload === undefined || signature === undefined
+      ? []
+      : [{ payload, signature: Buffer.from(signature, 'base64') }];
+  });
+}
+
+/** Whatever else is signed with that key is no word on an image. */
+function signedDigest(payload: Buffer): string | null {
   const parsed = payloadSchema.safeParse(jsonOf(payload));
-  return parsed.success && parsed.data.critical.image['docker-manifest-digest'] === digest;
+  return parsed.success ? parsed.data.critical.image['docker-manifest-digest'] : null;
 }
 
 function isSignedBy(key: KeyObject, payload: Buffer, signature: Buffer): boolean {
