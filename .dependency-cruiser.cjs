@@ -1,6 +1,6 @@
 // The direction of imports (docs/architecture.md). Arrows point one way:
 //   domain ← host ← store, network, images, guest, backends ← services ← api ← daemon
-//   store ← metering; domain ← config; cli and sdk see the API's contract only.
+//   store ← metering; domain ← config; config, host, network ← install ← cli; cli and sdk see the API's contract only.
 const layer = (name, allowed) => ({
   name: `${name}-imports-only-what-it-may`,
   comment: `src/${name} may import ${['itself', ...allowed].join(', ')}`,
@@ -31,7 +31,8 @@ module.exports = {
     layer('services', ['domain', 'host', 'config', 'store', 'metering', 'network', 'images', 'guest', 'backends']),
     layer('api', ['domain', 'host', 'services']),
     layer('sdk', ['domain', 'config', 'services']),
-    layer('cli', ['domain', 'sdk', 'config', 'services']),
+    layer('install', ['domain', 'host', 'config', 'network']),
+    layer('cli', ['domain', 'sdk', 'config', 'services', 'install']),
     {
       name: 'no-circle',
       severity: 'error',

@@ -196,10 +196,7 @@ const unit: Scenario = {
       'a Hutch in the usual places',
       `${seeded(`/data/${UNIT}`)} && ${withTemplate(`/data/${UNIT}`)} && mkdir -p /var/lib/hutch && echo '/data/${UNIT} /var/lib/hutch none bind 0 0' >> /etc/fstab && mount /var/lib/hutch`,
     );
-    await step(
-      'the unit, as docs/service.md says',
-      `sed "s,@ROOT@,$PWD,g; s,@NODE@,$(cat .tools/node-path),g" packaging/systemd/hutchd.service > /etc/systemd/system/hutchd.service && systemctl daemon-reload && systemctl enable --now hutchd && ${daemonUp}`,
-    );
+    await step('the unit, as docs/service.md says', `./hutch system install >/dev/null && ${daemonUp}`);
     await step(
       'a sandbox',
       './hutch create --name kept && ./hutch exec kept -- sh -c "echo here > /dev/shm/memory; echo disk > /root/file; sync"',
@@ -227,7 +224,7 @@ const unit: Scenario = {
     expect(kept.endsWith('disk\n'), 'its disk is whole', kept);
     const left = await step(
       'afterwards',
-      `./hutch rm -f kept && ./hutch ledger verify && ./hutch doctor --leaks && systemctl disable --now hutchd && umount /var/lib/hutch && sed -i /${UNIT}/d /etc/fstab && rm -r /etc/systemd/system/hutchd.service /var/lib/hutch /data/${UNIT} && systemctl daemon-reload; ${NOBODY}`,
+      `./hutch rm -f kept && ./hutch ledger verify && ./hutch doctor --leaks && ./hutch system uninstall && umount /var/lib/hutch && sed -i /${UNIT}/d /etc/fstab && rm -r /var/lib/hutch /var/log/hutch /data/${UNIT}; ${NOBODY}`,
     );
     expect(/none\n$/.test(left), 'no process is left', left);
   },

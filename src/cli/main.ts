@@ -33,7 +33,6 @@ const FROM_DOCKER: Readonly<Record<string, string>> = {
   commit: 'image commit',
   unpause: 'resume',
   info: 'doctor',
-  system: 'doctor',
   port: 'ports',
 };
 
@@ -89,7 +88,12 @@ async function main(): Promise<number> {
 }
 
 function isAboutDaemon(path: string): boolean {
-  return (path.startsWith('daemon ') && path !== 'daemon backends') || path === 'version' || path.startsWith('config ');
+  return (
+    (path.startsWith('daemon ') && path !== 'daemon backends') ||
+    path === 'version' ||
+    path.startsWith('config ') ||
+    path.startsWith('system ')
+  );
 }
 
 async function find(words: readonly string[]): Promise<Found> {

@@ -12,6 +12,7 @@ import { reachVerbs } from './table/reach.ts';
 import { runVerbs } from './table/run.ts';
 import { snapshotVerbs } from './table/snapshot.ts';
 import { sshVerbs } from './table/ssh.ts';
+import { systemVerbs } from './table/system.ts';
 import { traceVerbs } from './table/trace.ts';
 import { volumeVerbs } from './table/volume.ts';
 import { workspaceVerbs } from './table/workspace.ts';
@@ -32,6 +33,7 @@ export const VERBS: readonly Verb[] = [
   ...assetVerbs,
   ...quotaVerbs,
   ...machineVerbs,
+  ...systemVerbs,
 ];
 
 /** What the overview lists. */

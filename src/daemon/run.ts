@@ -2,16 +2,19 @@
 import { Socket } from 'node:net';
 import { HutchError } from '../domain/errors.ts';
 import { ROLES } from '../services/roles.ts';
+import { SCHEMA_VERSION } from '../store/schema.ts';
 import { AnotherDaemon, type Daemon, type DaemonOptions, startDaemon } from './daemon.ts';
 import type { RoleFlag } from './peers.ts';
+import { VERSION } from './version.ts';
 
 type Flags = { readonly foreground: boolean; readonly readyFd: number | null; readonly measureLoop: boolean; readonly role: RoleFlag };
 
-const USAGE = `usage: hutchd [--role all|vm] [--foreground] [--ready-fd N] [--measure-loop]
+const USAGE = `usage: hutchd [--role all|vm] [--foreground] [--ready-fd N] [--measure-loop] | --about
 
   --role ROLE      what this daemon is: all (but what roles.* says to be elsewhere), or vm alone
   --foreground     log to stderr instead of the log file
   --ready-fd N     write one line of JSON to this descriptor once it is ready, or has failed
+  --about          say as one line of JSON what this is, and end
   --measure-loop   measure how long the event loop is held up: /health tells
 `;
 
@@ -48,6 +51,10 @@ const EXIT_LOST = 1;
 
 /** Exit codes: 0 it was asked to end, 1 it failed or its data directory is gone, 2 wrong flags, 70 an error that nobody caught. */
 export async function runDaemon(argv: readonly string[], options: Pick<DaemonOptions, 'host' | 'env' | 'makeParts'>): Promise<number> {
+  if (argv.length === 1 && argv[0] === '--about') {
+    process.stdout.write(`${JSON.stringify({ version: VERSION, schemaVersion: SCHEMA_VERSION })}\n`);
+    return 0;
+  }
   let flags: Flags;
   try {
     flags = parseFlags(argv);

@@ -76,7 +76,7 @@ async function findStale(op: Operation, host: Host, claims: UidClaims, own: Own)
 }
 
 /** Of the family `inet`. */
-async function tableNames(op: Operation, host: Host): Promise<readonly string[]> {
+export async function tableNames(op: Operation, host: Host): Promise<readonly string[]> {
   if ((await host.which(op, 'nft')) === null) return [];
   const { exitCode, stdout } = await runNft(op, host, ['list', 'tables']);
   if (exitCode !== 0) return []; // this kernel has none
