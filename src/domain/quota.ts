@@ -7,7 +7,7 @@ export const QUOTAS = {
   sandboxes: { unit: '', about: 'sandboxes at once, running or not' },
   cpus: { unit: '', about: 'virtual CPUs of all of them together' },
   memoryMiB: { unit: 'MiB', about: 'memory of all of them together' },
-  diskMiB: { unit: 'MiB', about: 'disks of all of them together' },
+  diskMiB: { unit: 'MiB', about: 'disks of all of them together, and volumes' },
   imageMiB: { unit: 'MiB', about: 'images that it pulled, imported or built' },
   builds: { unit: '', about: 'builds at once, waiting or not' },
   buildsPerDay: { unit: '', about: 'builds that began within 24 hours' },

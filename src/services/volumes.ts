@@ -78,8 +78,15 @@ export function volumeVerbs(core: Core): Pick<Handlers, Verbs> {
         requireSize(op, deps, sizeMiB);
         const users = await store.query('volumeUsers', { id });
         refuseInUse(op, now, { readOnly: false, shares: false }, users);
+        await using undo = new AsyncDisposableStack();
+        undo.defer(async () => {
+          using late = op.releasing(RELEASE_MS);
+          // Nobody has used what lies behind its end.
+          await host.truncate(late, volumePath(places, id), now.sizeMiB * MIB);
+        });
         await host.truncate(op, volumePath(places, id), sizeMiB * MIB);
         const [grown] = await call.commit([{ change: 'growVolume', id, sizeMiB, atMs: host.nowMs() }]);
+        undo.move();
         return await viewOf(deps, op, grown, users);
       });
     },

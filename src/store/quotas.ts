@@ -1,5 +1,5 @@
 // The tables of tiers and of projects' quotas. Use is not kept: it is counted, in the transaction that adds to it, from the
-// sandboxes that are there, those that are being made, and the images that a project brought. So two at once cannot both
+// sandboxes that are there, those that are being made, volumes, and the images that a project brought. So two at once cannot both
 // have the last of something, and nothing can go out of step.
 import * as z from 'zod';
 import { HutchError } from '../domain/errors.ts';
@@ -105,6 +105,7 @@ function useOf(db: Db, projectId: ProjectId, sinceMs: number): Use {
   const coming = sums(
     "SELECT detail -> 'shape' AS shape FROM intents WHERE project_id = ? AND kind = 'create' AND detail -> 'shape' IS NOT NULL",
   );
+  const volumes = db.get('SELECT coalesce(sum(size_mib), 0) AS mib FROM volumes WHERE project_id = ?', projectId);
   const builds = z
     .object({ open: z.number(), day: z.number() })
     .parse(
@@ -122,7 +123,7 @@ function useOf(db: Db, projectId: ProjectId, sinceMs: number): Use {
     sandboxes: there.sandboxes + coming.sandboxes,
     cpus: there.cpus + coming.cpus,
     memoryMiB: there.memory + coming.memory,
-    diskMiB: there.disk + coming.disk,
+    diskMiB: there.disk + coming.disk + Number(volumes?.['mib'] ?? 0),
     imageMiB: Math.ceil(Number(image?.['bytes'] ?? 0) / MIB),
     builds: builds.open,
     buildsPerDay: builds.day,
@@ -150,6 +151,11 @@ function requireRoom({ db, stamp }: Tx, projectId: ProjectId, wanted: Partial<Us
 
 export function roomForSandbox(tx: Tx, projectId: ProjectId, { cpus, memoryMiB, diskMiB }: Shape): void {
   requireRoom(tx, projectId, { sandboxes: 1, cpus, memoryMiB, diskMiB });
+}
+
+/** Of a volume: as large as it may become, whatever is written to it. */
+export function roomForVolume(tx: Tx, projectId: ProjectId, diskMiB: number): void {
+  requireRoom(tx, projectId, { diskMiB });
 }
 
 /** What it has more of than before, or is to have. */

@@ -9,6 +9,7 @@ import type { ChangeMap, QueryMap } from './contract.ts';
 import type { Db, Row } from './db.ts';
 import { addEvent } from './events.ts';
 import { requireName } from './names.ts';
+import { roomForVolume } from './quotas.ts';
 import type { Tx } from './tx.ts';
 
 const row = z.object({
@@ -29,6 +30,7 @@ export function createVolume(tx: Tx, { volume }: ChangeMap['createVolume']['args
   const { db } = tx;
   const { id, projectId, name, sizeMiB, createdAtMs } = volume;
   claimVolumeName(db, projectId, name);
+  roomForVolume(tx, projectId, sizeMiB);
   db.run(
     'INSERT INTO volumes (id, project_id, name, size_mib, created_at_ms, guest_written) VALUES (?, ?, ?, ?, ?, 0)',
     id,
@@ -70,6 +72,8 @@ export function removeVolume(tx: Tx, { id, atMs }: ChangeMap['removeVolume']['ar
 }
 
 export function growVolume(tx: Tx, { id, sizeMiB, atMs }: ChangeMap['growVolume']['args']): Volume {
+  const before = existing(tx.db, id);
+  roomForVolume(tx, before.projectId, Math.max(0, sizeMiB - before.sizeMiB));
   tx.db.run('UPDATE volumes SET size_mib = max(size_mib, ?) WHERE id = ?', sizeMiB, id);
   const volume = existing(tx.db, id);
   record(tx, 'volume.grown', volume, atMs);

@@ -1,6 +1,7 @@
 // The suite: every behaviour that each backend shares, over one daemon. A backend's own file says
 // `await conformance('NAME')` and nothing else; what it cannot do it says in its capabilities.
 import { afterAll, describe, expect, test } from 'vitest';
+import { directories } from './directories.ts';
 import { fileSync } from './file-sync.ts';
 import { files } from './files.ts';
 import { honesty } from './honesty.ts';
@@ -40,6 +41,7 @@ export async function conformance(name: SubjectName): Promise<void> {
     publish(subject);
     limits(subject);
     honesty(subject);
+    directories(subject);
     volumes(subject);
     oracle(subject);
     network(subject);

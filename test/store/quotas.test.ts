@@ -97,3 +97,24 @@ test('of many builds that begin at once no more do than may, and those of a day 
   await store.commit(op, [{ change: 'endAllBuilds', atMs: Date.now() }]);
   await expect(begin(newId('bld', randomBytes))).rejects.toThrow('the quota buildsPerDay of project default is 5: 5 are in use');
 });
+
+test('volumes count as disk, as large as they may become, also when they grow', async () => {
+  await using store = await tempStore();
+  const { defaultProjectId: projectId } = store;
+  await store.commit(op, [{ change: 'setQuota', projectId, tier: null, own: { diskMiB: 100 } }]);
+  const id = newId('vol', randomBytes);
+  const volume = { id, projectId, name: 'a', sizeMiB: 60, createdAtMs: Date.now(), guestWritten: false };
+  await store.commit(op, [{ change: 'createVolume', volume }]);
+  const use = async () => (await store.query('quotas', { atMs: Date.now() }))[0]?.use.diskMiB;
+  expect(await use()).toBe(60);
+  const second = { ...volume, id: newId('vol', randomBytes), name: 'b' };
+  await expect(store.commit(op, [{ change: 'createVolume', volume: second }])).rejects.toThrow(
+    'the quota diskMiB of project default is 100 MiB: 60 are in use, and 60 more are wanted',
+  );
+  const grow = async (sizeMiB: number) => await store.commit(op, [{ change: 'growVolume', id, sizeMiB, atMs: Date.now() }]);
+  await expect(grow(101)).rejects.toThrow('60 are in use, and 41 more are wanted');
+  await grow(100);
+  expect(await use()).toBe(100);
+  await store.commit(op, [{ change: 'removeVolume', id, atMs: Date.now() }]);
+  expect(await use()).toBe(0);
+});

@@ -7,7 +7,8 @@
 //! hutch-cell --as-root UIDS GIDS -- PROGRAM ARG...
 //! hutch-cell --as-root-of PID -- PROGRAM ARG...
 //! hutch-cell --lower DIR [--over DIR] --upper DIR --work DIR --root DIR [--disk FILE --disk-at DIR] [--link DIR [--show FILE]...]
-//!            [--volume FILE --volume-at DIR]... [--volume-ro FILE --volume-at DIR]... [--uids UIDS --gids GIDS]
+//!            [--volume FILE --volume-at DIR]... [--volume-ro FILE --volume-at DIR]... [--directory DIR --directory-at DIR]...
+//!            [--uids UIDS --gids GIDS]
 //!            [--net FILE --address A.B.C.D/PREFIX --gateway A.B.C.D --mac XX:… --mtu N --uid N --gid N]
 //!            -- PROGRAM ARG...
 //! ```
@@ -19,6 +20,9 @@
 //! namespace of which they are root. `--as-root` does nothing but that; `--as-root-of` enters the namespace that PID is in.
 //!
 //! Each volume is an ext4 in a file too, mounted where its `--volume-at` says, with `--volume-ro` only to be read.
+//!
+//! Each directory of the host is seen where its `--directory-at` says, with what is mounted in it: that of exactly this path, which
+//! may have no symlink in it. Whoever can rename something on the way may have put one there since the path was looked at.
 //!
 //! With `--disk`, an ext4 in a file, that is mounted at `--disk-at` first: `--upper` and `--work` lie in it and are made if
 //! they are missing. At `--root` lies the overlay of the others, seen by PROGRAM and its children alone. Each FILE of
@@ -112,6 +116,10 @@ fn enter(options: &Options) -> Result<(), Failed> {
     for volume in &options.volumes {
         disk::mount(&volume.file, &volume.at, volume.access)?;
     }
+    for (directory, at) in &options.directories {
+        show_directory(directory, at)
+            .map_err(|error| format!("cannot take {}: {error}; a symlink on the way is not followed", directory.display()))?;
+    }
     ahead::place(&options.lower, &options.upper, options.net.is_some())
         .map_err(|error| format!("cannot prepare /etc in {}: {error}", options.upper.display()))?;
     mount_root(options)?;
@@ -145,6 +153,11 @@ fn show_files(options: &Options) -> Result<(), String> {
             .map_err(|error| format!("cannot show {} at {}: {error}", file.display(), at.display()))?;
     }
     Ok(())
+}
+
+fn show_directory(directory: &Path, at: &Path) -> std::io::Result<()> {
+    let opened = sys::open_directory(directory)?;
+    sys::bind_all(&opened, at)
 }
 
 /// As overlayfs reads its options: a colon would end a directory, a comma the option.

@@ -19,6 +19,8 @@ pub struct Options {
     pub disk: Option<(PathBuf, PathBuf)>,
     /// Files with an ext4 each, where each is mounted, and whether it may be written.
     pub volumes: Vec<Volume>,
+    /// Directories of the host, and where each is seen.
+    pub directories: Vec<(PathBuf, PathBuf)>,
     /// Files of the host, and where each is seen.
     pub shown: Vec<(PathBuf, PathBuf)>,
     pub net: Option<Net>,
@@ -90,13 +92,14 @@ pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Options, String
         root: directory(&found, "--root")?,
         disk: if is_given("--disk") { Some((directory(&found, "--disk")?, directory(&found, "--disk-at")?)) } else { None },
         volumes: volumes(&found)?,
+        directories: directories(&found)?,
         shown: shown(&found)?,
         net,
         argv,
     })
 }
 
-const NAMES: [&str; 21] = [
+const NAMES: [&str; 23] = [
     "--uids",
     "--gids",
     "--lower",
@@ -109,6 +112,8 @@ const NAMES: [&str; 21] = [
     "--volume",
     "--volume-ro",
     "--volume-at",
+    "--directory",
+    "--directory-at",
     "--link",
     "--show",
     "--net",
@@ -157,6 +162,22 @@ fn volumes(found: &Found) -> Result<Vec<Volume>, String> {
         };
     }
     if waiting.is_some() { Err("each volume needs one --volume-at behind it".into()) } else { Ok(volumes) }
+}
+
+/// Each `--directory` is followed by its `--directory-at`.
+fn directories(found: &Found) -> Result<Vec<(PathBuf, PathBuf)>, String> {
+    let given: Vec<_> = found.iter().filter(|(name, _)| name.starts_with("--directory")).collect();
+    given
+        .chunks(2)
+        .map(|pair| match pair {
+            [(first, directory), (second, at)] if first == "--directory" && second == "--directory-at" => {
+                let (directory, at) = (PathBuf::from(directory), PathBuf::from(at));
+                let are_absolute = directory.is_absolute() && at.is_absolute();
+                if are_absolute { Ok((directory, at)) } else { Err("--directory needs absolute paths".into()) }
+            }
+            _ => Err("each directory needs one --directory-at behind it".into()),
+        })
+        .collect()
 }
 
 fn shown(found: &Found) -> Result<Vec<(PathBuf, PathBuf)>, String> {
@@ -245,6 +266,13 @@ mod tests {
     }
 
     #[test]
+    fn directories_have_a_place_each() {
+        let options =
+            parsed(&format!("{ROOT} --directory /a --directory-at /b --directory /c --directory-at /d -- true")).unwrap();
+        assert_eq!(options.directories, [("/a".into(), "/b".into()), ("/c".into(), "/d".into())]);
+    }
+
+    #[test]
     fn what_is_not_understood_is_refused() {
         assert!(parsed(&format!("{ROOT} -- true")).is_ok());
         for line in [
@@ -266,6 +294,9 @@ mod tests {
             format!("{ROOT} --volume /a --volume /b --volume-at /c -- true"),
             format!("{ROOT} --volume a --volume-at /c -- true"),
             format!("{ROOT} --over a -- true"),
+            format!("{ROOT} --directory /a -- true"),
+            format!("{ROOT} --directory-at /a --directory /b -- true"),
+            format!("{ROOT} --directory a --directory-at /b -- true"),
             format!("{ROOT} --uids 1:2 -- true"),
             format!("{ROOT} --uids 1 --gids 1:2 -- true"),
             format!("{ROOT} --show /a -- true"),

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::mem;
 use std::net::Ipv4Addr;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
@@ -71,6 +71,29 @@ pub fn bind(from: &Path, to: &Path) -> io::Result<()> {
     let (from, to) = (c_path(from)?, c_path(to)?);
     // SAFETY: both are C strings that live until the call returns; a bind mount takes no type and no data.
     check(unsafe { libc::mount(from.as_ptr(), to.as_ptr(), ptr::null(), libc::MS_BIND, ptr::null()) }).map(drop)
+}
+
+/// The directory of that path, with no symlink anywhere on the way.
+pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    // SAFETY: numbers only; all zeros is one of them.
+    let mut how: libc::open_how = unsafe { mem::zeroed() };
+    how.flags = (libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC) as u64;
+    how.resolve = libc::RESOLVE_NO_SYMLINKS;
+    // SAFETY: a C string and a structure that live until the call returns, and the size of that.
+    let opened =
+        unsafe { libc::syscall(libc::SYS_openat2, libc::AT_FDCWD, path.as_ptr(), &how, mem::size_of::<libc::open_how>()) };
+    let number = check(i32::try_from(opened).map_err(io::Error::other)?)?;
+    // SAFETY: the call has just made it, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// What was opened, with what is mounted in it.
+pub fn bind_all(directory: &OwnedFd, to: &Path) -> io::Result<()> {
+    let (from, to) = (c_path(Path::new(&format!("/proc/self/fd/{}", directory.as_raw_fd())))?, c_path(to)?);
+    let flags = libc::MS_BIND | libc::MS_REC;
+    // SAFETY: both are C strings that live until the call returns; a bind mount takes no type and no data.
+    check(unsafe { libc::mount(from.as_ptr(), to.as_ptr(), ptr::null(), flags, ptr::null()) }).map(drop)
 }
 
 /// What is bound there cannot be written through it.

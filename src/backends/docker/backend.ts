@@ -23,6 +23,7 @@ import { EngineEvents } from './events.ts';
 import { evidenceOf } from './evidence.ts';
 import { findImage, importImage, ownImageName, pullImage } from './image.ts';
 import { findLeaks, listOurs } from './leaks.ts';
+import { requireMounted } from './mounted.ts';
 import { ensureNetwork, removeNetworks } from './networks.ts';
 import { agentSocketPath, logPath, markPath, socketDir } from './paths.ts';
 import { probeEngine, seesOurFiles } from './probe.ts';
@@ -306,6 +307,7 @@ export function newDockerBackend(config: DockerConfig): Backend {
       if (plan.network !== 'none') await config.network.isolate(op);
       const evidence = await inspect(op, plan);
       if (!evidence.alive) throw op.error('unavailable', `its container ended at once, with exit code ${evidence.exitCode ?? 'unknown'}`);
+      await requireMounted(op, host, evidence.pid, plan.mounts ?? []);
       await host.appendFile(op, logPath(plan), new TextEncoder().encode(`container ${container.Id} started, pid ${evidence.pid}\n`));
       undo.move();
       return {

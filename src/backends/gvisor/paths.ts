@@ -25,6 +25,8 @@ export const rootDir = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir,
 export const diskMountDir = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir, 'disk');
 /** As with the root: volumes are mounted there, each in a directory of its own. */
 export const volumesDir = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir, 'volumes');
+/** As with the root: directories of the host are mounted there, each at one of its own. */
+export const mountsDir = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir, 'mounts');
 /** As with the root: the network namespace is bound to it there. */
 export const netnsPath = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir, 'netns');
 export const stateDir = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir, 'runsc');

@@ -25,6 +25,7 @@ import {
   diskMountDir,
   diskPath,
   linkDir,
+  mountsDir,
   netnsPath,
   networkDir,
   passtLogPath,
@@ -122,7 +123,7 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
         agentSocket: AGENT_SOCKET,
         cgroupsPath,
         mounts: [
-          ...(plan.mounts ?? []),
+          ...(plan.mounts ?? []).map((mount, at) => ({ ...mount, source: mountDir(plan, at) })),
           ...(plan.volumes ?? []).map(({ target, readOnly }, at) => ({ source: volumeDir(plan, at), target, readOnly })),
         ],
         netnsPath: guest === null ? null : netnsPath(plan),
@@ -147,7 +148,12 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
     ...(link.kind === 'passt' ? { also: [[...link.argv, ...asUser(plan)]], pair: 'shared' as const } : { also: [] }),
     argv: [
       config.cellPath,
-      ...cellArgs(plan, [...groundArgs(input), ...layer, ...(await volumeArgs(op, host, plan))], lent, guest),
+      ...cellArgs(
+        plan,
+        [...groundArgs(input), ...layer, ...(await volumeArgs(op, host, plan)), ...(await mountArgs(op, host, plan))],
+        lent,
+        guest,
+      ),
       '--',
       ...runtimeArgs(plan, input, cgroupsPath, guest, from),
     ],
@@ -229,6 +235,20 @@ function volumeDir(plan: SandboxPlan, at: number): string {
   return join(volumesDir(plan), `${at}`);
 }
 
+function mountDir(plan: SandboxPlan, at: number): string {
+  return join(mountsDir(plan), `${at}`);
+}
+
+/** Where the runtime finds them, which follows symlinks: what a directory's path leads to may be another's to change. */
+async function mountArgs(op: Operation, host: Host, plan: SandboxPlan): Promise<LayerArgs> {
+  const args: string[] = [];
+  for (const [at, { source }] of (plan.mounts ?? []).entries()) {
+    await host.makeDir(op, mountDir(plan, at), 0o700);
+    args.push('--directory', source, '--directory-at', mountDir(plan, at));
+  }
+  return args;
+}
+
 /** Whole, and as large as it is to be, before this machine's kernel has it. */
 async function volumeArgs(op: Operation, host: Host, plan: SandboxPlan): Promise<LayerArgs> {
   const args: string[] = [];
@@ -298,6 +318,9 @@ function runtimeArgs(
   ];
 }
 
+/** What `hutch-cell` says of a directory that is not what its path said a moment ago. */
+const REPLACED = /hutch-cell: cannot take (.+): .*; a symlink on the way is not followed/;
+
 /** Until the agent stands at the door; one that never comes because the runtime ended says so at once. */
 async function arrival(op: Operation, { config, processes, doors }: StartParts, plan: SandboxPlan): Promise<void> {
   using limited = op.within(ARRIVE_MS, "the agent's arrival");
@@ -305,10 +328,15 @@ async function arrival(op: Operation, { config, processes, doors }: StartParts, 
   const watching = { ...limited, signal: AbortSignal.any([limited.signal, settled.signal]) };
   const death = processes.ended(watching, plan).then(async (dead) => {
     const said = await tailOf(op, config.host, runtimeLogPath(plan));
+    const last = said.split(' | ').at(-1) ?? '';
     if (dead.exitCode === CELL_DISK_DAMAGED) {
-      const why = said.split(' | ').at(-1) ?? '';
-      throw damagedDisk(op, { name: plan.name, path: diskPath(plan), hasSnapshots: true, why: why.replace(/^hutch-cell: /, '') });
+      throw damagedDisk(op, { name: plan.name, path: diskPath(plan), hasSnapshots: true, why: last.replace(/^hutch-cell: /, '') });
     }
+    const [, replaced] = REPLACED.exec(last) ?? [];
+    if (replaced !== undefined)
+      throw op.error('failed_precondition', `${replaced} was replaced while it was mounted: what it leads to by now is not shown`, {
+        hint: 'put the directory back, and start the sandbox again',
+      });
     throw op.error('unavailable', `runsc ended while starting (${describe(dead)})${said === '' ? '' : `: ${said}`}`);
   });
   death.catch(() => {}); // heard by the race, or too late
