@@ -3,7 +3,7 @@
 import * as z from 'zod';
 import { type Environment, type Places, placesOf } from '../config/places.ts';
 import { newOpId } from '../domain/ids.ts';
-import type { Host } from '../host/host.ts';
+import type { Host, ProcessRef } from '../host/host.ts';
 import { nodeHost } from '../host/node-host.ts';
 import { newOperation, type Operation, type Progress } from '../host/operation.ts';
 import { at, type Layout, layoutOf, releaseDir } from './layout.ts';
@@ -129,14 +129,48 @@ function jsonOf(text: string): unknown {
 }
 
 /** By its command line, on which it names the place that it was started from. */
-export async function releaseOfProcess(op: Operation, { host, layout }: Scene, pid: number): Promise<string | null> {
-  const path = `/proc/${pid}/cmdline`;
-  const words = await host.readFile(op, path, 1_048_576).then(
+async function releaseOfProcess(op: Operation, scene: Scene, pid: number): Promise<string | null> {
+  return releaseIn(scene, await commandLine(op, scene, pid), (word) => word.endsWith('/dist/hutchd.mjs'));
+}
+
+export type OwnDaemon = { readonly ref: ProcessRef; readonly release: string };
+
+/** Daemons of our own user that are of this installation, whatever their data directory. */
+export async function ownDaemons(op: Operation, scene: Scene): Promise<readonly OwnDaemon[]> {
+  const found: OwnDaemon[] = [];
+  for (const pid of await processes(op, scene)) {
+    const release = await releaseOfProcess(op, scene, pid);
+    if (release === null || (await scene.host.stat(op, `/proc/${pid}`))?.uid !== scene.host.uid) continue;
+    const ref = await scene.host.processRef(op, pid);
+    if (ref !== null) found.push({ ref, release });
+  }
+  return found;
+}
+
+/** Releases that a process was started from: other users' daemons, shims of sandboxes. They must not be removed under them. */
+export async function releasesInUse(op: Operation, scene: Scene): Promise<readonly string[]> {
+  const found = new Set<string>();
+  for (const pid of await processes(op, scene)) {
+    const release = releaseIn(scene, await commandLine(op, scene, pid), () => true);
+    if (release !== null) found.add(release);
+  }
+  return [...found];
+}
+
+async function processes(op: Operation, { host }: Scene): Promise<readonly number[]> {
+  return (await host.list(op, '/proc')).filter((name) => /^\d+$/.test(name)).map(Number);
+}
+
+async function commandLine(op: Operation, { host }: Scene, pid: number): Promise<readonly string[]> {
+  return await host.readFile(op, `/proc/${pid}/cmdline`, 4_194_304).then(
     (bytes) => new TextDecoder().decode(bytes).split('\0'),
     () => [], // it has ended
   );
+}
+
+function releaseIn({ layout }: Scene, words: readonly string[], wanted: (word: string) => boolean): string | null {
   const releases = `${at(layout, layout.releases)}/`;
-  const entry = words.find((word) => word.startsWith(releases) && word.endsWith('/dist/hutchd.mjs'));
+  const entry = words.find((word) => word.startsWith(releases) && wanted(word));
   return entry === undefined ? null : (entry.slice(releases.length).split('/')[0] ?? null);
 }
 

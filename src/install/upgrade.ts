@@ -14,13 +14,28 @@ import { at, releaseDir } from './layout.ts';
 import { asDone, type Placed, planFiles } from './place.ts';
 import { type InstallRecord, type Journal, readJournal, readRecord, writeJournal, writeRecord } from './record.ts';
 import { currentRelease, installedRelease, type Release, readSource, removeOthers, type Source, stage, switchTo } from './release.ts';
-import { hold, type Installed, installedOf, listSandboxes, releaseOfProcess, runningDaemon, type Scene, serviceOf } from './scene.ts';
+import {
+  hold,
+  type Installed,
+  installedOf,
+  listSandboxes,
+  type OwnDaemon,
+  ownDaemons,
+  releasesInUse,
+  runningDaemon,
+  type Scene,
+  serviceOf,
+} from './scene.ts';
 import type { Service } from './service.ts';
 import { copyStore, putBack, removeCopy, schemaOf } from './store-copy.ts';
 
 /** Rolling back has a deadline of its own, and hears nobody. */
 const ROLL_BACK_MS = 300_000;
 const KILL_MS = 20_000;
+const LOOKS_MAX = 50;
+const LOOK_EVERY_MS = 100;
+/** A daemon that runs is well soon or never. */
+const WELL_MS = 20_000;
 
 export type UpgradeWish = { readonly from: string; readonly how: 'do' | 'only-tell'; readonly withinMs: number };
 
@@ -80,7 +95,7 @@ async function changeOver(op: Operation, scene: Scene, service: Service, journal
   const { host, layout, places } = scene;
   await writeJournal(op, host, layout, { ...journal, step: 'switching' });
   op.progress({ step: 'ending the old daemon; sandboxes go on' });
-  await stopDaemon(op, scene, service);
+  await stopDaemon(op, scene, service, null);
   const storeCopy = places === null || !journal.wasRunning ? null : await copyStore(op, host, places.storePath);
   await writeJournal(op, host, layout, { ...journal, step: 'switching', storeCopy });
   await switchTo(op, host, layout, journal.to);
@@ -88,8 +103,9 @@ async function changeOver(op: Operation, scene: Scene, service: Service, journal
   await service.reload(op);
   if (places !== null && journal.wasRunning) {
     op.progress({ step: 'starting the new daemon' });
-    await service.start(op);
-    await untilHealthy(op, scene, service, { release: journal.to, running: journal.running, withinMs });
+    using limited = op.within(withinMs, `starting the daemon of ${journal.to}`);
+    await service.start(limited);
+    await untilHealthy(limited, scene, service, { release: journal.to, running: journal.running, withinMs });
   }
   await writeJournal(op, host, layout, { ...journal, step: 'healthy', storeCopy });
 }
@@ -142,7 +158,7 @@ export async function repair(op: Operation, scene: Scene, service: Service, with
 async function isWell(op: Operation, scene: Scene, service: Service, { to, wasRunning, running }: Journal): Promise<boolean> {
   if (!wasRunning || (await currentRelease(op, scene.host, scene.layout)) !== to) return false;
   if ((await runningDaemon(op, scene))?.release !== to) return false;
-  return await untilHealthy(op, scene, service, { release: to, running, withinMs: KILL_MS }).then(
+  return await untilHealthy(op, scene, service, { release: to, running, withinMs: WELL_MS }).then(
     () => true,
     () => false,
   );
@@ -154,7 +170,7 @@ async function rollBack(op: Operation, scene: Scene, service: Service, journal: 
   const record = await installedRecord(op, scene);
   if (journal.step !== 'prepared') {
     op.progress({ step: 'rolling back' });
-    await stopDaemon(op, scene, service);
+    await stopDaemon(op, scene, service, journal.to);
     await takeBackStore(op, scene, journal);
     await switchTo(op, host, layout, journal.from);
     const source: Source = await readSource(op, host, at(layout, releaseDir(layout, journal.from)));
@@ -189,28 +205,30 @@ async function finish(op: Operation, scene: Scene, record: InstallRecord): Promi
   await writeRecord(op, host, layout, record);
   await host.remove(op, at(layout, layout.journal));
   if (places !== null) await removeCopy(op, host, places.storePath);
-  await removeOthers(op, host, layout, [record.release, record.previous]);
+  await removeOthers(op, host, layout, [record.release, record.previous, ...(await releasesInUse(op, scene))]);
 }
 
-/** The unit's, or whichever has the data directory. One of ours that does not end is killed: sandboxes are not its children. */
-async function stopDaemon(op: Operation, scene: Scene, service: Service): Promise<void> {
+/** The unit's, or whichever has the data directory, and all of a release that failed. Who does not end is killed: sandboxes are not its children. */
+async function stopDaemon(op: Operation, scene: Scene, service: Service, failed: string | null): Promise<void> {
   if (scene.places === null) return;
   if (service.kind === 'systemd') await service.stop(op);
   const running = await runningDaemon(op, scene);
   if (running !== null) await stopByCommand(op, scene);
-  await killRest(op, scene);
+  const { host, places } = scene;
+  const holder =
+    (await host.stat(op, places.lockPath)) === null ? 0 : Number(new TextDecoder().decode(await host.readFile(op, places.lockPath, 64)));
+  await killDaemons(op, scene, ({ ref, release }) => ref.pid === holder || release === failed);
 }
 
-async function killRest(op: Operation, { host, layout, places, ...rest }: Scene): Promise<void> {
-  if (places === null || (await host.stat(op, places.lockPath)) === null) return;
-  const pid = Number(new TextDecoder().decode(await host.readFile(op, places.lockPath, 64)).trim());
-  const ref = Number.isInteger(pid) && pid > 0 ? await host.processRef(op, pid) : null;
-  if (ref === null || (await releaseOfProcess(op, { host, layout, places, ...rest }, pid)) === null) return;
-  using limited = op.within(KILL_MS, `ending the daemon (process ${pid})`);
-  for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
-    await host.kill(limited, ref, signal);
-    for (let looks = 0; looks < 50 && (await host.isAlive(limited, ref)); looks += 1)
-      await pause(100, undefined, { signal: limited.signal });
+/** Whatever is left of them: one that hangs before it has the data directory, too. */
+async function killDaemons(op: Operation, scene: Scene, wanted: (daemon: OwnDaemon) => boolean): Promise<void> {
+  using limited = op.within(KILL_MS, 'ending daemons that do not end by themselves');
+  for (const { ref } of (await ownDaemons(op, scene)).filter(wanted)) {
+    for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
+      await scene.host.kill(limited, ref, signal);
+      for (let looks = 0; looks < LOOKS_MAX && (await scene.host.isAlive(limited, ref)); looks += 1)
+        await pause(LOOK_EVERY_MS, undefined, { signal: limited.signal });
+    }
   }
 }
 
