@@ -11,6 +11,7 @@ import type { Publisher } from './publisher.ts';
 import type { Runs } from './runs.ts';
 import type { Sandboxes } from './sandboxes.ts';
 import type { StartGate } from './start-gate.ts';
+import type { StatsReader } from './stats.ts';
 import type { Templates } from './templates.ts';
 import type { Turns } from './turns.ts';
 import type { WarmSandboxes } from './warm.ts';
@@ -24,6 +25,7 @@ export type Core = {
   readonly presenter: Presenter;
   readonly publisher: Publisher;
   readonly logs: MainLogs;
+  readonly stats: StatsReader;
   readonly templates: Templates;
   readonly startGate: StartGate;
   readonly warm: WarmSandboxes;

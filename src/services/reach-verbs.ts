@@ -2,13 +2,12 @@
 import type { Awaken } from './awaken.ts';
 import type { Core } from './core.ts';
 import type { Handlers } from './handlers.ts';
-import { runOf } from './release.ts';
 
 export function reachVerbs(
   core: Core,
   awaken: Awaken,
 ): Pick<Handlers, 'port.list' | 'port.publish' | 'port.unpublish' | 'port.connect' | 'sandbox.stats'> {
-  const { sandboxes, runs, turns, publisher } = core;
+  const { sandboxes, runs, turns, publisher, stats } = core;
   return {
     'port.list': async ({ op, caller }, { ref }) => {
       const sandbox = await sandboxes.resolve(caller.projectId, ref);
@@ -64,27 +63,7 @@ export function reachVerbs(
 
     'sandbox.stats': async ({ op, caller }, { ref }) => {
       const sandbox = await sandboxes.resolve(caller.projectId, ref);
-      const agent = await runs.agent(op, sandbox);
-      const run = await runOf(core, op, sandbox);
-      const [metrics, host] = await Promise.all([agent.metrics(op), run.backend.stats(op, run.plan)]);
-      // In a shared kernel the agent sees what the whole host does.
-      const own = (await run.backend.usage?.(op, run.plan)) ?? null;
-      const { takenAtMs, uptimeMs, cpu, memory, disk, network, processes, oomKills, pressure } = metrics;
-      return {
-        sandboxId: sandbox.id,
-        name: sandbox.spec.name,
-        takenAtMs,
-        sinceMs: sandbox.openComputeSinceMs ?? takenAtMs,
-        uptimeMs,
-        cpu: own === null ? { usedUs: cpu.userUs + cpu.systemUs, count: cpu.count } : { usedUs: own.cpuUs, count: sandbox.spec.shape.cpus },
-        memory: own?.memory == null ? { ...memory } : { ...own.memory, availableBytes: own.memory.totalBytes - own.memory.usedBytes },
-        disk: own === null ? { ...disk } : { ...disk, ...(own.disk ?? { readBytes: null, writtenBytes: null }) },
-        network: { ...network, ...own?.network },
-        processes: own?.processes ?? processes,
-        oomKills,
-        pressure: own === null ? (pressure ?? null) : null,
-        host: { ...host },
-      };
+      return await stats.read(op, runs.of(op, sandbox), sandbox);
     },
   };
 }

@@ -133,6 +133,7 @@ export class Restorer {
     const { op } = call;
     op.progress({ step: 'ending what runs' });
     const run = await runOf(this.#core, op, sandbox);
+    await this.#core.stats.last(op, run, sandbox);
     run.restoredTo = snapshot.name ?? snapshot.id;
     const dead = await run.backend.kill(op, run.plan, 'now');
     const stopped = await this.#recordEnd(call, sandbox, snapshot, dead);
@@ -200,7 +201,7 @@ export class Restorer {
             goOn(this.#core, op, run, what, as, (late) => snapshots.start(late, run.plan, dir, { forced })),
           );
     const source = { snapshotId: snapshot.id, parentId: snapshot.sandboxId };
-    return await startUp(this.#core, this.#supervisor, call, run, what, {
+    const after = await startUp(this.#core, this.#supervisor, call, run, what, {
       ...{ reason: 'restore', attach: false, undo },
       ...(up === null ? {} : { up }),
       async record(event) {
@@ -210,6 +211,8 @@ export class Restorer {
         return after;
       },
     });
+    if (up !== null) await this.#core.stats.goesOn(op, run, after);
+    return after;
   }
 
   /** What only this needed, and at last what says that it is under way. What stays is removed by the next start of the daemon. */

@@ -40,6 +40,7 @@ import { snapshotVerbs } from './snapshots.ts';
 import { sshVerbs } from './ssh/gateway.ts';
 import { newStarter } from './start-again.ts';
 import { StartGate } from './start-gate.ts';
+import { StatsReader } from './stats.ts';
 import { ownCaller, Supervisor } from './supervisor.ts';
 import { Suspension } from './suspend.ts';
 import { systemVerbs } from './system.ts';
@@ -85,6 +86,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     presenter: new Presenter(deps.store, operations, publisher),
     publisher,
     logs: new MainLogs(deps),
+    stats: new StatsReader(deps),
     templates: newTemplates(deps),
     startGate,
     warm: new WarmSandboxes({ deps, operations, runs, startGate }),

@@ -49,6 +49,7 @@ export class Suspension {
     await this.#core.deps.host.remove(op, saved); // of a try that a crash cut short
     const [intent] = await call.commit([this.#intent('suspend', sandbox)]);
     op.progress({ step: 'saving its memory' });
+    await this.#core.stats.last(op, run, sandbox);
     await using undo = new AsyncDisposableStack();
     undo.defer(async () => {
       using late = op.releasing(RELEASE_MS);

@@ -56,6 +56,7 @@ export async function takeDown(core: Core, call: Call, run: Run, wish: Wish): Pr
   // What was written to a volume outlives it, so a guest that mounts some closes them even where nobody waits for its processes.
   const closes = run.plan.volumes !== undefined && run.backend.needs === 'machine';
   const graceMs = wish.graceMs ?? (closes ? 0 : null);
+  if (wish.thenRemoved !== true && !sandbox.spec.autoRemove) await core.stats.last(op, run, sandbox, graceMs === null ? 'forced' : 'asked');
   const left = graceMs === null ? null : await leave(core, op, run, sandbox, graceMs);
   const dead = left ?? (await killed(core, call, run, sandbox, wish.graceMs === null ? 'now' : 'gently'));
   await lastWord(op, run, sandbox);
@@ -279,6 +280,7 @@ export async function clearAway(core: Core, op: Operation, run: Run, sandbox: Sa
 /** What was kept to undo goes with it. */
 async function removeFromHost(core: Core, op: Operation, { backend, plan, id }: Run): Promise<void> {
   await dropUndo(core, op, id, 0);
+  core.stats.forget(id);
   const { host, places } = core.deps;
   const mine = placesOf(places, id);
   await backend.remove(op, plan);

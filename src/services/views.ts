@@ -326,8 +326,8 @@ export const stats = z
     sandboxId: z.string(),
     name: z.string(),
     takenAtMs: timeMs,
-    sinceMs: timeMs.describe('what is counted is counted since then or longer: while this stays the same, no counter goes back'),
-    uptimeMs: z.number(),
+    sinceMs: timeMs.describe('what is counted is counted since then, its creation, over all its starts: no counter goes back'),
+    uptimeMs: z.number().describe('of what runs now: since it was started last'),
     cpu: z.object({ usedUs: z.number(), count: z.int() }),
     memory: z.object({ totalBytes: z.number(), usedBytes: z.number(), availableBytes: z.number(), cacheBytes: z.number() }),
     disk: z.object({
