@@ -8,6 +8,8 @@ import type { Log, Operation } from '../host/operation.ts';
 const FILE_BYTES_MAX = 10 * 1024 * 1024;
 const OLD_FILES = 2;
 const ROTATE_MS = 10_000;
+/** Of lines that could not be written yet; what is beyond is lost. */
+const WAITING_CHARS_MAX = 1024 * 1024;
 
 export type DaemonLog = {
   readonly log: Log;
@@ -22,7 +24,22 @@ export type LogOptions = { readonly level: 'debug' | 'info' | 'warn' | 'error' }
 );
 
 export async function openLog(options: LogOptions): Promise<DaemonLog> {
-  const destination = pino.destination({ dest: options.to === 'stderr' ? 2 : options.path, sync: false, mode: 0o600 });
+  const isFile = options.to === 'file';
+  const destination = pino.destination({
+    dest: isFile ? options.path : 2,
+    // Into a file at once: what waits could only be written at the end, and sonic-boom (4.2.1) tries that for ever on a full disk.
+    sync: isFile,
+    maxLength: WAITING_CHARS_MAX,
+    mode: 0o600,
+  });
+  // A full disk is no reason to end. What could not be written waits, within its bound, until something can be again.
+  let isFailing = false;
+  destination.on('error', () => {
+    isFailing = true;
+  });
+  destination.on('write', () => {
+    isFailing = false;
+  });
   let bytes = options.to === 'file' ? ((await options.host.stat(options.op, options.path))?.sizeBytes ?? 0) : 0;
   let rotating = false;
   const stream = {
@@ -51,11 +68,12 @@ export async function openLog(options: LogOptions): Promise<DaemonLog> {
     logOf: (opId) => root.child({ op: opId }),
     close() {
       try {
-        destination.flushSync();
+        if (!isFile && !isFailing) destination.flushSync();
       } catch {
-        // It was never opened, or its disk is full: there is nobody left to tell.
+        // It was never opened: there is nobody left to tell.
       }
-      destination.end();
+      if (isFailing) destination.destroy();
+      else destination.end();
     },
   };
 }
