@@ -8,7 +8,7 @@
 //   3. Paused time is an overlay inside the open compute interval.
 //   4. `failed` proves nothing and so emits nothing.
 //   5. An interval has one shape: one that is changed while it runs, or between two runs, closes what is open and opens it anew.
-import type { OpId, ProjectId, SandboxId, SnapshotId } from './ids.ts';
+import type { OpId, ProjectId, SandboxId, SnapshotId, VolumeId } from './ids.ts';
 import {
   type BackendName,
   type Sandbox,
@@ -31,7 +31,7 @@ export const COCOON_KINDS = [
   'snap.storage.stop',
 ] as const;
 /** All kinds. */
-export const LEDGER_KINDS = [...COCOON_KINDS, 'vm.paused.start', 'vm.paused.stop'] as const;
+export const LEDGER_KINDS = [...COCOON_KINDS, 'vm.paused.start', 'vm.paused.stop', 'volume.storage.start', 'volume.storage.stop'] as const;
 export type CocoonKind = (typeof COCOON_KINDS)[number];
 export type LedgerKind = (typeof LEDGER_KINDS)[number];
 
@@ -50,6 +50,7 @@ export const LEDGER_REASONS = [
   'pause',
   'resume',
   'set',
+  'volume-rm',
 ] as const;
 export type LedgerReason = (typeof LEDGER_REASONS)[number];
 
@@ -72,6 +73,8 @@ export type LedgerDraft = {
   readonly opId: OpId;
   /** What proves it, where something had to be proven: `exit.json: signal SIGKILL`, `boot-id`, … */
   readonly evidence: string | null;
+  /** In entries of volumes alone. */
+  readonly volumeId?: VolumeId;
 };
 
 /** One entry as it stands in the ledger. */

@@ -21,7 +21,7 @@ export type CocoonEntry = {
   readonly emitted_at: string;
 };
 
-/** Null for kinds that the format does not have: paused time is an overlay that it knows nothing of. */
+/** Null for kinds that the format does not have: paused time is an overlay that it knows nothing of, and so are volumes. */
 export function cocoonEntry(entry: LedgerEntry): CocoonEntry | null {
   const { kind, sandboxId, snapshotId, sourceSnapshotId, reason, backend, shape, atMs } = entry;
   if (!isCocoonKind(kind)) return null;

@@ -37,6 +37,7 @@ const row = z.object({
   boot_id: z.string(),
   previous_hash: z.string(),
   hash: z.string(),
+  volume_id: idColumn('vol').nullable(),
 });
 
 function fromRow(raw: Row): LedgerEntry {
@@ -64,6 +65,7 @@ function entryOf(parsed: z.output<typeof row>): LedgerEntry {
     bootId: parsed.boot_id,
     previousHash: parsed.previous_hash,
     hash: parsed.hash,
+    ...(parsed.volume_id === null ? {} : { volumeId: parsed.volume_id }),
   };
 }
 
@@ -158,6 +160,7 @@ export function entryHash(entry: Unsealed): string {
     entry.emittedAtMs,
     entry.monotonicMs,
     entry.bootId,
+    ...(entry.volumeId === undefined ? [] : [entry.volumeId]),
   ]);
   return createHash('sha256').update(line).digest('hex');
 }
@@ -165,8 +168,8 @@ export function entryHash(entry: Unsealed): string {
 function insert(db: Db, entry: LedgerEntry): void {
   db.run(
     `INSERT INTO ledger (sequence, id, kind, reason, at_ms, project_id, sandbox_id, snapshot_id, source_snapshot_id, parent_id, backend, shape,
-       op_id, evidence, emitted_at_ms, monotonic_ms, boot_id, previous_hash, hash)
-     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+       op_id, evidence, emitted_at_ms, monotonic_ms, boot_id, previous_hash, hash, volume_id)
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
     entry.sequence,
     entry.id,
     entry.kind,
@@ -186,6 +189,7 @@ function insert(db: Db, entry: LedgerEntry): void {
     entry.bootId,
     entry.previousHash,
     entry.hash,
+    entry.volumeId ?? null,
   );
 }
 

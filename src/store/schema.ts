@@ -321,6 +321,13 @@ export const MIGRATIONS: readonly Migration[] = [
         WHERE name = 'DEDICATED' AND bounds = '{"sandboxes":50,"cpus":800,"memoryMiB":1638400,"diskMiB":52428800,"imageMiB":1048576}';
     `,
   },
+  {
+    version: 10,
+    what: 'the ledger knows volumes',
+    sql: `
+      ALTER TABLE ledger ADD COLUMN volume_id TEXT;
+    `,
+  },
 ];
 
 export const SCHEMA_VERSION = MIGRATIONS.length;

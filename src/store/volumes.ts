@@ -3,11 +3,12 @@ import * as z from 'zod';
 import { HutchError } from '../domain/errors.ts';
 import type { SandboxId, VolumeId } from '../domain/ids.ts';
 import type { Mount } from '../domain/mount.ts';
-import type { Volume, VolumeUser } from '../domain/volume.ts';
+import { type Volume, type VolumeUser, volumeEntries } from '../domain/volume.ts';
 import { idColumn, timeColumn } from './columns.ts';
 import type { ChangeMap, QueryMap } from './contract.ts';
 import type { Db, Row } from './db.ts';
 import { addEvent } from './events.ts';
+import { appendLedger } from './ledger.ts';
 import { requireName } from './names.ts';
 import { roomForVolume } from './quotas.ts';
 import type { Tx } from './tx.ts';
@@ -40,6 +41,7 @@ export function createVolume(tx: Tx, { volume }: ChangeMap['createVolume']['args
     createdAtMs,
   );
   record(tx, 'volume.created', volume, createdAtMs);
+  appendLedger(tx, volumeEntries(null, volume, createdAtMs, tx.stamp.opId));
   return existing(db, id);
 }
 
@@ -68,6 +70,7 @@ export function removeVolume(tx: Tx, { id, atMs }: ChangeMap['removeVolume']['ar
   }
   tx.db.run('DELETE FROM volumes WHERE id = ?', id);
   record(tx, 'volume.removed', volume, atMs);
+  appendLedger(tx, volumeEntries(volume, null, atMs, tx.stamp.opId));
   return volume;
 }
 
@@ -77,6 +80,7 @@ export function growVolume(tx: Tx, { id, sizeMiB, atMs }: ChangeMap['growVolume'
   tx.db.run('UPDATE volumes SET size_mib = max(size_mib, ?) WHERE id = ?', sizeMiB, id);
   const volume = existing(tx.db, id);
   record(tx, 'volume.grown', volume, atMs);
+  appendLedger(tx, volumeEntries(before, volume, atMs, tx.stamp.opId));
   return volume;
 }
 

@@ -42,6 +42,31 @@ test('a volume takes what is written to it, is found by name and prefix, and wha
   expect(await refusal(daemon.call('volume.get', { volume: 'data' }))).toMatch(/^not_found/);
 });
 
+test('the ledger has each volume from when it is made to when it is removed, anew with each size; Cocoon hears nothing of it', async () => {
+  const { id } = await daemon.call('volume.create', { name: 'billed', sizeMiB: 16 });
+  await daemon.call('volume.grow', { volume: id, sizeMiB: 16 });
+  await daemon.call('volume.grow', { volume: id, sizeMiB: 32 });
+  expect(await refusal(daemon.call('volume.create', { name: 'billed', sizeMiB: 64 }))).toMatch(/^conflict/);
+  await daemon.call('volume.remove', { volume: id });
+  const lines = async (input: object): Promise<Record<string, unknown>[]> => {
+    const found: Record<string, unknown>[] = [];
+    for await (const line of daemon.lines('ledger.list', input)) found.push(line as Record<string, unknown>);
+    return found;
+  };
+  const all = await lines({});
+  const own = all.filter(({ volumeId }) => volumeId === id);
+  const bytes = (mib: number) => ({ storageBytes: mib * 2 ** 20 });
+  expect(own.map(({ kind, reason, shape }) => [kind, reason, shape])).toEqual([
+    ['volume.storage.start', null, bytes(16)],
+    ['volume.storage.stop', 'set', bytes(16)],
+    ['volume.storage.start', 'set', bytes(32)],
+    ['volume.storage.stop', 'volume-rm', bytes(32)],
+  ]);
+  expect(all.filter(({ kind }) => String(kind).startsWith('volume.')).every(({ volumeId }) => typeof volumeId === 'string')).toBe(true);
+  expect((await lines({ format: 'cocoon' })).filter(({ kind }) => !/^(vm|snap)\./.test(String(kind)))).toEqual([]);
+  expect(await daemon.call('ledger.verify', {})).toMatchObject({ ok: true, firstBreak: null });
+});
+
 test('of two who want to write a volume one gets it, and the other is told who has it', async () => {
   const { id } = await daemon.call('volume.create', { name: 'shared', sizeMiB: 32 });
   const wants = (name: string) => refusal(daemon.call('sandbox.create', { name, mounts: [{ source: 'shared', target: '/s' }] }));

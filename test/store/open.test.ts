@@ -91,6 +91,7 @@ test('released migrations are never edited', () => {
     '9c31b07fd6d855d1',
     'ec947faa2ee00a40',
     'be393716f88618f6',
+    '7ca02125b2cda2a0',
   ]);
 });
 

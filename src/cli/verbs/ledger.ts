@@ -11,6 +11,8 @@ type Entry = {
   readonly kind: string;
   readonly reason: string | null;
   readonly sandboxId: string | null;
+  readonly snapshotId: string | null;
+  readonly volumeId?: string;
   readonly atMs: number;
   readonly opId: string;
 };
@@ -57,6 +59,7 @@ export async function verify(context: Context, _args: Args): Promise<number> {
   return found.ok ? 0 : exitOf('failed');
 }
 
-function line({ sequence, kind, reason, sandboxId, atMs, opId }: Entry): string {
-  return `${sequence}  ${clock(atMs)}  ${kind}  ${reason ?? '-'}  ${sandboxId ?? '-'}  ${opId}\n`;
+function line({ sequence, kind, reason, sandboxId, snapshotId, volumeId, atMs, opId }: Entry): string {
+  const whose = sandboxId ?? snapshotId ?? volumeId ?? '-';
+  return `${sequence}  ${clock(atMs)}  ${kind}  ${reason ?? '-'}  ${whose}  ${opId}\n`;
 }
