@@ -208,6 +208,42 @@ export type LayerAccess =
 /** What a snapshot took: how long the sandbox stood still for it, what is stored for it alone, and what it would take without all that it shares. */
 export type SnapshotTaken = { readonly stillMs: number; readonly ownBytes: number; readonly apparentBytes: number };
 
+/** A file of a snapshot that travels. */
+export type SnapshotPart = {
+  /** Among the parts of its snapshot. */
+  readonly name: string;
+  readonly path: string;
+  readonly bytes: number;
+  /** From, and up to, in order: all else of it is zeros. */
+  readonly places: readonly (readonly [number, number])[];
+};
+
+/** Where the parts of a snapshot that comes from elsewhere are to lie; in the order in which they travel. */
+export type SnapshotPlaces = {
+  readonly parts: readonly (Pick<SnapshotPart, 'name' | 'path'> & { readonly bytesMax: number; readonly mode: number })[];
+  /** When all of them are there and on the disk. */
+  complete(op: Operation): Promise<void>;
+};
+
+/** Snapshots that travel to another machine: all that one needs, whatever it has in common with others here. */
+export type Portable = {
+  /** What it is made of. `machine`: what `place` needs to know, as JSON; the same for the same snapshot. */
+  parts(
+    op: Operation,
+    dir: string,
+  ): Promise<{ readonly machine: Readonly<Record<string, unknown>>; readonly parts: readonly SnapshotPart[] }>;
+  /**
+   * Makes the directories in `dir`. `machine` may say anything: no name and no place of it is used.
+   * @throws HutchError `failed_precondition` for what is none, or does not fit to `of`.
+   */
+  place(
+    op: Operation,
+    dir: string,
+    machine: Readonly<Record<string, unknown>>,
+    of: { readonly shape: Shape; readonly contents: 'memory and disk' | 'disk'; readonly imageDigest: string },
+  ): Promise<SnapshotPlaces>;
+};
+
 export type Snapshots = {
   /**
    * Writes memory and disk of one instant to `dir`, which must not be there yet, or the disk alone; the sandbox goes on as it
@@ -238,6 +274,8 @@ export type Snapshots = {
   start(op: Operation, plan: SandboxPlan, dir: string, how?: { readonly forced: boolean }): Promise<Started>;
   /** Compares every file with what was written. @throws HutchError `failed_precondition` with what is wrong. */
   check(op: Operation, dir: string): Promise<void>;
+  /** Absent where they stay on the machine on which they were made. */
+  readonly portable?: Portable;
   /** On what machine it was made and can go on, for people. */
   describe?(op: Operation, dir: string): Promise<Readonly<Record<string, unknown>>>;
   /**

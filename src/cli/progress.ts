@@ -20,6 +20,7 @@ const NOTICES: Readonly<Record<string, string>> = {
   image: FIRST,
   pull: 'pulling the image…',
   import: 'importing the image…',
+  'import snapshot': 'importing the snapshot…',
   register: 'reading what the image is made of…',
   template: 'booting a machine of this shape (only the first time; some seconds)…',
 };

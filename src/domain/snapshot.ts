@@ -39,6 +39,15 @@ export function beforeOf({ detail }: Pick<Snapshot, 'detail'>): string | null {
   return typeof before === 'string' ? before : null;
 }
 
+/** Names of the secrets that its sandbox had: their values may be in its memory. */
+export function secretsOf({ detail }: Pick<Snapshot, 'detail'>): readonly string[] {
+  const { secretNames } = detail;
+  return Array.isArray(secretNames) ? secretNames.filter((name) => typeof name === 'string') : [];
+}
+
+/** What of `detail` says nothing of a machine. */
+export const NOT_MACHINE: readonly string[] = ['before', 'secretNames'];
+
 /** An endpoint of the interval in which it is stored. */
 export function snapshotEntry(snapshot: Snapshot, what: 'created' | 'removed', atMs: number, opId: OpId): LedgerDraft {
   return {

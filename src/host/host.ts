@@ -51,6 +51,8 @@ export type FileInfo = {
 
 /** Bytes at a place in a file that is a hole elsewhere. */
 export type SparsePiece = { readonly offset: number; readonly bytes: Uint8Array };
+/** Those that come are written as they come: the bytes of each need to be valid until the next is asked for. */
+export type SparsePieces = Iterable<SparsePiece> | AsyncIterable<SparsePiece>;
 
 /** Disposing it stops listening; `content` then fails if nothing had come. */
 export type Receiver = AsyncDisposable & { readonly content: Promise<Uint8Array> };
@@ -161,7 +163,7 @@ export type Host = {
    */
   cloneFile(op: Operation, from: string, to: string): Promise<'reflink' | 'copy'>;
   /** A file of that size (0600) with only these pieces written; it replaces `path` when it is whole, and is durable only after `sync`. */
-  writeSparse(op: Operation, path: string, sizeBytes: number, pieces: readonly SparsePiece[]): Promise<void>;
+  writeSparse(op: Operation, path: string, sizeBytes: number, pieces: SparsePieces): Promise<void>;
   /** A regular file that another process has open, by its path in /proc; null where it is none, or is not to be had. */
   borrowFile(op: Operation, path: string, access: 'read' | 'write'): Promise<BorrowedFile | null>;
   /** fsync of a file or a directory. */

@@ -3,17 +3,17 @@
 import * as fs from 'node:fs/promises';
 import { heed, throwIfAborted } from './errors.ts';
 import { throughTemp } from './files.ts';
-import type { SparsePiece } from './host.ts';
+import type { SparsePieces } from './host.ts';
 import type { Operation } from './operation.ts';
 
 const MODE = 0o600;
 
-export function writeSparse(op: Operation, path: string, sizeBytes: number, pieces: readonly SparsePiece[]): Promise<void> {
+export function writeSparse(op: Operation, path: string, sizeBytes: number, pieces: SparsePieces): Promise<void> {
   return heed(op, `write ${path}`, () =>
     throughTemp(op, path, async (temp) => {
       await using file = await fs.open(temp, 'wx', MODE);
       await file.truncate(sizeBytes);
-      for (const { offset, bytes } of pieces) {
+      for await (const { offset, bytes } of pieces) {
         throwIfAborted(op, `write ${path}`);
         for (let done = 0; done < bytes.byteLength; ) {
           done += (await file.write(bytes, done, bytes.byteLength - done, offset + done)).bytesWritten;

@@ -1,20 +1,21 @@
 // An image as one file that `docker load`, podman, skopeo and we ourselves take: an OCI layout with the
 // list that `docker save` writes. Its layers as they came, byte for byte; where they are not kept, and for an
 // image that was made here, the whole file system as one layer.
-import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import type { ImageConfig } from '../domain/image.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { mediaTypeOf } from './archive.ts';
 import type { Blobs } from './blobs.ts';
+import { digestOf } from './digest.ts';
 import { imageDir, OCI_CONFIG, OCI_MANIFEST, type PreparedImage } from './image.ts';
 import type { PreparedKernel } from './kernel.ts';
 import { KERNEL_ARTIFACT, type KernelContent, kernelContent } from './kernel-bundle.ts';
 import { type ImagePaths, SHARED_DIR_MODE } from './layout.ts';
+import { blobPath, file, header, LAYOUT } from './oci/layout-tar.ts';
 import { CONFIG_BYTES_MAX, CONFIG_TYPE, INDEX_TYPE, MANIFEST_TYPE } from './oci/manifest.ts';
 import { padding } from './tar/entry.ts';
-import { TAR_END, tarHeader } from './tar/writer.ts';
+import { TAR_END } from './tar/writer.ts';
 import { SIGNATURES_SAID } from './trust/archived.ts';
 import { blobsOfKept, keptSignatures } from './trust/kept.ts';
 
@@ -70,7 +71,7 @@ export async function* exportImages(
       annotations: SIGNATURES_SAID,
     })),
   ];
-  yield* file('oci-layout', Buffer.from('{"imageLayoutVersion":"1.0.0"}'));
+  yield* file('oci-layout', LAYOUT);
   yield* file('index.json', json({ schemaVersion: 2, mediaType: INDEX_TYPE, manifests: listed }));
   if (contents.length > 0) yield* file('manifest.json', json(contents.map(savedOf)));
   const given = new Set<string>();
@@ -203,36 +204,6 @@ export function typeOf(manifest: Buffer): string {
   return typeof mediaType === 'string' ? mediaType : MANIFEST_TYPE;
 }
 
-function* file(path: string, content: Buffer): Generator<Uint8Array> {
-  yield header(path, content.byteLength);
-  yield content;
-  yield Buffer.alloc(padding(content.byteLength));
-}
-
-function header(path: string, sizeBytes: number): Buffer {
-  return tarHeader({
-    type: 'file',
-    path,
-    link: '',
-    mode: 0o644,
-    uid: 0,
-    gid: 0,
-    mtimeSeconds: 0,
-    sizeBytes,
-    devMajor: 0,
-    devMinor: 0,
-    xattrs: null,
-  });
-}
-
-function blobPath(digest: string): string {
-  return `blobs/sha256/${digest.slice(7)}`;
-}
-
 function json(value: unknown): Buffer {
   return Buffer.from(JSON.stringify(value));
-}
-
-function digestOf(bytes: Uint8Array): string {
-  return `sha256:${createHash('sha256').update(bytes).digest('hex')}`;
 }

@@ -1,6 +1,5 @@
 // A kernel as part of an archive of images: an OCI artifact whose configuration is the kernel's own manifest, and whose
 // layers are its files as they lie here. It comes back under the same digest, which is over those files.
-import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import * as z from 'zod';
 import type { Host } from '../host/host.ts';
@@ -8,6 +7,7 @@ import type { Operation } from '../host/operation.ts';
 import { ArchiveError } from './archive-error.ts';
 import type { Blobs } from './blobs.ts';
 import { unpackKernel, VMLINUX_BYTES_MAX } from './bzimage.ts';
+import { digestOf } from './digest.ts';
 import {
   KERNEL_MANIFEST,
   type KernelManifest,
@@ -132,8 +132,4 @@ function jsonOf(bytes: Buffer): unknown {
   } catch {
     return null;
   }
-}
-
-function digestOf(bytes: Uint8Array): string {
-  return `sha256:${createHash('sha256').update(bytes).digest('hex')}`;
 }

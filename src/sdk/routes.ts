@@ -90,6 +90,8 @@ export const routes = {
   'snapshot.get': { kind: 'unary', method: 'GET', path: '/v1/snapshots/{snapshot}', idempotent: true, reads: true },
   'snapshot.remove': { kind: 'unary', method: 'DELETE', path: '/v1/snapshots/{snapshot}', idempotent: false, reads: false },
   'snapshot.verify': { kind: 'unary', method: 'POST', path: '/v1/snapshots/{snapshot}/verify', idempotent: true, reads: true },
+  'snapshot.export': { kind: 'download', method: 'GET', path: '/v1/snapshots/{snapshot}/export', idempotent: true, reads: true },
+  'snapshot.import': { kind: 'upload', method: 'PUT', path: '/v1/snapshots', idempotent: false, reads: false },
   'snapshot.prune': { kind: 'unary', method: 'POST', path: '/v1/snapshots/prune', idempotent: true, reads: false },
   'volume.create': { kind: 'unary', method: 'POST', path: '/v1/volumes', idempotent: false, reads: false },
   'volume.list': { kind: 'unary', method: 'GET', path: '/v1/volumes', idempotent: true, reads: true },

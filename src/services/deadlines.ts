@@ -44,6 +44,8 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'snapshot.get': READ_MS,
   'snapshot.remove': PREPARE_MS,
   'snapshot.verify': PREPARE_MS,
+  'snapshot.export': TRANSFER_MS,
+  'snapshot.import': TRANSFER_MS,
   'ssh.identity': READ_MS,
   'ssh.connect': null,
   'snapshot.prune': PREPARE_MS,

@@ -12,6 +12,7 @@ import { PAGE_ROWS_MAX, type Store } from '../store/contract.ts';
 import type { Call } from './call.ts';
 import { dropCommitted } from './committed.ts';
 import type { Core } from './core.ts';
+import { begunDownload } from './download.ts';
 import type { Download, Handlers } from './handlers.ts';
 import { preparedKernel } from './kernels.ts';
 import { imageView } from './present.ts';
@@ -271,22 +272,9 @@ export function imageVerbs(core: Core, cachedLayers: (op: Operation) => Promise<
       found.set(image.id, image);
     }
     const prepared = await Promise.all(kernels.map((text) => preparedKernel(core, op, text)));
-    const bytes = (await library(op).export(op, [...found.values()], [...new Map(prepared.map((one) => [one.record.id, one])).values()]))[
-      Symbol.asyncIterator
-    ]();
-    const first = await bytes.next(); // what cannot be exported is an answer, and not half an archive
-    return {
-      contentType: 'application/x-tar',
-      headers: {},
-      bytes: (async function* () {
-        try {
-          if (first.done !== true) yield first.value;
-          for (let next = await bytes.next(); next.done !== true; next = await bytes.next()) yield next.value;
-        } finally {
-          await bytes.return?.();
-        }
-      })(),
-    };
+    const named = [...new Map(prepared.map((one) => [one.record.id, one])).values()];
+    const bytes = await library(op).export(op, [...found.values()], named);
+    return await begunDownload({ contentType: 'application/x-tar', headers: {} }, bytes);
   }
 
   /** False when somebody began to use it meanwhile. */

@@ -36,6 +36,7 @@ import { Restorer } from './restore.ts';
 import { Runs } from './runs.ts';
 import { Sandboxes } from './sandboxes.ts';
 import { setVerb } from './set.ts';
+import { snapshotTravelVerbs } from './snapshot-travel.ts';
 import { snapshotVerbs } from './snapshots.ts';
 import { sshVerbs } from './ssh/gateway.ts';
 import { newStarter } from './start-again.ts';
@@ -112,6 +113,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     ...registeredVerbs(core),
     ...forkVerbs(core, supervisor),
     ...snapshotVerbs(core, restorer),
+    ...snapshotTravelVerbs(core),
     ...undoVerb(core, restorer),
     ...volumeVerbs(core),
     ...beginVerbs(core, supervisor),

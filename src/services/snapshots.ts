@@ -5,7 +5,15 @@ import { HutchError } from '../domain/errors.ts';
 import { isId, newId, type ProjectId, type SnapshotId } from '../domain/ids.ts';
 import { requireReference } from '../domain/reference.ts';
 import type { Sandbox, SandboxSpec } from '../domain/sandbox.ts';
-import { beforeOf, byLineage, type Snapshot, type SnapshotContents, type SnapshotKind } from '../domain/snapshot.ts';
+import {
+  beforeOf,
+  byLineage,
+  NOT_MACHINE,
+  type Snapshot,
+  type SnapshotContents,
+  type SnapshotKind,
+  secretsOf,
+} from '../domain/snapshot.ts';
 import { judgeSnapshots, type Verdict } from '../domain/snapshot-policy.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Call } from './call.ts';
@@ -86,7 +94,8 @@ export function snapshotVerbs(core: Core, restorer: Restorer): Pick<Handlers, Sn
         ...(await shown(core, snapshot)),
         children: children.map(({ id }) => id),
         made: { env: { ...env }, labels: { ...labels }, user, workdir, main: main === null ? null : [...main.argv], network, timeoutMs },
-        machine: Object.fromEntries(Object.entries(snapshot.detail).filter(([key]) => key !== 'before')),
+        machine: Object.fromEntries(Object.entries(snapshot.detail).filter(([key]) => !NOT_MACHINE.includes(key))),
+        secretNames: [...secretsOf(snapshot)],
       };
     },
     'snapshot.remove': async (call, { snapshot: text, cascade }) => {
@@ -151,7 +160,12 @@ export async function takeSnapshot(
   const taken = isAlive ? await inStillness(core, call, sandbox, take) : await take();
   await host.sync(op, dir);
   await host.sync(op, snapshotsDir(core));
-  const detail = { ...((await snapshots.describe?.(op, dir)) ?? {}), ...(before === undefined ? {} : { before }) };
+  const secretNames = contents === 'disk' ? [] : sandbox.spec.secretNames;
+  const detail = {
+    ...((await snapshots.describe?.(op, dir)) ?? {}),
+    ...(before === undefined ? {} : { before }),
+    ...(secretNames.length === 0 ? {} : { secretNames }),
+  };
   const { ownBytes, apparentBytes, stillMs } = taken;
   const [snapshot] = await call.commit([
     {
@@ -240,7 +254,7 @@ export async function findSnapshot(core: Core, op: Operation, projectId: Project
 }
 
 /** Before anything is written: a name that is taken is found out at once. */
-async function refuseTaken(core: Core, { op, caller }: Call, name: string): Promise<void> {
+export async function refuseTaken(core: Core, { op, caller }: Call, name: string): Promise<void> {
   const taken = (await core.deps.store.query('snapshots', { projectId: caller.projectId })).find((snapshot) => snapshot.name === name);
   if (taken === undefined) return;
   throw op.error('conflict', `the name ${name} is taken by snapshot ${taken.id}`, {
@@ -333,7 +347,7 @@ async function usersOf({ deps }: Core): Promise<Users> {
   return users;
 }
 
-async function shown(core: Core, snapshot: Snapshot): Promise<Output<'snapshot.create'>> {
+export async function shown(core: Core, snapshot: Snapshot): Promise<Output<'snapshot.create'>> {
   return { ...viewOf(snapshot, await usersOf(core)), stillMs: 0 };
 }
 

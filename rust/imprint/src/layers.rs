@@ -90,6 +90,23 @@ pub fn for_data(file: &File, from: u64, end: u64, mut with: impl FnMut(u64, u64)
     Ok(())
 }
 
+/// Holes that are smaller are told as data: more places than that are no use to anybody.
+const HOLE_TOLD_BYTES: u64 = 64 * 1024;
+
+/// Where in a file there is more than holes, in order.
+pub fn data_of(path: &Path) -> io::Result<Vec<(u64, u64)>> {
+    let file = File::open(path)?;
+    let mut ranges: Vec<(u64, u64)> = Vec::new();
+    for_data(&file, 0, file.metadata()?.len(), |from, until| {
+        match ranges.last_mut() {
+            Some(last) if from - last.1 < HOLE_TOLD_BYTES => last.1 = until,
+            _ => ranges.push((from, until)),
+        }
+        Ok(())
+    })?;
+    Ok(ranges)
+}
+
 /// Over the pages of a file that are not all zeros, each with its number: the same whatever of it is a hole.
 pub fn hash_of(path: &Path) -> io::Result<u64> {
     const AT_ONCE: usize = 256;

@@ -5,6 +5,7 @@
 //! hutch-imprint take [--before] {--memory PID FILE DIR BYTES LAYER MAPPED | --disk FILE DIR BYTES LAYER}...
 //! hutch-imprint lay DIR BYTES FILE     makes FILE what is stored in DIR
 //! hutch-imprint hash FILE...           a line for each
+//! hutch-imprint data FILE...           where there is more than holes: lines of FROM UNTIL, and an empty one after each file
 //! ```
 //!
 //! DIR holds what is stored: `map`, the layers by their numbers and, under a memory, `base`. LAYER is the number of the
@@ -21,7 +22,7 @@ mod source;
 mod sys;
 mod take;
 
-use layers::{Layers, hash_of};
+use layers::{Layers, data_of, hash_of};
 use source::Source;
 use std::fs::File;
 use std::io::{BufRead, Write};
@@ -42,7 +43,12 @@ fn main() -> ExitCode {
             let hash = hash_of(Path::new(file)).map_err(|error| format!("{file}: {error}"))?;
             say(&format!("{hash:016x}"))
         }),
-        _ => Err("usage: hutch-imprint take|lay|hash …".to_owned()),
+        ["data", files @ ..] => files.iter().try_for_each(|file| {
+            let ranges = data_of(Path::new(file)).map_err(|error| format!("{file}: {error}"))?;
+            let lines: String = ranges.iter().map(|(from, until)| format!("{from} {until}\n")).collect();
+            say(&lines)
+        }),
+        _ => Err("usage: hutch-imprint take|lay|hash|data …".to_owned()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

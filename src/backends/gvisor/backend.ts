@@ -17,6 +17,7 @@ import { type Note, readNote } from './note.ts';
 import { Overs } from './over.ts';
 import { agentSocketPath, diskPath, goneOnDir, layerDir, rootDir, stillDir, takenUpDir } from './paths.ts';
 import { findPlatform, type Platform } from './platform.ts';
+import { newPortable } from './portable.ts';
 import { probeMachine } from './probe.ts';
 import { Processes } from './process.ts';
 import { type Rights, RightsFinder, removeTree } from './rights.ts';
@@ -166,6 +167,7 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
       // The runtime takes nothing else, whoever insists.
       fits: async (op, plan, dir) => await refuseOther(op, host, dir, await now(op, plan)),
       check: async (op, dir) => void (await checkSaved(op, host, dir, { now: null, imprintPath: config.imprintPath })),
+      portable: newPortable(config),
     },
     kill: (op, plan, how) => processes.kill(op, plan, how),
     inspect: (op, plan) => processes.inspect(op, plan),

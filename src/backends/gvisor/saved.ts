@@ -37,7 +37,7 @@ const savedSchema = z.strictObject({
   disk: z.strictObject({ bytes: z.int().positive(), hash: z.string().regex(/^[0-9a-f]{16}$/) }).nullable(),
   savedAtMs: z.int(),
 });
-type Saved = z.infer<typeof savedSchema>;
+export type Saved = z.infer<typeof savedSchema>;
 
 const savingSchema = z.strictObject({
   bootId: z.string().max(64),
@@ -51,7 +51,11 @@ type Read = { readonly ok: true; readonly saved: Saved } | { readonly ok: false;
 
 export async function readSaved(op: Operation, host: Host, dir: string): Promise<Read> {
   if ((await host.stat(op, join(dir, MANIFEST))) === null) return { ok: false, why: 'it is not complete: its manifest is missing' };
-  const parsed = savedSchema.safeParse(await readJson(op, host, join(dir, MANIFEST)));
+  return parseSaved(await readJson(op, host, join(dir, MANIFEST)));
+}
+
+export function parseSaved(value: unknown): Read {
+  const parsed = savedSchema.safeParse(value);
   return parsed.success ? { ok: true, saved: parsed.data } : { ok: false, why: 'its manifest is damaged' };
 }
 
@@ -60,7 +64,10 @@ type Content = Pick<Saved, 'fingerprint' | 'checkpoint' | 'disk'>;
 
 /** The last step: from here on it counts. */
 export async function writeSaved(op: Operation, host: Host, dir: string, content: Content): Promise<void> {
-  const saved: Saved = { version: 1, ...content, savedAtMs: host.nowMs() };
+  await keepSaved(op, host, dir, { version: 1, ...content, savedAtMs: host.nowMs() });
+}
+
+export async function keepSaved(op: Operation, host: Host, dir: string, saved: Saved): Promise<void> {
   await host.writeFileAtomic(op, join(dir, MANIFEST), JSON.stringify(savedSchema.parse(saved)), 0o600);
 }
 

@@ -27,6 +27,7 @@ import { findLeaks } from './leaks.ts';
 import { NIC_ID, volumePlaces } from './machine.ts';
 import { withPanic } from './panic.ts';
 import { agentSocketPath, diskPath, freshMarkPath, qmpSocketPath, scratchDiskPath } from './paths.ts';
+import { newPortable } from './portable.ts';
 import { probeMachine } from './probe.ts';
 import type { Qmp } from './qmp.ts';
 import { Bundles, refuseDifference, type Sameness } from './restore.ts';
@@ -195,6 +196,7 @@ export function newQemuBackend(config: QemuConfig): Backend {
       },
       start: (op, plan, dir, { forced } = { forced: false }) => goOn(op, plan, dir, async () => {}, forced ? 'size' : 'everything'),
       check: async (op, dir) => void (await bundles.check(op, dir, 'full')),
+      portable: newPortable(config),
       async describe(op, dir) {
         const { fingerprint, memory } = await bundles.check(op, dir, 'quick');
         return memory === null ? {} : { ...fingerprint };

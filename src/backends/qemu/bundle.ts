@@ -85,6 +85,10 @@ export async function readManifest(op: Operation, host: Host, dir: string): Prom
     if (error instanceof SyntaxError) return { ok: false, why: 'its manifest is damaged' };
     throw error;
   }
+  return parseManifest(value);
+}
+
+export function parseManifest(value: unknown): Read {
   const parsed = manifest.safeParse(value);
   return parsed.success && isSummed(value, parsed.data.sum)
     ? { ok: true, manifest: parsed.data }

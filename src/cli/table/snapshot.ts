@@ -78,6 +78,31 @@ export const snapshotVerbs: readonly Verb[] = [
         load: async () => (await snapshots()).verify,
       },
       {
+        name: 'export',
+        summary: 'Write a snapshot to a file that needs no other snapshot',
+        examples: [
+          { line: 'hutch snapshot export -o ready.tar ready', about: 'elsewhere: hutch snapshot import ready.tar' },
+          { line: 'hutch snapshot export -o - ready | ssh other hutch snapshot import -', about: '' },
+        ],
+        flags: [
+          { name: 'output', short: 'o', value: 'FILE', about: 'Write to this file, whole or not at all; otherwise, and for -, to stdout' },
+        ],
+        positionals: [SNAPSHOT],
+        notes:
+          'Its image and its kernel are not in it: where they are missing, the import says how to bring them. Memory has all that programs held\nin it, secrets too: keep the file as you would keep them, or take the snapshot with --disk-only.',
+        load: async () => (await snapshots()).exportFile,
+      },
+      {
+        name: 'import',
+        summary: 'Take up a snapshot from a file that export wrote',
+        examples: [{ line: 'hutch snapshot import --name ready ready.tar', about: 'then: hutch run --from ready -- make test' }],
+        flags: [{ name: 'name', value: 'NAME', about: 'How the snapshot is called, instead of what the file says' }],
+        positionals: [{ name: 'FILE', takes: 'one', completes: 'path' }],
+        notes:
+          'Every part is compared with its digest; what is not whole leaves nothing. The state of a machine’s devices is given to QEMU as it is: import\nmemory only from whom you would let run a program on this machine as the user of a sandbox.',
+        load: async () => (await snapshots()).importFile,
+      },
+      {
         name: 'prune',
         summary: 'Remove snapshots by a policy; what something stands on stays',
         examples: [

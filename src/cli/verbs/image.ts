@@ -1,11 +1,9 @@
 // hutch image: images of this machine, and the registries that they come from.
-import { constants, createReadStream, createWriteStream } from 'node:fs';
-import { access, rename, rm, stat } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { text as readText } from 'node:stream/consumers';
-import { pipeline } from 'node:stream/promises';
 import { HUB } from '../../domain/image-reference.ts';
 import type { Output } from '../../services/verbs.ts';
+import { fileToSend, keepReceived, refuseTerminal } from '../archive-file.ts';
 import { type Args, usage as usageError } from '../args.ts';
 import { ask, type Context, change } from '../context.ts';
 import { forEachRef } from '../many.ts';
@@ -46,36 +44,16 @@ export async function push(context: Context, args: Args): Promise<number> {
 }
 
 export async function importFile(context: Context, args: Args): Promise<number> {
-  const path = args.first();
   const name = args.value('name');
-  if (path !== '-' && !(await readable(path))) throw usageError(`${path} cannot be read`);
-  const source: AsyncIterable<Uint8Array> = path === '-' ? process.stdin : createReadStream(path);
-  const info = path === '-' ? null : await stat(path);
-  const total = info?.isFile() === true ? info.size : undefined;
+  const source = await fileToSend(context, args.first(), { step: 'import', after: 'unpacking' });
   const { signal } = context.interrupts;
   const answer = await context.client
-    .upload('image.import', name === undefined ? {} : { name }, told(context, path, source, total), { signal })
+    .upload('image.import', name === undefined ? {} : { name }, source, { signal })
     .finally(() => context.progress.clear());
   const lines = answer.images.map(({ digest, names }) => `${digest}${names.length === 0 ? '' : `  ${names.map(safe).join(' ')}`}\n`);
   lines.push(...answer.kernels.map(({ digest, version }) => `${digest}  kernel ${safe(version)}\n`));
   await context.io.out(context.json ? json(answer) : lines.join(''));
   return 0;
-}
-
-/** The same, telling how much of it has gone; behind its end the daemon works alone. */
-async function* told(
-  context: Context,
-  path: string,
-  source: AsyncIterable<Uint8Array>,
-  total: number | undefined,
-): AsyncGenerator<Uint8Array> {
-  let done = 0;
-  for await (const chunk of source) {
-    context.progress.show({ step: 'import', detail: path, done, unit: 'bytes', ...(total === undefined ? {} : { total }) });
-    done += chunk.byteLength;
-    yield chunk;
-  }
-  context.progress.show({ step: 'import', detail: 'unpacking' });
 }
 
 export async function register(context: Context, args: Args): Promise<number> {
@@ -104,19 +82,10 @@ export async function promote(context: Context, args: Args): Promise<number> {
   });
 }
 
-async function readable(path: string): Promise<boolean> {
-  return await access(path, constants.R_OK).then(
-    () => true,
-    () => false,
-  );
-}
-
 export async function exportFile(context: Context, args: Args): Promise<number> {
   const output = args.value('output');
   const { signal } = context.interrupts;
-  if (output === undefined && context.io.isTerminal.stdout) {
-    throw usageError('an archive is nothing for a terminal', 'write it to a file: hutch image export -o FILE IMAGE');
-  }
+  refuseTerminal(context, output, 'hutch image export -o FILE IMAGE');
   const kernels = args.values('kernel');
   if (args.positionals.length + kernels.length === 0) throw usageError('hutch image export needs IMAGE or --kernel');
   // One image is asked for as daemons of before know it.
@@ -125,19 +94,7 @@ export async function exportFile(context: Context, args: Args): Promise<number> 
     args.positionals.length === 1 && kernels.length === 0
       ? await context.client.download('image.export', { image }, { signal })
       : await context.client.download('image.bundle', { image: [...args.positionals], kernel: [...kernels] }, { signal });
-  if (output === undefined) {
-    for await (const chunk of bytes) await context.io.out(chunk);
-    return 0;
-  }
-  // Beside it, then in its place: a file of that name is whole.
-  const part = `${output}.part-${process.pid}`;
-  try {
-    await pipeline(bytes, createWriteStream(part, { flags: 'wx' }), { signal });
-    await rename(part, output);
-  } catch (error) {
-    await rm(part, { force: true });
-    throw error;
-  }
+  await keepReceived(context, bytes, output, { step: 'export' });
   return 0;
 }
 

@@ -1,5 +1,6 @@
 // hutch snapshot: sandboxes of one instant, kept.
 import type { Output } from '../../services/verbs.ts';
+import { fileToSend, keepReceived, refuseTerminal } from '../archive-file.ts';
 import { type Args, usage } from '../args.ts';
 import { ask, type Context, change } from '../context.ts';
 import { forEachRef } from '../many.ts';
@@ -78,6 +79,48 @@ export async function verify(context: Context, args: Args): Promise<number> {
   return await forEachRef(context, args.positionals, (snapshot) => ask(context, 'snapshot.verify', { snapshot }), {
     text: (_, ref) => `${safe(ref)}: every file is as it was written\n`,
   });
+}
+
+export async function exportFile(context: Context, args: Args): Promise<number> {
+  const output = args.value('output');
+  const snapshot = args.first();
+  refuseTerminal(context, output, `hutch snapshot export -o FILE ${safe(snapshot)}`);
+  await warnOfSecrets(context, snapshot);
+  context.progress.show({ step: 'export snapshot', detail: 'packing' });
+  const { bytes, headers } = await context.client
+    .download('snapshot.export', { snapshot }, { signal: context.interrupts.signal })
+    .finally(() => context.progress.clear());
+  const total = Number(headers['content-length'] ?? Number.NaN);
+  await keepReceived(context, bytes, output, { step: 'export snapshot', ...(Number.isNaN(total) ? {} : { total }) });
+  return 0;
+}
+
+/** Whoever has the file has what programs held in their memory. */
+async function warnOfSecrets(context: Context, snapshot: string): Promise<void> {
+  const { secretNames } = await ask(context, 'snapshot.get', { snapshot });
+  await sayOfSecrets(context, secretNames);
+}
+
+async function sayOfSecrets(context: Context, secretNames: readonly string[]): Promise<void> {
+  if (secretNames.length > 0 && !context.json)
+    await context.io.err(`hutch: the memory of this snapshot may have the values of secrets: ${secretNames.map(safe).join(', ')}\n`);
+}
+
+export async function importFile(context: Context, args: Args): Promise<number> {
+  const name = args.value('name');
+  const source = await fileToSend(context, args.first(), { step: 'import snapshot', after: 'comparing with what was written' });
+  const { signal } = context.interrupts;
+  const answer = await context.client
+    .upload('snapshot.import', name === undefined ? {} : { name }, source, { signal })
+    .finally(() => context.progress.clear());
+  return await arrived(context, answer);
+}
+
+async function arrived(context: Context, answer: Output<'snapshot.import'>): Promise<number> {
+  await context.io.out(context.json ? json(answer) : `${answer.name ?? answer.id}\n`);
+  await sayOfSecrets(context, answer.secretNames);
+  if (answer.misfit !== null && !context.json) await context.io.err(`hutch: it is here, but ${safe(answer.misfit)}\n`);
+  return 0;
 }
 
 const YEAR_MS = 31_536_000_000;

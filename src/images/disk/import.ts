@@ -1,12 +1,11 @@
 // A disk image (raw or qcow2, with partitions or without, packed or not) as a root file system in a tar archive. It is read by
 // ourselves from first to last: neither the kernel nor a program of this machine looks into it.
 import { join } from 'node:path';
-import { pipeline } from 'node:stream/promises';
-import { createZstdCompress } from 'node:zlib';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import { TREE_LIMITS } from '../layers/tree.ts';
 import { packingOf, unpacked } from '../layers/unpack.ts';
+import { packedWithZstd } from '../zstd.ts';
 import { rawDisk } from './bytes.ts';
 import { Ext4 } from './ext4.ts';
 import { looksLikeDisk, rootOf } from './partitions.ts';
@@ -26,7 +25,8 @@ export async function tarOfDisk(op: Operation, host: Host, file: string, dir: st
   const raw = rawDisk(op, host, plain, (await host.stat(op, plain))?.sizeBytes ?? 0);
   const files = await Ext4.open(await rootOf(isQcow2 ? await qcow2Disk(raw) : raw));
   const tar = join(dir, 'root.tar.zst');
-  await host.appendStream(op, tar, packed(tarOf(files, { entriesMax: TREE_LIMITS.entriesMax, bytesMax })));
+  // Holes in files of gigabytes take next to nothing so.
+  await host.appendStream(op, tar, packedWithZstd(tarOf(files, { entriesMax: TREE_LIMITS.entriesMax, bytesMax })));
   return tar;
 }
 
@@ -47,13 +47,4 @@ async function startOf(op: Operation, host: Host, file: string, bytesMax: number
 function isPacked(start: Uint8Array): boolean {
   if (Buffer.from(start.subarray(0, 4)).toString('latin1') === QCOW2_MAGIC) return false;
   return packingOf(start.subarray(0, 6)) !== 'none';
-}
-
-/** Holes in files of gigabytes take next to nothing so. */
-async function* packed(source: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
-  const packer = createZstdCompress();
-  const feeding = pipeline(source, packer);
-  feeding.catch(() => {}); // it is waited for below
-  for await (const chunk of packer) yield chunk as Uint8Array;
-  await feeding;
 }

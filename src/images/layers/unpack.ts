@@ -35,7 +35,8 @@ export async function* unpacked(op: Operation, host: Host, path: string, bytesMa
   }
 }
 
-async function* through(packed: AsyncIterable<Uint8Array>, packing: 'gzip' | 'zstd'): AsyncGenerator<Uint8Array> {
+/** @throws ArchiveError when it is damaged. */
+export async function* through(packed: AsyncIterable<Uint8Array>, packing: 'gzip' | 'zstd'): AsyncGenerator<Uint8Array> {
   const unpacker: Transform =
     packing === 'gzip' ? createGunzip({ chunkSize: CHUNK_BYTES }) : createZstdDecompress({ chunkSize: CHUNK_BYTES });
   feed(packed, unpacker).catch((cause: unknown) => unpacker.destroy(cause instanceof Error ? cause : new Error(String(cause))));

@@ -36,6 +36,8 @@ export class TarReader implements AsyncDisposable {
   #unread = 0;
   #padding = 0;
   #entry: TarEntry | null = null;
+  /** Whether a block of zeros, and not the end of the stream, said that there are no more. */
+  #hasEnd = false;
 
   constructor(chunks: AsyncIterable<Uint8Array>) {
     this.#source = new ByteSource(chunks);
@@ -99,6 +101,15 @@ export class TarReader implements AsyncDisposable {
     yield* zeros(entry.sizeBytes - at);
   }
 
+  /** After the last entry. @throws ArchiveError where the archive has no proper end, or anything stands after it. */
+  async finish(): Promise<void> {
+    const end = await this.#source.take(BLOCK_BYTES);
+    if (!this.#hasEnd || end.byteLength < BLOCK_BYTES) throw truncated();
+    for (let part: Buffer | null = end; part !== null; part = await this.#source.some(ZEROS.byteLength)) {
+      if (ZEROS.compare(part, 0, part.byteLength, 0, part.byteLength) !== 0) throw new ArchiveError('something stands after its end');
+    }
+  }
+
   /** Takes the rest of the stream, whatever it is: what stands after an archive's end is no part of it, but of its digest. */
   async drain(): Promise<void> {
     while ((await this.#source.some(Number.MAX_SAFE_INTEGER)) !== null);
@@ -120,6 +131,7 @@ export class TarReader implements AsyncDisposable {
     const at = this.#source.offset;
     const block = Buffer.from(await this.#source.take(BLOCK_BYTES)); // a copy: what comes next may lie in the same memory
     // Many an archive ends without its two blocks of zeros.
+    this.#hasEnd = block.byteLength === BLOCK_BYTES;
     if (block.byteLength === 0 || ZEROS.compare(block, 0, block.byteLength, 0, block.byteLength) === 0) return null;
     if (block.byteLength < BLOCK_BYTES) throw truncated();
     const said = /^[ \0]*([0-7]+)[ \0]*$/.exec(block.toString('latin1', 148, 156))?.[1];

@@ -7,6 +7,13 @@ import type { Verb } from './verb.ts';
 const snapshot = z.string().min(1).max(64).describe('an id, a name, or a unique prefix of one');
 const snapshotTarget = z.strictObject({ snapshot });
 
+const name = z.string().max(63).describe('a DNS label, unique among snapshots');
+/** One that came from elsewhere. */
+const arrived = view.snapshot.extend({
+  secretNames: z.array(z.string()).describe('of secrets that its sandbox had: their values may be in its memory'),
+  misfit: z.string().nullable().describe('why its memory cannot go on here; null: it can'),
+});
+
 const KEEP_MAX = 100_000;
 const POLICY = ['keep', 'olderThanMs', 'bytesMax'] as const;
 const judged = z.object({
@@ -26,7 +33,7 @@ export const snapshotVerbs = {
     summary: 'Keep a sandbox as it is now, with its memory where it has one; it goes on',
     input: z.strictObject({
       ref,
-      name: z.string().max(63).optional().describe('a DNS label, unique among snapshots'),
+      name: name.optional(),
       diskOnly: z.boolean().optional().describe('without memory: what is made from it boots'),
     }),
     output: view.snapshot.extend({ stillMs: z.number().describe('how long the sandbox stood still') }),
@@ -66,6 +73,7 @@ export const snapshotVerbs = {
         timeoutMs: z.number().nullable(),
       }),
       machine: z.record(z.string(), z.unknown()).describe('on what it was made: all of it must be the same where its memory goes on'),
+      secretNames: z.array(z.string()).describe('of secrets that its sandbox had: their values may be in its memory'),
     }),
     errors: found,
     idempotent: true,
@@ -92,6 +100,28 @@ export const snapshotVerbs = {
     errors: alive,
     idempotent: true,
     reads: true,
+  },
+  'snapshot.export': {
+    kind: 'download',
+    method: 'GET',
+    path: '/v1/snapshots/{snapshot}/export',
+    summary: 'A snapshot as one file that needs no other snapshot: an OCI layout in a tar archive',
+    input: snapshotTarget,
+    output: z.any(),
+    errors: [...alive, 'resource_exhausted'],
+    idempotent: true,
+    reads: true,
+  },
+  'snapshot.import': {
+    kind: 'upload',
+    method: 'PUT',
+    path: '/v1/snapshots',
+    summary: 'Take up what snapshot.export gave, here or elsewhere',
+    input: z.strictObject({ name: name.optional().describe('instead of the name that it brings') }),
+    output: arrived,
+    errors: [...alive, 'resource_exhausted'],
+    idempotent: false,
+    reads: false,
   },
   'snapshot.prune': {
     kind: 'unary',

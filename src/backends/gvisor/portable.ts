@@ -1,0 +1,52 @@
+// Snapshots that travel: the runtime's own file, which goes on with the same release and platform alone, and the disk.
+import { join } from 'node:path';
+import type { Portable, SnapshotPlaces } from '../backend.ts';
+import { placesOfData } from '../hashes.ts';
+import type { GvisorConfig } from './config.ts';
+import { CHECKPOINT, DISK, keepSaved, parseSaved, readSaved, type Saved } from './saved.ts';
+
+const MIB = 1024 * 1024;
+const MODE = 0o600;
+/** Beside the memory, what the kernel in user space keeps of its own. */
+const CHECKPOINT_MORE_BYTES = 4 * 1024 * MIB;
+
+export function newPortable({ host, imprintPath }: Pick<GvisorConfig, 'host' | 'imprintPath'>): Portable {
+  return {
+    async parts(op, dir) {
+      const read = await readSaved(op, host, dir);
+      if (!read.ok) throw op.error('failed_precondition', `the snapshot cannot be used: ${read.why}`);
+      const names = namesOf(dir, read.saved);
+      const paths = names.map(({ path }) => path);
+      const places = await placesOfData(op, host, imprintPath, paths);
+      return { machine: read.saved, parts: names.map(({ name, path, bytes }, at) => ({ name, path, bytes, places: places[at] ?? [] })) };
+    },
+    async place(op, dir, machine, { shape, contents, imageDigest }) {
+      const refused = (why: string): Error => op.error('failed_precondition', `the snapshot cannot be used: ${why}`);
+      const parsed = parseSaved(machine);
+      if (!parsed.ok) throw refused('what it says of its machine is damaged');
+      const { saved } = parsed;
+      const { fingerprint, checkpoint, disk } = saved;
+      if ((checkpoint !== null) !== (contents !== 'disk') || disk === null)
+        throw refused('what it says of its contents contradicts itself');
+      const isSame =
+        checkpoint === null ||
+        (fingerprint.memoryMiB === shape.memoryMiB &&
+          fingerprint.cpus === shape.cpus &&
+          fingerprint.image === imageDigest &&
+          checkpoint.bytes <= shape.memoryMiB * MIB + CHECKPOINT_MORE_BYTES);
+      if (!isSame || disk.bytes > shape.diskMiB * MIB) throw refused('its shape is not that of its machine');
+      await host.makeDir(op, dir, 0o700);
+      return {
+        parts: namesOf(dir, saved).map(({ name, path, bytes }) => ({ name, path, bytesMax: bytes, mode: MODE })),
+        complete: (late) => keepSaved(late, host, dir, saved),
+      } satisfies SnapshotPlaces;
+    },
+  };
+}
+
+function namesOf(dir: string, { checkpoint, disk }: Saved) {
+  return [
+    ...(checkpoint === null ? [] : [{ name: 'checkpoint', path: join(dir, CHECKPOINT), bytes: checkpoint.bytes }]),
+    ...(disk === null ? [] : [{ name: 'disk', path: join(dir, DISK), bytes: disk.bytes }]),
+  ];
+}

@@ -1,0 +1,128 @@
+// A snapshot as an OCI artifact: what it says of itself, and its files, each packed (pieces.ts, zstd) and named by its digest. This is what lies in a
+// registry, and, as an OCI layout, in an archive. It comes from anywhere: every part of it is judged here before it is used.
+import * as z from 'zod';
+import { BACKENDS } from '../../domain/sandbox.ts';
+import { SNAPSHOT_CONTENTS } from '../../domain/snapshot.ts';
+import { ArchiveError, shown } from '../archive-error.ts';
+import { digestOf } from '../digest.ts';
+import { MANIFEST_TYPE } from '../oci/manifest.ts';
+
+export const SNAPSHOT_ARTIFACT = 'application/vnd.hutch.snapshot.v1+json';
+const OTHER_VERSION = /^application\/vnd\.hutch\.snapshot\.v(\d{1,9})\+json$/;
+const PART_TYPE = 'application/vnd.hutch.snapshot.part.v1+zstd';
+const TITLE = 'org.opencontainers.image.title';
+export const MANIFEST_BYTES_MAX = 1024 * 1024;
+export const CONFIG_BYTES_MAX = 4 * 1024 * 1024;
+/** Layers of memory and of two disks, and what belongs to them. */
+const PARTS_MAX = 256;
+const PART_BYTES_MAX = 2 ** 48;
+
+const digest = z.string().regex(/^sha256:[0-9a-f]{64}$/, 'must be sha256: and 64 hex digits');
+const partSchema = z.strictObject({
+  name: z.string().regex(/^[a-z]{1,16}(\/[a-z0-9]{1,16})?$/),
+  /** As long as the file is. */
+  bytes: z.int().nonnegative().max(PART_BYTES_MAX),
+  /** What of it is not zeros, in whole pages. */
+  dataBytes: z.int().nonnegative().max(PART_BYTES_MAX),
+});
+
+const configSchema = z
+  .strictObject({
+    version: z.literal(1),
+    name: z.string().max(63).nullable(),
+    backend: z.enum(BACKENDS),
+    contents: z.enum(SNAPSHOT_CONTENTS),
+    createdAtMs: z.int().nonnegative(),
+    image: z.strictObject({ digest, names: z.array(z.string().max(512)).max(64) }),
+    kernel: z.strictObject({ digest, version: z.string().max(256) }).nullable(),
+    /** What its sandbox was made as: judged by who makes sandboxes. */
+    made: z.record(z.string().max(64), z.unknown()),
+    /** Of secrets whose values may be in its memory. */
+    secretNames: z.array(z.string().max(128)).max(1_000),
+    /** What its backend says of it: judged by that. */
+    machine: z.record(z.string().max(64), z.unknown()),
+    parts: z.array(partSchema).min(1).max(PARTS_MAX),
+  })
+  .refine(({ parts }) => new Set(parts.map(({ name }) => name)).size === parts.length, 'two parts have one name');
+export type SnapshotConfig = z.output<typeof configSchema>;
+export type PartSaid = z.output<typeof partSchema>;
+
+const manifestSchema = z.object({
+  schemaVersion: z.literal(2),
+  mediaType: z.literal(MANIFEST_TYPE).optional(),
+  artifactType: z.string().max(255),
+  config: z.object({ mediaType: z.literal(SNAPSHOT_ARTIFACT), digest, size: z.int().positive().max(CONFIG_BYTES_MAX) }),
+  layers: z.array(z.object({ mediaType: z.literal(PART_TYPE), digest, size: z.int().positive().max(PART_BYTES_MAX) })).max(PARTS_MAX),
+});
+
+export type Packed = { readonly digest: string; readonly sizeBytes: number };
+export type Artifact = { readonly config: Buffer; readonly manifest: Buffer; readonly manifestDigest: string };
+
+/** `packed`: in the order of its parts. */
+export function artifactOf(said: SnapshotConfig, packed: readonly Packed[]): Artifact {
+  const config = Buffer.from(JSON.stringify(configSchema.parse(said)));
+  const manifest = Buffer.from(
+    JSON.stringify({
+      schemaVersion: 2,
+      mediaType: MANIFEST_TYPE,
+      artifactType: SNAPSHOT_ARTIFACT,
+      config: { mediaType: SNAPSHOT_ARTIFACT, digest: digestOf(config), size: config.byteLength },
+      layers: said.parts.map(({ name }, at) => ({
+        mediaType: PART_TYPE,
+        digest: packed[at]?.digest,
+        size: packed[at]?.sizeBytes,
+        annotations: { [TITLE]: name },
+      })),
+    }),
+  );
+  return { config, manifest, manifestDigest: digestOf(manifest) };
+}
+
+export type Described = { readonly config: Packed; readonly parts: readonly Packed[] };
+
+/** @throws ArchiveError for what is no snapshot, or one of another version. */
+export function parseManifest(bytes: Buffer): Described {
+  const json = jsonOf(bytes, 'its manifest');
+  const type = typeof json === 'object' && json !== null && 'artifactType' in json ? json.artifactType : null;
+  if (typeof type !== 'string') throw new ArchiveError('it is no snapshot');
+  if (type !== SNAPSHOT_ARTIFACT) {
+    const version = OTHER_VERSION.exec(type)?.[1];
+    throw new ArchiveError(
+      version === undefined
+        ? `it is no snapshot, but ${shown(type)}`
+        : `it is of version ${version}; this release of Hutch reads version 1`,
+    );
+  }
+  const { config, layers } = checked(manifestSchema, json, 'its manifest');
+  return {
+    config: { digest: config.digest, sizeBytes: config.size },
+    parts: layers.map(({ digest: own, size }) => ({ digest: own, sizeBytes: size })),
+  };
+}
+
+/** @throws ArchiveError */
+export function parseSnapshotConfig(bytes: Buffer, described: Described): SnapshotConfig {
+  const json = jsonOf(bytes, 'its description');
+  const version = typeof json === 'object' && json !== null && 'version' in json ? json.version : null;
+  if (typeof version === 'number' && version !== 1)
+    throw new ArchiveError(`it is of version ${version}; this release of Hutch reads version 1`);
+  const config = checked(configSchema, json, 'its description');
+  if (config.parts.length !== described.parts.length)
+    throw new ArchiveError(`its manifest has ${described.parts.length} parts, and its description ${config.parts.length}`);
+  return config;
+}
+
+function checked<T>(schema: z.ZodType<T>, json: unknown, what: string): T {
+  const parsed = schema.safeParse(json);
+  if (parsed.success) return parsed.data;
+  const [issue] = parsed.error.issues;
+  throw new ArchiveError(`${what} is damaged: ${shown(issue?.path.join('.') || 'it')}: ${issue?.message.slice(0, 200)}`);
+}
+
+export function jsonOf(bytes: Buffer, what: string): unknown {
+  try {
+    return JSON.parse(bytes.toString());
+  } catch {
+    throw new ArchiveError(`${what} is damaged: it is no JSON`);
+  }
+}

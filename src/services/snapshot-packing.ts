@@ -1,0 +1,113 @@
+// A snapshot made ready to travel: each of its files packed, in a directory that goes when it has left. What a crash leaves of that is no
+// snapshot's, and is removed by the next start.
+import { createHash } from 'node:crypto';
+import type { Portable, SnapshotPart } from '../backends/backend.ts';
+import { ENGINE_REFERENCE } from '../domain/image.ts';
+import type { SandboxSpec } from '../domain/sandbox.ts';
+import { type Snapshot, secretsOf } from '../domain/snapshot.ts';
+import type { Operation } from '../host/operation.ts';
+import type { PackedPart } from '../images/snapshot/archive.ts';
+import { type Artifact, artifactOf, type PartSaid, type SnapshotConfig } from '../images/snapshot/artifact.ts';
+import { packPieces } from '../images/snapshot/pieces.ts';
+import { packedWithZstd } from '../images/zstd.ts';
+import type { Core } from './core.ts';
+import { requireFreeSpace } from './free-space.ts';
+import { readSnapshotFiles, snapshotDir, snapshotsDir, snapshotsOf } from './snapshots.ts';
+
+const RELEASE_MS = 60_000;
+
+export type PackedSnapshot = AsyncDisposable & { readonly artifact: Artifact; readonly parts: readonly PackedPart[] };
+
+/** @throws HutchError `failed_precondition` for one that is damaged, or of a backend whose snapshots stay where they are. */
+export async function packSnapshot(core: Core, op: Operation, snapshot: Snapshot): Promise<PackedSnapshot> {
+  const { host } = core.deps;
+  using _reading = readSnapshotFiles(core, op, snapshot);
+  const dir = snapshotDir(core, snapshot.id);
+  const snapshots = snapshotsOf(core, op, snapshot);
+  const portable = requirePortable(op, snapshots.portable, snapshot.spec.backend);
+  await requireFreeSpace(op, core.deps);
+  op.progress({ step: 'comparing with what was written' });
+  await snapshots.check(op, dir);
+  const { machine, parts } = await portable.parts(op, dir);
+  await using undo = new AsyncDisposableStack();
+  const staged = `${snapshotsDir(core)}/export-${op.id}`;
+  undo.defer(async () => {
+    using late = op.releasing(RELEASE_MS);
+    await host
+      .remove(late, staged)
+      .catch((cause: unknown) =>
+        op.log.warn({ dir: staged, cause }, 'what an export packed stays; the next start of the daemon removes it'),
+      );
+  });
+  await host.makeDir(op, staged, 0o700);
+  const said: PartSaid[] = [];
+  const packed: PackedPart[] = [];
+  for (const [at, part] of parts.entries()) {
+    op.progress({ step: 'packing', detail: part.name, done: at, total: parts.length });
+    const { dataBytes, ...rest } = await packPart(core, op, part, `${staged}/${at}`);
+    said.push({ name: part.name, bytes: part.bytes, dataBytes });
+    packed.push(rest);
+  }
+  const artifact = artifactOf(await configOf(core, snapshot, machine, said), packed);
+  const owned = undo.move();
+  return { artifact, parts: packed, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+}
+
+export function requirePortable(op: Operation, portable: Portable | undefined, backend: string): Portable {
+  if (portable !== undefined) return portable;
+  throw op.error('failed_precondition', `snapshots of the backend ${backend} stay on the machine on which they were made`);
+}
+
+async function packPart(
+  { deps: { host } }: Core,
+  op: Operation,
+  { path, bytes, places }: SnapshotPart,
+  to: string,
+): Promise<PackedPart & { readonly dataBytes: number }> {
+  const hash = createHash('sha256');
+  let dataBytes = 0;
+  const pieces = packPieces(
+    bytes,
+    places,
+    (offset, length) => host.readRange(op, path, offset, length),
+    (data) => {
+      dataBytes += data;
+    },
+  );
+  const hashed = (async function* () {
+    for await (const chunk of packedWithZstd(pieces)) {
+      hash.update(chunk);
+      yield chunk;
+    }
+  })();
+  const sizeBytes = await host.appendStream(op, to, hashed);
+  return { digest: `sha256:${hash.digest('hex')}`, sizeBytes, dataBytes, open: (offset = 0) => host.readStream(op, to, offset) };
+}
+
+async function configOf(
+  core: Core,
+  { name, contents, createdAtMs, spec, detail }: Snapshot,
+  machine: Readonly<Record<string, unknown>>,
+  parts: PartSaid[],
+): Promise<SnapshotConfig> {
+  const { store } = core.deps;
+  const image = await store.query('image', { id: spec.imageId });
+  const kernel = spec.kernelId === null ? null : await store.query('kernel', { id: spec.kernelId });
+  if (image === null || ENGINE_REFERENCE in image.detail) throw new Error('the image of a snapshot is not on record');
+  return {
+    version: 1,
+    ...{ name, backend: spec.backend, contents, createdAtMs },
+    image: { digest: image.digest, names: [...image.names].sort() },
+    kernel: kernel === null ? null : { digest: kernel.digest, version: kernel.version },
+    made: madeAs(spec),
+    secretNames: [...secretsOf({ detail })],
+    machine: { ...machine },
+    parts,
+  };
+}
+
+/** Nothing of the machine that it was made on: no id, and no place. */
+function madeAs({ name, shape, network, env, labels, workdir, user, main, timeoutMs, ...spec }: SandboxSpec): Record<string, unknown> {
+  const { restart, idleMs, idleAction, undo } = spec;
+  return { name, shape, network, env, labels, workdir, user, main, timeoutMs, restart, idleMs, idleAction, undo };
+}

@@ -1,0 +1,216 @@
+// Snapshots that go to another machine: what is made there is as the sandbox was; what is not whole, does not fit or lies is refused with a
+// reason and leaves nothing, also where a daemon dies of it.
+import { existsSync, readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterAll, afterEach, expect, test } from 'vitest';
+import { type PackedPart, readArchive, writeArchive } from '../../src/images/snapshot/archive.ts';
+import { artifactOf, type SnapshotConfig } from '../../src/images/snapshot/artifact.ts';
+import type { Output } from '../../src/services/verbs.ts';
+import type { DaemonUnderTest } from '../support/daemon-under-test.ts';
+import { eventually } from '../support/eventually.ts';
+import { COUNTER, countOf, expectInOrder, isLong, numbers, options, seed, shellOf, startDaemon } from './world.ts';
+
+const TEST_MS = isLong ? 3_600_000 : 240_000;
+const OWN = { HUTCH_SANDBOX_BACKEND: 'qemu', HUTCH_SANDBOX_STOP_GRACE: '2s', HUTCH_SANDBOX_WARM: '0' };
+const POINTS = isLong ? 120 : 2;
+
+const [here, there] = await Promise.all([startDaemon(OWN), startDaemon(OWN)]);
+afterAll(async () => void (await Promise.all([here, there].map((daemon) => daemon[Symbol.asyncDispose]()))));
+afterEach(async () => {
+  for (const daemon of [here, there]) {
+    await daemon.deleteAll();
+    const { snapshots } = await daemon.call('snapshot.list', { all: true });
+    for (const { id, depth } of snapshots) if (depth === 0) await daemon.call('snapshot.remove', { snapshot: id, cascade: true });
+  }
+});
+
+const ZSTD = Buffer.from('28b52ffd', 'hex');
+const kept = (daemon: DaemonUnderTest): string[] =>
+  existsSync(join(daemon.home, 'data/snapshots')) ? readdirSync(join(daemon.home, 'data/snapshots')).sort() : [];
+
+async function exported(daemon: DaemonUnderTest, snapshot: string): Promise<Buffer> {
+  const { status, headers, body } = await daemon.send('GET', `/v1/snapshots/${snapshot}/export`);
+  expect([status, Number(headers['content-length'])], body.toString('latin1', 0, 500)).toEqual([200, body.byteLength]);
+  return body;
+}
+
+type Refused = { readonly code: string; readonly message: string; readonly hint?: string };
+
+async function imported(daemon: DaemonUnderTest, file: Uint8Array, name?: string): Promise<Output<'snapshot.import'>> {
+  const { status, body } = await daemon.send('PUT', `/v1/snapshots${name === undefined ? '' : `?name=${name}`}`, { body: file });
+  expect(status, body.toString()).toBe(200);
+  return JSON.parse(body.toString()) as Output<'snapshot.import'>;
+}
+
+async function refused(daemon: DaemonUnderTest, file: Uint8Array, name?: string): Promise<Refused> {
+  const before = kept(daemon);
+  const { status, body } = await daemon.send('PUT', `/v1/snapshots${name === undefined ? '' : `?name=${name}`}`, { body: file });
+  expect([status, kept(daemon)], body.toString()).toEqual([status === 409 ? 409 : 412, before]);
+  return JSON.parse(body.toString()) as Refused;
+}
+
+/** The same parts under another description, with digests that are right. */
+async function saying(file: Buffer, change: (config: SnapshotConfig) => object): Promise<Buffer> {
+  const parts = new Map<number, Buffer>();
+  const { config, described } = await readArchive(once(file), {
+    begin: async (said, all) => ({ config: said, described: all }),
+    async part(_, at, bytes, also) {
+      const content = await gathered(bytes);
+      for (const number of [at, ...also]) parts.set(number, content);
+    },
+  });
+  const packed = described.parts.map((part, at): PackedPart => ({ ...part, open: () => once(parts.get(at) ?? Buffer.alloc(0)) }));
+  const said = { ...config, ...change(structuredClone(config)) } as SnapshotConfig;
+  return await gathered(writeArchive(artifactOf(said, packed.slice(0, said.parts.length)), packed.slice(0, said.parts.length)));
+}
+
+async function* once(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
+  yield bytes;
+}
+
+async function gathered(chunks: AsyncIterable<Uint8Array>): Promise<Buffer> {
+  const found: Uint8Array[] = [];
+  for await (const chunk of chunks) found.push(Buffer.from(chunk));
+  return Buffer.concat(found);
+}
+
+for (const backend of ['qemu', 'gvisor'] as const) {
+  test(`${backend}: a snapshot goes to another machine, and what is made there is as the sandbox was`, { timeout: TEST_MS }, async () => {
+    const [sh, far] = [shellOf(here), shellOf(there)];
+    const made = { backend, name: 'web', labels: { for: 'test' }, env: { PLAIN: 'p' }, secrets: { HIDDEN: 'h' } };
+    await here.call('sandbox.create', { ...made, main: { argv: ['sh', '-c', COUNTER] } });
+    await sh('web', 'echo one > /root/a; head -c 3000000 /dev/urandom > /root/noise');
+    await here.call('snapshot.create', { ref: 'web', name: 'first' });
+    await sh('web', 'echo two > /root/b; echo memory > /dev/shm/m');
+    const sum = await sh('web', 'sha256sum < /root/noise');
+    const second = await here.call('snapshot.create', { ref: 'web', name: 'second' });
+    const counted = await countOf(sh, 'web');
+    await here.call('snapshot.create', { ref: 'web', name: 'plain', diskOnly: true });
+    expect(second.parentId).not.toBeNull();
+
+    const file = await exported(here, 'second');
+    expect((await exported(here, 'second')).equals(file), 'the same snapshot gives the same file').toBe(true);
+    await eventually('what was packed is gone', () => kept(here).length === 3);
+    const arrived = await imported(there, file);
+    expect(arrived).toMatchObject({ name: 'second', parentId: null, sandboxId: null, misfit: null, secretNames: ['HIDDEN'] });
+    expect([arrived.backend, arrived.contents, arrived.shape]).toEqual([backend, 'memory and disk', second.shape]);
+    expect(await refused(there, file)).toMatchObject({ code: 'conflict', message: expect.stringContaining('the name second is taken') });
+    await there.call('snapshot.verify', { snapshot: 'second' });
+
+    const { id, labels, env } = await there.call('sandbox.create', { from: 'second', name: 'far' });
+    expect([labels, env]).toEqual([{ for: 'test' }, { PLAIN: 'p' }]);
+    expect(await far('far', 'cat /root/a /root/b /dev/shm/m')).toBe('one\ntwo\nmemory\n');
+    expect(await far('far', 'sha256sum < /root/noise')).toBe(sum);
+    expect(await countOf(far, 'far'), 'what ran goes on').toBeLessThan(counted + 5_000);
+    expect(await far('far', 'env | grep -c HIDDEN || true')).toBe('0\n');
+    // It can be kept there, and goes back.
+    if (backend === 'qemu') {
+      await there.call('snapshot.create', { ref: id, name: 'third' });
+      expect(await imported(here, await exported(there, 'third'), 'back')).toMatchObject({ name: 'back', misfit: null });
+    }
+    await imported(there, await exported(here, 'plain'));
+    await there.call('sandbox.create', { from: 'plain', name: 'booted' });
+    expect(await far('booted', 'cat /root/a /root/b; ls /dev/shm')).toBe('one\ntwo\n');
+    await expectInOrder(there);
+  });
+}
+
+test(`what is damaged, lies or does not fit is refused, and leaves nothing (seed ${seed})`, { timeout: TEST_MS }, async () => {
+  const random = numbers(seed + 7);
+  await here.call('sandbox.create', { name: 'web', network: 'none' });
+  await here.call('snapshot.create', { ref: 'web', name: 'good' });
+  await here.call('snapshot.create', { ref: 'web', name: 'plain', diskOnly: true });
+  const [whole, file] = [await exported(here, 'good'), await exported(here, 'plain')];
+  const at = (): number => Math.floor(random.next().value * file.byteLength);
+  for (let nth = 0; nth < (isLong ? 60 : 3); nth += 1) {
+    const cut = at();
+    expect(await refused(there, file.subarray(0, cut)), `cut after ${cut}`).toMatchObject({ code: 'failed_precondition' });
+    const flipped = Buffer.from(file);
+    const byte = file.indexOf(ZSTD, at() % file.lastIndexOf(ZSTD)) + 12; // within the content of a part
+    flipped[byte] = (flipped[byte] ?? 0) ^ 16;
+    const { message } = await refused(there, flipped);
+    expect(message, `flipped at ${byte}`).toMatch(/^the archive cannot be used: /);
+  }
+  const digest = `sha256:${'0'.repeat(64)}`;
+  const lies: readonly (readonly [(config: SnapshotConfig) => object, RegExp])[] = [
+    [() => ({ image: { digest, names: ['web:1'] } }), /needs what is not here: image sha256:0+ \(web:1\)/],
+    [() => ({ kernel: { digest, version: '9.9' } }), /needs what is not here: kernel sha256:0+ \(9\.9\)/],
+    [() => ({ kernel: null }), /names no kernel where it needs one/],
+    [() => ({ backend: 'docker' }), /docker/],
+    [() => ({ name: 'Not A Name' }), /is no name/],
+    [({ made }) => ({ made: { ...made, env: { 'a=b': 'c' } } }), /made as is damaged: 'env/],
+    [({ made }) => ({ made: { ...made, mounts: [{ source: '/etc', target: '/etc', readOnly: false }] } }), /made as is damaged/],
+    [({ made }) => ({ made: { ...made, shape: { cpus: 1, memoryMiB: 512, diskMiB: 256 } } }), /its shape is not/],
+    [() => ({ contents: 'memory and disk' }), /contradicts itself/],
+    [() => ({ machine: {} }), /says of its machine is damaged/],
+    [({ machine }) => ({ machine: { ...machine, takenAtMs: 'never' } }), /says of its machine is damaged/],
+    [
+      ({ machine }) => ({ machine: { ...machine, disk: { ...(machine['disk'] as object), map: '0'.repeat(64) } } }),
+      /map of its disk is not/,
+    ],
+    [({ parts }) => ({ parts: parts.slice(0, -1) }), /parts of it are missing/],
+    [({ parts }) => ({ parts: parts.map((part, nth) => (nth === 0 ? { ...part, name: 'other' } : part)) }), /a part 'other'/],
+    [({ parts }) => ({ parts: parts.map((part) => ({ ...part, bytes: part.bytes * 2 })) }), /where '\w+.*should be/],
+    [
+      ({ parts }) => ({ parts: parts.map((part) => ({ ...part, dataBytes: Math.min(part.bytes, 2 ** 40) })) }),
+      /less than is said|takes \d+ MiB/,
+    ],
+  ];
+  const ofMemory: typeof lies = [
+    [({ made }) => ({ made: { ...made, shape: { cpus: 1, memoryMiB: 1024, diskMiB: 8192 } } }), /its shape is not/],
+    [
+      ({ machine }) => ({ machine: { ...machine, memory: { ...(machine['memory'] as object), base: '0'.repeat(16) } } }),
+      /base is not what was saved/,
+    ],
+  ];
+  for (const [from, all] of [
+    [file, lies],
+    [whole, ofMemory],
+  ] as const)
+    for (const [change, why] of all) expect((await refused(there, await saying(from, change))).message).toMatch(why);
+  const { hint } = await refused(there, await saying(file, () => ({ image: { digest, names: [] } })));
+  expect(hint).toContain(`hutch image export -o needed.tar ${digest}`);
+  expect(await refused(there, file, 'No-Name')).toMatchObject({ code: expect.stringMatching(/^(failed_precondition|conflict)$/) });
+
+  // Of another machine: it is here, says why it does not go on, and does so only with force.
+  const other = ({ machine }: SnapshotConfig) => {
+    const fingerprint = { ...(machine['fingerprint'] as object), emulator: '99.0', agent: digest };
+    return { machine: { ...machine, fingerprint } };
+  };
+  const misfit = await imported(there, await saying(whole, other), 'misfit');
+  expect(misfit.misfit).toMatch(/the version of QEMU \(99\.0 then, .* now\).*are not what they were/);
+  await expect(there.call('sandbox.create', { from: 'misfit', name: 'never' })).rejects.toThrow(/the version of QEMU/);
+  await there.call('sandbox.create', { from: 'misfit', name: 'forced', force: true });
+  expect(await shellOf(there)('forced', 'echo works')).toBe('works\n');
+  await expectInOrder(there);
+});
+
+test(`the daemon is killed, or the host fails, at ${isLong ? 'every' : 'some'} point of an import and of an export (seed ${seed})`, {
+  timeout: TEST_MS,
+}, async () => {
+  const random = numbers(seed + 3);
+  await here.call('sandbox.create', { name: 'web', network: 'none' });
+  await here.call('snapshot.create', { ref: 'web', name: 'good', diskOnly: true });
+  const file = await exported(here, 'good');
+  await here.call('snapshot.remove', { snapshot: 'good' });
+  await imported(there, file, 'good');
+  for (let point = 0; point < POINTS; point += 1) {
+    const verb = point % 2 === 0 ? 'snapshot.import' : 'snapshot.export';
+    const action = ['die-before', 'die-after', 'fail'][Math.floor(random.next().value * 3)];
+    const n = isLong ? 1 + Math.floor(point / 2) : 1 + Math.floor(random.next().value * 24);
+    const fault = `${action}:${n}:${verb}`;
+    await there.terminate();
+    await there.startAgain(options({ ...OWN, HUTCH_TEST_FAULT: fault }));
+    await (verb === 'snapshot.import'
+      ? there.send('PUT', '/v1/snapshots?name=maybe', { body: file })
+      : there.send('GET', '/v1/snapshots/good/export')
+    ).catch(() => {});
+    await there.kill9();
+    await there.startAgain(options(OWN));
+    const { snapshots } = await there.call('snapshot.list', {});
+    expect(kept(there), fault).toEqual(snapshots.map(({ id }) => id).sort());
+    for (const { id } of snapshots) await there.call('snapshot.verify', { snapshot: id });
+    if (snapshots.length > 1) await there.call('snapshot.remove', { snapshot: 'maybe' });
+    expect((await exported(there, 'good')).byteLength, fault).toBe(file.byteLength);
+  }
+});
