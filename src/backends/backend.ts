@@ -244,6 +244,9 @@ export type Portable = {
   ): Promise<SnapshotPlaces>;
 };
 
+/** Where a memory may go on. `false`: where all is the same; `brought`: but the kernel and the agent, which are in it; `true`: wherever it can be tried. */
+export type Forced = boolean | 'brought';
+
 export type Snapshots = {
   /**
    * Writes memory and disk of one instant to `dir`, which must not be there yet, or the disk alone; the sandbox goes on as it
@@ -271,7 +274,7 @@ export type Snapshots = {
    * As `start`, after `create`: goes on in memory. Its guest takes itself for the other one until it is configured.
    * `forced`: also where it was made on another kind of machine.
    */
-  start(op: Operation, plan: SandboxPlan, dir: string, how?: { readonly forced: boolean }): Promise<Started>;
+  start(op: Operation, plan: SandboxPlan, dir: string, how?: { readonly forced: Forced }): Promise<Started>;
   /** Compares every file with what was written. @throws HutchError `failed_precondition` with what is wrong. */
   check(op: Operation, dir: string): Promise<void>;
   /** Absent where they stay on the machine on which they were made. */
@@ -286,8 +289,10 @@ export type Snapshots = {
     op: Operation,
     plan: Pick<SandboxPlan, 'name' | 'shape' | 'boot' | 'network'>,
     dir: string,
-    how: { readonly forced: boolean },
+    how: { readonly forced: Forced },
   ): Promise<void>;
+  /** SHA-256 of all that was written, in hex. */
+  digest(op: Operation, dir: string): Promise<string>;
 };
 
 export type Backend = {

@@ -39,7 +39,7 @@ const words = (flags: readonly Flag[]) => flags.flatMap(spellings).join(' ');
 const quoted = (text: string) => `'${text.replaceAll("'", `'\\''`)}'`;
 
 /** What the shell offers for a flag's value. */
-function offered({ value, choices, completes }: Flag): 'file' | 'pair' | 'sandbox' | 'snapshot' | 'image' | 'nothing' | readonly string[] {
+function offered({ value, choices, completes }: Flag): 'file' | 'pair' | 'nothing' | NonNullable<Flag['completes']> {
   if (choices !== undefined) return choices;
   if (completes !== undefined) return completes;
   return value === 'FILE' ? 'file' : value === 'K=FILE' ? 'pair' : 'nothing';
@@ -134,7 +134,7 @@ ${values.join('\n')}
   fi
   case "$kind" in
     words) COMPREPLY=($(compgen -P "$prefix" -W "$list" -- "$cur")) ;;
-    sandbox | snapshot | operation | key) COMPREPLY=($(compgen -P "$prefix" -W "$("$self" __complete "$kind" 2>/dev/null)" -- "$cur")) ;;
+    sandbox | snapshot | template | operation | key) COMPREPLY=($(compgen -P "$prefix" -W "$("$self" __complete "$kind" 2>/dev/null)" -- "$cur")) ;;
     image)
       word=$cur
       at=$COMP_CWORD
@@ -214,7 +214,7 @@ export function fishCompletion(): string {
   const add = (condition: string, rest: string) => lines.push(`complete -c hutch -n ${quoted(condition)} ${rest}`);
   const offer = (kind: string | readonly string[]): string | null => {
     if (typeof kind !== 'string') return `-a ${quoted(kind.join(' '))}`;
-    if (kind === 'sandbox' || kind === 'snapshot' || kind === 'image' || kind === 'operation' || kind === 'key')
+    if (kind === 'sandbox' || kind === 'snapshot' || kind === 'template' || kind === 'image' || kind === 'operation' || kind === 'key')
       return `-a '(__hutch_names ${kind})'`;
     return null;
   };

@@ -42,7 +42,7 @@ export async function createSpec(context: Context, args: Args): Promise<CreateIn
   const fileSync = args.values('sync').map(fileSyncOf);
   const publish = args.values('publish').flatMap((text) => parsed(parsePublish(text)));
   return {
-    ...plain(args, 'name', 'workdir', 'user', 'from'),
+    ...plain(args, 'name', 'workdir', 'user', 'from', 'template'),
     ...(args.has('force') ? { force: true } : {}),
     ...(image === undefined ? {} : { image: image.text }),
     ...plain(args, 'kernel'),
@@ -137,8 +137,8 @@ type Wanted = { readonly text: string; readonly what: string };
 function wanted(context: Pick<Context, 'env'>, args: Args, flag: string): Wanted | undefined {
   const given = flag === 'network' ? undefined : args.value(flag);
   if (given !== undefined) return { text: given, what: `--${flag}` };
-  // A snapshot says all of it itself; what is typed beside it is refused there.
-  if (args.value('from') !== undefined) return undefined;
+  // A snapshot or a template says all of it itself; what is typed beside it is refused there.
+  if (args.value('from') !== undefined || args.value('template') !== undefined) return undefined;
   const variable = `HUTCH_SANDBOX_${flag.toUpperCase()}`;
   const text = context.env[variable];
   return text === undefined || text === '' || text === UNSAID[flag] ? undefined : { text, what: variable };

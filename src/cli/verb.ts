@@ -10,13 +10,13 @@ export type Flag = {
   readonly value?: string;
   readonly choices?: readonly string[];
   /** What the shell offers for its value, where neither `choices` nor a FILE says it. */
-  readonly completes?: 'sandbox' | 'snapshot' | 'image' | readonly string[];
+  readonly completes?: 'sandbox' | 'snapshot' | 'template' | 'image' | readonly string[];
   readonly repeats?: boolean;
   readonly about: string;
 };
 
 /** What of the daemon's, or of both file systems, a word may name. */
-export type Kind = 'sandbox' | 'snapshot' | 'image' | 'operation' | 'key' | 'path' | 'nothing';
+export type Kind = 'sandbox' | 'snapshot' | 'template' | 'image' | 'operation' | 'key' | 'path' | 'nothing';
 
 /** What stands behind the flags. */
 export type Positional = {

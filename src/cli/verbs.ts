@@ -13,6 +13,7 @@ import { runVerbs } from './table/run.ts';
 import { snapshotVerbs } from './table/snapshot.ts';
 import { sshVerbs } from './table/ssh.ts';
 import { systemVerbs } from './table/system.ts';
+import { templateVerbs } from './table/template.ts';
 import { traceVerbs } from './table/trace.ts';
 import { volumeVerbs } from './table/volume.ts';
 import { workspaceVerbs } from './table/workspace.ts';
@@ -23,6 +24,7 @@ export const VERBS: readonly Verb[] = [
   ...lookVerbs,
   ...changeVerbs,
   ...snapshotVerbs,
+  ...templateVerbs,
   ...volumeVerbs,
   ...reachVerbs,
   ...workspaceVerbs,

@@ -17,6 +17,7 @@ export type SandboxId = Id<'sbx'>;
 export type ImageId = Id<'img'>;
 export type KernelId = Id<'krn'>;
 export type SnapshotId = Id<'snp'>;
+export type TemplateId = Id<'tpl'>;
 export type VolumeId = Id<'vol'>;
 export type ProjectId = Id<'prj'>;
 export type KeyId = Id<'key'>;

@@ -5,8 +5,8 @@ import type { LedgerDraft } from './ledger.ts';
 import type { JsonObject } from './records.ts';
 import type { SandboxSpec } from './sandbox.ts';
 
-/** `undo`: kept before an exec, a bounded number, and gone by itself. */
-export const SNAPSHOT_KINDS = ['kept', 'undo'] as const;
+/** `undo`: kept before an exec, a bounded number, and gone by itself. `template`: what sandboxes of one start from, or did. */
+export const SNAPSHOT_KINDS = ['kept', 'undo', 'template'] as const;
 export type SnapshotKind = (typeof SNAPSHOT_KINDS)[number];
 
 export const SNAPSHOT_CONTENTS = ['memory and disk', 'disk'] as const;

@@ -58,8 +58,15 @@ export class BuildLog {
     return this.#news.promise;
   }
 
-  step(stage: string, text: string, line: number, place?: { readonly number: number; readonly count: number }): void {
-    this.#add({ type: 'step', stage, text: text.split('\n', 1)[0] ?? '', line, ...place });
+  /** `line`: in the Dockerfile; null: it is in none. `keepsTail`: what was said before may still be why it fails. */
+  step(
+    stage: string,
+    text: string,
+    line: number | null,
+    { keepsTail, ...place }: { readonly number?: number; readonly count?: number; readonly keepsTail?: boolean } = {},
+  ): void {
+    if (keepsTail !== true) this.#tail = [];
+    this.#add({ type: 'step', stage, text: text.split('\n', 1)[0] ?? '', ...(line === null ? {} : { line }), ...place });
   }
 
   note(stage: string, text: string): void {
@@ -116,7 +123,6 @@ export class BuildLog {
   }
 
   #add(line: Omit<LogLine, 'cursor' | 'atMs'>): void {
-    if (line.type === 'step') this.#tail = [];
     if (line.type === 'output') this.#tail = [...this.#tail.slice(1 - TAIL_LINES), line.text];
     if (this.#bytes > LOG_BYTES_MAX) return;
     this.#cursor += 1;

@@ -16,6 +16,8 @@ export const buildRecord = z.object({
   error: z.any(),
   logTail: z.array(z.string()).max(100).default([]),
   image: z.object({ id: short, digest: short, sizeBytes: z.number() }).nullable(),
+  template: short.nullable().default(null),
+  snapshot: z.object({ id: short, digest: short }).nullable().default(null),
   createdAtMs: z.int(),
   endedAtMs: z.int().nullable(),
   opId: short.nullable(),

@@ -4,7 +4,7 @@
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import { HutchError } from '../domain/errors.ts';
-import { type BuildId, isId, newId, type SandboxId } from '../domain/ids.ts';
+import { newId, type SandboxId } from '../domain/ids.ts';
 import { shownReference } from '../domain/image-reference.ts';
 import { NO_PACKAGE_SETTINGS } from '../domain/package-settings.ts';
 import type { Operation } from '../host/operation.ts';
@@ -17,15 +17,16 @@ import { neededStages, targetOf } from '../images/build/graph.ts';
 import type { BuildStaging } from '../images/build/staging.ts';
 import { expandAt, globalsOf } from '../images/build/state.ts';
 import { buildImage } from '../images/build.ts';
-import { listOr, SHARED_DIR_MODE } from '../images/layout.ts';
+import { SHARED_DIR_MODE } from '../images/layout.ts';
 import type { ImageLibrary } from '../images/library.ts';
 import { parseConfig, runConfig } from '../images/oci/manifest.ts';
 import { PAGE_ROWS_MAX } from '../store/contract.ts';
 import { baseImage } from './build-base.ts';
-import { BuildLog, type LogLine } from './build-log.ts';
+import { BuildLog } from './build-log.ts';
 import { Locks } from './build-mounts.ts';
 import { BuildQuota } from './build-quota.ts';
-import { type BuildRecord, buildRecord } from './build-record.ts';
+import type { BuildRecord } from './build-record.ts';
+import { BuildRecords, type Running, viewOfBuild } from './build-records.ts';
 import { BUILD_LABEL, removeBuildSandbox } from './build-sandbox.ts';
 import { StageBuilder } from './build-stage.ts';
 import type { Built, StageParts } from './build-stage-parts.ts';
@@ -40,35 +41,46 @@ type BuildVerbs = Extract<keyof Handlers, `build.${string}`>;
 type BuildView = Output<'build.get'>;
 
 const BUILDS_AT_ONCE = 4;
-const RECORD_BYTES_MAX = 256 * 1024;
-const LOG_BYTES_MAX = 64 * 1024 * 1024;
 const RELEASE_MS = 60_000;
-const BUILDS_KEPT = 200;
+
+/** What is built, and what is done with the image then. */
+export type BuildAsked = {
+  readonly input: Parsed<'build.start'>;
+  /** The context, with its Dockerfile; null: there is nothing to build. */
+  readonly source: AsyncIterable<Uint8Array> | null;
+  readonly names: readonly string[];
+  readonly template: string | null;
+  /** Whether quotas of builds count it. */
+  readonly counts: boolean;
+  /** Beside those of the Dockerfile. */
+  readonly stepsMore: number;
+  /** How a failure is told. */
+  readonly reworded?: (op: Operation, error: HutchError) => HutchError;
+  /** When it is over, however it ended. */
+  readonly over?: () => void;
+  readonly next: ((call: Call, now: Running, image: BuildRecord['image']) => Promise<BuildRecord['snapshot']>) | null;
+};
 
 export type Builds = Pick<Handlers, BuildVerbs> & {
+  /** As `build.start`; goes on by itself. @throws HutchError for what is refused before anything is built. */
+  begin(call: Call, asked: BuildAsked): Promise<BuildRecord>;
+  readonly records: BuildRecords;
   /** At the start of a daemon: what the last one was building has failed, and its sandboxes go. */
   reconcile(op: Operation): Promise<void>;
   /** Layers that the cache of builds has. */
   cachedLayers(op: Operation): Promise<ReadonlySet<string>>;
 };
 
-type Running = { readonly log: BuildLog; readonly opId: string; record: BuildRecord };
-
 export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' | 'sandbox.delete'>): Builds {
   const { deps } = core;
   const { host, store } = deps;
   const root = join(deps.places.dataDir, 'builds');
-  const running = new Map<BuildId, Running>();
-  /** Records of builds that are over, which nothing changes any more: read once. */
-  const ended = new Map<BuildId, BuildRecord>();
+  const records = new BuildRecords(host, root);
+  const { running } = records;
   const locks = new Locks();
   const quota = new BuildQuota(core);
   let slots = BUILDS_AT_ONCE;
   const waiting: (() => void)[] = [];
-
-  const dirOf = (id: BuildId) => join(root, id);
-  const recordPath = (id: BuildId) => join(dirOf(id), 'build.json');
-  const logPath = (id: BuildId) => join(dirOf(id), 'log.ndjson');
 
   function library(op: Operation): ImageLibrary {
     if (deps.images !== null) return deps.images;
@@ -76,58 +88,6 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
   }
 
   const cacheOf = (op: Operation) => new BuildCache(host, join(root, 'cache'), library(op).blobs);
-
-  async function write(op: Operation, record: BuildRecord): Promise<void> {
-    await host.writeFileAtomic(op, recordPath(record.id), JSON.stringify(record), 0o600);
-    if (record.state !== 'running') ended.set(record.id, record);
-  }
-
-  async function read(op: Operation, id: BuildId): Promise<BuildRecord | null> {
-    const known = running.get(id)?.record ?? ended.get(id);
-    if (known !== undefined) return known;
-    if ((await host.stat(op, recordPath(id))) === null) return null;
-    const parsed = buildRecord.safeParse(JSON.parse(Buffer.from(await host.readFile(op, recordPath(id), RECORD_BYTES_MAX)).toString()));
-    if (!parsed.success) return null;
-    const record = parsed.data as BuildRecord;
-    if (record.state !== 'running') ended.set(id, record);
-    return record;
-  }
-
-  async function remove(op: Operation, id: BuildId): Promise<void> {
-    await host.remove(op, dirOf(id));
-    ended.delete(id);
-  }
-
-  async function all(op: Operation): Promise<readonly BuildRecord[]> {
-    const found: BuildRecord[] = [];
-    for (const name of await listOr(op, host, root)) {
-      if (!isId('bld', name)) continue;
-      const record = await read(op, name).catch(
-        (cause: unknown) => void op.log.warn({ build: name, cause }, 'the record of a build cannot be read'),
-      );
-      if (record != null) found.push(record);
-    }
-    return found.sort((a, b) => b.createdAtMs - a.createdAtMs);
-  }
-
-  /** By id, or a unique prefix of it. */
-  async function find({ op, caller }: Call, text: string): Promise<BuildRecord> {
-    const whole = isId('bld', text) ? await read(op, text) : null;
-    if (whole !== null && whole.projectId === caller.projectId) return whole;
-    const own = (await all(op)).filter(({ projectId }) => projectId === caller.projectId);
-    const fitting = own.filter(({ id }) => id.startsWith(text) || (text.length >= 3 && id.slice(3).startsWith(text)));
-    const [only] = fitting;
-    if (fitting.length === 1 && only !== undefined) return only;
-    if (fitting.length > 1)
-      throw op.error(
-        'conflict',
-        `several builds begin with ${text}: ${fitting
-          .slice(0, 5)
-          .map(({ id }) => id)
-          .join(', ')}`,
-      );
-    throw op.error('not_found', `there is no build '${text.slice(0, 64)}'`, { hint: 'see: hutch image builds' });
-  }
 
   async function turn(op: Operation): Promise<Disposable> {
     if (slots > 0) slots -= 1;
@@ -142,43 +102,58 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
   }
 
   async function start(call: Call, input: Parsed<'build.start'>, source: AsyncIterable<Uint8Array>): Promise<BuildView> {
-    const { op, caller } = call;
     const tags = several(input.tag).map((tag) => shownReference(taggable(tag)));
+    return viewOfBuild(await begin(call, { input, source, names: tags, template: null, counts: true, stepsMore: 0, next: null }));
+  }
+
+  async function begin(call: Call, asked: BuildAsked): Promise<BuildRecord> {
+    const { op, caller } = call;
+    const { input, source } = asked;
     const args = argsOf(op, several(input.arg));
     const id = newId('bld', (count) => host.randomBytes(count));
     call.target(id);
-    const images = library(op);
     await using undo = new AsyncDisposableStack();
-    await quota.begin(op, id, caller.projectId);
-    undo.defer(() => quota.neverBegan(op, id));
-    const staged = await images.blobs.stage(op, `build-${id}`);
-    undo.defer(async () => await staged[Symbol.asyncDispose]());
-    await host.makeDir(op, staged.path, SHARED_DIR_MODE);
-    const staging: BuildStaging = { host, blobs: images.blobs, path: staged.path };
-    const context = await receive(op, staging, source, input.dockerfile ?? null);
-    const plan = planOf(op, context, args, input.target ?? null);
+    if (asked.counts) {
+      await quota.begin(op, id, caller.projectId);
+      undo.defer(() => quota.neverBegan(op, id));
+    }
+    const staged = source === null ? null : await library(op).blobs.stage(op, `build-${id}`);
+    undo.defer(async () => await staged?.[Symbol.asyncDispose]());
+    const work = staged === null || source === null ? null : await receive(op, staged, source, input, args);
     const record: BuildRecord = {
-      ...{ id, projectId: caller.projectId, state: 'running', names: tags, target: input.target ?? null, backend: input.backend ?? null },
-      ...{
-        step: null,
-        stepsDone: 0,
-        stepsTotal: plan.steps,
-        error: null,
-        logTail: [],
-        image: null,
-        createdAtMs: host.nowMs(),
-        endedAtMs: null,
-        opId: core.operations.ownId(),
-      },
+      ...{ id, projectId: caller.projectId, state: 'running', names: [...asked.names], target: input.target ?? null },
+      ...{ backend: input.backend ?? null, step: null, stepsDone: 0, stepsTotal: (work?.plan.steps ?? 0) + asked.stepsMore },
+      ...{ error: null, logTail: [], image: null, template: asked.template, snapshot: null },
+      ...{ createdAtMs: host.nowMs(), endedAtMs: null, opId: core.operations.ownId() },
     };
-    await host.makeDir(op, dirOf(id), 0o700);
-    await write(op, record);
+    await host.makeDir(op, records.dirOf(id), 0o700);
+    await records.write(op, record);
     undo.move();
-    carryOut(caller, record, { staged, staging, context, plan, args, input });
-    return viewOf(record);
+    const failure = (failing: Operation, error: unknown): HutchError => {
+      const told = asHutchError(failing, work?.context ?? null, error);
+      return asked.reworded?.(failing, told) ?? told;
+    };
+    carryOut(caller, record, { staged, failure, ...(asked.over === undefined ? {} : { over: asked.over }) }, async (own, now) => {
+      const image = work === null ? null : await build(own, now, work);
+      return { image, snapshot: (await asked.next?.(own, now, image)) ?? null };
+    });
+    return record;
   }
 
   async function receive(
+    op: Operation,
+    staged: { readonly path: string },
+    source: AsyncIterable<Uint8Array>,
+    input: Parsed<'build.start'>,
+    args: ReadonlyMap<string, string>,
+  ): Promise<Work> {
+    await host.makeDir(op, staged.path, SHARED_DIR_MODE);
+    const staging: BuildStaging = { host, blobs: library(op).blobs, path: staged.path };
+    const context = await received(op, staging, source, input.dockerfile ?? null);
+    return { staging, context, plan: planOf(op, context, args, input.target ?? null), args, input };
+  }
+
+  async function received(
     op: Operation,
     staging: BuildStaging,
     source: AsyncIterable<Uint8Array>,
@@ -207,7 +182,6 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
   }
 
   type Work = {
-    readonly staged: AsyncDisposable;
     readonly staging: BuildStaging;
     readonly context: Received;
     readonly plan: ReturnType<typeof planOf>;
@@ -216,26 +190,35 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
   };
 
   /** Goes on by itself, in an operation of its own. */
-  function carryOut(caller: Caller, record: BuildRecord, work: Work): void {
+  function carryOut(
+    caller: Caller,
+    record: BuildRecord,
+    of: {
+      readonly staged: AsyncDisposable | null;
+      readonly failure: (op: Operation, error: unknown) => HutchError;
+      readonly over?: () => void;
+    },
+    make: (call: Call, now: Running) => Promise<Pick<BuildRecord, 'image' | 'snapshot'>>,
+  ): void {
     const opId = record.opId ?? core.operations.ownId();
     void core.operations
       .run({ verb: 'daemon.build', caller, reads: false, opId }, async (call) => {
         const { op } = call;
         call.target(record.id);
-        const log = new BuildLog(op, host, logPath(record.id));
+        const log = new BuildLog(op, host, records.logPath(record.id));
         const now: Running = { log, opId, record };
         running.set(record.id, now);
-        await using _staged = work.staged;
+        await using _staged = of.staged;
         try {
           if (slots === 0) now.record = { ...now.record, step: 'waiting for builds before it' };
           using _turn = await turn(op);
           using limited = await quota.timed(op, caller.projectId);
-          const image = await build(limited === null ? call : { ...call, op: limited }, now, work).catch((error: unknown) =>
+          const made = await make(limited === null ? call : { ...call, op: limited }, now).catch((error: unknown) =>
             Promise.reject(limited?.signal.aborted && !op.signal.aborted ? limited.signal.reason : error),
           );
-          now.record = { ...now.record, state: 'done', image, step: null };
+          now.record = { ...now.record, ...made, state: 'done', step: null };
         } catch (error) {
-          const failure = asHutchError(op, work.context, error);
+          const failure = of.failure(op, error);
           const isCancelled = call.wasCancelled();
           log.note('build', isCancelled ? 'cancelled' : `failed: ${failure.message}`);
           now.record = {
@@ -249,16 +232,17 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
           now.record = { ...now.record, endedAtMs: host.nowMs() };
           using late = op.releasing(RELEASE_MS);
           await log.flush();
-          await write(late, now.record).catch((cause: unknown) =>
-            op.log.error({ build: record.id, err: cause }, 'the end of a build could not be recorded'),
-          );
+          await records
+            .write(late, now.record)
+            .catch((cause: unknown) => op.log.error({ build: record.id, err: cause }, 'the end of a build could not be recorded'));
           await quota.ended(late, record.id);
           running.delete(record.id);
+          of.over?.();
           await log.end();
-          await forgetOld(late);
+          await records.forgetOld(late);
         }
       })
-      .catch(() => {}); // it is in its record
+      .catch(() => of.over?.()); // it is in its record
   }
 
   async function build(call: Call, now: Running, work: Work): Promise<NonNullable<BuildRecord['image']>> {
@@ -368,70 +352,41 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     return { id: record.id, digest, sizeBytes: record.sizeBytes };
   }
 
-  async function* lines(op: Operation, id: BuildId, after: number, follow: boolean): AsyncGenerator<LogLine> {
-    let cursor = after;
-    let offset = 0;
-    for (;;) {
-      const now = running.get(id);
-      const news = now?.log.news;
-      const isLast = !follow || now === undefined || now.log.isOver;
-      if ((await host.stat(op, logPath(id))) !== null) {
-        const bytes = Buffer.from(await host.readRange(op, logPath(id), offset, LOG_BYTES_MAX));
-        const end = bytes.lastIndexOf(0x0a) + 1;
-        offset += end;
-        for (const text of bytes.subarray(0, end).toString().split('\n')) {
-          if (text === '') continue;
-          const line = JSON.parse(text) as LogLine;
-          if (line.cursor <= cursor) continue;
-          cursor = line.cursor;
-          yield line;
-        }
-      }
-      if (isLast) return;
-      await waitFor(op, news ?? Promise.resolve(), 'more of the log');
-    }
-  }
-
-  /** The oldest that are over. */
-  async function forgetOld(op: Operation): Promise<void> {
-    if ((await listOr(op, host, root)).length <= BUILDS_KEPT) return;
-    const over = (await all(op)).filter(({ state }) => state !== 'running');
-    for (const { id } of over.slice(BUILDS_KEPT)) await remove(op, id);
-  }
-
   return {
+    begin,
+    records,
     'build.start': start,
     'build.list': async ({ op, caller }) => ({
-      builds: (await all(op)).filter(({ projectId }) => projectId === caller.projectId).map(viewOf),
+      builds: (await records.all(op)).filter(({ projectId }) => projectId === caller.projectId).map(viewOfBuild),
     }),
-    'build.get': async (call, { build: text }) => viewOf(await find(call, text)),
+    'build.get': async (call, { build: text }) => viewOfBuild(await records.find(call, text)),
     'build.logs': async (call, { build: text, after, follow }) => {
-      const { id } = await find(call, text);
-      return lines(call.op, id, after ?? 0, follow ?? false);
+      const { id } = await records.find(call, text);
+      return records.lines(call.op, id, after ?? 0, follow ?? false);
     },
     'build.cancel': async (call, { build: text }) => {
-      const { id } = await find(call, text);
+      const { id } = await records.find(call, text);
       call.target(id);
       const now = running.get(id);
       if (now !== undefined) await core.operations.cancel(call.op, now.opId, 'whoever asked for it');
-      return viewOf((await read(call.op, id)) ?? (await find(call, text)));
+      return viewOfBuild((await records.read(call.op, id)) ?? (await records.find(call, text)));
     },
     'build.delete': async (call, { build: text }) => {
-      const record = await find(call, text);
+      const record = await records.find(call, text);
       call.target(record.id);
       const now = running.get(record.id);
       if (now !== undefined) await core.operations.cancel(call.op, now.opId, 'its removal');
-      await remove(call.op, record.id);
+      await records.remove(call.op, record.id);
       return { id: record.id };
     },
     async reconcile(op) {
       await quota.endAll(op);
-      for (const record of await all(op)) {
+      for (const record of await records.all(op)) {
         if (record.state !== 'running' || running.has(record.id)) continue;
         const error = op
           .error('unavailable', 'the daemon ended while this was being built', { hint: 'build it again: what was done is cached' })
           .toBody();
-        await write(op, { ...record, state: 'failed', error, endedAtMs: host.nowMs() });
+        await records.write(op, { ...record, state: 'failed', error, endedAtMs: host.nowMs() });
       }
       for (let cursor: string | null = null; ; ) {
         const page: Awaited<ReturnType<typeof store.query<'sandboxes'>>> = await store.query('sandboxes', { limit: PAGE_ROWS_MAX, cursor });
@@ -474,8 +429,8 @@ function inFile(op: Operation, { dockerfile }: Received, { line, instruction, me
   return op.error('invalid_argument', `${dockerfile.name}:${line}: ${instruction === null ? '' : `${instruction}: `}${message}`);
 }
 
-function asHutchError(op: Operation, context: Received, error: unknown): HutchError {
-  if (error instanceof DockerfileError) return inFile(op, context, error);
+function asHutchError(op: Operation, context: Received | null, error: unknown): HutchError {
+  if (error instanceof DockerfileError && context !== null) return inFile(op, context, error);
   if (error instanceof HutchError) return error;
   if (error instanceof ArchiveError) return op.error('failed_precondition', `what is built cannot be used: ${error.message}`);
   op.log.error({ err: error }, 'a build failed for a reason of ours');
@@ -484,15 +439,4 @@ function asHutchError(op: Operation, context: Received, error: unknown): HutchEr
 
 function isAbort(reason: unknown): boolean {
   return reason instanceof Error && reason.name === 'AbortError';
-}
-
-function viewOf(record: BuildRecord): BuildView {
-  const { stepsDone, stepsTotal, state } = record;
-  const { projectId: _projectId, ...rest } = record;
-  return {
-    ...rest,
-    names: [...record.names],
-    logTail: [...record.logTail],
-    progressPercent: state === 'done' ? 100 : stepsTotal === 0 ? 0 : Math.min(99, Math.floor((stepsDone * 100) / stepsTotal)),
-  };
 }

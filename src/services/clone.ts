@@ -1,7 +1,7 @@
 // A sandbox that begins where another one was: with its memory, its processes and its disk, and as itself. Whatever two
 // machines must not share is made anew before its link goes up: names, addresses, machine-id, boot id, host keys, entropy.
 import { randomUUID } from 'node:crypto';
-import type { Started } from '../backends/backend.ts';
+import type { Forced, Started } from '../backends/backend.ts';
 import type { FileSync } from '../domain/file-sync.ts';
 import { newId } from '../domain/ids.ts';
 import type { PublishedPort } from '../domain/published-port.ts';
@@ -37,7 +37,7 @@ export type CloneOf = {
   /** Without memory it starts as a new one, with that disk. */
   readonly hasMemory: boolean;
   /** Also where its memory was written down on another kind of machine. */
-  readonly forced?: boolean;
+  readonly forced?: Forced;
   readonly publish?: readonly PublishedPort[];
   /** Of its owner's, that it is to get. */
   readonly files?: readonly FileSync[];

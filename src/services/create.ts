@@ -8,6 +8,7 @@ import type { PublishedPort } from '../domain/published-port.ts';
 import { newSandbox, type Sandbox, type SandboxSpec, type Shape, transition } from '../domain/sandbox.ts';
 import type { Operation } from '../host/operation.ts';
 import { type BringUp, type Up, wake } from './bring-up.ts';
+import { BUILD_LABEL } from './build-sandbox.ts';
 import { type Call, Repeated } from './call.ts';
 import { Claims } from './claims.ts';
 import type { Core } from './core.ts';
@@ -15,7 +16,7 @@ import { creating } from './creating.ts';
 import { type Boot, backendOf, placesOf } from './deps.ts';
 import { filesFor } from './file-sync.ts';
 import { requireFreeSpace } from './free-space.ts';
-import { createFrom } from './from-snapshot.ts';
+import { createFrom, type Usable } from './from-snapshot.ts';
 import type { Handlers } from './handlers.ts';
 import { kernelFor } from './kernels.ts';
 import { resolveMounts, volumeCount } from './mounts.ts';
@@ -33,7 +34,7 @@ type Input = Parsed<'sandbox.create'>;
 
 const RELEASE_MS = 60_000;
 
-export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, 'sandbox.create'> {
+export function createVerb(core: Core, supervisor: Supervisor, usable: Usable): Pick<Handlers, 'sandbox.create'> {
   const { deps, templates } = core;
   const claims = new Claims();
   const seen = new WeakSet<Boot>();
@@ -54,7 +55,8 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
     await templates.tellUnlimited(op, backend);
     const { mounts: wanted = [] } = input;
     const mounts = wanted.length === 0 ? [] : await resolveMounts(deps, call, backend, wanted);
-    const fileSync = await filesFor(deps, call, input.fileSync ?? []);
+    // What is built is for others too: none of the owner's files may be in it.
+    const fileSync = input.labels?.[BUILD_LABEL] === undefined ? await filesFor(deps, call, input.fileSync ?? []) : [];
     if (input.idleAction === 'suspend') await claims.need(op, backend, 'suspend');
     if ((input.undo ?? 0) > 0) requireUndo(deps, op, { name: input.name ?? 'without a name yet', backend: backend.name, mounts });
     const boot = await deps.boots.prepare(op, input.image ?? settings.image, backend, await kernelFor(core, op, backend, input.kernel));
@@ -105,8 +107,7 @@ export function createVerb(core: Core, supervisor: Supervisor): Pick<Handlers, '
   async function create(call: Call, input: Input): Promise<Sandbox> {
     const { op } = call;
     if (input.name !== undefined) checkName(call, input.name);
-    const { from } = input;
-    if (from !== undefined) return await createFrom(core, supervisor, call, { ...input, from });
+    if (input.from !== undefined || input.template !== undefined) return await createFrom(core, supervisor, call, input, usable);
     if (input.force === true) throw op.error('invalid_argument', 'force is about a snapshot, and none is named', { hint: 'see: from' });
     const { host } = deps;
     const { boot, spec } = await prepare(call, input);

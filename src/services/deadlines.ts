@@ -23,7 +23,8 @@ export type OwnWork =
   | 'daemon.wake'
   | 'daemon.warm'
   | 'daemon.housekeeping'
-  | 'daemon.build';
+  | 'daemon.build'
+  | 'daemon.template';
 export type DeadlineName = VerbName | OwnWork;
 
 export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
@@ -49,6 +50,11 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'ssh.identity': READ_MS,
   'ssh.connect': null,
   'snapshot.prune': PREPARE_MS,
+  'template.build': TRANSFER_MS,
+  'template.list': READ_MS,
+  'template.get': READ_MS,
+  'template.set': CHANGE_MS,
+  'template.remove': PREPARE_MS,
   'volume.create': PREPARE_MS,
   'volume.list': READ_MS,
   'volume.get': READ_MS,
@@ -160,4 +166,5 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'daemon.warm': CHANGE_MS,
   'daemon.housekeeping': CHANGE_MS,
   'daemon.build': 6 * 60 * 60_000,
+  'daemon.template': null,
 };

@@ -1,6 +1,9 @@
 // A sandbox that begins with a named snapshot: as that was, and as itself; what is asked for beside it comes on top.
+import type { Forced } from '../backends/backend.ts';
+import { HutchError } from '../domain/errors.ts';
 import type { Sandbox, SandboxSpec } from '../domain/sandbox.ts';
 import type { Snapshot } from '../domain/snapshot.ts';
+import type { Template } from '../domain/template.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Call } from './call.ts';
 import { type CloneOf, makeClone } from './clone.ts';
@@ -11,20 +14,35 @@ import { resolveMounts } from './mounts.ts';
 import { madeUpName } from './names.ts';
 import { findSnapshot, readSnapshotFiles, snapshotDir, snapshotsOf } from './snapshots.ts';
 import type { Supervisor } from './supervisor.ts';
+import { findTemplate } from './template/find.ts';
 import type { Parsed } from './verbs.ts';
 
-type Input = Parsed<'sandbox.create'> & { readonly from: string };
+type Input = Parsed<'sandbox.create'>;
 
-export async function createFrom(core: Core, supervisor: Supervisor, call: Call, input: Input): Promise<Sandbox> {
-  const { op, caller } = call;
-  const snapshot = await findSnapshot(core, op, caller.projectId, input.from);
-  using _reading = readSnapshotFiles(core, op, snapshot);
-  const bare = specFrom(core, call, snapshot, input);
-  const mounts = await mountsFrom(core, call, snapshot, input);
+/** Sees to it that a template can be started from: `TemplateKeeper.usable`. */
+export type Usable = (
+  op: Operation,
+  template: Template,
+  snapshot: Snapshot,
+  spec: SandboxSpec,
+) => Promise<{ readonly template: Template; readonly forced: Forced }>;
+
+/** What a sandbox is to begin with, and how that is called. */
+type Origin = { readonly snapshot: Snapshot; readonly template: Template | null; readonly what: string; readonly flag: string };
+
+export async function createFrom(core: Core, supervisor: Supervisor, call: Call, input: Input, usable: Usable): Promise<Sandbox> {
+  const { op } = call;
+  if (input.from !== undefined && input.template !== undefined)
+    throw op.error('invalid_argument', 'template and from exclude each other', { hint: 'leave out one of them' });
+  const { origin, forced, reading } = await held(core, call, input, usable);
+  using _reading = reading;
+  const { snapshot } = origin;
+  const bare = specFrom(core, call, origin, input);
+  const mounts = await mountsFrom(core, call, origin, input);
   const files = await filesFor(core.deps, call, input.fileSync ?? []);
   const spec = { ...bare, ...(mounts.length === 0 ? {} : { mounts }), ...(files.length === 0 ? {} : { fileSync: files }) };
   return await makeClone(core, supervisor, call, {
-    ...(await beginningOf(core, op, snapshot, spec, input.force ?? false)),
+    ...(await beginningOf(core, op, snapshot, spec, forced)),
     secrets: input.secrets ?? {},
     files,
     publish: input.publish ?? [],
@@ -33,8 +51,55 @@ export async function createFrom(core: Core, supervisor: Supervisor, call: Call,
   });
 }
 
+const TRIES_MAX = 5;
+
+/** What it begins with stays as long as it is held, also where its tag moves on. */
+async function held(
+  core: Core,
+  call: Call,
+  input: Input,
+  usable: Usable,
+): Promise<{ readonly origin: Origin; readonly forced: Forced; readonly reading: Disposable }> {
+  const { op } = call;
+  for (let tries = 1; ; tries += 1) {
+    try {
+      const origin = await originOf(core, call, input);
+      const { template, snapshot } = origin;
+      if (template === null) return { origin, forced: input.force ?? false, reading: readSnapshotFiles(core, op, snapshot) };
+      if (input.force === true)
+        throw op.error('invalid_argument', 'force is about a snapshot, and a template is named', { hint: 'see: from' });
+      const now = await usable(op, template, snapshot, snapshot.spec);
+      if (now.template.snapshotId === snapshot.id) return { origin, forced: now.forced, reading: readSnapshotFiles(core, op, snapshot) };
+    } catch (error) {
+      const isGone = error instanceof HutchError && error.code === 'not_found' && error.message.endsWith('is being removed');
+      if (!isGone || tries === TRIES_MAX) throw error;
+    }
+    if (tries === TRIES_MAX) throw op.error('unavailable', 'the template is built anew all the time', { hint: 'try again' });
+  }
+}
+
+async function originOf(core: Core, { op, caller }: Call, { from, template: text = from ?? '', template: asked }: Input): Promise<Origin> {
+  if (asked === undefined) {
+    const none = (error: unknown): null => {
+      if (error instanceof HutchError && error.code === 'not_found') return null;
+      throw error;
+    };
+    const snapshot = await findSnapshot(core, op, caller.projectId, text).catch(none);
+    if (snapshot !== null) {
+      const name = snapshot.name ?? snapshot.id;
+      return { snapshot, template: null, what: `snapshot ${name}`, flag: `--from ${name}` };
+    }
+    if ((await findTemplate(core, caller.projectId, text).catch(none)) === null) await findSnapshot(core, op, caller.projectId, text);
+  }
+  const template = await findTemplate(core, caller.projectId, text);
+  const snapshot = await core.deps.store.query('snapshot', { id: template.snapshotId });
+  // Its tag has just moved on, or it is going.
+  if (snapshot === null) throw op.error('not_found', `template ${template.name} is being removed`);
+  return { snapshot, template, what: `template ${template.name}`, flag: `--template ${template.name}` };
+}
+
 /**
- * What a sandbox like that begins with there. `forced`: also where it was made on another kind of machine.
+ * What a sandbox like that begins with there. `forced`: also where it was made on another kind of machine, as `Snapshots.fits` says.
  * @throws HutchError `failed_precondition` where its memory cannot go on here.
  */
 export async function beginningOf(
@@ -42,7 +107,7 @@ export async function beginningOf(
   op: Operation,
   snapshot: Snapshot,
   spec: SandboxSpec,
-  forced: boolean,
+  forced: Forced,
 ): Promise<Pick<CloneOf, 'spec' | 'boot' | 'dir' | 'hasMemory' | 'source' | 'forced'>> {
   const { deps } = core;
   const boot = await deps.boots.of(op, spec, backendOf(deps, op, spec.backend).needs);
@@ -56,17 +121,18 @@ export async function beginningOf(
 
 const FIXED = ['image', 'kernel', 'cpus', 'memoryMiB', 'diskMiB', 'pids', 'backend'] as const;
 
-function specFrom(core: Core, { op }: Call, snapshot: Snapshot, input: Input): SandboxSpec {
+function specFrom(core: Core, { op }: Call, origin: Origin, input: Input): SandboxSpec {
+  const { snapshot, what } = origin;
   const { spec } = snapshot;
-  const what = snapshot.name ?? snapshot.id;
   const fixed = FIXED.find((key) => input[key] !== undefined);
-  if (fixed !== undefined)
-    throw op.error('invalid_argument', `${fixed} is that of snapshot ${what}: it cannot be chosen`, { hint: 'leave it out' });
+  if (fixed !== undefined) throw op.error('invalid_argument', `${fixed} is that of ${what}: it cannot be chosen`, { hint: 'leave it out' });
   if (input.start === false) {
-    throw op.error('invalid_argument', 'a sandbox from a snapshot is started at once', { hint: 'without start: false (--no-start)' });
+    throw op.error('invalid_argument', 'a sandbox from a snapshot or a template is started at once', {
+      hint: 'without start: false (--no-start)',
+    });
   }
   const hasMemory = snapshot.contents !== 'disk';
-  const main = mainFrom(op, snapshot, input, what);
+  const main = mainFrom(op, origin, input);
   const { env = {}, secrets = {}, labels = {} } = input;
   const clash = Object.keys(secrets).find((name) => name in env);
   if (clash !== undefined) throw op.error('invalid_argument', `secrets.${clash} is given in env as well`);
@@ -91,27 +157,27 @@ function specFrom(core: Core, { op }: Call, snapshot: Snapshot, input: Input): S
 }
 
 /** What goes on in memory has what was mounted then: nothing. */
-async function mountsFrom(core: Core, call: Call, { contents, spec, name, id }: Snapshot, { mounts: wanted = [] }: Input) {
+async function mountsFrom(core: Core, call: Call, { snapshot: { contents, spec }, what }: Origin, { mounts: wanted = [] }: Input) {
   const { op } = call;
   if (wanted.length === 0) return [];
   if (contents !== 'disk')
-    throw op.error('failed_precondition', `what goes on in the memory of snapshot ${name ?? id} cannot be given mounts`, {
+    throw op.error('failed_precondition', `what goes on in the memory of ${what} cannot be given mounts`, {
       hint: 'take it of the disk alone: hutch snapshot create --disk-only',
     });
   return await resolveMounts(core.deps, call, backendOf(core.deps, op, spec.backend), wanted);
 }
 
 /** Its own command goes on with its memory; another one may only be the first. */
-function mainFrom(op: Call['op'], { spec, contents }: Snapshot, { main }: Input, what: string): SandboxSpec['main'] {
+function mainFrom(op: Call['op'], { snapshot: { spec, contents }, what, flag }: Origin, { main }: Input): SandboxSpec['main'] {
   if (main === undefined) return null;
   const { argv, tty, stdin } = main;
   if (argv === undefined)
-    throw op.error('invalid_argument', `a sandbox from snapshot ${what} needs to be told what to run`, {
-      hint: `hutch run --from ${what} -- COMMAND; without a command: hutch create --from ${what}`,
+    throw op.error('invalid_argument', `a sandbox from ${what} needs to be told what to run`, {
+      hint: `hutch run ${flag} -- COMMAND; without a command: hutch create ${flag}`,
     });
   if (contents !== 'disk' && spec.main !== null) {
-    throw op.error('failed_precondition', `in snapshot ${what} a main process runs, and goes on in each sandbox that is made from it`, {
-      hint: `make one, then run in it: hutch create --from ${what} --name NAME && hutch exec NAME -- COMMAND`,
+    throw op.error('failed_precondition', `in ${what} a main process runs, and goes on in each sandbox that is made from it`, {
+      hint: `make one, then run in it: hutch create ${flag} --name NAME && hutch exec NAME -- COMMAND`,
     });
   }
   return { argv, tty, stdin };

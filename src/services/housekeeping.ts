@@ -1,9 +1,11 @@
 // What the daemon does while nobody asks: says that it is alive (the time of a crash is known by that),
 // drops records and logs whose time is over, and sees whether its data directory is still there.
 import type { Operation } from '../host/operation.ts';
+import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import { newPlaceWatch } from './lost-place.ts';
 import { ownCaller } from './supervisor.ts';
+import type { TemplateKeeper } from './template/keeper.ts';
 
 const BEAT_EVERY_MS = 10_000;
 const LOOK_EVERY_MS = 5_000;
@@ -15,20 +17,22 @@ const LAST_LOGS_MAX = 256;
 const FAILED_LOGS_MS = 7 * 24 * 60 * 60_000;
 const FAILED_LOGS_MAX = 64;
 
-export function startHousekeeping(core: Core): Disposable {
-  const guarded = (what: string, work: (op: Operation) => Promise<void>) => () =>
+export function startHousekeeping(core: Core, keeper: TemplateKeeper): Disposable {
+  const guarded = (what: string, work: (op: Operation, call: Call) => Promise<void>) => () =>
     void core.operations
-      .run({ verb: 'daemon.housekeeping', caller: ownCaller(core), reads: true }, ({ op }) => work(op))
+      .run({ verb: 'daemon.housekeeping', caller: ownCaller(core), reads: true }, (call) => work(call.op, call))
       .catch((err: unknown) => core.deps.log.warn({ what, err }, 'housekeeping failed'));
   const beat = guarded('beat', async (op) => {
     // Without a sandbox that runs there is no crash to date.
     if (core.runs.all().length > 0) await core.deps.store.commit(op, [{ change: 'beat' }], 'relaxed');
     await core.warm.tend(op);
   });
-  const prune = guarded('prune', async (op) => {
+  const prune = guarded('prune', async (op, call) => {
     await pruneStore(core, op);
     await pruneLogs(core, op);
     await pruneTemplates(core, op);
+    await keeper.sweep(call);
+    await keeper.lookAtAll();
   });
   const look = guarded('place', newPlaceWatch(core));
   const timers = [setInterval(beat, BEAT_EVERY_MS), setInterval(look, LOOK_EVERY_MS), setInterval(prune, PRUNE_EVERY_MS)];

@@ -29,6 +29,7 @@ const ROLE_OF: Readonly<Record<Section, Role | 'every'>> = {
   kernel: 'vm',
   build: 'vm',
   snapshot: 'vm',
+  template: 'vm',
   volume: 'vm',
   ssh: 'vm',
   asset: 'vm',

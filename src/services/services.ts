@@ -14,6 +14,7 @@ import type { Deps } from './deps.ts';
 import { execVerbs } from './exec.ts';
 import { fileVerbs } from './files.ts';
 import { forkVerbs } from './fork.ts';
+import type { Usable } from './from-snapshot.ts';
 import type { ApiServices, Handlers } from './handlers.ts';
 import { Held } from './held.ts';
 import { startHousekeeping } from './housekeeping.ts';
@@ -45,6 +46,7 @@ import { StatsReader } from './stats.ts';
 import { ownCaller, Supervisor } from './supervisor.ts';
 import { Suspension } from './suspend.ts';
 import { systemVerbs } from './system.ts';
+import { templateVerbs, type UserTemplates } from './template/verbs.ts';
 import { newTemplates } from './templates.ts';
 import type { Tracer } from './tracing.ts';
 import { Turns } from './turns.ts';
@@ -98,11 +100,14 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
   const suspension = new Suspension(core, supervisor);
   const restorer = new Restorer(core, supervisor);
   const starter = newStarter(core, supervisor, suspension);
-  const lifecycle = { ...createVerb(core, supervisor), ...lifecycleVerbs(core, starter, suspension), ...setVerb(core, supervisor) };
+  const usable: Usable = (...of) => keeper.usable(...of);
+  const lifecycle = { ...createVerb(core, supervisor, usable), ...lifecycleVerbs(core, starter, suspension), ...setVerb(core, supervisor) };
   const restarts = new Restarts(core, starter);
   const idle = watchIdle(core, supervisor, suspension);
   const awaken = new Awaken(core, suspension);
-  const { reconcile: reconcileBuilds, cachedLayers, ...buildVerbs } = newBuilds(core, lifecycle);
+  const builds = newBuilds(core, lifecycle);
+  const { reconcile: reconcileBuilds, cachedLayers, begin: _begin, records: _records, ...buildVerbs } = builds;
+  const { keeper, ...templates }: UserTemplates = templateVerbs(core, lifecycle, builds);
   const images = imageVerbs(core, cachedLayers);
   const kernels = kernelVerbs(core);
   const execs = execVerbs(core, awaken);
@@ -115,6 +120,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     ...snapshotVerbs(core, restorer),
     ...snapshotTravelVerbs(core),
     ...undoVerb(core, restorer),
+    ...templates,
     ...volumeVerbs(core),
     ...beginVerbs(core, supervisor),
     ...execs,
@@ -148,8 +154,10 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
         await reconcileBuilds(call.op);
         await restarts.begin(call.op);
         await awaken.attend(call);
+        await keeper.sweep(call);
       });
-      housekeeping = startHousekeeping(core);
+      housekeeping = startHousekeeping(core, keeper);
+      void keeper.lookAtAll();
     },
     async close(graceMs) {
       housekeeping?.[Symbol.dispose]();

@@ -16,6 +16,7 @@ import {
 } from '../domain/snapshot.ts';
 import { judgeSnapshots, type Verdict } from '../domain/snapshot-policy.ts';
 import type { Operation } from '../host/operation.ts';
+import type { Change } from '../store/contract.ts';
 import type { Call } from './call.ts';
 import { Claims } from './claims.ts';
 import type { Core } from './core.ts';
@@ -51,6 +52,10 @@ type Wanted = {
   readonly diskOnly: boolean;
   /** Of one that is kept to undo: the command that comes next. */
   readonly before?: string;
+  /** What who makes another one of it begins as; default: as that is. */
+  readonly spec?: (spec: SandboxSpec) => SandboxSpec;
+  /** Committed with it. */
+  readonly also?: (snapshot: Snapshot, dir: string) => Promise<readonly Change[]>;
 };
 
 export function snapshotVerbs(core: Core, restorer: Restorer): Pick<Handlers, SnapshotVerbs> {
@@ -121,7 +126,7 @@ export async function takeSnapshot(
   claims: Claims,
   call: Call,
   sandbox: Sandbox,
-  { name, kind, diskOnly, before }: Wanted,
+  { name, kind, diskOnly, before, spec = (own) => own, also = async () => [] }: Wanted,
 ): Promise<{ readonly snapshot: Snapshot; readonly stillMs: number }> {
   const { op } = call;
   const { host, store } = core.deps;
@@ -167,17 +172,13 @@ export async function takeSnapshot(
     ...(secretNames.length === 0 ? {} : { secretNames }),
   };
   const { ownBytes, apparentBytes, stillMs } = taken;
-  const [snapshot] = await call.commit([
-    {
-      change: 'createSnapshot',
-      snapshot: {
-        ...{ id, projectId: sandbox.projectId, name, kind, contents, sandboxId: sandbox.id },
-        spec: keptSpec(sandbox.spec),
-        parentId: await keptAncestor(core, since === null ? null : head),
-        ...{ ownBytes, apparentBytes, createdAtMs: host.nowMs(), detail },
-      },
-    },
-  ]);
+  const whole: Snapshot = {
+    ...{ id, projectId: sandbox.projectId, name, kind, contents, sandboxId: sandbox.id },
+    spec: spec(keptSpec(sandbox.spec)),
+    parentId: await keptAncestor(core, since === null ? null : head),
+    ...{ ownBytes, apparentBytes, createdAtMs: host.nowMs(), detail },
+  };
+  const [snapshot] = await call.commit([{ change: 'createSnapshot', snapshot: whole }, ...(await also(whole, dir))]);
   undo.move();
   return { snapshot, stillMs };
 }

@@ -24,6 +24,7 @@ import { sandboxVerbs } from './verbs/sandbox.ts';
 import { snapshotVerbs } from './verbs/snapshot.ts';
 import { sshVerbs } from './verbs/ssh.ts';
 import { systemVerbs } from './verbs/system.ts';
+import { templateVerbs } from './verbs/template.ts';
 import type { Verb } from './verbs/verb.ts';
 import { volumeVerbs } from './verbs/volume.ts';
 
@@ -37,6 +38,7 @@ export const verbs = {
   ...kernelVerbs,
   ...buildVerbs,
   ...snapshotVerbs,
+  ...templateVerbs,
   ...volumeVerbs,
   ...sshVerbs,
   ...assetVerbs,

@@ -125,7 +125,7 @@ export const snapshot = z
     id: z.string(),
     projectId: z.string(),
     name: z.string().nullable(),
-    kind: z.enum(SNAPSHOT_KINDS).describe('undo: kept before an exec, gone by itself'),
+    kind: z.enum(SNAPSHOT_KINDS).describe('undo: kept before an exec, gone by itself; template: what sandboxes of one start from'),
     contents: z.enum(SNAPSHOT_CONTENTS),
     sandboxId: z.string().nullable().describe('of which it was taken; null: it came from elsewhere'),
     sandboxName: z.string().describe('as that was called then'),
@@ -141,6 +141,38 @@ export const snapshot = z
     before: z.string().nullable().describe('of one that is kept to undo an exec: its command, or the beginning of it'),
   })
   .meta({ id: 'Snapshot' });
+
+export const template = z
+  .object({
+    id: z.string(),
+    projectId: z.string(),
+    name: z.string(),
+    digest: z.string().describe('of what was written down: another one after each build'),
+    state: z
+      .enum(['ready', 'building', 'outdated'])
+      .describe('building: the one before serves until then; outdated: it is built anew as soon as can be'),
+    why: z.string().nullable().describe('of one that is outdated, or could not be built anew'),
+    snapshotId: z.string().describe('what sandboxes start from'),
+    imageId: z.string().describe('what its steps made'),
+    kernelId: z.string().nullable(),
+    backend: z.enum(BACKENDS),
+    shape,
+    network: z.string(),
+    buildId: z.string().describe('whose log tells how it was made'),
+    building: z.string().nullable().describe('the build that is under way'),
+    warm: z.object({
+      min: z.int(),
+      max: z.int(),
+      ready: z.int().describe('that wait now'),
+      why: z.string().nullable().describe('why it is fewer'),
+    }),
+    ownBytes: z.number(),
+    apparentBytes: z.number(),
+    usedBy: z.array(z.string()).describe('names of the sandboxes that were made from it as it is now'),
+    createdAtMs: timeMs,
+    builtAtMs: timeMs,
+  })
+  .meta({ id: 'Template' });
 
 export const diskUse = z.object({ count: z.int(), bytes: z.number(), reclaimableBytes: z.number() });
 
@@ -252,6 +284,8 @@ export const build = z
     error: errorBody.nullable(),
     logTail: z.array(z.string()).describe('of one that failed: the last lines of output'),
     image: z.object({ id: z.string(), digest: z.string(), sizeBytes: z.number() }).nullable(),
+    template: z.string().nullable().describe('the template that is built'),
+    snapshot: z.object({ id: z.string(), digest: z.string() }).nullable().describe('what sandboxes of that template start from'),
     createdAtMs: timeMs,
     endedAtMs: timeMs.nullable(),
     opId: z.string().nullable(),

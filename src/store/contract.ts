@@ -4,7 +4,19 @@
 // A commit is a list of changes that happen together or not at all. If one of them is refused, none
 // has happened and the commit rejects with a HutchError that names it.
 import type { ErrorBody } from '../domain/errors.ts';
-import type { BuildId, ImageId, KernelId, KeyId, LeaseId, OpId, ProjectId, SandboxId, SnapshotId, VolumeId } from '../domain/ids.ts';
+import type {
+  BuildId,
+  ImageId,
+  KernelId,
+  KeyId,
+  LeaseId,
+  OpId,
+  ProjectId,
+  SandboxId,
+  SnapshotId,
+  TemplateId,
+  VolumeId,
+} from '../domain/ids.ts';
 import type { Image, Kernel, NamedImage } from '../domain/image.ts';
 import type { LedgerEntry } from '../domain/ledger.ts';
 import type { PublishedPort } from '../domain/published-port.ts';
@@ -23,6 +35,7 @@ import type {
 } from '../domain/records.ts';
 import type { Sandbox, SandboxEvent, SandboxSpec, SandboxState, SnapshotSource } from '../domain/sandbox.ts';
 import type { Snapshot, SnapshotKind } from '../domain/snapshot.ts';
+import type { Template, Warmth } from '../domain/template.ts';
 import type { UidRange } from '../domain/users.ts';
 import type { Volume, VolumeUser } from '../domain/volume.ts';
 
@@ -187,6 +200,17 @@ export type ChangeMap = {
    */
   removeSnapshot: { args: { readonly id: SnapshotId; readonly cascade: boolean; readonly atMs: number }; result: readonly Snapshot[] };
 
+  /** Its snapshot is on record, as by an earlier change of the same commit. The one of that name moves to it. */
+  putTemplate: { args: { readonly template: Template }; result: Template };
+  /** `failed_precondition` unless it is there, on that snapshot. */
+  requireTemplate: { args: { readonly id: TemplateId; readonly snapshotId: SnapshotId }; result: null };
+  warmTemplate: { args: { readonly id: TemplateId; readonly warm: Warmth; readonly atMs: number }; result: Template };
+  /** `failed_precondition`, naming them, while snapshots or sandboxes were made from it, unless `force`. `removed`: snapshots. */
+  removeTemplate: {
+    args: { readonly id: TemplateId; readonly force: boolean; readonly atMs: number };
+    result: { readonly template: Template; readonly removed: readonly Snapshot[] };
+  };
+
   /** Its file is on the disk. `conflict` when the name is taken. */
   createVolume: { args: { readonly volume: Volume }; result: Volume };
   /** `failed_precondition`, naming them, while sandboxes mount it; `not_found`. */
@@ -316,11 +340,14 @@ export type QueryMap = {
   };
   /** Names of the sandboxes that are not deleted, by the snapshot that they were made from. */
   snapshotUsers: { args: Record<never, never>; result: readonly { readonly id: SnapshotId; readonly sandbox: string }[] };
-  /** The last one that was taken of a sandbox, or that it went on with. */
+  template: { args: { readonly id: TemplateId }; result: Template | null };
+  /** By name. */
+  templates: { args: { readonly projectId?: ProjectId }; result: readonly Template[] };
   volume: { args: { readonly id: VolumeId }; result: Volume | null };
   /** By name. */
   volumes: { args: { readonly projectId?: ProjectId }; result: readonly Volume[] };
   volumeUsers: { args: { readonly id?: VolumeId }; result: readonly VolumeUser[] };
+  /** The last one that was taken of a sandbox, or that it went on with. */
   snapshotHead: { args: { readonly sandboxId: SandboxId }; result: Snapshot | null };
 
   /** Of every project, what it may have and what it uses. */

@@ -49,6 +49,7 @@ import {
 } from './sandboxes.ts';
 import { beat, health, prune, readHeartbeat, readSetting, setSetting } from './settings.ts';
 import { createSnapshot, listSnapshots, readHead, readSnapshot, removeSnapshot, snapshotUsers } from './snapshots.ts';
+import { listTemplates, putTemplate, readTemplate, removeTemplate, requireTemplate, warmTemplate } from './templates.ts';
 import type { Tx } from './tx.ts';
 import { createVolume, growVolume, listVolumes, markGuestWritten, readVolume, removeVolume, volumeUsers } from './volumes.ts';
 
@@ -87,6 +88,10 @@ export const CHANGES: { readonly [K in ChangeName]: (tx: Tx, args: ChangeMap[K][
   labelAsset,
   createSnapshot,
   removeSnapshot,
+  putTemplate,
+  requireTemplate,
+  warmTemplate,
+  removeTemplate,
   createVolume,
   removeVolume,
   growVolume,
@@ -136,6 +141,8 @@ export const QUERIES: { readonly [K in QueryName]: (db: Db, args: QueryMap[K]['a
   assetUses,
   snapshot: (db, { id }) => readSnapshot(db, id),
   snapshots: listSnapshots,
+  template: (db, { id }) => readTemplate(db, id),
+  templates: listTemplates,
   snapshotUsers,
   snapshotHead: readHead,
   volume: (db, { id }) => readVolume(db, id),

@@ -242,6 +242,16 @@ function refuseUsed(db: Db, what: 'image' | 'kernel', id: ImageId | KernelId): v
 
 /** What a snapshot was made with, it goes on with. */
 function refuseKept(db: Db, what: 'image' | 'kernel', id: ImageId | KernelId, column: 'image_id' | 'kernel_id'): void {
+  const template = db.get(`SELECT t.name FROM templates t JOIN snapshots s ON s.id = t.snapshot_id WHERE s.${column} = ? LIMIT 1`, id)?.[
+    'name'
+  ];
+  if (template !== undefined) {
+    throw new HutchError({
+      code: 'failed_precondition',
+      message: `${what} ${id} is used by template ${template}`,
+      hint: `remove it first: hutch template rm ${template}`,
+    });
+  }
   const kept = db.all(`SELECT coalesce(name, id) AS name FROM snapshots WHERE ${column} = ? ORDER BY 1 LIMIT ${USERS_SHOWN_MAX}`, id);
   if (kept.length === 0) return;
   const names = kept.map((row) => String(row['name']));

@@ -328,6 +328,28 @@ export const MIGRATIONS: readonly Migration[] = [
       ALTER TABLE ledger ADD COLUMN volume_id TEXT;
     `,
   },
+  {
+    version: 11,
+    what: 'templates: tags on snapshots, with their recipes',
+    sql: `
+      CREATE TABLE templates (
+        id TEXT PRIMARY KEY,
+        project_id TEXT NOT NULL REFERENCES projects (id),
+        name TEXT NOT NULL,
+        recipe TEXT NOT NULL,
+        image_id TEXT NOT NULL,
+        snapshot_id TEXT NOT NULL REFERENCES snapshots (id),
+        digest TEXT NOT NULL,
+        warm_min INTEGER NOT NULL,
+        warm_max INTEGER NOT NULL,
+        created_at_ms INTEGER NOT NULL,
+        built_at_ms INTEGER NOT NULL,
+        build_id TEXT NOT NULL
+      ) STRICT;
+      CREATE UNIQUE INDEX templates_name ON templates (project_id, name);
+      CREATE INDEX templates_snapshot ON templates (snapshot_id);
+    `,
+  },
 ];
 
 export const SCHEMA_VERSION = MIGRATIONS.length;

@@ -100,9 +100,31 @@ export function claimSnapshotName(db: Db, projectId: Snapshot['projectId'], name
  * result, and not in the ledger.
  */
 export function removeSnapshot(tx: Tx, { id, cascade, atMs }: ChangeMap['removeSnapshot']['args']): readonly Snapshot[] {
-  const { db, stamp } = tx;
-  if (readSnapshot(db, id) === null) return [];
-  const gone = db
+  const { db } = tx;
+  const snapshot = readSnapshot(db, id);
+  if (snapshot === null) return [];
+  const gone = withAllOnIt(db, id);
+  for (const each of gone) refuseTagged(db, each);
+  if (!cascade) {
+    const below = gone.length - 1;
+    const withIt = below === 0 ? 'sandboxes stay' : `the ${below} that stand on it go with it, sandboxes stay`;
+    const name = snapshot.name ?? id;
+    refuseUsed(db, id, {
+      what: `snapshot ${name}`,
+      hint: `remove those first, or: hutch snapshot rm --cascade ${name} (${withIt})`,
+    });
+  }
+  return dropAll(tx, gone, atMs);
+}
+
+/** One that no template is on any more, and no snapshot stands on. Sandboxes that were made from it stay. */
+export function removeUntagged(tx: Tx, id: SnapshotId, atMs: number): readonly Snapshot[] {
+  return dropAll(tx, [existing(tx.db, id)], atMs);
+}
+
+/** Deepest first. */
+function withAllOnIt(db: Db, id: SnapshotId): readonly Snapshot[] {
+  return db
     .all(
       `WITH RECURSIVE below (id, depth) AS (
          SELECT ?1, 0 UNION SELECT s.id, depth + 1 FROM snapshots s JOIN below b ON s.parent_id = b.id
@@ -110,7 +132,10 @@ export function removeSnapshot(tx: Tx, { id, cascade, atMs }: ChangeMap['removeS
       id,
     )
     .map(fromRow);
-  if (!cascade) refuseUsed(db, existing(db, id), gone.length - 1);
+}
+
+function dropAll(tx: Tx, gone: readonly Snapshot[], atMs: number): readonly Snapshot[] {
+  const { db, stamp } = tx;
   for (const snapshot of gone) {
     db.run('UPDATE sandbox_lineage SET head_id = ? WHERE head_id = ?', snapshot.parentId, snapshot.id);
     db.run('UPDATE sandbox_lineage SET made_from_id = NULL WHERE made_from_id = ?', snapshot.id);
@@ -124,7 +149,19 @@ export function removeSnapshot(tx: Tx, { id, cascade, atMs }: ChangeMap['removeS
   return gone;
 }
 
-function refuseUsed(db: Db, { id, name }: Snapshot, below: number): void {
+/** What a template starts from goes with that template only. */
+function refuseTagged(db: Db, { id, name }: Snapshot): void {
+  const template = db.get('SELECT name FROM templates WHERE snapshot_id = ?', id)?.['name'];
+  if (template === undefined) return;
+  throw new HutchError({
+    code: 'failed_precondition',
+    message: `snapshot ${name ?? id} is what sandboxes of template ${template} start from`,
+    hint: `remove that: hutch template rm ${template}`,
+  });
+}
+
+/** @throws HutchError `failed_precondition`, naming what was made from it. */
+export function refuseUsed(db: Db, id: SnapshotId, { what, hint }: { readonly what: string; readonly hint: string }): void {
   const children = db.all('SELECT id, name FROM snapshots WHERE parent_id = ? ORDER BY created_at_ms LIMIT ?', id, SHOWN_MAX + 1);
   const users = db.all(`${USERS} AND l.made_from_id = ? ORDER BY s.name LIMIT ?`, id, SHOWN_MAX + 1);
   if (children.length + users.length === 0) return;
@@ -137,12 +174,7 @@ function refuseUsed(db: Db, { id, name }: Snapshot, below: number): void {
     ...(children.length === 0 ? [] : [`${children.length === 1 ? 'snapshot' : 'snapshots'} ${names(children)}`]),
     ...(users.length === 0 ? [] : [`${users.length === 1 ? 'sandbox' : 'sandboxes'} ${names(users)}`]),
   ];
-  const withIt = below === 0 ? 'sandboxes stay' : `the ${below} that stand on it go with it, sandboxes stay`;
-  throw new HutchError({
-    code: 'failed_precondition',
-    message: `snapshot ${name ?? id} is used by ${uses.join(' and by ')}`,
-    hint: `remove those first, or: hutch snapshot rm --cascade ${name ?? id} (${withIt})`,
-  });
+  throw new HutchError({ code: 'failed_precondition', message: `${what} is used by ${uses.join(' and by ')}`, hint });
 }
 
 const SHOWN_MAX = 10;

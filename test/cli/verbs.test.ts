@@ -45,6 +45,7 @@ const DOCUMENTS: readonly (readonly [readonly string[], ZodType])[] = [
   [['volume', 'inspect', 'disk'], verbs['volume.get'].output],
   [['volume', 'grow', '--size', '32M', 'disk'], verbs['volume.grow'].output],
   [['volume', 'rm', 'disk'], verbs['volume.remove'].output],
+  [['template'], verbs['template.list'].output],
   [['ops'], verbs['operation.list'].output],
   [['ops', 'ls', '--all', '-n', '3'], verbs['operation.list'].output],
   [['ledger', 'verify'], verbs['ledger.verify'].output],

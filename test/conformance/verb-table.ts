@@ -161,6 +161,7 @@ export const ELSEWHERE = [
   'ssh',
   'build',
   'snapshot',
+  'template',
   'system',
   'kernel',
   'quota',

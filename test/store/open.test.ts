@@ -92,6 +92,7 @@ test('released migrations are never edited', () => {
     'ec947faa2ee00a40',
     'be393716f88618f6',
     '7ca02125b2cda2a0',
+    '2b364c6958ec76c9',
   ]);
 });
 

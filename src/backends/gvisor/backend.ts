@@ -1,5 +1,6 @@
 // The gVisor backend: sandboxes on a kernel in user space. Each method is one verb; here they are put
 // together.
+import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import type { SandboxId } from '../../domain/ids.ts';
 import type { Operation } from '../../host/operation.ts';
@@ -22,7 +23,7 @@ import { probeMachine } from './probe.ts';
 import { Processes } from './process.ts';
 import { type Rights, RightsFinder, removeTree } from './rights.ts';
 import { type Runtime, RuntimeFinder } from './runtime.ts';
-import { checkSaved, DISK, type Fingerprint, refuseOther } from './saved.ts';
+import { checkSaved, DISK, type Fingerprint, readSaved, refuseOther } from './saved.ts';
 import { isUnused, networkPlan, SOCKET_MODE, type StartParts, startSandbox } from './start.ts';
 import { goOnAfterwards, Replacements, takeAndGoOn, takeDisk, takeSaved } from './still.ts';
 import { DiskUse } from './use.ts';
@@ -168,6 +169,11 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
       fits: async (op, plan, dir) => await refuseOther(op, host, dir, await now(op, plan)),
       check: async (op, dir) => void (await checkSaved(op, host, dir, { now: null, imprintPath: config.imprintPath })),
       portable: newPortable(config),
+      async digest(op, dir) {
+        const read = await readSaved(op, host, dir);
+        if (!read.ok) throw op.error('failed_precondition', `what was saved cannot be used: ${read.why}`);
+        return createHash('sha256').update(JSON.stringify(read.saved)).digest('hex');
+      },
     },
     kill: (op, plan, how) => processes.kill(op, plan, how),
     inspect: (op, plan) => processes.inspect(op, plan),

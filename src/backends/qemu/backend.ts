@@ -14,7 +14,7 @@ import { DiskSeeds } from '../disk.ts';
 import { allOf } from '../wait.ts';
 import { type Accelerated, findAcceleration, giveUpKvm } from './acceleration.ts';
 import { buildTemplate } from './build.ts';
-import { BASE, readManifest } from './bundle.ts';
+import { BASE, readManifest, sha256 } from './bundle.ts';
 import { capture, captureSaved } from './capture.ts';
 import { removeCgroups } from './cgroup.ts';
 import { type QemuConfig, QMP_COMMAND_MS, TEMPLATE_DISK_MIB } from './config.ts';
@@ -36,6 +36,8 @@ import { networkPlan, type StartInput, seenRules, startSandbox } from './start.t
 import { type Template, TemplateShelf } from './template.ts';
 import { type HostCpu, templateRecipe } from './template-key.ts';
 import { inspectVmm, killVmm, vmmEnded } from './vmm.ts';
+
+const SAMENESS = { false: 'everything', brought: 'machine', true: 'size' } as const satisfies Record<string, Sameness>;
 
 export function newQemuBackend(config: QemuConfig): Backend {
   const { host } = config;
@@ -194,7 +196,7 @@ export function newQemuBackend(config: QemuConfig): Backend {
         await host.makeDir(op, plan.dataDir, 0o711);
         await bundles.layDisk(op, plan, dir);
       },
-      start: (op, plan, dir, { forced } = { forced: false }) => goOn(op, plan, dir, async () => {}, forced ? 'size' : 'everything'),
+      start: (op, plan, dir, { forced } = { forced: false }) => goOn(op, plan, dir, async () => {}, SAMENESS[`${forced}`]),
       check: async (op, dir) => void (await bundles.check(op, dir, 'full')),
       portable: newPortable(config),
       async describe(op, dir) {
@@ -204,8 +206,9 @@ export function newQemuBackend(config: QemuConfig): Backend {
       async fits(op, plan, dir, { forced }) {
         const { fingerprint, memory } = await bundles.check(op, dir, 'quick');
         if (memory === null) return;
-        refuseDifference(op, fingerprint, (await recipeOf(op, plan)).recipe.fingerprint, forced ? 'size' : 'everything');
+        refuseDifference(op, fingerprint, (await recipeOf(op, plan)).recipe.fingerprint, SAMENESS[`${forced}`]);
       },
+      digest: async (op, dir) => sha256(JSON.stringify(await bundles.check(op, dir, 'quick'))),
     },
     ahead: {
       async stamp(op, plan) {

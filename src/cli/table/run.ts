@@ -48,6 +48,12 @@ export const POLICIES: readonly Flag[] = [
 const CREATE: readonly Flag[] = [
   { name: 'name', value: 'NAME', about: 'Its name, a DNS label; made up when absent' },
   { name: 'image', value: 'IMAGE', completes: 'image', about: 'What is on its disk' },
+  {
+    name: 'template',
+    value: 'TEMPLATE',
+    completes: 'template',
+    about: 'Begin as a template is: its work done, its processes running; see hutch template',
+  },
   { name: 'from', value: 'SNAPSHOT', completes: 'snapshot', about: 'Begin where a snapshot is, memory and all: see hutch snapshot' },
   { name: 'force', about: 'With --from: also where it was made on another kind of machine' },
   { name: 'kernel', value: 'KERNEL', about: 'What a virtual machine boots, see hutch kernel ls' },

@@ -59,7 +59,7 @@ export async function build(context: Context, args: Args): Promise<number> {
     .upload('build.start', input, sent, { signal })
     .catch((error: unknown) => Promise.reject(sent.failure ?? error))
     .finally(() => context.progress.clear());
-  return await follow(context, started, progressOf(context, args));
+  return await follow(context, started, progressOf(context, args), ({ image }) => String(image?.digest));
 }
 
 /** What is sent, and why it ended too early: the connection that breaks with it says only that it broke. */
@@ -95,7 +95,7 @@ function fail(message: string, cause: unknown): never {
   throw usage(message, 'give the directory with the Dockerfile, or the Dockerfile with -f');
 }
 
-async function stdin(): Promise<Buffer> {
+export async function stdin(): Promise<Buffer> {
   const pieces: Buffer[] = [];
   for await (const piece of process.stdin) pieces.push(piece as Buffer);
   return Buffer.concat(pieces);
@@ -137,7 +137,7 @@ async function secretsOf({ env }: Context, given: readonly string[]): Promise<Re
   return secrets;
 }
 
-function progressOf(context: Context, args: Args): Progress {
+export function progressOf(context: Context, args: Args): Progress {
   const asked = args.value('progress');
   if (context.json || asked === 'json') return 'json';
   if (args.has('quiet')) return 'quiet';
@@ -145,7 +145,7 @@ function progressOf(context: Context, args: Args): Progress {
 }
 
 /** Until it ends. An interrupt cancels it, and waits for that. */
-async function follow(context: Context, { id }: Build, progress: Progress): Promise<number> {
+export async function follow(context: Context, { id }: Build, progress: Progress, made: (ended: Build) => string): Promise<number> {
   let isCancelled = false;
   const onInterrupt = (): void => {
     isCancelled = true;
@@ -167,7 +167,7 @@ async function follow(context: Context, { id }: Build, progress: Progress): Prom
   if (ended.state === 'failed' && (progress === 'tty' || progress === 'quiet'))
     await context.io.err(ended.logTail.map((text) => `  ${safe(text)}\n`).join(''));
   if (ended.state !== 'done') throw errorFromBody(ended.error, { opId: ended.opId });
-  if (progress !== 'json') await context.io.out(`${ended.image?.digest}\n`);
+  if (progress !== 'json') await context.io.out(`${made(ended)}\n`);
   return 0;
 }
 
@@ -203,12 +203,12 @@ export async function builds(context: Context, args: Args): Promise<number> {
   return 0;
 }
 
-function rowOf({ id, state, stepsDone, stepsTotal, names, image, createdAtMs }: Build): string[] {
+function rowOf({ id, state, stepsDone, stepsTotal, names, image, template, createdAtMs }: Build): string[] {
   return [
     id,
     state,
     `${stepsDone}/${stepsTotal}`,
-    names[0] ?? '-',
+    names[0] ?? (template === null ? '-' : `template ${template}`),
     image?.digest.slice(7, 19) ?? '-',
     image === null ? '-' : roughSize(image.sizeBytes),
     roughAge(Date.now() - createdAtMs),

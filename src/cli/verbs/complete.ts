@@ -30,6 +30,8 @@ async function wordsOf(context: Context, kind: string): Promise<readonly string[
       return (await ask(context, 'operation.list', {})).operations.map(({ id }) => id);
     case 'snapshot':
       return (await ask(context, 'snapshot.list', {})).snapshots.map(({ id, name }) => name ?? id);
+    case 'template':
+      return (await ask(context, 'template.list', {})).templates.map(({ name }) => name);
     case 'key':
       return (await ask(context, 'key.list', {})).keys.filter(({ revokedAtMs }) => revokedAtMs === null).map(({ name }) => name);
     case 'image':

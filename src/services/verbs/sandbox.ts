@@ -124,7 +124,12 @@ const createInput = z
     main: main.optional(),
     autoRemove: z.boolean().optional(),
     start: z.boolean().optional().describe('default true'),
-    from: ref.optional().describe('a snapshot: image, kernel, shape and backend are its own, and its memory goes on where it has one'),
+    template: ref.optional().describe('what it begins as: image, kernel, shape and backend are the template’s, and its memory goes on'),
+    from: ref
+      .optional()
+      .describe(
+        'a snapshot, or where none is called so a template: image, kernel, shape and backend are its own, and its memory goes on where it has one',
+      ),
     force: z.boolean().optional().describe('with from: also where its memory was written down on another kind of machine'),
   })
   .superRefine(({ main, env = {}, secrets = {}, autoRemove, restart = 'no' }, context) => {
