@@ -1,7 +1,8 @@
 //! Preloaded into QEMU, which is told that its memory file is shared, so that it leaves the memory out when it
 //! saves its state. This opens that one file, named by `HUTCH_READONLY`, for reading, and maps it privately: what
 //! the guest writes is seen by nobody else. Where `HUTCH_LAYERS` names a directory, what lies in its file `map` is
-//! laid over it: page by page from the numbered files beside it, privately too. It has no dependency, not even on
+//! laid over it: page by page from the numbered files beside it, privately too. Memory that the guest has freed goes
+//! back to the host by QEMU's madvise(2) alone: a hole in the file, which QEMU makes first, would be everybody's. It has no dependency, not even on
 //! the C library's headers.
 //!
 //! Built by `rustc` alone: see docs/decisions. Every other file is opened and mapped as asked.
@@ -18,6 +19,7 @@ const SYS_CLOSE: c_long = 3;
 const SYS_PREAD: c_long = 17;
 const SYS_MMAP: c_long = 9;
 const SYS_OPENAT: c_long = 257;
+const SYS_FALLOCATE: c_long = 285;
 const NAME: &[u8] = b"HUTCH_READONLY=";
 const LAYERS: &[u8] = b"HUTCH_LAYERS=";
 const MAP_SHARED: c_int = 1;
@@ -101,6 +103,20 @@ pub unsafe extern "C" fn mmap64(at: *mut c_void, bytes: usize, access: c_int, fl
     // SAFETY: what was just mapped is this program's memory, which nothing uses yet.
     let laid = unsafe { variable(LAYERS).map_or(0, |directory| lay(directory, start, bytes as u64, rights, offset as u64)) };
     if told(laid) == -1 { MAP_FAILED as *mut c_void } else { start as *mut c_void }
+}
+
+/// Takes the place of the C library's. What is given back of the memory was a copy of this process's own; its page is what was
+/// mapped there again, which a guest that was told nothing of zeros (`page-poison=off`) takes for anything.
+///
+/// # Safety
+/// As for fallocate(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fallocate64(file: c_int, mode: c_int, offset: c_long, bytes: c_long) -> c_int {
+    if file != NO_FILE && file == MEMORY.load(Ordering::Relaxed) {
+        return 0;
+    }
+    // SAFETY: fallocate(2) with the caller's own arguments.
+    told(unsafe { call(SYS_FALLOCATE, c_long::from(file), c_long::from(mode), offset, bytes, 0, 0) }) as c_int
 }
 
 /// Lays what the map says over the memory that begins at `start` and `offset` of it. 0, or what is wrong.

@@ -14,7 +14,7 @@ import { unpackKernel, unpackOr, VMLINUX_BYTES_MAX, VMLINUZ_BYTES_MAX } from './
 import { idOfDigest } from './digest.ts';
 import { BUILT, CONFIG_BYTES_MAX, carriedConfig, configByModules, parseKernelConfig } from './kernel-config.ts';
 import { alone, commit, type ImagePaths, listOr, SHARED_DIR_MODE, SHARED_FILE_MODE, unlessDamaged } from './layout.ts';
-import { GUEST_MODULES, moduleIndex, modulesInOrder } from './modules.ts';
+import { GUEST_MODULES, moduleIndex, modulesInOrder, OPTIONAL_MODULES } from './modules.ts';
 import { DamagedPayload } from './payload-error.ts';
 
 export type PreparedKernel = {
@@ -30,8 +30,9 @@ export type PreparedKernel = {
 /** Debian's and Ubuntu's small kernels for virtual machines first, then what any Debian has. */
 export const META_PACKAGES = ['linux-image-cloud-amd64', 'linux-image-virtual', 'linux-image-kvm', 'linux-image-amd64'];
 export const KERNEL_PACKAGES = /^linux-(image|modules)-[0-9]/;
-/** Made in another way: those of an older recipe are made anew. */
-const RECIPE = 1;
+/** Ours of an older recipe (1: without the balloon) are made anew where that is possible; all of these can be used. */
+const RECIPE = 2;
+const RECIPE_MIN = 1;
 export const KERNEL_STEP = 'kernel';
 export const KERNEL_MANIFEST = 'manifest.json';
 const MANIFEST_BYTES_MAX = 64 * 1024;
@@ -62,11 +63,27 @@ export type KernelManifest = Manifest;
  */
 export async function prepareKernel(op: Operation, host: Host, paths: ImagePaths, env: DownloadEnv = {}): Promise<PreparedKernel> {
   return alone(op, host, paths, 'kernel', {
-    find: () => soundKernel(op, host, paths),
+    find: async () => {
+      const kernel = await soundKernel(op, host, paths);
+      return kernel !== null && kernel.by === 'hutch' && recipeOf(kernel) < RECIPE ? null : kernel;
+    },
     keep: /\.deb$/,
-    make: (staging) => makeKernel(op, host, paths, staging, env),
+    make: async (staging) => {
+      try {
+        return await makeKernel(op, host, paths, staging, env);
+      } catch (error) {
+        // Without a network one of before is better than none.
+        const before = op.signal.aborted ? null : await soundKernel(op, host, paths);
+        if (before === null) throw error;
+        op.log.warn({ error, kernel: before.record.digest }, 'a newer kernel cannot be made: the one of before is used');
+        return before;
+      }
+    },
   });
 }
+
+const isOfUse = (recipe: number): boolean => recipe >= RECIPE_MIN && recipe <= RECIPE;
+const recipeOf = ({ record }: PreparedKernel): number => Number(record.detail['recipe']);
 
 async function soundKernel(op: Operation, host: Host, paths: ImagePaths): Promise<PreparedKernel | null> {
   const kernel = await findKernel(op, host, paths);
@@ -83,13 +100,13 @@ export async function findKernel(op: Operation, host: Host, paths: ImagePaths): 
   return there.find(({ by }) => by === 'hutch') ?? there[0] ?? null;
 }
 
-/** All kernels of this recipe, the newest first; damaged ones are passed over. */
+/** All kernels that this Hutch can use, the newest first; damaged ones are passed over. */
 export async function listKernels(op: Operation, host: Host, paths: ImagePaths): Promise<readonly PreparedKernel[]> {
   const found: PreparedKernel[] = [];
   for (const name of await listOr(op, host, paths.kernels)) {
     if (!hex64.safeParse(name).success) continue;
     const kernel = await unlessDamaged(op, () => openKernel(op, host, paths, `sha256:${name}`));
-    if (kernel !== null && kernel.record.detail['recipe'] === RECIPE) found.push(kernel);
+    if (kernel !== null && isOfUse(recipeOf(kernel))) found.push(kernel);
   }
   return found.toSorted((a, b) => b.record.createdAtMs - a.record.createdAtMs);
 }
@@ -191,8 +208,15 @@ export async function assembleKernel(
   const digest = digestOf(manifest);
   // Two names for one kernel are one kernel: the first stays, with what is known of it.
   const there = await unlessDamaged(op, () => openKernel(op, host, paths, `sha256:${digest}`));
-  if (there !== null && (await isSound(op, host, paths, there.record.digest))) return there;
-  await host.writeFileAtomic(op, join(out, KERNEL_MANIFEST), `${JSON.stringify(manifest, null, 2)}\n`, SHARED_FILE_MODE);
+  const write = async (dir: string): Promise<void> =>
+    await host.writeFileAtomic(op, join(dir, KERNEL_MANIFEST), `${JSON.stringify(manifest, null, 2)}\n`, SHARED_FILE_MODE);
+  if (there !== null && (await isSound(op, host, paths, there.record.digest))) {
+    if (recipeOf(there) === RECIPE || there.by !== 'hutch') return there;
+    // By today's recipe it is what it was: from now on it is found as such.
+    await write(join(paths.kernels, digest));
+    return (await openKernel(op, host, paths, there.record.digest)) ?? there;
+  }
+  await write(out);
   await commit(op, host, out, join(paths.kernels, digest), ['vmlinux', ...manifest.modules.map(({ file }) => join('modules', file))]);
   const kernel = await openKernel(op, host, paths, `sha256:${digest}`);
   if (kernel === null) throw op.error('internal', 'the kernel was moved into place but is not there');
@@ -213,7 +237,7 @@ async function assemble(op: Operation, host: Host, out: string, parts: KernelPar
 
   op.progress({ step: KERNEL_STEP, detail: 'choosing modules' });
   const index = moduleIndex(await parts.index('modules.order'), await parts.index('modules.builtin'));
-  const modules = await modulesInOrder(GUEST_MODULES, index, (path) => readModule(op, host, parts, path));
+  const modules = await modulesInOrder(GUEST_MODULES, index, (path) => readModule(op, host, parts, path), OPTIONAL_MODULES);
   for (const { name, bytes } of modules) await host.writeFileAtomic(op, join(out, 'modules', `${name}.ko`), bytes, SHARED_FILE_MODE);
   const said = (await parts.config()) ?? (await carriedConfig(vmlinux));
   return {
@@ -299,10 +323,10 @@ function damaged(op: Operation, dir: string, why: string, cause?: unknown): Erro
   });
 }
 
-/** Null for what is no manifest of a kernel, or one of another recipe. */
+/** Null for what is no manifest of a kernel, or one of a recipe that is not known here. */
 export function parseKernelManifest(json: unknown): KernelManifest | null {
   const parsed = manifestSchema.safeParse(json);
-  return parsed.success && parsed.data.recipe === RECIPE ? parsed.data : null;
+  return parsed.success && isOfUse(parsed.data.recipe) ? parsed.data : null;
 }
 
 /** By their place below the kernel's directory. */

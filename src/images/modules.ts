@@ -7,6 +7,9 @@ import { DamagedPayload } from './payload-error.ts';
 /** What every guest loads: its disks, console, network, and the file systems of image and overlay. */
 export const GUEST_MODULES = ['virtio_mmio', 'virtio_console', 'virtio_blk', 'virtio_net', 'squashfs', 'ext4', 'overlay'] as const;
 
+/** What a guest is better with: by the balloon it gives memory back that it has freed. */
+export const OPTIONAL_MODULES = ['virtio_balloon'] as const;
+
 const MODULES_MAX = 64;
 
 /** A package's modules: by `modules.order` and `modules.builtin`, whose lines are paths ending in `.ko`. */
@@ -36,11 +39,12 @@ export function moduleIndex(order: string, builtin: string): ModuleIndex {
 
 export type Module = { readonly name: string; readonly bytes: Uint8Array };
 
-/** The modules to load, dependencies first. `read` gives the unpacked bytes of the module at a path. */
+/** The modules to load, dependencies first, the optional ones last and where they are. `read` gives the unpacked bytes of the module at a path. */
 export async function modulesInOrder(
   wanted: readonly string[],
   index: ModuleIndex,
   read: (path: string) => Promise<Uint8Array>,
+  optional: readonly string[] = [],
 ): Promise<readonly Module[]> {
   const ordered = new Map<string, Module>();
   const underWay = new Set<string>();
@@ -63,5 +67,6 @@ export async function modulesInOrder(
     ordered.set(name, { name, bytes });
   };
   for (const name of wanted) await add(name, 'must');
+  for (const name of optional) await add(name, 'may');
   return [...ordered.values()];
 }

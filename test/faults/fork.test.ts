@@ -152,3 +152,49 @@ test('a daemon that is killed in a fork leaves the parent running, and nothing e
   }
   await daemon.deleteAll();
 });
+
+test('memory that a guest has freed goes back to the host, is in no snapshot, and takes nothing else along', {
+  timeout: TEST_MS,
+}, async () => {
+  const { id } = await daemon.call('sandbox.create', { name: 'large' });
+  const hostBytes = async (): Promise<number> => (await daemon.call('sandbox.stats', { ref: id })).host.pssBytes;
+  const bytes = 300 * 2 ** 20;
+  // Something to keep, in memory alone, and a digest of it.
+  await sh('large', 'head -c 20000000 /dev/urandom > /dev/shm/kept; sha256sum /dev/shm/kept > /dev/shm/sum');
+  const beforeBytes = await hostBytes();
+  const hog = await daemon.exec(
+    id,
+    {
+      argv: ['python3', '-c', `import os; x = os.urandom(1 << 20) * ${bytes / 2 ** 20}; print('has it', flush=True); input()`],
+      stdin: 'open',
+    },
+    { execId: 'hog' },
+  );
+  await hog.sawOutput('has it');
+  const fullBytes = await hostBytes();
+  expect(fullBytes - beforeBytes).toBeGreaterThan(0.9 * bytes);
+  await daemon.call('exec.signal', { ref: id, execId: 'hog', signal: 'SIGKILL' });
+  await hog.exit();
+  let nowBytes = fullBytes;
+  await eventually(
+    'four fifths of it to be the host’s again',
+    async () => {
+      nowBytes = await hostBytes();
+      return fullBytes - nowBytes > 0.8 * bytes;
+    },
+    60_000,
+  );
+  const kept = await daemon.call('snapshot.create', { ref: id, name: 'small' });
+  process.stdout.write(
+    `host memory before ${beforeBytes >> 20}, with 300 MiB in use ${fullBytes >> 20}, freed ${nowBytes >> 20}, stored ${kept.ownBytes >> 20} MiB\n`,
+  );
+  expect(kept.ownBytes).toBeLessThan(0.4 * bytes);
+  const { children } = await daemon.call('sandbox.fork', { ref: id, count: 1 });
+  for (const ref of [id, children[0]?.sandbox.id ?? '']) {
+    expect(await sh(ref, 'sha256sum -c /dev/shm/sum')).toBe('/dev/shm/kept: OK\n');
+    // What was given back is zeros to a program that gets it again.
+    expect(await sh(ref, `python3 -c 'x = bytearray(${bytes / 2}); print(x.count(0) == len(x))'`)).toBe('True\n');
+    await daemon.call('sandbox.delete', { ref, force: true });
+  }
+  await daemon.call('snapshot.remove', { snapshot: kept.id });
+});

@@ -8,7 +8,7 @@ import { dirname, join } from 'node:path';
 import { zstdCompressSync } from 'node:zlib';
 import type { Host, RunOptions, RunResult } from '../../src/host/host.ts';
 import { nodeHost } from '../../src/host/node-host.ts';
-import { GUEST_MODULES } from '../../src/images/modules.ts';
+import { GUEST_MODULES, OPTIONAL_MODULES } from '../../src/images/modules.ts';
 import { testOperation } from '../support/operation.ts';
 import { bzImage, tinyKernel, tinyModule } from './payloads.ts';
 
@@ -101,7 +101,7 @@ export async function distribution(): Promise<Distribution> {
   async function unpack(tree: string): Promise<void> {
     const modules = join(tree, 'lib/modules', RELEASE);
     const built: string[] = ['kernel/fs/ext4/ext4.ko'];
-    const files = GUEST_MODULES.filter((name) => name !== 'ext4').map((name) => `kernel/${name}.ko`);
+    const files = [...GUEST_MODULES, ...OPTIONAL_MODULES].filter((name) => name !== 'ext4').map((name) => `kernel/${name}.ko`);
     await mkdir(join(tree, 'boot'), { recursive: true });
     await writeFile(join(tree, 'boot', `vmlinuz-${RELEASE}`), self.vmlinuz);
     await mkdir(join(modules, 'kernel'), { recursive: true });

@@ -1,5 +1,5 @@
 // How a kernel is prepared on good and bad days, with a small distribution in place of the real one.
-import { appendFile, chmod, readdir, readFile, stat, truncate, writeFile } from 'node:fs/promises';
+import { appendFile, chmod, readdir, readFile, rm, stat, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import type { Progress } from '../../src/host/operation.ts';
@@ -22,6 +22,7 @@ test('a kernel is unpacked with the modules that a guest loads, and is found the
   expect(kernel.record).toMatchObject({ version: '6.1.0-56-cloud-amd64', architecture: 'x86_64' });
   expect(kernel.record.id).toMatch(/^krn[0-9a-z]{17}$/);
   expect(kernel.moduleFiles).toContain('overlay.ko');
+  expect(kernel.moduleFiles.at(-1)).toBe('virtio_balloon.ko');
   expect(kernel.moduleFiles).not.toContain('ext4.ko');
   expect(await readdir(kernel.modulesDir)).toEqual(kernel.moduleFiles.toSorted());
   expect((await stat(kernel.vmlinuxPath)).mode & 0o777).toBe(0o444);
@@ -30,6 +31,29 @@ test('a kernel is unpacked with the modules that a guest loads, and is found the
 
   debian.commands.length = 0;
   expect(await prepareKernel(op, debian.host, paths)).toEqual(kernel);
+  expect(debian.commands).toEqual([]);
+});
+
+test('a kernel of an older recipe is made anew, and used where that cannot be; one that is the same by today’s is kept', async () => {
+  await using debian = await distribution();
+  const paths = imagePaths(debian.dataDir);
+  const made = await prepareKernel(op, debian.host, paths);
+  const age = async () => {
+    const path = join(paths.kernels, made.record.digest.replace('sha256:', ''), 'manifest.json');
+    const text = (await readFile(path, 'utf8')).replace('"recipe": 2', '"recipe": 1');
+    await rm(path);
+    await writeFile(path, text);
+  };
+  await age();
+  const away = failed('E: there is no network');
+  const offline = { ...debian.host, run: async () => away };
+  const used = await prepareKernel(op, offline, paths);
+  expect([used.record.digest, used.record.detail['recipe']]).toEqual([made.record.digest, 1]);
+  debian.commands.length = 0;
+  expect((await prepareKernel(op, debian.host, paths)).record.detail['recipe']).toBe(2);
+  expect(debian.commands).toContain('apt-get download');
+  debian.commands.length = 0;
+  expect((await prepareKernel(op, debian.host, paths)).record.digest).toBe(made.record.digest);
   expect(debian.commands).toEqual([]);
 });
 

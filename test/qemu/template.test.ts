@@ -179,7 +179,7 @@ test('KVM is given up where a guest boots without it, and not where nothing boot
   expect(await kept()).toBe('kvm');
   if (answer.acceleration === 'kvm') return; // a guest does boot under it here
   // A guest that stands still under it is waited for to the end; without it one boots in a few seconds.
-  await newQemuBackend({ ...fresh.config, bootMs: 30_000 }).prepare(op, fresh.plan());
+  await newQemuBackend({ ...fresh.config, bootMs: 20_000 }).prepare(op, fresh.plan());
   expect(await kept()).toBe('tcg');
 });
 

@@ -118,6 +118,9 @@ export function machineArgs(shape: MachineShape, files: MachineFiles, wire: Wire
     ...['-chardev', `socket,id=agent,server=on,wait=off,path=${SOCKETS.agent}`],
     ...['-device', `virtserialport,chardev=agent,nr=1,name=${AGENT_PORT}`],
     ...['-netdev', JSON.stringify(netdev(wire)), '-device', `virtio-net-device,netdev=net0,id=${NIC_ID}`],
+    // What the guest has freed goes back to the host. Its pages then hold anything, not zeros: the guest is told of no poison, and
+    // one that would count on zeros (init_on_free) reports none.
+    ...['-device', 'virtio-balloon-device,free-page-reporting=on,page-poison=off'],
     ...['-chardev', `socket,id=qmp,server=on,wait=off,path=${SOCKETS.qmp}`, '-mon', 'chardev=qmp,mode=control'],
     ...['-S', ...roleArgs(role)],
   ];
