@@ -15,6 +15,7 @@ import { reach } from './reach.ts';
 import { sequences } from './sequences.ts';
 import { Subject, type SubjectName } from './subject.ts';
 import { survival } from './survival.ts';
+import { sync } from './sync.ts';
 import { together } from './together.ts';
 import { volumes } from './volumes.ts';
 
@@ -37,6 +38,7 @@ export async function conformance(name: SubjectName): Promise<void> {
     processes(subject);
     files(subject);
     fileSync(subject);
+    sync(subject);
     reach(subject);
     publish(subject);
     limits(subject);

@@ -21,6 +21,35 @@ export const WORKSPACE_FLAGS: readonly Flag[] = [
 
 export const workspaceVerbs: readonly Verb[] = [
   {
+    name: 'sync',
+    group: 'Reach into',
+    under: 'workspace',
+    summary: 'Keep a directory here and one in a sandbox alike, once or for as long as it runs',
+    examples: [
+      { line: 'hutch sync dev .:/work/web', about: 'what is new or was changed here goes there' },
+      { line: 'hutch sync --watch --two-way dev .:/work/web', about: 'both ways, until Ctrl-C' },
+      { line: 'hutch sync --dry-run --exclude node_modules dev .:/work/web', about: 'what would travel' },
+    ],
+    flags: [
+      { name: 'watch', short: 'w', about: 'Go on, and carry each change as it is made' },
+      { name: 'two-way', about: 'What is changed in the sandbox comes here too' },
+      { name: 'delete', about: 'Remove what was removed on the other side since both were alike' },
+      {
+        name: 'exclude',
+        value: 'PATTERN',
+        repeats: true,
+        about: 'Leave out, as in .gitignore: a name at any depth, or a path; ! takes one back. .git never travels',
+      },
+      { name: 'max-size', value: 'SIZE', about: 'Larger files stay in the sandbox; default 1G' },
+      { name: 'dry-run', about: 'Only show what would travel' },
+      USER,
+    ],
+    positionals: [SANDBOX, { name: 'DIR:GUEST', takes: 'one', completes: 'path' }],
+    notes:
+      'What both sides have changed since they were alike is never overwritten: ours keeps the name, the sandbox’s is kept beside it as\nNAME.conflict-TIME. Without --delete nothing is removed. Without --two-way nothing is written here. With it, nothing is ever written\noutside of DIR, and links that lead out of it are not made; but what the sandbox wrote is in your directory then: look before you run it.\n--json gives a line for each file.',
+    load: async () => (await import('../verbs/sync.ts')).run,
+  },
+  {
     name: 'workspace',
     group: 'Reach into',
     summary: 'Take a git repository into a sandbox, and bring back what was done there',
