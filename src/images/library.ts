@@ -13,10 +13,10 @@ import { imageDir, OCI_CONFIG, openImage, type PreparedImage, requireUnchanged, 
 import type { PreparedKernel } from './kernel.ts';
 import { type ImagePaths, unlessDamaged } from './layout.ts';
 import { CONFIG_BYTES_MAX, type OciConfig, parseConfig } from './oci/manifest.ts';
-import { type PullParts, pullImage, requireAllowed } from './pull.ts';
+import { fetchArtifact, type PullParts, pullImage, requireAllowed } from './pull.ts';
 import { type PushedImage, pushImage } from './push.ts';
 import { promoteImage, registerImage, type ToRegister } from './register.ts';
-import type { Registry } from './registry/client.ts';
+import type { Fetched, Registry } from './registry/client.ts';
 import type { Credentials } from './registry/credentials.ts';
 import { type Spdx, sbomOf } from './sbom/sbom.ts';
 import { Shared } from './shared.ts';
@@ -58,6 +58,11 @@ export class ImageLibrary {
   /** @throws HutchError `not_found`, `permission_denied`, `unavailable`, and `failed_precondition` for what is no image that runs here. */
   async pull(op: Operation, reference: ImageReference): Promise<PreparedImage> {
     return await pullImage(op, this.#parts, reference);
+  }
+
+  /** The manifest of what is no image. @throws HutchError `not_found`, `permission_denied`, `unavailable`. */
+  async artifact(op: Operation, reference: ImageReference): Promise<Fetched> {
+    return await fetchArtifact(op, this.#parts, reference);
   }
 
   /** For one that an Engine is to pull, whose signatures nobody here can check. @throws HutchError `permission_denied`. */

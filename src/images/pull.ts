@@ -53,6 +53,22 @@ export async function pullImage(op: Operation, parts: PullParts, reference: Imag
   return image;
 }
 
+/** The manifest of what is no image, under the same rules as of one. */
+export async function fetchArtifact(op: Operation, parts: PullParts, reference: ImageReference): Promise<Fetched> {
+  const { host, registry } = parts;
+  const what = shownReference(reference);
+  const policy = await parts.policyOf(op);
+  requireAllowed(op, policy, reference, 'pulled');
+  const fetched = await registry.manifest(op, reference, reference.digest ?? reference.tag ?? 'latest');
+  const keyPaths = keysFor(policy, reference);
+  if (keyPaths !== null) {
+    const digests = [fetched.digest];
+    const signatures = await signaturesOf(op, registry, reference, fetched.digest);
+    await requireSigned(op, host, { what, doing: 'pulled', digests, signatures }, { keyPaths, rule: policy.names.signed });
+  }
+  return fetched;
+}
+
 /** @throws HutchError `permission_denied` naming the rule that does not let it come here. */
 export function requireAllowed(op: Operation, policy: ImagePolicy, reference: ImageReference, doing: Doing): void {
   const refusal = refusalOfName(policy, reference, doing);

@@ -47,6 +47,8 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'snapshot.verify': PREPARE_MS,
   'snapshot.export': TRANSFER_MS,
   'snapshot.import': TRANSFER_MS,
+  'snapshot.push': TRANSFER_MS,
+  'snapshot.pull': TRANSFER_MS,
   'ssh.identity': READ_MS,
   'ssh.connect': null,
   'snapshot.prune': PREPARE_MS,

@@ -16,11 +16,15 @@ import { readSnapshotFiles, snapshotDir, snapshotsDir, snapshotsOf } from './sna
 
 const RELEASE_MS = 60_000;
 
-export type PackedSnapshot = AsyncDisposable & { readonly artifact: Artifact; readonly parts: readonly PackedPart[] };
+export type PackedSnapshot = AsyncDisposable & {
+  readonly artifact: Artifact;
+  readonly parts: readonly PackedPart[];
+  /** Of the parts. */
+  readonly names: readonly string[];
+};
 
 /** @throws HutchError `failed_precondition` for one that is damaged, or of a backend whose snapshots stay where they are. */
 export async function packSnapshot(core: Core, op: Operation, snapshot: Snapshot): Promise<PackedSnapshot> {
-  const { host } = core.deps;
   using _reading = readSnapshotFiles(core, op, snapshot);
   const dir = snapshotDir(core, snapshot.id);
   const snapshots = snapshotsOf(core, op, snapshot);
@@ -30,27 +34,39 @@ export async function packSnapshot(core: Core, op: Operation, snapshot: Snapshot
   await snapshots.check(op, dir);
   const { machine, parts } = await portable.parts(op, dir);
   await using undo = new AsyncDisposableStack();
-  const staged = `${snapshotsDir(core)}/export-${op.id}`;
-  undo.defer(async () => {
-    using late = op.releasing(RELEASE_MS);
-    await host
-      .remove(late, staged)
-      .catch((cause: unknown) =>
-        op.log.warn({ dir: staged, cause }, 'what an export packed stays; the next start of the daemon removes it'),
-      );
-  });
-  await host.makeDir(op, staged, 0o700);
+  const staged = undo.use(await stagingFor(core, op, 'export'));
   const said: PartSaid[] = [];
   const packed: PackedPart[] = [];
   for (const [at, part] of parts.entries()) {
     op.progress({ step: 'packing', detail: part.name, done: at, total: parts.length });
-    const { dataBytes, ...rest } = await packPart(core, op, part, `${staged}/${at}`);
+    const { dataBytes, ...rest } = await packPart(core, op, part, `${staged.dir}/${at}`);
     said.push({ name: part.name, bytes: part.bytes, dataBytes });
     packed.push(rest);
   }
   const artifact = artifactOf(await configOf(core, snapshot, machine, said), packed);
   const owned = undo.move();
-  return { artifact, parts: packed, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+  return { artifact, parts: packed, names: said.map(({ name }) => name), [Symbol.asyncDispose]: () => owned.disposeAsync() };
+}
+
+/** A directory for what is on its way, gone when it is disposed. */
+export async function stagingFor(
+  core: Core,
+  op: Operation,
+  what: 'export' | 'pull' | 'diff',
+): Promise<AsyncDisposable & { readonly dir: string }> {
+  const { host } = core.deps;
+  const dir = `${snapshotsDir(core)}/${what}-${op.id}`;
+  await host.makeDir(op, snapshotsDir(core), 0o711);
+  await host.makeDir(op, dir, 0o700);
+  return {
+    dir,
+    async [Symbol.asyncDispose]() {
+      using late = op.releasing(RELEASE_MS);
+      await host
+        .remove(late, dir)
+        .catch((cause: unknown) => op.log.warn({ dir, cause }, 'what was on its way stays; the next start of the daemon removes it'));
+    },
+  };
 }
 
 export function requirePortable(op: Operation, portable: Portable | undefined, backend: string): Portable {

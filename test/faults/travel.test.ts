@@ -1,21 +1,32 @@
 // Snapshots that go to another machine: what is made there is as the sandbox was; what is not whole, does not fit or lies is refused with a
 // reason and leaves nothing, also where a daemon dies of it.
-import { existsSync, readdirSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, expect, test } from 'vitest';
 import { type PackedPart, readArchive, writeArchive } from '../../src/images/snapshot/archive.ts';
 import { artifactOf, type SnapshotConfig } from '../../src/images/snapshot/artifact.ts';
 import type { Output } from '../../src/services/verbs.ts';
 import type { DaemonUnderTest } from '../support/daemon-under-test.ts';
+import { LOGIN, Registry } from '../support/debian-registry.ts';
 import { eventually } from '../support/eventually.ts';
 import { COUNTER, countOf, expectInOrder, isLong, numbers, options, seed, shellOf, startDaemon } from './world.ts';
 
 const TEST_MS = isLong ? 3_600_000 : 240_000;
-const OWN = { HUTCH_SANDBOX_BACKEND: 'qemu', HUTCH_SANDBOX_STOP_GRACE: '2s', HUTCH_SANDBOX_WARM: '0' };
+const logins = mkdtempSync(join(tmpdir(), 'hutch-travel-'));
+const OWN = {
+  DOCKER_CONFIG: logins,
+  HUTCH_SANDBOX_BACKEND: 'qemu',
+  HUTCH_SANDBOX_STOP_GRACE: '2s',
+  HUTCH_SANDBOX_WARM: '0',
+};
 const POINTS = isLong ? 120 : 2;
 
 const [here, there] = await Promise.all([startDaemon(OWN), startDaemon(OWN)]);
-afterAll(async () => void (await Promise.all([here, there].map((daemon) => daemon[Symbol.asyncDispose]()))));
+afterAll(async () => {
+  await Promise.all([here, there].map((daemon) => daemon[Symbol.asyncDispose]()));
+  rmSync(logins, { recursive: true, force: true });
+});
 afterEach(async () => {
   for (const daemon of [here, there]) {
     await daemon.deleteAll();
@@ -183,6 +194,50 @@ test(`what is damaged, lies or does not fit is refused, and leaves nothing (seed
   await there.call('sandbox.create', { from: 'misfit', name: 'forced', force: true });
   expect(await shellOf(there)('forced', 'echo works')).toBe('works\n');
   await expectInOrder(there);
+});
+
+test('a snapshot goes through Debian’s registry, its layers once, to who has the login and is let have it', {
+  timeout: TEST_MS,
+}, async () => {
+  await using registry = await Registry.start();
+  const name = `${registry.name}/team/ready`;
+  const login = (password: string): void => {
+    const auth = Buffer.from(`${LOGIN.username}:${password}`).toString('base64');
+    writeFileSync(join(logins, 'config.json'), JSON.stringify({ auths: { [registry.name]: { auth } } }));
+  };
+  await here.call('sandbox.create', { name: 'web', network: 'none' });
+  await shellOf(here)('web', 'echo one > /root/a; echo memory > /dev/shm/m');
+  await here.call('snapshot.create', { ref: 'web', name: 'first' });
+  await shellOf(here)('web', 'echo two > /root/a');
+  await here.call('snapshot.create', { ref: 'web', name: 'second' });
+  login('wrong');
+  await expect(here.call('snapshot.push', { snapshot: 'first', name })).rejects.toMatchObject({ body: { code: 'permission_denied' } });
+  login(LOGIN.password);
+  const first = await here.call('snapshot.push', { snapshot: 'first', name: `${name}:1` });
+  expect(first.parts.map(({ how }) => how)).not.toContain('existed');
+  const second = await here.call('snapshot.push', { snapshot: 'second', name: `${name}:2` });
+  const sent = second.parts.filter(({ how }) => how === 'uploaded').map((part) => part.name);
+  expect(
+    sent.filter((part) => /^(memory|disk)\/(base|1)$/.test(part)),
+    'layers that are there already',
+  ).toEqual([]);
+  expect(sent).toContain('memory/2');
+  await eventually('what was packed is gone', () => kept(here).length === 2);
+
+  const arrived = await there.call('snapshot.pull', { name: `${name}@${second.digest}`, as: 'pulled' });
+  expect(arrived).toMatchObject({ name: 'pulled', digest: second.digest, misfit: null });
+  await there.call('sandbox.create', { from: 'pulled', name: 'far' });
+  expect(await shellOf(there)('far', 'cat /root/a /dev/shm/m')).toBe('two\nmemory\n');
+  await expect(there.call('snapshot.pull', { name: `${name}:2`, as: 'pulled' })).rejects.toThrow(/the name pulled is taken/);
+  await expect(there.call('snapshot.pull', { name: `${name}:3` })).rejects.toMatchObject({ body: { code: 'not_found' } });
+  await expect(there.call('image.pull', { name: `${name}:2` })).rejects.toThrow(/is no image/);
+
+  await there.terminate();
+  await there.startAgain(options({ ...OWN, HUTCH_IMAGES_ALLOW: 'registry.example/*' }));
+  await expect(there.call('snapshot.pull', { name: `${name}:2` })).rejects.toThrow(/may not be pulled: images.allow does not list it/);
+  await there.terminate();
+  await there.startAgain(options(OWN));
+  expect(kept(there)).toEqual([arrived.id]);
 });
 
 test(`the daemon is killed, or the host fails, at ${isLong ? 'every' : 'some'} point of an import and of an export (seed ${seed})`, {

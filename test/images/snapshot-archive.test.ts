@@ -146,7 +146,7 @@ async function lying(
   manifest(json);
   const bytes = Buffer.from(text(json));
   const manifestDigest = `sha256:${createHash('sha256').update(bytes).digest('hex')}`;
-  return await all(writeArchive({ manifest: bytes, config: configBytes, manifestDigest }, parts));
+  return await all(writeArchive({ manifest: bytes, config: configBytes, configDigest: digest, manifestDigest }, parts));
 }
 
 function entry(path: string, content: Buffer): Buffer {

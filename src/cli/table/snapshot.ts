@@ -103,6 +103,25 @@ export const snapshotVerbs: readonly Verb[] = [
         load: async () => (await snapshots()).importFile,
       },
       {
+        name: 'push',
+        summary: 'Push a snapshot to a registry, with all that it stands on',
+        examples: [{ line: 'hutch snapshot push ready registry.example/team/ready:1', about: 'elsewhere: hutch snapshot pull' }],
+        flags: [],
+        positionals: [SNAPSHOT, { name: 'NAME', takes: 'one', completes: 'nothing' }],
+        notes:
+          'Layers that the registry has are not sent again. Logins and certificates are those of hutch image push. Memory has all that programs held\nin it, secrets too.',
+        load: async () => (await snapshots()).push,
+      },
+      {
+        name: 'pull',
+        summary: 'Take up a snapshot from a registry',
+        examples: [{ line: 'hutch snapshot pull registry.example/team/ready:1', about: 'then: hutch run --from ready -- make test' }],
+        flags: [{ name: 'name', value: 'NAME', about: 'How the snapshot is called, instead of what it says' }],
+        positionals: [{ name: 'NAME', takes: 'one', completes: 'nothing' }],
+        notes: 'What may be pulled: images.allow, images.require_digest and images.signed, as for images.',
+        load: async () => (await snapshots()).pull,
+      },
+      {
         name: 'prune',
         summary: 'Remove snapshots by a policy; what something stands on stays',
         examples: [

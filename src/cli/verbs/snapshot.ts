@@ -116,6 +116,19 @@ export async function importFile(context: Context, args: Args): Promise<number> 
   return await arrived(context, answer);
 }
 
+export async function push(context: Context, args: Args): Promise<number> {
+  const [snapshot = '', name = ''] = args.positionals;
+  const answer = await change(context, 'snapshot.push', { snapshot, name });
+  await context.io.out(context.json ? json(answer) : `${answer.digest}\n`);
+  await sayOfSecrets(context, answer.secretNames);
+  return 0;
+}
+
+export async function pull(context: Context, args: Args): Promise<number> {
+  const as = args.value('name');
+  return await arrived(context, await change(context, 'snapshot.pull', { name: args.first(), ...(as === undefined ? {} : { as }) }));
+}
+
 async function arrived(context: Context, answer: Output<'snapshot.import'>): Promise<number> {
   await context.io.out(context.json ? json(answer) : `${answer.name ?? answer.id}\n`);
   await sayOfSecrets(context, answer.secretNames);

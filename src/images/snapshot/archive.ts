@@ -30,18 +30,20 @@ const indexSchema = z.object({
     .length(1),
 });
 
-/** `open`: the bytes of a part. */
-export type PackedPart = Packed & { readonly open: () => AsyncIterable<Uint8Array> };
+/** `open`: its bytes, from there on. */
+export type PackedPart = Packed & { readonly open: (offset?: number) => AsyncIterable<Uint8Array> };
 
 export async function* writeArchive(
-  { manifest, config, manifestDigest }: Artifact,
+  { manifest, config, configDigest, manifestDigest }: Artifact,
   parts: readonly PackedPart[],
 ): AsyncGenerator<Uint8Array> {
   yield* file('oci-layout', LAYOUT);
   yield* file('index.json', indexOf(manifestDigest, manifest));
   yield* file(blobPath(manifestDigest), manifest);
-  yield* file(blobPath(digestOf(config)), config);
-  for (const { digest, sizeBytes, open } of eachOnce(parts)) {
+  yield* file(blobPath(configDigest), config);
+  for (const {
+    part: { digest, sizeBytes, open },
+  } of eachOnce(parts)) {
     yield header(blobPath(digest), sizeBytes);
     yield* open();
     yield Buffer.alloc(padding(sizeBytes));
@@ -57,7 +59,7 @@ function indexOf(digest: string, { byteLength: size }: Buffer): Buffer {
 /** How long the archive is. */
 export function archiveBytes({ manifest, config, manifestDigest }: Artifact, parts: readonly Packed[]): number {
   const small = [LAYOUT, indexOf(manifestDigest, manifest), manifest, config].map(({ byteLength }) => byteLength);
-  const all = [...small, ...eachOnce(parts).map(({ sizeBytes }) => sizeBytes)];
+  const all = [...small, ...eachOnce(parts).map(({ part }) => part.sizeBytes)];
   return all.reduce((sum, bytes) => sum + header('', bytes).byteLength + bytes + padding(bytes), TAR_END.byteLength);
 }
 
@@ -90,8 +92,7 @@ export async function readArchive<T>(source: AsyncIterable<Uint8Array>, receiver
   const described = parseManifest(await named(listed.digest, MANIFEST_BYTES_MAX));
   const config = parseSnapshotConfig(await named(described.config.digest, CONFIG_BYTES_MAX), described);
   const place = await receiver.begin(config, described);
-  for (const one of eachOnce(described.parts)) {
-    const [at = 0, ...also] = described.parts.flatMap(({ digest }, number) => (digest === one.digest ? [number] : []));
+  for (const { part: one, at, also } of eachOnce(described.parts)) {
     const size = await enter(reader, blobPath(one.digest));
     if (size !== one.sizeBytes) throw new ArchiveError(`a part of it has ${size} bytes, and its manifest says ${one.sizeBytes}`);
     const hash = createHash('sha256');
@@ -125,6 +126,15 @@ function damaged(digest: string): ArchiveError {
   return new ArchiveError(`it is damaged: what is called ${digest} has another digest`);
 }
 
-function eachOnce<T extends Packed>(parts: readonly T[]): readonly T[] {
-  return [...new Map(parts.map((part) => [part.digest, part])).values()];
+/** Parts that have the same bytes are one; `also`: the numbers of the others. */
+export function eachOnce<T extends Packed>(
+  parts: readonly T[],
+): readonly { readonly part: T; readonly at: number; readonly also: readonly number[] }[] {
+  const byDigest = new Map<string, { readonly part: T; readonly at: number; readonly also: number[] }>();
+  for (const [at, part] of parts.entries()) {
+    const known = byDigest.get(part.digest);
+    if (known === undefined) byDigest.set(part.digest, { part, at, also: [] });
+    else known.also.push(at);
+  }
+  return [...byDigest.values()];
 }

@@ -56,7 +56,12 @@ const manifestSchema = z.object({
 });
 
 export type Packed = { readonly digest: string; readonly sizeBytes: number };
-export type Artifact = { readonly config: Buffer; readonly manifest: Buffer; readonly manifestDigest: string };
+export type Artifact = {
+  readonly config: Buffer;
+  readonly configDigest: string;
+  readonly manifest: Buffer;
+  readonly manifestDigest: string;
+};
 
 /** `packed`: in the order of its parts. */
 export function artifactOf(said: SnapshotConfig, packed: readonly Packed[]): Artifact {
@@ -75,7 +80,7 @@ export function artifactOf(said: SnapshotConfig, packed: readonly Packed[]): Art
       })),
     }),
   );
-  return { config, manifest, manifestDigest: digestOf(manifest) };
+  return { config, configDigest: digestOf(config), manifest, manifestDigest: digestOf(manifest) };
 }
 
 export type Described = { readonly config: Packed; readonly parts: readonly Packed[] };
@@ -109,7 +114,14 @@ export function parseSnapshotConfig(bytes: Buffer, described: Described): Snapsh
   const config = checked(configSchema, json, 'its description');
   if (config.parts.length !== described.parts.length)
     throw new ArchiveError(`its manifest has ${described.parts.length} parts, and its description ${config.parts.length}`);
+  const large = config.parts.find(({ dataBytes }, at) => (described.parts[at]?.sizeBytes ?? 0) > packedBytesMax(dataBytes));
+  if (large !== undefined) throw new ArchiveError(`its part ${shown(large.name)} is packed into more than it has`);
   return config;
+}
+
+/** What does not pack at all, with a head for each of its pages. */
+function packedBytesMax(dataBytes: number): number {
+  return dataBytes + Math.ceil(dataBytes / 64) + 64 * 1024;
 }
 
 function checked<T>(schema: z.ZodType<T>, json: unknown, what: string): T {

@@ -8,6 +8,7 @@ const snapshot = z.string().min(1).max(64).describe('an id, a name, or a unique 
 const snapshotTarget = z.strictObject({ snapshot });
 
 const name = z.string().max(63).describe('a DNS label, unique among snapshots');
+const reference = z.string().min(1).max(512).describe('like registry.example/team/ready:1; without a tag latest is meant');
 /** One that came from elsewhere. */
 const arrived = view.snapshot.extend({
   secretNames: z.array(z.string()).describe('of secrets that its sandbox had: their values may be in its memory'),
@@ -120,6 +121,35 @@ export const snapshotVerbs = {
     input: z.strictObject({ name: name.optional().describe('instead of the name that it brings') }),
     output: arrived,
     errors: [...alive, 'resource_exhausted'],
+    idempotent: false,
+    reads: false,
+  },
+  'snapshot.push': {
+    kind: 'unary',
+    method: 'POST',
+    path: '/v1/snapshots/{snapshot}/push',
+    summary: 'Push a snapshot to a registry, with all layers that it stands on; what is there already is not sent again',
+    input: snapshotTarget.extend({ name: reference }),
+    output: z.object({
+      name: z.string(),
+      digest: z.string().describe('of the manifest: what it can be pulled by from now on'),
+      parts: z.array(
+        z.object({ name: z.string(), digest: z.string(), sizeBytes: z.number(), how: z.enum(['existed', 'mounted', 'uploaded']) }),
+      ),
+      secretNames: z.array(z.string()).describe('of secrets that its sandbox had: their values may be in its memory'),
+    }),
+    errors: [...alive, 'permission_denied', 'resource_exhausted', 'unavailable'],
+    idempotent: true,
+    reads: false,
+  },
+  'snapshot.pull': {
+    kind: 'unary',
+    method: 'POST',
+    path: '/v1/snapshots/pull',
+    summary: 'Take up a snapshot from a registry, under the rules that hold for images',
+    input: z.strictObject({ name: reference, as: name.optional().describe('instead of the name that it brings') }),
+    output: arrived.extend({ from: z.string(), digest: z.string().describe('of its manifest') }),
+    errors: [...alive, 'permission_denied', 'resource_exhausted', 'unavailable'],
     idempotent: false,
     reads: false,
   },
