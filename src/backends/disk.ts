@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { HutchError } from '../domain/errors.ts';
 import type { Host, SparsePiece } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
+import { awaitDetached } from './loop.ts';
 
 /** Null: our own. */
 type Owner = { readonly uid: number; readonly gid: number };
@@ -106,6 +107,7 @@ export class DiskSeeds {
 }
 
 const GROW_MS = 5 * 60_000;
+const LET_GO_MS = 10_000;
 /** e2fsck: what was wrong has been mended. */
 const MENDED = 1;
 
@@ -124,6 +126,7 @@ export async function growFileSystem(op: Operation, host: Host, path: string): P
 /** A volume that is about to be mounted: whole, and its file system as large as its file. @throws HutchError `failed_precondition`. */
 export async function mendVolume(op: Operation, host: Host, path: string, target: string): Promise<void> {
   if ((await host.stat(op, path))?.type !== 'file') throw op.error('failed_precondition', `the volume at ${target} is gone: ${path}`);
+  await untilLetGo(op, host, path, target);
   try {
     await growFileSystem(op, host, path);
   } catch (cause) {
@@ -135,6 +138,13 @@ export async function mendVolume(op: Operation, host: Host, path: string, target
   }
 }
 
+/** A sandbox that has just ended had it: a file system is never looked through, nor changed, while a kernel has it mounted. */
+async function untilLetGo(op: Operation, host: Host, path: string, target: string): Promise<void> {
+  if (host.uid !== 0) return; // no kernel has mounted it for us
+  using limited = op.within(LET_GO_MS, `the end of an earlier mount of the volume at ${target}`);
+  await awaitDetached(limited, host, path);
+}
+
 /** In the superblock's `s_feature_incompat`: its journal has what is not in its place yet. */
 const INCOMPATIBLE_AT = 1024 + 0x60;
 const NEEDS_RECOVERY = 4;
@@ -142,8 +152,11 @@ const NEEDS_RECOVERY = 4;
 /** A volume that is about to be mounted only to be read: then nobody replays its journal. @throws HutchError `failed_precondition`. */
 export async function requireClosed(op: Operation, host: Host, path: string, target: string): Promise<void> {
   if ((await host.stat(op, path))?.type !== 'file') throw op.error('failed_precondition', `the volume at ${target} is gone: ${path}`);
-  const [flags = 0] = await host.readRange(op, path, INCOMPATIBLE_AT, 1);
-  if ((flags & NEEDS_RECOVERY) === 0) return;
+  const isClosed = async (): Promise<boolean> => (((await host.readRange(op, path, INCOMPATIBLE_AT, 1))[0] ?? 0) & NEEDS_RECOVERY) === 0;
+  if (await isClosed()) return;
+  // Who wrote it may have ended a moment ago; whoever else reads it has nothing in its journal.
+  await untilLetGo(op, host, path, target);
+  if (await isClosed()) return;
   throw op.error('failed_precondition', `the volume at ${target} cannot be used: it was in use when its sandbox or this machine died`, {
     hint: 'mount it once without :ro: that puts its file system in order',
   });

@@ -1,6 +1,8 @@
 // Volumes: named disks that outlive sandboxes, on every backend that claims them.
-import { open, stat } from 'node:fs/promises';
+import { execFile } from 'node:child_process';
+import { open, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 import { expect, test } from 'vitest';
 import { refusal, type Subject } from './subject.ts';
 
@@ -90,5 +92,31 @@ export function volumes(subject: Subject): void {
     expect((await subject.get(box.id)).state).toBe('stopped');
     await subject.remove(box.id);
     await daemon.call('volume.remove', { volume: 'small' });
+  });
+
+  // Elsewhere nothing is mounted where this machine sees it.
+  if (subject.name !== 'docker') return;
+
+  test('volumes: a daemon that is killed while it mounts one leaves it to the next, whole and free', { timeout: 180_000 }, async () => {
+    const { id: volume } = await daemon.call('volume.create', { name: 'torn', sizeMiB: 64 });
+    const { id } = await subject.make({ name: 'torn', mounts: [{ source: 'torn', target: '/srv/torn' }] });
+    await subject.sh(id, 'echo kept > /srv/torn/file');
+    await daemon.call('sandbox.stop', { ref: id });
+    const place = join(subject.home, 'data/docker/volumes', id);
+    const isMounted = async (): Promise<boolean> => (await readFile('/proc/self/mountinfo', 'utf8')).includes(` ${place}/`);
+    await daemon.kill9();
+    // As it is in the middle of a start.
+    await promisify(execFile)('mount', ['-o', 'loop', join(subject.home, 'data/volumes', volume, 'disk.img'), join(place, '0')]);
+    expect(await isMounted()).toBe(true);
+    await daemon.startAgain();
+    await daemon.call('sandbox.start', { ref: id });
+    expect(await isMounted()).toBe(false);
+    expect(await subject.sh(id, 'cat /srv/torn/file; echo more > /srv/torn/file')).toBe('kept\n');
+    await daemon.call('sandbox.restart', { ref: id });
+    expect(await subject.sh(id, 'cat /srv/torn/file')).toBe('more\n');
+    await subject.remove(id);
+    expect(await isMounted()).toBe(false);
+    expect(await stat(place).catch(() => null)).toBeNull();
+    await daemon.call('volume.remove', { volume });
   });
 }

@@ -5,6 +5,7 @@ import { dirname, join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import * as z from 'zod';
 import { HutchError } from '../../domain/errors.ts';
+import type { Mount } from '../../domain/mount.ts';
 import type { Operation } from '../../host/operation.ts';
 import { AgentDoors } from '../agent-door.ts';
 import { type Backend, rootFiles, type SandboxPlan, type Started } from '../backend.ts';
@@ -29,6 +30,7 @@ import { agentSocketPath, logPath, markPath, socketDir } from './paths.ts';
 import { probeEngine, seesOurFiles } from './probe.ts';
 import { startContainer } from './start.ts';
 import { readUsage } from './usage.ts';
+import { makeVolumePlaces, mountVolumes, removeVolumePlaces, unmountVolumes, volumeAt, whyNoVolumes } from './volumes.ts';
 import { waitAgain } from './wait.ts';
 
 const mark = z.strictObject({ containerId: z.string().regex(/^[0-9a-f]{64}$/), reach: z.enum(['mounted', 'attached']) });
@@ -53,6 +55,18 @@ export function newDockerBackend(config: DockerConfig): Backend {
   let agent: string | null = null;
   /** Whether the Engine sees our files; null until it was asked. */
   let mounts: boolean | null = null;
+
+  /** Null: it can mount volumes. Asked once; a failure to ask is asked again. */
+  let noVolumes: Promise<string | null> | undefined;
+  const whyNot = async (op: Operation): Promise<string | null> => {
+    noVolumes ??= whyNoVolumes(op, config);
+    try {
+      return await noVolumes;
+    } catch (error) {
+      noVolumes = undefined;
+      throw error;
+    }
+  };
 
   /** As the container's first process may open it: as root inside, which is root here, or nobody else can. */
   const socketMode = host.uid === 0 ? 0o600 : 0o666;
@@ -125,6 +139,9 @@ export function newDockerBackend(config: DockerConfig): Backend {
     );
   }
 
+  const volumesOf = (plan: SandboxPlan): readonly Mount[] =>
+    (plan.volumes ?? []).map(({ target, readOnly }, at) => ({ source: volumeAt(config, plan, at), target, readOnly }));
+
   /** By its processes, where they are this machine's. */
   async function trafficOf(op: Operation, plan: SandboxPlan) {
     const { container, reach } = await containerOf(op, plan);
@@ -158,6 +175,10 @@ export function newDockerBackend(config: DockerConfig): Backend {
     const reach: Reach = mounts
       ? { kind: 'mounted', agentPath: await agentForContainers(op), socketDir: socketDir(plan) }
       : { kind: 'attached' };
+    if (reach.kind === 'attached' && plan.volumes !== undefined)
+      throw op.error('failed_precondition', 'the Docker Engine does not see the files of this machine: volumes', {
+        hint: 'take another backend, or copy in and out: hutch cp',
+      });
     if (reach.kind === 'attached' && plan.mounts !== undefined)
       throw op.error('failed_precondition', 'the Docker Engine does not see the files of this machine: hostDirectories', {
         hint: 'copy them in: hutch cp, or hutch run DIR',
@@ -167,6 +188,7 @@ export function newDockerBackend(config: DockerConfig): Backend {
     // A directory that is to be mounted must be there, or an old Engine makes it.
     await makeSocketDir(op, plan);
     await host.makeDir(op, plan.dataDir, 0o711);
+    await makeVolumePlaces(op, config, plan);
     // To the end, whoever gives up: the Engine would go on, and make what nobody has a mark of.
     using whole = op.releasing(START_MS);
     const { Id, Warnings } = await engine
@@ -174,7 +196,7 @@ export function newDockerBackend(config: DockerConfig): Backend {
         method: 'POST',
         path: '/containers/create',
         query: { name: containerName(plan) },
-        body: containerBody(plan, { image, instance, reach, network }),
+        body: containerBody(plan, { image, instance, reach, network, volumes: volumesOf(plan) }),
       })
       .catch(async (cause: unknown) => {
         if (!(cause instanceof HutchError && cause.code === 'conflict')) throw cause;
@@ -239,7 +261,7 @@ export function newDockerBackend(config: DockerConfig): Backend {
     name: 'docker',
     needs: 'root',
     processesBoundBy: 'backend',
-    probe: (op) => probeEngine(op, config, engine),
+    probe: (op) => probeEngine(op, config, engine, whyNot),
 
     async fetchImage(op, reference) {
       return await pullImage(op, config, engine, reference);
@@ -298,6 +320,8 @@ export function newDockerBackend(config: DockerConfig): Backend {
         await config.network.protect(op);
         await ensureNetwork(op, config, engine, plan.network);
       }
+      // The container has mounts of its own from its start.
+      await using _volumes = await mountVolumes(op, config, plan);
       const preparedMs = host.monotonicMs();
       {
         // To the end, whoever gives up: else it would start after it was found not to run.
@@ -307,7 +331,7 @@ export function newDockerBackend(config: DockerConfig): Backend {
       if (plan.network !== 'none') await config.network.isolate(op);
       const evidence = await inspect(op, plan);
       if (!evidence.alive) throw op.error('unavailable', `its container ended at once, with exit code ${evidence.exitCode ?? 'unknown'}`);
-      await requireMounted(op, host, evidence.pid, plan.mounts ?? []);
+      await requireMounted(op, host, evidence.pid, { mounts: plan.mounts ?? [], volumes: volumesOf(plan) });
       await host.appendFile(op, logPath(plan), new TextEncoder().encode(`container ${container.Id} started, pid ${evidence.pid}\n`));
       undo.move();
       return {
@@ -410,12 +434,14 @@ export function newDockerBackend(config: DockerConfig): Backend {
     async cleanUp(op, plan) {
       await hangUp(plan);
       traffic.forget(plan.id);
+      await unmountVolumes(op, config, plan);
       await host.remove(op, plan.runDir);
     },
 
     async remove(op, plan) {
       await removeContainer(op, plan);
       await backend.cleanUp(op, plan);
+      await removeVolumePlaces(op, config, plan);
       await host.remove(op, plan.dataDir);
     },
 

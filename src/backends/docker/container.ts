@@ -38,6 +38,8 @@ export type ContainerPlan = {
   readonly reach: Reach;
   /** Name of the network, or `none`. */
   readonly network: string;
+  /** Where the Engine finds them. */
+  readonly volumes: readonly Mount[];
 };
 
 export function containerName(plan: Pick<SandboxPlan, 'id'>): string {
@@ -49,7 +51,7 @@ export function limitsOf({ cpus, memoryMiB, pids = PIDS_MAX }: SandboxPlan['shap
   return { Memory: memoryBytes, MemorySwap: memoryBytes /* with memory: no swap */, NanoCpus: cpus * 1e9, PidsLimit: pids };
 }
 
-export function containerBody(plan: SandboxPlan, { image, instance, reach, network }: ContainerPlan): object {
+export function containerBody(plan: SandboxPlan, { image, instance, reach, network, volumes }: ContainerPlan): object {
   return {
     Image: image,
     Entrypoint: [INSIDE.agent],
@@ -75,6 +77,7 @@ export function containerBody(plan: SandboxPlan, { image, instance, reach, netwo
         ? {
             Mounts: [
               ...(plan.mounts ?? []).map(directoryMount),
+              ...volumes.map(directoryMount),
               { Type: 'bind', Source: reach.agentPath, Target: INSIDE.agent, ReadOnly: true },
               { Type: 'bind', Source: reach.socketDir, Target: INSIDE.run, ReadOnly: true },
             ],

@@ -9,12 +9,30 @@ import { INSIDE } from './container.ts';
 
 const TABLE_BYTES_MAX = 16 * 2 ** 20;
 const COMMAND_BYTES_MAX = 4096;
+const ELSEWHERE = 'run the daemon where the Engine runs, in the same mount namespace, or mount a directory: -v ./DIR:PATH';
 
-/** @throws HutchError `failed_precondition` that names the one that is another by now. */
-export async function requireMounted(op: Operation, host: Host, pid: number, mounts: readonly Mount[]): Promise<void> {
-  if (mounts.length === 0 || !(await isOurs(op, host, pid))) return;
+/**
+ * `volumes`: as they are mounted here just now.
+ * @throws HutchError `failed_precondition` that names the one that is another by now, or that the Engine does not see.
+ */
+export async function requireMounted(
+  op: Operation,
+  host: Host,
+  pid: number,
+  { mounts, volumes }: { readonly mounts: readonly Mount[]; readonly volumes: readonly Mount[] },
+): Promise<void> {
+  if (mounts.length + volumes.length === 0) return;
+  if (!(await isOurs(op, host, pid))) {
+    if (volumes.length === 0) return;
+    throw op.error('failed_precondition', 'the Docker Engine does not see what is mounted on this machine: volumes', { hint: ELSEWHERE });
+  }
   const own = parseMounts(await host.readFile(op, '/proc/self/mountinfo', TABLE_BYTES_MAX));
   const its = new Set(parseMounts(await host.readFile(op, `/proc/${pid}/mountinfo`, TABLE_BYTES_MAX)).map(placeOf));
+  for (const { source, target } of volumes) {
+    const meant = placeIn(own, source);
+    if (meant !== null && its.has(meant)) continue;
+    throw op.error('failed_precondition', `the Docker Engine does not see the volume at ${target}: volumes`, { hint: ELSEWHERE });
+  }
   for (const { source, target } of mounts) {
     const meant = placeIn(own, source);
     if (meant === null || its.has(meant)) continue;

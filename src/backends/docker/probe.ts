@@ -20,7 +20,13 @@ const info = z.object({
   SecurityOptions: z.array(z.string()).nullish(),
 });
 
-export async function probeEngine(op: Operation, config: DockerConfig, engine: Engine): ReturnType<Backend['probe']> {
+/** `whyNoVolumes`: null where a disk in a file can be mounted on this machine. */
+export async function probeEngine(
+  op: Operation,
+  config: DockerConfig,
+  engine: Engine,
+  whyNoVolumes: (op: Operation) => Promise<string | null>,
+): ReturnType<Backend['probe']> {
   try {
     const ms = await engine.pingMs(op);
     using limited = op.within(ms, 'Docker');
@@ -29,7 +35,15 @@ export async function probeEngine(op: Operation, config: DockerConfig, engine: E
       return { ok: false, why: `the Docker Engine runs containers of ${answer.OSType}`, hint: 'use one that runs Linux containers' };
     }
     const { modes, notes } = await config.network.probe(op);
-    return { ok: true, can: capabilities(answer, await engine.endpoint(op), modes, notes) };
+    const endpoint = await engine.endpoint(op);
+    const noVolumes = endpoint.kind === 'unix' ? await whyNoVolumes(op) : "volumes: the Engine is another machine's";
+    return {
+      ok: true,
+      can: {
+        ...capabilities(answer, endpoint, modes, [...notes, ...(noVolumes === null ? [] : [noVolumes])]),
+        volumes: noVolumes === null,
+      },
+    };
   } catch (error) {
     if (op.signal.aborted || !(error instanceof HutchError)) throw error;
     return { ok: false, why: error.message, hint: error.hint ?? 'see: hutch doctor' };
