@@ -20,6 +20,7 @@ import type { Store } from '../store/contract.ts';
 import { openStore } from '../store/store.ts';
 import { openLog } from './log.ts';
 import { openPeers, type RoleFlag, rolesHere } from './peers.ts';
+import { withReserve } from './reserve.ts';
 import { VERSION } from './version.ts';
 
 export type Parts = {
@@ -111,7 +112,9 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   });
   undo.defer(() => logs.close());
   const op = newOperation({ id: bare.id, actor: 'daemon', log: logs.logOf(bare.id) });
-  const store = undo.use(await openStore({ path: places.storePath, host, op }));
+  const store = await withReserve(op, undo.use(await openStore({ path: places.storePath, host, op })), {
+    ...{ host, path: `${places.dataDir}/reserve`, dir: places.dataDir },
+  });
   const roles = rolesHere(options.role, config);
   const parts = roles.has('vm') ? await options.makeParts({ op, host, store, places, config, env }) : NO_PARTS;
   undo.defer(() =>

@@ -1,7 +1,8 @@
 // A daemon that dies at a call to the system, or a commit, in the middle of a build: the next one leaves nothing of that build but its
 // record, and builds the same image. A sample by the seed; all points with --long, every so many-th with HUTCH_TEST_POINTS.
+import { spawnSync } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
@@ -90,4 +91,42 @@ test('a build whose daemon is killed at any call leaves nothing but its record, 
     if (left.length > 0) failures.push(`${Object.values(env)[0]}: ${left.join(', ')}`);
   }
   expect(failures, `of ${all.length} points, every ${every}th`).toEqual([]);
+});
+
+test('a build on a full disk says so and leaves nothing; with room it works', { timeout: 240_000 }, async (ctx) => {
+  if (missing !== null) return ctx.skip(missing);
+  const context = join(root, 'large');
+  await mkdir(context);
+  await writeFile(join(context, 'large'), Buffer.alloc(4 * 1024 * 1024, 'x'));
+  const lines = 'FROM base:1\nCOPY large /large\nRUN dd if=/dev/zero of=/larger bs=1M count=48\n';
+  await writeFile(join(context, 'Dockerfile'), lines);
+  const attempt = () => world.run(['build', '-q', '--no-cache', '--backend', 'gvisor', context]);
+  // Where the context lies, and where the sandbox writes.
+  for (const [dir, size] of [
+    ['staging', '2m'],
+    ['sandboxes', '24m'],
+  ] as const) {
+    const path = join(world.home, 'data', dir);
+    if (spawnSync('mount', ['-t', 'tmpfs', '-o', `size=${size},mode=711`, 'hutch-test', path]).status !== 0) {
+      return ctx.skip('this user cannot mount a small disk');
+    }
+    try {
+      const { code, stderr } = await attempt();
+      expect([code, stderr], dir).toEqual([5, expect.stringMatching(/no space left on device/i)]);
+      expect((await world.json<{ sandboxes: unknown[] }>('ls')).sandboxes, dir).toEqual([]);
+      expect(
+        readdirSync(path).filter((name) => !name.endsWith('.lock')),
+        dir,
+      ).toEqual([]);
+      const { builds } = await world.json<{ builds: { state: string }[] }>('image', 'builds');
+      expect(
+        builds.filter(({ state }) => state === 'running'),
+        dir,
+      ).toEqual([]);
+    } finally {
+      spawnSync('umount', ['-l', path]);
+    }
+  }
+  const { code, stderr } = await attempt();
+  expect(code, stderr).toBe(0);
 });
