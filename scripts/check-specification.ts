@@ -30,8 +30,8 @@ export function testNames(root: string): RegExp[] {
     }
   }
   // What only the lab can prove.
-  const lab = join(root, 'scripts/lab/scenarios.ts');
-  if (existsSync(lab)) for (const match of readFileSync(lab, 'utf8').matchAll(LAB_SCENARIO)) names.push(match[1] ?? '');
+  for (const lab of ['scenarios.ts', 'installed.ts'].map((file) => join(root, 'scripts/lab', file)))
+    if (existsSync(lab)) for (const match of readFileSync(lab, 'utf8').matchAll(LAB_SCENARIO)) names.push(match[1] ?? '');
   for (const path of filesBelow(join(root, 'rust'), '.rs')) {
     for (const match of readFileSync(path, 'utf8').matchAll(RUST_TEST)) names.push(match[1] ?? '');
   }

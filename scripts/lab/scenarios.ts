@@ -199,10 +199,10 @@ const unit: Scenario = {
     await step('the unit, as docs/service.md says', `./hutch system install >/dev/null && ${daemonUp}`);
     await step(
       'a sandbox',
-      './hutch create --name kept && ./hutch exec kept -- sh -c "echo here > /dev/shm/memory; echo disk > /root/file; sync"',
+      './hutch create --name again --restart always && ./hutch create --name kept && ./hutch exec kept -- sh -c "echo here > /dev/shm/memory; echo disk > /root/file; sync"',
     );
     const pids = async (when: string) =>
-      await step(when, `systemctl show -p MainPID --value hutchd; pgrep qemu-system; ./hutch exec kept -- cat /dev/shm/memory`);
+      await step(when, `systemctl show -p MainPID --value hutchd; pgrep qemu-system | tail -n 1; ./hutch exec kept -- cat /dev/shm/memory`);
     const [first, vm, memory] = (await pids('before')).split('\n');
     await step('systemctl restart', `systemctl restart hutchd && ${daemonUp}`);
     const [second, vmAfterRestart, memoryAfterRestart] = (await pids('after the restart')).split('\n');
@@ -220,11 +220,17 @@ const unit: Scenario = {
     const why = await step('after the reboot', `${daemonUp} >/dev/null; ./hutch inspect kept --json; ./hutch why kept`);
     expect(/"state":\s*"stopped"/.test(why) && /host-reboot/.test(why), 'it is stopped, because of the reboot', why);
     show(why.slice(why.indexOf('kept is stopped')));
+    const again = await step(
+      'the one with --restart always',
+      'for i in $(seq 240); do ./hutch ls | grep -q "again .*running" && break; sleep 0.5; done; ./hutch ls',
+    );
+    expect(/again +running/.test(again), 'it runs again, without a word of anybody', again);
+    show(again);
     const kept = await step('started again', './hutch start kept && ./hutch exec kept -- cat /root/file');
     expect(kept.endsWith('disk\n'), 'its disk is whole', kept);
     const left = await step(
       'afterwards',
-      `./hutch rm -f kept && ./hutch ledger verify && ./hutch doctor --leaks && ./hutch system uninstall && umount /var/lib/hutch && sed -i /${UNIT}/d /etc/fstab && rm -r /var/lib/hutch /var/log/hutch /data/${UNIT}; ${NOBODY}`,
+      `./hutch rm -f kept again && ./hutch ledger verify && ./hutch doctor --leaks && ./hutch system uninstall && umount /var/lib/hutch && sed -i /${UNIT}/d /etc/fstab && rm -r /var/lib/hutch /var/log/hutch /data/${UNIT}; ${NOBODY}`,
     );
     expect(/none\n$/.test(left), 'no process is left', left);
   },

@@ -26,12 +26,17 @@ export const MALLOC_ENV = { MALLOC_ARENA_MAX: '2', MALLOC_MMAP_THRESHOLD_: '1310
 
 export type DaemonStart = { readonly env: Environment; readonly address: Address; readonly progress: ProgressLine };
 
+/** The program that the daemon is: beside the bundle, or among the sources. */
+export function daemonEntry(env: Environment): string {
+  const fromSource = import.meta.url.endsWith('.ts');
+  // A test's daemon, or a developer's.
+  return env['HUTCH_DEV_DAEMON'] ?? fileURLToPath(new URL(fromSource ? '../daemon/main.ts' : './hutchd.mjs', import.meta.url));
+}
+
 /** @throws HutchError: the daemon's own when it says why it does not start, else `unavailable`. */
 export async function startDaemon({ env, address, progress }: DaemonStart): Promise<void> {
   progress.show({ step: 'starting the daemon' });
-  const fromSource = import.meta.url.endsWith('.ts');
-  // A test's daemon, or a developer's.
-  const entry = env['HUTCH_DEV_DAEMON'] ?? fileURLToPath(new URL(fromSource ? '../daemon/main.ts' : './hutchd.mjs', import.meta.url));
+  const entry = daemonEntry(env);
   const word = await firstWord(() => launch(entry, env));
   progress.clear();
   if (word.ready) return;

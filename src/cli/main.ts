@@ -92,7 +92,7 @@ function isAboutDaemon(path: string): boolean {
     (path.startsWith('daemon ') && path !== 'daemon backends') ||
     path === 'version' ||
     path.startsWith('config ') ||
-    path.startsWith('system ')
+    (path.startsWith('system ') && path !== 'system backup')
   );
 }
 

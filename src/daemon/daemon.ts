@@ -13,6 +13,7 @@ import { errnoOf } from '../host/errors.ts';
 import type { Host } from '../host/host.ts';
 import { newOperation, type Operation } from '../host/operation.ts';
 import { parseAddress, portOwner } from '../host/port-owner.ts';
+import { removeOldCopies } from '../services/backup.ts';
 import type { BootSource, Deps, Settings } from '../services/deps.ts';
 import { newServices, type Services } from '../services/services.ts';
 import { newTracer, tracedHost } from '../services/tracing.ts';
@@ -106,6 +107,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   const lock = await host.lockFile(bare, places.lockPath);
   if (lock === null) throw await lockedError(bare, host, places);
   undo.use(lock);
+  await removeOldCopies(bare, host, places.dataDir);
   const logs = await openLog({
     level: config.daemon.log_level,
     ...(options.log === 'stderr' ? { to: 'stderr' } : { to: 'file', path: `${places.logDir}/hutchd.log`, host, op: bare }),

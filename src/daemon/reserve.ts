@@ -66,6 +66,7 @@ export async function withReserve(
     claim: (by, claim, changes, durability) => tried(by, () => store.claim(by, claim, changes, durability)),
     query: (name, args) => store.query(name, args),
     onCommit: (listener) => store.onCommit(listener),
+    copyInto: (by, into) => store.copyInto(by, into),
     close: () => store.close(),
   };
 }

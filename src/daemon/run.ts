@@ -5,15 +5,17 @@ import { ROLES } from '../services/roles.ts';
 import { SCHEMA_VERSION } from '../store/schema.ts';
 import { AnotherDaemon, type Daemon, type DaemonOptions, startDaemon } from './daemon.ts';
 import type { RoleFlag } from './peers.ts';
+import { restoreAndTell } from './restore.ts';
 import { VERSION } from './version.ts';
 
 type Flags = { readonly foreground: boolean; readonly readyFd: number | null; readonly measureLoop: boolean; readonly role: RoleFlag };
 
-const USAGE = `usage: hutchd [--role all|vm] [--foreground] [--ready-fd N] [--measure-loop] | --about
+const USAGE = `usage: hutchd [--role all|vm] [--foreground] [--ready-fd N] [--measure-loop] | --about | --restore FILE
 
   --role ROLE      what this daemon is: all (but what roles.* says to be elsewhere), or vm alone
   --foreground     log to stderr instead of the log file
   --ready-fd N     write one line of JSON to this descriptor once it is ready, or has failed
+  --restore FILE   put a backup in the place of the store, say so as one line of JSON, and end
   --about          say as one line of JSON what this is, and end
   --measure-loop   measure how long the event loop is held up: /health tells
 `;
@@ -55,6 +57,7 @@ export async function runDaemon(argv: readonly string[], options: Pick<DaemonOpt
     process.stdout.write(`${JSON.stringify({ version: VERSION, schemaVersion: SCHEMA_VERSION })}\n`);
     return 0;
   }
+  if (argv.length === 2 && argv[0] === '--restore') return await restoreAndTell(options.host, options.env, argv[1] ?? '');
   let flags: Flags;
   try {
     flags = parseFlags(argv);

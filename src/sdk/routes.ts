@@ -136,5 +136,6 @@ export const routes = {
   'daemon.version': { kind: 'unary', method: 'GET', path: '/v1/version', idempotent: true, reads: true },
   'daemon.stop': { kind: 'unary', method: 'POST', path: '/v1/daemon/stop', idempotent: true, reads: false },
   'system.df': { kind: 'unary', method: 'GET', path: '/v1/df', idempotent: true, reads: true },
+  'system.backup': { kind: 'download', method: 'GET', path: '/v1/backup', idempotent: true, reads: true },
   'system.prune': { kind: 'unary', method: 'POST', path: '/v1/prune', idempotent: true, reads: false },
 } as const satisfies Record<string, Route>;

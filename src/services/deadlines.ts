@@ -153,6 +153,7 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'doctor.leaks': CHANGE_MS,
   'system.df': CHANGE_MS,
   'system.prune': 30 * 60_000,
+  'system.backup': TRANSFER_MS,
   'daemon.version': READ_MS,
   'daemon.stop': READ_MS,
   'daemon.reconcile': 10 * 60_000,

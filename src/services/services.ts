@@ -4,6 +4,7 @@ import { isOpId, newOpId, type OpId } from '../domain/ids.ts';
 import { type Log, newOperation, type Operation } from '../host/operation.ts';
 import { assetVerbs } from './assets.ts';
 import { Awaken } from './awaken.ts';
+import { backupVerbs } from './backup.ts';
 import { beginVerbs } from './begin.ts';
 import { newBuilds } from './builds.ts';
 import { commitVerb } from './commit.ts';
@@ -136,6 +137,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     ...keys.verbs(),
     ...daemonVerbs(core, deps.host.nowMs()),
     ...systemVerbs(core, lifecycle),
+    ...backupVerbs(core),
   };
   let housekeeping: Disposable | null = null;
   return {

@@ -428,6 +428,8 @@ export type Store = {
   query<K extends QueryName>(name: K, args: QueryMap[K]['args']): Promise<QueryMap[K]['result']>;
   /** Called after each commit that added events or ledger entries. Returns what ends it. */
   onCommit(listener: (news: CommitNews) => void): () => void;
+  /** Copies all that was committed into a file that is there, empty. Commits wait meanwhile. */
+  copyInto(op: Committer, path: string): Promise<void>;
   /** Waits for what was asked, then checkpoints and closes. */
   close(): Promise<void>;
 };

@@ -20,8 +20,10 @@ export type CommitAsk = {
   readonly claim: RequestClaim | null;
 };
 export type QueryAsk = { readonly ask: 'query'; readonly id: number; readonly name: QueryName; readonly args: unknown };
+/** A copy of the whole store into a file that is there, empty. */
+export type BackupAsk = { readonly ask: 'backup'; readonly id: number; readonly path: string };
 export type CloseAsk = { readonly ask: 'close'; readonly id: number };
-export type Ask = CommitAsk | QueryAsk | CloseAsk;
+export type Ask = CommitAsk | QueryAsk | BackupAsk | CloseAsk;
 
 export type Answer =
   | { readonly id: number; readonly ok: true; readonly value: unknown; readonly news: CommitNews | null }

@@ -5,6 +5,7 @@ import { HutchError } from '../domain/errors.ts';
 import { newId, type OpId, type ProjectId } from '../domain/ids.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
+import { finishRestore } from './backup.ts';
 import type {
   Change,
   ChangeResults,
@@ -53,6 +54,7 @@ export type StoreOptions = {
  */
 export async function openStore(options: StoreOptions): Promise<Store & AsyncDisposable> {
   const { path, host, op } = options;
+  await finishRestore(op, host, path);
   const file = await host.stat(op, path);
   const isThere = file !== null;
   // Looked at before SQLite does, which would begin a new database in it.
@@ -185,6 +187,10 @@ class WorkerStore implements Store, AsyncDisposable {
     return (await this.#ask(undefined, (id) => ({ ask: 'query', id, name, args }))) as QueryMap[K]['result'];
   }
 
+  async copyInto(op: Committer, path: string): Promise<void> {
+    await this.#ask(op.id, (id) => ({ ask: 'backup', id, path }), 'copying');
+  }
+
   onCommit(listener: (news: CommitNews) => void): () => void {
     const own = (news: CommitNews) => listener(news); // the same function twice is two listeners
     this.#listeners.add(own);
@@ -211,10 +217,11 @@ class WorkerStore implements Store, AsyncDisposable {
     }
   }
 
-  #ask(opId: OpId | undefined, make: (id: number) => Ask, last?: 'closing'): Promise<unknown> {
+  #ask(opId: OpId | undefined, make: (id: number) => Ask, kind: 'usual' | 'copying' | 'closing' = 'usual'): Promise<unknown> {
+    const last = kind === 'closing';
     if (this.#ended && this.#closing === undefined) return Promise.reject(this.#unavailable('has ended unexpectedly', opId));
-    if (this.#closing !== undefined && last === undefined) return Promise.reject(this.#unavailable('is closed', opId));
-    if (this.#waiting.size >= ASKS_WAITING_MAX && last === undefined) {
+    if (this.#closing !== undefined && !last) return Promise.reject(this.#unavailable('is closed', opId));
+    if (this.#waiting.size >= ASKS_WAITING_MAX && !last) {
       const message = `the store ${this.path} has ${ASKS_WAITING_MAX} calls waiting`;
       return Promise.reject(new HutchError({ code: 'resource_exhausted', message, ...(opId === undefined ? {} : { opId }) }));
     }
@@ -224,7 +231,8 @@ class WorkerStore implements Store, AsyncDisposable {
     this.#worker.postMessage(make(id));
     const { promise, resolve, reject } = Promise.withResolvers<unknown>();
     // Closing waits for all that was asked before it, and writes the log back.
-    const answerMs = last === 'closing' ? Math.max(this.#answerMs, STORE_ANSWER_MS) : this.#answerMs;
+    const longMs = { usual: 0, copying: STORE_OPEN_MS, closing: STORE_ANSWER_MS }[kind];
+    const answerMs = Math.max(this.#answerMs, longMs);
     const giveUp = () => {
       this.#waiting.delete(id);
       reject(this.#unavailable(`has not answered for ${answerMs} ms; whether the change was made is not known`, opId));

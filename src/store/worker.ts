@@ -3,8 +3,9 @@
 // only who waits for it.
 import { type MessagePort, parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
 import type { ProjectId } from '../domain/ids.ts';
+import { checkStore, type StoreCheck } from './check.ts';
 import type { Db } from './db.ts';
-import { type Ask, answerBatch, type CommitAsk, type QueryAsk } from './engine.ts';
+import { type Ask, answerBatch, type BackupAsk, type CommitAsk, type QueryAsk } from './engine.ts';
 import { storeError, toWire, type WireError } from './failure.ts';
 import { ensureDefaultProject } from './keys.ts';
 import { closeDb, type OpenedDb, openDb } from './open.ts';
@@ -12,12 +13,26 @@ import { SCHEMA_VERSION } from './schema.ts';
 
 export type WorkerStart = { readonly path: string; readonly fresh: boolean; readonly projectId: ProjectId; readonly nowMs: number };
 
+/** Not a store to serve, but a copy to look at. */
+export type CheckStart = { readonly check: string };
+export type CheckAnswer = { readonly ok: true; readonly check: StoreCheck } | { readonly ok: false; readonly error: WireError };
+
 export type WorkerReady =
   | ({ readonly ready: true; readonly defaultProjectId: ProjectId; readonly schemaVersion: number } & Omit<OpenedDb, 'db'>)
   | { readonly ready: false; readonly error: WireError };
 
 if (parentPort === null) throw new Error('the store is opened by openStore, not run by itself');
-serve(parentPort, workerData as WorkerStart);
+if ('check' in (workerData as CheckStart | WorkerStart)) look(parentPort, workerData as CheckStart);
+else serve(parentPort, workerData as WorkerStart);
+
+function look(port: MessagePort, { check: path }: CheckStart): void {
+  try {
+    port.postMessage({ ok: true, check: checkStore(path) } satisfies CheckAnswer);
+  } catch (error) {
+    port.postMessage({ ok: false, error: toWire(storeError(error, path)) } satisfies CheckAnswer);
+  }
+  port.close();
+}
 
 function serve(port: MessagePort, start: WorkerStart): void {
   let db: Db;
@@ -34,8 +49,9 @@ function serve(port: MessagePort, start: WorkerStart): void {
   }
   port.on('message', (first: Ask) => {
     const asks = waiting(port, first);
-    const work = asks.filter((ask): ask is CommitAsk | QueryAsk => ask.ask !== 'close');
+    const work = asks.filter((ask): ask is CommitAsk | QueryAsk => ask.ask === 'commit' || ask.ask === 'query');
     answerBatch(db, work, (answer) => port.postMessage(answer));
+    for (const ask of asks) if (ask.ask === 'backup') copyInto(db, port, ask);
     const close = asks.find((ask) => ask.ask === 'close');
     if (close === undefined) return;
     finish(db, port, close.id);
@@ -48,6 +64,16 @@ function waiting(port: MessagePort, first: Ask): Ask[] {
   const asks = [first];
   for (let next = receiveMessageOnPort(port); next !== undefined; next = receiveMessageOnPort(port)) asks.push(next.message as Ask);
   return asks;
+}
+
+/** With all that was committed before, and nothing of what comes after. */
+function copyInto(db: Db, port: MessagePort, { id, path }: BackupAsk): void {
+  try {
+    db.run('VACUUM INTO ?', path);
+    port.postMessage({ id, ok: true, value: null, news: null });
+  } catch (error) {
+    port.postMessage({ id, ok: false, error: toWire(storeError(error, path)) });
+  }
 }
 
 function finish(db: Db, port: MessagePort, id: number): void {

@@ -75,6 +75,27 @@ export const systemVerbs: readonly Verb[] = [
         positionals: [],
         load: async () => (await load()).uninstall,
       },
+      {
+        name: 'backup',
+        summary: 'Copy the store to a file while it is in use, and check the copy',
+        examples: [
+          { line: 'hutch system backup -o hutch.backup', about: '' },
+          { line: 'hutch system backup | zstd > hutch.backup.zst', about: '' },
+        ],
+        flags: [{ name: 'output', short: 'o', value: 'FILE', about: 'Where to; -: stdout, which is the default' }],
+        positionals: [],
+        notes:
+          'What sandboxes have on disks is not in it, nor images, kernels, snapshots, volumes and settings: records, keys and the ledger are.',
+        load: async () => (await import('../verbs/backup.ts')).backup,
+      },
+      {
+        name: 'restore',
+        summary: 'Put a backup in the place of the store, once it is checked; the daemon must not run',
+        examples: [{ line: 'hutch system restore hutch.backup', about: 'the store of before is kept beside' }],
+        flags: [],
+        positionals: [{ name: 'FILE', takes: 'one', completes: 'path' }],
+        load: async () => (await import('../verbs/backup.ts')).restore,
+      },
     ],
   },
 ];

@@ -29,6 +29,18 @@ export const systemVerbs = {
     idempotent: true,
     reads: true,
   },
+  'system.backup': {
+    kind: 'download',
+    method: 'GET',
+    path: '/v1/backup',
+    summary:
+      'The store as it is now, checked, in one file: a line of JSON (hutch-backup-1), then an SQLite database. For keys of the project default',
+    input: none,
+    output: z.any(),
+    errors: ['permission_denied', 'resource_exhausted'],
+    idempotent: true,
+    reads: true,
+  },
   'system.prune': {
     kind: 'unary',
     method: 'POST',
