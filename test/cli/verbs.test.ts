@@ -3,7 +3,8 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, statSync, symlinkSync } from 'node:fs';
 import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
-import { connect, createServer } from 'node:net';
+import { createServer as createHttpServer } from 'node:http';
+import { type AddressInfo, connect, createServer } from 'node:net';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { afterAll, beforeAll, expect, test } from 'vitest';
@@ -206,6 +207,35 @@ test('each exit code is given for its reason', async () => {
   const nobody = await world.run(['ls'], { env: { HUTCH_API_URL: 'http://127.0.0.1:1', HUTCH_API_KEY: 'e2b_x' } });
   expect(nobody.code).toBe(EXIT_CODES.unavailable.code);
   expect(nobody.stderr).toContain('http://127.0.0.1:1');
+}, 120_000);
+
+test('what a daemon answers is an exit code of each verb, with --json too; commands that pass a code on have 125', async () => {
+  let code = '';
+  const server = createHttpServer((_, response) => {
+    response.writeHead(500, { 'Content-Type': 'application/json' });
+    response.end(JSON.stringify({ code, message: 'so it is', hint: null, retryable: false, opId: 'op-0123456789ab' }));
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const env = { HUTCH_API_URL: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, HUTCH_API_KEY: 'e2b_x' };
+  try {
+    for (const [answer, name] of [
+      ['deadline_exceeded', 'deadline'],
+      ['resource_exhausted', 'quota'],
+      ['permission_denied', 'failed'],
+    ] as const) {
+      code = answer;
+      for (const argv of [['stop', 'box'], ['inspect', 'box', '--json']]) {
+        const told = await world.run(argv, { env });
+        expect(told.code, argv.join(' ')).toBe(EXIT_CODES[name].code);
+        if (argv.includes('--json')) expect(JSON.parse(told.stdout)).toMatchObject({ code: answer });
+        else expect(told.stderr).toContain('so it is (op-0123456789ab)');
+      }
+      expect((await world.run(['exec', 'box', '--', 'true'], { env })).code).toBe(EXIT_CODES.hutchFailed.code);
+    }
+  } finally {
+    server.closeAllConnections();
+    server.close();
+  }
 }, 120_000);
 
 test('a mistyped verb or flag is answered with the one that was meant', async () => {

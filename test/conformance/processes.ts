@@ -78,6 +78,43 @@ export function processes(subject: Subject): void {
     flood.socket.terminate();
   });
 
+  test('exec: output that nobody reads holds up its command, or is dropped where that was asked for, and told', async () => {
+    const box = await subject.box();
+    const bytes = 6_000_000;
+    const isOver = async (execId: string) =>
+      (await daemon.call('exec.list', { ref: box })).execs.some((one) => one.execId === execId && !one.running);
+    const unread = async (whenUnread: 'block' | 'drop') => {
+      const client = await exec(`head -c ${bytes} /dev/zero`, { whenUnread }, `unread-${whenUnread}`);
+      await client.saw('started');
+      client.socket.pause();
+      return client;
+    };
+    const [held, dropped] = [await unread('block'), await unread('drop')];
+    await eventually('the one whose output may be dropped has ended', () => isOver('unread-drop'));
+    expect(await isOver('unread-block')).toBe(false);
+    for (const client of [held, dropped]) client.socket.resume();
+    expect(await held.exit()).toMatchObject({ exitCode: 0, stdoutBytes: bytes });
+    expect(held.stdout.byteLength).toBe(bytes);
+    expect(await dropped.exit()).toMatchObject({ exitCode: 0, stdoutBytes: bytes });
+    const lost = dropped.messages.filter(({ type }) => type === 'dropped').reduce((sum, message) => sum + Number(message['bytes']), 0);
+    expect(lost).toBeGreaterThan(0);
+    expect(dropped.stdout.byteLength + lost).toBe(bytes);
+  });
+
+  test('exec: several who follow one command each have all of its output, and one that lets go costs the others nothing', async () => {
+    const box = await subject.box();
+    const lines = Array.from({ length: 40 }, (_, at) => `line ${at}\n`).join('');
+    const first = await exec('i=0; while [ $i -lt 40 ]; do echo line $i; i=$((i+1)); sleep 0.02; done', {}, 'followed');
+    await first.sawOutput('line 2');
+    const others = await Promise.all([0, 1, 2].map(() => daemon.attach(box, 'followed', { stdoutOffset: '0' })));
+    const [leaver, ...stayers] = others;
+    leaver?.socket.terminate();
+    for (const client of [first, ...stayers]) {
+      expect(await client.exit()).toMatchObject({ exitCode: 0 });
+      expect(client.stdout.toString()).toBe(lines);
+    }
+  });
+
   test('exec: --timeout kills the whole group', async () => {
     const client = await exec('sleep 300 & echo $! > /tmp/straggler; sleep 300', { timeoutMs: 400 });
     expect(await client.exit()).toMatchObject({ reason: 'lifetime' });

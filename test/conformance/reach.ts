@@ -47,6 +47,38 @@ export function reach(subject: Subject): void {
     );
   });
 
+  test('ports: a unix socket inside carries bytes both ways, and one that is not there is an answer', async (here) => {
+    const box = await subject.box();
+    if ((await daemon.run(box, ['python3', '-c', ''])).exitCode !== 0) return here.skip('nothing in the image makes one');
+    const path = `/tmp/echo-${randomBytes(4).toString('hex')}.sock`;
+    const server = `import socket
+s=socket.socket(socket.AF_UNIX); s.bind("${path}"); s.listen(8)
+c,_=s.accept()
+while True:
+  d=c.recv(65536)
+  if not d: break
+  c.sendall(d)`;
+    const served = await daemon.exec(box, { argv: ['python3', '-c', server] });
+    await served.saw('started');
+    const connect = async (to: string) => await daemon.socket(`/v1/sandboxes/${box}/connect?unix=${encodeURIComponent(to)}`);
+    await subject.sh(box, `while [ ! -S ${path} ]; do sleep 0.05; done`);
+    const client = await connect(path);
+    await client.saw('connected');
+    const bytes = randomBytes(200_000);
+    let got = Buffer.alloc(0);
+    client.socket.on('message', (data: Buffer, isBinary: boolean) => {
+      if (isBinary) got = Buffer.concat([got, data]);
+    });
+    client.socket.send(bytes);
+    await eventually('all of it came back', () => got.byteLength === bytes.byteLength);
+    expect(got.equals(bytes)).toBe(true);
+    client.send({ type: 'end' });
+    expect((await served.exit()).exitCode).toBe(0);
+    const none = await connect('/tmp/none.sock');
+    await none.closed;
+    expect(none.message('error')).toMatchObject({ error: { code: 'not_found' } });
+  });
+
   test('ports: where nobody listens is an answer', async () => {
     const client = await daemon.socket(`/v1/sandboxes/${await subject.box()}/connect?port=9`);
     await client.closed;
