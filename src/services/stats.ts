@@ -80,9 +80,9 @@ export class StatsReader {
 
   async #look(op: Operation, run: Run, { id, spec, createdAtMs }: Counted): Promise<Stats> {
     const agent = await reach(op, spec.name, run);
-    const [metrics, host] = await Promise.all([agent.metrics(op), run.backend.stats(op, run.plan)]);
-    // In a shared kernel the agent sees what the whole host does.
+    // In a shared kernel the agent sees what the whole host does. Before what it takes of the host, which is never less.
     const own = (await run.backend.usage?.(op, run.plan)) ?? null;
+    const [metrics, host] = await Promise.all([agent.metrics(op), run.backend.stats(op, run.plan)]);
     const { takenAtMs, uptimeMs, cpu, memory, disk, network, processes, oomKills, pressure } = metrics;
     return {
       sandboxId: id,

@@ -3,7 +3,7 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { readdir, readlink } from 'node:fs/promises';
 import { join } from 'node:path';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
 import { Hutch } from '../../src/sdk/hutch.ts';
 import type { SandboxView } from '../support/daemon-under-test.ts';
 import { ApiError } from '../support/daemon-under-test.ts';
@@ -17,6 +17,14 @@ beforeAll(async () => {
 }, 300_000);
 afterAll(async () => {
   await world[Symbol.asyncDispose]();
+}, 120_000);
+
+/** What a test that failed has left must not fail the next one. */
+afterEach(async () => {
+  const { daemon, engine } = world;
+  const { sandboxes } = await daemon.call('sandbox.list', {});
+  await Promise.allSettled(sandboxes.map(({ id }) => daemon.call('sandbox.delete', { ref: id, force: true })));
+  for (const { Id } of await engine.containers()) await engine.ask('DELETE', `/containers/${Id}?force=1`);
 }, 120_000);
 
 async function state(id: string): Promise<SandboxView['state']> {

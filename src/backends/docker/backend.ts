@@ -28,7 +28,7 @@ import { requireMounted } from './mounted.ts';
 import { ensureNetwork, removeNetworks } from './networks.ts';
 import { agentSocketPath, logPath, markPath, socketDir } from './paths.ts';
 import { probeEngine, seesOurFiles } from './probe.ts';
-import { startContainer } from './start.ts';
+import { agentArrives, startContainer } from './start.ts';
 import { readUsage } from './usage.ts';
 import { makeVolumePlaces, mountVolumes, removeVolumePlaces, unmountVolumes, volumeAt, whyNoVolumes } from './volumes.ts';
 import { waitAgain } from './wait.ts';
@@ -332,6 +332,7 @@ export function newDockerBackend(config: DockerConfig): Backend {
       const evidence = await inspect(op, plan);
       if (!evidence.alive) throw op.error('unavailable', `its container ended at once, with exit code ${evidence.exitCode ?? 'unknown'}`);
       await requireMounted(op, host, evidence.pid, { mounts: plan.mounts ?? [], volumes: volumesOf(plan) });
+      if (reach === 'mounted') await agentArrives(op, doors, plan, backend.ended);
       await host.appendFile(op, logPath(plan), new TextEncoder().encode(`container ${container.Id} started, pid ${evidence.pid}\n`));
       undo.move();
       return {

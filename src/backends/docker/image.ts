@@ -199,6 +199,12 @@ function cannotPull(op: Operation, name: string, cause: unknown): unknown {
       cause,
     });
   }
+  if (/verification failed for digest|unexpected commit digest|digest mismatch|content digest .* not match/i.test(message)) {
+    return op.error('failed_precondition', `what the registry gives for ${name} is not what its digest says: ${message}`, {
+      hint: 'nothing of it was kept; ask whoever runs the registry, or what lies between it and the Docker Engine (a mirror, a proxy)',
+      cause,
+    });
+  }
   if (/not found|manifest unknown|no such/i.test(message)) return op.error('not_found', `${name} is in no registry: ${message}`, { cause });
   return op.error('unavailable', `${name} could not be had: ${message}`, { cause });
 }
