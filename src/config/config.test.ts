@@ -32,7 +32,14 @@ test('without a file, variables or flags there are the defaults', async () => {
   const { config, values, file } = await load();
   expect(file).toBeNull();
   expect(config).toEqual({
-    daemon: { listen: '127.0.0.1:4880', socket: null, allowed_hosts: [], allowed_origins: [], log_level: 'info' },
+    daemon: {
+      listen: '127.0.0.1:4880',
+      socket: null,
+      allowed_hosts: [],
+      allowed_origins: [],
+      preview_domain: 'hutch.localhost',
+      log_level: 'info',
+    },
     sandbox: {
       image: 'debian',
       cpus: 1,

@@ -47,6 +47,13 @@ export const KEYS = {
       must: 'an origin, like https://dash.example.com',
       max: ADDRESSES_MAX,
     }),
+    preview_domain: textLeaf({
+      fallback: 'hutch.localhost',
+      about: 'Shared ports answer at PORT-NAME below this domain, which must lead to this machine with all below it',
+      charsMax: 180,
+      pattern: /^[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63})+$/,
+      must: 'a domain in lower case, like preview.example.com',
+    }),
     log_level: wordLeaf({
       fallback: 'info',
       about: 'What the daemon logs: this and what is more important',

@@ -161,6 +161,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   undo.defer(() => api.close());
   const socketPath = config.daemon.socket ?? places.socketPath;
   const address = await listen(op, host, api, config, socketPath);
+  services.previews.listensAt(address);
   op.log.info(
     {
       pid: process.pid,
@@ -268,6 +269,7 @@ function settingsOf(config: Config, values: Settings['values'], uids: UidRange |
     limits: { sandboxes: limits.sandboxes, cpus: limits.cpus, memoryMiB: limits.memory, diskMiB: limits.disk },
     freeMiBMin: limits.free,
     fileSync: sandbox.file_sync,
+    previewDomain: config.daemon.preview_domain,
     volumes: { allow: config.volumes.allow, home: env['HOME']?.startsWith('/') === true ? env['HOME'] : null },
     retention: {
       eventsMs: retention.events,

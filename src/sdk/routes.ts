@@ -37,6 +37,8 @@ export const routes = {
   'port.list': { kind: 'unary', method: 'GET', path: '/v1/sandboxes/{ref}/ports', idempotent: true, reads: true },
   'port.publish': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/ports', idempotent: false, reads: false },
   'port.unpublish': { kind: 'unary', method: 'DELETE', path: '/v1/sandboxes/{ref}/ports', idempotent: false, reads: false },
+  'port.share': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/shares', idempotent: false, reads: false },
+  'port.unshare': { kind: 'unary', method: 'DELETE', path: '/v1/sandboxes/{ref}/shares', idempotent: true, reads: false },
   'port.connect': { kind: 'socket', method: 'GET', path: '/v1/sandboxes/{ref}/connect', idempotent: false, reads: false },
   'file.read': { kind: 'download', method: 'GET', path: '/v1/sandboxes/{ref}/files', idempotent: true, reads: true },
   'file.write': { kind: 'upload', method: 'PUT', path: '/v1/sandboxes/{ref}/files', idempotent: true, reads: false },

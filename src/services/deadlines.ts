@@ -77,6 +77,8 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'port.list': READ_MS,
   'port.publish': CHANGE_MS,
   'port.unpublish': CHANGE_MS,
+  'port.share': READ_MS,
+  'port.unshare': READ_MS,
   'port.connect': null,
   'file.read': TRANSFER_MS,
   'file.write': TRANSFER_MS,

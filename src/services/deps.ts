@@ -60,6 +60,8 @@ export type Settings = {
   readonly volumes: { readonly allow: readonly string[] | null; readonly home: string | null };
   /** What every sandbox of the owner's project gets of the home. */
   readonly fileSync: readonly FileSync[];
+  /** Below it each shared port has an address. */
+  readonly previewDomain: string;
   /** From asking the processes to end until they are killed. */
   readonly stopGraceMs: number;
   /** Each sandbox's VMM runs as one of these users, its own; null: as ourselves, where we are not root. */

@@ -73,6 +73,7 @@ export async function checkMachine(deps: Deps, op: Operation): Promise<Check[]> 
     ['passt', async (checking) => [await program(host, checking, 'passt', 'passt', 'apt-get install passt', 'warning')]],
     ['nftables', async (checking) => [await program(host, checking, 'nftables', 'nft', 'apt-get install nftables', 'warning')]],
     ['mkfs', async (checking) => [await program(host, checking, 'mkfs', 'mkfs.ext4', 'apt-get install e2fsprogs', 'missing')]],
+    ['names', async (checking) => [await names(host, checking)]],
     ['images', async () => await images(deps)],
     ['disk space', async (checking) => [await diskSpace(deps, checking)]],
     ['reflink', async (checking) => [await reflink(deps, checking)]],
@@ -345,5 +346,31 @@ async function smt(host: Host, op: Operation): Promise<Check> {
     status: 'warning',
     detail: 'on: sandboxes of different owners may share a core',
     fix: 'echo off > /sys/devices/system/cpu/smt/control',
+  };
+}
+
+/** Browsers know by themselves that what ends in .localhost is this machine; other programs ask the machine. */
+async function names(host: Host, op: Operation): Promise<Check> {
+  const name = 'names';
+  const probe = 'doctor.hutch.localhost';
+  if ((await host.which(op, 'getent')) === null)
+    return {
+      name,
+      status: 'ok',
+      detail: 'whether NAME.hutch.localhost is found cannot be told without getent; browsers find it',
+      fix: null,
+    };
+  const { exitCode, stdout } = await host.run(op, ['getent', 'ahosts', probe]);
+  const addresses = new TextDecoder()
+    .decode(stdout)
+    .split('\n')
+    .flatMap((line) => line.split(' ')[0] || []);
+  if (exitCode === 0 && addresses.length > 0 && addresses.every((address) => /^127\.|^::1$/.test(address)))
+    return { name, status: 'ok', detail: 'NAME.hutch.localhost is this machine: published ports answer there', fix: null };
+  return {
+    name,
+    status: 'warning',
+    detail: 'NAME.hutch.localhost is not found here by programs other than browsers',
+    fix: 'apt-get install libnss-myhostname',
   };
 }

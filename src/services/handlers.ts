@@ -3,6 +3,7 @@ import type { z } from 'zod';
 import type { OpId } from '../domain/ids.ts';
 import type { Call, Caller } from './call.ts';
 import type { Operations } from './operations.ts';
+import type { Previews } from './previews.ts';
 import type { execRequest, Output, Parsed, VerbName, verbs } from './verbs.ts';
 
 /** Bytes for a client, with what can be said before the first of them. */
@@ -78,6 +79,7 @@ export type Handlers = { readonly [N in UnaryName]: (call: Call, input: Parsed<N
 export type ApiServices = {
   readonly handlers: Handlers;
   readonly operations: Pick<Operations, 'run' | 'isClosing'>;
+  readonly previews: Previews;
   newOpId(): OpId;
   /** The id under which another daemon was asked already, if it is one and nothing here has it; else null. */
   adoptOpId(told: string): Promise<OpId | null>;

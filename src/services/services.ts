@@ -27,6 +27,7 @@ import { lifecycleVerbs } from './lifecycle.ts';
 import { logVerbs } from './logs.ts';
 import { Operations } from './operations.ts';
 import { Presenter } from './present.ts';
+import { newPreviews } from './previews.ts';
 import { Publisher } from './publisher.ts';
 import { quotaVerbs } from './quotas.ts';
 import { reachVerbs } from './reach-verbs.ts';
@@ -112,6 +113,8 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
   const images = imageVerbs(core, cachedLayers);
   const kernels = kernelVerbs(core);
   const execs = execVerbs(core, awaken);
+  const reach = reachVerbs(core, awaken);
+  const { domain, listensAt, admit, connect, ...shares } = newPreviews(core, reach);
   const handlers: Handlers = {
     ...lifecycle,
     ...buildVerbs,
@@ -127,7 +130,8 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     ...execs,
     ...sshVerbs(core, execs, awaken),
     ...fileVerbs(core, awaken),
-    ...reachVerbs(core, awaken),
+    ...reach,
+    ...shares,
     ...logVerbs(core),
     ...images,
     ...kernels,
@@ -143,6 +147,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
   return {
     handlers,
     operations,
+    previews: { domain, listensAt, admit, connect },
     authenticate: (secret) => keys.authenticate(secret),
     newOpId: () => newOpId((count) => deps.host.randomBytes(count)),
     async adoptOpId(told) {

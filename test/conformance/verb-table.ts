@@ -126,6 +126,8 @@ export const TABLE: Readonly<Partial<Record<VerbName, Row>>> = {
   // Reserved whatever it does; answered at while it runs.
   'port.publish': { ...ALWAYS, deleted: refused },
   'port.unpublish': { ...ALWAYS, deleted: 'not_found' },
+  'port.share': { ...ALWAYS, deleted: refused },
+  'port.unshare': ALWAYS,
   'port.connect': NEEDS_RUNNING,
   'file.read': NEEDS_RUNNING,
   'file.write': NEEDS_RUNNING,
@@ -233,6 +235,9 @@ export async function ask({ daemon }: Subject, verb: VerbName, ref: string, nth:
       return void (await daemon.call(verb, { ref, guestPort: 9 }));
     case 'port.unpublish':
       return void (await daemon.call(verb, { ref, guestPort: 9 }));
+    case 'port.share':
+    case 'port.unshare':
+      return void (await daemon.call(verb, { ref, port: 9 }));
     case 'port.connect': {
       const client = await daemon.socket(`${path}/connect?port=9`);
       await client.closed;

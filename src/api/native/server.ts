@@ -11,6 +11,7 @@ import type { ApiServices, ExecStartInput } from '../../services/handlers.ts';
 import { type Ask, requestHash } from '../../services/operations.ts';
 import { type Role, roleOf } from '../../services/roles.ts';
 import type { Verb, VerbName } from '../../services/verbs.ts';
+import { newPreviewProxy } from '../preview.ts';
 import { carryExec, carryTunnel, FIRST_TAKEN, firstMessageOf, INPUT_WINDOW_BYTES, receiveExecRequest } from './exec-socket.ts';
 import type { Peer } from './forward.ts';
 import { admit, answerBrowser, bearerOf, type GuardOptions } from './guard.ts';
@@ -72,6 +73,7 @@ export function newApi(services: ApiServices, options: ApiOptions): Api {
   const webSocketServer = (maxPayload: number) =>
     new WebSocketServer({ noServer: true, maxPayload, perMessageDeflate: false, clientTracking: false });
   const [anySockets, startSockets] = [webSocketServer(MESSAGE_BYTES_MAX), webSocketServer(FIRST_MESSAGE_BYTES_MAX)];
+  const previewProxy = newPreviewProxy(services.previews);
   const servers: Server[] = [];
   const sockets = new Set<Duplex>();
   /** Their client sends its body once it is told to. */
@@ -86,6 +88,7 @@ export function newApi(services: ApiServices, options: ApiOptions): Api {
   }
 
   async function onRequest(request: IncomingMessage, response: ServerResponse, from: 'tcp' | 'unix'): Promise<void> {
+    if (from === 'tcp' && previewProxy.request(request, response)) return;
     const arrival = arrive(request, from);
     response.setHeader('Hutch-Op-Id', arrival.opId);
     response.once('close', () => {
@@ -192,6 +195,7 @@ export function newApi(services: ApiServices, options: ApiOptions): Api {
   }
 
   async function onUpgrade(request: IncomingMessage, socket: Duplex, head: Buffer, from: 'tcp' | 'unix'): Promise<void> {
+    if (from === 'tcp' && previewProxy.upgrade(request, socket, head)) return;
     const arrival = arrive(request, from);
     socket.on('error', () => socket.destroy());
     try {

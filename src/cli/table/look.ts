@@ -117,8 +117,19 @@ export const lookVerbs: readonly Verb[] = [
         name: 'open',
         also: 'open',
         summary: 'Open a port of a sandbox in the browser',
-        examples: [{ line: 'hutch open web 3000', about: 'prints its address, and opens it where there is a screen' }],
-        flags: [{ name: 'print', about: 'Only print the address' }],
+        examples: [
+          { line: 'hutch open web 3000', about: 'prints its address, and opens it where there is a screen' },
+          { line: 'hutch open --share 1h web 3000', about: 'a link for others' },
+        ],
+        flags: [
+          { name: 'print', about: 'Only print the address' },
+          {
+            name: 'share',
+            value: 'TIME',
+            about: 'Print a link for others instead, which works for so long, like 1h; the port is not published',
+          },
+          { name: 'unshare', about: 'Take back all links to the port' },
+        ],
         positionals: [
           { name: 'SANDBOX', takes: 'one', completes: 'sandbox' },
           { name: 'PORT', takes: 'one', completes: 'nothing' },

@@ -6,9 +6,12 @@ import type { Output } from '../../services/verbs.ts';
 import { type Args, usage } from '../args.ts';
 import { ask, type Context } from '../context.ts';
 import { json } from '../output.ts';
-import { wholeNumber } from '../spec.ts';
+import { durationMs, wholeNumber } from '../spec.ts';
 
 type Published = Output<'port.publish'>;
+
+/** The API's bounds. */
+const SHARE_MS = { minMs: 1_000, maxMs: 30 * 86_400_000 };
 
 /** How a browser reaches this very machine where all of its addresses are published. */
 const NEAR: Readonly<Record<string, string>> = { '0.0.0.0': LOOPBACK, '::': '::1' };
@@ -17,6 +20,7 @@ const TLS_PORTS: ReadonlySet<number> = new Set([443, 8443]);
 export async function run(context: Context, args: Args): Promise<number> {
   const [ref = '', text = ''] = args.positionals;
   const guestPort = wholeNumber('PORT', text, 1, 65_535, 'PORT');
+  if (args.has('unshare') || args.value('share') !== undefined) return await share(context, args, ref, guestPort);
   const { address } = context.client;
   if (address.type === 'tcp' && !isHere(address.host)) {
     throw usage(
@@ -30,6 +34,28 @@ export async function run(context: Context, args: Args): Promise<number> {
   const url = urlOf(port);
   await context.io.out(context.json ? json({ url, ...port }) : `${url}\n`);
   if (!context.json && !args.has('print') && hasScreen(context.env)) await openBrowser(url);
+  return 0;
+}
+
+/** A link for others, or none any more. */
+async function share(context: Context, args: Args, ref: string, port: number): Promise<number> {
+  const time = args.value('share');
+  if (time !== undefined && (args.has('unshare') || args.has('print'))) throw usage('--share excludes --unshare and --print');
+  if (time === undefined) {
+    await ask(context, 'port.unshare', { ref, port });
+    await context.io.out(context.json ? json({}) : `no link to port ${port} works any more\n`);
+    return 0;
+  }
+  const shared = await ask(context, 'port.share', { ref, port, expiresInMs: durationMs('share', time, SHARE_MS) });
+  await context.io.out(context.json ? json(shared) : `${shared.url}\n`);
+  if (context.json) return 0;
+  const until = new Date(shared.expiresAtMs).toISOString();
+  const near = shared.reach === 'this-machine' ? '; only this machine reaches it, as that is where the daemon listens (daemon.listen)' : '';
+  const own =
+    shared.reach === 'network' && shared.host.includes('.localhost')
+      ? '; .localhost is the machine of whoever opens it: set daemon.preview_domain'
+      : '';
+  await context.io.err(`works until ${until} for whoever has it${near}${own}; take it back with: hutch open --unshare ${ref} ${port}\n`);
   return 0;
 }
 

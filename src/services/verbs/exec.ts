@@ -4,6 +4,10 @@ import * as view from '../views.ts';
 import { alive, argv, count, env, flag, none, path, refuseTooLarge, TIMEOUT_MS_MAX, target, terminal, user, wantedPort } from './fields.ts';
 import type { Verb } from './verb.ts';
 
+const SHARE_MS_MIN = 1_000;
+const SHARE_MS_MAX = 30 * 86_400_000;
+const SHARE_MS = 3_600_000;
+
 /** The first message on an `exec.start` socket. */
 export const execRequest = z
   .strictObject({
@@ -129,6 +133,37 @@ export const execVerbs = {
     output: z.object({ removed: z.array(view.publishedPort) }),
     errors: alive,
     idempotent: false,
+    reads: false,
+  },
+  'port.share': {
+    kind: 'unary',
+    method: 'POST',
+    path: '/v1/sandboxes/{ref}/shares',
+    summary: 'Make a link by which whoever has it reaches a port inside, until it expires',
+    input: target.extend({
+      port: z.int().min(1).max(65_535),
+      expiresInMs: z.int().min(SHARE_MS_MIN).max(SHARE_MS_MAX).default(SHARE_MS),
+    }),
+    output: z.object({
+      url: z.string().describe('with the token that opens it'),
+      host: z.string(),
+      guestPort: z.int(),
+      expiresAtMs: z.int(),
+      reach: z.enum(['this-machine', 'network']).describe('from where the daemon can be reached'),
+    }),
+    errors: alive,
+    idempotent: false,
+    reads: false,
+  },
+  'port.unshare': {
+    kind: 'unary',
+    method: 'DELETE',
+    path: '/v1/sandboxes/{ref}/shares',
+    summary: 'Take back every link to a port inside',
+    input: target.extend({ port: count.min(1).max(65_535) }),
+    output: none,
+    errors: alive,
+    idempotent: true,
     reads: false,
   },
   'port.connect': {
