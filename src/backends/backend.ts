@@ -277,6 +277,11 @@ export type Snapshots = {
   start(op: Operation, plan: SandboxPlan, dir: string, how?: { readonly forced: Forced }): Promise<Started>;
   /** Compares every file with what was written. @throws HutchError `failed_precondition` with what is wrong. */
   check(op: Operation, dir: string): Promise<void>;
+  /**
+   * Makes `path` its disk, an ext4 that nobody has mounted, as a sparse file; gives the directory at its top in which the private
+   * layer lies. Absent where there is no such disk.
+   */
+  layOut?(op: Operation, dir: string, path: string): Promise<{ readonly layer: string }>;
   /** Absent where they stay on the machine on which they were made. */
   readonly portable?: Portable;
   /** On what machine it was made and can go on, for people. */

@@ -96,6 +96,7 @@ export const routes = {
   'snapshot.import': { kind: 'upload', method: 'PUT', path: '/v1/snapshots', idempotent: false, reads: false },
   'snapshot.push': { kind: 'unary', method: 'POST', path: '/v1/snapshots/{snapshot}/push', idempotent: true, reads: false },
   'snapshot.pull': { kind: 'unary', method: 'POST', path: '/v1/snapshots/pull', idempotent: false, reads: false },
+  'snapshot.diff': { kind: 'unary', method: 'GET', path: '/v1/snapshots/{snapshot}/diff', idempotent: true, reads: true },
   'snapshot.prune': { kind: 'unary', method: 'POST', path: '/v1/snapshots/prune', idempotent: true, reads: false },
   'template.build': { kind: 'unary', method: 'POST', path: '/v1/templates', idempotent: false, reads: false },
   'template.list': { kind: 'unary', method: 'GET', path: '/v1/templates', idempotent: true, reads: true },

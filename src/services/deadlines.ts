@@ -45,6 +45,7 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'snapshot.get': READ_MS,
   'snapshot.remove': PREPARE_MS,
   'snapshot.verify': PREPARE_MS,
+  'snapshot.diff': PREPARE_MS,
   'snapshot.export': TRANSFER_MS,
   'snapshot.import': TRANSFER_MS,
   'snapshot.push': TRANSFER_MS,

@@ -39,6 +39,7 @@ import { Restorer } from './restore.ts';
 import { Runs } from './runs.ts';
 import { Sandboxes } from './sandboxes.ts';
 import { setVerb } from './set.ts';
+import { snapshotDiffVerb } from './snapshot-diff.ts';
 import { snapshotTravelVerbs } from './snapshot-travel.ts';
 import { snapshotVerbs } from './snapshots.ts';
 import { sshVerbs } from './ssh/gateway.ts';
@@ -123,6 +124,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     ...forkVerbs(core, supervisor),
     ...snapshotVerbs(core, restorer),
     ...snapshotTravelVerbs(core),
+    ...snapshotDiffVerb(core),
     ...undoVerb(core, restorer),
     ...templates,
     ...volumeVerbs(core),

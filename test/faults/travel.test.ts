@@ -126,6 +126,44 @@ for (const backend of ['qemu', 'gvisor'] as const) {
   });
 }
 
+test('which files differ between two snapshots is told, and nothing of a guest is mounted for it', { timeout: TEST_MS }, async () => {
+  const sh = shellOf(here);
+  const removed = ['/etc/motd', '/usr/share/doc/adduser/copyright'];
+  for (const backend of ['qemu', 'gvisor'] as const) {
+    await here.call('sandbox.create', { backend, name: backend, network: 'none' });
+    await sh(backend, 'echo one > /root/same; echo one > /root/other; echo one > /root/mode; ln -s a /root/link; mkdir /root/dir');
+    await here.call('snapshot.create', { ref: backend, name: `${backend}-before`, diskOnly: true });
+    await sh(
+      backend,
+      `touch /root/same; echo two > /root/other; chmod 600 /root/mode; ln -sf b /root/link; rm -r /root/dir; echo x > '/root/new file'
+       rm ${removed.join(' ')}; chmod 600 /etc/issue; echo x >> /etc/issue.net; touch /etc/fstab`,
+    );
+    await here.call('snapshot.create', { ref: backend, name: `${backend}-after`, diskOnly: true });
+  }
+  const changes = [
+    ['changed', '/etc/issue', 'mode'],
+    ['changed', '/etc/issue.net', 'content'],
+    ['removed', '/etc/motd'],
+    ['removed', '/root/dir'],
+    ['changed', '/root/link', 'target'],
+    ['changed', '/root/mode', 'mode'],
+    ['added', '/root/new file'],
+    ['changed', '/root/other', 'content'],
+    ['removed', '/usr/share/doc/adduser/copyright'],
+  ];
+  for (const backend of ['qemu', 'gvisor']) {
+    const found = await here.call('snapshot.diff', { snapshot: `${backend}-before`, to: `${backend}-after` });
+    expect(found.changes.map(({ change, path, what }) => [change, path, ...what])).toEqual(changes);
+    expect([found.counts, found.left]).toEqual([{ added: 1, removed: 3, changed: 5 }, 0]);
+    const back = await here.call('snapshot.diff', { snapshot: `${backend}-after`, to: `${backend}-before` });
+    expect(back.counts).toEqual({ added: 3, removed: 1, changed: 5 });
+  }
+  // Of one image, and of two backends.
+  const across = await here.call('snapshot.diff', { snapshot: 'qemu-after', to: 'gvisor-after' });
+  expect(across.changes.filter(({ path }) => changes.some(([, changed]) => changed === path))).toEqual([]);
+  expect(kept(here)).toHaveLength(4);
+});
+
 test(`what is damaged, lies or does not fit is refused, and leaves nothing (seed ${seed})`, { timeout: TEST_MS }, async () => {
   const random = numbers(seed + 7);
   await here.call('sandbox.create', { name: 'web', network: 'none' });

@@ -168,6 +168,11 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
       // The runtime takes nothing else, whoever insists.
       fits: async (op, plan, dir) => await refuseOther(op, host, dir, await now(op, plan)),
       check: async (op, dir) => void (await checkSaved(op, host, dir, { now: null, imprintPath: config.imprintPath })),
+      async layOut(op, dir, path) {
+        await checkSaved(op, host, dir, { now: null, imprintPath: null });
+        await host.cloneFile(op, join(dir, DISK), path);
+        return { layer: 'upper' };
+      },
       portable: newPortable(config),
       async digest(op, dir) {
         const read = await readSaved(op, host, dir);

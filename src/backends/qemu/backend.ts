@@ -198,6 +198,10 @@ export function newQemuBackend(config: QemuConfig): Backend {
       },
       start: (op, plan, dir, { forced } = { forced: false }) => goOn(op, plan, dir, async () => {}, SAMENESS[`${forced}`]),
       check: async (op, dir) => void (await bundles.check(op, dir, 'full')),
+      async layOut(op, dir, path) {
+        await bundles.layOut(op, dir, path);
+        return { layer: 'upper' };
+      },
       portable: newPortable(config),
       async describe(op, dir) {
         const { fingerprint, memory } = await bundles.check(op, dir, 'quick');

@@ -115,6 +115,14 @@ export class Bundles {
     await this.#lay(op, plan, join(dir, DISK_DIR), manifest.disk, diskPath(plan));
   }
 
+  /** Of nobody's: to be looked into. */
+  async layOut(op: Operation, dir: string, path: string): Promise<void> {
+    const { host, imprintPath = '' } = this.#config;
+    const { disk } = await this.check(op, dir, 'quick');
+    if (disk === null) throw op.error('failed_precondition', 'what was saved has no disk of its own');
+    await layOut(op, host, imprintPath, join(dir, DISK_DIR), disk.bytes, path);
+  }
+
   async #lay(op: Operation, plan: SandboxPlan, from: string, store: Store, path: string): Promise<void> {
     const { host, imprintPath = '' } = this.#config;
     await host.remove(op, path);

@@ -78,6 +78,25 @@ export const snapshotVerbs: readonly Verb[] = [
         load: async () => (await snapshots()).verify,
       },
       {
+        name: 'diff',
+        summary: 'List the files that differ between two snapshots',
+        examples: [
+          {
+            line: 'hutch snapshot diff before after',
+            about: 'A is added, D is gone, M is changed: content, mode, owner, type, or where a link leads',
+          },
+          { line: 'hutch snapshot diff --stat before after', about: '' },
+        ],
+        flags: [{ name: 'stat', about: 'Only how many' }],
+        positionals: [
+          { ...SNAPSHOT, name: 'BEFORE' },
+          { ...SNAPSHOT, name: 'AFTER' },
+        ],
+        notes:
+          'Both are of one image, from one sandbox or two. Their disks are compared: what a program has written and its kernel not yet put there is in\nthe memory of the snapshot, and not seen. Nothing is mounted.',
+        load: async () => (await snapshots()).diff,
+      },
+      {
         name: 'export',
         summary: 'Write a snapshot to a file that needs no other snapshot',
         examples: [

@@ -81,6 +81,30 @@ export async function verify(context: Context, args: Args): Promise<number> {
   });
 }
 
+const LETTERS = { added: 'A', removed: 'D', changed: 'M' } as const;
+
+export async function diff(context: Context, args: Args): Promise<number> {
+  const [snapshot = '', to = ''] = args.positionals;
+  const answer = await ask(context, 'snapshot.diff', { snapshot, to });
+  if (context.json) {
+    await context.io.out(json(answer));
+    return 0;
+  }
+  const { added, removed, changed } = answer.counts;
+  const line = `${added} added, ${removed} removed, ${changed} changed\n`;
+  if (args.has('stat')) {
+    await context.io.out(line);
+    return 0;
+  }
+  const lines = answer.changes.map(({ path, change, type, what }) => {
+    const name = `${safe(path)}${type === 'directory' ? '/' : ''}`;
+    return `${LETTERS[change]} ${name}${change === 'changed' ? ` (${what.join(', ')})` : ''}\n`;
+  });
+  await context.io.out(lines.join(''));
+  await context.io.err(answer.left === 0 ? line : `${line}${answer.left} of them are not listed\n`);
+  return 0;
+}
+
 export async function exportFile(context: Context, args: Args): Promise<number> {
   const output = args.value('output');
   const snapshot = args.first();

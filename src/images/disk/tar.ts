@@ -74,7 +74,7 @@ function entryOf(inode: Inode, type: EntryType, path: string): EntryToWrite {
 }
 
 /** In the old form, else in the new one, as the kernel's `old_decode_dev` and `new_decode_dev`. */
-function deviceOf(block: Buffer): { readonly devMajor: number; readonly devMinor: number } {
+export function deviceOf(block: Buffer): { readonly devMajor: number; readonly devMinor: number } {
   const [old, wide] = [block.readUInt32LE(0), block.readUInt32LE(4)];
   if (old !== 0) return { devMajor: (old >>> 8) & 0xff, devMinor: old & 0xff };
   return { devMajor: (wide & 0xf_ff00) >>> 8, devMinor: (wide & 0xff) | ((wide >>> 12) & 0xf_ff00) };

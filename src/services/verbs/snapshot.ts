@@ -1,5 +1,6 @@
 // Snapshots: sandboxes of one instant, kept under a name.
 import { z } from 'zod';
+import { ASPECTS, NODE_TYPES } from '../../images/disk/changes.ts';
 import * as view from '../views.ts';
 import { alive, env, flag, found, ref, TIMEOUT_MS_MAX } from './fields.ts';
 import type { Verb } from './verb.ts';
@@ -152,6 +153,32 @@ export const snapshotVerbs = {
     errors: [...alive, 'permission_denied', 'resource_exhausted', 'unavailable'],
     idempotent: false,
     reads: false,
+  },
+  'snapshot.diff': {
+    kind: 'unary',
+    method: 'GET',
+    path: '/v1/snapshots/{snapshot}/diff',
+    summary: 'Which files differ on the disks of two snapshots of one image',
+    input: snapshotTarget.extend({ to: snapshot }),
+    output: z.object({
+      from: z.string(),
+      to: z.string(),
+      counts: z.object({ added: z.int(), removed: z.int(), changed: z.int() }),
+      changes: z.array(
+        z.object({
+          path: z.string(),
+          change: z.enum(['added', 'removed', 'changed']),
+          type: z.enum(NODE_TYPES).describe('as it is now, or was'),
+          what: z.array(z.enum(ASPECTS)).describe('of what is changed'),
+          beforeBytes: z.number().nullable().describe('of a file; null: it is the image’s, or there is none'),
+          afterBytes: z.number().nullable(),
+        }),
+      ),
+      left: z.int().describe('how many more there are than are listed'),
+    }),
+    errors: [...alive, 'resource_exhausted'],
+    idempotent: true,
+    reads: true,
   },
   'snapshot.prune': {
     kind: 'unary',
