@@ -9,7 +9,7 @@ import { Shared } from './shared.ts';
 const BLOB_MODE = 0o400;
 const RELEASE_MS = 60_000;
 /** What is in staging of ours: nothing of it is gone on with by a later daemon. */
-export const STAGED = /^(blob|make|import|export|build)-/;
+export const STAGED = /^(blob|make|import|export|build|gone)-/;
 
 export class Blobs {
   readonly #host: Host;

@@ -9,7 +9,7 @@ import { type Brought, importImages } from './archive.ts';
 import { Blobs } from './blobs.ts';
 import type { BuildLimits } from './build.ts';
 import { exportImages, type Named } from './export.ts';
-import { imageDir, OCI_CONFIG, openImage, type PreparedImage, requireUnchanged, verifyImage } from './image.ts';
+import { imageDir, listImages, OCI_CONFIG, openImage, type PreparedImage, requireUnchanged, verifyImage } from './image.ts';
 import type { PreparedKernel } from './kernel.ts';
 import { type ImagePaths, unlessDamaged } from './layout.ts';
 import { CONFIG_BYTES_MAX, type OciConfig, parseConfig } from './oci/manifest.ts';
@@ -218,7 +218,11 @@ export class ImageLibrary {
 
   /** Its file system and what it says; its layers stay for others until `dropLayers`. */
   async remove(op: Operation, digest: string): Promise<void> {
-    await this.host.remove(op, imageDir(this.paths, digest));
+    const dir = imageDir(this.paths, digest);
+    if ((await this.host.stat(op, dir)) === null) return;
+    // Out of its place at once: who dies in the middle leaves no half of an image there.
+    await using staged = await this.blobs.stage(op, `gone-${op.id}-${digest.slice(7, 19)}`);
+    await this.host.rename(op, dir, staged.path);
   }
 
   /** Removes layers that are in none of the given lists. Gives those that went, or would. */
@@ -235,8 +239,18 @@ export class ImageLibrary {
     return dropped;
   }
 
-  /** What a crash left. At the start of a daemon, before anything is pulled. */
-  async sweep(op: Operation): Promise<void> {
+  /**
+   * What a crash left: in staging, and images that came from elsewhere and are not `onRecord`: their daemon died between the
+   * one and the other. At the start of a daemon, before anything is pulled.
+   */
+  async sweep(op: Operation, onRecord?: ReadonlySet<string>): Promise<void> {
     await this.blobs.sweep(op);
+    if (onRecord === undefined) return;
+    for (const { record, source } of await listImages(op, this.host, this.paths)) {
+      // What Hutch made takes minutes, and is put on record when it is wanted.
+      if (source.kind === 'mmdebstrap' || onRecord.has(record.digest)) continue;
+      op.log.info({ image: record.digest }, 'an image that is on no record is removed');
+      await this.remove(op, record.digest);
+    }
   }
 }

@@ -143,6 +143,8 @@ export class ApiClient implements Disposable {
       (await jsonBody(await this.#send(verb, input, headers, options, body, lends && isLarge ? 'lend' : 'send'))) as Output<N>;
     const key = options.idempotencyKey;
     if (content instanceof Uint8Array) return await this.#retrying(verb, options, key, send);
+    // What cannot be sent again is begun when there is somebody to take it: a daemon that does not run is started by this.
+    await this.call('daemon.version', {}, { signal: options.signal });
     return await send(await this.headers({ ...options, ...(key === undefined ? {} : { idempotencyKey: key }) }));
   }
 

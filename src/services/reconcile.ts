@@ -33,7 +33,7 @@ export async function reconcile(core: Core, supervisor: Supervisor, restorer: Re
     // What they did is known by its own records: the next one with the same key starts anew.
     for (const { apiKeyId, key } of requests) await store.commit(op, [{ change: 'releaseRequest', apiKeyId, key }], 'relaxed');
 
-    await core.deps.images?.sweep(op);
+    await core.deps.images?.sweep(op, new Set((await store.query('images', {})).map(({ digest }) => digest)));
     const intents = await store.query('intents', {});
     const suspension = new Suspension(core, supervisor);
     const finishers = { suspension, restorer };
