@@ -15,6 +15,7 @@ import { FIRST_RUN } from './rows/first-run.ts';
 import { IMAGES } from './rows/images.ts';
 import { LOOP } from './rows/loop.ts';
 import { MEMORY } from './rows/memory.ts';
+import { MOUNTED } from './rows/mounted.ts';
 import { START } from './rows/start.ts';
 import { STREAMS } from './rows/streams.ts';
 import { WARM } from './rows/warm.ts';
@@ -33,6 +34,7 @@ const ALL: readonly Measurement[] = [
   ...BOOT,
   ...BACKENDS,
   ...WORKSPACE,
+  ...MOUNTED,
   ...IMAGES,
   ...BUILDS,
 ];

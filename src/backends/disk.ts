@@ -139,7 +139,7 @@ export async function mendVolume(op: Operation, host: Host, path: string, target
 }
 
 /** A sandbox that has just ended had it: a file system is never looked through, nor changed, while a kernel has it mounted. */
-async function untilLetGo(op: Operation, host: Host, path: string, target: string): Promise<void> {
+export async function untilLetGo(op: Operation, host: Host, path: string, target: string): Promise<void> {
   if (host.uid !== 0) return; // no kernel has mounted it for us
   using limited = op.within(LET_GO_MS, `the end of an earlier mount of the volume at ${target}`);
   await awaitDetached(limited, host, path);

@@ -40,7 +40,10 @@ const ROWS: Readonly<Record<string, readonly string[]>> = {
     ...['docker: `run --rm`', 'docker: exec', 'docker, inside: CPU loop', 'docker: push a file', 'docker: pull a file'],
     ...['gVisor: create, start, first exec', 'gVisor: exec', 'gVisor, inside: small files', 'gVisor: push a file', 'gVisor: pull a file'],
   ],
-  workspace: ['workspace: prepare', 'workspace: prepare again', 'workspace: bring'],
+  workspace: [
+    ...['workspace: prepare', 'workspace: prepare again', 'workspace: bring'],
+    ...['a mounted directory, docker', 'a mounted directory, gVisor'],
+  ],
   images: ['pull + make bootable', 'memory of the daemon while it pulls', 'a second image'],
   archives: ['import of a docker-save archive', 'small files, gVisor'],
   'first-exec': ['first exec in an image'],

@@ -1,6 +1,6 @@
 // Volumes: named disks that outlive sandboxes, on every backend that claims them.
 import { execFile } from 'node:child_process';
-import { open, readFile, stat } from 'node:fs/promises';
+import { open, readFile, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { expect, test } from 'vitest';
@@ -72,7 +72,7 @@ export function volumes(subject: Subject): void {
     expect(await stat(join(subject.home, 'data/volumes', id)).catch(() => null)).toBeNull();
   });
 
-  test('volumes: one that is full says so inside, and one that is damaged keeps its sandbox from the start', {
+  test('volumes: one that is full says so inside, and one that is damaged or gone keeps its sandbox from the start', {
     timeout: 180_000,
   }, async () => {
     const { id } = await daemon.call('volume.create', { name: 'small', sizeMiB: 16 });
@@ -90,6 +90,12 @@ export function volumes(subject: Subject): void {
       message: expect.stringContaining('the volume at /small cannot be used'),
     });
     expect((await subject.get(box.id)).state).toBe('stopped');
+    await rm(join(subject.home, 'data/volumes', id, 'disk.img'));
+    expect(await refusal(daemon.call('sandbox.start', { ref: box.id }))).toMatchObject({
+      code: 'failed_precondition',
+      message: expect.stringContaining('the volume at /small is gone'),
+    });
+    expect(await daemon.call('volume.get', { volume: 'small' })).toMatchObject({ name: 'small', allocatedBytes: 0 });
     await subject.remove(box.id);
     await daemon.call('volume.remove', { volume: 'small' });
   });

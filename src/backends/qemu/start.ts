@@ -6,7 +6,7 @@ import type { Operation } from '../../host/operation.ts';
 import type { Link, SeenRules } from '../../network/network.ts';
 import { type GuestVolume, machineFiles, type SandboxPlan, type Started, type VolumePlan } from '../backend.ts';
 import { describe, tailOf } from '../dead.ts';
-import { requireClosed } from '../disk.ts';
+import { requireClosed, untilLetGo } from '../disk.ts';
 import { allOf } from '../wait.ts';
 import { kvmOwner } from './acceleration.ts';
 import { BASE, type Fingerprint } from './bundle.ts';
@@ -180,7 +180,7 @@ async function checkDisk(op: Operation, { host }: QemuConfig, plan: SandboxPlan)
 async function openVolumes(op: Operation, { host }: QemuConfig, { volumes = [], runAs }: SandboxPlan): Promise<readonly VolumeDrive[]> {
   for (const { path, target, readOnly } of volumes) {
     if ((await host.stat(op, path))?.type !== 'file') throw op.error('failed_precondition', `the volume at ${target} is gone: ${path}`);
-    if (readOnly) await requireClosed(op, host, path, target);
+    await (readOnly ? requireClosed : untilLetGo)(op, host, path, target);
     if (runAs !== null) await host.chown(op, path, runAs.uid, runAs.gid);
   }
   return volumes.map(({ path, readOnly }) => ({ path, readOnly }));
