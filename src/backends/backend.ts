@@ -190,9 +190,9 @@ export type Checkpoints = {
 export type Ahead = {
   /**
    * Names all that a start would take now: what was started when the name was another is stale. Null: something of it is
-   * not there. Never makes anything.
+   * not there. Never makes anything. `goes on`: a start from a snapshot, which is another matter.
    */
-  stamp(op: Operation, plan: Pick<SandboxPlan, 'shape' | 'boot' | 'network'>): Promise<string | null>;
+  stamp(op: Operation, plan: Pick<SandboxPlan, 'shape' | 'boot' | 'network'>, how: 'boots' | 'goes on'): Promise<string | null>;
   /** One that was started a while ago is about to get its link: what keeps it in its bounds stands still, or again. */
   admit(op: Operation, plan: SandboxPlan): Promise<void>;
 };

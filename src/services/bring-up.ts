@@ -37,7 +37,7 @@ export type BringUp = {
   readonly terminal: Terminal | undefined;
 };
 
-type Configured = Pick<BringUp, 'boot' | 'secrets'> & {
+export type Configured = Pick<BringUp, 'boot' | 'secrets'> & {
   readonly sandbox: Pick<Sandbox, 'id' | 'startCount'> & {
     readonly spec: Pick<SandboxSpec, 'name' | 'env' | 'user' | 'workdir' | 'shape'>;
   };

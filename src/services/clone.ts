@@ -8,7 +8,7 @@ import type { PublishedPort } from '../domain/published-port.ts';
 import { newSandbox, type Sandbox, type SandboxSpec, type SnapshotSource } from '../domain/sandbox.ts';
 import type { Agent } from '../guest/agent.ts';
 import type { Operation } from '../host/operation.ts';
-import { type BringUp, configurationOf, putDown, type Terminal, type Up } from './bring-up.ts';
+import { type BringUp, type Configured, configurationOf, putDown, type Terminal, type Up } from './bring-up.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import { creating } from './creating.ts';
@@ -20,8 +20,8 @@ import { reach } from './runs.ts';
 import { keepSecrets, type Secrets } from './secrets.ts';
 import { inPlace, startUp } from './start-up.ts';
 import type { Supervisor } from './supervisor.ts';
+import { removeUnmade } from './unmade.ts';
 import { withVolumes } from './volumes.ts';
-import { removeUnmade } from './warm.ts';
 
 const CONFIGURE_MS = 180_000;
 const IDENTITY_MS = 90_000;
@@ -111,15 +111,16 @@ export async function makeClone(core: Core, supervisor: Supervisor, call: Call, 
 
 /**
  * From memory. `another`: that was the memory of another sandbox, or is gone on with elsewhere; `itself`: one that goes back.
- * On failure there is no process.
+ * `down`: nobody has it yet, so no packet leaves it. On failure there is no process.
  */
 export async function goOn(
-  core: Core,
+  core: Pick<Core, 'deps'>,
   op: Operation,
   run: Run,
-  what: BringUp,
+  what: Configured,
   as: 'another' | 'itself',
   start: (op: Operation) => Promise<Started>,
+  link: 'up' | 'down' = 'up',
 ): Promise<Up> {
   const { host } = core.deps;
   await using undo = new AsyncDisposableStack();
@@ -136,7 +137,7 @@ export async function goOn(
   const { warnings } = await agent.configure(limited, as === 'itself' ? goingOn : configuration);
   if (warnings.length > 0) op.log.warn({ sandbox: run.id, warnings }, 'the guest had warnings while it was configured');
   await becomeItself(limited, run, agent, as);
-  if (started.network !== null) await run.backend.linkUp(limited, run.plan);
+  if (started.network !== null && link === 'up') await run.backend.linkUp(limited, run.plan);
   undo.move();
   return { started, startedAtMs };
 }

@@ -1,15 +1,12 @@
-// Making a sandbox. What is about to be done is written down first; when anything fails or the call is
-// cancelled, all of it is undone and only the logs of the boot stay.
-import { allOf } from '../backends/wait.ts';
 import { HutchError } from '../domain/errors.ts';
 import { isName, newId, type SandboxId } from '../domain/ids.ts';
 import { ownCommandOf } from '../domain/image.ts';
 import type { PublishedPort } from '../domain/published-port.ts';
-import { newSandbox, type Sandbox, type SandboxSpec, type Shape, transition } from '../domain/sandbox.ts';
+import { newSandbox, type Sandbox, type SandboxSpec, type Shape } from '../domain/sandbox.ts';
 import type { Operation } from '../host/operation.ts';
-import { type BringUp, type Up, wake } from './bring-up.ts';
+import type { BringUp } from './bring-up.ts';
 import { BUILD_LABEL } from './build-sandbox.ts';
-import { type Call, Repeated } from './call.ts';
+import type { Call } from './call.ts';
 import { Claims } from './claims.ts';
 import type { Core } from './core.ts';
 import { creating } from './creating.ts';
@@ -17,22 +14,20 @@ import { type Boot, backendOf, placesOf } from './deps.ts';
 import { filesFor } from './file-sync.ts';
 import { requireFreeSpace } from './free-space.ts';
 import { createFrom, type Usable } from './from-snapshot.ts';
+import { checkImage, handOut } from './hand-out.ts';
 import type { Handlers } from './handlers.ts';
 import { kernelFor } from './kernels.ts';
 import { resolveMounts, volumeCount } from './mounts.ts';
 import { madeUpName } from './names.ts';
-import type { Run } from './run.ts';
+import { creation, rollBack, started } from './put-on-record.ts';
 import { keepSecrets } from './secrets.ts';
-import { startUp } from './start-up.ts';
 import type { Supervisor } from './supervisor.ts';
 import { requireUndo } from './undo.ts';
 import type { Parsed } from './verbs.ts';
 import { withVolumes } from './volumes.ts';
-import { type Kind, type Member, removeUnmade, type Taken } from './warm.ts';
+import type { Kind } from './warm-member.ts';
 
 type Input = Parsed<'sandbox.create'>;
-
-const RELEASE_MS = 60_000;
 
 export function createVerb(core: Core, supervisor: Supervisor, usable: Usable): Pick<Handlers, 'sandbox.create'> {
   const { deps, templates } = core;
@@ -112,7 +107,8 @@ export function createVerb(core: Core, supervisor: Supervisor, usable: Usable): 
     const { host } = deps;
     const { boot, spec } = await prepare(call, input);
     const warm = isUsual(input) ? await core.warm.take(op, kindOf(op, spec, boot)) : null;
-    const woken = warm === null ? null : await handOut(call, input, warm, boot, spec);
+    const to = { boot, spec, secrets: input.secrets ?? {}, terminal: input.main?.terminal, attach: input.main?.attach ?? false };
+    const woken = warm === null ? null : await handOut(core, supervisor, call, warm, to);
     if (woken !== null) return woken;
     const id = newId('sbx', (count) => host.randomBytes(count));
     call.target(id);
@@ -122,9 +118,9 @@ export function createVerb(core: Core, supervisor: Supervisor, usable: Usable): 
       undo.defer(() => core.publisher.close(id));
       const begun = await begin(call, id, spec, input.publish ?? []);
       const run = core.runs.open(op, { id, projectId: call.caller.projectId, spec }, boot.files, begun.uid);
-      undo.defer(() => rollBack(call, run, begun.intentId));
+      undo.defer(() => rollBack(core, call, run, begun.intentId));
       // From now on it cannot be removed: what is being made uses it.
-      await checkImage(op, spec);
+      await checkImage(core, op, spec);
       if (input.start !== false) await core.publisher.open(op, run);
       op.progress({ step: 'making the disk' });
       await run.backend.create(op, run.plan);
@@ -140,7 +136,8 @@ export function createVerb(core: Core, supervisor: Supervisor, usable: Usable): 
         return bare;
       }
       const what: BringUp = { sandbox: bare, boot, secrets, terminal: input.main?.terminal };
-      return await started(call, run, what, bare, begun.intentId, input.main?.attach ?? false, undo);
+      const { intentId } = begun;
+      return await started(core, supervisor, call, { run, what, bare, intentId, attach: input.main?.attach ?? false, undo });
     };
     return await core.turns.take(op, id, () => withVolumes(core, op, mounted, make));
   }
@@ -164,92 +161,7 @@ export function createVerb(core: Core, supervisor: Supervisor, usable: Usable): 
   }
 
   function kindOf(op: Operation, { backend, shape, network }: SandboxSpec, boot: Boot): Kind {
-    return { backend: backendOf(deps, op, backend), shape, network, boot };
-  }
-
-  /**
-   * Makes a warm sandbox this one. Until it has a record of its own it is on record as what it was, or as being made: a
-   * daemon that is killed leaves nothing. Null: it is not what a start would make now, or its guest did
-   * not answer, so one must be started.
-   */
-  async function handOut(call: Call, input: Input, { member, isCurrent }: Taken, boot: Boot, spec: SandboxSpec): Promise<Sandbox | null> {
-    const { op } = call;
-    const { host } = deps;
-    const { run } = member;
-    const { id } = run;
-    const { projectId } = call.caller;
-    call.target(id);
-    return await core.turns.take(op, id, async () => {
-      const [intentId, current] = await allOf([claim(call, member, spec), isCurrent]);
-      await using undo = new AsyncDisposableStack();
-      undo.defer(() => rollBack(call, run, intentId));
-      if (!current) return null;
-      run.become({ name: spec.name, projectId });
-      core.runs.know(run);
-      const { secrets = {} } = input;
-      await keepSecrets(op, host, placesOf(deps.places, id).secretsPath, secrets);
-      const bare = newSandbox({ id, projectId, spec, atMs: host.nowMs(), opId: op.id });
-      const what: BringUp = { sandbox: bare, boot, secrets, terminal: input.main?.terminal };
-      const waking = wake(op, host, run, what, member.started).catch((cause: unknown) => {
-        if (op.signal.aborted) throw cause;
-        op.log.warn({ sandbox: id, cause }, 'a warm sandbox did not wake up; another one is started');
-        return null;
-      });
-      const [up] = await allOf([waking, checkImage(op, spec)]);
-      if (up === null) return null;
-      return await started(call, run, what, bare, intentId, input.main?.attach ?? false, undo, up);
-    });
-  }
-
-  /** From a warm sandbox on record to one that is being made. What was refused has told it nothing. */
-  async function claim(call: Call, member: Member, spec: SandboxSpec): Promise<number> {
-    const intent = creating(call.caller.projectId, member.run.id, spec, deps.host.nowMs());
-    try {
-      const [, { id }] = await call.commit([{ change: 'finishIntent', id: member.intentId }, intent], 'relaxed');
-      core.warm.handOver(member);
-      return id;
-    } catch (error) {
-      if (error instanceof Repeated || (error instanceof HutchError && (error.code === 'conflict' || error.code === 'resource_exhausted')))
-        core.warm.giveBack(member);
-      else void core.warm.drop(member);
-      throw error;
-    }
-  }
-
-  async function checkImage(op: Operation, { imageId, kernelId }: SandboxSpec): Promise<void> {
-    const hint = 'run the same command again';
-    const isImage = (await deps.store.query('image', { id: imageId })) !== null;
-    if (!isImage) throw op.error('failed_precondition', `image ${imageId} was removed a moment ago`, { hint });
-    if (kernelId === null || (await deps.store.query('kernel', { id: kernelId })) !== null) return;
-    throw op.error('failed_precondition', `kernel ${kernelId} was removed a moment ago`, { hint });
-  }
-
-  async function started(
-    call: Call,
-    run: Run,
-    what: BringUp,
-    bare: Sandbox,
-    intentId: number,
-    attach: boolean,
-    undo: AsyncDisposableStack,
-    up?: Up,
-  ): Promise<Sandbox> {
-    const { op } = call;
-    core.presenter.sandbox(bare).catch(() => {}); // the name of its image, so that it is known when it is wanted
-    return await startUp(core, supervisor, call, run, what, {
-      reason: 'boot',
-      attach,
-      undo,
-      files: bare.spec.fileSync ?? [],
-      ...(up === undefined ? {} : { up }),
-      async record(event) {
-        const running = transition(bare, event);
-        if ('illegal' in running) throw new Error('a new sandbox cannot be started');
-        const changes = [...creation(intentId, bare), { change: 'applyEvent', sandboxId: bare.id, event }] as const;
-        const [, , sandbox] = await call.conclude(changes, await core.presenter.sandbox(running, op.id));
-        return sandbox;
-      },
-    });
+    return { backend: backendOf(deps, op, backend), shape, network, boot, origin: null };
   }
 
   async function begin(
@@ -269,20 +181,6 @@ export function createVerb(core: Core, supervisor: Supervisor, usable: Usable): 
     if (uids === null) return { intentId: (await call.commit([intent, ...reserving], 'relaxed'))[0].id, uid: null };
     const [{ id: intentId }, uid] = await call.commit([intent, { change: 'allocateUid', sandboxId: id, uids }, ...reserving], 'relaxed');
     return { intentId, uid };
-  }
-
-  async function rollBack(call: Call, run: Run, intentId: number): Promise<void> {
-    const { op } = call;
-    using late = op.releasing(RELEASE_MS);
-    try {
-      await removeUnmade(core, late, run, [intentId], (logDir) => keepFailedLogs(core, call, logDir));
-      await core.publisher.released(run.id);
-    } catch (cause) {
-      op.log.warn(
-        { sandbox: run.id, cause },
-        'a sandbox that could not be made left something behind; the next start of the daemon removes it',
-      );
-    }
   }
 
   return {
@@ -315,13 +213,6 @@ export function checkLimits({ op }: Call, limits: Shape, shape: Partial<Shape>):
   }
 }
 
-function creation(intentId: number, { id, projectId, spec, createdAtMs }: Sandbox) {
-  return [
-    { change: 'finishIntent', id: intentId },
-    { change: 'createSandbox', id, projectId, spec, atMs: createdAtMs },
-  ] as const;
-}
-
 function ownCommand({ op }: Call, { image }: Boot): readonly string[] {
   const argv = ownCommandOf(image.config);
   if (argv.length > 0) return argv;
@@ -336,14 +227,4 @@ function checkName(call: Call, name: string): void {
     'invalid_argument',
     `name must be lower-case letters, digits and inner hyphens, at most 63, and not look like an id; '${name}' is not`,
   );
-}
-
-/** Kept under the operation's id, for whoever wants to know why it failed. */
-async function keepFailedLogs(core: Core, call: Call, logDir: string): Promise<void> {
-  const { host, places } = core.deps;
-  using late = call.op.releasing(RELEASE_MS);
-  if ((await host.stat(late, logDir)) === null) return;
-  if ((await host.list(late, logDir)).length === 0) return await host.remove(late, logDir);
-  await host.makeDir(late, `${places.logDir}/failed`, 0o700);
-  await host.rename(late, logDir, `${places.logDir}/failed/${call.op.id}`);
 }

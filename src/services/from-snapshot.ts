@@ -1,6 +1,7 @@
 // A sandbox that begins with a named snapshot: as that was, and as itself; what is asked for beside it comes on top.
 import type { Forced } from '../backends/backend.ts';
 import { HutchError } from '../domain/errors.ts';
+import type { TemplateId } from '../domain/ids.ts';
 import type { Sandbox, SandboxSpec } from '../domain/sandbox.ts';
 import type { Snapshot } from '../domain/snapshot.ts';
 import type { Template } from '../domain/template.ts';
@@ -8,14 +9,16 @@ import type { Operation } from '../host/operation.ts';
 import type { Call } from './call.ts';
 import { type CloneOf, makeClone } from './clone.ts';
 import type { Core } from './core.ts';
-import { backendOf } from './deps.ts';
+import { type Boot, backendOf } from './deps.ts';
 import { filesFor } from './file-sync.ts';
+import { handOut } from './hand-out.ts';
 import { resolveMounts } from './mounts.ts';
 import { madeUpName } from './names.ts';
 import { findSnapshot, readSnapshotFiles, snapshotDir, snapshotsOf } from './snapshots.ts';
 import type { Supervisor } from './supervisor.ts';
 import { findTemplate } from './template/find.ts';
 import type { Parsed } from './verbs.ts';
+import type { Kind } from './warm-member.ts';
 
 type Input = Parsed<'sandbox.create'>;
 
@@ -41,14 +44,50 @@ export async function createFrom(core: Core, supervisor: Supervisor, call: Call,
   const mounts = await mountsFrom(core, call, origin, input);
   const files = await filesFor(core.deps, call, input.fileSync ?? []);
   const spec = { ...bare, ...(mounts.length === 0 ? {} : { mounts }), ...(files.length === 0 ? {} : { fileSync: files }) };
+  const beginning = await beginningOf(core, op, snapshot, spec, forced);
+  const woken = await handedOut(core, supervisor, call, input, origin, beginning);
+  if (woken !== null) return woken;
   return await makeClone(core, supervisor, call, {
-    ...(await beginningOf(core, op, snapshot, spec, forced)),
+    ...beginning,
     secrets: input.secrets ?? {},
     files,
     publish: input.publish ?? [],
     terminal: input.main?.terminal,
     attach: input.main?.attach ?? false,
   });
+}
+
+/** One of the template that waits, where this is all that is wanted; a port of its own must be held before anything is. */
+async function handedOut(
+  core: Core,
+  supervisor: Supervisor,
+  call: Call,
+  { publish = [], secrets = {}, main }: Input,
+  { template, snapshot }: Origin,
+  { spec, boot, source, dir, forced = false }: Beginning,
+): Promise<Sandbox | null> {
+  const { op } = call;
+  if (template === null || publish.length > 0 || (spec.mounts ?? []).length > 0 || spec.network !== snapshot.spec.network) return null;
+  core.runs.checkRoom(op);
+  const warm = await core.warm.take(op, kindOf(core, op, template.id, snapshot, boot, dir, forced));
+  if (warm === null) return null;
+  const to = { boot, spec, secrets, terminal: main?.terminal, attach: main?.attach ?? false, source };
+  return await handOut(core, supervisor, call, warm, to);
+}
+
+/** What a sandbox of a template starts from. */
+export function kindOf(
+  core: Core,
+  op: Operation,
+  templateId: TemplateId,
+  { id, spec }: Snapshot,
+  boot: Boot,
+  dir: string,
+  forced: Forced,
+): Kind {
+  const { shape, network, env, user, workdir } = spec;
+  const origin = { templateId, snapshotId: id, dir, forced, spec: { env, user, workdir } };
+  return { backend: backendOf(core.deps, op, spec.backend), shape, network, boot, origin };
 }
 
 const TRIES_MAX = 5;
@@ -98,17 +137,13 @@ async function originOf(core: Core, { op, caller }: Call, { from, template: text
   return { snapshot, template, what: `template ${template.name}`, flag: `--template ${template.name}` };
 }
 
+type Beginning = Pick<CloneOf, 'spec' | 'boot' | 'dir' | 'hasMemory' | 'source' | 'forced'>;
+
 /**
  * What a sandbox like that begins with there. `forced`: also where it was made on another kind of machine, as `Snapshots.fits` says.
  * @throws HutchError `failed_precondition` where its memory cannot go on here.
  */
-export async function beginningOf(
-  core: Core,
-  op: Operation,
-  snapshot: Snapshot,
-  spec: SandboxSpec,
-  forced: Forced,
-): Promise<Pick<CloneOf, 'spec' | 'boot' | 'dir' | 'hasMemory' | 'source' | 'forced'>> {
+export async function beginningOf(core: Core, op: Operation, snapshot: Snapshot, spec: SandboxSpec, forced: Forced): Promise<Beginning> {
   const { deps } = core;
   const boot = await deps.boots.of(op, spec, backendOf(deps, op, spec.backend).needs);
   const dir = snapshotDir(core, snapshot.id);

@@ -18,6 +18,7 @@ import { causeOf, ownCaller, type Supervisor } from './supervisor.ts';
 import { Suspension } from './suspend.ts';
 import { clearAway, recordEnd, removeSandbox } from './take-down.ts';
 import { sweepVolumes } from './volumes.ts';
+import { readyOf } from './warm-member.ts';
 
 /** Sandboxes that are looked at side by side. */
 const AT_ONCE = 16;
@@ -59,6 +60,7 @@ async function finish(core: Core, finishers: Finishers, call: Call, intent: Inte
   const { op } = call;
   const { store } = core.deps;
   const { sandboxId } = intent;
+  if (readyOf(intent) !== null) return; // it waits, and is looked at when all else is in order
   const sandbox = sandboxId === null ? null : await store.query('sandbox', { id: sandboxId });
   op.log.info({ intent: intent.kind, sandbox: sandboxId, of: intent.opId }, 'an operation was cut short');
   if (sandbox === null || sandboxId === null) {

@@ -1,6 +1,6 @@
 // Puts the services together: everything between the APIs and the parts that do the work.
 import type { Backend } from '../backends/backend.ts';
-import { isOpId, newOpId, type OpId } from '../domain/ids.ts';
+import { isOpId, newOpId, type OpId, type SnapshotId } from '../domain/ids.ts';
 import { type Log, newOperation, type Operation } from '../host/operation.ts';
 import { assetVerbs } from './assets.ts';
 import { Awaken } from './awaken.ts';
@@ -83,6 +83,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
   const publisher = new Publisher(deps);
   const runs = new Runs(deps, logOf);
   const startGate = new StartGate();
+  const snapshotFiles = new Held<SnapshotId>();
   const core: Core = {
     deps,
     operations,
@@ -95,8 +96,8 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     stats: new StatsReader(deps),
     templates: newTemplates(deps),
     startGate,
-    warm: new WarmSandboxes({ deps, operations, runs, startGate }),
-    snapshotFiles: new Held(),
+    warm: new WarmSandboxes({ deps, operations, runs, startGate, snapshotFiles }),
+    snapshotFiles,
   };
   const supervisor = new Supervisor(core);
   const keys = new Keys(core);
@@ -164,6 +165,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
         await restarts.begin(call.op);
         await awaken.attend(call);
         await keeper.sweep(call);
+        await core.warm.begin(call.op, (op, id) => keeper.kindOf(op, id));
       });
       housekeeping = startHousekeeping(core, keeper);
       void keeper.lookAtAll();
@@ -174,10 +176,10 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
       idle[Symbol.dispose]();
       core.warm.stop();
       await operations.close(graceMs);
-      await core.warm.close();
+      const waiting = await core.warm.close();
       const runs = core.runs.all();
       for (const run of runs) core.runs.forget(run);
-      if (runs.length === 0) for (const backend of deps.backends) await leave(core, backend, graceMs);
+      if (runs.length + waiting === 0) for (const backend of deps.backends) await leave(core, backend, graceMs);
     },
   };
 }

@@ -1,40 +1,23 @@
-// Warm sandboxes: machines of the default image, shape and network that were started before anybody asked. They wait
+// Warm sandboxes: machines that were started before anybody asked, of the usual kind and of templates that want some. They wait
 // without a name and without a link, and the next create that wants their kind gets one instead of starting its own
-// (docs/decisions/0025-warm-sandboxes.md).
+// (docs/decisions/0025-warm-sandboxes.md, 0031-templates.md).
 //
 // Always true:
 // 1. A member is an intent of kind `warm` in the store and no sandbox: nobody lists it, nothing bills it.
 // 2. Whoever takes one is the only one that has it, and what was told whose it is never comes back.
-// 3. A daemon that is told to end leaves none; what a killed one leaves, the next start removes.
-import type { Backend, Started } from '../backends/backend.ts';
+// 3. A daemon that is told to end leaves none of the usual kind; those of templates wait for the next one. Of what a killed one
+//    leaves, the next start keeps what is on record as ready and of a template as it is, and removes the rest.
 import { HutchError } from '../domain/errors.ts';
-import { newId } from '../domain/ids.ts';
-import type { NetworkMode, SandboxSpec, Shape } from '../domain/sandbox.ts';
+import type { TemplateId } from '../domain/ids.ts';
+import { shownWarmth, type Warmth } from '../domain/template.ts';
 import type { Operation } from '../host/operation.ts';
-import { configurationOf, WARMER } from './bring-up.ts';
-import type { Call } from './call.ts';
-import type { Core } from './core.ts';
-import { type Boot, type Deps, placesOf } from './deps.ts';
 import type { Check } from './doctor.ts';
 import { waitFor } from './operations.ts';
-import type { Run } from './run.ts';
 import { inPlace } from './start-up.ts';
 import { ownCaller } from './supervisor.ts';
-
-/** What a sandbox starts from; a member is handed out to who wants exactly the same. */
-export type Kind = { readonly backend: Backend; readonly shape: Shape; readonly network: NetworkMode; readonly boot: Boot };
-
-export type Member = {
-  readonly run: Run;
-  readonly started: Started;
-  readonly intentId: number;
-  /** Of its kind. */
-  readonly key: string;
-  /** `Ahead.stamp` from before it was started. */
-  readonly stamp: string;
-  /** Ends what watches over it while it waits. */
-  readonly waiting: AbortController;
-};
+import { removeUnmade } from './unmade.ts';
+import { foundAgain, type Kind, keyOf, type Member, newMember, noRoom, readyOf, stampOf, type WarmNeeds } from './warm-member.ts';
+import { WarmPool } from './warm-pool.ts';
 
 export type Taken = {
   readonly member: Member;
@@ -42,61 +25,56 @@ export type Taken = {
   readonly isCurrent: Promise<boolean>;
 };
 
+/** What a sandbox of a template starts from now; null: there is none, or it cannot. */
+export type KindOfTemplate = (op: Operation, id: TemplateId) => Promise<Kind | null>;
+
 /** A member is made only when nobody has started anything for so long. */
 const QUIET_MS = 200;
-/** Beside the memory of the sandbox itself: on a machine with less to spare there is none. */
-const SPARE_MIB = 1024;
-const RETRY_FIRST_MS = 1_000;
-const RETRY_MAX_MS = 5 * 60_000;
-/** From the start of its process until it is ready. */
-const GUEST_MS = 60_000;
+const GONE_MS = 1_000;
 const RELEASE_MS = 60_000;
-const MEMINFO_BYTES_MAX = 65_536;
-const NOBODY = 'warm';
 
-type Needs = Pick<Core, 'deps' | 'operations' | 'runs' | 'startGate'>;
+type Making = { readonly pool: WarmPool; readonly member: Promise<Member | null>; isTaken: boolean };
 
 export class WarmSandboxes {
-  readonly #core: Needs;
+  readonly #core: WarmNeeds;
   readonly #over = new AbortController();
-  /** What the last create of the default kind wanted; null: there was none. */
-  #kind: Kind | null = null;
-  #ready: Member[] = [];
+  readonly #usual: WarmPool;
+  readonly #templates = new Map<TemplateId, WarmPool>();
+  #kindOf: KindOfTemplate = async () => null;
   /** Under way: one at a time. Never rejects. */
-  #making: Promise<Member | null> | null = null;
-  /** Somebody waits for the one that is being made. */
-  #isMakingTaken = false;
+  #making: Making | null = null;
   /** Those that are being removed. */
   readonly #going = new Set<Promise<void>>();
   #timer: NodeJS.Timeout | null = null;
   #takenAtMs = Number.NEGATIVE_INFINITY;
-  #failures = 0;
-  /** Why there is none though one is wanted. */
-  #trouble: string | null = null;
 
-  constructor(core: Needs) {
+  constructor(core: WarmNeeds) {
     this.#core = core;
+    const { warm } = core.deps.settings;
+    this.#usual = new WarmPool(null, { min: warm, max: warm });
   }
 
   /** One of this kind, for the caller alone: it must become a sandbox, be given back, or be dropped. Null: there is none. */
   async take(op: Operation, kind: Kind): Promise<Taken | null> {
-    if (this.#over.signal.aborted || kind.backend.ahead === undefined || this.#wanted === 0) return null;
-    this.#want(kind);
+    const pool = kind.origin === null ? this.#usual : this.#templates.get(kind.origin.templateId);
+    if (pool === undefined || this.#over.signal.aborted || kind.backend.ahead === undefined || pool.warm.max === 0) return null;
+    for (const other of pool.become(kind)) void this.drop(other);
     this.#takenAtMs = performance.now();
-    const member = this.#ready.shift() ?? (await this.#next(op));
+    pool.taken();
+    const member = pool.ready.shift() ?? (await this.#next(op, pool));
     this.#refillIn(QUIET_MS);
-    return member === null ? null : { member, isCurrent: this.#isCurrent(op, kind, member) };
+    return member === null ? null : { member, isCurrent: this.#isCurrent(op, kind, pool, member) };
   }
 
   /** Looked at while it is claimed. Never rejects: what cannot be told is not current. */
-  async #isCurrent(op: Operation, kind: Kind, member: Member): Promise<boolean> {
+  async #isCurrent(op: Operation, kind: Kind, pool: WarmPool, member: Member): Promise<boolean> {
     try {
       if ((await stampOf(op, kind)) === member.stamp && member.key === keyOf(kind)) return true;
     } catch (cause) {
       if (op.signal.aborted) return false;
       op.log.warn({ sandbox: member.run.id, cause }, 'whether a warm sandbox is what a start would make now cannot be told');
     }
-    void this.drain(); // what waits beside it is as old
+    void this.#drain(pool); // what waits beside it is as old
     return false;
   }
 
@@ -107,8 +85,9 @@ export class WarmSandboxes {
 
   /** Nobody has told it anything yet: the next one may have it. */
   giveBack(member: Member): void {
-    if (this.#over.signal.aborted) void this.drop(member);
-    else this.#ready.unshift(member);
+    const pool = [this.#usual, ...this.#templates.values()].find(({ kind }) => kind !== null && keyOf(kind) === member.key);
+    if (this.#over.signal.aborted || pool === undefined) void this.drop(member);
+    else pool.ready.unshift(member);
   }
 
   /** Removes one that nobody will get. Never fails: what stays is removed by the next start of the daemon. */
@@ -126,21 +105,75 @@ export class WarmSandboxes {
     );
   }
 
-  /** Removes all that wait; new ones are made when somebody asks for their kind. */
-  async drain(): Promise<void> {
-    const members = this.#ready;
-    this.#ready = [];
-    await Promise.all(members.map((member) => this.drop(member)));
+  /** So many of that template are kept from now on. Those that are too many go. */
+  async keep(id: TemplateId, warm: Warmth): Promise<void> {
+    if (warm.max === 0) return await this.forget(id);
+    const pool = this.#templates.get(id) ?? new WarmPool(id, warm);
+    this.#templates.set(id, pool);
+    pool.warm = warm;
+    pool.again();
+    this.#refillIn(0);
+    await this.#drain(pool, 'to-wanted');
   }
 
-  /** From time to time: a machine that has run short of memory gets it back. */
+  /** The template is another now: what was made of it as it was goes. */
+  async renew(id: TemplateId): Promise<void> {
+    const pool = this.#templates.get(id);
+    if (pool === undefined) return;
+    pool.kind = null;
+    pool.again();
+    await this.#drain(pool);
+    this.#refillIn(0);
+  }
+
+  async forget(id: TemplateId): Promise<void> {
+    const pool = this.#templates.get(id);
+    if (pool === undefined) return;
+    this.#templates.delete(id);
+    pool.isOver = true;
+    await this.#drain(pool);
+  }
+
+  /** Of one template: how many wait, and why they are fewer than they should be. */
+  stateOf(id: TemplateId): { readonly ready: number; readonly why: string | null } {
+    const pool = this.#templates.get(id);
+    return { ready: pool?.ready.length ?? 0, why: pool?.trouble ?? null };
+  }
+
+  /** At the start of a daemon: how many templates want, and those that an earlier daemon has left, ready and told nothing. */
+  async begin(op: Operation, kindOf: KindOfTemplate): Promise<void> {
+    const { store } = this.#core.deps;
+    this.#kindOf = kindOf;
+    for (const { id, warm } of await store.query('templates', {})) if (warm.max > 0) this.#templates.set(id, new WarmPool(id, warm));
+    for (const intent of await store.query('intents', {})) {
+      const ready = readyOf(intent);
+      if (ready === null || intent.sandboxId === null) continue;
+      const pool = this.#templates.get(ready.templateId);
+      const kind = pool === undefined ? null : await kindOf(op, ready.templateId).catch(() => null);
+      const member = await foundAgain(this.#core, op, intent.sandboxId, intent.id, ready, kind);
+      if (member === null || pool === undefined || kind === null) continue;
+      for (const other of pool.become(kind)) void this.drop(other);
+      pool.ready.push(member);
+      this.#watch(pool, member);
+    }
+    for (const pool of this.#templates.values()) await this.#drain(pool, 'to-wanted');
+    this.#refillIn(QUIET_MS);
+  }
+
+  /** From time to time: those that nobody has asked for lately go, and a machine that has run short of memory gets it back. */
   async tend(op: Operation): Promise<void> {
-    if (this.#kind === null || this.#ready.length === 0) return;
-    this.#trouble = await noRoom(this.#core.deps, op, 0);
-    if (this.#trouble === null) return;
-    op.log.info({ why: this.#trouble }, 'warm sandboxes are given up');
-    await this.drain();
-    this.#refillIn(RETRY_MAX_MS);
+    const pools = [this.#usual, ...this.#templates.values()].filter(({ ready }) => ready.length > 0);
+    for (const pool of pools.filter(({ templateId }) => templateId !== null)) await this.#drain(pool, 'to-wanted');
+    if (pools.length === 0) return;
+    const trouble = await noRoom(this.#core.deps, op, 0);
+    for (const pool of pools) pool.trouble = trouble;
+    if (trouble === null) return;
+    op.log.info({ why: trouble }, 'warm sandboxes are given up');
+    for (const pool of pools) {
+      pool.later();
+      await this.#drain(pool);
+    }
+    this.#refillIn(QUIET_MS);
   }
 
   /** The daemon ends: none is made or handed out any more. */
@@ -149,46 +182,56 @@ export class WarmSandboxes {
     if (this.#timer !== null) clearTimeout(this.#timer);
   }
 
-  /** After `stop`, and when nobody can have taken one who may give it back: none is left. */
-  async close(): Promise<void> {
-    await this.#making;
-    await this.drain();
+  /** After `stop`, and when nobody can have taken one who may give it back: only those of templates are left, and how many. */
+  async close(): Promise<number> {
+    await this.#making?.member;
+    await this.#drain(this.#usual);
     await Promise.all(this.#going);
+    const waiting = [...this.#templates.values()].flatMap(({ ready }) => ready);
+    for (const { run, waiting: watched } of waiting) {
+      watched.abort();
+      run[Symbol.dispose]();
+    }
+    return waiting.length;
   }
 
   check(): Check {
-    const name = 'warm sandboxes';
-    const wanted = this.#wanted;
-    if (wanted === 0) return { name, status: 'ok', detail: 'none are kept: sandbox.warm is 0', fix: null };
+    const { status, detail } = this.#usually();
+    const of = [...this.#templates].map(([id, pool]) => {
+      const ids = pool.ready.map(({ run }) => run.id).join(', ');
+      const why = pool.trouble === null ? '' : `: ${pool.trouble}`;
+      return `${id}: ${pool.ready.length} of ${shownWarmth(pool.warm)} ready${ids === '' ? '' : ` (${ids})`}${why}`;
+    });
+    const isShort = [...this.#templates.values()].some(({ trouble }) => trouble !== null);
+    return { name: 'warm sandboxes', status: isShort ? 'warning' : status, detail: [detail, ...of].join('; of template '), fix: null };
+  }
+
+  #usually(): Pick<Check, 'status' | 'detail'> {
+    const { kind, ready, trouble, warm } = this.#usual;
+    if (warm.max === 0) return { status: 'ok', detail: 'none are kept: sandbox.warm is 0' };
     if (!this.#core.deps.backends.some(({ ahead }) => ahead !== undefined))
-      return { name, status: 'ok', detail: 'none: no backend here keeps any', fix: null };
-    const count = `${this.#ready.length} of ${wanted} ready`;
-    if (this.#trouble !== null) return { name, status: 'warning', detail: `${count}: ${this.#trouble}`, fix: null };
-    const ids = this.#ready.map(({ run }) => run.id);
-    if (ids.length > 0) return { name, status: 'ok', detail: `${count} (${ids.join(', ')})`, fix: null };
-    const why = this.#kind === null ? 'the first sandbox of the default kind brings them' : 'one is made when this machine is quiet';
-    return { name, status: 'ok', detail: `${count}: ${why}`, fix: null };
+      return { status: 'ok', detail: 'none: no backend here keeps any' };
+    const count = `${ready.length} of ${warm.max} ready`;
+    if (trouble !== null) return { status: 'warning', detail: `${count}: ${trouble}` };
+    const ids = ready.map(({ run }) => run.id);
+    if (ids.length > 0) return { status: 'ok', detail: `${count} (${ids.join(', ')})` };
+    const why = kind === null ? 'the first sandbox of the default kind brings them' : 'one is made when this machine is quiet';
+    return { status: 'ok', detail: `${count}: ${why}` };
   }
 
-  get #wanted(): number {
-    return this.#core.deps.settings.warm;
-  }
-
-  #want(kind: Kind): void {
-    const isSame = this.#kind !== null && keyOf(this.#kind) === keyOf(kind);
-    this.#kind = kind;
-    if (!isSame) void this.drain();
+  async #drain(pool: WarmPool, down: 'to-none' | 'to-wanted' = 'to-none'): Promise<void> {
+    await Promise.all(pool.emptied(down).map((member) => this.drop(member)));
   }
 
   /** The one that is being made now, where nobody waits for it yet: it is ready before one that is begun now would be. */
-  async #next(op: Operation): Promise<Member | null> {
+  async #next(op: Operation, pool: WarmPool): Promise<Member | null> {
     const making = this.#making;
-    if (making === null || this.#isMakingTaken) return null;
-    this.#isMakingTaken = true;
+    if (making === null || making.pool !== pool || making.isTaken) return null;
+    making.isTaken = true;
     try {
-      return await waitFor(op, making, 'a sandbox that is being made ready');
+      return await waitFor(op, making.member, 'a sandbox that is being made ready');
     } catch (error) {
-      void making.then((member) => (member === null ? undefined : this.giveBack(member)));
+      void making.member.then((member) => (member === null ? undefined : this.giveBack(member)));
       throw error;
     }
   }
@@ -203,52 +246,62 @@ export class WarmSandboxes {
   }
 
   async #refill(): Promise<void> {
-    const kind = this.#kind;
-    if (kind === null || this.#making !== null || this.#ready.length >= this.#wanted) return;
+    if (this.#making !== null) return;
+    const short = [this.#usual, ...this.#templates.values()].filter(({ missing }) => missing > 0);
+    const [pool] = short.filter(({ waitMs }) => waitMs === 0).sort((one, other) => other.missing - one.missing);
+    if (pool === undefined) {
+      if (short.length > 0) this.#refillIn(Math.min(...short.map(({ waitMs }) => waitMs)));
+      return;
+    }
     const quietMs = Math.min(this.#core.startGate.idleMs, performance.now() - this.#takenAtMs);
     if (quietMs < QUIET_MS) return this.#refillIn(QUIET_MS - quietMs);
-    const making = this.#make(kind);
+    const making: Making = { pool, member: this.#make(pool), isTaken: false };
     this.#making = making;
-    this.#isMakingTaken = false;
-    const member = await making;
+    const member = await making.member;
     this.#making = null;
-    const isTaken = this.#isMakingTaken;
-    if (member === null) return this.#refillIn(Math.min(RETRY_FIRST_MS * 2 ** this.#failures++, RETRY_MAX_MS));
-    this.#failures = 0;
-    if (!isTaken) this.#ready.push(member);
+    if (member === null) pool.failed();
+    else {
+      pool.made();
+      const isWanted = !pool.isOver && pool.kind !== null && keyOf(pool.kind) === member.key;
+      if (!making.isTaken && isWanted) pool.ready.push(member);
+      else if (!making.isTaken) void this.drop(member);
+    }
     this.#refillIn(0);
   }
 
-  async #make(kind: Kind): Promise<Member | null> {
+  async #make(pool: WarmPool): Promise<Member | null> {
     const ask = { verb: 'daemon.warm', caller: ownCaller(this.#core), reads: false, signal: this.#over.signal } as const;
     try {
       return await this.#core.operations.run(ask, async (call) => {
-        this.#trouble = await noRoom(this.#core.deps, call.op, kind.shape.memoryMiB);
-        if (this.#trouble !== null) return null;
+        const kind = pool.templateId === null ? pool.kind : await this.#kindOf(call.op, pool.templateId);
+        if (kind === null) throw new Error('what they start from is not there now');
+        pool.trouble = await noRoom(this.#core.deps, call.op, kind.shape.memoryMiB);
+        if (pool.trouble !== null) return null;
+        for (const other of pool.become(kind)) void this.drop(other);
         const member = await inPlace(this.#core, call.op, () => newMember(this.#core, call, kind));
-        this.#watch(member);
+        this.#watch(pool, member);
         return member;
       });
     } catch (cause) {
       if (this.#over.signal.aborted) return null;
-      this.#trouble = cause instanceof Error ? cause.message : String(cause);
+      pool.trouble = cause instanceof Error ? cause.message : String(cause);
       this.#core.deps.log.warn({ err: cause }, 'a warm sandbox could not be made; it is tried again later');
       return null;
     }
   }
 
   /** One that dies while it waits is nobody's any more. */
-  #watch(member: Member): void {
+  #watch(pool: WarmPool, member: Member): void {
     const { run, waiting } = member;
     const op = { ...run.op, signal: AbortSignal.any([run.op.signal, waiting.signal]) };
     const ends = [run.backend.ended(op, run.plan), run.backend.networkLost?.(op, run.plan).then((lost) => (lost ? true : never))];
     Promise.race(ends.filter((end) => end !== undefined))
       .then(() => {
-        if (!this.#ready.includes(member)) return; // who has it finds out
-        this.#ready = this.#ready.filter((other) => other !== member);
+        if (!pool.ready.includes(member)) return; // who has it finds out
+        pool.ready = pool.ready.filter((other) => other !== member);
         op.log.warn({ sandbox: run.id }, 'a warm sandbox has ended by itself');
         void this.drop(member);
-        this.#refillIn(RETRY_FIRST_MS);
+        this.#refillIn(GONE_MS);
       })
       .catch((cause: unknown) => {
         if (!waiting.signal.aborted) op.log.warn({ sandbox: run.id, cause }, 'watching a warm sandbox failed');
@@ -257,100 +310,3 @@ export class WarmSandboxes {
 }
 
 const never = new Promise<never>(() => {});
-
-/** Starts one, and has its guest do all that every sandbox does first. On failure nothing is left. */
-async function newMember(core: Needs, call: Call, kind: Kind): Promise<Member> {
-  const { op } = call;
-  const { host, settings, store } = core.deps;
-  const { backend, shape, network, boot } = kind;
-  const id = newId('sbx', (count) => host.randomBytes(count));
-  call.target(id);
-  // Of before it is started: what changes meanwhile is found when it is taken.
-  const stamp = await stampOf(op, kind);
-  if (stamp === null) throw op.error('failed_precondition', 'what a warm sandbox starts from is not there');
-  const intent = {
-    change: 'addIntent',
-    kind: 'warm',
-    projectId: store.defaultProjectId,
-    sandboxId: id,
-    atMs: host.nowMs(),
-    detail: { backend: backend.name, imageId: boot.image.id, kernelId: boot.kernelId },
-  } as const;
-  const { uids } = settings;
-  const [{ id: intentId }, uid] =
-    uids === null
-      ? [(await call.commit([intent], 'relaxed'))[0], null]
-      : await call.commit([intent, { change: 'allocateUid', sandboxId: id, uids }], 'relaxed');
-  const spec = { name: NOBODY, backend: backend.name, shape, network, env: {}, user: null, workdir: null } satisfies Partial<SandboxSpec>;
-  const run = core.runs.make(op, { id, projectId: null, spec }, boot.files, uid);
-  await using undo = new AsyncDisposableStack();
-  undo.defer(async () => {
-    using late = op.releasing(RELEASE_MS);
-    await removeUnmade(core, late, run, [intentId]).catch((cause: unknown) =>
-      op.log.warn({ sandbox: id, cause }, 'a warm sandbox that could not be made left something behind'),
-    );
-  });
-  await backend.create(op, run.plan);
-  const started = await backend.start(op, run.plan);
-  using limited = op.within(GUEST_MS, 'making a warm sandbox ready');
-  const agent = await run.link.agent(limited);
-  await agent.configure(limited, configurationOf(host, { sandbox: { id, spec, startCount: -1 }, boot, secrets: {} }, started, backend));
-  await runOnce(limited, run);
-  undo.move();
-  return { run, started, intentId, key: keyOf(kind), stamp, waiting: new AbortController() };
-}
-
-/** The first program that runs after a restore is by far the slowest: it is this one. An image without it has its own first. */
-async function runOnce(op: Operation, run: Run): Promise<void> {
-  try {
-    using process = await run.link.start(op, { id: WARMER, argv: ['true'], stdin: 'null', whenUnread: 'drop' });
-    for await (const item of process.items(op)) if (item.type === 'exit') return;
-  } catch (cause) {
-    if (op.signal.aborted) throw cause;
-    op.log.debug({ sandbox: run.id, cause }, 'a warm sandbox has run nothing');
-  }
-}
-
-/** All that was made for a sandbox that is none: processes first, then its record. */
-export async function removeUnmade(
-  core: Pick<Core, 'deps' | 'runs'>,
-  op: Operation,
-  run: Run,
-  intentIds: readonly number[],
-  logs: (dir: string) => Promise<void> = (dir) => core.deps.host.remove(op, dir),
-): Promise<void> {
-  const { host, places, store } = core.deps;
-  core.runs.forget(run);
-  const mine = placesOf(places, run.id);
-  await run.backend.kill(op, run.plan, 'now');
-  await run.backend.remove(op, run.plan);
-  await Promise.all([host.remove(op, mine.dir), host.remove(op, mine.runDir)]);
-  await logs(mine.logDir);
-  await store.commit(
-    op,
-    [
-      ...intentIds.map((id) => ({ change: 'finishIntent', id }) as const),
-      { change: 'releaseUid', sandboxId: run.id },
-      { change: 'releasePorts', sandboxId: run.id },
-    ],
-    'relaxed',
-  );
-}
-
-/** Why this machine has no memory for one more; null: it has. */
-async function noRoom({ host }: Pick<Deps, 'host'>, op: Operation, memoryMiB: number): Promise<string | null> {
-  const text = new TextDecoder().decode(await host.readFile(op, '/proc/meminfo', MEMINFO_BYTES_MAX));
-  const availableMiB = Math.floor(Number(/^MemAvailable:\s+(\d+) kB/m.exec(text)?.[1] ?? 0) / 1024);
-  const neededMiB = memoryMiB + SPARE_MIB;
-  if (availableMiB >= neededMiB) return null;
-  return `this machine has ${availableMiB} MiB of memory to spare, and less than ${neededMiB} MiB is too little`;
-}
-
-async function stampOf(op: Operation, { backend, shape, boot, network }: Kind): Promise<string | null> {
-  return (await backend.ahead?.stamp(op, { shape, boot: boot.files, network })) ?? null;
-}
-
-function keyOf({ backend, shape, network, boot }: Kind): string {
-  const { cpus, memoryMiB, diskMiB } = shape;
-  return JSON.stringify([backend.name, cpus, memoryMiB, diskMiB, network, boot.image.id, boot.kernelId, boot.files]);
-}

@@ -5,11 +5,13 @@ import { join } from 'node:path';
 import { afterAll, afterEach, expect, test } from 'vitest';
 import type { Input, Output } from '../../src/services/verbs.ts';
 import { DaemonUnderTest } from '../support/daemon-under-test.ts';
-import { eventually } from '../support/eventually.ts';
+import { eventually as soon } from '../support/eventually.ts';
 import { all, expectInOrder, expectNoLeaks, isLong, options, seed, shellOf } from './world.ts';
 
 const TEST_MS = isLong ? 3_600_000 : 180_000;
 const IMAGE = 'debian';
+/** A bound against what hangs, not for a busy machine. */
+const eventually = (what: string, check: () => boolean | Promise<boolean>): Promise<void> => soon(what, check, 240_000);
 
 const env = (more: Readonly<Record<string, string>> = {}) =>
   options({

@@ -12,10 +12,12 @@ import type { BuildRecords } from '../build-records.ts';
 import type { Call } from '../call.ts';
 import type { Core } from '../core.ts';
 import { backendOf } from '../deps.ts';
+import { kindOf } from '../from-snapshot.ts';
 import { kernelFor } from '../kernels.ts';
 import { waitFor } from '../operations.ts';
 import { removeSnapshots, snapshotDir, snapshotsOf } from '../snapshots.ts';
 import { ownCaller } from '../supervisor.ts';
+import type { Kind } from '../warm-member.ts';
 import type { Recipe, TemplateBuilder } from './build.ts';
 
 /** How often one that is used is looked at. */
@@ -87,6 +89,19 @@ export class TemplateKeeper {
     );
   }
 
+  /** What a sandbox of it starts from now; null: there is none, or it is to be built anew first. */
+  async kindOf(op: Operation, id: TemplateId): Promise<Kind | null> {
+    const { deps } = this.#core;
+    const template = await deps.store.query('template', { id });
+    const snapshot = template === null ? null : await deps.store.query('snapshot', { id: template.snapshotId });
+    if (template === null || snapshot === null) return null;
+    const { spec } = snapshot;
+    const forced = (await this.#difference(op, snapshot, spec, false)) === null ? false : 'brought';
+    if (forced !== false && (await this.#difference(op, snapshot, spec, forced)) !== null) return null;
+    const boot = await deps.boots.of(op, spec, backendOf(deps, op, spec.backend).needs);
+    return kindOf(this.#core, op, id, snapshot, boot, snapshotDir(this.#core, snapshot.id), forced);
+  }
+
   /** In the background. Never rejects. */
   async look(template: Template): Promise<void> {
     const known = this.#of(template.id);
@@ -111,6 +126,7 @@ export class TemplateKeeper {
   /** The tag has moved: what it was on before goes, unless something stands on it. */
   async built(call: Call, template: Template, before: Template | null): Promise<void> {
     this.#known.delete(template.id);
+    await this.#core.warm.renew(template.id);
     if (before !== null) await this.sweep(call);
   }
 

@@ -4,6 +4,7 @@ import { viewOfBuild } from '../build-records.ts';
 import type { Builds } from '../builds.ts';
 import type { Call } from '../call.ts';
 import type { Core } from '../core.ts';
+import { backendOf } from '../deps.ts';
 import type { Handlers } from '../handlers.ts';
 import { snapshotDir } from '../snapshots.ts';
 import type { Output, Parsed } from '../verbs.ts';
@@ -37,7 +38,7 @@ export function templateVerbs(core: Core, handlers: Pick<Handlers, 'sandbox.crea
       state: building !== null ? 'building' : keeper.isOutdated(id) ? 'outdated' : 'ready',
       why: keeper.why(id),
       ...{ snapshotId, imageId, kernelId, backend, shape, network, buildId, building: building === '' ? null : building },
-      warm: { ...warm, ready: 0, why: null },
+      warm: { ...warm, ...core.warm.stateOf(id) },
       ...{ ownBytes: snapshot.ownBytes, apparentBytes: snapshot.apparentBytes, usedBy: users.map(({ sandbox }) => sandbox) },
       ...{ createdAtMs, builtAtMs },
     };
@@ -58,9 +59,17 @@ export function templateVerbs(core: Core, handlers: Pick<Handlers, 'sandbox.crea
       return { ...(await viewOf(template)), recipe: template.recipe as Recipe, machine: { ...snapshot?.detail } };
     },
     'template.set': async (call, { template: text, warm }) => {
-      const { id } = await findTemplate(core, call.caller.projectId, text);
+      const { op } = call;
+      const { id, name, snapshotId } = await findTemplate(core, call.caller.projectId, text);
       call.target(id);
+      const made = await store.query('snapshot', { id: snapshotId });
+      const backend = made === null ? null : backendOf(core.deps, op, made.spec.backend);
+      if (warm.max > 0 && backend?.ahead === undefined)
+        throw op.error('failed_precondition', `the backend ${backend?.name} keeps no sandboxes ready: none of template ${name}`, {
+          hint: 'take the backend qemu for it; what starts from a template is quick without as well',
+        });
       const [template] = await call.commit([{ change: 'warmTemplate', id, warm, atMs: host.nowMs() }]);
+      await core.warm.keep(id, warm);
       return await viewOf(template);
     },
     'template.remove': async (call, { template: text, force }) => await remove(call, { template: text, force }),
@@ -80,6 +89,7 @@ export function templateVerbs(core: Core, handlers: Pick<Handlers, 'sandbox.crea
       throw op.error('failed_precondition', `a sandbox is being made from template ${name} at this moment`, { hint: 'try again' });
     const [{ removed }] = await call.commit([{ change: 'removeTemplate', id, force: force ?? false, atMs: host.nowMs() }]);
     keeper.forget(id);
+    await core.warm.forget(id);
     using late = op.releasing(REMOVE_MS);
     for (const snapshot of removed) await host.remove(late, snapshotDir(core, snapshot.id));
     return { id, name, ownBytes: removed.reduce((sum, { ownBytes }) => sum + ownBytes, 0) };
