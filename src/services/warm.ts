@@ -1,6 +1,6 @@
 // Warm sandboxes: machines that were started before anybody asked, of the usual kind and of templates that want some. They wait
 // without a name and without a link, and the next create that wants their kind gets one instead of starting its own
-// (docs/decisions/0025-warm-sandboxes.md, 0031-templates.md).
+// (docs/decisions/0025-warm-sandboxes.md, 0032-templates.md).
 //
 // Always true:
 // 1. A member is an intent of kind `warm` in the store and no sandbox: nobody lists it, nothing bills it.
