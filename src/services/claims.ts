@@ -30,7 +30,8 @@ function instead(claim: Claim, can: Capabilities): string | null {
   if (claim === 'fork' && can.diskSnapshot) return 'keep its disk as an image, and start others from that: hutch image commit';
   if (claim === 'snapshot' && can.diskSnapshot)
     return 'keep its disk as an image: hutch image commit SANDBOX NAME, then: hutch run --image NAME';
-  if (claim === 'hostDirectories') return 'copy it in: hutch cp, or hutch run DIR; or take a backend that mounts: hutch backends';
+  if (claim === 'hostDirectories')
+    return 'copy it in: hutch cp, or hutch run DIR; or keep it on a volume: -v NAME:PATH; or take a backend that mounts: hutch backends';
   if (claim === 'volumes') return 'take a backend that mounts volumes: hutch backends';
   return null;
 }
