@@ -51,7 +51,7 @@ test('whole help texts are understood: of the release in Debian, and of one of 2
     path: 'runsc',
     version: '20250205.0',
     platforms: ['systrap', 'kvm', 'ptrace'],
-    options: ['--host-uds=open', '--overlay2=none', '--net-raw', '--cpu-num-from-quota'],
+    options: ['--host-uds=open', '--overlay2=none', '--directfs=false', '--net-raw', '--cpu-num-from-quota'],
     canIgnoreCgroups: true,
     hasPanicLog: true,
   });

@@ -71,6 +71,8 @@ export function runtimeOf(path: string, version: string, help: string): Runtime 
       sockets,
       // The private layer is ours and outlives the sandbox; newer releases would put their own over it.
       ...(has('overlay2') ? ['--overlay2=none'] : []),
+      // A sandbox that opens the host's files itself empties one that it may only read before it is refused to write it.
+      ...(has('directfs') ? ['--directfs=false'] : []),
       // A machine's root may ping; what it sends is looked at by nobody but passt.
       ...(has('net-raw') ? ['--net-raw'] : []),
       ...(has('cpu-num-from-quota') ? ['--cpu-num-from-quota'] : []),
