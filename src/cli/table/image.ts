@@ -274,10 +274,11 @@ export const imageVerbs: readonly Verb[] = [
       },
       {
         name: 'login',
+        also: 'login',
         summary: 'Log in to a registry; docker login is the same login',
         examples: [
-          { line: 'hutch image login ghcr.io -u me --password-stdin', about: 'from a file or a pipe' },
-          { line: 'hutch image login -u me', about: 'to Docker Hub; asks for the password' },
+          { line: 'hutch login ghcr.io -u me --password-stdin', about: 'from a file or a pipe' },
+          { line: 'hutch login -u me', about: 'to Docker Hub; asks for the password' },
         ],
         flags: [
           { name: 'username', short: 'u', value: 'NAME', about: 'Who you are there' },
@@ -289,8 +290,9 @@ export const imageVerbs: readonly Verb[] = [
       },
       {
         name: 'logout',
+        also: 'logout',
         summary: 'Forget the login for a registry',
-        examples: [{ line: 'hutch image logout ghcr.io', about: '' }],
+        examples: [{ line: 'hutch logout ghcr.io', about: '' }],
         flags: [],
         positionals: [{ name: 'REGISTRY', takes: 'optional', completes: 'nothing' }],
         load: async () => (await images()).logout,
