@@ -7,8 +7,7 @@ import { type InstallRecord, readJournal, readRecord } from './record.ts';
 import { currentRelease, installedRelease, isWhole, type Release, readSource } from './release.ts';
 import { hold, type Installed, installedOf, listSandboxes, type Running, runningDaemon, type Scene, serviceOf } from './scene.ts';
 import type { Service, UnitState } from './service.ts';
-import { schemaOf } from './store-copy.ts';
-import { repair } from './upgrade.ts';
+import { repair, whatItDoes } from './upgrade.ts';
 
 export type StatusReport = {
   readonly installed: (Installed & { readonly version: string; readonly schemaVersion: number }) | null;
@@ -111,7 +110,7 @@ async function tellProblems(
 const userFlag = (whose: 'system' | 'user'): string => (whose === 'user' ? '--user ' : '');
 
 async function upgradeFrom(op: Operation, scene: Scene, record: InstallRecord, from: string): Promise<StatusReport['upgrade']> {
-  const { host, layout, places } = scene;
+  const { host } = scene;
   let source: Release;
   try {
     source = await readSource(op, host, from);
@@ -120,17 +119,5 @@ async function upgradeFrom(op: Operation, scene: Scene, record: InstallRecord, f
     return { from, release: '', version: '', does: [`nothing: ${error.message}`] };
   }
   const { id, version } = source;
-  if (id === record.release) return { from, release: id, version, does: ['nothing: it is installed'] };
-  const old = await installedRelease(op, host, layout, record.release);
-  const schema = places === null ? null : await schemaOf(op, host, places.storePath);
-  if (schema !== null && schema > source.schemaVersion)
-    return { from, release: id, version, does: [`nothing: the store has schema ${schema}, and it knows ${source.schemaVersion}`] };
-  const does = [`put ${id} in the place of ${record.release}, which stays beside`];
-  if (places !== null) does.push('start the daemon anew; sandboxes go on');
-  if (source.schemaVersion !== old?.schemaVersion && schema !== null && schema !== source.schemaVersion)
-    does.push(
-      `bring the store from schema ${schema} to ${source.schemaVersion}; it is copied before, and put back if the new daemon is not well`,
-    );
-  if (source.node !== old?.node) does.push(`run on Node.js ${source.node}, not ${old?.node ?? 'unknown'}`);
-  return { from, release: id, version, does };
+  return { from, release: id, version, does: await whatItDoes(op, scene, record, source) };
 }

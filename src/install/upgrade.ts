@@ -45,6 +45,8 @@ export type UpgradeReport = Installed & {
   readonly from: Release;
   readonly to: Release;
   readonly files: readonly Placed[];
+  /** What it does, or did, in sentences. */
+  readonly does: readonly string[];
   /** What an upgrade that was cut short was found to be, and what was done. */
   readonly repaired: string | null;
   readonly dryRun: boolean;
@@ -54,15 +56,17 @@ export async function upgrade(op: Operation, scene: Scene, wish: UpgradeWish): P
   const { host, layout } = scene;
   const found = await installedRecord(op, scene);
   const service = await serviceOf(op, scene, found.service);
-  await using _held = await hold(op, scene);
+  // To look at it takes nobody's turn.
+  await using _held = wish.how === 'do' ? await hold(op, scene) : null;
   const repaired = wish.how === 'do' ? await repair(op, scene, service, wish.withinMs) : null;
   const record = await installedRecord(op, scene);
   const from = await releaseOfRecord(op, scene, record);
   const source = await readSource(op, host, wish.from);
   const to: Release = { id: source.id, version: source.version, schemaVersion: source.schemaVersion, node: source.node };
+  const does = await whatItDoes(op, scene, record, to);
   const report = (outcome: UpgradeReport['outcome'], files: readonly Placed[], now: InstallRecord): UpgradeReport => ({
     ...installedOf(scene, now),
-    ...{ outcome, version: to.version, from, to, files, repaired, dryRun: wish.how === 'only-tell' },
+    ...{ outcome, version: to.version, from, to, files, does, repaired, dryRun: wish.how === 'only-tell' },
   });
   if (source.id === record.release) return report('there', [], record);
   await refuseOlder(op, scene, to);
@@ -230,6 +234,23 @@ async function killDaemons(op: Operation, scene: Scene, wanted: (daemon: OwnDaem
         await pause(LOOK_EVERY_MS, undefined, { signal: limited.signal });
     }
   }
+}
+
+/** What an upgrade to a release does, in sentences: also that it would be refused. */
+export async function whatItDoes(op: Operation, scene: Scene, record: InstallRecord, to: Release): Promise<readonly string[]> {
+  const { host, layout, places } = scene;
+  if (to.id === record.release) return ['nothing: it is installed'];
+  const old = await installedRelease(op, host, layout, record.release);
+  const schema = places === null ? null : await schemaOf(op, host, places.storePath);
+  if (schema !== null && schema > to.schemaVersion) return [`nothing: the store has schema ${schema}, and it knows ${to.schemaVersion}`];
+  const does = [`put ${to.id} in the place of ${record.release}, which stays beside`];
+  if (places !== null) does.push('start the daemon anew; sandboxes go on');
+  if (schema !== null && schema < to.schemaVersion)
+    does.push(
+      `bring the store from schema ${schema} to ${to.schemaVersion}; it is copied before, and put back if the new daemon is not well`,
+    );
+  if (to.node !== old?.node) does.push(`run on Node.js ${to.node}, not ${old?.node ?? 'unknown'}`);
+  return does;
 }
 
 async function refuseOlder(op: Operation, { host, places }: Scene, to: Release): Promise<void> {

@@ -16,6 +16,8 @@ import { exitOf } from '../exit-codes.ts';
 import { clock, json, roughAge, safe, table } from '../output.ts';
 import { durationMs } from '../spec.ts';
 
+/** That there is something for the machine; who may not see more of it is told so. */
+const MACHINES = '/usr/local/lib/hutch/install.json';
 const WITHIN_MS = 60_000;
 const WITHIN_MS_MAX = 3_600_000;
 
@@ -55,7 +57,8 @@ export async function upgrade(context: Context, args: Args): Promise<number> {
     there: `nothing to do: ${report.to.id} is installed`,
     'would-upgrade': `would upgrade from ${report.from.id} to ${report.to.id}`,
   }[report.outcome];
-  const files = report.files.length === 0 ? '' : `\n${fileTable(report.files)}`;
+  const does = report.outcome === 'would-upgrade' ? report.does.map((one) => `  ${one}\n`).join('') : '';
+  const files = `${does}${report.files.length === 0 ? '' : `\n${fileTable(report.files)}`}`;
   await context.io.out(context.json ? json(report) : `${report.repaired === null ? '' : `${report.repaired}\n`}${said}\n${files}`);
   return 0;
 }
@@ -145,6 +148,8 @@ function fileTable(files: readonly Placed[]): string {
 
 function statusText(report: StatusReport, scene: Scene): string {
   const { installed, unit, daemon, sandboxes, problems, upgrade: next, repaired } = report;
+  if (installed === null && scene.layout.whose === 'user' && existsSync(MACHINES))
+    return 'nothing is installed for this user; for the machine there is something: ask as root\n';
   if (installed === null) return `nothing is installed in ${scene.layout.root}${scene.layout.lib}; install it with: hutch system install\n`;
   const rows: [string, string][] = [
     ['installed', `${installed.release} ${forWhom(installed)}${installed.previous === null ? '' : `, before it ${installed.previous}`}`],
