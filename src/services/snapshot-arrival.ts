@@ -196,7 +196,10 @@ async function standing(
   ];
   const wanted = [...(hasKernel ? [] : [`--kernel ${kernel?.digest}`]), ...(here === null ? [image.digest] : [])].join(' ');
   throw op.error('failed_precondition', `the snapshot needs what is not here: ${missing.join(' and ')}`, {
-    hint: `where it was made: hutch image export -o needed.tar ${wanted}; here: hutch image import needed.tar`,
+    hint:
+      here === null && !image.travels
+        ? 'no other machine has that image: take what is to travel of a sandbox of one from a registry or a file (hutch run --image NAME)'
+        : `where it was made: hutch image export -o needed.tar ${wanted}; here: hutch image import needed.tar`,
   });
 }
 

@@ -12,7 +12,7 @@ import { packPieces } from '../images/snapshot/pieces.ts';
 import { packedWithZstd } from '../images/zstd.ts';
 import type { Core } from './core.ts';
 import { requireFreeSpace } from './free-space.ts';
-import { readSnapshotFiles, snapshotDir, snapshotsDir, snapshotsOf } from './snapshots.ts';
+import { imageTravels, readSnapshotFiles, snapshotDir, snapshotsDir, snapshotsOf } from './snapshots.ts';
 
 const RELEASE_MS = 60_000;
 
@@ -43,7 +43,7 @@ export async function packSnapshot(core: Core, op: Operation, snapshot: Snapshot
     said.push({ name: part.name, bytes: part.bytes, dataBytes });
     packed.push(rest);
   }
-  const artifact = artifactOf(await configOf(core, snapshot, machine, said), packed);
+  const artifact = artifactOf(await configOf(core, op, snapshot, machine, said), packed);
   const owned = undo.move();
   return { artifact, parts: packed, names: said.map(({ name }) => name), [Symbol.asyncDispose]: () => owned.disposeAsync() };
 }
@@ -102,10 +102,12 @@ async function packPart(
 
 async function configOf(
   core: Core,
-  { name, contents, createdAtMs, spec, detail }: Snapshot,
+  op: Operation,
+  snapshot: Snapshot,
   machine: Readonly<Record<string, unknown>>,
   parts: PartSaid[],
 ): Promise<SnapshotConfig> {
+  const { name, contents, createdAtMs, spec, detail } = snapshot;
   const { store } = core.deps;
   const image = await store.query('image', { id: spec.imageId });
   const kernel = spec.kernelId === null ? null : await store.query('kernel', { id: spec.kernelId });
@@ -113,7 +115,7 @@ async function configOf(
   return {
     version: 1,
     ...{ name, backend: spec.backend, contents, createdAtMs },
-    image: { digest: image.digest, names: [...image.names].sort() },
+    image: { digest: image.digest, names: [...image.names].sort(), travels: await imageTravels(core, op, snapshot) },
     kernel: kernel === null ? null : { digest: kernel.digest, version: kernel.version },
     made: madeAs(spec),
     secretNames: [...secretsOf({ detail })],

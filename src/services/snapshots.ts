@@ -101,6 +101,7 @@ export function snapshotVerbs(core: Core, restorer: Restorer): Pick<Handlers, Sn
         made: { env: { ...env }, labels: { ...labels }, user, workdir, main: main === null ? null : [...main.argv], network, timeoutMs },
         machine: Object.fromEntries(Object.entries(snapshot.detail).filter(([key]) => !NOT_MACHINE.includes(key))),
         secretNames: [...secretsOf(snapshot)],
+        imageTravels: await imageTravels(core, op, snapshot),
       };
     },
     'snapshot.remove': async (call, { snapshot: text, cascade }) => {
@@ -360,4 +361,10 @@ function viewOf(snapshot: Snapshot, users: Users): Omit<Output<'snapshot.create'
     ...{ ownBytes, apparentBytes, createdAtMs, usedBy: [...(users.get(id) ?? [])] },
     before: beforeOf(snapshot),
   };
+}
+
+/** One that was made here, or of a user's files, is another one wherever it is brought. */
+export async function imageTravels({ deps }: Core, op: Operation, { spec }: Snapshot): Promise<boolean> {
+  const image = await deps.store.query('image', { id: spec.imageId });
+  return image !== null && deps.images !== null && (await deps.images.layers(op, image.digest)).length > 0;
 }

@@ -175,14 +175,14 @@ test(`what is damaged, lies or does not fit is refused, and leaves nothing (seed
     const cut = at();
     expect(await refused(there, file.subarray(0, cut)), `cut after ${cut}`).toMatchObject({ code: 'failed_precondition' });
     const flipped = Buffer.from(file);
-    const byte = file.indexOf(ZSTD, at() % file.lastIndexOf(ZSTD)) + 12; // within the content of a part
+    const byte = file.indexOf(ZSTD, at() % file.lastIndexOf(ZSTD)) + 5; // within the content of a part: the last frame of one has nine bytes
     flipped[byte] = (flipped[byte] ?? 0) ^ 16;
     const { message } = await refused(there, flipped);
     expect(message, `flipped at ${byte}`).toMatch(/^the archive cannot be used: /);
   }
   const digest = `sha256:${'0'.repeat(64)}`;
   const lies: readonly (readonly [(config: SnapshotConfig) => object, RegExp])[] = [
-    [() => ({ image: { digest, names: ['web:1'] } }), /needs what is not here: image sha256:0+ \(web:1\)/],
+    [() => ({ image: { digest, names: ['web:1'], travels: true } }), /needs what is not here: image sha256:0+ \(web:1\)/],
     [() => ({ kernel: { digest, version: '9.9' } }), /needs what is not here: kernel sha256:0+ \(9\.9\)/],
     [() => ({ kernel: null }), /names no kernel where it needs one/],
     [() => ({ backend: 'docker' }), /docker/],
@@ -217,8 +217,10 @@ test(`what is damaged, lies or does not fit is refused, and leaves nothing (seed
     [whole, ofMemory],
   ] as const)
     for (const [change, why] of all) expect((await refused(there, await saying(from, change))).message).toMatch(why);
-  const { hint } = await refused(there, await saying(file, () => ({ image: { digest, names: [] } })));
+  const { hint } = await refused(there, await saying(file, () => ({ image: { digest, names: [], travels: true } })));
   expect(hint).toContain(`hutch image export -o needed.tar ${digest}`);
+  const own = await refused(there, await saying(file, () => ({ image: { digest, names: [], travels: false } })));
+  expect(own.hint).toMatch(/no other machine has that image/);
   expect(await refused(there, file, 'No-Name')).toMatchObject({ code: expect.stringMatching(/^(failed_precondition|conflict)$/) });
 
   // Of another machine: it is here, says why it does not go on, and does so only with force.

@@ -21,7 +21,7 @@ const CONFIG: SnapshotConfig = {
   backend: 'qemu',
   contents: 'memory and disk',
   createdAtMs: 1,
-  image: { digest: DIGEST, names: ['debian'] },
+  image: { digest: DIGEST, names: ['debian'], travels: true },
   kernel: { digest: DIGEST, version: '6.1' },
   made: { name: 'web' },
   secretNames: [],

@@ -109,7 +109,7 @@ export async function exportFile(context: Context, args: Args): Promise<number> 
   const output = args.value('output');
   const snapshot = args.first();
   refuseTerminal(context, output, `hutch snapshot export -o FILE ${safe(snapshot)}`);
-  await warnOfSecrets(context, snapshot);
+  await warn(context, snapshot);
   context.progress.show({ step: 'export snapshot', detail: 'packing' });
   const { bytes, headers } = await context.client
     .download('snapshot.export', { snapshot }, { signal: context.interrupts.signal })
@@ -119,10 +119,12 @@ export async function exportFile(context: Context, args: Args): Promise<number> 
   return 0;
 }
 
-/** Whoever has the file has what programs held in their memory. */
-async function warnOfSecrets(context: Context, snapshot: string): Promise<void> {
-  const { secretNames } = await ask(context, 'snapshot.get', { snapshot });
+/** Whoever has the file has what programs held in their memory; and it is of no use where its image cannot be. */
+async function warn(context: Context, snapshot: string): Promise<void> {
+  const { secretNames, imageTravels } = await ask(context, 'snapshot.get', { snapshot });
   await sayOfSecrets(context, secretNames);
+  if (!imageTravels && !context.json)
+    await context.io.err(`hutch: the image of ${safe(snapshot)} was made on this machine: where no such image is, it cannot be imported\n`);
 }
 
 async function sayOfSecrets(context: Context, secretNames: readonly string[]): Promise<void> {
@@ -142,9 +144,9 @@ export async function importFile(context: Context, args: Args): Promise<number> 
 
 export async function push(context: Context, args: Args): Promise<number> {
   const [snapshot = '', name = ''] = args.positionals;
+  await warn(context, snapshot);
   const answer = await change(context, 'snapshot.push', { snapshot, name });
   await context.io.out(context.json ? json(answer) : `${answer.digest}\n`);
-  await sayOfSecrets(context, answer.secretNames);
   return 0;
 }
 

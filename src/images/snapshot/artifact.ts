@@ -33,7 +33,8 @@ const configSchema = z
     backend: z.enum(BACKENDS),
     contents: z.enum(SNAPSHOT_CONTENTS),
     createdAtMs: z.int().nonnegative(),
-    image: z.strictObject({ digest, names: z.array(z.string().max(512)).max(64) }),
+    /** `travels`: it came from elsewhere, and is the same wherever it is brought. */
+    image: z.strictObject({ digest, names: z.array(z.string().max(512)).max(64), travels: z.boolean() }),
     kernel: z.strictObject({ digest, version: z.string().max(256) }).nullable(),
     /** What its sandbox was made as: judged by who makes sandboxes. */
     made: z.record(z.string().max(64), z.unknown()),

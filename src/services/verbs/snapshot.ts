@@ -76,6 +76,7 @@ export const snapshotVerbs = {
       }),
       machine: z.record(z.string(), z.unknown()).describe('on what it was made: all of it must be the same where its memory goes on'),
       secretNames: z.array(z.string()).describe('of secrets that its sandbox had: their values may be in its memory'),
+      imageTravels: z.boolean().describe('false: its image was made on this machine, and no other has it'),
     }),
     errors: found,
     idempotent: true,
