@@ -26,8 +26,6 @@ const FROM_DOCKER: Readonly<Record<string, string>> = {
   push: 'image push',
   rmi: 'image rm',
   tag: 'image tag',
-  login: 'image login',
-  logout: 'image logout',
   load: 'image import',
   save: 'image export',
   commit: 'image commit',
