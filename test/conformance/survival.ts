@@ -97,7 +97,7 @@ export function survival(subject: Subject): void {
   });
 
   test('metald A.10.5: no counter goes back, over pauses, starts, snapshots and dead daemons, and what cannot be counted is an error', {
-    timeout: 120_000,
+    timeout: 300_000,
   }, async () => {
     const { id } = await subject.make();
     const read = async () => await daemon.call('sandbox.stats', { ref: id });
