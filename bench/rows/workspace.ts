@@ -9,6 +9,7 @@ import { prepareWorkspace } from '../../src/sdk/workspace/prepare.ts';
 import type { Bench, Measurement } from '../context.ts';
 import { judge, type Row, timed } from '../harness.ts';
 import { execOk, mustRun } from '../place.ts';
+import { publishedPort, scp } from './reach.ts';
 
 const FILES = { quick: 300, usual: 30_000, long: 30_000 } as const;
 const FILE_BYTES = 10_000;
@@ -123,5 +124,9 @@ async function workspace(bench: Bench): Promise<readonly Row[]> {
 }
 
 export const WORKSPACE: readonly Measurement[] = [
-  { name: 'workspace', about: 'a git repository into a sandbox, and back', rows: workspace },
+  {
+    name: 'workspace',
+    about: 'a git repository into a sandbox, and back; a published port; scp',
+    rows: async (bench) => [...(await workspace(bench)), ...(await publishedPort(bench)), ...(await scp(bench))],
+  },
 ];

@@ -8,8 +8,11 @@ import { type SyncEvent, syncDirectory } from '../../src/sdk/sync/sync.ts';
 import { eventually } from '../support/eventually.ts';
 import type { Subject } from './subject.ts';
 
+/** Each look starts a program in the sandbox, which an emulated one on a busy machine takes seconds for. */
+const DEADLINE_MS = 90_000;
+
 export function sync(subject: Subject): void {
-  test('sync: a directory here and one in a sandbox stay alike both ways while they are watched', { timeout: 120_000 }, async () => {
+  test('sync: a directory here and one in a sandbox stay alike both ways while they are watched', { timeout: 300_000 }, async () => {
     const ref = await subject.box();
     const dir = await mkdtemp(join(tmpdir(), 'hutch-sync-'));
     const over = new AbortController();
@@ -27,13 +30,17 @@ export function sync(subject: Subject): void {
         onEvent: (event) => void events.push(event),
       });
       running.catch(() => {}); // awaited below
-      await eventually('both are alike', async () => events.at(-1)?.type === 'alike');
+      await eventually('both are alike', async () => events.at(-1)?.type === 'alike', DEADLINE_MS);
       expect(await subject.sh(ref, 'cat /tmp/alike/sub/one')).toBe('one\n');
       await subject.sh(ref, 'cd /tmp/alike; mkdir made; echo there > made/file; rm sub/one');
-      await eventually('it is here', async () => (await readFile(join(dir, 'made/file'), 'utf8').catch(() => '')) === 'there\n');
-      await eventually('it is gone here', async () => (await readFile(join(dir, 'sub/one')).catch(() => null)) === null);
+      await eventually(
+        'it is here',
+        async () => (await readFile(join(dir, 'made/file'), 'utf8').catch(() => '')) === 'there\n',
+        DEADLINE_MS,
+      );
+      await eventually('it is gone here', async () => (await readFile(join(dir, 'sub/one')).catch(() => null)) === null, DEADLINE_MS);
       await writeFile(join(dir, 'made/file'), 'changed here\n');
-      await eventually('it is there', async () => (await subject.sh(ref, 'cat /tmp/alike/made/file')) === 'changed here\n');
+      await eventually('it is there', async () => (await subject.sh(ref, 'cat /tmp/alike/made/file')) === 'changed here\n', DEADLINE_MS);
       expect(events.filter(({ type }) => type === 'conflict' || type === 'failed')).toEqual([]);
       over.abort();
       await expect(running).rejects.toThrow();

@@ -116,11 +116,15 @@ export class Here implements AsyncDisposable {
     };
   }
 
-  /** Whole, in place of what is `expected` to be there. @throws Changed when something else is. */
-  async write(path: string, expected: Node | null, node: Extract<Node, { type: 'file' }>, bytes: AsyncIterable<Uint8Array>): Promise<void> {
+  /**
+   * Whole, in place of what is `expected` to be there. Gives what was put there, whatever it has become since.
+   * @throws Changed when something else is there.
+   */
+  async write(path: string, expected: Node | null, node: Extract<Node, { type: 'file' }>, bytes: AsyncIterable<Uint8Array>): Promise<Node> {
     await using directory = await this.#directory(parentOf(path), 'make it');
     const temp = directory.at(`${TEMP_PREFIX}${randomBytes(8).toString('hex')}.tmp`);
     const target = directory.at(baseOf(path));
+    let written: Node;
     try {
       {
         await using file = await fs.open(temp, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0o600);
@@ -135,9 +139,11 @@ export class Here implements AsyncDisposable {
         await file.chmod(node.mode & 0o777);
         const seconds = (node.mtimeMs + 0.5) / 1_000; // it is cut to what comes before, and must not become a millisecond less
         await file.utimes(seconds, seconds);
+        written = fileNode(await file.stat({ bigint: true }));
       }
       await requireSame(target, path, expected);
       await fs.rename(temp, target);
+      return written;
     } finally {
       await fs.rm(temp, { force: true });
     }

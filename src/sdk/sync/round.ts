@@ -173,7 +173,7 @@ export class Round {
   }
 
   async #down({ path, sides: { here: ours, guest: node } }: Todo): Promise<void> {
-    const { here, guest, dryRun, fileBytesMax, signal, tell } = this.#parts;
+    const { dryRun, fileBytesMax, tell } = this.#parts;
     if (node === null) return;
     if (node.type === 'file' && node.size > fileBytesMax)
       return await tell({ type: 'skipped', path, why: `it has more than ${fileBytesMax} bytes` });
@@ -181,16 +181,24 @@ export class Round {
       const why = linkRefusal(path, node.target);
       if (why !== null) return await tell({ type: 'skipped', path, why });
     }
-    if (!dryRun) {
-      if (ours?.type === 'directory') throw new HutchError({ code: 'conflict', message: `${path} is a directory here` });
-      if (parentOf(path) !== '') await here.makeDirectory(parentOf(path));
-      if (node.type === 'directory') await here.makeDirectory(path);
-      else if (node.type === 'symlink') await here.symlink(path, ours, node.target);
-      else await here.write(path, ours, node, await guest.files.readStream(guest.at(path), { ...guest.as, signal, length: node.size + 1 }));
-    }
-    // Of other file systems times are coarser, and modes others.
-    this.#remember(path, { here: dryRun ? null : await here.look(path), guest: node });
+    // What was put there, not what is there now: who has changed it meanwhile is to be seen by the next look.
+    const put = dryRun ? node : await this.#put(path, ours, node);
+    this.#remember(path, { here: put, guest: node });
     await tell({ type: 'down', path, bytes: sizeOf(node) });
+  }
+
+  /** Of other file systems times are coarser, and modes others: gives what it has become. */
+  async #put(path: string, ours: Node | null, node: Node): Promise<Node> {
+    const { here, guest, signal } = this.#parts;
+    if (ours?.type === 'directory') throw new HutchError({ code: 'conflict', message: `${path} is a directory here` });
+    if (parentOf(path) !== '') await here.makeDirectory(parentOf(path));
+    if (node.type === 'file') {
+      const bytes = await guest.files.readStream(guest.at(path), { ...guest.as, signal, length: node.size + 1 });
+      return await here.write(path, ours, node, bytes);
+    }
+    if (node.type === 'directory') await here.makeDirectory(path);
+    else await here.symlink(path, ours, node.target);
+    return node;
   }
 
   /** Read from both; a file of the sandbox's may end early or late. */
