@@ -12,6 +12,7 @@ import { BOOT } from './rows/boot.ts';
 import { BUILDS } from './rows/builds.ts';
 import { EXEC } from './rows/exec.ts';
 import { FIRST_RUN } from './rows/first-run.ts';
+import { FORK } from './rows/fork.ts';
 import { IMAGES } from './rows/images.ts';
 import { LOOP } from './rows/loop.ts';
 import { MEMORY } from './rows/memory.ts';
@@ -26,6 +27,7 @@ const ALL: readonly Measurement[] = [
   ...FIRST_RUN,
   ...START,
   ...WARM,
+  ...FORK,
   ...EXEC,
   ...STREAMS,
   ...WORK_INSIDE,

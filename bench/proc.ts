@@ -14,6 +14,18 @@ export function memoryOf(pid: number): Memory {
   return { pssMiB: of('Pss'), privateMiB: of('Private_Clean') + of('Private_Dirty'), residentMiB: of('Rss') };
 }
 
+/** Its private pages: those of files below a directory, as a guest's memory is, and all others. */
+export function privateMiBOf(pid: number, dir: string): { readonly below: number; readonly others: number } {
+  const sums = { below: 0, others: 0 };
+  let part: keyof typeof sums = 'others';
+  for (const line of readFileSync(`/proc/${pid}/smaps`, 'utf8').split('\n')) {
+    if (/^[0-9a-f]+-[0-9a-f]+ /.test(line)) part = line.includes(` ${dir}/`) ? 'below' : 'others';
+    const kib = /^Private_(?:Clean|Dirty):\s+(\d+) kB$/.exec(line)?.[1];
+    if (kib !== undefined) sums[part] += (Number(kib) * KIB) / MIB;
+  }
+  return sums;
+}
+
 /** Of the threads that it has now, since each began; /proc/PID/stat counts in steps of 10 ms. */
 export function threadsMs(pid: number): number {
   const ofThread = (tid: string): number => {

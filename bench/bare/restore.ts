@@ -2,9 +2,11 @@
 // runs one program, its end is seen, QEMU is killed.
 import { closeSync, ftruncateSync, mkdtempSync, openSync, readFileSync, writeSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
+import type { Socket } from 'node:net';
 import { join } from 'node:path';
 import { IGNORE_SHARED } from '../../src/backends/qemu/control.ts';
 import { type MachineShape, type MemoryOpening, machineArgs } from '../../src/backends/qemu/machine.ts';
+import { mustRun } from '../place.ts';
 import { BareAgent } from './agent.ts';
 import { BareQmp, BareVm } from './vm.ts';
 
@@ -16,6 +18,8 @@ export type BareTemplate = {
   readonly dir: string;
   readonly memoryPath: string;
   readonly disk: { readonly sizeBytes: number; readonly pieces: readonly (readonly [offset: number, bytes: number])[] };
+  /** In place of those pieces: a disk as it was, whole. */
+  readonly diskPath?: string;
   readonly imagePath: string;
   /** Has the library that maps the memory privately, where QEMU cannot. */
   readonly env: Readonly<Record<string, string>>;
@@ -23,7 +27,14 @@ export type BareTemplate = {
   readonly workDir: string;
 };
 
-export type Restored = AsyncDisposable & { readonly pid: number; readonly agent: BareAgent };
+export type Restored = AsyncDisposable & {
+  readonly pid: number;
+  readonly agent: BareAgent;
+  readonly dir: string;
+  readonly diskPath: string;
+  /** One of its sockets, by name. */
+  socket(name: string): Promise<Socket>;
+};
 
 /** A restored machine whose guest can run programs: in the template its root was there already. */
 export async function restoreBare(template: BareTemplate): Promise<Restored> {
@@ -31,7 +42,8 @@ export async function restoreBare(template: BareTemplate): Promise<Restored> {
   const dir = mkdtempSync(join(template.workDir, 'b'));
   undo.defer(() => rm(dir, { recursive: true, force: true }));
   const diskPath = join(dir, 'disk');
-  layDisk(template, diskPath);
+  if (template.diskPath === undefined) layDisk(template, diskPath);
+  else await mustRun(['cp', '--sparse=always', template.diskPath, diskPath]);
   const files = { memoryPath: template.memoryPath, imagePath: template.imagePath, disks: { vdb: diskPath, vdc: null }, volumes: [] };
   const argv = machineArgs(template.machine, files, { kind: 'unconnected' }, { kind: 'restore', memory: template.memory });
   const vm = undo.use(new BareVm(dir, [template.qemu, ...argv], template.env));
@@ -45,7 +57,7 @@ export async function restoreBare(template: BareTemplate): Promise<Restored> {
   void qmp.execute('cont');
   const agent = undo.use(await BareAgent.connect(port));
   const owned = undo.move();
-  return { pid: vm.pid, agent, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+  return { pid: vm.pid, agent, dir, diskPath, socket: (name) => vm.socket(name), [Symbol.asyncDispose]: () => owned.disposeAsync() };
 }
 
 /** The template's disk as it was when the memory was saved: some pieces in a hole. */

@@ -6,8 +6,9 @@ import type { Acceleration } from '../../src/backends/qemu/config.ts';
 import { type Place, ROOT } from '../place.ts';
 import type { BareTemplate } from './restore.ts';
 
-export async function templateOf(place: Place): Promise<BareTemplate> {
-  await using _sandbox = await place.hutch.create({ network: 'none' });
+/** `memoryMiB`: of the sandbox, in place of what is usual. No other may run there. */
+export async function templateOf(place: Place, memoryMiB?: number): Promise<BareTemplate> {
+  await using _sandbox = await place.hutch.create({ network: 'none', ...(memoryMiB === undefined ? {} : { memoryMiB }) });
   const [machine] = place.machines();
   if (machine === undefined) throw new Error('a sandbox was made, but no QEMU of it is to be seen');
   const argv = readFileSync(`/proc/${machine.vmm}/cmdline`, 'utf8').split('\0');

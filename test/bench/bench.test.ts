@@ -27,6 +27,7 @@ const ROWS: Readonly<Record<string, readonly string[]>> = {
   sdk: ['SDK: create'],
   ls: ['hutch ls'],
   warm: ['warm hand-out → first exec', 'warm hand-out alone', 'hutch run --rm -- true`, one warm'],
+  fork: ['pause of the parent', 'fork one child', 'fork 2 children', 'pages of its own', 'resume → first exec', 'second snapshot'],
   exec: ['p50', 'p99'],
   stdout: ['stdout'],
   read: ['read a file'],

@@ -1,0 +1,238 @@
+// Copies of a sandbox in which a program has touched 200 MiB and counts milliseconds: what standing still it sees, and how long a
+// child takes to its first command. Against the bare script, which restores a machine of the same kind of state.
+import { readFileSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Sandbox } from '../../src/sdk/sandbox.ts';
+import { type BareTemplate, bareRun } from '../bare/restore.ts';
+import { stateOf } from '../bare/state.ts';
+import { templateOf } from '../bare/template.ts';
+import type { Bench, Measurement } from '../context.ts';
+import { alone, figures, judge, type Row, short, timed } from '../harness.ts';
+import { execOk, Place } from '../place.ts';
+import { memoryOf, privateMiBOf } from '../proc.ts';
+
+const FACTOR = 1.25;
+const RESUME_FACTOR = 1.3;
+const PAUSE_MS_MAX = 100;
+const GUEST_SHARE_MAX = 10;
+const OVERHEAD_MIB_MAX = 20;
+const SETTLE_MS = 3_000;
+const STORED_FACTOR = 2;
+const DIRTIED_MIB = 10;
+
+/** Holds memory that is no two pages alike and no zeros, and says each time that it was away for longer than a tick. */
+const ticker = (mebibytes: number): string => `import os, sys, time
+held = bytearray(os.urandom(1 << 20) * ${mebibytes})
+for page in range(0, len(held), 4096): held[page:page + 8] = page.to_bytes(8, 'little')
+open('/dev/shm/up', 'w').close()
+print('up', flush=True)
+last = time.monotonic()
+while True:
+    time.sleep(0.001)
+    now = time.monotonic()
+    if now - last > 0.004: print(int((now - last) * 1e6), flush=True)
+    last = now
+`;
+
+/** A sandbox with that program in it, and the pauses that it saw, in milliseconds. */
+class Ticking {
+  readonly sandbox: Sandbox;
+  #pauses: number[] = [];
+
+  private constructor(sandbox: Sandbox) {
+    this.sandbox = sandbox;
+  }
+
+  static async start(place: Place, mebibytes: number, memoryMiB: number): Promise<Ticking> {
+    const sandbox = await place.hutch.create({ network: 'none', memoryMiB });
+    const ticking = new Ticking(sandbox);
+    const isUp = Promise.withResolvers<void>();
+    const program = await sandbox.spawn(['python3', '-c', ticker(mebibytes)], { stdin: 'null' });
+    let rest = '';
+    program.stdout.on('data', (chunk: Buffer) => {
+      const lines = (rest + chunk.toString()).split('\n');
+      rest = lines.pop() ?? '';
+      if (lines.includes('up')) isUp.resolve();
+      ticking.#pauses.push(...lines.filter((line) => line !== 'up').map((line) => Number(line) / 1000));
+    });
+    program.stdout.on('error', () => {}); // it ends with its sandbox
+    await isUp.promise;
+    return ticking;
+  }
+
+  /** The longest that it was away while `run` went on, and a moment after. */
+  async longest(run: () => Promise<unknown>): Promise<number> {
+    this.#pauses = [];
+    await run();
+    await sleep(100);
+    return Math.max(0, ...this.#pauses);
+  }
+}
+
+const shell = (program: string): readonly string[] => [
+  '/bin/sh',
+  '-c',
+  'setsid python3 -c "$0" </dev/null >/dev/null 2>&1 & while [ ! -e /dev/shm/up ]; do sleep 0.05; done',
+  program,
+];
+
+async function fork(bench: Bench): Promise<readonly Row[]> {
+  await using scope = bench.scope();
+  const place = scope.use(await Place.make());
+  await place.startDaemon();
+  const memoryMiB = bench.pick({ quick: 512, usual: 512, long: 1536 });
+  const touchedMiB = bench.pick({ quick: 50, usual: 200, long: 200 });
+  const state = await stateOf(await templateOf(place, memoryMiB), shell(ticker(touchedMiB)));
+  const ticking = await Ticking.start(place, touchedMiB, memoryMiB);
+  const counts = bench.pick<readonly number[]>({ quick: [1, 2], usual: [1, 4, 16], long: [1, 4, 16] });
+  const rows: Row[] = [];
+  const pauses: number[] = [];
+  let shares: Row[] = [];
+  for (const count of counts) {
+    const runs = bench.runs(count === 1 ? 10 : 3, 1);
+    const [base, ours, paused]: [number[], number[], number[]] = [[], [], []];
+    for (let i = count === 1 ? -1 : 0; i < runs; i += 1) {
+      const bare = await timed(() => Promise.all(Array.from({ length: count }, () => bareRun(state))));
+      let children: readonly Sandbox[] = [];
+      let took = 0;
+      const pause = await ticking.longest(async () => {
+        const began = performance.now();
+        children = await ticking.sandbox.fork({ count });
+        await Promise.all(children.map((child) => execOk(child, ['true'])));
+        took = performance.now() - began;
+      });
+      if (count === 4 || (bench.size === 'quick' && count === 2)) shares = await memoryRows(place, ticking.sandbox, children);
+      await Promise.all(children.map((child) => child.delete()));
+      if (i < 0) continue;
+      base.push(bare);
+      ours.push(took);
+      paused.push(pause);
+      if (count === 1) pauses.push(pause);
+    }
+    const allowed = base.map((bare, i) => FACTOR * bare + (paused[i] ?? 0));
+    const share = figures(ours.map((whole, i) => whole / (allowed[i] ?? Number.NaN))).median;
+    rows.push(
+      judge(
+        {
+          what: count === 1 ? 'fork one child → its first exec done' : `fork ${count} children → the first exec of each done`,
+          unit: 'ms',
+          baselineName: count === 1 ? 'bare restore of the same state + spawn' : `${count} bare restores at once, each + spawn`,
+          target: `≤ ${FACTOR}× + the pause`,
+          meets: () => share <= 1,
+          note: `Takes ${short(share)}× of what is allowed (${short(figures(allowed).median)} ms); the pause was ${short(figures(paused).median)} ms. A child has, beyond the bare restore, its parent's memory and disk written down first, a shim, a user and limits of its own, a durable record, and an identity.`,
+        },
+        base,
+        ours,
+      ),
+    );
+  }
+  const idle = await ticking.longest(() => sleep(500));
+  const copying: number[] = [];
+  const block = Buffer.alloc(touchedMiB * 2 ** 20, 1);
+  const into = Buffer.alloc(block.byteLength, 2);
+  for (const _ of pauses) copying.push(await timed(async () => void block.copy(into)));
+  return [
+    judge(
+      {
+        what: `pause of the parent, ${touchedMiB} MiB touched, as a ticker of 1 ms in it sees it`,
+        unit: 'ms',
+        baselineName: `${touchedMiB} MiB copied in memory`,
+        target: `≤ ${PAUSE_MS_MAX} ms; the ratio is reported`,
+        meets: (_ratio, { median: ms }) => (bench.size === 'quick' ? null : ms <= PAUSE_MS_MAX),
+        note: `Without a fork the ticker was away for up to ${short(idle)} ms. What it stands still for are the second comparison of what was written, the disk, and QEMU's own save of its devices.`,
+      },
+      copying,
+      pauses,
+    ),
+    ...rows,
+    ...shares,
+    ...(await suspended(bench, ticking.sandbox, state)),
+    await second(ticking.sandbox),
+  ];
+}
+
+async function memoryRows(place: Place, parent: Sandbox, children: readonly Sandbox[]): Promise<Row[]> {
+  await sleep(SETTLE_MS);
+  const all = place.machines();
+  const isParent = ({ vmm }: { readonly vmm: number }) => readFileSync(`/proc/${vmm}/cmdline`, 'utf8').includes(`/sandboxes/${parent.id}/`);
+  const of = all.filter((machine) => !isParent(machine));
+  const mother = all.find(isParent);
+  if (mother === undefined || of.length < children.length) throw new Error('the machines of parent and children are not all to be seen');
+  const parentMiB = memoryOf(mother.vmm).pssMiB;
+  const parts = of.map(({ vmm }) => privateMiBOf(vmm, place.dataDir));
+  const share = parts.map(({ below }) => (100 * below) / parentMiB);
+  return [
+    alone(
+      {
+        what: 'memory of an idle fork: pages of its own, of what its parent has',
+        unit: '%',
+        target: `≤ ${GUEST_SHARE_MAX} % of the parent's PSS`,
+        met: figures(share).median <= GUEST_SHARE_MAX,
+        note: `${short(figures(parts.map(({ below }) => below)).median)} MiB of ${short(parentMiB)}. The program that counts milliseconds goes on in each child.`,
+      },
+      share,
+    ),
+    alone(
+      {
+        what: 'memory of an idle fork: the emulator’s own',
+        unit: 'MiB',
+        target: `≤ ${OVERHEAD_MIB_MAX} MiB`,
+        met: figures(parts.map(({ others }) => others)).median <= OVERHEAD_MIB_MAX,
+        note: 'QEMU’s heap, and, without hardware virtualization, the code that it has translated.',
+      },
+      parts.map(({ others }) => others),
+    ),
+  ];
+}
+
+async function suspended(bench: Bench, sandbox: Sandbox, state: BareTemplate): Promise<readonly Row[]> {
+  const [base, ours, puttingAway]: [number[], number[], number[]] = [[], [], []];
+  const runs = bench.runs(8, 1);
+  for (let i = 0; i < runs; i += 1) {
+    base.push(await timed(() => bareRun(state)));
+    puttingAway.push(await timed(() => sandbox.suspend()));
+    ours.push(
+      await timed(async () => {
+        await sandbox.resume();
+        await execOk(sandbox, ['true']);
+      }),
+    );
+  }
+  return [
+    judge(
+      {
+        what: 'suspended: resume → first exec done',
+        unit: 'ms',
+        baselineName: 'bare restore of such a state + spawn',
+        target: `≤ ${RESUME_FACTOR}×`,
+        meets: (ratio) => ratio <= RESUME_FACTOR,
+        note: `The suspend before it took ${short(figures(puttingAway).median)} ms until all was on the disk.`,
+      },
+      base,
+      ours,
+    ),
+  ];
+}
+
+async function second(sandbox: Sandbox): Promise<Row> {
+  await sandbox.snapshot();
+  await execOk(sandbox, ['sh', '-c', `head -c ${DIRTIED_MIB * 2 ** 20} /dev/urandom > /dev/shm/dirty`]);
+  const { ownBytes } = await sandbox.snapshot();
+  const storedMiB = ownBytes / 2 ** 20;
+  return judge(
+    {
+      what: `stored by a second snapshot, ${DIRTIED_MIB} MiB written since the first`,
+      unit: 'MiB',
+      baselineName: 'what was written',
+      target: `≤ ${STORED_FACTOR}×`,
+      meets: (ratio) => ratio <= STORED_FACTOR,
+      note: 'Pages that differ from what is stored, and the state of the devices; what programs and the kernel wrote meanwhile is in it.',
+    },
+    [DIRTIED_MIB],
+    [storedMiB],
+  );
+}
+
+export const FORK: readonly Measurement[] = [
+  { name: 'fork', about: 'forks, their pause and memory, resume, second snapshots', rows: fork },
+];
