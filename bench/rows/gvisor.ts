@@ -9,6 +9,7 @@ import { WORK } from './work.ts';
 
 const START_FACTOR = 1.3;
 const EXEC_FACTOR = 0.1;
+const RESUME_FACTOR = 1.2;
 const WORK_FACTOR = 1.02;
 const AT_ONCE_FACTOR = 1.3;
 const PATH = 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
@@ -61,6 +62,24 @@ class BareRuntime implements AsyncDisposable {
     const { name, bundle } = this.#bundle(argv);
     // It keeps its caller's output, and whoever reads that would wait for its end.
     await mustRun(['sh', '-c', 'exec "$@" </dev/null >/dev/null 2>&1', 'sh', ...this.#runsc(), 'run', '-detach', '-bundle', bundle, name]);
+    return name;
+  }
+
+  /** Its state in a directory; it ends. */
+  async checkpoint(name: string): Promise<string> {
+    const image = join(this.#dir, `${name}-image`);
+    mkdirSync(image);
+    await mustRun([...this.#runsc(), 'checkpoint', '-image-path', image, name]);
+    await this.#end(name);
+    this.#going.delete(name);
+    return image;
+  }
+
+  /** One that goes on where that one was, until the runtime says so. */
+  async restore(image: string, argv: readonly string[]): Promise<string> {
+    const { name, bundle } = this.#bundle(argv);
+    const restore = [...this.#runsc(), 'restore', '-detach', '-image-path', image, '-bundle', bundle, name];
+    await mustRun(['sh', '-c', 'exec "$@" </dev/null >/dev/null 2>&1', 'sh', ...restore]);
     return name;
   }
 
@@ -147,6 +166,7 @@ export async function gvisor(bench: Bench): Promise<readonly Row[]> {
     execOurs.push(ours);
   }
 
+  const resume = await resumed(bench, place, bare);
   const spawnMs = Number(await execOk(sandbox, ['python3', '-c', SPAWN]));
   await sandbox.files.write('/root/work.py', WORK);
   writeFileSync(join(bare.root, 'root/work.py'), WORK);
@@ -192,9 +212,42 @@ export async function gvisor(bench: Bench): Promise<readonly Row[]> {
       execBase,
       execOurs,
     ),
+    resume,
     many,
     ...inside,
   ];
+}
+
+async function resumed(bench: Bench, place: Place, bare: BareRuntime): Promise<Row> {
+  const main = ['sleep', '100000'];
+  const image = await bare.checkpoint(await bare.begin(main));
+  const sandbox = await place.hutch.create({ main: { argv: main } });
+  const [base, ours]: [number[], number[]] = [[], []];
+  const runs = bench.runs(10);
+  for (let i = -1; i < runs; i += 1) {
+    const runtime = await timed(() => bare.restore(image, main));
+    await sandbox.suspend();
+    const took = await timed(async () => {
+      await sandbox.resume();
+      await execOk(sandbox, ['true']);
+    });
+    if (i < 0) continue;
+    base.push(runtime);
+    ours.push(took);
+  }
+  await sandbox.delete();
+  return judge(
+    {
+      what: 'gVisor: resume → first exec done',
+      unit: 'ms',
+      baselineName: '`runsc restore` of a sandbox with one program',
+      target: `≤ ${RESUME_FACTOR}×`,
+      meets: (ratio) => ratio <= RESUME_FACTOR,
+      note: 'Ours has an agent beside the program, and runs one more; the state is unpacked and read once more to be checked, and the record is on the disk.',
+    },
+    base,
+    ours,
+  );
 }
 
 /** `spared` is what runs already and goes on. */

@@ -39,7 +39,14 @@ const ROWS: Readonly<Record<string, readonly string[]>> = {
   boot: ['cold boot'],
   backends: [
     ...['docker: `run --rm`', 'docker: exec', 'docker, inside: CPU loop', 'docker: push a file', 'docker: pull a file'],
-    ...['gVisor: create, start, first exec', 'gVisor: exec', 'gVisor, inside: small files', 'gVisor: push a file', 'gVisor: pull a file'],
+    ...[
+      'gVisor: create, start, first exec',
+      'gVisor: exec',
+      'gVisor: resume',
+      'gVisor, inside: small files',
+      'gVisor: push a file',
+      'gVisor: pull a file',
+    ],
   ],
   workspace: [
     ...['workspace: prepare', 'workspace: prepare again', 'workspace: bring'],
