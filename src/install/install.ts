@@ -3,7 +3,7 @@
 // any time, and makes what is missing.
 import type { Operation } from '../host/operation.ts';
 import { untilHealthy } from './health.ts';
-import { at } from './layout.ts';
+import { at, stateDirs } from './layout.ts';
 import { type MachinePart, madeByDaemon } from './machine.ts';
 import { asDone, missingParents, type Placed, planFiles } from './place.ts';
 import { type InstallRecord, readRecord, writeRecord } from './record.ts';
@@ -73,7 +73,7 @@ export async function install(op: Operation, scene: Scene, wish: InstallWish): P
   const own = await ownPlaces(op, scene, source);
   if (wish.how === 'only-tell') return await report([...own, ...placing.placed]);
 
-  const above = (await libParents(op, scene, before)).filter(({ path }) => !record.made.some((one) => one.path === path));
+  const above = (await parents(op, scene, before)).filter(({ path }) => !record.made.some((one) => one.path === path));
   const withOwn = { ...record, made: [...above, ...record.made] };
   await host.makeDir(op, at(layout, layout.releases), 0o755);
   await using _held = await hold(op, scene);
@@ -138,11 +138,13 @@ async function ownPlaces(op: Operation, { host, layout }: Scene, source: Source)
   ];
 }
 
-/** Directories above our own that are made for it, so that they go with it. */
-async function libParents(op: Operation, { host, layout }: Scene, before: InstallRecord | null): Promise<InstallRecord['made']> {
+/** Directories above our own, and above those that the daemon makes, that are made for them, so that they go with them. */
+async function parents(op: Operation, { host, layout, places }: Scene, before: InstallRecord | null): Promise<InstallRecord['made']> {
   const known = new Set((before?.made ?? []).map(({ path }) => path));
-  const missing = await missingParents(op, host, layout, layout.lib);
-  return missing.filter((path) => !known.has(path)).map((path) => ({ kind: 'directory', path }));
+  const missing = new Set<string>();
+  for (const dir of [layout.lib, ...(places === null ? [] : stateDirs(places))])
+    for (const path of await missingParents(op, host, layout, dir)) if (!known.has(path)) missing.add(path);
+  return [...missing].map((path) => ({ kind: 'directory', path }));
 }
 
 async function notesOf(op: Operation, scene: Scene, wish: InstallWish, record: InstallRecord): Promise<readonly string[]> {

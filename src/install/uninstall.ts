@@ -124,8 +124,12 @@ async function planRemoval(op: Operation, { host, layout, places }: Scene, recor
         kept.push({ what: dir, why: 'the daemon’s log; --purge removes it too' });
     }
   }
+  const staying = places === null || wish.state === 'purge' ? [] : stateDirs(places);
+  const isAbove = (path: string): boolean => staying.some((dir) => dir.startsWith(`${path}/`));
   // A path is longer than those above it.
-  const dirs = gone.filter(({ kind }) => kind === 'directory').toSorted((left, right) => right.path.length - left.path.length);
+  const dirs = gone
+    .filter(({ kind, path }) => kind === 'directory' && !isAbove(path))
+    .toSorted((left, right) => right.path.length - left.path.length);
   return { gone: [...gone.filter(({ kind }) => kind !== 'directory'), ...dirs], kept };
 }
 

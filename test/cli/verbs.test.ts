@@ -224,7 +224,10 @@ test('what a daemon answers is an exit code of each verb, with --json too; comma
       ['permission_denied', 'failed'],
     ] as const) {
       code = answer;
-      for (const argv of [['stop', 'box'], ['inspect', 'box', '--json']]) {
+      for (const argv of [
+        ['stop', 'box'],
+        ['inspect', 'box', '--json'],
+      ]) {
         const told = await world.run(argv, { env });
         expect(told.code, argv.join(' ')).toBe(EXIT_CODES[name].code);
         if (argv.includes('--json')) expect(JSON.parse(told.stdout)).toMatchObject({ code: answer });

@@ -1,4 +1,4 @@
-import * as fc from 'fast-check';
+import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { newIgnore } from './ignore.ts';
 import { conflictName, decide, isSame, linkRefusal, type Node, pathRefusal } from './tree.ts';
