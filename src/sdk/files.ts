@@ -114,7 +114,7 @@ export class Files {
   }
 }
 
-function toBytes(content: Content): Uint8Array | AsyncIterable<Uint8Array> {
+export function toBytes(content: Content): Uint8Array | AsyncIterable<Uint8Array> {
   return typeof content === 'string' ? Buffer.from(content, 'utf8') : content;
 }
 

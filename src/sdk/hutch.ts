@@ -6,6 +6,8 @@ import { ApiClient, type CallOptions, type ClientOptions, type Progress } from '
 import { split } from './files.ts';
 import { readOwnerKey } from './owner-key.ts';
 import { deleteQuietly, Sandbox, type SandboxInfo } from './sandbox.ts';
+import { Snapshots } from './snapshots.ts';
+import { Templates } from './templates.ts';
 
 export type ConnectOptions = {
   /** `unix:/run/hutch/hutch.sock` or `http://127.0.0.1:4880`. Default: `HUTCH_API_URL`, else this machine's own daemon. */
@@ -21,9 +23,13 @@ export type Operation = Output<'operation.get'>;
 export class Hutch implements Disposable {
   /** Every verb of the API, for what has no method of its own. */
   readonly api: ApiClient;
+  readonly snapshots: Snapshots;
+  readonly templates: Templates;
 
   constructor(api: ApiClient) {
     this.api = api;
+    this.snapshots = new Snapshots(api);
+    this.templates = new Templates(api);
   }
 
   /** Nothing is sent before the first call. @throws HutchError `invalid_argument` for an address that is none. */
