@@ -1,12 +1,12 @@
 // `hutch bench`: measures Hutch against baselines in the same run. See docs/benchmarks.md.
-import { writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { Bench, type Measurement, type Size } from './context.ts';
 import { HEADER, line, type Row } from './harness.ts';
 import { listenForNoise, machineFacts, type Noise } from './machine.ts';
 import { interrupt, isInterrupted, mustRun, Place, ROOT } from './place.ts';
-import { type Result, report } from './report.ts';
+import { type Part, type Result, report } from './report.ts';
 import { BACKENDS } from './rows/backends.ts';
 import { BOOT } from './rows/boot.ts';
 import { BUILDS } from './rows/builds.ts';
@@ -52,7 +52,7 @@ ${ALL.map(({ name, about }) => `  ${name.padEnd(12)}${about}`).join('\n')}
   --json     one JSON document on stdout
   --quick    a few samples and small sizes: shows that it can be measured, its figures mean nothing
   --long     50 sandboxes instead of 10, and more samples
-  --write    write docs/benchmarks.md
+  --write    write what was measured into docs/benchmarks.md; the other sections stay
 `;
 
 type Options = {
@@ -110,9 +110,10 @@ async function measure({ wanted, size, runs, json }: Options, onRows: (sofar: Re
   say(`${before.noisy ? 'This machine is noisy now' : 'This machine is quiet'}: ${before.sentence}.`);
   await mustRun([join(ROOT, 'hutch'), 'version']); // builds the bundle, where it is older than the sources
   const rows: Row[] = [];
+  const parts: Part[] = [];
   const failed: { name: string; why: string }[] = [];
   const resultNow = (after: Noise): Result => {
-    return { facts, noise: { before, after }, seconds: (performance.now() - began) / 1000, size, rows, failed };
+    return { facts, noise: { before, after }, seconds: (performance.now() - began) / 1000, size, rows, parts, failed };
   };
   {
     await using place = await Place.make();
@@ -126,6 +127,7 @@ async function measure({ wanted, size, runs, json }: Options, onRows: (sofar: Re
       try {
         const taken = await Promise.race([taking, interrupted.promise]);
         rows.push(...taken);
+        parts.push({ name, rows: taken });
         if (!json) for (const row of taken) say(line(row));
         onRows(resultNow(before));
       } catch (error) {
@@ -142,7 +144,10 @@ async function measure({ wanted, size, runs, json }: Options, onRows: (sofar: Re
 }
 
 function write(result: Result): void {
-  writeFileSync(join(ROOT, 'docs', 'benchmarks.md'), report(result));
+  const path = join(ROOT, 'docs', 'benchmarks.md');
+  const before = existsSync(path) ? readFileSync(path, 'utf8') : '';
+  const names = ALL.map(({ name }) => name);
+  writeFileSync(path, report(before, names, result));
 }
 
 const options = parse(process.argv.slice(2));
