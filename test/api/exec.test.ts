@@ -83,8 +83,8 @@ test('a message of a megabyte is the most once a command runs', async () => {
 
 test('user and directory are as asked', async () => {
   expect((await daemon.run('box', ['sh', '-c', 'id -un; pwd'], { user: 'user', cwd: '~' })).stdout).toBe('user\n/home/user\n');
-  const refused = await daemon.run('box', ['true'], { user: 'nobody-here' }).catch((error: unknown) => error);
-  expect((refused as ApiError).code).toBe('invalid_argument');
+  const nobody = await daemon.exec('box', { argv: ['true'], user: 'nobody-here' });
+  expect(await nobody.exit()).toMatchObject({ exitCode: 126, error: { message: expect.stringContaining('nobody-here') } });
 });
 
 test('input of any size passes unchanged and is acknowledged', async () => {
