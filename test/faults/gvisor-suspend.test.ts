@@ -9,6 +9,7 @@ import {
   COUNTER,
   countOf,
   expectInOrder,
+  filesOf,
   isAlive,
   isLong,
   ledgerOf,
@@ -84,7 +85,7 @@ test('a sandbox of gVisor that is suspended has no process, outlives the daemon,
     'vm.compute.stop hibernate',
     'vm.compute.start hibernate-wake',
   ]);
-  expect(readdirSync(join(daemon.home, 'data/sandboxes', id)).sort()).toEqual(['secrets.json', 'vm']);
+  expect(filesOf(daemon, id)).toEqual(['secrets.json', 'vm']);
   await expectInOrder(daemon);
   await daemon.deleteAll();
 });

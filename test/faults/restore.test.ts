@@ -19,7 +19,7 @@ import { join } from 'node:path';
 import { afterAll, afterEach, expect, test } from 'vitest';
 import type { SandboxView } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
-import { COUNTER, countOf, expectInOrder, isLong, numbers, options, seed, shellOf, startDaemon } from './world.ts';
+import { COUNTER, countOf, expectInOrder, filesOf, isLong, numbers, options, seed, shellOf, startDaemon } from './world.ts';
 
 const TEST_MS = isLong ? 3_600_000 : 180_000;
 const OWN = { HUTCH_SANDBOX_BACKEND: 'qemu', HUTCH_SANDBOX_STOP_GRACE: '2s', HUTCH_SANDBOX_WARM: '0' };
@@ -36,7 +36,6 @@ afterEach(async () => {
 
 const sh = shellOf(daemon);
 const dirOf = (id: string): string => join(daemon.home, 'data/snapshots', id);
-const ownDir = (id: string): string => join(daemon.home, 'data/sandboxes', id);
 
 type Entry = { kind: string; reason: string; sandboxId: string; sourceSnapshotId: string | null; atMs: number; shape: object };
 
@@ -66,9 +65,7 @@ function writeAt(path: string, at: number, byte: number): void {
 }
 
 /** What must not be left of a restore that is over. */
-/** What a sandbox always has there. */
-const USUAL: ReadonlySet<string> = new Set(['vm', 'secrets.json', 'counters']);
-const leftOf = (id: string): string[] => readdirSync(ownDir(id)).filter((name) => !USUAL.has(name));
+const leftOf = (id: string): string[] => filesOf(daemon, id).filter((name) => name !== 'vm' && name !== 'secrets.json');
 
 for (const backend of BACKENDS) {
   test(`${backend}: a sandbox goes back to a snapshot, in place and as itself`, { timeout: TEST_MS }, async () => {

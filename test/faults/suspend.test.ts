@@ -1,5 +1,5 @@
 // Sandboxes that are put away and taken up again: nothing of them is lost, whatever happens to daemon, machine and disk.
-import { existsSync, readdirSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
 import { eventually } from '../support/eventually.ts';
@@ -8,6 +8,7 @@ import {
   COUNTER,
   countOf,
   expectInOrder,
+  filesOf,
   isAlive,
   isLong,
   ledgerOf,
@@ -93,7 +94,7 @@ test('a sandbox that is suspended has no process, outlives the daemon, and goes 
     'vm.compute.stop hibernate',
     'vm.compute.start hibernate-wake',
   ]);
-  expect(readdirSync(join(daemon.home, 'data/sandboxes', id)).sort()).toEqual(['secrets.json', 'vm']);
+  expect(filesOf(daemon, id)).toEqual(['secrets.json', 'vm']);
   await expectInOrder(daemon);
   await daemon.deleteAll();
 });
@@ -108,7 +109,7 @@ test('whatever can be done with a suspended sandbox', { timeout: TEST_MS }, asyn
   expect(await sh('gone', 'cat /dev/shm/a; hostname')).toBe('memory\ngone\n');
   await daemon.call('sandbox.suspend', { ref: 'gone' });
   expect(await daemon.call('sandbox.stop', { ref: 'gone' })).toMatchObject({ state: 'stopped', ended: { cause: 'stopped' } });
-  expect(readdirSync(join(daemon.home, 'data/sandboxes', id))).toEqual(['vm']);
+  expect(filesOf(daemon, id)).toEqual(['vm']);
   await daemon.call('sandbox.start', { ref: 'gone' });
   // The disk is as after a power failure: what was synced is there.
   expect(await sh('gone', 'cat /root/a; ls /dev/shm')).toBe('disk\n');

@@ -145,6 +145,12 @@ export async function ledgerOf(daemon: DaemonUnderTest, id: string): Promise<str
   return found;
 }
 
+/** What lies in its directory beside the file of its counters, which is there from its first look on. */
+export function filesOf(daemon: DaemonUnderTest, id: string): string[] {
+  const names = readdirSync(join(daemon.home, 'data/sandboxes', id));
+  return names.filter((name) => name !== 'counters').sort();
+}
+
 /** The chain holds, and every sandbox's intervals open and close in turn and agree with its state. */
 export async function expectSoundLedger(daemon: DaemonUnderTest): Promise<void> {
   expect(await daemon.call('ledger.verify', {})).toMatchObject({ ok: true, firstBreak: null });
