@@ -45,7 +45,7 @@ test('ssh runs a command with its input, both outputs and its code, as the user 
   ];
   expect(ssh.stdout.split('|').slice(1)).toEqual(['a', 'b c', exec.stdout]);
   expect(await using('ssh', ['-l', 'nobody-at-all', 'box.hutch', 'true'])).toMatchObject({
-    code: 255,
+    code: 126,
     stderr: expect.stringContaining('hutch: '),
   });
   const terminal = await using('ssh', ['-tt', 'box.hutch', 'stty size; tty']);
