@@ -1,5 +1,6 @@
 import { join } from 'node:path';
 import { defineConfig } from 'vitest/config';
+import { LongestFirst } from './scripts/vitest-order.ts';
 
 // The tests' own seed: printed by ./dev test, and settable to replay a run.
 const seed = Number(process.env['HUTCH_TEST_SEED'] ?? Date.now() % 2 ** 31);
@@ -13,6 +14,7 @@ export default defineConfig({
     hookTimeout: 120_000,
     pool: 'forks',
     maxWorkers: 2,
+    sequence: { sequencer: LongestFirst },
     env: {
       HUTCH_TEST_SEED: String(seed),
       HUTCH_SANDBOX_WARM: '0',

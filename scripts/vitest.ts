@@ -124,8 +124,10 @@ class Watch {
     for (const event of this.#new()) {
       this.#lastMs = nowMs;
       if ('files' in event) this.all = event.files;
-      else if ('at' in event) this.#heardMs.set(event.at, nowMs);
-      else {
+      else if ('at' in event) {
+        // What is told late of a file that has ended is no sign that it goes on.
+        if (!this.files.some(({ name }) => name === event.at)) this.#heardMs.set(event.at, nowMs);
+      } else {
         this.files.push(event.ended);
         this.#heardMs.delete(event.ended.name);
       }
