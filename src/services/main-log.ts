@@ -103,13 +103,18 @@ export class MainLog {
     await this.append(op, run, this.agentEnd(run) ?? this.lastAgentEnd, record, { stdout: 0, stderr: bytes.byteLength });
   }
 
-  /** Offset of the first record within the last `bytes`. */
+  /** Offset of the record in which the last `bytes` begin: at least so many, as a record is given whole. */
   async tail(op: Operation, bytes: number): Promise<number> {
     const wanted = Math.max(this.end - bytes, this.start);
     for (const part of [...this.#parts]) {
       if (wanted <= part.from) return part.from;
       if (wanted >= part.from + part.size) continue;
-      for await (const { nextOffset } of this.#pieces(op, part)) if (nextOffset !== null && nextOffset >= wanted) return nextOffset;
+      let start = part.from;
+      for await (const { nextOffset } of this.#pieces(op, part)) {
+        if (nextOffset === null) continue;
+        if (nextOffset > wanted) return start;
+        start = nextOffset;
+      }
     }
     return this.end;
   }

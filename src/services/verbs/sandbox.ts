@@ -430,7 +430,7 @@ export const sandboxVerbs = {
       source: z.enum(['main', 'boot', 'vmm']).default('main'),
       follow: flag.optional(),
       offset: count.optional(),
-      tailBytes: count.optional(),
+      tailBytes: count.optional().describe('at least so many of the last bytes: the main process’s begin with a whole record'),
     }),
     output: z.any(),
     errors: found,
