@@ -1,9 +1,39 @@
 import { join } from 'node:path';
 import { defineConfig } from 'vitest/config';
-import { LongestFirst } from './scripts/vitest-order.ts';
+import { BaseSequencer, type TestSpecification } from 'vitest/node';
 
 // The tests' own seed: printed by ./dev test, and settable to replay a run.
 const seed = Number(process.env['HUTCH_TEST_SEED'] ?? Date.now() % 2 ** 31);
+
+/** What takes minutes, the longest first; of all others the size tells enough. */
+const LONG = [
+  'test/conformance/qemu',
+  'test/conformance/docker',
+  'test/conformance/gvisor',
+  'test/faults/many',
+  'test/faults/machines',
+  'test/workspace/workspace',
+  'test/docs/readme',
+  'test/build/build',
+  'test/conformance/reference',
+  'test/faults/',
+  'test/bench/',
+  'test/qemu/template',
+];
+
+/**
+ * In which order the files are taken: by itself vitest begins with the largest, and a suite that is one import would come last
+ * and hold up the end of the run alone, while the other worker has nothing left to do.
+ */
+class LongestFirst extends BaseSequencer {
+  override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
+    const place = ({ moduleId }: TestSpecification): number => {
+      const at = LONG.findIndex((part) => moduleId.includes(`/${part}`));
+      return at < 0 ? LONG.length : at;
+    };
+    return (await super.sort(files)).toSorted((left, right) => place(left) - place(right));
+  }
+}
 
 export default defineConfig({
   test: {
