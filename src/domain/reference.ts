@@ -66,6 +66,7 @@ const LISTED_BY = {
   sandbox: 'hutch ls',
   key: 'hutch keys ls',
   snapshot: 'hutch snapshot ls',
+  'snapshot or sandbox': 'hutch snapshot ls; hutch ls --all',
   template: 'hutch template ls',
   image: 'hutch image ls',
   kernel: 'hutch kernel ls',

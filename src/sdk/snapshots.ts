@@ -33,7 +33,7 @@ export class Snapshots {
     return await this.#client.call('snapshot.verify', { snapshot }, options);
   }
 
-  /** Which files differ on the disks of two snapshots of one image. */
+  /** Which files differ on two disks of one image: of snapshots, or of sandboxes as they are, running or not. */
   async diff(before: string, after: string, options: CallOptions = {}): Promise<Output<'snapshot.diff'>> {
     return await this.#client.call('snapshot.diff', { snapshot: before, to: after }, options);
   }

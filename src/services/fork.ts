@@ -57,7 +57,7 @@ export function forkVerbs(core: Core, supervisor: Supervisor): Pick<Handlers, 's
         const how = { what: 'memory and disk', since: null } as const;
         const taken = isSuspended
           ? await snapshots.take(op, run.plan, dir, { ...how, saved: savedDir(deps.places, id) })
-          : await inStillness(core, call, sandbox, () => snapshots.take(op, run.plan, dir, how));
+          : await inStillness(core, call, sandbox, 'memory and disk', () => snapshots.take(op, run.plan, dir, how));
         return { parent: sandbox, stillMs: taken.stillMs };
       });
       const { spec } = parent;

@@ -1,6 +1,8 @@
-// What files differ between two snapshots of one image. Their disks are laid out beside, their journals are written into them by e2fsck, and the rest
+// What files differ between two snapshots of one image, or sandboxes as they are. Their disks are laid out beside, their journals are written into them by e2fsck, and the rest
 // is read by ourselves: no kernel mounts what a guest has written.
 import { createHash } from 'node:crypto';
+import { requireReference } from '../domain/reference.ts';
+import type { Sandbox, SandboxSpec } from '../domain/sandbox.ts';
 import type { Snapshot } from '../domain/snapshot.ts';
 import type { Operation } from '../host/operation.ts';
 import { named } from '../images/build.ts';
@@ -9,12 +11,14 @@ import { type Change, changesBetween, joined, type Node, type Tree } from '../im
 import { Ext4 } from '../images/disk/ext4.ts';
 import { parseListing } from '../images/disk/listing.ts';
 import { readUpper } from '../images/disk/upper.ts';
+import type { Call } from './call.ts';
+import { Claims } from './claims.ts';
 import type { Core } from './core.ts';
 import { backendOf } from './deps.ts';
 import { requireFreeSpace } from './free-space.ts';
 import type { Handlers } from './handlers.ts';
 import { stagingFor } from './snapshot-packing.ts';
-import { findSnapshot, readSnapshotFiles, snapshotDir, snapshotsOf } from './snapshots.ts';
+import { readSnapshotFiles, snapshotDir, writeDown } from './snapshots.ts';
 import type { Output } from './verbs.ts';
 
 const LOOK_MS = 10 * 60_000;
@@ -27,22 +31,36 @@ const CHANGES_MAX = 50_000;
 
 type Diff = Output<'snapshot.diff'>;
 
+/** A snapshot, or a sandbox as it is at this moment. */
+type Meant = { readonly id: string; readonly name: string | null; readonly spec: SandboxSpec } & (
+  | { readonly snapshot: Snapshot }
+  | { readonly sandbox: Sandbox }
+);
+
 export function snapshotDiffVerb(core: Core): Pick<Handlers, 'snapshot.diff'> {
   const { host } = core.deps;
+  const claims = new Claims();
   return {
     'snapshot.diff': async (call, { snapshot: text, to }) => {
-      const { op, caller } = call;
-      const [before, after] = [await findSnapshot(core, op, caller.projectId, text), await findSnapshot(core, op, caller.projectId, to)];
+      const { op } = call;
+      const [before, after] = [await meant(core, call, text), await meant(core, call, to)];
       call.target(before.id);
       if (before.spec.imageId !== after.spec.imageId)
-        throw op.error('failed_precondition', `snapshots ${text} and ${to} are not of one image: nearly every file of them differs`, {
-          hint: 'compare snapshots of sandboxes of one image; what an image has: hutch image sbom',
-        });
+        throw op.error(
+          'failed_precondition',
+          `${called(before)} and ${called(after)} are not of one image: nearly every file of them differs`,
+          {
+            hint: 'compare what is of one image; what an image has: hutch image sbom',
+          },
+        );
       await requireFreeSpace(op, core.deps);
       await using staged = await stagingFor(core, op, 'diff');
-      return await named(op, 'the disk of a snapshot', async () => {
+      return await named(op, 'the disk that is compared', async () => {
         const image = await imageOf(core, op, before);
-        const [old, now] = [await sideOf(core, op, before, `${staged.dir}/before`), await sideOf(core, op, after, `${staged.dir}/after`)];
+        const [old, now] = [
+          await sideOf(core, claims, call, before, `${staged.dir}/before`),
+          await sideOf(core, claims, call, after, `${staged.dir}/after`),
+        ];
         op.progress({ step: 'comparing files' });
         const isSame = async (path: string, left: Node, right: Node): Promise<boolean> => {
           if (left.inode !== null && right.inode !== null && left.inode.sizeBytes !== right.inode.sizeBytes) return false;
@@ -70,13 +88,31 @@ export function snapshotDiffVerb(core: Core): Pick<Handlers, 'snapshot.diff'> {
 
 type Side = { readonly files: Ext4; readonly layer: Awaited<ReturnType<typeof readUpper>> };
 
-async function sideOf(core: Core, op: Operation, snapshot: Snapshot, path: string): Promise<Side> {
+/** A name that a snapshot and a sandbox have means the snapshot; the sandbox has its id. */
+async function meant(core: Core, { op, caller: { projectId } }: Call, text: string): Promise<Meant> {
+  const { store } = core.deps;
+  const snapshots = (await store.query('snapshots', { projectId })).map((snapshot) => ({ ...snapshot, snapshot }));
+  const sandboxes = (await store.query('sandboxCandidates', { projectId, text }))
+    .filter(({ state }) => state !== 'deleted')
+    .map((sandbox) => ({ id: sandbox.id, name: sandbox.spec.name, spec: sandbox.spec, sandbox }));
+  const found = requireReference('snapshot or sandbox', text, [...snapshots, ...sandboxes]);
+  if ('sandbox' in found && found.sandbox.state === 'error')
+    throw op.error('failed_precondition', `${called(found)} is in error: what it is at is not known`, {
+      hint: `end it first: hutch stop --force ${found.name}`,
+    });
+  return found;
+}
+
+function called(one: Meant): string {
+  return `${'snapshot' in one ? 'snapshot' : 'sandbox'} ${one.name ?? one.id}`;
+}
+
+async function sideOf(core: Core, claims: Claims, call: Call, one: Meant, path: string): Promise<Side> {
+  const { op } = call;
   const { host } = core.deps;
-  using _reading = readSnapshotFiles(core, op, snapshot);
-  const { layOut } = snapshotsOf(core, op, snapshot);
-  if (layOut === undefined) throw op.error('failed_precondition', `the disks of the backend ${snapshot.spec.backend} cannot be compared`);
   op.progress({ step: 'laying out its disk' });
-  const { layer } = await layOut(op, snapshotDir(core, snapshot.id), path);
+  const { layer } =
+    'snapshot' in one ? await ofSnapshot(core, op, one.snapshot, path) : await ofSandbox(core, claims, call, one.sandbox, path);
   using limited = op.within(LOOK_MS, 'writing the journal of a disk into it');
   const { exitCode, stdout } = await host.run(limited, ['e2fsck', '-y', '-E', 'journal_only', path]);
   if (exitCode > MENDED) {
@@ -85,15 +121,41 @@ async function sideOf(core: Core, op: Operation, snapshot: Snapshot, path: strin
       .replace(/[^\x20-\x7e]+/g, ' ')
       .trim()
       .slice(0, 200);
-    throw op.error('failed_precondition', `the disk of snapshot ${snapshot.name ?? snapshot.id} is damaged: ${said}`);
+    throw op.error('failed_precondition', `the disk of ${called(one)} is damaged: ${said}`);
   }
   const files = await Ext4.open(rawDisk(op, host, path, (await host.stat(op, path))?.sizeBytes ?? 0));
   return { files, layer: await readUpper(files, layer) };
 }
 
-async function imageOf(core: Core, op: Operation, { spec }: Snapshot): Promise<{ readonly path: string; readonly tree: Tree }> {
+async function ofSnapshot(core: Core, op: Operation, snapshot: Snapshot, path: string): Promise<{ readonly layer: string }> {
+  using _reading = readSnapshotFiles(core, op, snapshot);
+  return await layOut(core, op, snapshot.spec, snapshotDir(core, snapshot.id), path);
+}
+
+/** Written down for this alone, as for a snapshot of its disk: what runs stands still for that moment. */
+async function ofSandbox(core: Core, claims: Claims, call: Call, { id, spec }: Sandbox, path: string): Promise<{ readonly layer: string }> {
+  const { op } = call;
+  await claims.need(op, backendOf(core.deps, op, spec.backend), 'snapshot');
+  const dir = `${path}.taken`;
+  return await core.turns.take(op, id, async () => {
+    const sandbox = await core.sandboxes.get(op, id);
+    const known = core.runs.get(id);
+    const run = known ?? core.runs.make(op, sandbox, { kind: 'gone' }, null);
+    using _notKnown = known === null ? run : null;
+    await writeDown(core, call, sandbox, { run, dir, contents: 'disk' });
+    return await layOut(core, op, spec, dir, path);
+  });
+}
+
+async function layOut(core: Core, op: Operation, spec: SandboxSpec, dir: string, path: string): Promise<{ readonly layer: string }> {
+  const { snapshots, name } = backendOf(core.deps, op, spec.backend);
+  if (snapshots?.layOut === undefined) throw op.error('failed_precondition', `the disks of the backend ${name} cannot be compared`);
+  return await snapshots.layOut(op, dir, path);
+}
+
+async function imageOf(core: Core, op: Operation, { spec }: Meant): Promise<{ readonly path: string; readonly tree: Tree }> {
   const { files } = await core.deps.boots.of(op, spec, backendOf(core.deps, op, spec.backend).needs);
-  if (!('imagePath' in files)) throw op.error('failed_precondition', 'the image of these snapshots lies elsewhere');
+  if (!('imagePath' in files)) throw op.error('failed_precondition', `the disks of the backend ${spec.backend} cannot be compared`);
   using limited = op.within(LOOK_MS, 'listing the files of an image');
   const argv = ['rdsquashfs', '--describe', files.imagePath];
   const { exitCode, stdout, stderr } = await core.deps.host.run(limited, argv, { outputBytesMax: LISTING_BYTES_MAX });
@@ -101,7 +163,7 @@ async function imageOf(core: Core, op: Operation, { spec }: Snapshot): Promise<{
   return { path: files.imagePath, tree: parseListing(Buffer.from(stdout).toString('latin1')) };
 }
 
-async function told(changes: AsyncIterable<Change>, before: Snapshot, after: Snapshot): Promise<Diff> {
+async function told(changes: AsyncIterable<Change>, before: Meant, after: Meant): Promise<Diff> {
   const counts = { added: 0, removed: 0, changed: 0 };
   const shown: Diff['changes'] = [];
   for await (const { path, change, before: old, after: now, what } of changes) {

@@ -1,6 +1,6 @@
 // Named snapshots: a sandbox of one instant, kept. Its files lie in a directory of its own before it is on record, and it is out
 // of the record before they go: what is on record is there, and what a crash leaves is nobody's and removed by the next start.
-import type { Backend } from '../backends/backend.ts';
+import type { Backend, SnapshotTaken } from '../backends/backend.ts';
 import { HutchError } from '../domain/errors.ts';
 import { isId, newId, type ProjectId, type SnapshotId } from '../domain/ids.ts';
 import { requireReference } from '../domain/reference.ts';
@@ -26,6 +26,7 @@ import type { Handlers } from './handlers.ts';
 import { inGuest } from './in-guest.ts';
 import { refuseMounted } from './mounts.ts';
 import type { Restorer } from './restore.ts';
+import type { Run } from './run.ts';
 import { inStillness } from './still.ts';
 import { removeUnknown } from './unknown.ts';
 import type { Output, Parsed } from './verbs.ts';
@@ -130,14 +131,12 @@ export async function takeSnapshot(
   { name, kind, diskOnly, before, spec = (own) => own, also = async () => [] }: Wanted,
 ): Promise<{ readonly snapshot: Snapshot; readonly stillMs: number }> {
   const { op } = call;
-  const { host, store } = core.deps;
+  const { host } = core.deps;
   const known = core.runs.get(sandbox.id);
   const run = known ?? core.runs.make(op, sandbox, { kind: 'gone' }, null);
   using _notKnown = known === null ? run : null;
-  const { backend, plan } = run;
+  const { backend } = run;
   const contents = await contentsOf(claims, op, sandbox, backend, diskOnly);
-  const { snapshots } = backend;
-  if (snapshots === undefined) throw new Error(`the backend ${backend.name} claims snapshots, and makes none`);
   await requireFreeSpace(op, core.deps);
   const id = newId('snp', (count) => host.randomBytes(count));
   const dir = snapshotDir(core, id);
@@ -151,24 +150,13 @@ export async function takeSnapshot(
         op.log.warn({ dir, cause }, 'what a failed snapshot wrote stays; the next start of the daemon removes it'),
       );
   });
-  const head = await store.query('snapshotHead', { sandboxId: sandbox.id });
-  using held = head === null ? null : core.snapshotFiles.read(head.id);
-  const since = head === null || held === null || !(await isThere(core, op, head)) ? null : snapshotDir(core, head.id);
-  // What was written in it and not to its disk yet is in its memory; a disk alone must have it.
-  if (contents === 'disk' && sandbox.state === 'running') {
-    using limited = op.within(SYNC_MS, 'writing what the guest has not yet written');
-    await inGuest(limited, run, `sync-${op.id}`, ['sync']);
-  }
   op.progress({ step: contents === 'disk' ? 'writing down its disk' : 'writing down its memory' });
-  const saved = sandbox.state === 'suspended' && contents !== 'disk' ? savedDir(core.deps.places, sandbox.id) : null;
-  const take = () => snapshots.take(op, plan, dir, { what: contents, since, ...(saved === null ? {} : { saved }) });
-  const isAlive = sandbox.state === 'running' || sandbox.state === 'paused';
-  const taken = isAlive ? await inStillness(core, call, sandbox, take) : await take();
+  const { taken, standsOn } = await writeDown(core, call, sandbox, { run, dir, contents });
   await host.sync(op, dir);
   await host.sync(op, snapshotsDir(core));
   const secretNames = contents === 'disk' ? [] : sandbox.spec.secretNames;
   const detail = {
-    ...((await snapshots.describe?.(op, dir)) ?? {}),
+    ...((await backend.snapshots?.describe?.(op, dir)) ?? {}),
     ...(before === undefined ? {} : { before }),
     ...(secretNames.length === 0 ? {} : { secretNames }),
   };
@@ -176,12 +164,39 @@ export async function takeSnapshot(
   const whole: Snapshot = {
     ...{ id, projectId: sandbox.projectId, name, kind, contents, sandboxId: sandbox.id },
     spec: spec(keptSpec(sandbox.spec)),
-    parentId: await keptAncestor(core, since === null ? null : head),
+    parentId: await keptAncestor(core, standsOn),
     ...{ ownBytes, apparentBytes, createdAtMs: host.nowMs(), detail },
   };
   const [snapshot] = await call.commit([{ change: 'createSnapshot', snapshot: whole }, ...(await also(whole, dir))]);
   undo.move();
   return { snapshot, stillMs };
+}
+
+type WrittenDown = { readonly taken: SnapshotTaken; readonly standsOn: Snapshot | null };
+
+/** In the sandbox's turn, into a directory that is not there yet. It goes on as it was. `standsOn`: of which it has what is not written again. */
+export async function writeDown(
+  core: Core,
+  call: Call,
+  sandbox: Sandbox,
+  { run, dir, contents }: { readonly run: Run; readonly dir: string; readonly contents: SnapshotContents },
+): Promise<WrittenDown> {
+  const { op } = call;
+  const { snapshots, name } = run.backend;
+  if (snapshots === undefined) throw new Error(`the backend ${name} claims snapshots, and makes none`);
+  const head = await core.deps.store.query('snapshotHead', { sandboxId: sandbox.id });
+  using held = head === null ? null : core.snapshotFiles.read(head.id);
+  const standsOn = head === null || held === null || !(await isThere(core, op, head)) ? null : head;
+  // What was written in it and not to its disk yet is in its memory; a disk alone must have it.
+  if (contents === 'disk' && sandbox.state === 'running') {
+    using limited = op.within(SYNC_MS, 'writing what the guest has not yet written');
+    await inGuest(limited, run, `sync-${op.id}`, ['sync']);
+  }
+  const since = standsOn === null ? null : snapshotDir(core, standsOn.id);
+  const saved = sandbox.state === 'suspended' && contents !== 'disk' ? { saved: savedDir(core.deps.places, sandbox.id) } : {};
+  const take = () => snapshots.take(op, run.plan, dir, { what: contents, since, ...saved });
+  const isAlive = sandbox.state === 'running' || sandbox.state === 'paused';
+  return { taken: isAlive ? await inStillness(core, call, sandbox, contents, take) : await take(), standsOn };
 }
 
 /** Who makes another one of it is not given its secrets, and nothing of what is to become of this one. */

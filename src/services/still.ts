@@ -2,6 +2,7 @@
 // when this daemon dies, as that it stands still is on record first.
 import type { Intent } from '../domain/records.ts';
 import type { Sandbox } from '../domain/sandbox.ts';
+import type { SnapshotContents } from '../domain/snapshot.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
@@ -11,8 +12,8 @@ import type { Run } from './run.ts';
 
 const RELEASE_MS = 30_000;
 
-/** In the sandbox's turn. `work` sees to it that it goes on when it is done or fails. */
-export async function inStillness<T>(core: Core, call: Call, sandbox: Sandbox, work: () => Promise<T>): Promise<T> {
+/** In the sandbox's turn. `work` sees to it that it goes on when it is done or fails. `what`: of a disk alone nobody has to let go. */
+export async function inStillness<T>(core: Core, call: Call, sandbox: Sandbox, what: SnapshotContents, work: () => Promise<T>): Promise<T> {
   const { store, host } = core.deps;
   const { projectId, id: sandboxId } = sandbox;
   // Killing a daemon takes nothing of it; after a power failure there is no machine that stands still.
@@ -22,7 +23,7 @@ export async function inStillness<T>(core: Core, call: Call, sandbox: Sandbox, w
     'relaxed',
   );
   const run = await runOf(core, call.op, sandbox);
-  const leaves = run.backend.closeDoor !== undefined;
+  const leaves = run.backend.closeDoor !== undefined && what !== 'disk';
   try {
     if (leaves && sandbox.state === 'paused')
       throw call.op.error('failed_precondition', `sandbox ${sandbox.spec.name} is paused, and its agent must run for this`, {

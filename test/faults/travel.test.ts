@@ -10,7 +10,7 @@ import type { Output } from '../../src/services/verbs.ts';
 import type { DaemonUnderTest } from '../support/daemon-under-test.ts';
 import { LOGIN, Registry } from '../support/debian-registry.ts';
 import { eventually } from '../support/eventually.ts';
-import { COUNTER, countOf, expectInOrder, isLong, numbers, options, seed, shellOf, startDaemon } from './world.ts';
+import { all, COUNTER, countOf, expectInOrder, isLong, numbers, options, seed, shellOf, startDaemon } from './world.ts';
 
 const TEST_MS = isLong ? 3_600_000 : 240_000;
 const logins = mkdtempSync(join(tmpdir(), 'hutch-travel-'));
@@ -126,7 +126,9 @@ for (const backend of ['qemu', 'gvisor'] as const) {
   });
 }
 
-test('which files differ between two snapshots is told, and nothing of a guest is mounted for it', { timeout: TEST_MS }, async () => {
+test('which files differ between snapshots and sandboxes is told, and nothing of a guest is mounted for it', {
+  timeout: TEST_MS,
+}, async () => {
   const sh = shellOf(here);
   const removed = ['/etc/motd', '/usr/share/doc/adduser/copyright'];
   for (const backend of ['qemu', 'gvisor'] as const) {
@@ -151,17 +153,44 @@ test('which files differ between two snapshots is told, and nothing of a guest i
     ['changed', '/root/other', 'content'],
     ['removed', '/usr/share/doc/adduser/copyright'],
   ];
-  for (const backend of ['qemu', 'gvisor']) {
-    const found = await here.call('snapshot.diff', { snapshot: `${backend}-before`, to: `${backend}-after` });
-    expect(found.changes.map(({ change, path, what }) => [change, path, ...what])).toEqual(changes);
+  const told = async (snapshot: string, to: string) => await here.call('snapshot.diff', { snapshot, to });
+  const expectChanges = async (snapshot: string, to: string): Promise<void> => {
+    const found = await told(snapshot, to);
+    expect(
+      found.changes.map(({ change, path, what }) => [change, path, ...what]),
+      `${snapshot} and ${to}`,
+    ).toEqual(changes);
     expect([found.counts, found.left]).toEqual([{ added: 1, removed: 3, changed: 5 }, 0]);
-    const back = await here.call('snapshot.diff', { snapshot: `${backend}-after`, to: `${backend}-before` });
-    expect(back.counts).toEqual({ added: 3, removed: 1, changed: 5 });
-  }
-  // Of one image, and of two backends.
-  const across = await here.call('snapshot.diff', { snapshot: 'qemu-after', to: 'gvisor-after' });
+  };
+  await expectChanges('qemu-before', 'qemu-after');
+  expect((await told('gvisor-after', 'gvisor-before')).counts).toEqual({ added: 3, removed: 1, changed: 5 });
+  // With a sandbox as it is, whatever it is at; it stays what it was. What it has not put on its disk yet counts.
+  await sh('qemu', 'touch /etc/hosts');
+  await expectChanges('qemu-before', 'qemu');
+  await here.call('sandbox.suspend', { ref: 'qemu' });
+  await here.call('sandbox.pause', { ref: 'gvisor' });
+  await expectChanges('qemu-before', 'qemu');
+  await expectChanges('gvisor-before', 'gvisor');
+  expect((await all(here)).map(({ name, state }) => [name, state]).sort()).toEqual([
+    ['gvisor', 'paused'],
+    ['qemu', 'suspended'],
+  ]);
+  for (const ref of ['qemu', 'gvisor']) await here.call('sandbox.resume', { ref });
+  await sh('qemu', 'echo more > /root/more');
+  expect(await told('qemu', 'qemu-after')).toMatchObject({
+    ...{ from: expect.stringMatching(/^sbx/), to: expect.stringMatching(/^snp/) },
+    ...{ counts: { added: 0, removed: 1, changed: 0 }, changes: [{ path: '/root/more', change: 'removed' }] },
+  });
+  await here.call('sandbox.stop', { ref: 'gvisor', force: true });
+  await expectChanges('gvisor-before', 'gvisor');
+  await expect(told('gvisor-before', 'nobody')).rejects.toThrow(/there is no snapshot or sandbox 'nobody'/);
+  // Of one image, and of two backends; what both are called is the snapshot.
+  await here.call('sandbox.rename', { ref: 'gvisor', name: 'gvisor-after' });
+  const across = await told('qemu-after', 'gvisor-after');
+  expect(across.to).toMatch(/^snp/);
   expect(across.changes.filter(({ path }) => changes.some(([, changed]) => changed === path))).toEqual([]);
   expect(kept(here)).toHaveLength(4);
+  await expectInOrder(here);
 });
 
 test(`what is damaged, lies or does not fit is refused, and leaves nothing (seed ${seed})`, { timeout: TEST_MS }, async () => {

@@ -127,8 +127,8 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
       const tool = ['nsenter', '--target', `${now.pid}`, '--mount', '--', config.agentPath];
       return { where: 'host', tool, upper: await layers.upperOf(op, plan), merged: rootDir(plan) };
     },
-    pause: async (op, plan) => await command(op, await reach(op), plan, 'pause'),
-    resume: async (op, plan) => await command(op, await reach(op), plan, 'resume'),
+    pause: async (op, plan) => void (await command(op, await reach(op), plan, 'pause')),
+    resume: async (op, plan) => void (await command(op, await reach(op), plan, 'resume')),
     closeDoor: (_op, plan) => doors.shut(plan.id),
     checkpoints: {
       isWhole: (op, dir) => isWhole(op, { host, processes }, dir),

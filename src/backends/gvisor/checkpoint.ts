@@ -97,23 +97,23 @@ async function goOn(op: Operation, parts: Pick<SaveParts, 'host' | 'runtime' | '
 
 const REACHED = { pause: 'paused', resume: 'running' } as const;
 
-/** @throws HutchError `failed_precondition` when it does not run. */
+/** False: it was so already. @throws HutchError `failed_precondition` when it does not run. */
 export async function command(
   op: Operation,
   { host, runtime, rights, processes }: Pick<SaveParts, 'host' | 'runtime' | 'rights' | 'processes'>,
   plan: SandboxPlan,
   wanted: 'pause' | 'resume',
-): Promise<void> {
+): Promise<boolean> {
   const now = await processes.inspect(op, plan);
   if (!now.alive) throw op.error('failed_precondition', 'the sandbox does not run');
   using limited = op.within(COMMAND_MS, `runsc ${wanted}`);
   const ask = async (name: string) =>
     await host.run(limited, rights.argvOf(now.pid, [runtime.path, '--root', stateDir(plan), name, plan.id]));
   const { exitCode, stderr } = await ask(wanted);
-  if (exitCode === 0) return;
+  if (exitCode === 0) return true;
   // It refuses to do again what it has done.
   const state = await ask('state');
-  if (new TextDecoder().decode(state.stdout).includes(`"status": "${REACHED[wanted]}"`)) return;
+  if (new TextDecoder().decode(state.stdout).includes(`"status": "${REACHED[wanted]}"`)) return false;
   throw op.error('unavailable', `runsc cannot ${wanted} the sandbox: ${new TextDecoder().decode(stderr).trim()}`);
 }
 

@@ -102,7 +102,7 @@ export async function takeDisk(
   let stillMs = 0;
   if (!now.alive) await host.cloneFile(op, diskPath(plan), join(dir, DISK));
   else {
-    await command(op, save, plan, 'pause');
+    const isOurs = await command(op, save, plan, 'pause');
     try {
       const enter = ['nsenter', '--target', `${now.pid}`, '--mount', '--'];
       const { exitCode, stderr } = await host.run(op, rights.argv([...enter, 'sync', '--file-system', diskMountDir(plan)]));
@@ -110,7 +110,7 @@ export async function takeDisk(
       await host.cloneFile(op, diskPath(plan), join(dir, DISK));
     } finally {
       using late = op.releasing(RELEASE_MS);
-      await command(late, save, plan, 'resume');
+      if (isOurs) await command(late, save, plan, 'resume');
     }
     stillMs = host.monotonicMs() - sinceMs;
   }

@@ -79,12 +79,13 @@ export const snapshotVerbs: readonly Verb[] = [
       },
       {
         name: 'diff',
-        summary: 'List the files that differ between two snapshots',
+        summary: 'List the files that differ between two snapshots, or a snapshot and a sandbox',
         examples: [
           {
             line: 'hutch snapshot diff before after',
             about: 'A is added, D is gone, M is changed: content, mode, owner, type, or where a link leads',
           },
+          { line: 'hutch snapshot diff before web', about: 'what the sandbox web has changed since' },
           { line: 'hutch snapshot diff --stat before after', about: '' },
         ],
         flags: [{ name: 'stat', about: 'Only how many' }],
@@ -93,7 +94,7 @@ export const snapshotVerbs: readonly Verb[] = [
           { ...SNAPSHOT, name: 'AFTER' },
         ],
         notes:
-          'Both are of one image, from one sandbox or two. Their disks are compared: what a program has written and its kernel not yet put there is in\nthe memory of the snapshot, and not seen. Nothing is mounted.',
+          'Both are of one image, from one sandbox or two. Their disks are compared: what a program had written and its kernel not yet put there is in\nthe memory of the snapshot, and not seen. A running sandbox does that first, and stands still while its changed blocks are copied. A name that\nboth have is the snapshot; say the sandbox by its id. Nothing is mounted.',
         load: async () => (await snapshots()).diff,
       },
       {

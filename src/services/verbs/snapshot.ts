@@ -6,6 +6,7 @@ import { alive, env, flag, found, ref, TIMEOUT_MS_MAX } from './fields.ts';
 import type { Verb } from './verb.ts';
 
 const snapshot = z.string().min(1).max(64).describe('an id, a name, or a unique prefix of one');
+const compared = snapshot.describe('a snapshot or a sandbox: an id, a name, or a unique prefix; what both are called is the snapshot');
 const snapshotTarget = z.strictObject({ snapshot });
 
 const name = z.string().max(63).describe('a DNS label, unique among snapshots');
@@ -159,10 +160,10 @@ export const snapshotVerbs = {
     kind: 'unary',
     method: 'GET',
     path: '/v1/snapshots/{snapshot}/diff',
-    summary: 'Which files differ on the disks of two snapshots of one image',
-    input: snapshotTarget.extend({ to: snapshot }),
+    summary: 'Which files differ on two disks of one image: of snapshots, or of sandboxes as they are',
+    input: z.strictObject({ snapshot: compared, to: compared }),
     output: z.object({
-      from: z.string(),
+      from: z.string().describe('an id'),
       to: z.string(),
       counts: z.object({ added: z.int(), removed: z.int(), changed: z.int() }),
       changes: z.array(
