@@ -158,9 +158,14 @@ test('what gVisor could not save is found before it is asked to, and the sandbox
     await expect(daemon.call(verb, { ref: 'busy' })).rejects.toThrow('/root/x was deleted while it was in use');
   expect(await daemon.call('sandbox.get', { ref: 'busy' })).toMatchObject({ state: 'running', startCount: 1 });
   await sh('busy', 'pkill sleep');
+  // What git writes is linked to its place and loses its first name: nothing of that is open.
+  const commit =
+    'git init -q /root/r; cd /root/r; date > file; git add .; git -c user.name=a -c user.email=a@b commit -qm one; rm .git/index';
+  await sh('busy', commit);
   await daemon.call('sandbox.pause', { ref: 'busy' });
   expect(await daemon.call('sandbox.suspend', { ref: 'busy' })).toMatchObject({ state: 'suspended' });
   await daemon.call('sandbox.resume', { ref: 'busy' });
+  expect(await sh('busy', 'cd /root/r; git reset -q; git status --short; git log --format=%s')).toBe('one\n');
   await expectInOrder(daemon);
   await daemon.deleteAll();
 });

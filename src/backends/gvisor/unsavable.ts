@@ -2,7 +2,6 @@
 // have been deleted. It would find that out itself, and end the sandbox. What gives the sandbox its files has a descriptor of the
 // host's for each, so the host's kernel tells.
 import { basename } from 'node:path';
-import { HutchError } from '../../domain/errors.ts';
 import type { Host, ProcessRef } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { SandboxPlan } from '../backend.ts';
@@ -16,6 +15,8 @@ const DELETED = ' (deleted)';
 const ROOT = '/root';
 const GOFER = 'runsc-gofer';
 const COMMAND_BYTES_MAX = 64 * 1024;
+/** open(2), on x86-64. */
+const O_NOFOLLOW = 0o400000;
 
 type Parts = { readonly host: Host; readonly rights: Rights; readonly processes: Processes };
 
@@ -25,16 +26,18 @@ export async function unsavable(op: Operation, parts: Parts, plan: SandboxPlan):
   const found: string[] = [];
   for (const ref of await runtimeOf(op, host, plan.runDir)) {
     if (!(await isGofer(op, host, ref))) continue;
-    for (const target of await targetsOf(op, parts, plan, ref)) {
+    for (const target of await goneInUse(op, parts, plan, ref)) {
       const path = target.slice(ROOT.length, -DELETED.length);
       // The door to the agent is taken away by us; nothing else there can be.
-      if (target.startsWith(`${ROOT}/`) && target.endsWith(DELETED) && !path.startsWith(`${LINK}/`)) found.push(path);
+      if (!path.startsWith(`${LINK}/`)) found.push(path);
     }
   }
   const [first] = found;
   if (first === undefined) return null;
   const others = new Set(found).size - 1;
-  return `${first}${others === 0 ? '' : ` and ${others} more`} was deleted while it was in use, and still is`;
+  return others === 0
+    ? `${first} was deleted while it was in use, and still is`
+    : `${first} and ${others} more were deleted while they were in use, and still are`;
 }
 
 async function isGofer(op: Operation, host: Host, { pid }: ProcessRef): Promise<boolean> {
@@ -42,29 +45,30 @@ async function isGofer(op: Operation, host: Host, { pid }: ProcessRef): Promise<
   return basename(line.split('\0')[0] ?? '') === GOFER;
 }
 
-/** What its descriptors point to, as it sees that. */
-async function targetsOf(
+/** What its descriptors point to, as it sees that, of what is gone; without those that only name a file. */
+async function goneInUse(
   op: Operation,
   { host, rights, processes }: Parts,
   plan: SandboxPlan,
   { pid }: ProcessRef,
 ): Promise<readonly string[]> {
-  if (rights.userId !== null) {
-    // Another user's, of our user namespace.
-    const now = await processes.inspect(op, plan);
-    if (!now.alive) return [];
-    const { stdout } = await host.run(op, rights.argvOf(now.pid, ['find', `/proc/${pid}/fd`, '-type', 'l', '-printf', '%l\\0']));
-    return new TextDecoder().decode(stdout).split('\0');
-  }
-  const dir = `/proc/${pid}/fd`;
-  return await Promise.all(
-    (await host.list(op, dir)).map(async (name) => {
-      try {
-        return await host.readLink(op, `${dir}/${name}`);
-      } catch (error) {
-        if (error instanceof HutchError && error.code === 'not_found') return '';
-        throw error;
-      }
-    }),
-  );
+  // Another user's, of our user namespace.
+  const now = await processes.inspect(op, plan);
+  if (!now.alive) return [];
+  const run = async (...argv: readonly string[]): Promise<string> =>
+    new TextDecoder().decode((await host.run(op, rights.argvOf(now.pid, argv))).stdout);
+  const gone = await run('find', `/proc/${pid}/fd`, '-lname', `${ROOT}/*${DELETED}`, '-printf', '%f %Y %l\\0');
+  const found = [...gone.matchAll(/(\d+) (\S+) ([^\0]*)\0/g)].map(([, fd = '', type = '', target = '']) => ({ fd, type, target }));
+  if (found.length === 0) return [];
+  const flags = await run('grep', '-rs', '^flags:', `/proc/${pid}/fdinfo`);
+  const names = new Set([...flags.matchAll(/(\d+):flags:\s*([0-7]+)$/gm)].filter(([, , octal = '']) => isName(octal)).map(([, fd]) => fd));
+  return found.filter(({ fd, type }) => type !== 'f' || !names.has(fd)).map(({ target }) => target);
+}
+
+/**
+ * The runtime names a file by one descriptor, which follows no link, and reads and writes it by others. Of a file that was linked it keeps
+ * such a name for good (2022): of each object that git has written, which is linked to its place and then has its first name removed.
+ */
+function isName(octalFlags: string): boolean {
+  return (Number.parseInt(octalFlags, 8) & O_NOFOLLOW) !== 0;
 }

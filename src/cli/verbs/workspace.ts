@@ -48,7 +48,10 @@ export async function bring(context: Context, args: Args): Promise<number> {
   if (context.json) await context.io.out(json(brought));
   else if (brought.branch === null && brought.otherBranches.length === 0) await context.io.err(`nothing was changed in ${sandbox.name}\n`);
   else {
-    const parts = [`${brought.commits} ${brought.commits === 1 ? 'commit' : 'commits'}`, `${brought.filesChanged} files changed`];
+    const parts = [
+      `${brought.commits} ${brought.commits === 1 ? 'commit' : 'commits'}`,
+      `${brought.filesChanged} ${brought.filesChanged === 1 ? 'file' : 'files'} changed`,
+    ];
     if (brought.hasUncommitted) parts.push('what was not committed is in a commit of its own');
     if (brought.branch !== null) await context.io.out(`${brought.branch}\n`);
     for (const other of brought.otherBranches) await context.io.out(`${other}\n`);
