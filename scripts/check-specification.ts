@@ -5,6 +5,8 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 
 const TEST_CALL = /\b(?:test|it)(?:\.\w+(?:\([^)]*\))?)*\(\s*(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"|`((?:[^`\\]|\\.)*)`)/g;
+/** The name after the list of `test.each([…])(`. */
+const TEST_OF_EACH = /^ *\](?: as const)?\)\(\s*'((?:[^'\\]|\\.)*)'/gm;
 const LAB_SCENARIO = /^ {2}name: '([^'\n]+)'/gm;
 const RUST_TEST = /#\[test\]\s*(?:#\[[^\]]*\]\s*)*fn\s+(\w+)/g;
 
@@ -18,14 +20,14 @@ function literal(text: string): string {
   return text.replace(/[.*+?^${}()|[\]\\]/g, '\\$&');
 }
 
-/** Patterns that match the names of all tests found below `root`. */
+/** Patterns that match the names of all tests found below `root`; none for a name that could be any. */
 export function testNames(root: string): RegExp[] {
   const names: string[] = [];
   for (const dir of ['src', 'test']) {
-    // The conformance suite's tests lie in modules of its own, for every backend.
-    const modules = dir === 'test' && existsSync(join(root, 'test/conformance')) ? filesBelow(join(root, 'test/conformance'), '.ts') : [];
-    for (const path of [...filesBelow(join(root, dir), '.test.ts'), ...modules]) {
-      for (const match of readFileSync(path, 'utf8').matchAll(TEST_CALL))
+    // What several files run, as for each backend, lies in modules of its own.
+    for (const path of filesBelow(join(root, dir), dir === 'test' ? '.ts' : '.test.ts')) {
+      const text = readFileSync(path, 'utf8');
+      for (const match of [...text.matchAll(TEST_CALL), ...text.matchAll(TEST_OF_EACH)])
         names.push((match[1] ?? match[2] ?? match[3] ?? '').replaceAll("\\'", "'"));
     }
   }
@@ -35,15 +37,10 @@ export function testNames(root: string): RegExp[] {
   for (const path of filesBelow(join(root, 'rust'), '.rs')) {
     for (const match of readFileSync(path, 'utf8').matchAll(RUST_TEST)) names.push(match[1] ?? '');
   }
-  return names.map(
-    (name) =>
-      new RegExp(
-        `^${name
-          .split(/\$\{[^}]*\}/)
-          .map(literal)
-          .join('.*')}$`,
-      ),
-  );
+  return names
+    .map((name) => name.split(/\$\{[^}]*\}/))
+    .filter((parts) => /\w/.test(parts.join('')))
+    .map((parts) => new RegExp(`^${parts.map(literal).join('.*')}$`));
 }
 
 /** What is wrong with a specification, one line each. */

@@ -97,11 +97,8 @@ export class Runs {
         sandbox.state === 'deleted'
           ? 'it cannot be brought back'
           : `${sandbox.state === 'suspended' ? 'let it go on with: hutch resume' : 'start it with: hutch start'} ${name}`;
-      throw op.error(
-        'failed_precondition',
-        `sandbox ${name} does not run: it is ${sandbox.state === 'error' ? 'in error' : sandbox.state}`,
-        { hint },
-      );
+      const state = sandbox.state === 'error' ? `in error: ${sandbox.cause}` : sandbox.state;
+      throw op.error('failed_precondition', `sandbox ${name} does not run: it is ${state}`, { hint });
     }
     return run;
   }

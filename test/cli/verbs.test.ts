@@ -15,6 +15,8 @@ import { errorBody, event, ledgerEntry, sandbox as sandboxView } from '../../src
 import { eventually } from '../support/eventually.ts';
 import { outcomeOf, World } from './world.ts';
 
+const isRoot = process.getuid?.() === 0;
+
 let world: World;
 
 beforeAll(async () => {
@@ -510,6 +512,15 @@ test('the daemon can be stopped, told about, and started again; sandboxes go on'
   await world.ok('daemon', 'start');
   expect(await world.ok('ls')).toMatch(/web +running/);
   expect(await world.ok('daemon', 'logs', '-n', '1')).toContain('{');
+});
+
+test.skipIf(!isRoot)('daemon stop ends where nobody asks how a process has ended, as in a container', async () => {
+  await using own = await World.make();
+  // The first process of a container: it waits for its own children alone.
+  const script = `const { execFileSync } = require('node:child_process');
+    for (const verb of ['start', 'stop']) execFileSync(process.execPath, [${JSON.stringify(own.bundle)}, 'daemon', verb]);`;
+  const first = spawn('unshare', ['--pid', '--fork', '--mount-proc', process.execPath, '-e', script], { env: own.env, cwd: own.dir });
+  expect((await outcomeOf(first, ['daemon', 'stop'])).code).toBe(0);
 });
 
 test('a port that is taken is told at once, not after a wait for another daemon', async () => {

@@ -44,7 +44,7 @@ async function gone(...ids: readonly string[]): Promise<void> {
   await Promise.all(ids.map((id) => world.daemon.call('sandbox.delete', { ref: id, force: true })));
 }
 
-test('a container has a minimal set of capabilities, no new privileges, its limits, and labels that say whose it is', async () => {
+test('a container has a minimal set of capabilities, no new privileges, no namespace or device of the host, its limits, and labels', async () => {
   const { daemon, engine } = world;
   const { id, projectId } = await daemon.call('sandbox.create', { name: 'hard', cpus: 1, memoryMiB: 256 });
   const { Id } = await world.container(id);
@@ -71,6 +71,17 @@ test('a container has a minimal set of capabilities, no new privileges, its limi
   expect(body.Config.Labels).toMatchObject({ 'dev.hutch.sandbox': id, 'dev.hutch.project': projectId });
   const inside = await daemon.run(id, ['sh', '-c', 'hostname; grep -E "^(CapEff|NoNewPrivs)" /proc/self/status']);
   expect(inside.stdout).toBe('hard\nCapEff:\t00000000000405fb\nNoNewPrivs:\t1\n');
+  const { stdout: its } = await daemon.run(id, ['sh', '-c', 'for kind in cgroup ipc mnt net pid uts; do readlink /proc/1/ns/$kind; done']);
+  const hosts = await Promise.all(
+    its
+      .trim()
+      .split('\n')
+      .map((name) => readlink(`/proc/self/ns/${name.split(':')[0]}`)),
+  );
+  expect(hosts.filter((name) => its.includes(name))).toEqual([]);
+  expect(hosts).toHaveLength(6);
+  const devices = await daemon.run(id, ['sh', '-c', 'find /dev -type b -o -type c | sort | tr "\\n" " "']);
+  expect(devices.stdout).toBe('/dev/full /dev/null /dev/pts/ptmx /dev/random /dev/tty /dev/urandom /dev/zero ');
   const raised = await daemon.run(id, ['sudo', '-n', 'id', '-u'], { user: 'user' });
   expect(raised).toMatchObject({ exitCode: 1, stdout: '', stderr: expect.stringMatching(/no new privileges/) });
   await gone(id);

@@ -46,6 +46,21 @@ async function refused(call: Promise<unknown>): Promise<ApiError> {
   throw new Error(`it was not refused: ${String(error)}`);
 }
 
+test('what an Engine cannot show, as it does not see our files, is not claimed, and refused by name', { timeout: 120_000 }, async () => {
+  const { daemon, engine } = world;
+  // It was not asked yet, and has no image that could be looked through.
+  expect((await engine.ask('GET', '/images/json?all=1')).body).toEqual([]);
+  const { backends } = await daemon.call('backends.list', {});
+  const can = backends.find(({ name }) => name === 'docker')?.can;
+  expect(can).toMatchObject({ hostDirectories: false, volumes: false });
+  expect(can?.notes.join('\n')).toContain('does not see the files of this machine');
+  const { body } = await refused(daemon.call('sandbox.create', { mounts: [{ source: daemon.home, target: '/mnt', readOnly: true }] }));
+  expect(body).toMatchObject({ code: 'failed_precondition', message: expect.stringContaining('hostDirectories') });
+  // Whoever looks leaves nothing.
+  expect(await engine.containers()).toEqual([]);
+  expect((await engine.ask('GET', '/images/json?all=1')).body).toEqual([]);
+});
+
 test('the agent is put in and speaks over the attached container: commands, files, floods, and a killed daemon', {
   timeout: 180_000,
 }, async () => {

@@ -219,6 +219,9 @@ describe('the checks', () => {
     expect(problems('# S\n\n- A sentence. Proof: `the lint check passes a clean house`\n', names)).toEqual([]);
     expect(problems('# S\n\n- A sentence.\n', names)).toEqual(['no proof: - A sentence.']);
     expect(problems('# S\n\n- A sentence. Proof: `there is no such test`\n', names)).toHaveLength(1);
+    expect(problems('# S\n\n- A sentence. Proof: `there: is no such test`\n', names), 'a name of placeholders alone is none').toHaveLength(
+      1,
+    );
     expect(problems('# S\n', names)).toHaveLength(1);
   });
 });

@@ -1,7 +1,7 @@
 // The Docker backend: a sandbox is a container that an Engine runs, with our agent as its first process.
 // The Engine knows what is alive; which container is whose stands in a file of the sandbox's own, and
 // only containers with this daemon's labels are ever touched.
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import * as z from 'zod';
 import { HutchError } from '../../domain/errors.ts';
@@ -27,7 +27,8 @@ import { findLeaks, listOurs } from './leaks.ts';
 import { requireMounted } from './mounted.ts';
 import { ensureNetwork, removeNetworks } from './networks.ts';
 import { agentSocketPath, logPath, markPath, socketDir } from './paths.ts';
-import { probeEngine, seesOurFiles } from './probe.ts';
+import { probeEngine } from './probe.ts';
+import { Sight } from './sight.ts';
 import { agentArrives, startContainer } from './start.ts';
 import { readUsage } from './usage.ts';
 import { makeVolumePlaces, mountVolumes, removeVolumePlaces, unmountVolumes, volumeAt, whyNoVolumes } from './volumes.ts';
@@ -46,6 +47,7 @@ export function newDockerBackend(config: DockerConfig): Backend {
   const events = new EngineEvents(engine, instance);
   const duties = new Duties({ host, engine, events, instance, dir: join(config.workDir, 'duties') });
   const doors = new AgentDoors(host);
+  const sight = new Sight(config, engine);
   /** The one attached stream of each sandbox whose agent cannot connect out. */
   const attached = new Map<string, Duplex>();
   /** Images that are being brought into the Engine. */
@@ -53,8 +55,6 @@ export function newDockerBackend(config: DockerConfig): Backend {
   const traffic = new DiskTraffic(host);
   /** Where the agent for containers lies, once it has been put there. */
   let agent: string | null = null;
-  /** Whether the Engine sees our files; null until it was asked. */
-  let mounts: boolean | null = null;
 
   /** Null: it can mount volumes. Asked once; a failure to ask is asked again. */
   let noVolumes: Promise<string | null> | undefined;
@@ -170,9 +170,7 @@ export function newDockerBackend(config: DockerConfig): Backend {
 
   async function make(op: Operation, plan: SandboxPlan): Promise<void> {
     const image = await imageOf(op, plan);
-    // Of the agent's program, and of its socket.
-    mounts ??= await seesOurFiles(op, config, engine, image, [config.workDir, dirname(plan.runDir)]);
-    const reach: Reach = mounts
+    const reach: Reach = (await sight.seesOurFiles(op))
       ? { kind: 'mounted', agentPath: await agentForContainers(op), socketDir: socketDir(plan) }
       : { kind: 'attached' };
     if (reach.kind === 'attached' && plan.volumes !== undefined)
@@ -261,7 +259,7 @@ export function newDockerBackend(config: DockerConfig): Backend {
     name: 'docker',
     needs: 'root',
     processesBoundBy: 'backend',
-    probe: (op) => probeEngine(op, config, engine, whyNot),
+    probe: (op) => probeEngine(op, { config, engine, sight, whyNoVolumes: whyNot }),
 
     async fetchImage(op, reference) {
       return await pullImage(op, config, engine, reference);

@@ -33,6 +33,8 @@ export type DockerConfig = {
   readonly agentPath: string;
   /** Durable and ours: the agent as containers see it, and images on their way into the Engine. */
   readonly workDir: string;
+  /** The run directories of all sandboxes lie in it. */
+  readonly runRoot: string;
   /** Of this daemon alone on this machine: the label by which it knows its containers. */
   readonly instance: string;
   readonly network: BridgeNetwork;

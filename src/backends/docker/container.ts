@@ -89,6 +89,8 @@ export function containerBody(plan: SandboxPlan, { image, instance, reach, netwo
       SecurityOpt: ['no-new-privileges:true'],
       Privileged: false,
       IpcMode: 'private',
+      // With version 1 of cgroups the Engine's own default is the host's.
+      CgroupnsMode: 'private',
       LogConfig: { Type: 'none' },
       RestartPolicy: { Name: 'no' },
       AutoRemove: false,

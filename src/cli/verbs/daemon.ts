@@ -1,6 +1,6 @@
 // hutch daemon: starting it, ending it (sandboxes go on), and looking at it.
 import { createReadStream } from 'node:fs';
-import { stat } from 'node:fs/promises';
+import { readFile, stat } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { HutchError } from '../../domain/errors.ts';
 import type { Args } from '../args.ts';
@@ -31,7 +31,7 @@ export async function stop(context: Context, _args: Args): Promise<number> {
   }
   await ask(context, 'daemon.stop', {});
   const deadline = performance.now() + STOP_MS;
-  while (isAlive(running.pid)) {
+  while (await isAlive(running.pid)) {
     if (performance.now() > deadline)
       throw new HutchError({
         code: 'deadline_exceeded',
@@ -94,11 +94,13 @@ async function localAccess(context: Context) {
   return access;
 }
 
-function isAlive(pid: number): boolean {
+/** A zombie has ended: in a container nobody may ever ask how. */
+async function isAlive(pid: number): Promise<boolean> {
   try {
-    process.kill(pid, 0);
-    return true;
+    const stat = await readFile(`/proc/${pid}/stat`, 'latin1');
+    return !stat.slice(stat.lastIndexOf(')')).startsWith(') Z');
   } catch (error) {
-    return (error as NodeJS.ErrnoException).code === 'EPERM';
+    if (['ENOENT', 'ESRCH'].includes((error as NodeJS.ErrnoException).code ?? '')) return false;
+    throw error;
   }
 }
