@@ -9,6 +9,8 @@ import type { Address } from './address.ts';
 /** What is smaller goes with the request. */
 export const LEND_FROM_BYTES = 1024 * 1024;
 const PIECE_BYTES = 1024 * 1024;
+/** Pieces that are read while others are looked at: a copy out of the cache is one processor's, and a machine has more. */
+const PIECES_AHEAD = 4;
 /** So much is written before the disk is asked to begin with it. */
 const SYNC_EVERY_BYTES = 32 * 1024 * 1024;
 
@@ -53,26 +55,40 @@ async function* pieces(
   signal: AbortSignal | undefined,
 ): AsyncGenerator<Uint8Array, void, undefined> {
   await using _ = file;
-  const read = async (at: number): Promise<Uint8Array | null> => {
-    const most = Math.min(PIECE_BYTES, end - at);
-    if (most <= 0) return null;
+  const read = async (at: number, most: number): Promise<Uint8Array> => {
     const { bytesRead, buffer } = await file.read(Buffer.allocUnsafeSlow(most), 0, most, at);
-    return bytesRead === 0 ? null : buffer.subarray(0, bytesRead);
+    return buffer.subarray(0, bytesRead);
   };
-  let at = from;
-  // The next one is read while this one is looked at.
-  let next = read(at);
+  type Ahead = { readonly at: number; readonly most: number; readonly read: Promise<Uint8Array> };
+  let ahead: Ahead[] = [];
+  let asked = from;
+  const settled = async (): Promise<void> => {
+    await Promise.allSettled(ahead.map((one) => one.read));
+    ahead = [];
+  };
   try {
     for (;;) {
-      const piece = await next;
+      while (ahead.length < PIECES_AHEAD && asked < end) {
+        const most = Math.min(PIECE_BYTES, end - asked);
+        const piece = read(asked, most);
+        piece.catch(() => {}); // told when its turn has come
+        ahead.push({ at: asked, most, read: piece });
+        asked += most;
+      }
+      const first = ahead.shift();
+      if (first === undefined) return;
+      const piece = await first.read;
       signal?.throwIfAborted();
-      if (piece === null) return;
-      at += piece.byteLength;
-      next = read(at);
+      if (piece.byteLength === 0) return;
+      if (piece.byteLength < first.most) {
+        // The end, or what was the end: what was asked for behind it may have come there since.
+        await settled();
+        asked = first.at + piece.byteLength;
+      }
       yield piece;
     }
   } finally {
-    await next.catch(() => {});
+    await settled();
   }
 }
 
