@@ -17,6 +17,7 @@ export const DIAL_MS = 15_000;
 export const RESUME_MS = 30_000;
 const RETRY_FIRST_MS = 25;
 const RETRY_MAX_MS = 1_000;
+const ENDED = 'the sandbox has ended';
 
 /** What dialling may fail with that no second attempt changes. */
 const FINAL: ReadonlySet<ErrorCode> = new Set([
@@ -42,6 +43,8 @@ export class AgentLink implements Disposable {
   #agent: Agent | null = null;
   #dialling: Promise<Agent> | null = null;
   #holds = 0;
+  /** Aborts when what it leads to is dead. */
+  readonly #death = new AbortController();
   readonly #released = new Set<() => void>();
 
   /** `op` is the link's own: what it does for all its callers is done in this operation. */
@@ -58,6 +61,7 @@ export class AgentLink implements Disposable {
     await this.#whenReleased(op);
     this.#refuseWhenClosed(op);
     if (this.#agent !== null && !this.#agent.lost.aborted) return this.#agent;
+    if (this.#death.signal.aborted) throw op.error('unavailable', ENDED);
     if (this.#dialling === null) {
       this.#dialling = this.#dial().finally(() => {
         this.#dialling = null;
@@ -127,11 +131,15 @@ export class AgentLink implements Disposable {
         if (!isHeld) return;
         isHeld = false;
         this.#holds -= 1;
-        if (this.#holds > 0) return;
-        for (const released of [...this.#released]) released();
-        this.#released.clear();
+        if (this.#holds === 0) this.#releaseAll();
       },
     };
+  }
+
+  /** What it leads to is dead: the connection of now is read to its end, and there is no other. */
+  end(): void {
+    this.#death.abort();
+    this.#releaseAll();
   }
 
   /** Ends the connection and every stream over it, for good. The sandbox is left as it is. */
@@ -140,8 +148,7 @@ export class AgentLink implements Disposable {
     this.#closing.abort();
     this.#agent?.close();
     this.#agent = null;
-    for (const released of [...this.#released]) released();
-    this.#released.clear();
+    this.#releaseAll();
   }
 
   [Symbol.dispose](): void {
@@ -198,7 +205,7 @@ export class AgentLink implements Disposable {
     const dialled = this.#options.dial(limited);
     let duplex: Duplex;
     try {
-      duplex = await shared(limited, dialled);
+      duplex = await this.#unlessDead(limited, dialled);
     } catch (error) {
       // It may still arrive, when nobody wants it any more.
       dialled.then(
@@ -216,13 +223,34 @@ export class AgentLink implements Disposable {
     return agent;
   }
 
+  /** Nobody waits out the time of a dial that has no other end any more. */
+  #unlessDead<T>(op: Operation, promise: Promise<T>): Promise<T> {
+    const { signal } = this.#death;
+    let onDeath = () => {};
+    const waiting = heard<T>(
+      op,
+      (resolve, reject) => {
+        onDeath = () => reject(op.error('unavailable', ENDED));
+        signal.addEventListener('abort', onDeath);
+        promise.then(resolve, reject);
+      },
+      () => {},
+    );
+    return waiting.finally(() => signal.removeEventListener('abort', onDeath));
+  }
+
   #refuseWhenClosed(op: Operation): void {
     if (op.signal.aborted) throw reasonOf(op);
     if (this.#closing.signal.aborted) throw op.error('unavailable', 'the way to the agent of this sandbox is closed');
   }
 
+  #releaseAll(): void {
+    for (const released of [...this.#released]) released();
+    this.#released.clear();
+  }
+
   async #whenReleased(op: Operation): Promise<void> {
-    while (this.#holds > 0 && !this.#closing.signal.aborted) {
+    while (this.#holds > 0 && !this.#death.signal.aborted && !this.#closing.signal.aborted) {
       let released = () => {};
       await heard<void>(
         op,

@@ -19,7 +19,7 @@ const BATCH_BYTES = 256 * 1024;
 /** Which run it is, and when it began. */
 export type Began = { readonly run: number; readonly atMs: number };
 
-/** Resolves when the whole log is here, or the run is over. */
+/** Resolves when the whole log is here, or as much of it as a guest that has died has said, or the run is over. */
 export async function mirror(op: Operation, run: Run, log: MainLog, began: Began): Promise<void> {
   while (!op.signal.aborted) {
     try {
@@ -34,7 +34,8 @@ export async function mirror(op: Operation, run: Run, log: MainLog, began: Began
       }
       op.log.debug({ sandbox: run.id, cause }, 'copying of the main log was interrupted');
       if (run.mainEnd?.exit === null) return; // it never began
-      await pause(op, RETRY_MS).catch(() => {}); // only the end of the run ends it early
+      if (run.death.aborted) return;
+      await pause(op, RETRY_MS, run.death).catch(() => {}); // only the end of the run ends it early
     }
   }
 }

@@ -2,9 +2,12 @@
 import type { Operation } from '../host/operation.ts';
 import { waitFor } from './operations.ts';
 
-export async function pause(op: Operation, ms: number): Promise<void> {
+/** `wake` ends it early. */
+export async function pause(op: Operation, ms: number, wake?: AbortSignal): Promise<void> {
+  if (wake?.aborted === true) return;
   const { promise, resolve } = Promise.withResolvers<void>();
   const timer = setTimeout(resolve, ms);
+  wake?.addEventListener('abort', () => resolve(), { once: true });
   try {
     await waitFor(op, promise, 'the next try');
   } finally {

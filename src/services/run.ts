@@ -43,6 +43,8 @@ export class Run implements Disposable {
   readonly #followers = new Set<Follower>();
   readonly #over: AbortController;
   readonly #main = Promise.withResolvers<void>();
+  readonly #death = new AbortController();
+  readonly #silence = Promise.withResolvers<void>();
   #plan: SandboxPlan;
   #mainEnd: MainEnd | null = null;
   #uses = 0;
@@ -108,6 +110,27 @@ export class Run implements Disposable {
   endMain(end: MainEnd): void {
     this.#mainEnd ??= end;
     this.#main.resolve();
+  }
+
+  /** Its process is proven dead: what the guest said last is still read, and nobody asks it anything again. */
+  died(): void {
+    this.#death.abort();
+    this.link.end();
+  }
+
+  /** Aborts at its proven death. */
+  get death(): AbortSignal {
+    return this.#death.signal;
+  }
+
+  /** The last event of a guest that is dead has been read. */
+  fallSilent(): void {
+    this.#silence.resolve();
+  }
+
+  /** Resolves when a guest that is dead can say no more of its main process. */
+  get silent(): Promise<void> {
+    return this.#silence.promise;
   }
 
   /** Keeps the first stream of the main process for the client that said it would attach, so that it misses no byte. */

@@ -127,6 +127,7 @@ export class Supervisor {
 
   /** Nobody here ended it. */
   async #died(run: Run, dead: Dead): Promise<void> {
+    run.died();
     await atMost(run.op, run.mirrored, LAST_LOG_MS);
     await this.#insist(run, 'daemon.end', async (call) => {
       const sandbox = await this.#core.sandboxes.get(call.op, run.id);
@@ -188,7 +189,8 @@ export class Supervisor {
         if (run.isOver) return;
         run.op.log.debug({ sandbox: run.id, cause }, 'the guest cannot be heard');
       }
-      await pause(run.op, RETRY_MS);
+      if (run.death.aborted) return run.fallSilent();
+      await pause(run.op, RETRY_MS, run.death);
     }
   }
 
@@ -236,9 +238,9 @@ export class Supervisor {
         );
         return;
       } catch (cause) {
-        if (run.isOver) return;
+        if (run.isOver || run.death.aborted) return;
         run.op.log.warn({ sandbox: run.id, cause }, 'whether the main process runs cannot be told; it is tried again');
-        await pause(run.op, RETRY_MS);
+        await pause(run.op, RETRY_MS, run.death);
       }
     }
   }

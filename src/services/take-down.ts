@@ -59,6 +59,7 @@ export async function takeDown(core: Core, call: Call, run: Run, wish: Wish): Pr
   if (wish.thenRemoved !== true && !sandbox.spec.autoRemove) await core.stats.last(op, run, sandbox, graceMs === null ? 'forced' : 'asked');
   const left = graceMs === null ? null : await leave(core, op, run, sandbox, graceMs);
   const dead = left ?? (await killed(core, call, run, sandbox, wish.graceMs === null ? 'now' : 'gently'));
+  run.died();
   await lastWord(op, run, sandbox);
   // Whoever missed its last words looks for them where they are kept of one that is deleted.
   if (isDeletedAtItsEnd(sandbox, wish) && sandbox.spec.main !== null) await keepLastLog(core, op, sandbox);
@@ -128,7 +129,7 @@ async function letGoOn(op: Operation, run: Run): Promise<void> {
 /** Waits for what the guest said before it died. */
 async function lastWord(op: Operation, run: Run, sandbox: Sandbox): Promise<void> {
   await atMost(op, run.mirrored, LAST_LOG_MS);
-  if (sandbox.spec.main !== null && run.mainEnd === null) await atMost(op, run.mainEnded, LAST_WORD_MS);
+  if (sandbox.spec.main !== null && run.mainEnd === null) await atMost(op, Promise.race([run.mainEnded, run.silent]), LAST_WORD_MS);
 }
 
 /** Waits for a promise that never rejects, for so long and not longer. */

@@ -6,33 +6,44 @@
 //   HUTCH_TEST_PATH=DIRS                            where programs are looked for
 //   HUTCH_TEST_DEAF_GUEST=1                         after its link is up, nothing of ours reaches a guest any more
 //   HUTCH_TEST_COUNT=VERB HUTCH_TEST_COUNT_REPORT=PATH   how many calls its operations made, at the end
+//   HUTCH_TEST_ARMED=PATH                           a file that says the two faults when it comes, or HUTCH_TEST_POINTS=VERB:
+//                                                   at which points of its operations a death leaves something else, a line each
 // Image, kernel and initramfs are those of this checkout, linked in; templates and all else are its own.
 import { appendFileSync, copyFileSync, linkSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs';
+import { Socket } from 'node:net';
 import { join, resolve } from 'node:path';
 import type { Duplex } from 'node:stream';
 import type { Backend } from '../../src/backends/backend.ts';
 import { makeParts } from '../../src/daemon/parts.ts';
 import { runDaemon } from '../../src/daemon/run.ts';
+import type { Host } from '../../src/host/host.ts';
 import { nodeHost } from '../../src/host/node-host.ts';
 import type { Store } from '../../src/store/contract.ts';
-import { countCalls, describeCall, hostWithFault } from '../support/host-faults.ts';
+import { whenArmed } from '../support/armed.ts';
+import { countCalls, describeCall, type FaultyHost, hostWithFault, watchCalls } from '../support/host-faults.ts';
 import { storeWithFault } from '../support/store-faults.ts';
 
 const { env } = process;
 const home = env['HUTCH_HOME'];
 if (home === undefined) throw new Error('HUTCH_HOME is not set');
 const report = env['HUTCH_TEST_FAULT_REPORT'];
-const counted = env['HUTCH_TEST_COUNT'];
+type Told = Readonly<Record<string, string | undefined>>;
+const armed = env['HUTCH_TEST_ARMED'];
 
 for (const name of ['images', 'kernels', 'initramfs'])
   linkTree(resolve(import.meta.dirname, '../../.tools/data', name), join(home, 'data', name));
 
 const path = env['HUTCH_TEST_PATH'];
 const real = nodeHost(path === undefined ? {} : { env: { PATH: path } });
-const counting = counted === undefined ? null : countCalls(real, { only: { verb: counted } });
+const counting: FaultyHost[] = [];
+/** Of anything that outlives this process: steps begun and done. */
+let changes = 0;
+const changed = (): void => {
+  changes += 1;
+};
 
 process.exitCode = await runDaemon(process.argv.slice(2), {
-  host: counting ?? hostWithFault(real, env['HUTCH_TEST_FAULT'], report),
+  host: whenArmed(hostAs(env), armed, hostAs),
   env,
   makeParts: async (making) => {
     failCommits(making.store);
@@ -40,17 +51,57 @@ process.exitCode = await runDaemon(process.argv.slice(2), {
     return env['HUTCH_TEST_DEAF_GUEST'] === undefined ? parts : { ...parts, backends: parts.backends.map(deafened) };
   },
 });
-if (counting !== null)
-  writeFileSync(env['HUTCH_TEST_COUNT_REPORT'] ?? '/dev/stderr', counting.calls.map((call) => `${describeCall(call)}\n`).join(''));
+for (const { calls } of counting)
+  writeFileSync(env['HUTCH_TEST_COUNT_REPORT'] ?? '/dev/stderr', calls.map((call) => `${describeCall(call)}\n`).join(''));
 process.exit();
+
+/** The door to the system as the environment, or the file of HUTCH_TEST_ARMED, wants it. */
+function hostAs(told: Told): Host {
+  const watched = told['HUTCH_TEST_POINTS'];
+  if (watched !== undefined) return watchedHost(watched);
+  const verb = told['HUTCH_TEST_COUNT'];
+  if (verb === undefined) return hostWithFault(real, told['HUTCH_TEST_FAULT'], report);
+  const host = countCalls(real, { only: { verb } });
+  counting.push(host);
+  return host;
+}
+
+/** Writes down each point at which something is begun, done, committed or sent that was not at the point before. */
+function watchedHost(verb: string): Host {
+  let known = -1;
+  const { write } = Socket.prototype;
+  Socket.prototype.write = function (...all: unknown[]) {
+    changed();
+    return Reflect.apply(write, this, all) as boolean;
+  };
+  return watchCalls(
+    real,
+    { only: { verb } },
+    {
+      point: (when, { n }) => {
+        if (changes !== known) appendFileSync(report ?? '/dev/stderr', `die-${when}:${n}:${verb}\n`);
+        known = changes;
+      },
+      changes: changed,
+    },
+  );
+}
 
 /** The services hold this very store, so its two writing methods are replaced. */
 function failCommits(store: Store): void {
   const untouched = { commit: store.commit.bind(store), claim: store.claim.bind(store) } as Store;
-  const faulty = storeWithFault(untouched, env['HUTCH_TEST_STORE_FAULT'], (commit) => {
-    if (report !== undefined) appendFileSync(report, `${JSON.stringify(commit)}\n`);
-  });
-  Object.assign(store, { commit: faulty.commit, claim: faulty.claim });
+  const faultyAs = (told: Told): Store =>
+    storeWithFault(untouched, told['HUTCH_TEST_STORE_FAULT'], (commit) => {
+      if (report !== undefined) appendFileSync(report, `${JSON.stringify(commit)}\n`);
+    });
+  const faulty = whenArmed(faultyAs(env), armed, faultyAs);
+  const counted = <All extends unknown[], T>(call: (...all: All) => Promise<T>) => {
+    return async (...all: All): Promise<T> => {
+      changed();
+      return await call(...all).finally(changed);
+    };
+  };
+  Object.assign(store, { commit: counted(faulty.commit), claim: counted(faulty.claim) });
 }
 
 /** As when the daemon dies with a frame in its hands. */

@@ -303,6 +303,40 @@ test('who waits for a sandbox that ends meanwhile hears that it cannot be reache
   expect(await process).toMatchObject({ code: 'unavailable' });
 });
 
+test('once its sandbox is dead a link dials no more, and whoever waits for it hears so; what has come is still read', async () => {
+  const { port } = fakeProcess(MIB);
+  const op = testOperation();
+  using _port = port;
+  let dials = 0;
+  using link = new AgentLink(op, {
+    dial: () => {
+      dials += 1;
+      return dials === 1 ? Promise.resolve(port.dial()) : new Promise(() => {});
+    },
+  });
+  using process = await link.start(op, SPEC);
+  const agent = await link.agent(op);
+  link.end();
+  let bytes = 0;
+  while (bytes < MIB) {
+    const item = await process.next(op);
+    if (item.type === 'output') bytes += item.bytes.byteLength;
+  }
+  port.cut();
+  await eventually('the loss', () => agent.lost.aborted);
+  expect(await rejection(link.agent(op))).toMatchObject({ code: 'unavailable', message: 'the sandbox has ended' });
+  expect(dials).toBe(1);
+
+  using dialling = new AgentLink(op, { dial: () => new Promise(() => {}) });
+  const waiting = rejection(dialling.agent(op));
+  using held = new AgentLink(op, { dial: () => new Promise(() => {}) });
+  using _hold = held.hold();
+  const holding = rejection(held.agent(op));
+  for (const each of [dialling, held]) each.end();
+  expect(await waiting).toMatchObject({ code: 'unavailable', message: 'the sandbox has ended' });
+  expect(await holding).toMatchObject({ code: 'unavailable', message: 'the sandbox has ended' });
+});
+
 test('processes that are over, or were given up, leave nothing with the connection', async () => {
   const { fake, port } = fakeProcess(10);
   const op = testOperation();

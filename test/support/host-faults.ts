@@ -32,6 +32,32 @@ export function countCalls(host: Host, options: FaultOptions = {}): FaultyHost {
   return strikeAt(host, 0, options, (_call, _op, make) => make());
 }
 
+/** What only looks: a process that dies after it leaves what it would have left before it. */
+const LOOKS: ReadonlySet<string> = new Set<keyof Host>([
+  ...(['readFile', 'readRange', 'readStream', 'stat', 'readLink', 'realPath', 'list', 'fileSystem', 'watchDir'] as const),
+  ...(['processRef', 'isAlive', 'processUse', 'processTraffic', 'which'] as const),
+]);
+
+/** Told before and after each counted call; `changes`: what the call does to the system begins, and is done. */
+export function watchCalls(
+  host: Host,
+  options: FaultOptions,
+  heard: { readonly point: (when: 'before' | 'after', call: HostCall) => void; readonly changes: () => void },
+): FaultyHost {
+  return strikeAt(host, null, options, (call, _op, make) => {
+    heard.point('before', call);
+    const changes = LOOKS.has(call.method) ? () => {} : heard.changes;
+    changes();
+    const made = make();
+    if (made instanceof Promise)
+      return made.finally(() => {
+        changes();
+        heard.point('after', call);
+      });
+    return made;
+  });
+}
+
 /** The N-th call fails, before it has done anything, as a failing system would make it fail. */
 export function failNthCall(host: Host, n: number, options: FaultOptions & { readonly error?: Error } = {}): FaultyHost {
   return strikeAt(host, n, options, (call, op) => {
@@ -118,7 +144,8 @@ function shortened(arg: unknown): unknown {
   return text.length > ARGUMENT_CHARS_MAX ? `${text.slice(0, ARGUMENT_CHARS_MAX)}…` : arg;
 }
 
-function strikeAt(host: Host, n: number, options: FaultOptions, strike: Strike): FaultyHost {
+/** `n` null: every call. */
+function strikeAt(host: Host, n: number | null, options: FaultOptions, strike: Strike): FaultyHost {
   const calls: HostCall[] = [];
   let hit: HostCall | undefined;
   return new Proxy(host as FaultyHost, {
@@ -133,7 +160,7 @@ function strikeAt(host: Host, n: number, options: FaultOptions, strike: Strike):
         if (!isOperation(op) || !isCounted(op, options)) return make();
         const call = { n: calls.length + 1, method: name, args };
         calls.push(call);
-        if (call.n !== n) return make();
+        if (n !== null && call.n !== n) return make();
         hit = call;
         options.onHit?.(call);
         return strike(call, op, make);
