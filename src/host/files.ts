@@ -95,15 +95,20 @@ export async function appendStream(op: Operation, path: string, chunks: AsyncIte
 export function readRange(op: Operation, path: string, offset: number, length: number): Promise<Uint8Array> {
   return heed(op, `read ${path}`, async () => {
     await using file = await fs.open(path, 'r');
-    const buffer = Buffer.alloc(length);
-    let filled = 0;
-    while (filled < length) {
+    // A range may be far longer than its file: memory is taken for what is there, and for what has come since.
+    const { size } = await file.stat();
+    const chunks: Buffer[] = [];
+    for (let filled = 0; filled < length; ) {
       throwIfAborted(op, `read ${path}`);
-      const { bytesRead } = await file.read(buffer, filled, length - filled, offset + filled);
+      const chunk = Buffer.allocUnsafeSlow(Math.min(length - filled, Math.max(size - offset - filled, PROC_CHUNK_BYTES)));
+      const { bytesRead } = await file.read(chunk, 0, chunk.byteLength, offset + filled);
       if (bytesRead === 0) break; // the file ends before the range does
       filled += bytesRead;
+      chunks.push(chunk.subarray(0, bytesRead));
     }
-    return new Uint8Array(buffer.buffer, buffer.byteOffset, filled);
+    const [only] = chunks;
+    const read = chunks.length === 1 && only !== undefined ? only : Buffer.concat(chunks);
+    return new Uint8Array(read.buffer, read.byteOffset, read.byteLength);
   });
 }
 

@@ -3,6 +3,8 @@
 // image that was made here, the whole file system as one layer.
 import { join } from 'node:path';
 import type { ImageConfig } from '../domain/image.ts';
+import { padding } from '../domain/tar-entry.ts';
+import { TAR_END } from '../domain/tar-header.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { mediaTypeOf } from './archive.ts';
@@ -14,8 +16,6 @@ import { KERNEL_ARTIFACT, type KernelContent, kernelContent } from './kernel-bun
 import { type ImagePaths, SHARED_DIR_MODE } from './layout.ts';
 import { blobPath, file, header, LAYOUT } from './oci/layout-tar.ts';
 import { CONFIG_BYTES_MAX, CONFIG_TYPE, INDEX_TYPE, MANIFEST_TYPE } from './oci/manifest.ts';
-import { padding } from './tar/entry.ts';
-import { TAR_END } from './tar/writer.ts';
 import { SIGNATURES_SAID } from './trust/archived.ts';
 import { blobsOfKept, keptSignatures } from './trust/kept.ts';
 

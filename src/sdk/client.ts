@@ -129,7 +129,7 @@ export class ApiClient implements Disposable {
     return { opId: opIdOf(response), headers: response.headers, bytes: bodyBytes(response, options.signal) };
   }
 
-  /** Bytes given whole are sent again after a lost connection; a stream cannot be. */
+  /** Bytes given whole, or a short stream, are sent again where nobody was there; a long one cannot be. */
   async upload<N extends UploadVerb>(
     verb: N,
     input: Input<N>,
@@ -137,12 +137,13 @@ export class ApiClient implements Disposable {
     options: CallOptions = {},
   ): Promise<Output<N>> {
     const lends = verb === 'file.write' && (input as Input<'file.write'>).at === undefined && mayBeLent(this.address);
-    const body = lends && !(content instanceof Uint8Array) ? await begun(content) : content;
+    // A short one is bytes given whole: one message, and no question before it whether anybody is there to take it.
+    const body = content instanceof Uint8Array ? content : await begun(content);
     const isLarge = !(body instanceof Uint8Array) || body.byteLength >= LEND_FROM_BYTES;
     const send = async (headers: Record<string, string>) =>
       (await jsonBody(await this.#send(verb, input, headers, options, body, lends && isLarge ? 'lend' : 'send'))) as Output<N>;
     const key = options.idempotencyKey;
-    if (content instanceof Uint8Array) return await this.#retrying(verb, options, key, send);
+    if (body instanceof Uint8Array) return await this.#retrying(verb, options, key, send);
     // What cannot be sent again is begun when there is somebody to take it: a daemon that does not run is started by this.
     await this.call('daemon.version', {}, { signal: options.signal });
     return await send(await this.headers({ ...options, ...(key === undefined ? {} : { idempotencyKey: key }) }));
@@ -189,13 +190,15 @@ export class ApiClient implements Disposable {
     attemptOnce: (headers: Record<string, string>) => Promise<T>,
   ): Promise<T> {
     const route: Route = routes[verb];
-    const since = performance.now();
+    // From the first failure on; nearly all calls have none, and asking for the time loads a module of Node's that counts in a short command.
+    let since: number | null = null;
     for (let attempt = 1; ; attempt += 1) {
       try {
         return await attemptOnce(await this.headers({ ...options, ...(key === undefined ? {} : { idempotencyKey: key }) }));
       } catch (error) {
         const safe = route.idempotent || key !== undefined || (error instanceof ConnectionError && !error.sent);
         if (!safe) throw error;
+        since ??= performance.now();
         await this.beforeRetry(error, attempt, since, options.signal);
       }
     }

@@ -186,8 +186,8 @@ async function inlineLayer(
 ): Promise<LayerSource> {
   const target = plan.target.startsWith('/') ? plan.target : `${plan.workdir}/${plan.target}`;
   const toDirectory = /(^|\/)\.{0,2}$/.test(plan.target) || lookUp(stage, target, 'follow').inode?.type === 'directory';
-  const { tarHeader, TAR_END } = await import('../images/tar/writer.ts');
-  const { padding } = await import('../images/tar/entry.ts');
+  const { tarHeader, TAR_END } = await import('../domain/tar-header.ts');
+  const { padding } = await import('../domain/tar-entry.ts');
   const pieces: Buffer[] = [];
   const mtimeSeconds = now.parts.request.epochSeconds ?? 0;
   for (const [ordinal, { name, content }] of inline.entries()) {

@@ -2,13 +2,13 @@
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import { HutchError } from '../domain/errors.ts';
+import { padding } from '../domain/tar-entry.ts';
+import { TAR_END, tarHeader } from '../domain/tar-header.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Of } from '../images/build/dockerfile.ts';
 import { DockerfileError } from '../images/build/dockerfile-error.ts';
 import type { LayerSource } from '../images/build/flatten.ts';
 import { Tree } from '../images/layers/tree.ts';
-import { padding } from '../images/tar/entry.ts';
-import { TAR_END, tarHeader } from '../images/tar/writer.ts';
 import type { StageNow } from './build-stage-now.ts';
 
 export const URL_SOURCE = /^https?:\/\//;

@@ -3,6 +3,7 @@
 // the one before.
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { HutchError } from '../domain/errors.ts';
 import { newId, type SandboxId } from '../domain/ids.ts';
 import { shownReference } from '../domain/image-reference.ts';
@@ -103,7 +104,29 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
 
   async function start(call: Call, input: Parsed<'build.start'>, source: AsyncIterable<Uint8Array>): Promise<BuildView> {
     const tags = several(input.tag).map((tag) => shownReference(taggable(tag)));
-    return viewOfBuild(await begin(call, { input, source, names: tags, template: null, counts: true, stepsMore: 0, next: null }));
+    const over = Promise.withResolvers<void>();
+    const record = await begin(call, {
+      ...{ input, source, names: tags, template: null, counts: true, stepsMore: 0, next: null },
+      over: over.resolve,
+    });
+    if (input.waitMs === undefined) return viewOfBuild(record);
+    await overWithin(call, record, over.promise, input.waitMs);
+    return viewOfBuild((await records.read(call.op, record.id)) ?? record);
+  }
+
+  /** Who goes meanwhile has not been told what to cancel: that is done for them. */
+  async function overWithin({ op }: Call, { id }: BuildRecord, over: Promise<void>, waitMs: number): Promise<void> {
+    const timer = new AbortController();
+    try {
+      await waitFor(op, Promise.race([over, sleep(waitMs, undefined, { signal: timer.signal }).catch(() => {})]), 'the end of the build');
+    } catch (error) {
+      const now = running.get(id);
+      using late = op.releasing(RELEASE_MS);
+      if (now !== undefined) await core.operations.cancel(late, now.opId, 'whoever asked for it');
+      throw error;
+    } finally {
+      timer.abort();
+    }
   }
 
   async function begin(call: Call, asked: BuildAsked): Promise<BuildRecord> {

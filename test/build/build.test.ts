@@ -7,6 +7,9 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { placesOf } from '../../src/config/places.ts';
+import { Hutch } from '../../src/sdk/hutch.ts';
+import { readOwnerKey } from '../../src/sdk/owner-key.ts';
 import { MACHINES, World } from '../cli/world.ts';
 import { tar } from '../images/archives.ts';
 import { selfSigned } from '../support/certificate.ts';
@@ -480,6 +483,37 @@ test('an interrupted build is cancelled, and nothing of it is left', { timeout: 
   expect((await buildsThatWere())[0]?.state).toBe('cancelled');
   expect(await sandboxes()).toEqual([]);
   expect((await readdir(join(world.home, 'data/staging'))).filter((name) => name.startsWith('build-'))).toEqual([]);
+});
+
+test('an answer that waits has the end of a build that the cache knows; who leaves before it has cancelled the build', {
+  timeout: 120_000,
+}, async (ctx) => {
+  const missing = await why('gvisor');
+  if (missing !== null) return ctx.skip(missing);
+  const { socketPath, ownerKeyPath } = placesOf({ env: { HUTCH_HOME: world.home }, uid: process.getuid?.() ?? 0 });
+  using hutch = Hutch.connect({ url: `unix:${socketPath}`, apiKey: readOwnerKey(ownerKeyPath) });
+  const { api } = hutch;
+  const of = async (run: string) => await contextTar(await context({ Dockerfile: `FROM base:1\nRUN ${run}\n` }));
+  const quick = await of('echo waits > /waits');
+  const build = (body: Buffer, waitMs: number, signal?: AbortSignal) =>
+    api.upload('build.start', { backend: 'gvisor', waitMs }, body, { signal });
+  const first = await build(quick, 60_000);
+  expect([first.state, first.stepsDone]).toEqual(['done', 1]);
+  expect(await build(quick, 60_000)).toMatchObject({ state: 'done', image: first.image });
+  // One that takes longer goes on when it has answered.
+  const slow = await of('sleep 1000');
+  const running = await build(slow, 50);
+  expect(running.state).toBe('running');
+  expect((await api.call('build.cancel', { build: running.id })).state).toBe('cancelled');
+  const leaving = new AbortController();
+  const left = build(slow, 60_000, leaving.signal);
+  left.catch(() => {});
+  const newest = async () => (await api.call('build.list', {})).builds[0];
+  await eventually('the build to be under way', async () => (await newest())?.state === 'running', 60_000);
+  leaving.abort();
+  await expect(left).rejects.toThrow();
+  await eventually('the build to be cancelled', async () => (await newest())?.state === 'cancelled', 60_000);
+  expect(await sandboxes()).toEqual([]);
 });
 
 test('a daemon that is killed while it builds leaves nothing but a build that failed', { timeout: 120_000 }, async (ctx) => {

@@ -89,6 +89,11 @@ test('ranges and streams give exactly the bytes asked for', async () => {
   expect(await host.readRange(op, path, 100, 50)).toEqual(content.slice(100, 150));
   expect(await host.readRange(op, path, 699_990, 50)).toEqual(content.slice(699_990));
   expect(await host.readRange(op, path, 800_000, 50)).toHaveLength(0);
+  // One that is far longer than its file takes no more memory than the file.
+  const whole = await host.readRange(op, path, 0, 1024 ** 3);
+  expect(whole).toEqual(content);
+  expect(whole.buffer.byteLength).toBeLessThan(1024 ** 2);
+  expect((await host.readRange(op, '/proc/self/status', 0, 1024 ** 3)).byteLength).toBeGreaterThan(100);
   const streamed = await Array.fromAsync(host.readStream(op, path, 5));
   expect(Buffer.concat(streamed).equals(content.subarray(5))).toBe(true);
   await host.appendFile(op, path, bytes(3));

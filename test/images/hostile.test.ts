@@ -6,7 +6,7 @@ import { createServer } from 'node:net';
 import { gzipSync, zstdCompressSync } from 'node:zlib';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { HutchError } from '../../src/domain/errors.ts';
-import { BLOCK_BYTES, padding } from '../../src/images/tar/entry.ts';
+import { BLOCK_BYTES, padding } from '../../src/domain/tar-entry.ts';
 import { TarReader } from '../../src/images/tar/reader.ts';
 import { testOperation } from '../support/operation.ts';
 import { digestOf, type ImageOptions, image, type MadeImage, type Member, member, pax, TYPES, tampered, tar, withPax } from './archives.ts';

@@ -2,17 +2,16 @@
 // on stdin, which may also be a Dockerfile alone. Before it stands what belongs to the build alone, under `.hutch-build/`.
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { createReadStream, type Stats } from 'node:fs';
-import { lstat, mkdtemp, readdir, readFile, readlink, rm, stat } from 'node:fs/promises';
+import { createReadStream, lstatSync, readdirSync, readFileSync, readlinkSync, type Stats } from 'node:fs';
+import { mkdtemp, readFile, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, relative, resolve } from 'node:path';
 import { Readable } from 'node:stream';
-import { pipeline } from 'node:stream/promises';
-import { createGunzip, createZstdDecompress } from 'node:zlib';
-import { type Header, type Pack, pack } from 'tar-stream';
 import { Ignored } from '../../domain/dockerignore.ts';
 import { HutchError } from '../../domain/errors.ts';
 import type { PackageSettings } from '../../domain/package-settings.ts';
+import { padding } from '../../domain/tar-entry.ts';
+import { type EntryToWrite, TAR_END, tarHeader } from '../../domain/tar-header.ts';
 import { usage } from '../args.ts';
 
 const OWN = '.hutch-build';
@@ -20,6 +19,9 @@ const GIT_TEXT_BYTES_MAX = 64 * 1024;
 /** The first entry of an archive. */
 const HEADER_BYTES = 512;
 const DOCKERFILE_BYTES_MAX = 1024 * 1024;
+const PIECE_BYTES = 256 * 1024;
+/** A larger file is sent as it is read. */
+const SMALL_BYTES = 1024 * 1024;
 
 export type Extra = {
   /** Its content, where it is not taken from the context. */
@@ -61,8 +63,8 @@ export async function sourceOf(text: string, dockerfile: string | null): Promise
 }
 
 export async function* contextOf(source: ContextSource, extra: Extra, signal: AbortSignal): AsyncGenerator<Uint8Array> {
-  // An archive ends with blocks of zeros: what stands before must come without its own.
-  yield* withoutEnd(ownEntries(extra));
+  const own = ownEntries(extra);
+  if (own.byteLength > 0) yield own;
   switch (source.kind) {
     case 'directory':
       return yield* directory(source.path, extra);
@@ -77,9 +79,11 @@ export async function* contextOf(source: ContextSource, extra: Extra, signal: Ab
   }
 }
 
-function ownEntries({ dockerfile, ignore, secrets, settings }: Extra): AsyncIterable<Uint8Array> {
-  const archive = pack();
-  const add = (name: string, content: Buffer) => archive.entry({ name: `${OWN}/${name}`, mode: 0o600 }, content);
+/** What belongs to the build alone: no archive by itself, as its end is missing. */
+function ownEntries({ dockerfile, ignore, secrets, settings }: Extra): Buffer {
+  const pieces: Buffer[] = [];
+  const add = (name: string, content: Buffer) =>
+    pieces.push(header({ type: 'file', path: `${OWN}/${name}`, mode: 0o600, sizeBytes: content.byteLength }), ...padded(content));
   if (dockerfile !== null) add('Dockerfile', dockerfile);
   if (ignore !== null) add('dockerignore', ignore);
   for (const [id, value] of secrets) add(`secrets/${id}`, value);
@@ -87,25 +91,45 @@ function ownEntries({ dockerfile, ignore, secrets, settings }: Extra): AsyncIter
     add('settings.json', Buffer.from(JSON.stringify({ env: settings.env, aptMirrors: settings.aptMirrors })));
     for (const [name, content] of settings.files) add(`settings/${name}`, content);
   }
-  archive.finalize();
-  return archive as AsyncIterable<Uint8Array>;
+  return Buffer.concat(pieces);
 }
 
-async function* withoutEnd(archive: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
-  const pieces: Uint8Array[] = [];
-  for await (const piece of archive) pieces.push(piece);
-  const whole = Buffer.concat(pieces);
-  yield whole.subarray(0, Math.max(0, whole.byteLength - 1024));
+type ShortEntry = Pick<EntryToWrite, 'type' | 'path' | 'mode'> & Partial<EntryToWrite>;
+
+/** Names are bytes in an archive, and text here. */
+function header({ path, link = '', ...entry }: ShortEntry): Buffer {
+  const bytes = (text: string) => Buffer.from(text, 'utf8').toString('latin1');
+  const plain = { uid: 0, gid: 0, mtimeSeconds: 0, sizeBytes: 0, devMajor: 0, devMinor: 0, xattrs: null };
+  return tarHeader({ ...plain, ...entry, path: bytes(path), link: bytes(link) });
 }
 
-function directory(root: string, extra: Extra): AsyncIterable<Uint8Array> {
-  const archive = pack();
-  void (async () => {
-    const ignored = await ignoredIn(root, extra);
-    await addBelow(archive, root, '', ignored);
-    archive.finalize();
-  })().catch((error: unknown) => archive.destroy(error instanceof Error ? error : new Error(String(error))));
-  return archive as AsyncIterable<Uint8Array>;
+function padded(content: Buffer): readonly Buffer[] {
+  return [content, Buffer.alloc(padding(content.byteLength))];
+}
+
+async function* directory(root: string, extra: Extra): AsyncGenerator<Uint8Array> {
+  yield* gathered(below(root, '', await ignoredIn(root, extra)));
+  yield TAR_END;
+}
+
+/** In pieces that are worth a message each. */
+async function* gathered(pieces: Iterable<Buffer | LargeFile>): AsyncGenerator<Uint8Array> {
+  let waiting: Buffer[] = [];
+  let bytes = 0;
+  for (const piece of pieces) {
+    if ('path' in piece) {
+      yield Buffer.concat(waiting);
+      [waiting, bytes] = [[], 0];
+      yield* contentOf(piece);
+      continue;
+    }
+    waiting.push(piece);
+    bytes += piece.byteLength;
+    if (bytes < PIECE_BYTES) continue;
+    yield Buffer.concat(waiting);
+    [waiting, bytes] = [[], 0];
+  }
+  if (bytes > 0) yield Buffer.concat(waiting);
 }
 
 async function ignoredIn(root: string, { ignore }: Extra): Promise<Ignored> {
@@ -119,8 +143,11 @@ async function ignoredIn(root: string, { ignore }: Extra): Promise<Ignored> {
 /** The daemon needs these, whatever is left out. */
 const ALWAYS = new Set(['Dockerfile', 'dockerfile', '.dockerignore', 'Dockerfile.dockerignore']);
 
-async function addBelow(archive: Pack, path: string, name: string, ignored: Ignored): Promise<void> {
-  for (const raw of (await readdir(path, { encoding: 'buffer' })).sort(Buffer.compare)) {
+type LargeFile = { readonly path: string; readonly sizeBytes: number };
+
+/** Read while nothing else goes on: a file costs a tenth of what asking for it later would, and most contexts are small ones. */
+function* below(path: string, name: string, ignored: Ignored): Generator<Buffer | LargeFile> {
+  for (const raw of readdirSync(path, { encoding: 'buffer' }).sort(Buffer.compare)) {
     const child = raw.toString('utf8');
     if (!Buffer.from(child, 'utf8').equals(raw)) {
       throw new HutchError({
@@ -131,32 +158,43 @@ async function addBelow(archive: Pack, path: string, name: string, ignored: Igno
     }
     const whole = name === '' ? child : `${name}/${child}`;
     const at = join(path, child);
-    const info = await lstat(at);
+    const info = lstatSync(at);
     if (whole === OWN) continue;
     if (info.isDirectory()) {
       if (ignored.hasAllBelow(whole)) continue;
-      if (!ignored.has(whole)) await entry(archive, { ...headerOf(info), name: `${whole}/`, type: 'directory' });
-      await addBelow(archive, at, whole, ignored);
-    } else if (!ignored.has(whole) || ALWAYS.has(whole)) await addOne(archive, at, whole, info);
+      if (!ignored.has(whole)) yield header({ type: 'directory', path: `${whole}/`, ...headerOf(info) });
+      yield* below(at, whole, ignored);
+    } else if (!ignored.has(whole) || ALWAYS.has(whole)) yield* one(at, whole, info);
   }
 }
 
-async function addOne(archive: Pack, path: string, name: string, info: Stats): Promise<void> {
-  if (info.isSymbolicLink()) return await entry(archive, { ...headerOf(info), name, type: 'symlink', linkname: await readlink(path) });
+function* one(path: string, name: string, info: Stats): Generator<Buffer | LargeFile> {
+  if (info.isSymbolicLink()) return yield header({ type: 'symlink', path: name, link: readlinkSync(path), ...headerOf(info) });
   if (!info.isFile()) return; // a socket or a pipe means nothing elsewhere
-  const sink = archive.entry({ ...headerOf(info), name, type: 'file', size: info.size });
-  // A file that grows meanwhile is cut where it ended; one that shrinks breaks the archive, loudly.
-  await pipeline(info.size === 0 ? Readable.from([]) : createReadStream(path, { end: info.size - 1 }), sink);
+  if (info.size <= SMALL_BYTES) {
+    const content = readFileSync(path);
+    yield header({ type: 'file', path: name, ...headerOf(info), sizeBytes: content.byteLength });
+    yield* padded(content);
+    return;
+  }
+  yield header({ type: 'file', path: name, ...headerOf(info), sizeBytes: info.size });
+  yield { path, sizeBytes: info.size };
+  yield Buffer.alloc(padding(info.size));
 }
 
-type NewHeader = Partial<Header> & Pick<Header, 'name'>;
-
-function headerOf(info: Stats): Partial<Header> {
-  return { mode: info.mode & 0o7777, mtime: new Date(Math.floor(info.mtimeMs / 1_000) * 1_000), uid: 0, gid: 0 };
+/** A file that grows meanwhile is cut where it ended; one that shrinks is no part of any archive. */
+async function* contentOf({ path, sizeBytes }: LargeFile): AsyncGenerator<Uint8Array> {
+  let bytes = 0;
+  for await (const chunk of createReadStream(path, { end: sizeBytes - 1, highWaterMark: PIECE_BYTES })) {
+    bytes += (chunk as Buffer).byteLength;
+    yield chunk as Buffer;
+  }
+  if (bytes < sizeBytes)
+    throw new HutchError({ code: 'failed_precondition', message: `${path} became shorter while it was sent`, hint: 'build again' });
 }
 
-async function entry(archive: Pack, header: NewHeader): Promise<void> {
-  await new Promise<void>((done, fail) => archive.entry(header, (error) => (error == null ? done() : fail(error))));
+function headerOf(info: Stats) {
+  return { mode: info.mode & 0o7777, mtimeSeconds: Math.floor(info.mtimeMs / 1_000) };
 }
 
 /** One revision, without what came before it, in a directory that goes with it. */
@@ -237,12 +275,16 @@ async function* fromStdin(input: AsyncIterable<unknown>, extra: Extra): AsyncGen
     for (let next = await chunks.next(); next.done !== true; next = await chunks.next()) yield next.value as Uint8Array;
   }
   const hex = start.subarray(0, 4).toString('hex');
-  if (hex.startsWith('1f8b')) return yield* Readable.from(all()).compose(createGunzip()) as AsyncIterable<Uint8Array>;
-  if (hex === '28b52ffd') return yield* Readable.from(all()).compose(createZstdDecompress()) as AsyncIterable<Uint8Array>;
+  const isGzip = hex.startsWith('1f8b');
+  if (isGzip || hex === '28b52ffd') {
+    const { createGunzip, createZstdDecompress } = await import('node:zlib'); // a tenth of what a build out of the cache takes
+    return yield* Readable.from(all()).compose(isGzip ? createGunzip() : createZstdDecompress()) as AsyncIterable<Uint8Array>;
+  }
   if (start.subarray(0, HEADER_BYTES).includes(0)) return yield* all();
   if (extra.dockerfile !== null)
     throw usage('what comes on stdin is no archive', 'give a context as a tar archive: tar c . | hutch build -f FILE -');
-  yield* ownEntries({ dockerfile: await textOf(all()), ignore: null, secrets: new Map(), settings: null });
+  yield ownEntries({ dockerfile: await textOf(all()), ignore: null, secrets: new Map(), settings: null });
+  yield TAR_END;
 }
 
 async function textOf(chunks: AsyncIterable<Uint8Array>): Promise<Buffer> {

@@ -1,10 +1,8 @@
 // The package settings of this machine, as its user has them: what a build is lent so that its commands reach registries as commands here
 // do. Only where packages come from and whom to trust: nothing else of these files, and no token that is for publishing.
-import { execFile } from 'node:child_process';
-import { readdir, readFile, stat } from 'node:fs/promises';
+import { execFileSync } from 'node:child_process';
+import { readdirSync, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { rootCertificates } from 'node:tls';
-import { promisify } from 'node:util';
 import { type PackageSettings, SETTINGS_DIR } from '../../domain/package-settings.ts';
 import { aptMirrors, aptSettings, isLoopback, npmSettings, pipSettings, plainApt } from './package-files.ts';
 
@@ -55,7 +53,7 @@ export async function packageSettings(machine: Machine): Promise<{ readonly sett
   }
   for (const name of WORDS) if ((env[name] ?? '') !== '') given[name] = env[name] ?? '';
 
-  const [pip, npm, apt] = await Promise.all([pipOf(machine), npmOf(machine), aptOf(machine)]);
+  const [pip, npm, apt] = [pipOf(machine), npmOf(machine), aptOf(machine)];
   const trust = await trustOf(machine, [...pip.certificates, ...npm.certificates, ...apt.certificates], npm.authorities);
   const files = new Map<string, Buffer>();
   const lend = (name: string, text: string, ...variables: string[]) => {
@@ -72,7 +70,7 @@ export async function packageSettings(machine: Machine): Promise<{ readonly sett
   return { settings: { env: given, files, aptMirrors: apt.mirrors }, left };
 }
 
-async function pipOf(machine: Machine) {
+function pipOf(machine: Machine) {
   const { env } = machine;
   const home = env['HOME'] ?? '/root';
   const own = env['PIP_CONFIG_FILE'];
@@ -82,10 +80,10 @@ async function pipOf(machine: Machine) {
     `${home}/.pip/pip.conf`,
     `${env['XDG_CONFIG_HOME'] ?? `${home}/.config`}/pip/pip.conf`,
   ];
-  return pipSettings(await texts(machine, own === undefined ? files : [...files, own]));
+  return pipSettings(texts(machine, own === undefined ? files : [...files, own]));
 }
 
-async function npmOf(machine: Machine) {
+function npmOf(machine: Machine) {
   const { env } = machine;
   const variable = (name: string) => env[`npm_config_${name}`] ?? env[`NPM_CONFIG_${name.toUpperCase()}`];
   const user = variable('userconfig') ?? `${env['HOME'] ?? '/root'}/.npmrc`;
@@ -95,34 +93,43 @@ async function npmOf(machine: Machine) {
     const value = variable(name);
     return value === undefined || value === '' ? [] : [`${name.replaceAll('_', '-')}=${value}\n`];
   });
-  return npmSettings([...(await texts(machine, files)), said.join('')], (name) => env[name]);
+  return npmSettings([...texts(machine, files), said.join('')], (name) => env[name]);
 }
 
-async function aptOf(machine: Machine) {
+function aptOf(machine: Machine) {
   const { root } = machine;
   const dir = join(root, 'etc/apt');
-  if (!(await stat(dir).catch(() => null))?.isDirectory()) return { ...aptSettings(''), mirrors: [] };
-  const dump = await aptDump(machine, dir);
-  const parts = (await readdir(join(dir, 'sources.list.d')).catch(() => [])).filter((name) => /\.(list|sources)$/.test(name)).sort();
-  const sources = await texts(machine, ['/etc/apt/sources.list', ...parts.map((name) => `/etc/apt/sources.list.d/${name}`)]);
-  const [release = ''] = await texts(machine, ['/etc/os-release']);
+  if (!isDirectory(dir)) return { ...aptSettings(''), mirrors: [] };
+  const dump = aptDump(machine, dir);
+  const parts = namesIn(join(dir, 'sources.list.d'))
+    .filter((name) => /\.(list|sources)$/.test(name))
+    .toSorted();
+  const sources = texts(machine, ['/etc/apt/sources.list', ...parts.map((name) => `/etc/apt/sources.list.d/${name}`)]);
+  const [release = ''] = texts(machine, ['/etc/os-release']);
   return { ...aptSettings(dump), mirrors: aptMirrors(release, sources) };
 }
 
 /** What apt is set to, a line for each. It says so itself, but takes longer for it than all else here: where its files are plain they are read. */
-async function aptDump({ env, root }: Machine, dir: string): Promise<string> {
+function aptDump({ env, root }: Machine, dir: string): string {
   const own = root === '/' ? env['APT_CONFIG'] : undefined;
-  const parts = (await readdir(join(dir, 'apt.conf.d')).catch(() => [])).sort().map((name) => `/etc/apt/apt.conf.d/${name}`);
-  const files = (await texts({ env, root }, [...(own === undefined ? [] : [own]), ...parts, '/etc/apt/apt.conf'])).filter((text) =>
+  const parts = namesIn(join(dir, 'apt.conf.d'))
+    .toSorted()
+    .map((name) => `/etc/apt/apt.conf.d/${name}`);
+  const files = texts({ env, root }, [...(own === undefined ? [] : [own]), ...parts, '/etc/apt/apt.conf']).filter((text) =>
     APT_WORDS.test(text),
   );
   const plain = files.map(plainApt);
   if (plain.every((text) => text !== null)) return plain.join('');
-  const { stdout } = await promisify(execFile)('apt-config', ['-o', `Dir::Etc=${dir}`, 'dump', '--format', '%f "%v";%n', 'Acquire'], {
-    timeout: APT_CONFIG_MS,
-    env: { ...env, APT_CONFIG: own } as NodeJS.ProcessEnv,
-  }).catch(() => ({ stdout: '' }));
-  return stdout;
+  try {
+    return execFileSync('apt-config', ['-o', `Dir::Etc=${dir}`, 'dump', '--format', '%f "%v";%n', 'Acquire'], {
+      timeout: APT_CONFIG_MS,
+      env: { ...env, APT_CONFIG: own } as NodeJS.ProcessEnv,
+      encoding: 'utf8',
+      stdio: ['ignore', 'pipe', 'ignore'],
+    });
+  } catch {
+    return '';
+  }
 }
 
 /** Certificates as one file, where this machine trusts more than a machine does by itself; else ''. */
@@ -130,13 +137,15 @@ async function trustOf(machine: Machine, files: readonly string[], authorities: 
   const named = [...TRUST.flatMap((name) => machine.env[name] ?? []), ...files];
   const anchors: string[] = [];
   for (const dir of ANCHORS) {
-    const found = await readdir(join(machine.root, dir), { recursive: true }).catch(() => []);
+    const found = namesIn(join(machine.root, dir), 'and-below');
     anchors.push(...found.filter((name) => /\.(crt|pem|cer)$/.test(name)).map((name) => `${dir}/${name}`));
   }
-  const own = certificatesIn([...authorities, ...(await texts(machine, [...new Set([...named, ...anchors])]))]);
+  const own = certificatesIn([...authorities, ...texts(machine, [...new Set([...named, ...anchors])])]);
   if (own.length === 0) return '';
-  const [bundle] = await texts(machine, BUNDLES);
-  return `${[...new Set([...certificatesIn(bundle === undefined ? rootCertificates : [bundle]), ...own])].join('\n')}\n`;
+  const [bundle] = texts(machine, BUNDLES);
+  // Loaded where it is needed: all of TLS comes with it.
+  const known = bundle === undefined ? (await import('node:tls')).rootCertificates : [bundle];
+  return `${[...new Set([...certificatesIn(known), ...own])].join('\n')}\n`;
 }
 
 function certificatesIn(found: readonly string[]): readonly string[] {
@@ -145,12 +154,32 @@ function certificatesIn(found: readonly string[]): readonly string[] {
   );
 }
 
-/** Of those that are there, and that their user may read. */
-async function texts({ root }: Machine, paths: readonly string[]): Promise<readonly string[]> {
-  const read = paths.map(async (path) => {
+/** Of those that are there, and that their user may read. Some forty paths that mostly are not: asked one after the other that is nothing. */
+function texts({ root }: Machine, paths: readonly string[]): readonly string[] {
+  return paths.flatMap((path) => {
     const at = join(root, path);
-    const info = await stat(at).catch(() => null);
-    return info?.isFile() === true && info.size <= FILE_BYTES_MAX ? await readFile(at, 'utf8').catch(() => null) : null;
+    try {
+      const info = statSync(at, { throwIfNoEntry: false });
+      return info?.isFile() === true && info.size <= FILE_BYTES_MAX ? [readFileSync(at, 'utf8')] : [];
+    } catch {
+      return [];
+    }
   });
-  return (await Promise.all(read)).filter((text) => text !== null);
+}
+
+function isDirectory(path: string): boolean {
+  try {
+    return statSync(path, { throwIfNoEntry: false })?.isDirectory() === true;
+  } catch {
+    return false;
+  }
+}
+
+function namesIn(path: string, depth: 'itself' | 'and-below' = 'itself'): readonly string[] {
+  if (!isDirectory(path)) return [];
+  try {
+    return readdirSync(path, { recursive: depth === 'and-below', encoding: 'utf8' });
+  } catch {
+    return [];
+  }
 }

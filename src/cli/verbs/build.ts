@@ -17,6 +17,8 @@ import { wholeNumber } from '../spec.ts';
 type Build = Output<'build.get'>;
 type Line = Output<'build.logs'>;
 const LINES_MAX = 1_000_000_000;
+/** A build out of the cache is over by then, and needs no second question. */
+const CACHED_MS = 150;
 
 type Progress = 'plain' | 'tty' | 'json' | 'quiet';
 
@@ -52,11 +54,10 @@ export async function build(context: Context, args: Args): Promise<number> {
   const settings = args.has('no-package-settings') ? null : await ownSettings(context, args);
   const extra = { dockerfile, ignore, secrets: await secretsOf(context, args.values('secret')), settings };
   const { signal } = context.interrupts;
-  await ask(context, 'daemon.version', {}); // starts a daemon that does not run: a stream cannot be sent twice
   context.progress.show({ step: 'sending the context', detail: place });
   const sent = new Sent(contextOf(source, extra, signal));
   const started = await context.client
-    .upload('build.start', input, sent, { signal })
+    .upload('build.start', { ...input, waitMs: CACHED_MS }, sent, { signal })
     .catch((error: unknown) => Promise.reject(sent.failure ?? error))
     .finally(() => context.progress.clear());
   return await follow(context, started, progressOf(context, args), ({ image }) => String(image?.digest));
@@ -145,7 +146,9 @@ export function progressOf(context: Context, args: Args): Progress {
 }
 
 /** Until it ends. An interrupt cancels it, and waits for that. */
-export async function follow(context: Context, { id }: Build, progress: Progress, made: (ended: Build) => string): Promise<number> {
+export async function follow(context: Context, begun: Build, progress: Progress, made: (ended: Build) => string): Promise<number> {
+  const { id } = begun;
+  const isOver = begun.state !== 'running';
   let isCancelled = false;
   const onInterrupt = (): void => {
     isCancelled = true;
@@ -155,13 +158,13 @@ export async function follow(context: Context, { id }: Build, progress: Progress
   context.interrupts.signal.addEventListener('abort', onInterrupt, { once: true });
   if (context.interrupts.signal.aborted) onInterrupt();
   try {
-    for await (const line of logLines(context, id, true, null)) await show(context, line, progress);
+    if (!isOver || progress !== 'quiet') for await (const line of logLines(context, id, !isOver, null)) await show(context, line, progress);
   } catch (error) {
     if (!isCancelled) throw error;
   } finally {
     context.progress.clear();
   }
-  const ended = await context.client.call('build.get', { build: id }, {});
+  const ended = isOver ? begun : await context.client.call('build.get', { build: id }, {});
   if (progress === 'json') await context.io.out(`${JSON.stringify(ended)}\n`);
   // What a line that rewrites itself has shown, or nobody: the last of it, where it went wrong.
   if (ended.state === 'failed' && (progress === 'tty' || progress === 'quiet'))

@@ -2,12 +2,12 @@
 // but the result. The same layers give the same stream.
 import { createHash } from 'node:crypto';
 import { setImmediate as turn } from 'node:timers/promises';
+import { PATH_BYTES_MAX, padding } from '../../domain/tar-entry.ts';
+import { TAR_END, tarHeader } from '../../domain/tar-header.ts';
 import { ArchiveError } from '../archive-error.ts';
 import { gathered } from '../chunks.ts';
 import type { Inode, Tree } from '../layers/tree.ts';
-import { PATH_BYTES_MAX, padding } from '../tar/entry.ts';
 import { TarReader } from '../tar/reader.ts';
-import { TAR_END, tarHeader } from '../tar/writer.ts';
 
 /** One layer, unpacked, from its beginning, each time that it is asked for. */
 export type LayerSource = () => AsyncIterable<Uint8Array>;

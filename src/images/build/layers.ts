@@ -2,6 +2,8 @@
 // the same bytes.
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
+import { padding, type TarEntry } from '../../domain/tar-entry.ts';
+import { TAR_END, tarHeader } from '../../domain/tar-header.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import { ArchiveError } from '../archive-error.ts';
@@ -10,9 +12,7 @@ import { BUILD_LIMITS } from '../build.ts';
 import type { OciSource } from '../image.ts';
 import { type Inode, Tree } from '../layers/tree.ts';
 import { unpacked } from '../layers/unpack.ts';
-import { padding, type TarEntry } from '../tar/entry.ts';
 import { TarReader } from '../tar/reader.ts';
-import { TAR_END, tarHeader } from '../tar/writer.ts';
 import { applyLayer, flattened, type LayerSource } from './flatten.ts';
 import { below } from './look.ts';
 

@@ -6,12 +6,12 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { zstdCompress, zstdDecompress } from 'node:zlib';
 import * as z from 'zod';
+import type { TarEntry } from '../../domain/tar-entry.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import { ROOTFS } from '../image.ts';
 import { type ImagePaths, listOr, SHARED_FILE_MODE } from '../layout.ts';
 import type { PackedFile, PackedLayer } from '../squashfs/format.ts';
-import type { TarEntry } from '../tar/entry.ts';
 
 /** Of one layer. A larger one is read anew. */
 const ENTRIES_MAX = 200_000;

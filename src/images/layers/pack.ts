@@ -4,14 +4,14 @@
 import { createHash, type Hash } from 'node:crypto';
 import { dirname } from 'node:path';
 import { setImmediate as turn } from 'node:timers/promises';
+import { padding, type TarEntry } from '../../domain/tar-entry.ts';
+import { TAR_END, tarHeader } from '../../domain/tar-header.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import { PACK_OPTIONS } from '../pack.ts';
 import type { PackedLayer } from '../squashfs/format.ts';
 import { readPacked } from '../squashfs/read.ts';
-import { padding, type TarEntry } from '../tar/entry.ts';
 import { TarReader } from '../tar/reader.ts';
-import { TAR_END, tarHeader } from '../tar/writer.ts';
 import type { Tree } from './tree.ts';
 
 /** A layer, unpacked, from its beginning. */

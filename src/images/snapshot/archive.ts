@@ -2,13 +2,13 @@
 // then its parts, each once. Nothing in it names a place here: a part goes where its number says.
 import { createHash } from 'node:crypto';
 import * as z from 'zod';
+import { padding } from '../../domain/tar-entry.ts';
+import { TAR_END } from '../../domain/tar-header.ts';
 import { ArchiveError, shown } from '../archive-error.ts';
 import { digestOf } from '../digest.ts';
 import { blobPath, file, header, LAYOUT } from '../oci/layout-tar.ts';
 import { INDEX_TYPE, MANIFEST_TYPE } from '../oci/manifest.ts';
-import { padding } from '../tar/entry.ts';
 import { TarReader } from '../tar/reader.ts';
-import { TAR_END } from '../tar/writer.ts';
 import {
   type Artifact,
   CONFIG_BYTES_MAX,

@@ -1,9 +1,10 @@
 // Reads a tar archive as a stream: ustar, PAX and GNU headers, sparse files of all four kinds. Whatever
 // the bytes are, it gives entries or throws an ArchiveError: it never reads past a bound, and holds one
 // header in memory. What a header says is checked for form here; what a path may do, by the tree.
+
+import { BLOCK_BYTES, type DataPiece, type EntryType, PATH_BYTES_MAX, padding, type TarEntry } from '../../domain/tar-entry.ts';
 import { ArchiveError, shown } from '../archive-error.ts';
 import { ByteSource } from './bytes.ts';
-import { BLOCK_BYTES, type DataPiece, type EntryType, PATH_BYTES_MAX, padding, type TarEntry } from './entry.ts';
 import { fieldNumber, fieldText } from './fields.ts';
 import { type PaxRecords, parsePax, xattrsOf } from './pax.ts';
 import { checkPieces, gnuPieces, mapPieces, pieceLines, SPARSE_PIECES_MAX } from './sparse.ts';

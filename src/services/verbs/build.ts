@@ -9,6 +9,7 @@ const TAGS_MAX = 32;
 const ARGS_MAX = 256;
 const ARG_CHARS_MAX = 32_768;
 const REFERENCE_CHARS_MAX = 512;
+const WAIT_MS_MAX = 60_000;
 
 const oneOrSeveral = (item: z.ZodString, max: number) => z.union([item, z.array(item).max(max)]);
 const build = z.string().min(3).max(64).describe('an id of a build, or a unique prefix of one');
@@ -31,6 +32,10 @@ export const buildVerbs = {
       arg: oneOrSeveral(z.string().min(1).max(ARG_CHARS_MAX), ARGS_MAX).optional().describe('NAME=VALUE of an ARG'),
       target: z.string().min(1).max(128).optional().describe('the stage to build; default the last one'),
       noCache: flag.optional().describe('do every step'),
+      waitMs: count
+        .max(WAIT_MS_MAX)
+        .optional()
+        .describe('answer when it is over, or after so long; default at once. Who leaves before the answer cancels it'),
       backend: z.enum(BACKENDS).optional().describe('what runs RUN'),
       cpus: count.min(1).max(CPUS_MAX).optional(),
       memoryMiB: count.min(MEMORY_MIB_MIN).max(MEMORY_MIB_MAX).optional(),
