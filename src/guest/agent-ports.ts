@@ -59,6 +59,14 @@ export function agentPorts(connection: AgentConnection): AgentPorts {
   };
 }
 
+/** What a published port needs of a connection into the sandbox: see `AgentStream`. */
+export type GuestFlow = Pick<AgentStream, 'flow' | 'flowed' | 'push' | 'end' | 'cancel'>;
+
+/** Begins a connection without waiting for it: what is pushed goes out behind the call. */
+export function flowInGuest(op: Operation, connection: AgentConnection, target: Target): GuestFlow {
+  return connection.begin(op, 'connect', target);
+}
+
 /** A TCP connection attempt may take this long. */
 const CONNECT_MS = 2 * CALL_MS;
 

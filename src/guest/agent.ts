@@ -3,7 +3,7 @@
 import type { Duplex } from 'node:stream';
 import type { Operation } from '../host/operation.ts';
 import { type AgentFiles, type AgentTar, agentFiles, agentTar } from './agent-files.ts';
-import { type AgentPorts, agentPorts, connectInGuest, type GuestSocket, type Target } from './agent-ports.ts';
+import { type AgentPorts, agentPorts, connectInGuest, flowInGuest, type GuestFlow, type GuestSocket, type Target } from './agent-ports.ts';
 import { type AgentProcesses, agentProcesses } from './agent-process.ts';
 import { CALL_MS, events, open, unary } from './calls.ts';
 import { type AgentConnection, type ConnectOptions, connect } from './connection.ts';
@@ -80,6 +80,8 @@ export type Agent = Disposable & {
   readonly tar: AgentTar;
   readonly ports: AgentPorts;
   connect(op: Operation, target: Target): Promise<GuestSocket>;
+  /** The same without waiting, for who carries bytes as they come. */
+  flow(op: Operation, target: Target): GuestFlow;
   close(): void;
 };
 
@@ -116,6 +118,7 @@ export function agentOn(connection: AgentConnection): Agent {
     tar: agentTar(connection),
     ports: agentPorts(connection),
     connect: (op, target) => connectInGuest(op, connection, target),
+    flow: (op, target) => flowInGuest(op, connection, target),
     close: () => connection.close(),
     [Symbol.dispose]: () => connection.close(),
   };

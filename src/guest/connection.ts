@@ -90,6 +90,7 @@ export class AgentConnection implements Disposable {
       mark,
       events,
       wake: (stream) => this.#sender.wake(stream),
+      wakeSoon: (stream) => this.#sender.wakeSoon(stream),
       over: (stream) => this.#over(stream),
       broken: (violation) => this.#broken(violation),
     };
@@ -124,6 +125,11 @@ export class AgentConnection implements Disposable {
       stream.cancel();
       throw error;
     }
+  }
+
+  /** As `open`, without waiting for its answer: what is sent behind the call is kept by the agent until the method has begun. */
+  begin(op: Operation, method: string, params: object | null): AgentStream {
+    return this.#start(op, method, 'streaming', params);
   }
 
   /** From here on the stream only tells what happens, if anything does: an agent that is silent meanwhile is as it should be. */

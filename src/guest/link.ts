@@ -71,6 +71,12 @@ export class AgentLink implements Disposable {
     return await shared(op, this.#dialling);
   }
 
+  /** The agent, where that needs no waiting: else `agent` says why. */
+  get ready(): Agent | null {
+    if (this.#holds > 0 || this.#closing.signal.aborted || this.#agent?.lost.aborted === true) return null;
+    return this.#agent;
+  }
+
   /** Starts a process whose stream outlives the connection. A start that is repeated with its id runs once. */
   async start(op: Operation, spec: ProcessSpec): Promise<LinkedProcess> {
     const asked = { id: spec.id, input: spec.stdin === 'pipe', stdoutOffset: 0, stderrOffset: 0 };

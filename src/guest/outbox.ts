@@ -17,6 +17,8 @@ export class Outbox {
   readonly #offered: Offered[] = [];
   #waitingBytes = 0;
   readonly #waiting: Waiting[] = [];
+  /** For who pushes, where there was no room. */
+  #onRoom: (() => void) | null = null;
   #credit = CREDIT_START_BYTES;
   #end: 'no' | 'wanted' | 'sent' = 'no';
   #granted = 0;
@@ -58,6 +60,15 @@ export class Outbox {
     };
   }
 
+  /** As `offer`, for who takes nothing back. False: there is no room for more until `onRoom` is called, once. */
+  push(bytes: Uint8Array, onRoom: () => void): boolean {
+    if (bytes.byteLength > 0) this.#offered.push({ bytes });
+    this.#waitingBytes += bytes.byteLength;
+    if (this.#waitingBytes <= WAITING_BYTES_MAX) return true;
+    this.#onRoom = onRoom;
+    return false;
+  }
+
   /** No more comes after what has been offered. */
   end(): void {
     if (this.#end === 'no') this.#end = 'wanted';
@@ -93,10 +104,15 @@ export class Outbox {
   clear(): void {
     this.#offered.length = 0;
     this.#waiting.length = 0;
+    this.#onRoom = null;
     this.#waitingBytes = 0;
   }
 
   #letGoOn(): void {
     while (this.#waiting.length > 0 && this.#waitingBytes <= WAITING_BYTES_MAX) this.#waiting.shift()?.goOn();
+    if (this.#onRoom === null || this.#waitingBytes > WAITING_BYTES_MAX) return;
+    const onRoom = this.#onRoom;
+    this.#onRoom = null;
+    onRoom();
   }
 }

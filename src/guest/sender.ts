@@ -3,13 +3,15 @@
 // from the streams, so that their writers wait.
 import type { Duplex } from 'node:stream';
 import { encodeFrame, writeHeader, writeU32 } from './frames.ts';
+import { Gather } from './gather.ts';
 import { CHANNEL, FRAME, FRAME_OVERHEAD_BYTES, HEADER_BYTES, MARK_BYTES } from './protocol.ts';
 import type { AgentStream } from './stream.ts';
 
 /** Data given to the pipe at once. More would only make others wait longer. */
 const BATCH_BYTES = 256 * 1024;
-/** Smaller payloads are copied beside their header: one small write instead of three. */
+/** Smaller payloads are gathered with their headers: one write instead of three for each. */
 const COPY_BYTES_MAX = 4_096;
+const NOTHING = new Uint8Array(0);
 /** Answers to PING that wait to be sent; more come only from an agent that floods. */
 const PONGS_MAX = 16;
 
@@ -20,11 +22,14 @@ export class Sender {
   readonly #control = new Set<AgentStream>();
   /** In the order of their turns. */
   readonly #ready = new Set<AgentStream>();
-  #state: 'idle' | 'scheduled' | 'full' | 'stopped' = 'idle';
+  readonly #gather: Gather;
+  /** `soon`: scheduled for the end of this turn of the event loop. */
+  #state: 'idle' | 'soon' | 'scheduled' | 'full' | 'stopped' = 'idle';
 
   constructor(duplex: Duplex, mark: number) {
     this.#duplex = duplex;
     this.#mark = mark;
+    this.#gather = new Gather(duplex, mark);
   }
 
   wake(stream: AgentStream): void {
@@ -32,6 +37,17 @@ export class Sender {
     this.#control.add(stream);
     if (stream.canSend) this.#ready.add(stream);
     this.#schedule();
+  }
+
+  /** As `wake`, once everything that came in this turn of the event loop was seen: what many have to send goes out together. */
+  wakeSoon(stream: AgentStream): void {
+    if (this.#state === 'stopped') return;
+    if (stream.canSend) this.#ready.add(stream);
+    if (this.#state !== 'idle') return;
+    this.#state = 'soon';
+    setImmediate(() => {
+      if (this.#state === 'soon') this.#sendNow();
+    });
   }
 
   forget(stream: AgentStream): void {
@@ -67,13 +83,16 @@ export class Sender {
 
   /** Later in this turn of the event loop, so that what is woken together is sent together. */
   #schedule(): void {
-    if (this.#state !== 'idle') return;
+    if (this.#state !== 'idle' && this.#state !== 'soon') return;
     this.#state = 'scheduled';
     queueMicrotask(() => {
-      if (this.#state !== 'scheduled') return;
-      this.#state = 'idle';
-      this.#send();
+      if (this.#state === 'scheduled') this.#sendNow();
     });
+  }
+
+  #sendNow(): void {
+    this.#state = 'idle';
+    this.#send();
   }
 
   #send(): void {
@@ -95,15 +114,16 @@ export class Sender {
         const outgoing = stream.takeOutgoing();
         if (outgoing === null) continue;
         if (outgoing.kind === 'end') {
-          accepted = duplex.write(encodeFrame(this.#mark, FRAME.end, CHANNEL.content, stream.id));
+          accepted = this.#gather.add(FRAME.end, CHANNEL.content, stream.id, NOTHING) && accepted;
         } else {
-          accepted = this.#writeData(stream.id, outgoing.bytes);
+          accepted = this.#writeData(stream.id, outgoing.bytes) && accepted;
           batchBytes += outgoing.bytes.byteLength;
         }
         // At the end of the set again: everybody else has a turn before. The loop reaches it, too.
         if (stream.canSend) this.#ready.add(stream);
         if (batchBytes >= BATCH_BYTES) break;
       }
+      accepted = this.#gather.flush() && accepted;
     } finally {
       duplex.uncork();
     }
@@ -112,7 +132,8 @@ export class Sender {
   }
 
   #writeData(stream: number, bytes: Uint8Array): boolean {
-    if (bytes.byteLength <= COPY_BYTES_MAX) return this.#duplex.write(encodeFrame(this.#mark, FRAME.data, CHANNEL.content, stream, bytes));
+    if (bytes.byteLength <= COPY_BYTES_MAX) return this.#gather.add(FRAME.data, CHANNEL.content, stream, bytes);
+    this.#gather.flush();
     const around = Buffer.allocUnsafe(FRAME_OVERHEAD_BYTES);
     writeHeader(around, 0, FRAME.data, CHANNEL.content, stream, bytes.byteLength);
     writeU32(around, HEADER_BYTES, this.#mark);

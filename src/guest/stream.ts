@@ -19,10 +19,24 @@ export type Wire = {
   readonly events: EventBudget;
   /** The stream has something to send. */
   wake(stream: AgentStream): void;
+  /** The same, for what can wait until everything that has come in this turn of the event loop was seen. */
+  wakeSoon(stream: AgentStream): void;
   /** The stream's number is free of frames from now on. */
   over(stream: AgentStream): void;
   /** The agent broke the protocol. */
   broken(violation: Violation): void;
+};
+
+/** Takes what a stream sends in the turn in which it comes. None of these may throw. */
+export type Sink = {
+  /** The method was accepted. */
+  opened(): void;
+  /** False: no more for now, until `flowed`. */
+  data(bytes: Uint8Array): boolean;
+  /** Of the other side: ours stays open. */
+  ended(): void;
+  /** Nothing comes any more. Null: the agent closed it in order. Not called after `cancel`. */
+  closed(failure: Failure | null): void;
 };
 
 type Waiter<T> = { resolve(value: T): void; reject(error: unknown): void; readonly op: Operation };
@@ -51,6 +65,9 @@ export class AgentStream implements Disposable {
   /** Bytes that the reader was given and has not shown to be done with. */
   #handedBytes = 0;
   #onCredit: (() => void) | null = null;
+  #sink: Sink | null = null;
+  /** Bytes that the sink was given and has no room behind. */
+  #sunkBytes = 0;
 
   constructor(wire: Wire, id: number, method: string, kind: 'unary' | 'streaming', open: Uint8Array) {
     this.#wire = wire;
@@ -137,6 +154,32 @@ export class AgentStream implements Disposable {
     );
   }
 
+  /**
+   * From here on what comes goes to `sink` in the turn in which it comes, and nothing is asked for by `reply` and `next`. To
+   * be called in the turn in which the stream was begun: bytes may be pushed at once, they go out behind the call itself.
+   */
+  flow(sink: Sink): void {
+    this.#sink = sink;
+  }
+
+  /** The sink has room again. */
+  flowed(): void {
+    const bytes = this.#sunkBytes;
+    this.#sunkBytes = 0;
+    if (bytes > 0) this.#grantFor(bytes);
+  }
+
+  /**
+   * As `write`, without a promise: false when the next bytes should wait for `onRoom`. What is pushed on a stream that is over
+   * goes nowhere: the sink hears of its end.
+   */
+  push(bytes: Uint8Array, onRoom: () => void): boolean {
+    if (this.#phase === 'over' || this.#cancel !== 'no' || this.#outbox.isEnded) return true;
+    const room = this.#outbox.push(bytes, onRoom);
+    this.#wire.wakeSoon(this);
+    return room;
+  }
+
   /** No more is written. Harmless when the stream is over. */
   end(): void {
     if (this.#phase === 'over' || this.#cancel !== 'no') return;
@@ -177,6 +220,7 @@ export class AgentStream implements Disposable {
     const abandoned = this.#cancel !== 'no';
     switch (frame.type) {
       case FRAME.data: {
+        if (this.#sink !== null) return this.#pour(frame, abandoned);
         const violation = this.#inbox.data(frame.flag, frame.length, [frame.payload], abandoned);
         if (violation !== null) return violation;
         break;
@@ -190,6 +234,7 @@ export class AgentStream implements Disposable {
       case FRAME.end: {
         const violation = this.#inbox.end(frame.flag);
         if (violation !== null) return violation;
+        if (!abandoned) this.#sink?.ended();
         break;
       }
       case FRAME.credit:
@@ -259,6 +304,7 @@ export class AgentStream implements Disposable {
     }
     if (this.#cancel !== 'no') return null;
     this.#reply = frame.payload;
+    this.#sink?.opened();
     const waiter = this.#replyWaiter;
     this.#replyWaiter = null;
     waiter?.resolve(this.#reply);
@@ -283,7 +329,22 @@ export class AgentStream implements Disposable {
     this.#writers.clear();
     this.#outbox.clear();
     this.#wakeReader();
+    this.#drained(null);
     return null;
+  }
+
+  #pour(frame: Frame, abandoned: boolean): Violation | null {
+    const violation = this.#inbox.pass(frame.flag, frame.length);
+    if (violation !== null || abandoned) return violation;
+    if (this.#sink?.data(frame.payload) === false) this.#sunkBytes += frame.length;
+    else this.#grantFor(frame.length);
+    return null;
+  }
+
+  #drained(failure: Failure | null): void {
+    const sink = this.#sink;
+    this.#sink = null;
+    sink?.closed(failure);
   }
 
   #failureOf(frame: Frame): Failure | Violation {
@@ -305,8 +366,13 @@ export class AgentStream implements Disposable {
   /** The last item's bytes are done with. */
   #giveBack(): void {
     if (this.#handedBytes === 0) return;
-    const grant = this.#inbox.taken(this.#handedBytes);
+    const bytes = this.#handedBytes;
     this.#handedBytes = 0;
+    this.#grantFor(bytes);
+  }
+
+  #grantFor(bytes: number): void {
+    const grant = this.#inbox.taken(bytes);
     if (grant === 0 || this.#phase !== 'open') return;
     this.#grant += grant;
     this.#wire.wake(this);
@@ -346,7 +412,10 @@ export class AgentStream implements Disposable {
       );
       this.#wire.wake(this);
     }
-    if (code === 'cancelled') this.#inbox.clear();
+    if (code === 'cancelled') {
+      this.#inbox.clear();
+      this.#sink = null;
+    }
     this.#end(failure);
   }
 
@@ -369,6 +438,7 @@ export class AgentStream implements Disposable {
     const reader = this.#reader;
     this.#reader = null;
     reader?.reject(failureError(reader.op, ended));
+    this.#drained(ended);
     this.#onCredit?.();
   }
 }
