@@ -35,6 +35,7 @@ export const routes = {
   'exec.list': { kind: 'unary', method: 'GET', path: '/v1/sandboxes/{ref}/execs', idempotent: true, reads: true },
   'exec.signal': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/execs/{execId}/signal', idempotent: false, reads: false },
   'port.list': { kind: 'unary', method: 'GET', path: '/v1/sandboxes/{ref}/ports', idempotent: true, reads: true },
+  'port.watch': { kind: 'lines', method: 'GET', path: '/v1/sandboxes/{ref}/ports/watch', idempotent: true, reads: true },
   'port.publish': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/ports', idempotent: false, reads: false },
   'port.unpublish': { kind: 'unary', method: 'DELETE', path: '/v1/sandboxes/{ref}/ports', idempotent: false, reads: false },
   'port.share': { kind: 'unary', method: 'POST', path: '/v1/sandboxes/{ref}/shares', idempotent: false, reads: false },

@@ -12,6 +12,7 @@ import { connectTunnel } from './tunnel.ts';
 export type SandboxInfo = Output<'sandbox.get'>;
 export type Stats = Output<'sandbox.stats'>;
 export type Port = Output<'port.list'>['ports'][number];
+export type PortChange = Output<'port.watch'>;
 export type SnapshotInfo = Output<'snapshot.create'>;
 export type PublishedPort = Output<'port.publish'>;
 
@@ -181,6 +182,11 @@ export class Sandbox implements AsyncDisposable {
 
   async ports(options: CallOptions = {}): Promise<Port[]> {
     return (await this.#client.call('port.list', { ref: this.id }, options)).ports;
+  }
+
+  /** What listens now, then each port that is opened or closed, until the loop is left; a connection that is lost ends it with an error. */
+  watchPorts(options: CallOptions = {}): AsyncGenerator<PortChange, void, undefined> {
+    return this.#client.lines('port.watch', { ref: this.id }, options);
   }
 
   /** This machine answers for a port inside from now on, on the loopback and at a free port unless they are named. */

@@ -76,6 +76,7 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'exec.list': READ_MS,
   'exec.signal': READ_MS,
   'port.list': READ_MS,
+  'port.watch': null,
   'port.publish': CHANGE_MS,
   'port.unpublish': CHANGE_MS,
   'port.share': READ_MS,

@@ -13,8 +13,8 @@ import type { VerbName } from './verbs.ts';
 const SWEEP_MS = 1_000;
 
 const LOOKS: ReadonlySet<DeadlineName> = new Set<VerbName>([
-  ...(['sandbox.get', 'sandbox.list', 'sandbox.stats', 'sandbox.logs', 'sandbox.wait', 'exec.list', 'port.list'] as const),
-  ...(['why.get', 'event.list', 'ledger.list'] as const),
+  ...(['sandbox.get', 'sandbox.list', 'sandbox.stats', 'sandbox.logs', 'sandbox.wait', 'exec.list'] as const),
+  ...(['port.list', 'port.watch', 'why.get', 'event.list', 'ledger.list'] as const),
 ]);
 
 /** What the daemon does by itself is no touch. */

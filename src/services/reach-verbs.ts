@@ -6,7 +6,7 @@ import type { Handlers } from './handlers.ts';
 export function reachVerbs(
   core: Core,
   awaken: Awaken,
-): Pick<Handlers, 'port.list' | 'port.publish' | 'port.unpublish' | 'port.connect' | 'sandbox.stats'> {
+): Pick<Handlers, 'port.list' | 'port.watch' | 'port.publish' | 'port.unpublish' | 'port.connect' | 'sandbox.stats'> {
   const { sandboxes, runs, turns, publisher, stats } = core;
   return {
     'port.list': async ({ op, caller }, { ref }) => {
@@ -16,6 +16,15 @@ export function reachVerbs(
         ports: (await agent.ports.list(op)).map((port) => ({ ...port })),
         published: (await publisher.states(sandbox.id)).map((port) => ({ ...port })),
       };
+    },
+
+    'port.watch': async ({ op, caller }, { ref }) => {
+      const agent = await runs.agent(op, await sandboxes.resolve(caller.projectId, ref));
+      const { ports, changes } = await agent.ports.watch(op);
+      return (async function* () {
+        for (const port of ports) yield { kind: 'listening', ...port } as const;
+        for await (const { e: kind, ...port } of changes) yield { kind, ...port };
+      })();
     },
 
     'port.publish': async (call, { ref, ...port }) => {

@@ -355,6 +355,10 @@ export const port = z
   .object({ protocol: z.enum(['tcp', 'udp']), address: z.string(), port: z.int(), pid: z.int().nullable(), process: z.string().nullable() })
   .meta({ id: 'Port' });
 
+export const portChange = port
+  .extend({ kind: z.enum(['listening', 'opened', 'closed']).describe('`listening`: was there when the watch began') })
+  .meta({ id: 'PortChange' });
+
 export const stats = z
   .object({
     sandboxId: z.string(),

@@ -47,6 +47,29 @@ export function reach(subject: Subject): void {
     );
   });
 
+  test('ports: a watch says what listens, and tells each port that is opened or closed', async () => {
+    const box = await subject.box();
+    const seen: string[] = [];
+    const gone = new AbortController();
+    const watch = async () => {
+      for await (const { kind, port } of daemon.lines('port.watch', { ref: box }, { signal: gone.signal }))
+        if (port === PORT) seen.push(kind);
+    };
+    const first = watch().catch(() => {});
+    const end = await listen(box);
+    await eventually('it is told, as there already or as new', () => seen.length === 1);
+    const second = watch().catch(() => {});
+    await eventually('the second watch says that it listens', () => seen.length === 2);
+    expect(seen[1]).toBe('listening');
+    await end();
+    await eventually('both say that it is closed', () => seen.filter((kind) => kind === 'closed').length === 2);
+    const again = await listen(box);
+    await eventually('both say that it is opened', () => seen.slice(4).filter((kind) => kind === 'opened').length === 2);
+    gone.abort();
+    await Promise.all([first, second]);
+    await again();
+  });
+
   test('ports: a unix socket inside carries bytes both ways, and one that is not there is an answer', async (here) => {
     const box = await subject.box();
     if ((await daemon.run(box, ['python3', '-c', ''])).exitCode !== 0) return here.skip('nothing in the image makes one');

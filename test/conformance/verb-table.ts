@@ -123,6 +123,7 @@ export const TABLE: Readonly<Partial<Record<VerbName, Row>>> = {
   'exec.list': NEEDS_RUNNING,
   'exec.signal': NEEDS_RUNNING,
   'port.list': NEEDS_RUNNING,
+  'port.watch': NEEDS_RUNNING,
   // Reserved whatever it does; answered at while it runs.
   'port.publish': { ...ALWAYS, deleted: refused },
   'port.unpublish': { ...ALWAYS, deleted: 'not_found' },
@@ -252,9 +253,11 @@ export async function ask({ daemon }: Subject, verb: VerbName, ref: string, nth:
       return await raw('PUT', `files?path=${at}`, 'content');
     case 'file.list':
       return await raw('GET', 'files/list?path=/etc');
+    case 'port.watch':
     case 'file.watch': {
       const gone = new AbortController();
-      const response = await daemon.open('GET', `${path}/files/watch?path=/tmp`, { signal: gone.signal });
+      const what = verb === 'port.watch' ? 'ports/watch' : 'files/watch?path=/tmp';
+      const response = await daemon.open('GET', `${path}/${what}`, { signal: gone.signal });
       if (response.statusCode === 200) return gone.abort();
       const chunks: Buffer[] = [];
       for await (const chunk of response) chunks.push(chunk as Buffer);

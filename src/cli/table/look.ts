@@ -78,8 +78,11 @@ export const lookVerbs: readonly Verb[] = [
       {
         name: 'ls',
         summary: 'List the ports on which sandboxes listen, and where they are published',
-        examples: [{ line: 'hutch ports web', about: 'as hutch ports ls web' }],
-        flags: [],
+        examples: [
+          { line: 'hutch ports web', about: 'as hutch ports ls web' },
+          { line: 'hutch ports --watch web', about: 'what listens, then each port that is opened or closed, until Ctrl-C' },
+        ],
+        flags: [{ name: 'watch', short: 'w', about: 'Go on: one sandbox, a line for each port that is opened or closed' }],
         positionals: [SANDBOXES],
         load: async () => (await import('../verbs/ports.ts')).run,
       },

@@ -109,6 +109,17 @@ export const execVerbs = {
     idempotent: true,
     reads: true,
   },
+  'port.watch': {
+    kind: 'lines',
+    method: 'GET',
+    path: '/v1/sandboxes/{ref}/ports/watch',
+    summary: 'Follow the ports on which it listens: those of now, then each that is opened or closed',
+    input: target,
+    output: view.portChange,
+    errors: alive,
+    idempotent: true,
+    reads: true,
+  },
   'port.publish': {
     kind: 'unary',
     method: 'POST',
