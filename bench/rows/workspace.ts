@@ -9,7 +9,8 @@ import { prepareWorkspace } from '../../src/sdk/workspace/prepare.ts';
 import type { Bench, Measurement } from '../context.ts';
 import { judge, type Row, timed } from '../harness.ts';
 import { execOk, mustRun } from '../place.ts';
-import { publishedPort, scp } from './reach.ts';
+import { PUBLISHED } from './published.ts';
+import { scp } from './reach.ts';
 
 const FILES = { quick: 300, usual: 30_000, long: 30_000 } as const;
 const FILE_BYTES = 10_000;
@@ -125,6 +126,6 @@ async function workspace(bench: Bench): Promise<readonly Row[]> {
 
 export const WORKSPACE: readonly Measurement[] = [
   { name: 'workspace', about: 'a git repository into a sandbox, and back', rows: workspace },
-  { name: 'workspace', about: 'a published port, against a bare relay', rows: publishedPort },
+  ...PUBLISHED,
   { name: 'workspace', about: 'scp into a sandbox, against OpenSSH’s own server', rows: scp },
 ];
