@@ -183,6 +183,7 @@ async function importRoot(op: Operation, parts: ImportParts, file: string, diffI
 async function importSaved(op: Operation, parts: ImportParts, archive: Archive): Promise<readonly Imported[]> {
   const saved = savedSchema.safeParse(await readJson(op, parts, archive, 'manifest.json'));
   if (!saved.success) throw new ArchiveError('its manifest.json is not as docker save writes it');
+  requireOne(op, archive, new Set(saved.data.map(({ Config }) => Config)));
   const done: Imported[] = [];
   const beside = await besideSaved(op, parts, archive);
   for (const { Config, RepoTags, Layers } of saved.data) {
@@ -202,7 +203,7 @@ async function importSaved(op: Operation, parts: ImportParts, archive: Archive):
     await keepSignatures(op, parts.host, parts.paths, image.record.digest, signed);
     done.push({ image, names });
   }
-  return done;
+  return eachOnce(done);
 }
 
 async function importLayout(op: Operation, parts: ImportParts, archive: Archive, kernels: number): Promise<readonly Imported[]> {
@@ -213,9 +214,10 @@ async function importLayout(op: Operation, parts: ImportParts, archive: Archive,
   const signatures = await readSignatures(readerOf(op, parts, archive), listed);
   if (!('index' in top)) throw new ArchiveError('its index.json is no index');
   if (top.index.manifests.length > IMAGES_MAX) throw new ArchiveError(`it has more than ${IMAGES_MAX} images`);
+  const listedImages = top.index.manifests.filter(({ digest }) => !notImages.has(digest));
+  requireOne(op, archive, new Set(listedImages.map(({ digest }) => digest)));
   const done: Imported[] = [];
-  for (const { digest, mediaType, annotations = {} } of top.index.manifests) {
-    if (notImages.has(digest)) continue;
+  for (const { digest, mediaType, annotations = {} } of listedImages) {
     const tag = annotations['io.containerd.image.name'] ?? annotations['org.opencontainers.image.ref.name'];
     const what = tag ?? digest;
     let bytes = await readBlob(op, parts, archive, digest, MANIFEST_BYTES_MAX);
@@ -244,7 +246,25 @@ async function importLayout(op: Operation, parts: ImportParts, archive: Archive,
     done.push({ image, names });
   }
   if (done.length + kernels === 0) throw new ArchiveError('there is no image in it');
-  return done;
+  return eachOnce(done);
+}
+
+/** Before anything of it is kept: a name for all of it is one image's. One image may be listed under several names. */
+function requireOne(op: Operation, { name }: Archive, images: ReadonlySet<string>): void {
+  if (name === null || images.size <= 1) return;
+  throw op.error('failed_precondition', `there are ${images.size} images in the archive: one name is too few`, {
+    hint: 'import it without a name',
+  });
+}
+
+/** One that is listed once for each of its names. */
+function eachOnce(done: readonly Imported[]): readonly Imported[] {
+  const merged = new Map<string, Imported>();
+  for (const { image, names } of done) {
+    const before = merged.get(image.record.digest)?.names ?? [];
+    merged.set(image.record.digest, { image, names: [...new Set([...before, ...names])] });
+  }
+  return [...merged.values()];
 }
 
 const NOT_SIGNED = { signatures: [], digests: [] };

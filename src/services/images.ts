@@ -143,11 +143,6 @@ export function imageVerbs(core: Core, cachedLayers: (op: Operation) => Promise<
       const given = name === undefined ? null : shownReference(taggable(name));
       const { images: imported, kernels } = await library(op).import(op, source, given);
       if (kernels.length > 0) await call.commit(kernels.map(({ record }) => ({ change: 'putKernel', kernel: record }) as const));
-      if (given !== null && imported.length > 1) {
-        throw op.error('failed_precondition', `there are ${imported.length} images in the archive: one name is too few`, {
-          hint: 'import it without a name',
-        });
-      }
       const images: Output<'image.import'>['images'] = [];
       for (const { image, names } of imported) {
         const { id } = await record(call, once(op, image), given === null ? names : [given]);
@@ -188,7 +183,8 @@ export function imageVerbs(core: Core, cachedLayers: (op: Operation) => Promise<
       if (name !== null && image.names.length > 1) {
         const [left] = await call.commit([{ change: 'unnameImage', id: image.id, name }]);
         core.presenter.forgetImages();
-        return { id: image.id, removed: false, names: [...left.names] };
+        // Where others took its further names meanwhile, this one is its last.
+        if (!left.names.includes(name)) return { id: image.id, removed: false, names: [...left.names] };
       }
       await drop(op, image);
       return { id: image.id, removed: true, names: [] };

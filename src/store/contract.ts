@@ -155,7 +155,7 @@ export type ChangeMap = {
   putImage: { args: { readonly image: Image }; result: NamedImage };
   /** One more name, taken from the image that had it. */
   nameImage: { args: { readonly id: ImageId; readonly name: string; readonly atMs: number }; result: NamedImage };
-  /** Idempotent; another image's name stays that image's. */
+  /** Idempotent; another image's name stays that image's, and its last name an image loses only by being removed. */
   unnameImage: { args: { readonly id: ImageId; readonly name: string }; result: NamedImage };
   /** Replaces its detail: how it is made has changed, and what it is has not. */
   describeImage: { args: { readonly id: ImageId; readonly detail: JsonObject }; result: NamedImage };

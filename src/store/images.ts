@@ -75,7 +75,11 @@ export function nameImage(tx: Tx, { id, name, atMs }: ChangeMap['nameImage']['ar
 }
 
 export function unnameImage(tx: Tx, { id, name }: ChangeMap['unnameImage']['args']): NamedImage {
-  tx.db.run('DELETE FROM image_names WHERE name = ? AND image_id = ?', name, id);
+  tx.db.run(
+    'DELETE FROM image_names WHERE name = ?1 AND image_id = ?2 AND (SELECT count(*) FROM image_names WHERE image_id = ?2) > 1',
+    name,
+    id,
+  );
   return requireImage(tx.db, id);
 }
 

@@ -122,7 +122,11 @@ test('an image goes into a file and comes back as what it was; a root file syste
     /^sha256:\w{64} {2}root:1\n$/,
   );
   expect((await images()).map(({ names }) => names)).toEqual([['root:1'], [app]]);
-  await world.ok('image', 'rm', app, 'root:1');
+  // At once, and one of them is then its last.
+  const several = Array.from({ length: 6 }, (_, at) => `root:${at + 2}`);
+  for (const name of several) await world.ok('image', 'tag', 'root:1', name);
+  await world.ok('image', 'rm', app, 'root:1', ...several);
+  expect(await images()).toEqual([]);
   const none = await world.run(['image', 'import', 'nowhere.tar']);
   expect([none.code, none.stderr]).toEqual([2, expect.stringContaining('nowhere.tar cannot be read')]);
   const noise = await world.run(['image', 'import', '-'], { input: 'noise '.repeat(500) });

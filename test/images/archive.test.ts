@@ -100,6 +100,35 @@ test('what is exported is read by skopeo, as an OCI layout and as docker save wr
   expect(theirs?.image.rootDigest).toBe(first.image.rootDigest);
 });
 
+test('a name of one’s own is for one image, however many names it has in the archive; of two none is kept', {
+  timeout: 60_000,
+}, async () => {
+  await using here = await place();
+  const [first] = (await here.library.import(op, chunks(layout(MADE)))).images;
+  if (first === undefined) throw new Error('nothing was imported');
+  const several = await exported(here, first.image.record.digest, ['team/web:1', 'team/web:2']);
+  const index = { 'manifest.json': null };
+  const other = image([LOWER], { config: { Cmd: ['other'] } });
+  const both = [MADE, other].map(({ manifest }) => ({
+    ...{ mediaType: TYPES.manifest, digest: digestOf(manifest), size: manifest.byteLength },
+  }));
+  const two = layout(MADE, undefined, {
+    ...index,
+    'index.json': Buffer.from(JSON.stringify({ schemaVersion: 2, manifests: both })),
+    ...Object.fromEntries([...other.blobs.values(), other.manifest].map((bytes) => [`blobs/sha256/${digestOf(bytes).slice(7)}`, bytes])),
+  });
+  await using there = await place();
+  const one = await there.library.import(op, chunks(several), 'mine:1');
+  expect(one.images.map(({ image: { record }, names }) => [record.digest, names])).toEqual([[first.image.record.digest, ['mine:1']]]);
+  expect((await there.library.import(op, chunks(several))).images.map(({ names }) => names)).toEqual([['team/web:1', 'team/web:2']]);
+  await using empty = await place();
+  await expect(empty.library.import(op, chunks(two), 'mine:1')).rejects.toMatchObject({
+    code: 'failed_precondition',
+    message: 'there are 2 images in the archive: one name is too few',
+  });
+  expect(await empty.left()).toMatchObject({ staging: [], images: [] });
+});
+
 test('an image whose layers are not kept is exported as one layer', async () => {
   await using here = await place();
   const {

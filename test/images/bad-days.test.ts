@@ -148,6 +148,29 @@ test('on a full disk a pull and an import say so and leave nothing; with room th
   expect((await here.library.import(op, archive())).images).toHaveLength(1);
 });
 
+test('on a full disk a promotion says so and leaves the image as it was; with room it works', { timeout: 60_000 }, async (context) => {
+  await using files = await scratch();
+  await using dir = await scratch();
+  const mounted = spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=700k', 'tmpfs', dir.path]);
+  if (mounted.status !== 0) context.skip('this user cannot mount a small disk');
+  await using _mount = { [Symbol.asyncDispose]: async () => void spawnSync('umount', ['-l', dir.path]) };
+  await chmod(files.path, 0o711); // machines run as users of their own
+  const [tree, rootfs] = [join(files.path, 'root.tar'), join(files.path, 'root.squashfs')];
+  await writeFile(tree, tar({ path: 'noise', content: randomBytes(1024 * 1024) }));
+  expect(spawnSync('sh', ['-c', 'tar2sqfs --quiet --compressor=lz4 "$1" < "$0"', tree, rootfs]).status).toBe(0);
+  await using here = await place({ dir: dir.path });
+  const { record, given } = await here.library.register(op, { rootfs, initrd: null, kernel: null });
+  await expect(here.library.promote(op, record.digest)).rejects.toMatchObject({ code: 'resource_exhausted' });
+  const after = await here.library.open(op, record.digest);
+  expect([after?.path, after?.given]).toEqual([rootfs, given]);
+  await verifyImage(op, here.host, here.library.paths, record.digest);
+  expect((await here.left()).staging).toEqual([]);
+  expect(spawnSync('mount', ['-o', 'remount,size=20m', dir.path]).status).toBe(0);
+  const promoted = await here.library.promote(op, record.digest);
+  expect([promoted.given, promoted.path.startsWith(dir.path)]).toEqual([[], true]);
+  await verifyImage(op, here.host, here.library.paths, record.digest);
+});
+
 test('two processes that pull one image both have it, and it is there once', { timeout: 60_000 }, async () => {
   await using registry = await fakeRegistry();
   registry.put('web', '1', MADE);

@@ -321,8 +321,9 @@ test('an image has several names, and each goes to one image at a time', async (
   const [same] = await store.commit(op, [{ change: 'unnameImage', id: one.id, name: 'web:1' }]);
   expect(same.names).toEqual(['debian']);
   expect(await store.query('image', { id: two.id })).toMatchObject({ names: ['web:1'] });
+  // The last one goes with the image.
   await store.commit(op, [{ change: 'unnameImage', id: two.id, name: 'web:1' }]);
-  expect(await store.query('image', { id: two.id })).toMatchObject({ name: null, names: [] });
+  expect(await store.query('image', { id: two.id })).toMatchObject({ name: 'web:1', names: ['web:1'] });
 });
 
 test('old events, operations, tombstones and requests go; the ledger and cursors stay', async () => {
