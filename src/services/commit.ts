@@ -4,6 +4,8 @@
 import type { Image } from '../domain/image.ts';
 import { ENGINE_REFERENCE } from '../domain/image.ts';
 import { shownReference } from '../domain/image-reference.ts';
+import type { Sandbox } from '../domain/sandbox.ts';
+import type { Operation } from '../host/operation.ts';
 import { idOfDigest } from '../images/digest.ts';
 import { Claims } from './claims.ts';
 import { COMMITTED_BY } from './committed.ts';
@@ -20,7 +22,7 @@ export function commitVerb(core: Core): Pick<Handlers, 'image.commit'> {
   const { deps, sandboxes, turns } = core;
   const claims = new Claims();
   return {
-    'image.commit': async (call, { ref, name }) => {
+    'image.commit': async (call, { ref, name, withFiles = false }) => {
       const { op } = call;
       const wanted = name === undefined ? null : shownReference(taggable(name));
       const { id } = await sandboxes.resolve(call.caller.projectId, ref);
@@ -32,6 +34,7 @@ export function commitVerb(core: Core): Pick<Handlers, 'image.commit'> {
         const { backend, plan } = run;
         await claims.need(op, backend, 'diskSnapshot');
         refuseMounted(op, sandbox, 'no image would have it');
+        if (!withFiles) refuseFiles(op, sandbox);
         if (backend.commit === undefined) throw new Error(`the backend ${backend.name} claims diskSnapshot, and has no commit`);
         const source = await deps.store.query('image', { id: sandbox.spec.imageId });
         const { digest, sizeBytes, reference } = await backend.commit(op, plan);
@@ -62,6 +65,16 @@ export function commitVerb(core: Core): Pick<Handlers, 'image.commit'> {
       });
     },
   };
+}
+
+/** An image goes to others: nobody's keys are in it by accident. */
+function refuseFiles(op: Operation, { spec }: Sandbox): void {
+  const files = spec.fileSync ?? [];
+  if (files.length === 0) return;
+  const names = files.map(({ guest }) => guest).join(', ');
+  throw op.error('failed_precondition', `files of yours were put into ${spec.name}, and the image would have them: ${names}`, {
+    hint: 'if it is to have them: hutch image commit --with-files',
+  });
 }
 
 const EMPTY = { env: {}, entrypoint: [], command: [], workdir: null, user: null, stopSignal: null, exposedPorts: [] } as const;

@@ -1,7 +1,7 @@
 // Containers of a real Engine, from outside: what only this backend can get wrong. What all backends
 // share is in test/conformance.
 import { createHash, randomBytes } from 'node:crypto';
-import { readdir, readlink } from 'node:fs/promises';
+import { readdir, readlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
 import { Hutch } from '../../src/sdk/hutch.ts';
@@ -432,6 +432,21 @@ test('the disk of a stopped sandbox is kept in the Engine until its image is rem
   await gone(id, child.id);
   await daemon.call('image.remove', { image: image.id });
   expect(await kept()).toEqual([]);
+});
+
+test('no image has files of its owner’s that were put into a sandbox, unless that is said', async () => {
+  const { daemon } = world;
+  await writeFile(join(daemon.home, 'token'), 't0ken');
+  const { id } = await daemon.call('sandbox.create', { fileSync: [{ host: '~/token', guest: '~/.token' }] });
+  const error = await refused(daemon.call('image.commit', { ref: id }));
+  expect(error.body).toMatchObject({
+    code: 'failed_precondition',
+    message: expect.stringContaining('the image would have them: ~/.token'),
+  });
+  expect((await daemon.run(id, ['cat', '/root/.token'])).stdout).toBe('t0ken');
+  const image = await daemon.call('image.commit', { ref: id, withFiles: true });
+  await gone(id);
+  await daemon.call('image.remove', { image: image.id });
 });
 
 test('a foreign container that takes the name of one that was removed is not taken for it, and is left alone', async () => {

@@ -219,7 +219,7 @@ export const imageVerbs: readonly Verb[] = [
         name: 'commit',
         summary: 'Keep the disk of a sandbox as an image, where its backend can: on Docker',
         examples: [{ line: 'hutch image commit dev base:2', about: 'then: hutch run --backend docker --image base:2' }],
-        flags: [],
+        flags: [{ name: 'with-files', about: 'Also where files of yours were put into it (file_sync, --sync): the image has them then' }],
         positionals: [
           { name: 'SANDBOX', takes: 'one', completes: 'sandbox' },
           { name: 'NAME', takes: 'any', completes: 'nothing' },

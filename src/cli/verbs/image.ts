@@ -129,7 +129,12 @@ function clockOf(said: string): string {
 export async function commit(context: Context, args: Args): Promise<number> {
   const [ref = '', name, ...more] = args.positionals;
   if (more.length > 0) throw usageError('an image is given one name', 'more of them: hutch image tag');
-  const image = await change(context, 'image.commit', { ref, ...(name === undefined ? {} : { name }) });
+  const withFiles = args.has('with-files');
+  const image = await change(context, 'image.commit', {
+    ref,
+    ...(name === undefined ? {} : { name }),
+    ...(withFiles ? { withFiles } : {}),
+  });
   await context.io.out(context.json ? json(image) : `${image.id}\n`);
   return 0;
 }

@@ -180,7 +180,11 @@ export const imageVerbs = {
     method: 'POST',
     path: '/v1/images/commit',
     summary: 'Keep the disk of a sandbox as an image, where its backend can; the sandbox goes on',
-    input: z.strictObject({ ref, name: name.optional() }),
+    input: z.strictObject({
+      ref,
+      name: name.optional(),
+      withFiles: z.boolean().optional().describe('Also where files of its owner were put into the sandbox, which the image then has'),
+    }),
     output: view.image,
     errors: ['not_found', 'conflict', 'failed_precondition', 'resource_exhausted'],
     idempotent: false,
