@@ -16,7 +16,7 @@ const BLOCK = Buffer.alloc(4096, 'f');
 const median = (taken: readonly number[]) => figures(taken).median;
 
 /** One warm sandbox is ready, and its making over. */
-async function ready({ hutch }: Place): Promise<void> {
+export async function ready({ hutch }: Place): Promise<void> {
   for (const until = performance.now() + READY_MS; performance.now() < until; ) {
     const { checks } = await hutch.api.call('doctor.check', {});
     if (checks.some(({ name, detail }) => name === 'warm sandboxes' && detail.startsWith('1 of 1'))) return;

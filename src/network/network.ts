@@ -43,6 +43,11 @@ export type Link =
   /** The VMM's own user network. */
   | { readonly kind: 'vmm-user'; readonly guest: GuestAddress };
 
+/** Null: not known, or nothing that rules are for. */
+export function seenRules(link: Link, generation: number | null): SeenRules | null {
+  return link.kind !== 'passt' || generation === null ? null : { wiredAt: link.wiredAt, generation };
+}
+
 /** Which modes work on this machine, and why the others do not. */
 export type NetworkAbilities = { readonly modes: readonly NetworkMode[]; readonly notes: readonly string[] };
 

@@ -41,6 +41,7 @@ const ROWS: Readonly<Record<string, readonly string[]>> = {
     ...['docker: `run --rm`', 'docker: exec', 'docker, inside: CPU loop', 'docker: push a file', 'docker: pull a file'],
     ...[
       'gVisor: create, start, first exec',
+      'gVisor: create, start, first exec, one kept ready',
       'gVisor: exec',
       'gVisor: resume',
       'gVisor, inside: small files',

@@ -391,7 +391,7 @@ export async function launch(
       HUTCH_HOME: home,
       HUTCH_DAEMON_LISTEN: '127.0.0.1:0',
       HUTCH_SANDBOX_BACKEND: 'qemu',
-      HUTCH_SANDBOX_WARM: '0', // processes are counted: test/faults/warm.test.ts has some
+      HUTCH_SANDBOX_WARM: '0', // processes are counted: test/faults/warm-tests.ts has some
       NODE_COMPILE_CACHE: process.env['NODE_COMPILE_CACHE'],
       ...env,
     },

@@ -4,7 +4,9 @@ import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import type { SandboxId } from '../../domain/ids.ts';
 import type { Operation } from '../../host/operation.ts';
-import { companionEnded, shimRef } from '../../host/shim.ts';
+import { companionEnded, rulesGeneration, shimRef } from '../../host/shim.ts';
+import { seenRules } from '../../network/network.ts';
+import { surroundings } from '../../network/surroundings.ts';
 import { AgentDoors } from '../agent-door.ts';
 import { type Backend, rootFiles, type SandboxPlan } from '../backend.ts';
 import { DiskTraffic } from '../disk-traffic.ts';
@@ -115,6 +117,23 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
     reshape: (op, plan) => layers.grow(op, plan),
     async linkUp() {
       // It is up from the start: nothing ran before the rules were there.
+    },
+    ahead: {
+      ofSnapshots: false,
+      async stamp(op, plan, how) {
+        if (how === 'goes on') return null;
+        const { runtime, platform } = await find(op);
+        const { imageDigest } = rootFiles(op, plan.boot);
+        const agent = await host.stat(op, config.agentPath);
+        const outside = plan.network === 'none' ? '' : await surroundings(op, host);
+        return JSON.stringify([runtime.version, platform.name, imageDigest, String(agent?.modifiedNs), outside]);
+      },
+      async admit(op, plan) {
+        // In this order: what is read after this cannot be older.
+        const link = await config.network.wire(op, networkPlan(plan));
+        const generation = link.kind === 'passt' ? await rulesGeneration(op, host, plan.runDir) : null;
+        await config.network.admit(op, networkPlan(plan), seenRules(link, generation));
+      },
     },
     async dialAgent(op, plan) {
       if (!(await processes.inspect(op, plan)).alive) throw op.error('unavailable', 'the sandbox does not run');

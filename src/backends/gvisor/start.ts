@@ -7,7 +7,7 @@ import { errnoOf } from '../../host/errors.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import { startShim } from '../../host/shim.ts';
-import type { GuestAddress, Link, NetworkPlan } from '../../network/network.ts';
+import { type GuestAddress, type Link, type NetworkPlan, seenRules } from '../../network/network.ts';
 import type { AgentDoors } from '../agent-door.ts';
 import type { SandboxPlan, Started } from '../backend.ts';
 import { CELL_DISK_DAMAGED, damagedDisk } from '../damaged.ts';
@@ -142,10 +142,12 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
   releasing((late) => processes.kill(late, plan, 'now'));
   // From the moment at which it may have run there is no way back.
   if (from !== 'anew') releasing((late) => noteWhetherRan(late, parts, plan));
-  const { child } = await startShim(op, host, config.shimPath, {
+  const { child, rulesGeneration } = await startShim(op, host, config.shimPath, {
     ...{ dir: plan.runDir, logPath: runtimeLogPath(plan), runAs: null, cgroups: [], awaitSockets: [] },
     ...(input.rights.userId === null ? {} : { privileges: 'given-up-by-itself' as const }),
-    ...(link.kind === 'passt' ? { also: [[...link.argv, ...asUser(plan)]], pair: 'shared' as const } : { also: [] }),
+    ...(link.kind === 'passt'
+      ? { also: [[...link.argv, ...asUser(plan)]], pair: 'shared' as const, rules: 'asked' as const }
+      : { also: [] }),
     argv: [
       config.cellPath,
       ...cellArgs(
@@ -161,7 +163,7 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
   done('spawned');
 
   // Nobody speaks in the sandbox but the agent until it is configured, so the rules have until then.
-  await allOf([network.admit(op, networkPlan(plan), null), arrival(op, parts, plan)]);
+  await allOf([network.admit(op, networkPlan(plan), seenRules(link, rulesGeneration)), arrival(op, parts, plan)]);
   await allOf([cgroups.settle(op, plan), from === 'anew' ? Promise.resolve() : host.remove(op, takenUpDir(plan))]);
   done('arrived');
   undo.move();

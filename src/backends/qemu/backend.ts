@@ -8,6 +8,7 @@ import type { SandboxId } from '../../domain/ids.ts';
 import { errnoOf } from '../../host/errors.ts';
 import type { Operation } from '../../host/operation.ts';
 import { companionEnded, rulesGeneration, shimRef } from '../../host/shim.ts';
+import { seenRules } from '../../network/network.ts';
 import { surroundings } from '../../network/surroundings.ts';
 import { type Backend, machineFiles, type SandboxPlan, type Started } from '../backend.ts';
 import { DiskSeeds } from '../disk.ts';
@@ -32,7 +33,7 @@ import { probeMachine } from './probe.ts';
 import type { Qmp } from './qmp.ts';
 import { Bundles, refuseDifference, type Sameness } from './restore.ts';
 import { readRunning, removeMemoryDirs } from './running.ts';
-import { networkPlan, type StartInput, seenRules, startSandbox } from './start.ts';
+import { networkPlan, type StartInput, startSandbox } from './start.ts';
 import { type Template, TemplateShelf } from './template.ts';
 import { type HostCpu, templateRecipe } from './template-key.ts';
 import { inspectVmm, killVmm, vmmEnded } from './vmm.ts';
@@ -215,6 +216,7 @@ export function newQemuBackend(config: QemuConfig): Backend {
       digest: async (op, dir) => sha256(JSON.stringify(await bundles.check(op, dir, 'quick'))),
     },
     ahead: {
+      ofSnapshots: true,
       async stamp(op, plan, how) {
         const { recipe } = await recipeOf(op, plan);
         const [template, outside] = await allOf([

@@ -3,7 +3,7 @@
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import type { Operation } from '../../host/operation.ts';
-import type { Link, SeenRules } from '../../network/network.ts';
+import { type Link, seenRules } from '../../network/network.ts';
 import { type GuestVolume, machineFiles, type SandboxPlan, type Started, type VolumePlan } from '../backend.ts';
 import { describe, tailOf } from '../dead.ts';
 import { requireClosed, untilLetGo } from '../disk.ts';
@@ -198,10 +198,6 @@ async function makePlaces(op: Operation, { host }: QemuConfig, plan: SandboxPlan
   if (plan.runAs === null) return;
   const { uid, gid } = plan.runAs;
   await host.chown(op, socketDir(plan), uid, gid);
-}
-
-export function seenRules(link: Link, generation: number | null): SeenRules | null {
-  return link.kind !== 'passt' || generation === null ? null : { wiredAt: link.wiredAt, generation };
 }
 
 export function networkPlan(plan: SandboxPlan): Parameters<QemuConfig['network']['wire']>[1] {

@@ -1,0 +1,3 @@
+import { warmSandboxes } from './warm-tests.ts';
+
+await warmSandboxes('gvisor');
