@@ -1,13 +1,17 @@
 // OpenSSH's own programs against the daemon's SSH gateway.
 import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdir, readFile, stat, utimes, writeFile } from 'node:fs/promises';
 import { createConnection } from 'node:net';
 import { join } from 'node:path';
+import { Duplex } from 'node:stream';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { echoServer } from '../conformance/echo-server.ts';
 import { eventually } from '../support/eventually.ts';
 import { freePort } from '../support/free-port.ts';
 import { outcomeOf, type Result, World } from './world.ts';
+
+const isLong = process.env['HUTCH_TEST_LONG'] !== undefined;
 
 let world: World;
 let config: string;
@@ -69,7 +73,8 @@ test('scp and sftp carry files both ways, whole, with mode and time', async () =
   const batch = [
     'mkdir d',
     'put tree/deep/big d/x',
-    'rename d/x d/y',
+    'put tree/deep/big d/y',
+    'rename d/x d/y', // over another, as OpenSSH's own server does it
     'ln -s y d/l',
     'chmod 600 d/y',
     'reget d/y again',
@@ -80,8 +85,9 @@ test('scp and sftp carry files both ways, whole, with mode and time', async () =
   ];
   await writeFile(at('again'), big.subarray(0, 1_000_001));
   await writeFile(at('batch'), `${batch.join('\n')}\n`);
-  const sftp = await using('sftp', ['-q', '-b', 'batch', 'box.hutch:/root']);
+  const sftp = await using('sftp', ['-vv', '-b', 'batch', 'box.hutch:/root']);
   expect(sftp, sftp.stderr).toMatchObject({ code: 0, stdout: expect.stringContaining('d/l') });
+  expect(sftp.stderr).toContain('extension "limits@openssh.com"');
   expect((await readFile(at('again'))).equals(big)).toBe(true);
   expect(await using('sftp', ['-q', '-b', '-', 'box.hutch'], 'get /root/none\n')).toMatchObject({
     code: 1,
@@ -98,6 +104,34 @@ test('ssh -L brings a port of the sandbox here', async () => {
     await eventually('the port answers', async () => (await said(port)) === 'there and back\n');
   } finally {
     forward.kill();
+    server.kill();
+  }
+});
+
+// What VS Code does: a shell with its commands on stdin, ports through SOCKS, files beside.
+test('an editor’s connection: a shell that is told what to do, ports by SOCKS and files, all over one connection', async () => {
+  const server = world.spawn(['exec', 'box', '--', ...echoServer(7008)]);
+  const port = await freePort();
+  const control = join(world.dir, 'control');
+  const editor = start('ssh', ['-T', '-M', '-S', control, '-D', `127.0.0.1:${port}`, '-o', 'ConnectTimeout=60', 'box.hutch', 'sh']);
+  try {
+    editor.stdin.write('cd /tmp && echo here\n');
+    let shown = '';
+    editor.stdout.on('data', (chunk) => {
+      shown += String(chunk);
+    });
+    await eventually('the shell answers', () => shown === 'here\n', 60_000);
+    editor.stdin.write('echo and here\n');
+    await eventually('it answers again', () => shown === 'here\nand here\n', 60_000);
+    const socks = [Buffer.of(5, 1, 0), Buffer.of(5, 1, 0, 1, 127, 0, 0, 1, 7008 >> 8, 7008 & 255)];
+    await eventually('the port answers', async () => (await said(port, socks))?.endsWith('there and back\n') === true);
+    await writeFile(join(world.dir, 'beside'), 'beside');
+    expect(await using('scp', ['-o', `ControlPath=${control}`, 'beside', 'box.hutch:/tmp/beside'])).toMatchObject({ code: 0 });
+    editor.stdin.end('cat /tmp/beside; exit 5\n');
+    const code = await new Promise((resolve) => editor.once('close', resolve));
+    expect([code, shown]).toEqual([5, 'here\nand here\nbeside']);
+  } finally {
+    editor.kill();
     server.kill();
   }
 });
@@ -134,17 +168,42 @@ test('a wrong key, a wrong host key and a sandbox that is not there are refused,
   await eventually('no connection is left', async () => !(await world.ok('ops', '--json')).includes('ssh.connect'));
 });
 
-test('many sessions at one time have each their own output', async () => {
-  const count = 12;
+test('many sessions at one time have each their own output', { timeout: isLong ? 600_000 : 120_000 }, async () => {
+  const count = isLong ? 100 : 12;
   const all = await Promise.all(Array.from({ length: count }, (_, at) => using('ssh', ['box.hutch', `cat; echo ${at}`], `in ${at}\n`)));
   expect(all.map(({ stdout }) => stdout)).toEqual(Array.from({ length: count }, (_, at) => `in ${at}\n${at}\n`));
 });
 
-function said(port: number): Promise<string | null> {
+test.runIf(isLong)('a client that asks and asks, and reads no answer, is not listened to any more', { timeout: 600_000 }, async () => {
+  const { Client } = (await import('ssh2')).default;
+  const child = world.spawn(['ssh', '--stdio', 'box.hutch']);
+  const key = await readFile(/IdentityFile "(.*)"/.exec(await readFile(config, 'utf8'))?.[1] ?? '');
+  const client = new Client();
+  client.on('error', () => {});
+  const ready = once(client, 'ready');
+  client.connect({ sock: Duplex.from({ readable: child.stdout, writable: child.stdin }), username: 'hutch', privateKey: key });
+  await ready;
+  child.stdout.removeAllListeners('readable').removeAllListeners('data').pause();
+  const flood = client as unknown as { readonly _protocol: { ping(): void } };
+  for (let nth = 0; nth < 150_000; nth += 1) flood._protocol.ping();
+  let [before, quiet] = [-1, 0];
+  await eventually('it is not read any more', () => {
+    const left = child.stdin.writableLength;
+    quiet = left === before ? quiet + 1 : 0;
+    before = left;
+    return quiet > 100;
+  });
+  expect(before).toBeGreaterThan(0);
+  child.kill();
+  expect(await world.ok('exec', 'box', '--', 'echo', 'here')).toBe('here');
+});
+
+function said(port: number, before: readonly Buffer[] = []): Promise<string | null> {
   return new Promise((resolve) => {
     let text = '';
     const socket = createConnection({ host: '127.0.0.1', port });
     socket.setTimeout(2_000, () => socket.destroy());
+    for (const bytes of before) socket.write(bytes);
     socket.write('there and back\n');
     socket.on('data', (chunk) => {
       text += chunk.toString();

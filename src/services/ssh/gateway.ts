@@ -11,7 +11,8 @@ import type { Call } from '../call.ts';
 import type { Core } from '../core.ts';
 import type { Handlers, Tunnel } from '../handlers.ts';
 import { SshKeys } from './keys.ts';
-import { piecesOf, type Served, written } from './served.ts';
+import { Outgoing } from './outgoing.ts';
+import { piecesOf, type Served, taken, written } from './served.ts';
 import { serveSession } from './session.ts';
 
 /** Who logs in as this one is the sandbox's own user. */
@@ -46,6 +47,7 @@ export function sshVerbs(
       const allowed = utils.parseKey(project.publicKey);
       if (allowed instanceof Error) throw op.error('internal', 'the key of the project is damaged', { cause: allowed });
       const [ours, theirs] = duplexPair();
+      const outgoing = new Outgoing();
       const over = new AbortController();
       const alone: Operation = { ...op, signal: AbortSignal.any([op.signal, over.signal]) };
       const server = new Server({ hostKeys: [host.privateKey], ident: 'hutch', algorithms: ALGORITHMS }, (client) =>
@@ -54,8 +56,9 @@ export function sshVerbs(
       server.on('error', (cause: Error) => op.log.debug({ cause }, 'a connection of SSH ended'));
       // As a socket does: who has ended is answered with the end.
       theirs.once('end', () => theirs.end());
-      server.injectSocket(asSocket(theirs) as unknown as Parameters<typeof server.injectSocket>[0]);
-      return tunnelOf(ours, op, () => {
+      for (const event of ['finish', 'close']) theirs.once(event, () => outgoing.end());
+      server.injectSocket(asSocket(theirs, outgoing) as unknown as Parameters<typeof server.injectSocket>[0]);
+      return tunnelOf(ours, outgoing, op, () => {
         over.abort(op.error('cancelled', 'the SSH connection has ended'));
         theirs.destroy();
         using[Symbol.dispose]();
@@ -141,24 +144,35 @@ async function carry(
 }
 
 /** What it looks at of a socket, and a stream has not. */
-function asSocket(stream: Duplex): Duplex {
-  return Object.assign(stream, { setNoDelay: () => stream, setKeepAlive: () => stream, setTimeout: () => stream, remoteAddress: 'hutch' });
+function asSocket(stream: Duplex, outgoing: Outgoing): Duplex {
+  const write = (bytes: Uint8Array): boolean => {
+    outgoing.put(bytes);
+    return true;
+  };
+  const nothing = { setNoDelay: () => stream, setKeepAlive: () => stream, setTimeout: () => stream, remoteAddress: 'hutch' };
+  return Object.assign(stream, nothing, { write });
 }
 
-function tunnelOf(stream: Duplex, op: Operation, release: () => void): Tunnel {
+function tunnelOf(stream: Duplex, outgoing: Outgoing, op: Operation, release: () => void): Tunnel {
   stream.on('error', (cause) => op.log.debug({ cause }, 'a stream of SSH ended'));
-  const end = (): void => void stream.destroy(op.signal.reason as Error);
+  stream.resume(); // to its end: nothing comes there
+  const end = (): void => {
+    stream.destroy(op.signal.reason as Error);
+    outgoing.end(op.signal.reason as Error);
+  };
   op.signal.addEventListener('abort', end, { once: true });
   if (op.signal.aborted) end();
   return {
-    async *bytes() {
-      for await (const chunk of piecesOf(stream)) yield chunk;
+    bytes: () => outgoing.pieces(),
+    write: async (bytes) => {
+      await outgoing.room();
+      await taken(stream, bytes);
     },
-    write: async (bytes) => await written(stream, bytes),
     end: () => void stream.end(),
     [Symbol.dispose]: () => {
       op.signal.removeEventListener('abort', end);
       stream.destroy();
+      outgoing.end();
       release();
     },
   };

@@ -16,11 +16,17 @@ export function piecesOf(stream: Duplex): AsyncIterable<Uint8Array> {
   return stream.iterator({ destroyOnReturn: false }) as AsyncIterable<Uint8Array>;
 }
 
-/** Resolves when the other side has room for more. */
-export async function written(stream: NodeJS.WritableStream & { readonly destroyed?: boolean }, bytes: Uint8Array): Promise<void> {
+type Writable = NodeJS.WritableStream & { readonly destroyed?: boolean };
+
+/** Resolves when the other side has room for more. The bytes may be changed then. */
+export async function written(stream: Writable, bytes: Uint8Array): Promise<void> {
+  await taken(stream, Buffer.from(bytes));
+}
+
+/** The same of bytes that nobody else will change. */
+export async function taken(stream: Writable, bytes: Uint8Array): Promise<void> {
   if (stream.destroyed === true) return;
-  // What the agent gives may be the same memory again.
-  if (stream.write(Buffer.from(bytes))) return;
+  if (stream.write(bytes)) return;
   await new Promise<void>((resolve) => {
     const settle = (): void => {
       stream.off('drain', settle);

@@ -8,6 +8,7 @@ import type { Agent } from '../../guest/agent.ts';
 import type { Entry, GuestPath } from '../../guest/messages.ts';
 import type { Operation } from '../../host/operation.ts';
 import { pathText } from '../present.ts';
+import { announceExtensions, sendLimits } from './sftp-extensions.ts';
 import { Downstream, Upstream } from './streams.ts';
 
 const OPEN = { read: 1, write: 2, append: 4, create: 8, truncate: 16, exclusive: 32 } as const;
@@ -45,6 +46,7 @@ export function serveSftp(
   const as = user === null ? {} : { user };
   const handles = new Map<number, Handle>();
   let next = 1;
+  announceExtensions(sftp);
 
   const handleOf = (buffer: Buffer): Handle | undefined => handles.get(buffer.byteLength === 4 ? buffer.readUInt32BE() : 0);
 
@@ -207,7 +209,8 @@ export function serveSftp(
   sftp.on('SYMLINK', (reqId, path, target) => done(reqId, () => agent.file.symlink(op, { ...as, path, target })));
   sftp.on('REALPATH', (reqId, path) => answer(reqId, async () => sftp.name(reqId, [nameOf(await realPath(path))])));
   sftp.on('EXTENDED', (reqId, name, data) => {
-    if (name !== 'posix-rename@openssh.com') sftp.status(reqId, STATUS.unsupported);
+    if (name === 'limits@openssh.com') sendLimits(sftp, reqId, HANDLES_MAX);
+    else if (name !== 'posix-rename@openssh.com') sftp.status(reqId, STATUS.unsupported);
     else
       done(reqId, async () => {
         const [from, to] = twoStrings(data);
