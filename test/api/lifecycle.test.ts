@@ -1,7 +1,13 @@
 // The life of a sandbox over the API: what is recorded of it, who may do what at the same time, and
 // that one that hangs holds up nobody else.
-import { readFile } from 'node:fs/promises';
+import { spawn, spawnSync } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
+import { once } from 'node:events';
+import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { createServer } from 'node:net';
+import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { newId } from '../../src/domain/ids.ts';
 import { ApiError, DaemonUnderTest, type SandboxView } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
 
@@ -164,6 +170,56 @@ test('two clients that race stop, delete and exec leave a sandbox that is whole 
   }
   expect((await daemon.call('doctor.leaks', {})).leaks).toEqual([]);
   expect((await daemon.call('ledger.verify', {})).ok).toBe(true);
+});
+
+test('a process, socket, mount, file or directory under our roots that is on no record is told by doctor, with what it is', async () => {
+  const { id } = await daemon.call('sandbox.create', {});
+  await daemon.call('volume.create', { name: 'kept', sizeMiB: 64 });
+  expect(await daemon.leaks()).toEqual([]);
+  const at = (place: string): string => join(daemon.home, place);
+  const stray = { sandbox: newId('sbx', randomBytes), snapshot: newId('snp', randomBytes), volume: newId('vol', randomBytes) };
+  const dirs = [
+    `data/sandboxes/${stray.sandbox}/mounted`,
+    `run/sandboxes/${stray.sandbox}`,
+    `data/snapshots/${stray.snapshot}`,
+    `data/volumes/${stray.volume}`,
+  ].map(at);
+  for (const dir of dirs) await mkdir(dir, { recursive: true });
+  await writeFile(at('log/sandboxes/stray.txt'), 'stray');
+  await using left = new AsyncDisposableStack();
+  const socket = createServer().listen(at('data/sandboxes/stray.sock'));
+  left.defer(() => void socket.close());
+  const [mount = ''] = dirs;
+  expect(spawnSync('mount', ['-t', 'tmpfs', 'none', mount]).status).toBe(0);
+  left.defer(() => void spawnSync('umount', [mount]));
+  const child = spawn('/bin/sh', ['-c', 'read _', 'stray', at(`run/sandboxes/${stray.sandbox}/console`)], {
+    stdio: ['pipe', 'ignore', 'ignore'],
+  });
+  left.defer(() => void child.kill('SIGKILL'));
+  await once(child, 'spawn');
+  const expected = [
+    { kind: 'directory', what: at(`data/sandboxes/${stray.sandbox}`) },
+    { kind: 'socket', what: at('data/sandboxes/stray.sock') },
+    { kind: 'directory', what: at(`run/sandboxes/${stray.sandbox}`) },
+    { kind: 'file', what: at('log/sandboxes/stray.txt') },
+    { kind: 'directory', what: at(`data/snapshots/${stray.snapshot}`) },
+    { kind: 'directory', what: at(`data/volumes/${stray.volume}`) },
+    { kind: 'mount', what: mount },
+    { kind: 'process', what: `${child.pid}: /bin/sh of ${at(`run/sandboxes/${stray.sandbox}/console`)}` },
+  ];
+  const leaks = await daemon.leaks();
+  expect(leaks).toEqual(expect.arrayContaining(expected));
+  expect(leaks.length, JSON.stringify(leaks)).toBe(expected.length);
+
+  const ended = once(child, 'exit');
+  await left.disposeAsync();
+  await ended;
+  for (const dir of [`data/sandboxes/${stray.sandbox}`, ...[1, 2, 3].map((index) => dirs[index]?.slice(daemon.home.length + 1) ?? '')])
+    await rm(at(dir), { recursive: true });
+  await rm(at('log/sandboxes/stray.txt'));
+  await daemon.call('sandbox.delete', { ref: id, force: true });
+  await daemon.call('volume.remove', { volume: 'kept' });
+  expect(await daemon.leaks()).toEqual([]);
 });
 
 test('events are told as they happen and again from a cursor', async () => {
