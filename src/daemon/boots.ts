@@ -44,7 +44,7 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
       kernelId: kernel.record.id,
       files: {
         kind: 'machine',
-        imagePath: image.path,
+        imagePath: image.guestPath,
         imageDigest: image.rootDigest,
         kernelPath: kernel.vmlinuxPath,
         kernelDigest: kernel.record.digest,

@@ -94,6 +94,10 @@ function environmentOf(lines: readonly string[]): Record<string, string> {
   return Object.fromEntries(pairs.filter(([name, value]) => name !== '' && !`${name}${value}`.includes('\0')));
 }
 
+/** `hutch`: it was taken because nobody asked for another. `snapshot`: it came with one, and is nobody's default by itself. */
+export const KERNEL_FROM = ['hutch', 'user', 'snapshot'] as const;
+export type KernelFrom = (typeof KERNEL_FROM)[number];
+
 export type Kernel = {
   readonly id: KernelId;
   /** `sha256:` and 64 hex. */

@@ -86,3 +86,7 @@ export function byLineage<T extends Pick<Snapshot, 'id' | 'parentId' | 'createdA
   }
   return found;
 }
+
+/** Of what it stands on, what goes along. `needed`: what no registry has; `all`: an image of a registry too; `nothing`: neither image nor kernel. */
+export const CARRIES = ['needed', 'all', 'nothing'] as const;
+export type Carry = (typeof CARRIES)[number];

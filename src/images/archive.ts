@@ -13,7 +13,7 @@ import { bounded } from './chunks.ts';
 import { tarOfDisk } from './disk/import.ts';
 import { openImage, type PreparedImage } from './image.ts';
 import type { PreparedKernel } from './kernel.ts';
-import { kernelsListed, type ReadBlob, takeKernel } from './kernel-bundle.ts';
+import { type KernelTaken, kernelsListed, type ReadBlob, takeKernel } from './kernel-bundle.ts';
 import { packingOf, unpacked } from './layers/unpack.ts';
 import { type ImagePaths, SHARED_DIR_MODE, unlessDamaged } from './layout.ts';
 import { CONFIG_BYTES_MAX, INDEX_DEPTH_MAX, LAYERS_MAX, ownPlatform, parseConfig, parseManifest, runConfig } from './oci/manifest.ts';
@@ -76,6 +76,7 @@ export async function importImages(
   parts: ImportParts,
   source: AsyncIterable<Uint8Array>,
   name: string | null,
+  taken: KernelTaken = { by: 'user' },
 ): Promise<Brought> {
   const { host, blobs, limits = BUILD_LIMITS } = parts;
   await using staged = await blobs.stage(op, `import-${op.id}`);
@@ -101,19 +102,19 @@ export async function importImages(
     const plain = isPacked ? join(staged.path, 'unpacked') : file;
     if (plain !== file) await host.appendStream(op, plain, unpacked(op, host, file, limits.layerBytesMax));
     const archive = { file: plain, parts: found, name };
-    const kernels = await importKernels(op, parts, archive);
+    const kernels = await importKernels(op, parts, archive, taken);
     if (found.has('manifest.json')) return { images: await importSaved(op, parts, archive), kernels };
     return { images: await importLayout(op, parts, archive, kernels.length), kernels };
   });
 }
 
 /** Those beside the images of `hutch image export --kernel`. */
-async function importKernels(op: Operation, parts: ImportParts, archive: Archive): Promise<readonly PreparedKernel[]> {
+async function importKernels(op: Operation, parts: ImportParts, archive: Archive, taken: KernelTaken): Promise<readonly PreparedKernel[]> {
   if (!archive.parts.has('index.json')) return [];
   const done: PreparedKernel[] = [];
   for (const digest of kernelsListed(await readPart(op, parts, archive, 'index.json', MANIFEST_BYTES_MAX))) {
     if (done.length === KERNELS_MAX) throw new ArchiveError(`it has more than ${KERNELS_MAX} kernels`);
-    done.push(await takeKernel(op, parts, digest, (blob, bytesMax) => readBlob(op, parts, archive, blob, bytesMax)));
+    done.push(await takeKernel(op, parts, digest, (blob, bytesMax) => readBlob(op, parts, archive, blob, bytesMax), taken));
   }
   return done;
 }

@@ -12,6 +12,7 @@ import { ArchiveError } from './archive-error.ts';
 import type { Blobs } from './blobs.ts';
 import {
   commitImage,
+  GUEST_ROOTFS,
   type ImageManifest,
   OCI_CONFIG,
   OCI_MANIFEST,
@@ -61,6 +62,8 @@ export type ImageToBuild = {
   readonly step?: string;
   /** What its manifest says beside that, or instead. */
   readonly more?: Partial<Pick<ImageManifest, 'source' | 'own' | 'given'>>;
+  /** What guests get instead of what is built: moved to it. */
+  readonly guestFile?: string;
 };
 
 export async function buildImage(
@@ -78,6 +81,7 @@ export async function buildImage(
   const { sha256, sizeBytes } = await rootOf(op, { host, paths, image, out, limits }, 'reuse');
   await host.writeFileAtomic(op, join(out, OCI_CONFIG), image.configBytes, SHARED_FILE_MODE);
   if (image.manifest !== null) await host.writeFileAtomic(op, join(out, OCI_MANIFEST), image.manifest.bytes, SHARED_FILE_MODE);
+  const guest = image.guestFile === undefined ? null : await addGuest(op, host, out, image.guestFile);
   // Another process may have been quicker, or be at it now: one looks and moves at a time.
   await using _publishing = await publishing(op, host, paths);
   const there = await unlessDamaged(op, () => openImage(op, host, paths, image.digest));
@@ -102,7 +106,17 @@ export async function buildImage(
       })),
     },
     ...image.more,
+    ...(guest === null ? {} : { guest }),
   });
+}
+
+/** Read again once it lies where nobody else writes. */
+async function addGuest(op: Operation, host: Host, out: string, file: string): Promise<NonNullable<ImageManifest['guest']>> {
+  const path = join(out, GUEST_ROOTFS);
+  await host.cloneFile(op, file, path);
+  await host.chmod(op, path, SHARED_FILE_MODE);
+  await host.sync(op, path);
+  return { sha256: await host.sha256(op, path), sizeBytes: (await host.stat(op, path))?.sizeBytes ?? 0 };
 }
 
 /** Held for as long as it takes to look whether an image is there, and to move it into place. */

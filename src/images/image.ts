@@ -2,7 +2,7 @@
 // manifest. One that we made is named by the digest of its file system; one from a registry or an archive
 // by the digest of its configuration, as everybody else names it, and has that beside it. Who made it
 // does not matter to who uses it.
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import * as z from 'zod';
 import { type Image, OWN_KERNEL, REGISTERED } from '../domain/image.ts';
 import type { Host } from '../host/host.ts';
@@ -41,10 +41,12 @@ const ociSource = z.strictObject({
 export type OciSource = z.infer<typeof ociSource>;
 /** Of files that a user has registered. */
 const fileSource = z.strictObject({ kind: z.literal('file') });
-const sourceSchema = z.discriminatedUnion('kind', [mmdebstrapSource, ociSource, fileSource]);
+/** Made by Hutch on another machine, and came with a snapshot of that. */
+const snapshotSource = z.strictObject({ kind: z.literal('snapshot') });
+const sourceSchema = z.discriminatedUnion('kind', [mmdebstrapSource, ociSource, fileSource, snapshotSource]);
 export type ImageSource = z.infer<typeof sourceSchema>;
 
-const configSchema = z.strictObject({
+export const imageConfigSchema = z.strictObject({
   env: z.record(z.string().max(131_072), z.string().max(131_072)),
   entrypoint: z.array(z.string().max(131_072)).max(10_000),
   command: z.array(z.string().max(131_072)).max(10_000),
@@ -65,7 +67,7 @@ const manifestSchema = z.strictObject({
   /** Its own, where that is another. */
   digest: hex64.optional(),
   sizeBytes: z.int().positive(),
-  config: configSchema,
+  config: imageConfigSchema,
   createdAtMs: z.int(),
   source: sourceSchema,
   /** What it boots unless somebody asks for another kernel: `sha256:…` of a kernel here, and of the initrd that goes before ours. */
@@ -74,13 +76,18 @@ const manifestSchema = z.strictObject({
   given: z.array(givenFile).min(1).max(8).optional(),
   /** Its root file system is the first of these, as it lies there. */
   inPlace: z.literal(true).optional(),
+  /** What guests get, where this machine reads something else: the same files, in the bytes that a memory from elsewhere knows. */
+  guest: z.strictObject({ sha256: hex64, sizeBytes: z.int().positive() }).optional(),
 });
 export type ImageManifest = z.infer<typeof manifestSchema>;
 
 export type PreparedImage = {
   readonly record: Image;
+  /** What this machine reads. */
   readonly path: string;
-  /** `sha256:…` of the file at `path`: two images may have the same. */
+  /** What guests mount: mostly the same. */
+  readonly guestPath: string;
+  /** `sha256:…` of the file at `guestPath`: two images may have the same. */
   readonly rootDigest: string;
   readonly fileSystem: ImageManifest['fileSystem'];
   readonly source: ImageSource;
@@ -94,6 +101,7 @@ export type OwnBoot = { readonly kernelDigest: string; readonly initrd: { readon
 
 export const INITRD = 'initrd';
 export const ROOTFS = 'rootfs.squashfs';
+export const GUEST_ROOTFS = 'guest.squashfs';
 /** The configuration as it came; its digest is the image's. */
 export const OCI_CONFIG = 'config.json';
 /** The manifest as it came. */
@@ -161,11 +169,15 @@ export async function openImage(op: Operation, host: Host, paths: ImagePaths, di
   const image = preparedOf(paths, manifest);
   if (image.record.digest !== digest) throw damaged(op, dir, 'its manifest does not belong to its digest');
   if (manifest.inPlace === true) return image; // the user's: `requireUnchanged` says what became of it
-  const file = await host.stat(op, image.path);
-  if (file?.sizeBytes !== manifest.sizeBytes) {
-    throw damaged(op, dir, file === null ? `${ROOTFS} is missing` : `${ROOTFS} has ${file.sizeBytes} of ${manifest.sizeBytes} bytes`);
-  }
+  await requireLength(ROOTFS, manifest.sizeBytes);
+  if (manifest.guest !== undefined) await requireLength(GUEST_ROOTFS, manifest.guest.sizeBytes);
   return image;
+
+  async function requireLength(name: string, sizeBytes: number): Promise<void> {
+    const file = await host.stat(op, join(dir, name));
+    if (file?.sizeBytes === sizeBytes) return;
+    throw damaged(op, dir, file === null ? `${name} is missing` : `${name} has ${file.sizeBytes} of ${sizeBytes} bytes`);
+  }
 }
 
 /** Reads the whole file system. @throws HutchError `failed_precondition` when it is not what it was. */
@@ -174,7 +186,10 @@ export async function verifyImage(op: Operation, host: Host, paths: ImagePaths, 
   if (image === null) throw op.error('not_found', `image ${digest} is not in ${paths.images}`);
   const dir = imageDir(paths, digest);
   await requireUnchanged(op, host, paths, image);
-  if (`sha256:${await host.sha256(op, image.path)}` !== image.rootDigest) throw damaged(op, dir, `${ROOTFS} has changed`);
+  if (`sha256:${await host.sha256(op, image.guestPath)}` !== image.rootDigest)
+    throw damaged(op, dir, `${basename(image.guestPath)} has changed`);
+  const { sha256 } = await readManifest(op, host, dir);
+  if (image.path !== image.guestPath && (await host.sha256(op, image.path)) !== sha256) throw damaged(op, dir, `${ROOTFS} has changed`);
   if (image.own?.initrd != null && (await host.sha256(op, image.own.initrd.path)) !== image.own.initrd.sha256) {
     throw damaged(op, dir, `${INITRD} has changed`);
   }
@@ -209,7 +224,7 @@ function damaged(op: Operation, dir: string, why: string, cause?: unknown): Erro
 }
 
 function preparedOf(paths: ImagePaths, manifest: ImageManifest): PreparedImage {
-  const { name, architecture, sizeBytes, config, createdAtMs, source, fileSystem, own, given = [], inPlace } = manifest;
+  const { name, architecture, sizeBytes, config, createdAtMs, source, fileSystem, own, given = [], inPlace, guest } = manifest;
   const digest = digestOf(manifest);
   const dir = imageDir(paths, digest);
   const initrdPath = given.find(({ role }) => role === 'initrd')?.path ?? join(dir, INITRD);
@@ -230,10 +245,12 @@ function preparedOf(paths: ImagePaths, manifest: ImageManifest): PreparedImage {
         : { [REGISTERED]: { files: given.map(({ role, path }) => ({ role, path })), inPlace: inPlace === true } }),
     },
   };
+  const path = inPlace === true ? (given[0]?.path ?? '') : join(dir, ROOTFS);
   return {
     record,
-    path: inPlace === true ? (given[0]?.path ?? '') : join(dir, ROOTFS),
-    rootDigest: `sha256:${manifest.sha256}`,
+    path,
+    guestPath: guest === undefined ? path : join(dir, GUEST_ROOTFS),
+    rootDigest: `sha256:${guest?.sha256 ?? manifest.sha256}`,
     fileSystem,
     source,
     own:

@@ -2,6 +2,7 @@
 // layers are its files as they lie here. It comes back under the same digest, which is over those files.
 import { join } from 'node:path';
 import * as z from 'zod';
+import type { KernelFrom } from '../domain/image.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { ArchiveError } from './archive-error.ts';
@@ -75,17 +76,22 @@ export function kernelsListed(index: Buffer): readonly string[] {
 /** Reads a blob of the archive, checked; at most that many bytes. */
 export type ReadBlob = (digest: string, bytesMax: number) => Promise<Buffer>;
 
+/** From where it comes; `only`: no other than this one is wanted. */
+export type KernelTaken = { readonly by: KernelFrom; readonly only?: string | null };
+
 /** Into place, under the digest of its files. @throws ArchiveError for what is no kernel that guests boot. */
 export async function takeKernel(
   op: Operation,
   { host, paths, blobs }: { readonly host: Host; readonly paths: ImagePaths; readonly blobs: Blobs },
   manifestDigest: string,
   read: ReadBlob,
+  { by, only = null }: KernelTaken,
 ): Promise<PreparedKernel> {
   const artifact = artifactSchema.safeParse(jsonOf(await read(manifestDigest, MANIFEST_BYTES_MAX)));
   if (!artifact.success) throw new ArchiveError('the manifest of a kernel in it is damaged');
   const said = manifestOf(await read(artifact.data.config.digest, MANIFEST_BYTES_MAX));
   const own = kernelDigest(said);
+  if (only !== null && only !== own) throw new ArchiveError(`there is a kernel ${own} in it, where ${only} should be`);
   const there = await unlessDamaged(op, () => openKernel(op, host, paths, own));
   if (there !== null) return there;
   await using staged = await blobs.stage(op, `import-kernel-${op.id}-${own.slice(7, 19)}`);
@@ -95,7 +101,7 @@ export async function takeKernel(
     if (path === 'vmlinux') await mustBoot(bytes);
     await host.writeFileAtomic(op, join(staged.path, path), bytes, SHARED_FILE_MODE);
   }
-  const manifest = { ...said, createdAtMs: host.nowMs(), by: 'user' as const };
+  const manifest = { ...said, createdAtMs: host.nowMs(), by };
   await host.writeFileAtomic(op, join(staged.path, KERNEL_MANIFEST), `${JSON.stringify(manifest, null, 2)}\n`, SHARED_FILE_MODE);
   await commit(
     op,

@@ -6,7 +6,7 @@ import { basename, join } from 'node:path';
 import { promisify } from 'node:util';
 import { gunzip, zstdDecompress } from 'node:zlib';
 import * as z from 'zod';
-import type { Architecture, Kernel } from '../domain/image.ts';
+import { type Architecture, KERNEL_FROM, type Kernel, type KernelFrom } from '../domain/image.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { type DownloadEnv, downloadPackages, type Package } from './apt.ts';
@@ -23,8 +23,7 @@ export type PreparedKernel = {
   readonly modulesDir: string;
   /** In the order of loading. */
   readonly moduleFiles: readonly string[];
-  /** Whether it was taken because nobody asked for another. */
-  readonly by: 'hutch' | 'user';
+  readonly by: KernelFrom;
 };
 
 /** Debian's and Ubuntu's small kernels for virtual machines first, then what any Debian has. */
@@ -52,7 +51,7 @@ const manifestSchema = z.strictObject({
   modules: z.array(z.strictObject({ file: z.string().regex(/^[A-Za-z0-9_-]{1,64}\.ko$/), sha256: hex64 })).max(64),
   // Manifests of before have neither.
   config: z.record(z.string().regex(/^[A-Z0-9_]{1,64}$/), z.enum(BUILT)).optional(),
-  by: z.enum(['hutch', 'user']).default('hutch'),
+  by: z.enum(KERNEL_FROM).default('hutch'),
 });
 type Manifest = z.infer<typeof manifestSchema>;
 export type KernelManifest = Manifest;
@@ -97,7 +96,7 @@ async function soundKernel(op: Operation, host: Host, paths: ImagePaths): Promis
 /** The newest kernel that Hutch chose, else the newest that a user brought. */
 export async function findKernel(op: Operation, host: Host, paths: ImagePaths): Promise<PreparedKernel | null> {
   const there = await listKernels(op, host, paths);
-  return there.find(({ by }) => by === 'hutch') ?? there[0] ?? null;
+  return there.find(({ by }) => by === 'hutch') ?? there.find(({ by }) => by === 'user') ?? null;
 }
 
 /** All kernels that this Hutch can use, the newest first; damaged ones are passed over. */

@@ -7,10 +7,12 @@ import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { type Brought, importImages } from './archive.ts';
 import { Blobs } from './blobs.ts';
+import { takeRootfs } from './brought.ts';
 import type { BuildLimits } from './build.ts';
 import { exportImages, type Named } from './export.ts';
 import { imageDir, listImages, OCI_CONFIG, openImage, type PreparedImage, requireUnchanged, verifyImage } from './image.ts';
 import type { PreparedKernel } from './kernel.ts';
+import type { KernelTaken } from './kernel-bundle.ts';
 import { type ImagePaths, unlessDamaged } from './layout.ts';
 import { CONFIG_BYTES_MAX, type OciConfig, parseConfig } from './oci/manifest.ts';
 import { fetchArtifact, type PullParts, pullImage, requireAllowed } from './pull.ts';
@@ -83,8 +85,13 @@ export class ImageLibrary {
    * All images and kernels of an archive. `name`: in place of those that it has in it.
    * @throws HutchError `failed_precondition` for what is none, `permission_denied` for what may not have its name.
    */
-  async import(op: Operation, source: AsyncIterable<Uint8Array>, name: string | null = null): Promise<Brought> {
-    return await importImages(op, this.#parts, source, name);
+  async import(op: Operation, source: AsyncIterable<Uint8Array>, name: string | null = null, taken?: KernelTaken): Promise<Brought> {
+    return await importImages(op, this.#parts, source, name, taken);
+  }
+
+  /** What came with a snapshot. @throws ArchiveError for what is not that image. */
+  async takeRootfs(op: Operation, rootfs: Parameters<typeof takeRootfs>[2]): Promise<PreparedImage> {
+    return await takeRootfs(op, this.#parts, rootfs);
   }
 
   /** @throws HutchError `failed_precondition` for one that lies elsewhere, in an Engine's store. */

@@ -1,4 +1,5 @@
 // Snapshots: sandboxes of one instant, kept under a name; and what carries them to another machine.
+import type { Carry } from '../domain/snapshot.ts';
 import type { Input, Output } from '../services/verbs.ts';
 import type { ApiClient, CallOptions } from './client.ts';
 import { type Content, split, toBytes } from './files.ts';
@@ -38,9 +39,10 @@ export class Snapshots {
     return await this.#client.call('snapshot.diff', { snapshot: before, to: after }, options);
   }
 
-  /** The bytes of one file that needs no other snapshot, as they come. */
-  async export(snapshot: string, options: CallOptions = {}): Promise<AsyncIterable<Uint8Array>> {
-    return (await this.#client.download('snapshot.export', { snapshot }, options)).bytes;
+  /** The bytes of one file that needs no other snapshot, as they come. `carry`: what goes along of image and kernel. */
+  async export(snapshot: string, options: CallOptions & { readonly carry?: Carry } = {}): Promise<AsyncIterable<Uint8Array>> {
+    const { own, call } = split(options);
+    return (await this.#client.download('snapshot.export', { ...own, snapshot }, call)).bytes;
   }
 
   /** What `export` gave, here or elsewhere. Why its memory cannot go on here is its `misfit`. */
@@ -50,8 +52,9 @@ export class Snapshots {
   }
 
   /** To a registry, under a reference such as `registry.example/team/ready:1`. */
-  async push(snapshot: string, name: string, options: CallOptions = {}): Promise<Output<'snapshot.push'>> {
-    return await this.#client.call('snapshot.push', { snapshot, name }, options);
+  async push(snapshot: string, name: string, options: CallOptions & { readonly carry?: Carry } = {}): Promise<Output<'snapshot.push'>> {
+    const { own, call } = split(options);
+    return await this.#client.call('snapshot.push', { ...own, snapshot, name }, call);
   }
 
   /** `as`: instead of the name that it brings. */

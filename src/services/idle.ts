@@ -1,7 +1,8 @@
 // Sandboxes that nobody has touched for too long are stopped, or suspended (`idleAction`). A touch is what docs/sandboxes.md lists: each call of a verb in
-// TOUCHES while it lasts, and each connection to a published port while it lasts. Looking at a sandbox is none, and neither is
-// what runs inside.
+// TOUCHES while it lasts, and each connection to a published port while it lasts. Looking at a sandbox is none. What runs inside keeps it awake where it
+// takes processor time or has traffic (activity.ts).
 
+import { Activity } from './activity.ts';
 import type { Core } from './core.ts';
 import type { DeadlineName } from './deadlines.ts';
 import type { Run } from './run.ts';
@@ -11,6 +12,8 @@ import type { VerbName } from './verbs.ts';
 
 /** How often it is looked. */
 const SWEEP_MS = 1_000;
+/** How often it is asked what runs inside: four times until it is put away, within these bounds. */
+const ASK_MS = { min: 1_000, max: 15_000 } as const;
 
 const LOOKS: ReadonlySet<DeadlineName> = new Set<VerbName>([
   ...(['sandbox.get', 'sandbox.list', 'sandbox.stats', 'sandbox.logs', 'sandbox.wait', 'exec.list'] as const),
@@ -22,8 +25,13 @@ export function isTouch(verb: DeadlineName): boolean {
   return !LOOKS.has(verb) && !verb.startsWith('daemon.');
 }
 
+function askMs(idleMs: number): number {
+  return Math.min(Math.max(idleMs / 4, ASK_MS.min), ASK_MS.max);
+}
+
 export function watchIdle(core: Core, supervisor: Supervisor, suspension: Suspension): Disposable {
   const ending = new Set<Run>();
+  const activity = new Activity(() => performance.now());
   const touching = core.operations.onTarget((verb, id, over) => {
     const run = isTouch(verb) ? core.runs.get(id) : null;
     if (run === null) return;
@@ -34,7 +42,12 @@ export function watchIdle(core: Core, supervisor: Supervisor, suspension: Suspen
     for (const run of core.runs.all()) {
       const sandbox = core.sandboxes.open(run.id);
       const idleMs = sandbox?.spec.idleMs ?? core.deps.settings.idleMs ?? 0;
-      if (sandbox === null || sandbox.state === 'error' || idleMs === 0 || run.untouchedMs() < idleMs || ending.has(run)) continue;
+      if (sandbox === null || sandbox.state === 'error' || idleMs === 0 || ending.has(run)) continue;
+      const untouchedMs = run.untouchedMs();
+      if (untouchedMs === 0) activity.forget(run);
+      // One that is paused does nothing, and cannot be asked.
+      const isQuiet = sandbox.state !== 'running' || (untouchedMs > 0 && activity.isQuiet(run, askMs(idleMs)));
+      if (untouchedMs < idleMs || !isQuiet) continue;
       ending.add(run);
       void end(run, idleMs).finally(() => ending.delete(run));
     }

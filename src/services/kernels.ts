@@ -95,7 +95,7 @@ export function kernelVerbs(core: Core): Pick<Handlers, KernelVerbs> {
   /** As `findKernel` chooses, unless somebody said otherwise. */
   async function defaultOf(all: readonly PreparedKernel[]): Promise<KernelId | null> {
     const said = await store.query('defaultKernel', {});
-    return said ?? (all.find(({ by }) => by === 'hutch') ?? all[0])?.record.id ?? null;
+    return said ?? (all.find(({ by }) => by === 'hutch') ?? all.find(({ by }) => by === 'user'))?.record.id ?? null;
   }
 
   /** What `make` gives goes on record, unless somebody removes it in between: then it is made again. */

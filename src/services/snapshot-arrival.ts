@@ -9,7 +9,6 @@ import { IDLE_ACTIONS, NETWORK_MODES, RESTART_POLICIES, type SandboxSpec } from 
 import type { Snapshot } from '../domain/snapshot.ts';
 import type { Operation } from '../host/operation.ts';
 import { ArchiveError, shown } from '../images/archive-error.ts';
-import { idOfDigest } from '../images/digest.ts';
 import { through } from '../images/layers/unpack.ts';
 import type { Receiver } from '../images/snapshot/archive.ts';
 import type { SnapshotConfig } from '../images/snapshot/artifact.ts';
@@ -20,7 +19,8 @@ import type { Core } from './core.ts';
 import { backendOf } from './deps.ts';
 import { requireFreeSpace } from './free-space.ts';
 import { beginningOf } from './from-snapshot.ts';
-import { requirePortable } from './snapshot-packing.ts';
+import { type Standing, standingOf, type Target, takeAlong, targetsOf } from './snapshot-bring.ts';
+import { requirePortable, stagingFor } from './snapshot-packing.ts';
 import { refuseTaken, snapshotDir, snapshotsDir } from './snapshots.ts';
 import {
   argv,
@@ -78,6 +78,9 @@ type Place = {
   readonly spec: SandboxSpec;
   readonly called: string | null;
   readonly places: SnapshotPlaces;
+  readonly standing: Standing;
+  /** By the number of a part; null: what it has is not wanted. */
+  readonly targets: readonly (Target | null)[];
 };
 
 /** `bring` gives all of it to the receiver, in order. @throws HutchError for all that is not whole, or cannot be here. */
@@ -102,8 +105,10 @@ export async function takeIn(
       .catch((cause: unknown) => op.log.warn({ dir, cause }, 'what a failed import wrote stays; the next start of the daemon removes it'));
   });
   await host.makeDir(op, snapshotsDir(core), 0o711);
-  const { config, spec, called, places } = await bring({
-    begin: (said) => place(core, claims, call, dir, said, wanted),
+  await using staged = await stagingFor(core, op, 'import');
+  const { config, spec, called, places, standing } = await bring({
+    begin: (said) => place(core, claims, call, { dir, along: staged.dir }, said, wanted),
+    wants: ({ targets }, at) => targets[at] !== null,
     part: (where, at, bytes, also) => writePart(core, op, where, at, bytes, also),
   });
   await places.complete(op);
@@ -112,16 +117,17 @@ export async function takeIn(
   op.progress({ step: 'comparing with what was written' });
   const { snapshots } = backendOf(core.deps, op, spec.backend);
   await snapshots?.check(op, dir);
-  const bytes = dataBytes(config);
+  const bytes = dataBytes(config.parts.slice(0, places.parts.length));
   const { secretNames, contents } = config;
   const detail = { ...((await snapshots?.describe?.(op, dir)) ?? {}), ...(secretNames.length === 0 ? {} : { secretNames }) };
   const fresh = { id, projectId: call.caller.projectId, name: called, kind: 'kept', contents, sandboxId: null, parentId: null } as const;
-  const [snapshot] = await call.commit([
-    {
-      change: 'createSnapshot',
-      snapshot: { ...fresh, spec, ownBytes: bytes, apparentBytes: bytes, createdAtMs: host.nowMs(), detail },
-    },
-  ]);
+  const { freeBytes } = await host.fileSystem(op, core.deps.places.dataDir);
+  const along = { dir: staged.dir, bytesMax: Math.max(0, freeBytes - (core.deps.settings.freeMiBMin ?? 0) * MIB) };
+  const whole = { ...fresh, spec, ownBytes: bytes, apparentBytes: bytes, createdAtMs: host.nowMs(), detail };
+  const snapshot = await takeAlong(core, op, config, standing, along, async (also) => {
+    const [put] = await call.commit([{ change: 'createSnapshot', snapshot: whole }, ...also]);
+    return put;
+  });
   cleanUp.move();
   call.target(id);
   return { snapshot, secretNames, misfit: await misfitOf(core, op, snapshot) };
@@ -132,7 +138,7 @@ async function place(
   core: Core,
   claims: Claims,
   call: Call,
-  dir: string,
+  { dir, along }: { readonly dir: string; readonly along: string },
   config: SnapshotConfig,
   wanted: string | undefined,
 ): Promise<Place> {
@@ -151,9 +157,11 @@ async function place(
   const backend = backendOf(core.deps, op, config.backend);
   await claims.need(op, backend, 'snapshot');
   const portable = requirePortable(op, backend.snapshots?.portable, backend.name);
-  const spec = { ...(await standing(core, op, config)), ...made.data, backend: config.backend, secretNames: [], autoRemove: false };
+  const standing = await standingOf(core, op, config);
+  const { imageId, kernelId } = standing;
+  const spec = { imageId, kernelId, ...made.data, backend: config.backend, secretNames: [], autoRemove: false };
   const { freeBytes } = await host.fileSystem(op, own.dataDir);
-  const needed = dataBytes(config) + (core.deps.settings.freeMiBMin ?? 0) * MIB;
+  const needed = dataBytes(config.parts) + (core.deps.settings.freeMiBMin ?? 0) * MIB;
   if (freeBytes < needed) {
     const [needs, free] = [needed, freeBytes].map((bytes) => Math.ceil(bytes / MIB));
     throw op.error(
@@ -163,82 +171,49 @@ async function place(
   }
   const { shape } = spec;
   const places = await portable.place(op, dir, config.machine, { shape, contents: config.contents, imageDigest: config.image.digest });
+  const expectations = [...places.parts.map((to) => ({ name: to.name, to })), ...targetsOf(config, standing, along)];
   for (const [at, { name: said, bytes, dataBytes: data }] of config.parts.entries()) {
-    const expected = places.parts[at];
-    if (expected?.name !== said || bytes > expected.bytesMax || data > bytes)
+    const expected = expectations[at];
+    if (expected?.name !== said || bytes > (expected.to?.bytesMax ?? Number.POSITIVE_INFINITY) || data > bytes)
       throw new ArchiveError(
         `there is a part ${shown(said)} of ${bytes} bytes in it, where ${expected === undefined ? 'none' : shown(expected.name)} should be`,
       );
   }
-  if (places.parts.length !== config.parts.length) throw new ArchiveError('parts of it are missing');
-  return { config, spec, called, places };
-}
-
-/** What it stands on has to be here. @throws HutchError `failed_precondition` with how to bring it. */
-async function standing(
-  core: Core,
-  op: Operation,
-  { image, kernel, backend }: SnapshotConfig,
-): Promise<Pick<SandboxSpec, 'imageId' | 'kernelId'>> {
-  const { store, kernels } = core.deps;
-  const imageId = idOfDigest('img', image.digest);
-  const here = await store.query('image', { id: imageId });
-  const kernelId = kernel === null ? null : idOfDigest('krn', kernel.digest);
-  const hasKernel = kernel === null || (await kernels?.here(op))?.some(({ record }) => record.digest === kernel.digest) === true;
-  if ((backendOf(core.deps, op, backend).needs === 'machine') !== (kernel !== null))
-    throw new ArchiveError('it names no kernel where it needs one, or one where none is booted');
-  if (here?.digest === image.digest && hasKernel) return { imageId, kernelId };
-  const missing = [
-    ...(here?.digest === image.digest
-      ? []
-      : [`image ${image.digest}${image.names.length === 0 ? '' : ` (${image.names.map(plain).join(', ')})`}`]),
-    ...(hasKernel ? [] : [`kernel ${kernel?.digest} (${plain(kernel?.version ?? '')})`]),
-  ];
-  const wanted = [...(hasKernel ? [] : [`--kernel ${kernel?.digest}`]), ...(here === null ? [image.digest] : [])].join(' ');
-  throw op.error('failed_precondition', `the snapshot needs what is not here: ${missing.join(' and ')}`, {
-    hint:
-      here === null && !image.travels
-        ? 'no other machine has that image: take what is to travel of a sandbox of one from a registry or a file (hutch run --image NAME)'
-        : `where it was made: hutch image export -o needed.tar ${wanted}; here: hutch image import needed.tar`,
-  });
-}
-
-/** As it may be shown in a sentence. */
-function plain(text: string): string {
-  return shown(text).slice(1, -1);
+  if (expectations.length !== config.parts.length) throw new ArchiveError('parts of it are missing');
+  return { config, spec, called, places, standing, targets: expectations.map(({ to }) => to) };
 }
 
 async function writePart(
   { deps: { host } }: Core,
   op: Operation,
-  { config, places }: Place,
+  { config, targets }: Place,
   at: number,
   bytes: AsyncIterable<Uint8Array>,
   also: readonly number[],
 ): Promise<void> {
   const part = config.parts[at];
-  const to = places.parts[at];
-  if (part === undefined || to === undefined) throw new Error(`a snapshot has no part ${at}`);
+  const to = targets[at];
+  if (part === undefined || to == null) throw new Error(`a snapshot has no part ${at}`);
   op.progress({ step: 'unpacking', detail: part.name, done: at, total: config.parts.length });
   const pieces = unpackPieces(through(bytes, 'zstd'), { sizeBytes: part.bytes, dataBytes: part.dataBytes });
   await host.writeSparse(op, to.path, part.bytes, pieces);
   for (const other of also) {
-    const same = places.parts[other];
+    const same = targets[other];
     const said = config.parts[other];
-    if (same === undefined || said?.bytes !== part.bytes || said.dataBytes !== part.dataBytes)
+    if (same == null || said?.bytes !== part.bytes || said.dataBytes !== part.dataBytes)
       throw new ArchiveError(`${shown(part.name)} and ${shown(said?.name ?? '')} have the same bytes and not the same length`);
     await host.cloneFile(op, to.path, same.path);
     await settle(same);
   }
   await settle(to);
 
-  async function settle(one: SnapshotPlaces['parts'][number]): Promise<void> {
+  async function settle(one: Target): Promise<void> {
     await host.chmod(op, one.path, one.mode);
     await host.sync(op, one.path);
   }
 }
 
-function dataBytes({ parts }: SnapshotConfig): number {
+function dataBytes(parts: SnapshotConfig['parts']): number {
   return parts.reduce((sum, part) => sum + part.dataBytes, 0);
 }
 

@@ -4,14 +4,15 @@ import { createHash } from 'node:crypto';
 import type { Portable, SnapshotPart } from '../backends/backend.ts';
 import { ENGINE_REFERENCE } from '../domain/image.ts';
 import type { SandboxSpec } from '../domain/sandbox.ts';
-import { type Snapshot, secretsOf } from '../domain/snapshot.ts';
+import { type Carry, type Snapshot, secretsOf } from '../domain/snapshot.ts';
 import type { Operation } from '../host/operation.ts';
 import type { PackedPart } from '../images/snapshot/archive.ts';
-import { type Artifact, artifactOf, type PartSaid, type SnapshotConfig } from '../images/snapshot/artifact.ts';
+import { type Artifact, artifactOf, type Brings, type PartSaid, type SnapshotConfig } from '../images/snapshot/artifact.ts';
 import { packPieces } from '../images/snapshot/pieces.ts';
 import { packedWithZstd } from '../images/zstd.ts';
 import type { Core } from './core.ts';
 import { requireFreeSpace } from './free-space.ts';
+import { carried } from './snapshot-carry.ts';
 import { imageTravels, readSnapshotFiles, snapshotDir, snapshotsDir, snapshotsOf } from './snapshots.ts';
 
 const RELEASE_MS = 60_000;
@@ -24,7 +25,7 @@ export type PackedSnapshot = AsyncDisposable & {
 };
 
 /** @throws HutchError `failed_precondition` for one that is damaged, or of a backend whose snapshots stay where they are. */
-export async function packSnapshot(core: Core, op: Operation, snapshot: Snapshot): Promise<PackedSnapshot> {
+export async function packSnapshot(core: Core, op: Operation, snapshot: Snapshot, carry: Carry): Promise<PackedSnapshot> {
   using _reading = readSnapshotFiles(core, op, snapshot);
   const dir = snapshotDir(core, snapshot.id);
   const snapshots = snapshotsOf(core, op, snapshot);
@@ -32,9 +33,11 @@ export async function packSnapshot(core: Core, op: Operation, snapshot: Snapshot
   await requireFreeSpace(op, core.deps);
   op.progress({ step: 'comparing with what was written' });
   await snapshots.check(op, dir);
-  const { machine, parts } = await portable.parts(op, dir);
+  const { machine, parts: own } = await portable.parts(op, dir);
   await using undo = new AsyncDisposableStack();
   const staged = undo.use(await stagingFor(core, op, 'export'));
+  const along = await carried(core, op, snapshot, carry, staged.dir);
+  const parts = [...own, ...(along?.parts ?? [])];
   const said: PartSaid[] = [];
   const packed: PackedPart[] = [];
   for (const [at, part] of parts.entries()) {
@@ -43,7 +46,7 @@ export async function packSnapshot(core: Core, op: Operation, snapshot: Snapshot
     said.push({ name: part.name, bytes: part.bytes, dataBytes });
     packed.push(rest);
   }
-  const artifact = artifactOf(await configOf(core, op, snapshot, machine, said), packed);
+  const artifact = artifactOf(await configOf(core, op, snapshot, { machine, parts: said, brings: along?.brings ?? null }), packed);
   const owned = undo.move();
   return { artifact, parts: packed, names: said.map(({ name }) => name), [Symbol.asyncDispose]: () => owned.disposeAsync() };
 }
@@ -52,7 +55,7 @@ export async function packSnapshot(core: Core, op: Operation, snapshot: Snapshot
 export async function stagingFor(
   core: Core,
   op: Operation,
-  what: 'export' | 'pull' | 'diff',
+  what: 'export' | 'import' | 'pull' | 'diff',
 ): Promise<AsyncDisposable & { readonly dir: string }> {
   const { host } = core.deps;
   const dir = `${snapshotsDir(core)}/${what}-${op.id}`;
@@ -104,8 +107,7 @@ async function configOf(
   core: Core,
   op: Operation,
   snapshot: Snapshot,
-  machine: Readonly<Record<string, unknown>>,
-  parts: PartSaid[],
+  { machine, parts, brings }: { readonly machine: object; readonly parts: PartSaid[]; readonly brings: Brings | null },
 ): Promise<SnapshotConfig> {
   const { name, contents, createdAtMs, spec, detail } = snapshot;
   const { store } = core.deps;
@@ -113,7 +115,7 @@ async function configOf(
   const kernel = spec.kernelId === null ? null : await store.query('kernel', { id: spec.kernelId });
   if (image === null || ENGINE_REFERENCE in image.detail) throw new Error('the image of a snapshot is not on record');
   return {
-    version: 1,
+    ...(brings === null ? { version: 1 } : { version: 2, brings }),
     ...{ name, backend: spec.backend, contents, createdAtMs },
     image: { digest: image.digest, names: [...image.names].sort(), travels: await imageTravels(core, op, snapshot) },
     kernel: kernel === null ? null : { digest: kernel.digest, version: kernel.version },

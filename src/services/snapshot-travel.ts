@@ -36,6 +36,7 @@ export function snapshotTravelVerbs(core: Core): Pick<Handlers, TravelVerbs> {
     const place = await receiver.begin(config, described);
     await using staged = await stagingFor(core, op, 'pull');
     for (const { part, at, also } of eachOnce(described.parts)) {
+      if (!receiver.wants(place, at)) continue;
       const { name } = config.parts[at] ?? { name: '' };
       const path = `${staged.dir}/${at}`;
       await registry.blob(op, from, part, path, (done) =>
@@ -48,11 +49,11 @@ export function snapshotTravelVerbs(core: Core): Pick<Handlers, TravelVerbs> {
   }
 
   return {
-    'snapshot.export': async (call, { snapshot: text }) => {
+    'snapshot.export': async (call, { snapshot: text, carry }) => {
       const { op } = call;
       const snapshot = await findSnapshot(core, op, call.caller.projectId, text);
       call.target(snapshot.id);
-      const packed = await packSnapshot(core, op, snapshot);
+      const packed = await packSnapshot(core, op, snapshot, carry ?? 'needed');
       const { artifact, parts } = packed;
       const headers = { 'Content-Length': String(archiveBytes(artifact, parts)), 'Hutch-Snapshot-Digest': artifact.manifestDigest };
       return await begunDownload(
@@ -67,13 +68,13 @@ export function snapshotTravelVerbs(core: Core): Pick<Handlers, TravelVerbs> {
       await arrivedView(
         await named(call.op, 'the archive', () => takeIn(core, claims, call, name, (receiver) => readArchive(source, receiver))),
       ),
-    'snapshot.push': async (call, { snapshot: text, name }) => {
+    'snapshot.push': async (call, { snapshot: text, name, carry }) => {
       const { op } = call;
       const { registry } = imageLibrary(core, op);
       const to = taggable(name);
       const snapshot = await findSnapshot(core, op, call.caller.projectId, text);
       call.target(snapshot.id);
-      await using packed = await packSnapshot(core, op, snapshot);
+      await using packed = await packSnapshot(core, op, snapshot, carry ?? 'needed');
       const { artifact, parts } = packed;
       const { manifest } = artifact;
       const all = [...parts, { digest: artifact.configDigest, sizeBytes: artifact.config.byteLength, open: () => once(artifact.config) }];

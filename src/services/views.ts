@@ -2,6 +2,7 @@
 // The CLI's `--json` prints exactly these. A contract: fields are only ever added.
 import { z } from 'zod';
 import { ERROR_CODES, type ErrorCode } from '../domain/errors.ts';
+import { KERNEL_FROM } from '../domain/image.ts';
 import { RULE_SOURCES } from '../domain/image-rules.ts';
 import { BACKENDS, END_CAUSES, IDLE_ACTIONS, NETWORK_MODES, RESTART_POLICIES } from '../domain/sandbox.ts';
 import { SNAPSHOT_CONTENTS, SNAPSHOT_KINDS } from '../domain/snapshot.ts';
@@ -104,7 +105,7 @@ export const kernel = z
     sizeBytes: z.number().describe('of the kernel and the modules that guests load'),
     createdAtMs: timeMs.describe('when it came to this machine'),
     isDefault: z.boolean().describe('sandboxes that name none boot it'),
-    by: z.enum(['hutch', 'user']).describe('who chose it'),
+    by: z.enum(KERNEL_FROM).describe('who chose it; `snapshot`: it came with one'),
     packages: z.array(z.object({ name: z.string(), version: z.string() })).describe('empty: it came out of a file'),
     config: z
       .record(z.string(), z.enum(['builtin', 'module', 'no']))

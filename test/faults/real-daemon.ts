@@ -30,7 +30,8 @@ const report = env['HUTCH_TEST_FAULT_REPORT'];
 type Told = Readonly<Record<string, string | undefined>>;
 const armed = env['HUTCH_TEST_ARMED'];
 
-for (const name of ['images', 'kernels', 'initramfs'])
+// HUTCH_TEST_BARE=1: a machine on which nothing has been prepared
+for (const name of env['HUTCH_TEST_BARE'] === undefined ? ['images', 'kernels', 'initramfs'] : [])
   linkTree(resolve(import.meta.dirname, '../../.tools/data', name), join(home, 'data', name));
 
 const path = env['HUTCH_TEST_PATH'];

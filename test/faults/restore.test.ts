@@ -19,7 +19,19 @@ import { join } from 'node:path';
 import { afterAll, afterEach, expect, test } from 'vitest';
 import type { SandboxView } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
-import { COUNTER, countOf, expectInOrder, filesOf, isLong, numbers, options, seed, shellOf, startDaemon } from './world.ts';
+import {
+  COUNTER,
+  countOf,
+  expectInOrder,
+  expectSoundLedger,
+  filesOf,
+  isLong,
+  numbers,
+  options,
+  seed,
+  shellOf,
+  startDaemon,
+} from './world.ts';
 
 const TEST_MS = isLong ? 3_600_000 : 180_000;
 const OWN = { HUTCH_SANDBOX_BACKEND: 'qemu', HUTCH_SANDBOX_STOP_GRACE: '2s', HUTCH_SANDBOX_WARM: '0' };
@@ -269,6 +281,29 @@ for (const backend of isLong ? BACKENDS : (['qemu'] as const)) {
     await daemon.call('sandbox.stop', { ref: 'web', force: true });
     await expect(daemon.run('web', ['true'])).rejects.toThrow(/stopped/);
     await expectInOrder(daemon);
+  });
+}
+
+for (const backend of isLong ? BACKENDS : (['qemu'] as const)) {
+  test(`${backend}: what works or has traffic is not put away, until it does no more`, { timeout: TEST_MS }, async () => {
+    const traffic =
+      'import socket,time\ns=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\nwhile True: s.sendto(b"x"*900,("192.0.2.1",9)); time.sleep(0.3)';
+    const work = { busy: ['sh', '-c', 'while :; do :; done'], talks: ['python3', '-c', traffic], waits: ['sleep', '100000'] };
+    const policy = { idleMs: 3_000, idleAction: 'suspend' } as const;
+    for (const [name, argv] of Object.entries(work))
+      await daemon.call('sandbox.create', { backend, name, network: name === 'talks' ? 'allow' : 'none', main: { argv }, memoryMiB: 256 });
+    await eventually('it talks', async () => ((await daemon.call('sandbox.stats', { ref: 'talks' })).network.txBytes ?? 0) > 2_000);
+    // The policy of the one that waits comes last: when it is over, that of the others would be.
+    for (const ref of Object.keys(work)) await daemon.call('sandbox.set', { ref, ...policy });
+    const states = async () =>
+      Object.fromEntries((await daemon.call('sandbox.list', {})).sandboxes.map(({ name, state }) => [name, state]));
+    await eventually('the one that waits is put away', async () => (await states())['waits'] === 'suspended');
+    expect(await states()).toEqual({ busy: 'running', talks: 'running', waits: 'suspended' });
+    for (const ref of ['busy', 'talks']) {
+      await daemon.call('exec.signal', { ref, execId: 'main', signal: 'STOP' });
+      await eventually(`${ref} is put away when it does no more`, async () => (await states())[ref] === 'suspended');
+    }
+    await expectSoundLedger(daemon);
   });
 }
 

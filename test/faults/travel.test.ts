@@ -7,7 +7,7 @@ import { afterAll, afterEach, expect, test } from 'vitest';
 import { type PackedPart, readArchive, writeArchive } from '../../src/images/snapshot/archive.ts';
 import { artifactOf, type SnapshotConfig } from '../../src/images/snapshot/artifact.ts';
 import type { Output } from '../../src/services/verbs.ts';
-import type { DaemonUnderTest } from '../support/daemon-under-test.ts';
+import { DaemonUnderTest } from '../support/daemon-under-test.ts';
 import { LOGIN, Registry } from '../support/debian-registry.ts';
 import { eventually } from '../support/eventually.ts';
 import { all, COUNTER, countOf, expectInOrder, isLong, numbers, options, seed, shellOf, startDaemon } from './world.ts';
@@ -39,8 +39,8 @@ const ZSTD = Buffer.from('28b52ffd', 'hex');
 const kept = (daemon: DaemonUnderTest): string[] =>
   existsSync(join(daemon.home, 'data/snapshots')) ? readdirSync(join(daemon.home, 'data/snapshots')).sort() : [];
 
-async function exported(daemon: DaemonUnderTest, snapshot: string): Promise<Buffer> {
-  const { status, headers, body } = await daemon.send('GET', `/v1/snapshots/${snapshot}/export`);
+async function exported(daemon: DaemonUnderTest, snapshot: string, carry: 'needed' | 'all' | 'nothing' = 'nothing'): Promise<Buffer> {
+  const { status, headers, body } = await daemon.send('GET', `/v1/snapshots/${snapshot}/export?carry=${carry}`);
   expect([status, Number(headers['content-length'])], body.toString('latin1', 0, 500)).toEqual([200, body.byteLength]);
   return body;
 }
@@ -65,6 +65,7 @@ async function saying(file: Buffer, change: (config: SnapshotConfig) => object):
   const parts = new Map<number, Buffer>();
   const { config, described } = await readArchive(once(file), {
     begin: async (said, all) => ({ config: said, described: all }),
+    wants: () => true,
     async part(_, at, bytes, also) {
       const content = await gathered(bytes);
       for (const number of [at, ...also]) parts.set(number, content);
@@ -123,6 +124,48 @@ for (const backend of ['qemu', 'gvisor'] as const) {
     await there.call('sandbox.create', { from: 'plain', name: 'booted' });
     expect(await far('booted', 'cat /root/a /root/b; ls /dev/shm')).toBe('one\ntwo\n');
     await expectInOrder(there);
+  });
+}
+
+for (const backend of isLong ? (['qemu', 'gvisor'] as const) : (['qemu'] as const)) {
+  test(`${backend}: a snapshot brings the image that Hutch made, and the kernel, to a machine that has neither`, {
+    timeout: TEST_MS,
+  }, async () => {
+    const { id } = await here.call('sandbox.create', { backend, name: 'web', network: 'none' });
+    await shellOf(here)('web', 'echo disk > /root/a; echo memory > /dev/shm/a');
+    await here.call('snapshot.create', { ref: 'web', name: 'ready' });
+    const { imageId, kernelId } = await here.call('sandbox.get', { ref: id });
+    const file = await exported(here, 'ready', 'needed');
+    await using bare = await DaemonUnderTest.start(options({ ...OWN, HUTCH_TEST_BARE: '1' }));
+    const nothing = await refused(bare, await exported(here, 'ready'));
+    expect(nothing).toMatchObject({
+      code: 'failed_precondition',
+      hint: expect.stringMatching(/without --without-image, and it comes along/),
+    });
+    if (isLong) {
+      // An image whose bytes are others is not taken up, and no kernel stays that came with it.
+      const digest = `sha256:${'1'.repeat(64)}`;
+      const lie = await saying(file, ({ image, machine }) => ({
+        image: { ...image, digest },
+        machine: JSON.parse(JSON.stringify(machine).replaceAll(image.digest, digest)) as SnapshotConfig['machine'],
+      }));
+      expect((await refused(bare, lie)).message).toMatch(/not the one that it names|image/);
+    }
+    const { images: none } = await bare.call('image.list', {});
+    expect([none, (await bare.call('kernel.list', {})).kernels]).toEqual([[], []]);
+    expect(await imported(bare, file)).toMatchObject({ name: 'ready', misfit: null, imageId, kernelId });
+    await bare.call('sandbox.create', { from: 'ready', name: 'there' });
+    expect(await shellOf(bare)('there', 'cat /root/a /dev/shm/a')).toBe('disk\nmemory\n');
+    // Nobody else gets them, and what stands on them keeps them.
+    expect((await bare.call('image.list', {})).images).toMatchObject([{ id: imageId, names: [] }]);
+    expect((await bare.call('kernel.list', {})).kernels).toMatchObject(
+      kernelId === null ? [] : [{ id: kernelId, by: 'snapshot', isDefault: false }],
+    );
+    await expect(bare.call('image.remove', { image: imageId ?? '' })).rejects.toThrow(/is used by/);
+    // From there it goes on as it came; what is there already is not taken up again.
+    if (isLong)
+      expect(await imported(there, await exported(bare, 'ready', 'needed'), 'third')).toMatchObject({ misfit: null, imageId, kernelId });
+    await bare.call('sandbox.delete', { ref: 'there', force: true });
   });
 }
 
@@ -280,14 +323,14 @@ test('a snapshot goes through Debian’s registry, its layers once, to who has t
   await shellOf(here)('web', 'echo two > /root/a');
   await here.call('snapshot.create', { ref: 'web', name: 'second' });
   login('wrong');
-  await expect(here.call('snapshot.push', { snapshot: 'first', name })).rejects.toMatchObject({ body: { code: 'permission_denied' } });
+  await expect(here.call('snapshot.push', { snapshot: 'first', name, carry: 'nothing' })).rejects.toMatchObject({ body: { code: 'permission_denied' } });
   login(LOGIN.password);
   const first = await here.call('snapshot.push', { snapshot: 'first', name: `${name}:1` });
   expect(first.parts.map(({ how }) => how)).not.toContain('existed');
   const second = await here.call('snapshot.push', { snapshot: 'second', name: `${name}:2` });
   const sent = second.parts.filter(({ how }) => how === 'uploaded').map((part) => part.name);
   expect(
-    sent.filter((part) => /^(memory|disk)\/(base|1)$/.test(part)),
+    sent.filter((part) => /^(memory|disk)\/(base|1)$|^rootfs$|^archive$/.test(part)),
     'layers that are there already',
   ).toEqual([]);
   expect(sent).toContain('memory/2');

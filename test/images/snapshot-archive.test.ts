@@ -76,6 +76,7 @@ async function taken(bytes: Buffer, step = 65_536): Promise<{ config: SnapshotCo
   })();
   const config = await readArchive<SnapshotConfig>(source, {
     begin: async (said) => said,
+    wants: () => true,
     async part(said, at, packed, also) {
       const part = said.parts[at];
       if (part === undefined) throw new Error('there is no such part');
@@ -136,7 +137,7 @@ async function lying(
   config: (json: Record<string, unknown>) => void = () => {},
 ): Promise<Buffer> {
   const parts = await partsOf(FILES);
-  const { manifest: own, config: ownConfig } = artifactOf(CONFIG, parts);
+  const { manifest: own, config: ownConfig, type } = artifactOf(CONFIG, parts);
   const description = JSON.parse(ownConfig.toString()) as Record<string, unknown>;
   config(description);
   const configBytes = Buffer.from(text(description));
@@ -146,7 +147,7 @@ async function lying(
   manifest(json);
   const bytes = Buffer.from(text(json));
   const manifestDigest = `sha256:${createHash('sha256').update(bytes).digest('hex')}`;
-  return await all(writeArchive({ manifest: bytes, config: configBytes, configDigest: digest, manifestDigest }, parts));
+  return await all(writeArchive({ manifest: bytes, config: configBytes, configDigest: digest, manifestDigest, type }, parts));
 }
 
 function entry(path: string, content: Buffer): Buffer {
@@ -180,7 +181,34 @@ const CASES: readonly Case[] = [
   ['half an end', async () => good.subarray(0, -512), /cut off/],
   ['a manifest of another kind', () => lying((json) => (json['artifactType'] = 'application/vnd.example')), /no snapshot, but/],
   ['no kind', () => lying((json) => delete json['artifactType']), /no snapshot/],
-  ['a later version', () => lying((json) => (json['artifactType'] = 'application/vnd.hutch.snapshot.v2+json')), /of version 2/],
+  ['a later version', () => lying((json) => (json['artifactType'] = 'application/vnd.hutch.snapshot.v3+json')), /of version 3/],
+  [
+    'a version 2 that brings nothing',
+    () =>
+      lying(
+        () => {},
+        (json) => (json['version'] = 2),
+      ),
+    /does not say what it brings/,
+  ],
+  [
+    'a version 1 that brings something',
+    () =>
+      lying(
+        () => {},
+        (json) => (json['brings'] = { rootfs: null, archive: null }),
+      ),
+    /does not say what it brings/,
+  ],
+  [
+    'an image whose command is no list',
+    () =>
+      lying(
+        () => {},
+        (json) => Object.assign(json, { version: 2, brings: { rootfs: { config: { command: 1 }, createdAtMs: 0 }, archive: null } }),
+      ),
+    /description is damaged: 'brings/,
+  ],
   [
     'a later description',
     () =>

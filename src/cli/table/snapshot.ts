@@ -1,9 +1,13 @@
 // Verbs about snapshots.
-import type { Positional, Verb } from '../verb.ts';
+import type { Flag, Positional, Verb } from '../verb.ts';
 
 const snapshots = async () => await import('../verbs/snapshot.ts');
 const SNAPSHOT: Positional = { name: 'SNAPSHOT', takes: 'one', completes: 'snapshot' };
 const SNAPSHOTS: Positional = { ...SNAPSHOT, takes: 'several' };
+const CARRY: readonly Flag[] = [
+  { name: 'with-image', about: 'With its image, also one of a registry' },
+  { name: 'without-image', about: 'Without image and kernel: for where both are' },
+];
 
 export const snapshotVerbs: readonly Verb[] = [
   {
@@ -106,10 +110,11 @@ export const snapshotVerbs: readonly Verb[] = [
         ],
         flags: [
           { name: 'output', short: 'o', value: 'FILE', about: 'Write to this file, whole or not at all; otherwise, and for -, to stdout' },
+          ...CARRY,
         ],
         positionals: [SNAPSHOT],
         notes:
-          'Its image and its kernel are not in it: where they are missing, the import says how to bring them. Memory has all that programs held\nin it, secrets too: keep the file as you would keep them, or take the snapshot with --disk-only.',
+          'An image that Hutch made goes along, and the kernel: where they are already they are not taken up. One of a registry is pulled or imported where\nit is missing, unless --with-image takes it along. Memory has all that programs held in it, secrets too: keep the file as you would keep\nthem, or take the snapshot with --disk-only.',
         load: async () => (await snapshots()).exportFile,
       },
       {
@@ -126,7 +131,7 @@ export const snapshotVerbs: readonly Verb[] = [
         name: 'push',
         summary: 'Push a snapshot to a registry, with all that it stands on',
         examples: [{ line: 'hutch snapshot push ready registry.example/team/ready:1', about: 'elsewhere: hutch snapshot pull' }],
-        flags: [],
+        flags: [...CARRY],
         positionals: [SNAPSHOT, { name: 'NAME', takes: 'one', completes: 'nothing' }],
         notes:
           'Layers that the registry has are not sent again. Logins and certificates are those of hutch image push. Memory has all that programs held\nin it, secrets too.',

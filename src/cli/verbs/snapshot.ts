@@ -1,4 +1,5 @@
 // hutch snapshot: sandboxes of one instant, kept.
+import type { Carry } from '../../domain/snapshot.ts';
 import type { Output } from '../../services/verbs.ts';
 import { fileToSend, keepReceived, refuseTerminal } from '../archive-file.ts';
 import { type Args, usage } from '../args.ts';
@@ -108,22 +109,31 @@ export async function diff(context: Context, args: Args): Promise<number> {
 export async function exportFile(context: Context, args: Args): Promise<number> {
   const output = args.value('output');
   const snapshot = args.first();
+  const carry = carryOf(args);
   refuseTerminal(context, output, `hutch snapshot export -o FILE ${safe(snapshot)}`);
-  await warn(context, snapshot);
+  await warn(context, snapshot, carry);
   context.progress.show({ step: 'export snapshot', detail: 'packing' });
   const { bytes, headers } = await context.client
-    .download('snapshot.export', { snapshot }, { signal: context.interrupts.signal })
+    .download('snapshot.export', { snapshot, ...carry }, { signal: context.interrupts.signal })
     .finally(() => context.progress.clear());
   const total = Number(headers['content-length'] ?? Number.NaN);
   await keepReceived(context, bytes, output, { step: 'export snapshot', ...(Number.isNaN(total) ? {} : { total }) });
   return 0;
 }
 
+/** What goes along of what it stands on; by default what no registry has. */
+function carryOf(args: Args): { readonly carry?: Carry } {
+  const [all, none] = [args.has('with-image'), args.has('without-image')];
+  if (all && none)
+    throw usage('--with-image and --without-image exclude each other', 'hutch snapshot export --with-image -o ready.tar ready');
+  return all ? { carry: 'all' } : none ? { carry: 'nothing' } : {};
+}
+
 /** Whoever has the file has what programs held in their memory; and it is of no use where its image cannot be. */
-async function warn(context: Context, snapshot: string): Promise<void> {
+async function warn(context: Context, snapshot: string, { carry }: { readonly carry?: Carry }): Promise<void> {
   const { secretNames, imageTravels } = await ask(context, 'snapshot.get', { snapshot });
   await sayOfSecrets(context, secretNames);
-  if (!imageTravels && !context.json)
+  if (!imageTravels && carry === 'nothing' && !context.json)
     await context.io.err(`hutch: the image of ${safe(snapshot)} was made on this machine: where no such image is, it cannot be imported\n`);
 }
 
@@ -144,8 +154,9 @@ export async function importFile(context: Context, args: Args): Promise<number> 
 
 export async function push(context: Context, args: Args): Promise<number> {
   const [snapshot = '', name = ''] = args.positionals;
-  await warn(context, snapshot);
-  const answer = await change(context, 'snapshot.push', { snapshot, name });
+  const carry = carryOf(args);
+  await warn(context, snapshot, carry);
+  const answer = await change(context, 'snapshot.push', { snapshot, name, ...carry });
   await context.io.out(context.json ? json(answer) : `${answer.digest}\n`);
   return 0;
 }

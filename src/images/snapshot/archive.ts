@@ -18,7 +18,6 @@ import {
   type Packed,
   parseManifest,
   parseSnapshotConfig,
-  SNAPSHOT_ARTIFACT,
   type SnapshotConfig,
 } from './artifact.ts';
 
@@ -34,11 +33,11 @@ const indexSchema = z.object({
 export type PackedPart = Packed & { readonly open: (offset?: number) => AsyncIterable<Uint8Array> };
 
 export async function* writeArchive(
-  { manifest, config, configDigest, manifestDigest }: Artifact,
+  { manifest, config, configDigest, manifestDigest, type }: Artifact,
   parts: readonly PackedPart[],
 ): AsyncGenerator<Uint8Array> {
   yield* file('oci-layout', LAYOUT);
-  yield* file('index.json', indexOf(manifestDigest, manifest));
+  yield* file('index.json', indexOf(manifestDigest, manifest, type));
   yield* file(blobPath(manifestDigest), manifest);
   yield* file(blobPath(configDigest), config);
   for (const {
@@ -51,14 +50,14 @@ export async function* writeArchive(
   yield TAR_END;
 }
 
-function indexOf(digest: string, { byteLength: size }: Buffer): Buffer {
-  const manifests = [{ mediaType: MANIFEST_TYPE, artifactType: SNAPSHOT_ARTIFACT, digest, size }];
+function indexOf(digest: string, { byteLength: size }: Buffer, artifactType: string): Buffer {
+  const manifests = [{ mediaType: MANIFEST_TYPE, artifactType, digest, size }];
   return Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType: INDEX_TYPE, manifests }));
 }
 
 /** How long the archive is. */
-export function archiveBytes({ manifest, config, manifestDigest }: Artifact, parts: readonly Packed[]): number {
-  const small = [LAYOUT, indexOf(manifestDigest, manifest), manifest, config].map(({ byteLength }) => byteLength);
+export function archiveBytes({ manifest, config, manifestDigest, type }: Artifact, parts: readonly Packed[]): number {
+  const small = [LAYOUT, indexOf(manifestDigest, manifest, type), manifest, config].map(({ byteLength }) => byteLength);
   const all = [...small, ...eachOnce(parts).map(({ part }) => part.sizeBytes)];
   return all.reduce((sum, bytes) => sum + header('', bytes).byteLength + bytes + padding(bytes), TAR_END.byteLength);
 }
@@ -66,7 +65,9 @@ export function archiveBytes({ manifest, config, manifestDigest }: Artifact, par
 /** Takes a snapshot up: all that is said of it first, then each part, by its number. */
 export type Receiver<T> = {
   begin(config: SnapshotConfig, described: Described): Promise<T>;
-  /** Reads it to its end. `also`: parts that have the same bytes. */
+  /** False: what it has is here already. */
+  wants(place: T, at: number): boolean;
+  /** Reads it, to its end where it is wanted. `also`: parts that have the same bytes. */
   part(place: T, at: number, bytes: AsyncIterable<Uint8Array>, also: readonly number[]): Promise<void>;
 };
 
@@ -102,7 +103,7 @@ export async function readArchive<T>(source: AsyncIterable<Uint8Array>, receiver
         yield chunk;
       }
     })();
-    await receiver.part(place, at, hashed, also);
+    if (receiver.wants(place, at)) await receiver.part(place, at, hashed, also);
     for await (const _ of hashed); // what an unpacker left, as it is a part of the digest
     if (`sha256:${hash.digest('hex')}` !== one.digest) throw damaged(one.digest);
   }

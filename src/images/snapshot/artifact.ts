@@ -4,10 +4,14 @@ import * as z from 'zod';
 import { BACKENDS } from '../../domain/sandbox.ts';
 import { SNAPSHOT_CONTENTS } from '../../domain/snapshot.ts';
 import { ArchiveError, shown } from '../archive-error.ts';
+import { broughtImageSchema } from '../brought.ts';
 import { digestOf } from '../digest.ts';
 import { MANIFEST_TYPE } from '../oci/manifest.ts';
 
-export const SNAPSHOT_ARTIFACT = 'application/vnd.hutch.snapshot.v1+json';
+/** 2: it brings what it stands on. */
+const VERSIONS = [1, 2] as const;
+type Version = (typeof VERSIONS)[number];
+const typeOf = (version: Version): string => `application/vnd.hutch.snapshot.v${version}+json`;
 const OTHER_VERSION = /^application\/vnd\.hutch\.snapshot\.v(\d{1,9})\+json$/;
 const PART_TYPE = 'application/vnd.hutch.snapshot.part.v1+zstd';
 const TITLE = 'org.opencontainers.image.title';
@@ -16,6 +20,11 @@ export const CONFIG_BYTES_MAX = 4 * 1024 * 1024;
 /** Layers of memory and of two disks, and what belongs to them. */
 const PARTS_MAX = 256;
 const PART_BYTES_MAX = 2 ** 48;
+
+/** The image that Hutch made, as guests mount it. */
+export const ROOTFS_PART = 'rootfs';
+/** What `hutch image export` writes of its kernel, and of an image that is the same everywhere. */
+export const ARCHIVE_PART = 'archive';
 
 const digest = z.string().regex(/^sha256:[0-9a-f]{64}$/, 'must be sha256: and 64 hex digits');
 const partSchema = z.strictObject({
@@ -26,9 +35,17 @@ const partSchema = z.strictObject({
   dataBytes: z.int().nonnegative().max(PART_BYTES_MAX),
 });
 
+const bringsSchema = z.strictObject({
+  rootfs: broughtImageSchema.nullable(),
+  archive: z.strictObject({ image: z.boolean(), kernel: z.boolean() }).nullable(),
+});
+export type Brings = z.output<typeof bringsSchema>;
+
 const configSchema = z
   .strictObject({
-    version: z.literal(1),
+    version: z.literal(VERSIONS),
+    /** Each is one of the last parts, in this order. */
+    brings: bringsSchema.exactOptional(),
     name: z.string().max(63).nullable(),
     backend: z.enum(BACKENDS),
     contents: z.enum(SNAPSHOT_CONTENTS),
@@ -44,7 +61,8 @@ const configSchema = z
     machine: z.record(z.string().max(64), z.unknown()),
     parts: z.array(partSchema).min(1).max(PARTS_MAX),
   })
-  .refine(({ parts }) => new Set(parts.map(({ name }) => name)).size === parts.length, 'two parts have one name');
+  .refine(({ parts }) => new Set(parts.map(({ name }) => name)).size === parts.length, 'two parts have one name')
+  .refine(({ version, brings }) => (version === 2) === (brings !== undefined), 'its version does not say what it brings');
 export type SnapshotConfig = z.output<typeof configSchema>;
 export type PartSaid = z.output<typeof partSchema>;
 
@@ -52,7 +70,7 @@ const manifestSchema = z.object({
   schemaVersion: z.literal(2),
   mediaType: z.literal(MANIFEST_TYPE).optional(),
   artifactType: z.string().max(255),
-  config: z.object({ mediaType: z.literal(SNAPSHOT_ARTIFACT), digest, size: z.int().positive().max(CONFIG_BYTES_MAX) }),
+  config: z.object({ mediaType: z.enum(VERSIONS.map(typeOf)), digest, size: z.int().positive().max(CONFIG_BYTES_MAX) }),
   layers: z.array(z.object({ mediaType: z.literal(PART_TYPE), digest, size: z.int().positive().max(PART_BYTES_MAX) })).max(PARTS_MAX),
 });
 
@@ -60,6 +78,8 @@ export type Packed = { readonly digest: string; readonly sizeBytes: number };
 export type Artifact = {
   readonly config: Buffer;
   readonly configDigest: string;
+  /** Of the artifact. */
+  readonly type: string;
   readonly manifest: Buffer;
   readonly manifestDigest: string;
 };
@@ -67,12 +87,13 @@ export type Artifact = {
 /** `packed`: in the order of its parts. */
 export function artifactOf(said: SnapshotConfig, packed: readonly Packed[]): Artifact {
   const config = Buffer.from(JSON.stringify(configSchema.parse(said)));
+  const type = typeOf(said.version);
   const manifest = Buffer.from(
     JSON.stringify({
       schemaVersion: 2,
       mediaType: MANIFEST_TYPE,
-      artifactType: SNAPSHOT_ARTIFACT,
-      config: { mediaType: SNAPSHOT_ARTIFACT, digest: digestOf(config), size: config.byteLength },
+      artifactType: type,
+      config: { mediaType: type, digest: digestOf(config), size: config.byteLength },
       layers: said.parts.map(({ name }, at) => ({
         mediaType: PART_TYPE,
         digest: packed[at]?.digest,
@@ -81,7 +102,7 @@ export function artifactOf(said: SnapshotConfig, packed: readonly Packed[]): Art
       })),
     }),
   );
-  return { config, configDigest: digestOf(config), manifest, manifestDigest: digestOf(manifest) };
+  return { config, configDigest: digestOf(config), type, manifest, manifestDigest: digestOf(manifest) };
 }
 
 export type Described = { readonly config: Packed; readonly parts: readonly Packed[] };
@@ -91,12 +112,12 @@ export function parseManifest(bytes: Buffer): Described {
   const json = jsonOf(bytes, 'its manifest');
   const type = typeof json === 'object' && json !== null && 'artifactType' in json ? json.artifactType : null;
   if (typeof type !== 'string') throw new ArchiveError('it is no snapshot');
-  if (type !== SNAPSHOT_ARTIFACT) {
+  if (!VERSIONS.some((version) => type === typeOf(version))) {
     const version = OTHER_VERSION.exec(type)?.[1];
     throw new ArchiveError(
       version === undefined
         ? `it is no snapshot, but ${shown(type)}`
-        : `it is of version ${version}; this release of Hutch reads version 1`,
+        : `it is of version ${version}; this release of Hutch reads up to version ${VERSIONS.at(-1)}`,
     );
   }
   const { config, layers } = checked(manifestSchema, json, 'its manifest');
@@ -110,8 +131,8 @@ export function parseManifest(bytes: Buffer): Described {
 export function parseSnapshotConfig(bytes: Buffer, described: Described): SnapshotConfig {
   const json = jsonOf(bytes, 'its description');
   const version = typeof json === 'object' && json !== null && 'version' in json ? json.version : null;
-  if (typeof version === 'number' && version !== 1)
-    throw new ArchiveError(`it is of version ${version}; this release of Hutch reads version 1`);
+  if (typeof version === 'number' && version > 2)
+    throw new ArchiveError(`it is of version ${version}; this release of Hutch reads up to version ${VERSIONS.at(-1)}`);
   const config = checked(configSchema, json, 'its description');
   if (config.parts.length !== described.parts.length)
     throw new ArchiveError(`its manifest has ${described.parts.length} parts, and its description ${config.parts.length}`);

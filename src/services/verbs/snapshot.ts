@@ -1,5 +1,6 @@
 // Snapshots: sandboxes of one instant, kept under a name.
 import { z } from 'zod';
+import { CARRIES } from '../../domain/snapshot.ts';
 import { ASPECTS, NODE_TYPES } from '../../images/disk/changes.ts';
 import * as view from '../views.ts';
 import { alive, env, flag, found, ref, TIMEOUT_MS_MAX } from './fields.ts';
@@ -10,6 +11,10 @@ const compared = snapshot.describe('a snapshot or a sandbox: an id, a name, or a
 const snapshotTarget = z.strictObject({ snapshot });
 
 const name = z.string().max(63).describe('a DNS label, unique among snapshots');
+const carry = z
+  .enum(CARRIES)
+  .optional()
+  .describe('of what it stands on: what no registry has (the default), an image of a registry too, or nothing');
 const reference = z.string().min(1).max(512).describe('like registry.example/team/ready:1; without a tag latest is meant');
 /** One that came from elsewhere. */
 const arrived = view.snapshot.extend({
@@ -77,7 +82,7 @@ export const snapshotVerbs = {
       }),
       machine: z.record(z.string(), z.unknown()).describe('on what it was made: all of it must be the same where its memory goes on'),
       secretNames: z.array(z.string()).describe('of secrets that its sandbox had: their values may be in its memory'),
-      imageTravels: z.boolean().describe('false: its image was made on this machine, and no other has it'),
+      imageTravels: z.boolean().describe('false: its image was made on a machine: where it goes, that goes along'),
     }),
     errors: found,
     idempotent: true,
@@ -110,7 +115,7 @@ export const snapshotVerbs = {
     method: 'GET',
     path: '/v1/snapshots/{snapshot}/export',
     summary: 'A snapshot as one file that needs no other snapshot: an OCI layout in a tar archive',
-    input: snapshotTarget,
+    input: snapshotTarget.extend({ carry }),
     output: z.any(),
     errors: [...alive, 'resource_exhausted'],
     idempotent: true,
@@ -132,7 +137,7 @@ export const snapshotVerbs = {
     method: 'POST',
     path: '/v1/snapshots/{snapshot}/push',
     summary: 'Push a snapshot to a registry, with all layers that it stands on; what is there already is not sent again',
-    input: snapshotTarget.extend({ name: reference }),
+    input: snapshotTarget.extend({ name: reference, carry }),
     output: z.object({
       name: z.string(),
       digest: z.string().describe('of the manifest: what it can be pulled by from now on'),

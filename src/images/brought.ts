@@ -1,0 +1,132 @@
+// An image that came with a snapshot: one that Hutch made on another machine, in the very bytes that a guest's memory knows. Its digest is over
+// them, so nothing else can have its name. Who made them is not known: a guest alone reads them, as it reads its own disk. What this machine looks
+// into (other backends, exports, lists of packages) is made anew of what is in them, by our own writer, out of a reader that has no rights.
+import { createHash } from 'node:crypto';
+import { join } from 'node:path';
+import * as z from 'zod';
+import type { ImageConfig } from '../domain/image.ts';
+import type { Host } from '../host/host.ts';
+import type { Operation } from '../host/operation.ts';
+import { mediaTypeOf, scan } from './archive.ts';
+import { ArchiveError } from './archive-error.ts';
+import type { Blobs } from './blobs.ts';
+import { BUILD_LIMITS, type BuildLimits, buildImage } from './build.ts';
+import { imageConfigSchema, type PreparedImage } from './image.ts';
+import { TREE_LIMITS } from './layers/tree.ts';
+import { unpacked } from './layers/unpack.ts';
+import { type ImagePaths, SHARED_DIR_MODE } from './layout.ts';
+
+const READ_MS = 15 * 60_000;
+const CPU_SECONDS_MAX = 600;
+const MEMORY_BYTES_MAX = 2 * 1024 ** 3;
+const HEAD_BYTES = 96;
+const MAGIC_BYTES = 6;
+const SQUASHFS = 'hsqs';
+/** By the number of the way in which it is packed: what the kernels that we boot read. */
+const PACKINGS = new Set([1, 4, 5, 6]);
+const NOBODY = [
+  'setpriv',
+  '--reuid=65534',
+  '--regid=65534',
+  '--clear-groups',
+  '--no-new-privs',
+  '--inh-caps=-all',
+  '--bounding-set=-all',
+  '--',
+];
+
+/** What an image of ours says beside its bytes. */
+export const broughtImageSchema = z.strictObject({ config: imageConfigSchema, createdAtMs: z.int().nonnegative() });
+export type BroughtImage = z.infer<typeof broughtImageSchema>;
+
+export type BroughtParts = { readonly host: Host; readonly paths: ImagePaths; readonly blobs: Blobs; readonly limits?: BuildLimits };
+
+/**
+ * Moves the file at `path` into place as the image `digest`. `bytesMax`: what may be unpacked for that, for a moment.
+ * @throws ArchiveError for what is not that image, or none that guests boot from.
+ */
+export async function takeRootfs(
+  op: Operation,
+  { host, paths, blobs, limits = BUILD_LIMITS }: BroughtParts,
+  {
+    path,
+    digest,
+    said,
+    bytesMax,
+  }: { readonly path: string; readonly digest: string; readonly said: BroughtImage; readonly bytesMax: number },
+): Promise<PreparedImage> {
+  if (`sha256:${await host.sha256(op, path)}` !== digest) throw new ArchiveError('the image in it is not the one that it names');
+  const head = Buffer.from(await host.readRange(op, path, 0, HEAD_BYTES));
+  if (
+    head.byteLength < HEAD_BYTES ||
+    head.toString('latin1', 0, 4) !== SQUASHFS ||
+    head.readUInt16LE(28) !== 4 ||
+    !PACKINGS.has(head.readUInt16LE(20))
+  )
+    throw new ArchiveError('the image in it is no file system that guests read');
+  await using staged = await blobs.stage(op, `make-brought-${op.id}`);
+  await host.makeDir(op, staged.path, SHARED_DIR_MODE);
+  const tar = join(staged.path, 'root.tar');
+  await readOut(op, host, path, tar, Math.min(bytesMax, limits.layerBytesMax));
+  const { diffId } = await scan(unpacked(op, host, tar, limits.layerBytesMax));
+  const configBytes = Buffer.from(JSON.stringify({ architecture: 'amd64', os: 'linux', rootfs: { type: 'layers', diff_ids: [diffId] } }));
+  const layer = { digest: diffId, diffId, sizeBytes: (await host.stat(op, tar))?.sizeBytes ?? 0 };
+  const mediaType = mediaTypeOf(await host.readRange(op, tar, 0, MAGIC_BYTES));
+  const image = {
+    ...{
+      what: 'the image of the snapshot',
+      name: null,
+      digest,
+      configBytes,
+      config: said.config,
+      createdAtMs: said.createdAtMs,
+      manifest: null,
+    },
+    layers: [{ ...layer, mediaType, file: Promise.resolve(tar) }],
+    more: { source: { kind: 'snapshot' } } as const,
+    guestFile: path,
+    step: 'import',
+  };
+  return await buildImage(op, host, paths, blobs, image, { ...TREE_LIMITS, ...limits });
+}
+
+/** All that is in it, as a tar archive. The reader has what a user without any rights has, and bounds. */
+async function readOut(op: Operation, host: Host, from: string, to: string, bytesMax: number): Promise<void> {
+  using limited = op.within(READ_MS, 'reading the image that came with a snapshot');
+  const bounds = ['prlimit', `--fsize=${bytesMax}`, `--cpu=${CPU_SECONDS_MAX}`, `--as=${MEMORY_BYTES_MAX}`, '--core=0', '--'];
+  const command = [...(host.uid === 0 ? NOBODY : []), ...bounds, 'sqfs2tar', '/dev/stdin'];
+  // The shell only opens the files; all names are arguments of its own, never part of the command.
+  const { exitCode, stderr } = await host.run(limited, [
+    'sh',
+    '-c',
+    'in=$0 out=$1; shift; exec "$@" < "$in" > "$out"',
+    from,
+    to,
+    ...command,
+  ]);
+  if (exitCode === 0) return;
+  const words = new TextDecoder()
+    .decode(stderr)
+    .replace(/[^\x20-\x7e]+/g, ' ')
+    .trim()
+    .slice(0, 200);
+  if (/No space left/.test(words)) throw op.error('resource_exhausted', 'the image of the snapshot cannot be unpacked: the disk is full');
+  const why = /File size limit|File too large/.test(words) || exitCode === 128 + 25 ? 'it unpacks into more than there is room for' : words;
+  throw new ArchiveError(`the image in it is damaged: ${why === '' ? `its reader ended with ${exitCode}` : why}`);
+}
+
+/** Tells two images of one digest apart that say different things of themselves. */
+export function saidOf({ config }: { readonly config: ImageConfig }): string {
+  return createHash('sha256')
+    .update(JSON.stringify(sorted(config)))
+    .digest('hex');
+}
+
+function sorted(value: unknown): unknown {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) return value;
+  return Object.fromEntries(
+    Object.entries(value)
+      .sort(([a], [b]) => (a < b ? -1 : 1))
+      .map(([key, one]) => [key, sorted(one)]),
+  );
+}
