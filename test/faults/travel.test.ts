@@ -323,7 +323,9 @@ test('a snapshot goes through Debian’s registry, its layers once, to who has t
   await shellOf(here)('web', 'echo two > /root/a');
   await here.call('snapshot.create', { ref: 'web', name: 'second' });
   login('wrong');
-  await expect(here.call('snapshot.push', { snapshot: 'first', name, carry: 'nothing' })).rejects.toMatchObject({ body: { code: 'permission_denied' } });
+  await expect(here.call('snapshot.push', { snapshot: 'first', name, carry: 'nothing' })).rejects.toMatchObject({
+    body: { code: 'permission_denied' },
+  });
   login(LOGIN.password);
   const first = await here.call('snapshot.push', { snapshot: 'first', name: `${name}:1` });
   expect(first.parts.map(({ how }) => how)).not.toContain('existed');
