@@ -67,6 +67,7 @@ reason() {
     squashfs-tools-ng) echo 'packs images' ;;
     e2fsprogs) echo "makes the sandboxes' disks" ;;
     nftables) echo "keeps sandboxes away from this machine's own services" ;;
+    libnss-myhostname) echo 'finds NAME.hutch.localhost, at which published ports answer' ;;
     uidmap) echo 'lets an ordinary user make images' ;;
     npm) echo 'fetches Node.js and the libraries' ;;
     libatomic1) echo 'Node.js needs it' ;;
@@ -91,6 +92,13 @@ machine_programs() {
   echo '/usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring'
   echo 'nft:nftables'
   [ "$(id -u)" -eq 0 ] || echo 'newuidmap:uidmap'
+}
+
+# Only together with others: for its sake alone nobody is asked for a password.
+names_program() {
+  # shellcheck disable=SC2046 # one word per program
+  [ -n "$(missing_packages $(machine_programs))" ] || return 0
+  getent ahosts name.hutch.localhost >/dev/null 2>&1 || echo '/usr/lib/x86_64-linux-gnu/libnss_myhostname.so.2:libnss-myhostname'
 }
 
 dev_programs() {
@@ -211,6 +219,7 @@ optional() {
     passt) : >"$tools/without-passt" ;;
     nftables) : >"$tools/without-nft" ;;
     uidmap) : >"$tools/without-newuidmap" ;;
+    libnss-myhostname) ;;
     *) return 1 ;;
   esac
 }
@@ -423,7 +432,7 @@ rm -rf "$tools"/*.new # of a setup that was killed
 case $mode in
   use)
     programs=$(node_programs)
-    [ "$machine" = no ] || programs="$programs $(machine_programs)"
+    [ "$machine" = no ] || programs="$programs $(machine_programs) $(names_program)"
     # shellcheck disable=SC2086 # one word per program
     install_packages $programs
     prepare_node

@@ -2,6 +2,7 @@
 // what is made is written down first, and every step finds what an interruption has left of it: it may be run again at
 // any time, and makes what is missing.
 import type { Operation } from '../host/operation.ts';
+import { findsLocalNames, NAMES_FIX } from '../network/local-names.ts';
 import { untilHealthy } from './health.ts';
 import { at, stateDirs } from './layout.ts';
 import { type MachinePart, madeByDaemon } from './machine.ts';
@@ -163,5 +164,7 @@ async function notesOf(op: Operation, scene: Scene, wish: InstallWish, record: I
   }
   if (wish.service === 'none')
     notes.push('no unit keeps the daemon: a command starts it when it is needed, and nothing does after a reboot');
+  if ((await findsLocalNames(op, host)) === 'no')
+    notes.push(`only browsers find NAME.hutch.localhost here, at which published ports answer; for other programs, as root: ${NAMES_FIX}`);
   return notes;
 }

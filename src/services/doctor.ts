@@ -4,6 +4,7 @@ import type { z } from 'zod';
 import { ownGroups } from '../host/groups.ts';
 import type { FileInfo, Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
+import { findsLocalNames, NAMES_FIX } from '../network/local-names.ts';
 import type { Deps } from './deps.ts';
 import type * as view from './views.ts';
 
@@ -349,28 +350,12 @@ async function smt(host: Host, op: Operation): Promise<Check> {
   };
 }
 
-/** Browsers know by themselves that what ends in .localhost is this machine; other programs ask the machine. */
 async function names(host: Host, op: Operation): Promise<Check> {
-  const name = 'names';
-  const probe = 'doctor.hutch.localhost';
-  if ((await host.which(op, 'getent')) === null)
-    return {
-      name,
-      status: 'ok',
-      detail: 'whether NAME.hutch.localhost is found cannot be told without getent; browsers find it',
-      fix: null,
-    };
-  const { exitCode, stdout } = await host.run(op, ['getent', 'ahosts', probe]);
-  const addresses = new TextDecoder()
-    .decode(stdout)
-    .split('\n')
-    .flatMap((line) => line.split(' ')[0] || []);
-  if (exitCode === 0 && addresses.length > 0 && addresses.every((address) => /^127\.|^::1$/.test(address)))
-    return { name, status: 'ok', detail: 'NAME.hutch.localhost is this machine: published ports answer there', fix: null };
-  return {
-    name,
-    status: 'warning',
-    detail: 'NAME.hutch.localhost is not found here by programs other than browsers',
-    fix: 'apt-get install libnss-myhostname',
+  const detail = {
+    yes: 'NAME.hutch.localhost is this machine: published ports answer there',
+    unknown: 'whether NAME.hutch.localhost is found cannot be told without getent; browsers find it',
+    no: 'NAME.hutch.localhost is not found here by programs other than browsers',
   };
+  const found = await findsLocalNames(op, host);
+  return { name: 'names', status: found === 'no' ? 'warning' : 'ok', detail: detail[found], fix: found === 'no' ? NAMES_FIX : null };
 }

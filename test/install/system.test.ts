@@ -1,4 +1,5 @@
 // hutch system, from outside: real files, a real daemon, everything that needs no systemd. The rest is proven in the lab.
+import { spawnSync } from 'node:child_process';
 import { appendFileSync, existsSync, mkdirSync, readFileSync, readlinkSync, realpathSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
@@ -53,6 +54,14 @@ test('a dry run names every file that install makes, makes none, and install mak
   expect(new Set((JSON.parse(again.stdout) as Files).files.map(({ state }) => state))).toEqual(new Set(['there']));
   expect((await machine.run(['system', 'uninstall', '--root', root])).code).toBe(0);
   expect(machine.listing(root)).toBe(before);
+});
+
+test('install says which package lets all programs find the names of published ports, where they do not', async () => {
+  const dry = await machine.run(['system', 'install', ...OURS, '--dry-run', '--json']);
+  expect(dry.code, dry.stdout).toBe(0);
+  const findsNames = spawnSync('getent', ['ahosts', 'name.hutch.localhost']).status === 0;
+  const { notes } = JSON.parse(dry.stdout) as { readonly notes: readonly string[] };
+  expect(notes.some((note) => note.endsWith('apt-get install libnss-myhostname'))).toBe(!findsNames);
 });
 
 test('without systemd, install says so and what to do, and makes nothing', async () => {
