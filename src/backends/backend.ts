@@ -263,6 +263,8 @@ export type Snapshots = {
       readonly since: string | null;
       /** Of one that is suspended: what its memory was saved to (`Checkpoints.save`). */
       readonly saved?: string;
+      /** `false`: it is gone before this host is, and need not be on its disk. */
+      readonly lasts?: boolean;
     },
   ): Promise<SnapshotTaken>;
   /**
@@ -270,7 +272,7 @@ export type Snapshots = {
    * it does not. False: there is nothing to go on with.
    */
   goOn?(op: Operation, plan: SandboxPlan): Promise<boolean>;
-  /** As `create`: the private disk is as it was. */
+  /** As `create`: the private disk is as it was. It is durable only after `Host.sync`. */
   create(op: Operation, plan: SandboxPlan, dir: string): Promise<void>;
   /**
    * As `start`, after `create`: goes on in memory. Its guest takes itself for the other one until it is configured.

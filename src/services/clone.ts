@@ -1,7 +1,7 @@
 // A sandbox that begins where another one was: with its memory, its processes and its disk, and as itself. Whatever two
 // machines must not share is made anew before its link goes up: names, addresses, machine-id, boot id, host keys, entropy.
-import { randomUUID } from 'node:crypto';
 import type { Forced, Started } from '../backends/backend.ts';
+import { HutchError } from '../domain/errors.ts';
 import type { FileSync } from '../domain/file-sync.ts';
 import { newId } from '../domain/ids.ts';
 import type { PublishedPort } from '../domain/published-port.ts';
@@ -82,6 +82,8 @@ export async function makeClone(core: Core, supervisor: Supervisor, call: Call, 
     await core.publisher.open(op, run);
     await host.makeDir(op, placesOf(deps.places, id).dir, 0o711);
     await snapshots.create(op, run.plan, dir);
+    // Its memory is gone with this host's, its disk is not: it is there before there is a record of it.
+    const settled = settle(core, op, run);
     await keepSecrets(op, host, placesOf(deps.places, id).secretsPath, secrets);
     const bare = newSandbox({ id, projectId, spec, atMs: host.nowMs(), opId: op.id });
     const what: BringUp = { sandbox: bare, boot, secrets, terminal: of.terminal };
@@ -97,6 +99,7 @@ export async function makeClone(core: Core, supervisor: Supervisor, call: Call, 
       files: of.files ?? [],
       ...(up === null ? {} : { up }),
       async record(event) {
+        await settled;
         const [, , sandbox] = await call.commit([
           { change: 'finishIntent', id: intentId },
           { change: 'createSandbox', id, projectId, spec, atMs: event.atMs, source },
@@ -107,6 +110,14 @@ export async function makeClone(core: Core, supervisor: Supervisor, call: Call, 
     });
   };
   return await core.turns.take(op, id, () => withVolumes(core, op, spec, make));
+}
+
+/** Puts its disk on this host's. Does not reject until somebody waits for it. */
+export function settle({ deps }: Pick<Core, 'deps'>, op: Operation, { backend, plan }: Run): Promise<void> {
+  const path = backend.diskPath?.(plan) ?? null;
+  const settled = path === null ? Promise.resolve() : deps.host.sync(op, path);
+  settled.catch(() => {});
+  return settled;
 }
 
 /**
@@ -133,16 +144,17 @@ export async function goOn(
   using limited = op.within(CONFIGURE_MS, 'making a clone itself');
   const agent = await reach(limited, what.sandbox.spec.name, run);
   const configuration = configurationOf(host, what, started, run.backend);
-  const { bootId: _, ...goingOn } = configuration; // its boot goes on
-  const { warnings } = await agent.configure(limited, as === 'itself' ? goingOn : configuration);
+  const { bootId = null, ...goingOn } = configuration;
+  const { warnings } = await agent.configure(limited, as === 'itself' ? goingOn : configuration); // its boot goes on
   if (warnings.length > 0) op.log.warn({ sandbox: run.id, warnings }, 'the guest had warnings while it was configured');
-  await becomeItself(limited, run, agent, as);
+  await becomeItself(limited, run, agent, as === 'itself' ? null : bootId);
   if (started.network !== null && link === 'up') await run.backend.linkUp(limited, run.plan);
   undo.move();
   return { started, startedAtMs };
 }
 
 const BOOT_ID = '/proc/sys/kernel/random/boot_id';
+const UUID_BYTES = 64;
 /** Either of them is there only where somebody has put it. */
 const TOLD = { keys: '/etc/ssh', hooks: '/etc/hutch/after-restore.d' } as const;
 
@@ -164,26 +176,56 @@ done
 exit 0
 `;
 
-/** What the agent's `configure` does not do. A program costs a restored guest far more than a call of its agent. */
-async function becomeItself(op: Operation, run: Run, agent: Agent, as: 'another' | 'itself'): Promise<void> {
+/**
+ * What the agent's `configure` does not do, or an agent of an older release has not done. A program costs a guest that has just been
+ * restored more than all else here, so none is run that has nothing to do. `bootId` null: it keeps the one that it has.
+ */
+async function becomeItself(op: Operation, run: Run, agent: Agent, bootId: string | null): Promise<void> {
   using limited = op.within(IDENTITY_MS, 'giving a clone its own identity');
-  await agent.file.mkdir(limited, { path: '/run/hutch', mode: 0o755, parents: true });
-  const isThere = async (path: string): Promise<boolean> =>
-    await agent.file.stat(limited, { path, follow: true }).then(
-      () => true,
-      () => false,
-    );
-  // A kernel in user space has none.
-  if (as === 'another' && (await isThere(BOOT_ID))) {
-    // A file of its own: that of the machine that it comes from may be mounted there, and a file that is replaced cannot be mounted over.
-    const ownBootId = `/run/hutch/boot_id-${run.id}`;
-    await agent.file.write(limited, { path: ownBootId, mode: 0o444 }, once(`${randomUUID()}\n`));
-    await inGuest(limited, run, `boot-id-${run.id}`, ['mount', '--bind', ownBootId, BOOT_ID]);
-  }
-  const [hasKeys, hasHooks] = await Promise.all([as === 'another' && isThere(TOLD.keys), isThere(TOLD.hooks)]);
+  const [shown, hasKeys, hasHooks] = await Promise.all([
+    bootId === null ? null : bootIdOf(limited, agent),
+    bootId !== null && hasAny(limited, agent, TOLD.keys, /^ssh_host_/),
+    hasAny(limited, agent, TOLD.hooks, /^[^.]/),
+  ]);
+  // A kernel in user space shows none.
+  if (bootId !== null && shown !== null && shown !== bootId) await bindBootId(limited, run, agent, bootId);
   const script = `${hasKeys ? NEW_KEYS : ''}${hasHooks ? TELL : ''}`;
   // Of each start another: the guest may remember that of an earlier one.
   if (script !== '') await inGuest(limited, run, `identity-${op.id}`, ['sh', '-c', script]);
+}
+
+/** What its programs see; null: there is none. */
+async function bootIdOf(op: Operation, agent: Agent): Promise<string | null> {
+  try {
+    const { bytes } = await agent.file.read(op, { path: BOOT_ID, user: 'root', length: UUID_BYTES });
+    const said: Uint8Array[] = [];
+    for await (const chunk of bytes) said.push(chunk);
+    return Buffer.concat(said).toString('utf8').trim();
+  } catch (error) {
+    if (error instanceof HutchError && error.code === 'not_found') return null;
+    throw error;
+  }
+}
+
+/** A release before bound a file of its own there, which is above the agent's. */
+async function bindBootId(op: Operation, run: Run, agent: Agent, bootId: string): Promise<void> {
+  // A file of its own: that of the machine that it comes from may be mounted there, and a file that is replaced cannot be mounted over.
+  const path = `/run/hutch/boot_id-${run.id}`;
+  await agent.file.mkdir(op, { path: '/run/hutch', user: 'root', mode: 0o755, parents: true });
+  await agent.file.write(op, { path, user: 'root', mode: 0o444 }, once(`${bootId}\n`));
+  await inGuest(op, run, `boot-id-${run.id}`, ['mount', '--bind', path, BOOT_ID]);
+}
+
+async function hasAny(op: Operation, agent: Agent, path: string, named: RegExp): Promise<boolean> {
+  try {
+    for await (const entries of agent.file.list(op, { path, user: 'root', depth: 1 })) {
+      if (entries.some(({ name }) => named.test(typeof name === 'string' ? name : Buffer.from(name).toString('latin1')))) return true;
+    }
+  } catch (error) {
+    // No directory has nothing in it.
+    if (!(error instanceof HutchError) || (error.code !== 'not_found' && error.code !== 'invalid_argument')) throw error;
+  }
+  return false;
 }
 
 async function* once(text: string): AsyncGenerator<Uint8Array> {

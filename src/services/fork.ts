@@ -54,7 +54,7 @@ export function forkVerbs(core: Core, supervisor: Supervisor): Pick<Handlers, 's
         if (snapshots === undefined) throw new Error(`the backend ${run.backend.name} claims fork, and makes no snapshots`);
         op.progress({ step: 'writing down its memory' });
         await deps.host.makeDir(op, forksDir(core), 0o700);
-        const how = { what: 'memory and disk', since: null } as const;
+        const how = { what: 'memory and disk', since: null, lasts: false } as const;
         const taken = isSuspended
           ? await snapshots.take(op, run.plan, dir, { ...how, saved: savedDir(deps.places, id) })
           : await inStillness(core, call, sandbox, 'memory and disk', () => snapshots.take(op, run.plan, dir, how));

@@ -8,7 +8,7 @@ import { BACKENDS, NETWORK_MODES, type NetworkMode, type SandboxSpec, type Shape
 import type { Operation } from '../host/operation.ts';
 import { configurationOf, WARMER } from './bring-up.ts';
 import type { Call } from './call.ts';
-import { goOn } from './clone.ts';
+import { goOn, settle } from './clone.ts';
 import type { Core } from './core.ts';
 import { type Boot, type Deps, placesOf } from './deps.ts';
 import type { Run } from './run.ts';
@@ -119,10 +119,12 @@ async function begunAt(core: WarmNeeds, op: Operation, run: Run, { backend, boot
   const { dir, forced } = origin;
   await host.makeDir(op, placesOf(places, run.id).dir, 0o711);
   await snapshots.create(op, run.plan, dir);
+  const settled = settle(core, op, run);
   const what = { sandbox: { id: run.id, spec, startCount: -1 }, boot, secrets: {} };
   const { started } = await goOn(core, op, run, what, 'another', (late) => snapshots.start(late, run.plan, dir, { forced }), 'down');
   using limited = op.within(GUEST_MS, 'making a warm sandbox ready');
   await runOnce(limited, run);
+  await settled;
   return started;
 }
 

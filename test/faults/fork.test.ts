@@ -99,6 +99,9 @@ test(`${CHILDREN} children of a running sandbox are like it, and like no other w
   expect(await sh('web', 'cat /root/a /dev/shm/a')).toBe('disk\nmemory\n');
   for (const ref of names) expect(await sh(ref, 'cat /root/a /dev/shm/a')).toBe(`${ref}\n${ref}\n`);
   expect(templateDigest()).toBe(before);
+  // What a child began with is on no disk until something that lasts stands on it: then all of it is, with its checksum.
+  const { id: ofChild } = await daemon.call('snapshot.create', { ref: 'kid-2', name: 'of-a-child' });
+  expect(await daemon.call('snapshot.verify', { snapshot: ofChild })).toMatchObject({ id: ofChild });
   // A child of a child goes on when its parent is gone.
   await daemon.call('sandbox.fork', { ref: 'kid-1', namePrefix: 'grandchild' });
   await daemon.call('sandbox.delete', { ref: 'kid-1', force: true });
@@ -113,6 +116,7 @@ test(`${CHILDREN} children of a running sandbox are like it, and like no other w
     if (entry.sandboxId === forked.children[1]?.sandbox.id) kinds.push(`${entry.kind} ${entry.reason} ${entry.parentId === parent.id}`);
   }
   expect(kinds).toEqual(['vm.storage.start clone true', 'vm.compute.start clone true']);
+  await daemon.call('snapshot.remove', { snapshot: ofChild });
   await expectInOrder(daemon);
   await daemon.deleteAll();
 });

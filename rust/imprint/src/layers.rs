@@ -41,15 +41,14 @@ impl Layers {
         Ok(Layers { dir: dir.to_owned(), pages, runs, view })
     }
 
-    /// A file with everything, holes where nothing is.
+    /// A file with everything, holes where nothing is. It is on the disk when whoever needs it there has synced it.
     pub fn lay_out(&self, path: &Path, bytes: u64) -> io::Result<()> {
         let to = File::create_new(path)?;
         to.set_len(bytes)?;
         for_each_layer(&self.dir, &self.runs, |file, run| {
             let end = (run.end() * PAGE).min(bytes);
             for_data(file, run.first * PAGE, end, |at, until| sys::copy_range(file.as_raw_fd(), to.as_raw_fd(), at, until - at))
-        })?;
-        to.sync_all()
+        })
     }
 }
 

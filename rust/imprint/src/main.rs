@@ -2,7 +2,7 @@
 //! it as a new layer.
 //!
 //! ```text
-//! hutch-imprint take [--before] {--memory PID FILE DIR BYTES LAYER MAPPED | --disk FILE DIR BYTES LAYER}...
+//! hutch-imprint take [--before] [--passing] {--memory PID FILE DIR BYTES LAYER MAPPED | --disk FILE DIR BYTES LAYER}...
 //! hutch-imprint lay DIR BYTES FILE     makes FILE what is stored in DIR
 //! hutch-imprint hash FILE...           a line for each
 //! hutch-imprint data FILE...           where there is more than holes: lines of FROM UNTIL, and an empty one after each file
@@ -14,7 +14,8 @@
 //!
 //! `take` with `--before` takes what differs while the machine still runs, says `before`, and waits for a line: the
 //! machine stands still then. Without it, it stands still from the start. It takes what (still) differs, says `taken`:
-//! the machine may go on. Then it writes all to the disk and says a line of JSON for each memory and disk.
+//! the machine may go on. Then it writes all to the disk, reads it for its checksum, and says a line of JSON for each memory
+//! and disk. With `--passing`, what is taken is there as long as this host runs: it says those lines at once, without checksums.
 mod hash;
 mod layers;
 mod map;
@@ -28,7 +29,7 @@ use std::fs::File;
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use take::Take;
+use take::{Again, Lasting, Take};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -60,9 +61,13 @@ fn main() -> ExitCode {
 }
 
 fn take_all(words: &[&str]) -> Result<(), String> {
-    let (is_before, mut rest) = match words {
+    let (is_before, words) = match words {
         ["--before", rest @ ..] => (true, rest),
         _ => (false, words),
+    };
+    let (lasting, mut rest) = match words {
+        ["--passing", rest @ ..] => (Lasting::No, rest),
+        _ => (Lasting::Yes, words),
     };
     let mut takes: Vec<(PathBuf, Take)> = Vec::new();
     while !rest.is_empty() {
@@ -83,28 +88,29 @@ fn take_all(words: &[&str]) -> Result<(), String> {
         takes.push((dir.to_owned(), Take::new(Layers::open(dir, bytes)?, source, layer, mapped)?));
     }
     if is_before {
-        pass(&mut takes)?;
+        pass(&mut takes, Again::Yes)?;
         say("before")?;
         let mut line = String::new();
         if std::io::stdin().lock().read_line(&mut line).map_err(|error| error.to_string())? == 0 {
             return Err("nobody waits any more".to_owned());
         }
     }
-    pass(&mut takes)?;
+    pass(&mut takes, Again::No)?;
     say("taken")?;
     for (dir, take) in takes {
-        let taken = take.finish().map_err(|error| format!("{}: {error}", dir.display()))?;
-        let hash = hash_of(&dir.join(taken.layer.to_string())).map_err(|error| format!("{}: {error}", dir.display()))?;
-        say(&format!(
-            "{{\"layer\":{},\"pages\":{},\"bytes\":{},\"hash\":\"{hash:016x}\"}}",
-            taken.layer, taken.pages, taken.bytes
-        ))?;
+        let said = |error: std::io::Error| format!("{}: {error}", dir.display());
+        let taken = take.finish(lasting).map_err(said)?;
+        let hash = match lasting {
+            Lasting::Yes => format!("\"{:016x}\"", hash_of(&dir.join(taken.layer.to_string())).map_err(said)?),
+            Lasting::No => "null".to_owned(),
+        };
+        say(&format!("{{\"layer\":{},\"pages\":{},\"bytes\":{},\"hash\":{hash}}}", taken.layer, taken.pages, taken.bytes))?;
     }
     Ok(())
 }
 
-fn pass(takes: &mut [(PathBuf, Take)]) -> Result<(), String> {
-    takes.iter_mut().try_for_each(|(dir, take)| take.pass().map_err(|error| format!("{}: {error}", dir.display())))
+fn pass(takes: &mut [(PathBuf, Take)], again: Again) -> Result<(), String> {
+    takes.iter_mut().try_for_each(|(dir, take)| take.pass(again).map_err(|error| format!("{}: {error}", dir.display())))
 }
 
 fn number<T: std::str::FromStr>(word: &str) -> Result<T, String> {

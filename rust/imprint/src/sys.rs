@@ -54,6 +54,16 @@ impl Mapping {
         self.lay(file, run.first, u64::from(run.pages))
     }
 
+    /// Looks its pages up now, so that nobody waits for that later. An older kernel does not.
+    pub fn populate(&self, run: &Run) {
+        let from = (run.first * PAGE) as usize;
+        let length = (u64::from(run.pages) * PAGE) as usize;
+        if from.checked_add(length).is_some_and(|end| end <= self.bytes) {
+            // SAFETY: within the mapping; its content stays as it is.
+            unsafe { libc::madvise(self.start.add(from), length, libc::MADV_POPULATE_READ) };
+        }
+    }
+
     /// Empty where there is no such page.
     pub fn page(&self, page: u64) -> &[u8] {
         match page.checked_mul(PAGE).filter(|&at| at.saturating_add(PAGE) <= self.bytes as u64) {

@@ -6,6 +6,9 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
+/// A write of 64 KiB gets its page cache in one piece that the kernel finds at once. For longer ones it looks for longer pieces, which on a
+/// machine that has run for a while costs it several times what the copy does (docs/decisions/0034-what-a-fork-waits-for.md).
+const PAGES_WRITTEN_AT_ONCE: u64 = 16;
 const PAGES_AT_ONCE: u64 = 256;
 /// A process may have some 65,000 mappings; each run of a memory's map becomes one.
 const RUNS_MAX: usize = 16_000;
@@ -23,6 +26,20 @@ pub struct Take {
     own: Vec<Run>,
 }
 
+/// Whether there is another pass.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    Yes,
+    No,
+}
+
+/// Whether what is taken has to outlive the host.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Lasting {
+    Yes,
+    No,
+}
+
 pub struct Taken {
     pub layer: u32,
     pub pages: u64,
@@ -38,8 +55,8 @@ impl Take {
         Ok(Take { layers, source, number, file, mapped, own: Vec::new() })
     }
 
-    /// Writes what differs now. Called again, it writes what has changed since.
-    pub fn pass(&mut self) -> io::Result<()> {
+    /// Writes what differs now. Called again, it writes what has changed since; with `Again::Yes` that is made ready for.
+    pub fn pass(&mut self, again: Again) -> io::Result<()> {
         let touched = self.source.touched(self.layers.pages)?;
         // Where the layers that are stored are not what the process mapped, it may differ without having been written.
         let later: Vec<Run> =
@@ -50,7 +67,7 @@ impl Take {
         for run in &candidates {
             let mut at = run.first;
             while at < run.end() {
-                let count = PAGES_AT_ONCE.min(run.end() - at);
+                let count = (PAGES_AT_ONCE - at % PAGES_AT_ONCE).min(run.end() - at);
                 let part = buffer.get_mut(..(count * PAGE) as usize).unwrap_or_default();
                 self.source.read(at, part)?;
                 self.keep(at, part, &mut differing)?;
@@ -61,6 +78,9 @@ impl Take {
         self.layers.runs = overlay(&self.layers.runs, &differing);
         for run in &differing {
             self.layers.view.lay_run(&self.file, run)?;
+            if again == Again::Yes {
+                self.layers.view.populate(run);
+            }
         }
         Ok(())
     }
@@ -69,9 +89,14 @@ impl Take {
     fn keep(&self, first: u64, bytes: &[u8], differing: &mut Vec<Run>) -> io::Result<()> {
         let (pages, _) = bytes.as_chunks::<{ PAGE as usize }>();
         let mut written = first;
-        let flush = |from: u64, to: u64| match bytes.get(((from - first) * PAGE) as usize..((to - first) * PAGE) as usize) {
-            Some(part) if !part.is_empty() => self.file.write_all_at(part, from * PAGE),
-            _ => Ok(()),
+        let flush = |mut from: u64, to: u64| {
+            while from < to {
+                let until = to.min((from / PAGES_WRITTEN_AT_ONCE + 1) * PAGES_WRITTEN_AT_ONCE);
+                let part = bytes.get(((from - first) * PAGE) as usize..((until - first) * PAGE) as usize);
+                self.file.write_all_at(part.unwrap_or_default(), from * PAGE)?;
+                from = until;
+            }
+            Ok(())
         };
         for (page, number) in pages.iter().zip(first..) {
             let stored = self.layers.view.page(number);
@@ -97,18 +122,19 @@ impl Take {
         after.checked_sub(1).and_then(|at| self.own.get(at)).is_some_and(|run| page < run.end())
     }
 
-    /// After the last pass: the map, and all of it on the disk.
-    pub fn finish(mut self) -> io::Result<Taken> {
+    /// After the last pass: the map; with `Lasting::Yes` all of it is on the disk then.
+    pub fn finish(mut self, lasting: Lasting) -> io::Result<Taken> {
+        let synced = |file: &File| if lasting == Lasting::Yes { file.sync_all() } else { Ok(()) };
         self.join_runs()?;
         self.file.set_permissions(fs::Permissions::from_mode(MODE))?;
-        self.file.sync_all()?;
+        synced(&self.file)?;
         let new = self.layers.dir.join("map.new");
         let file = File::create_new(&new)?;
         file.write_all_at(&map::encode(&self.layers.runs), 0)?;
         file.set_permissions(fs::Permissions::from_mode(MODE))?;
-        file.sync_all()?;
+        synced(&file)?;
         fs::rename(&new, self.layers.dir.join(MAP))?;
-        File::open(&self.layers.dir)?.sync_all()?;
+        synced(&File::open(&self.layers.dir)?)?;
         let pages = self.own.iter().map(|run| u64::from(run.pages)).sum();
         Ok(Taken { layer: self.number, pages, bytes: self.file.metadata()?.blocks() * 512 })
     }

@@ -177,20 +177,22 @@ export function newQemuBackend(config: QemuConfig): Backend {
       },
       async save(op, plan, dir) {
         await letGo(plan);
-        const { dead } = await capture(op, config, plan, dir, { what: 'memory', since: null, afterwards: 'ends', before: false });
+        const { dead } = await capture(op, config, plan, dir, {
+          ...{ what: 'memory', since: null, afterwards: 'ends', before: false, lasts: true },
+        });
         if (dead === null) throw new Error('a machine that was to end goes on');
         return await withPanic(op, host, plan, dead);
       },
       restore: (op, plan, dir, beforeRunning = async () => {}) => goOn(op, plan, dir, beforeRunning, 'machine'),
     },
     snapshots: {
-      async take(op, plan, dir, { what, since, saved }) {
+      async take(op, plan, dir, { what, since, saved, lasts = true }) {
         await letGo(plan);
         const before = what !== 'disk';
         const { stillMs, ownBytes, apparentBytes } =
           saved === undefined
-            ? await capture(op, config, plan, dir, { what, since, afterwards: 'goes on', before })
-            : await captureSaved(op, config, plan, dir, { since, saved });
+            ? await capture(op, config, plan, dir, { what, since, afterwards: 'goes on', before, lasts })
+            : await captureSaved(op, config, plan, dir, { since, saved, lasts });
         return { stillMs, ownBytes, apparentBytes };
       },
       async create(op, plan, dir) {

@@ -26,7 +26,8 @@ export const layerSchema = z.strictObject({
   id: z.string().regex(/^[0-9a-f]{32}$/),
   pages: z.int().nonnegative(),
   bytes: z.int().nonnegative(),
-  hash,
+  /** Null: nobody has needed it after this boot of the host, and it may not be on the disk yet. */
+  hash: hash.nullable(),
 });
 const store = z.strictObject({
   bytes: z.int().positive(),
@@ -57,7 +58,7 @@ const manifest = z.strictObject({
   version: z.literal(1),
   fingerprint: fingerprintSchema,
   /** `dir` has a name that is not to be guessed: what lies in it is read by the users of all machines made from it. */
-  memory: store.extend({ dir: z.string().regex(/^memory-[0-9a-f]{32}$/), base: hash }).nullable(),
+  memory: store.extend({ dir: z.string().regex(/^memory-[0-9a-f]{32}$/), base: hash.nullable() }).nullable(),
   state: z.strictObject({ bytes: z.int().positive().max(STATE_BYTES_MAX), sha256: z.string().regex(/^[0-9a-f]{64}$/) }).nullable(),
   /** The sandbox's own; null where it stays where it is. */
   disk: store.nullable(),
@@ -95,11 +96,16 @@ export function parseManifest(value: unknown): Read {
     : { ok: false, why: 'its manifest is damaged' };
 }
 
-/** The last step: from here on it counts. */
-export async function writeManifest(op: Operation, host: Host, dir: string, content: Manifest): Promise<void> {
+/** The last step: from here on it counts. `lasts`: it outlives the host. */
+export async function writeManifest(op: Operation, host: Host, dir: string, content: Manifest, lasts: boolean): Promise<void> {
   const parsed = manifest.parse(content);
   const summed = { ...parsed, sum: sha256(JSON.stringify(parsed)) };
-  await host.writeFileAtomic(op, join(dir, MANIFEST), JSON.stringify(summed), 0o600);
+  await writePart(op, host, join(dir, MANIFEST), new TextEncoder().encode(JSON.stringify(summed)), 0o600, lasts);
+}
+
+export async function writePart(op: Operation, host: Host, path: string, bytes: Uint8Array, mode: number, lasts: boolean): Promise<void> {
+  if (lasts) await host.writeFileAtomic(op, path, bytes, mode);
+  else await host.writeSparse(op, path, bytes.byteLength, [{ offset: 0, bytes }]);
 }
 
 function isSummed(value: unknown, sum: string | undefined): boolean {

@@ -7,7 +7,19 @@ import type { Operation } from '../../host/operation.ts';
 import type { SandboxPlan } from '../backend.ts';
 import type { Dead } from '../dead.ts';
 import { hashes } from '../hashes.ts';
-import { BASE, type Layer, linkStore, MAP, type Manifest, readManifest, STATE, type Store, sha256, writeManifest } from './bundle.ts';
+import {
+  BASE,
+  type Layer,
+  linkStore,
+  MAP,
+  type Manifest,
+  readManifest,
+  STATE,
+  type Store,
+  sha256,
+  writeManifest,
+  writePart,
+} from './bundle.ts';
 import { type QemuConfig, QMP_COMMAND_MS, RELEASE_MS } from './config.ts';
 import { dialVmm, IGNORE_SHARED, migrated } from './control.ts';
 import { type Taken, take } from './imprint.ts';
@@ -28,6 +40,8 @@ export type Capture = {
   readonly afterwards: 'ends' | 'goes on';
   /** Most of it is taken while it still runs: more work in all, a shorter stand-still. */
   readonly before: boolean;
+  /** Whether it outlives the host: on the disk, with checksums. Else it is gone, or settled (`settled`), before anybody counts on that. */
+  readonly lasts: boolean;
 };
 
 export type Captured = {
@@ -63,7 +77,7 @@ export async function capture(op: Operation, config: QemuConfig, plan: SandboxPl
       hint: `start it anew: hutch restart ${plan.name}`,
     });
   }
-  const running = await withBase(op, config, plan, noted);
+  const running = how.lasts ? await settled(op, config, plan, noted) : noted;
   releasing((late) => host.remove(late, dir));
   const stored = await prepare(op, config, plan, dir, running, how);
 
@@ -87,6 +101,7 @@ export async function capture(op: Operation, config: QemuConfig, plan: SandboxPl
     {
       memory: how.what === 'disk' ? null : { pid: evidence.pid, mapped: join(running.memory.dir, BASE), ...stored.memory },
       disks: stored.disks,
+      lasts: how.lasts,
     },
     {
       before: how.before,
@@ -102,13 +117,13 @@ export async function capture(op: Operation, config: QemuConfig, plan: SandboxPl
       },
     },
   );
-  if (how.what !== 'disk') await host.writeFileAtomic(op, join(dir, STATE), state, 0o400);
+  if (how.what !== 'disk') await writePart(op, host, join(dir, STATE), state, 0o400, how.lasts);
   if (how.what === 'memory') {
     using syncing = op.within(SYNC_MS, "writing the sandbox's disk");
     await host.sync(syncing, diskPath(plan));
     if (running.own === 'vdc') await host.link(op, scratchDiskPath(plan), join(dir, SCRATCH));
   }
-  const sizes = await conclude(op, config, dir, running, stored, taken, state);
+  const sizes = await conclude(op, config, dir, running, stored, taken, state, how.lasts);
   if (how.afterwards === 'goes on') {
     undo.move();
     await qmp[Symbol.asyncDispose]();
@@ -121,11 +136,26 @@ export async function capture(op: Operation, config: QemuConfig, plan: SandboxPl
   return { stillMs: host.monotonicMs() - stoodSinceMs, ...sizes, dead };
 }
 
-/** What its memory begins with is the same file for all that come from one template: it is read once in a machine's life. */
-async function withBase(op: Operation, { host, imprintPath = '' }: QemuConfig, plan: SandboxPlan, noted: Running): Promise<Running> {
-  if (noted.memory.base !== null) return noted;
-  const [base = ''] = await hashes(op, host, imprintPath, [join(noted.memory.dir, BASE)]);
-  const running = { ...noted, memory: { ...noted.memory, base } };
+/**
+ * Before anything that lasts stands on what the machine has mapped: all of it is on the disk, as what a fork began with need not be, and has
+ * its checksum. Once in a machine's life.
+ */
+async function settled(op: Operation, { host, imprintPath = '' }: QemuConfig, plan: SandboxPlan, noted: Running): Promise<Running> {
+  const { dir, base, layers } = noted.memory;
+  const passing = layers.filter(({ hash }) => hash === null);
+  if (base !== null && passing.length === 0) return noted;
+  using limited = op.within(SYNC_MS, "writing the sandbox's memory");
+  for (const { number } of passing) await host.sync(limited, join(dir, String(number)));
+  const names = [...(base === null ? [BASE] : []), ...passing.map(({ number }) => String(number))];
+  const found = await hashes(
+    op,
+    host,
+    imprintPath,
+    names.map((name) => join(dir, name)),
+  );
+  const hashOf = (name: string): string | null => found[names.indexOf(name)] ?? null;
+  const known = layers.map((layer) => (layer.hash === null ? { ...layer, hash: hashOf(String(layer.number)) } : layer));
+  const running = { ...noted, memory: { dir, base: base ?? hashOf(BASE), layers: known } };
   await writeRunning(op, host, plan, running);
   return running;
 }
@@ -137,7 +167,7 @@ export const SCRATCH_DIR = 'scratch';
 
 type Prepared = {
   readonly memoryName: string;
-  readonly memoryBase: string;
+  readonly memoryBase: string | null;
   readonly memory: { readonly dir: string; readonly bytes: number; readonly layer: number; readonly mappedLayers: number };
   readonly memoryLayers: readonly Layer[];
   readonly disks: readonly { readonly path: string; readonly dir: string; readonly bytes: number; readonly layer: number }[];
@@ -168,7 +198,7 @@ async function prepare(
     how.what === 'memory' ? { disks: [], diskLayers: [] } : await disksInto(op, host, dir, disksOf(plan, running.own), since, how.since);
   return {
     memoryName,
-    memoryBase: running.memory.base ?? '',
+    memoryBase: running.memory.base,
     memory: {
       dir: memoryDir,
       bytes: running.fingerprint.memoryMiB * 1024 * 1024,
@@ -277,13 +307,14 @@ async function conclude(
   stored: Prepared,
   taken: Awaited<ReturnType<typeof take>>,
   state: Uint8Array,
+  lasts: boolean,
 ): Promise<Pick<Captured, 'ownBytes' | 'apparentBytes'>> {
   const { memory } = stored;
   const hasMemory = state.byteLength > 0;
   const first = hasMemory ? 1 : 0; // what was taken, in order: the memory, the disks
   const stores = await storesOfDisks(op, host, stored, taken.slice(first));
   const [disk = null, scratch = null] = stores;
-  if (hasMemory) await host.sync(op, memory.dir);
+  if (hasMemory && lasts) await host.sync(op, memory.dir);
   const memoryStore = hasMemory
     ? {
         ...(await withNew(op, host, memory.dir, memory.bytes, stored.memoryLayers, taken[0])),
@@ -291,16 +322,13 @@ async function conclude(
         base: stored.memoryBase,
       }
     : null;
-  await writeManifest(op, host, dir, {
+  const content = {
     version: 1,
-    fingerprint: running.fingerprint,
-    memory: memoryStore,
+    ...{ fingerprint: running.fingerprint, memory: memoryStore },
     state: hasMemory ? { bytes: state.byteLength, sha256: sha256(state) } : null,
-    disk,
-    own: running.own,
-    scratch,
-    takenAtMs: host.nowMs(),
-  });
+    ...{ disk, own: running.own, scratch, takenAtMs: host.nowMs() },
+  } as const;
+  await writeManifest(op, host, dir, content, lasts);
   const base = hasMemory ? ((await host.stat(op, join(memory.dir, BASE)))?.allocatedBytes ?? 0) : 0;
   const layers = [memoryStore, disk, scratch].flatMap((store) => store?.layers ?? []);
   return {
@@ -318,7 +346,7 @@ export async function captureSaved(
   config: QemuConfig,
   plan: SandboxPlan,
   dir: string,
-  { since, saved }: { readonly since: string | null; readonly saved: string },
+  { since, saved, lasts }: { readonly since: string | null; readonly saved: string; readonly lasts: boolean },
 ): Promise<Captured> {
   const { host } = config;
   const read = await readManifest(op, host, saved);
@@ -333,14 +361,15 @@ export async function captureSaved(
   });
   const stored = await prepareDisks(op, config, plan, dir, { scratch: own === 'vdc' ? join(saved, SCRATCH) : null, since });
   const still = { before: false, begin: async () => {}, end: async () => {} };
-  const taken = await take(op, host, config.imprintPath ?? '', { memory: null, disks: stored.disks }, still);
+  const taken = await take(op, host, config.imprintPath ?? '', { memory: null, disks: stored.disks, lasts }, still);
   const stores = await storesOfDisks(op, host, stored, taken);
   await host.makeDir(op, join(dir, memory.dir), 0o711);
   await linkStore(op, host, join(saved, memory.dir), join(dir, memory.dir), memory);
-  await host.sync(op, join(dir, memory.dir));
+  if (lasts) await host.sync(op, join(dir, memory.dir));
   await host.link(op, join(saved, STATE), join(dir, STATE));
   const [disk = null, scratch = null] = stores;
-  await writeManifest(op, host, dir, { version: 1, fingerprint, memory, state, disk, own, scratch, takenAtMs: host.nowMs() });
+  const content = { version: 1, fingerprint, memory, state, disk, own, scratch, takenAtMs: host.nowMs() } as const;
+  await writeManifest(op, host, dir, content, lasts);
   undo.move();
   const base = (await host.stat(op, join(dir, memory.dir, BASE)))?.allocatedBytes ?? 0;
   // What it has of its memory is the suspended one's too, until that goes on: counted here, as it stays here.
@@ -375,8 +404,8 @@ async function restingDisk(
   };
   const stored = await prepare(op, config, plan, dir, nowhere, how);
   const still = { before: false, begin: async () => {}, end: async () => {} };
-  const taken = await take(op, host, imprintPath, { memory: null, disks: stored.disks }, still);
-  const sizes = await conclude(op, config, dir, nowhere, stored, taken, new Uint8Array());
+  const taken = await take(op, host, imprintPath, { memory: null, disks: stored.disks, lasts: how.lasts }, still);
+  const sizes = await conclude(op, config, dir, nowhere, stored, taken, new Uint8Array(), how.lasts);
   undo.move();
   return { stillMs: 0, ...sizes, dead: null };
 }

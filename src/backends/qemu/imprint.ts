@@ -18,7 +18,7 @@ export type MemoryToTake = {
 };
 export type DiskToTake = { readonly path: string; readonly dir: string; readonly bytes: number; readonly layer: number };
 
-const taken = z.object({ layer: z.int(), pages: z.int(), bytes: z.int(), hash: z.string() });
+const taken = z.object({ layer: z.int(), pages: z.int(), bytes: z.int(), hash: z.string().nullable() });
 export type Taken = z.infer<typeof taken>;
 
 /** Gigabytes, to a slow disk. */
@@ -28,18 +28,19 @@ const SAID_CHARS_MAX = 400;
 
 /**
  * Writes what differs, in the order memory, disks. With `still` the machine runs at first, and stands still only while
- * what has changed meanwhile is taken: from the end of `still.begin` to the call of `still.end`.
+ * what has changed meanwhile is taken: from the end of `still.begin` to the call of `still.end`. With `lasts` all of it is on
+ * the disk then, with its checksums.
  */
 export async function take(
   op: Operation,
   host: Host,
   program: string,
-  what: { readonly memory: MemoryToTake | null; readonly disks: readonly DiskToTake[] },
+  what: { readonly memory: MemoryToTake | null; readonly disks: readonly DiskToTake[]; readonly lasts: boolean },
   still: { readonly before: boolean; begin(): Promise<void>; end(): Promise<void> },
 ): Promise<readonly Taken[]> {
-  const { memory, disks } = what;
+  const { memory, disks, lasts } = what;
   const argv = [
-    ...[program, 'take', ...(still.before ? ['--before'] : [])],
+    ...[program, 'take', ...(still.before ? ['--before'] : []), ...(lasts ? [] : ['--passing'])],
     ...(memory === null
       ? []
       : ['--memory', memory.pid, memory.mapped, memory.dir, memory.bytes, memory.layer, memory.mappedLayers].map(String)),
@@ -78,7 +79,7 @@ async function* one(promise: Promise<Uint8Array>): AsyncGenerator<Uint8Array> {
   yield await promise;
 }
 
-/** Makes `path` the disk that is stored in `dir`. */
+/** Makes `path` the disk that is stored in `dir`; it is durable only after `Host.sync`. */
 export async function layOut(op: Operation, host: Host, program: string, dir: string, bytes: number, path: string): Promise<void> {
   using limited = op.within(TAKE_MS, 'laying out a disk');
   const { exitCode, stderr } = await host.run(limited, [program, 'lay', dir, String(bytes), path]);

@@ -42,7 +42,7 @@ export function newPortable(config: Pick<QemuConfig, 'host' | 'imprintPath'>): P
       if (manifest.scratch !== null) await host.makeDir(op, join(dir, SCRATCH_DIR), 0o700);
       return {
         parts: namesOf(dir, manifest).map((named) => ({ ...named, mode: named.name === STATE ? STATE_MODE : MEMORY_MODE })),
-        complete: (late) => writeManifest(late, host, dir, manifest),
+        complete: (late) => writeManifest(late, host, dir, manifest, true),
       } satisfies SnapshotPlaces;
     },
   };

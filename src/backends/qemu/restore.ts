@@ -38,7 +38,7 @@ export class Bundles {
       const state = await readOrNull(op, host, join(dir, STATE), STATE_BYTES_MAX);
       if (state === null || sha256(state) !== manifest.state.sha256) throw refused('the state of its devices is not what was saved');
     }
-    const files: { path: string; hash: string; bytes: number }[] = [];
+    const files: { path: string; hash: string | null; bytes: number }[] = [];
     for (const [name, store] of storesOf(manifest)) {
       const map = await readOrNull(op, host, join(dir, name, MAP), MAP_BYTES_MAX);
       if (map === null || sha256(map) !== store.map) throw refused(`the map of its ${nameOf(name)} is not what was saved`);
@@ -47,6 +47,7 @@ export class Bundles {
     }
     if (manifest.memory !== null)
       files.push({ path: join(dir, manifest.memory.dir, BASE), hash: manifest.memory.base, bytes: manifest.memory.bytes });
+    if (how === 'full' && files.some(({ hash }) => hash === null)) throw refused('it was not meant to be kept');
     const wrong = await this.#wrong(op, files, how);
     if (wrong !== null) throw refused(`${wrong.slice(dir.length + 1)} is not what was saved`);
     return manifest;
@@ -54,7 +55,7 @@ export class Bundles {
 
   async #wrong(
     op: Operation,
-    files: readonly { readonly path: string; readonly hash: string; readonly bytes: number }[],
+    files: readonly { readonly path: string; readonly hash: string | null; readonly bytes: number }[],
     how: 'quick' | 'full',
   ): Promise<string | null> {
     const { host, imprintPath = '' } = this.#config;
@@ -62,6 +63,7 @@ export class Bundles {
     for (const { path, hash, bytes } of files) {
       const info = await host.stat(op, path);
       if (info === null || info.type !== 'file' || info.sizeBytes !== bytes) return path;
+      if (hash === null) continue; // written a moment ago, for a moment
       const identity = identityOf(info);
       if (how === 'full' || this.#seen.get(identity) !== hash) unseen.push({ path, hash, identity });
     }
