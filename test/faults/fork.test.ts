@@ -174,7 +174,7 @@ test('memory that a guest has freed goes back to the host, is in no snapshot, an
     },
     { execId: 'hog' },
   );
-  await hog.sawOutput('has it');
+  await eventually('the program to have its memory', () => hog.stdout.includes('has it'), 60_000);
   const fullBytes = await hostBytes();
   expect(fullBytes - beforeBytes).toBeGreaterThan(0.9 * bytes);
   await daemon.call('exec.signal', { ref: id, execId: 'hog', signal: 'SIGKILL' });
