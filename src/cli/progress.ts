@@ -22,6 +22,7 @@ const NOTICES: Readonly<Record<string, string>> = {
   import: 'importing the image…',
   'import snapshot': 'importing the snapshot…',
   register: 'reading what the image is made of…',
+  unpack: 'unpacking the image for gVisor (only the first time)…',
   template: 'booting a machine of this shape (only the first time; some seconds)…',
 };
 

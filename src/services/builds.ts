@@ -255,10 +255,13 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
           now.record = { ...now.record, endedAtMs: host.nowMs() };
           using late = op.releasing(RELEASE_MS);
           await log.flush();
-          await records
-            .write(late, now.record)
-            .catch((cause: unknown) => op.log.error({ build: record.id, err: cause }, 'the end of a build could not be recorded'));
-          await quota.ended(late, record.id);
+          // Each is on the disk before it is told; neither needs the other.
+          await Promise.all([
+            records
+              .write(late, now.record)
+              .catch((cause: unknown) => op.log.error({ build: record.id, err: cause }, 'the end of a build could not be recorded')),
+            quota.ended(late, record.id),
+          ]);
           running.delete(record.id);
           of.over?.();
           await log.end();

@@ -93,7 +93,7 @@ export class Bases {
 
   async #unpack(op: Operation, imagePath: string, name: string, path: string): Promise<void> {
     const host = this.#host;
-    op.progress({ step: 'image', detail: 'unpacking it for gVisor (once)' });
+    op.progress({ step: 'unpack', detail: 'the image, for gVisor (once)' });
     const building = join(this.#dir, `${BUILDING}${name}`);
     const rights = await this.#rights.find(op);
     await removeTree(op, host, rights, building);
