@@ -1,7 +1,8 @@
 // Sandboxes that are put away and taken up again: nothing of them is lost, whatever happens to daemon, machine and disk.
-import { existsSync } from 'node:fs';
+import { existsSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
+import { ApiError } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
 import {
   all,
@@ -128,7 +129,15 @@ const CHECK =
 test(`${CYCLES} random cycles lose nothing (seed ${seed})`, { timeout: TEST_MS }, async () => {
   const random = numbers(seed);
   const pick = <T>(from: readonly T[]): T => from[Math.floor(random.next().value * from.length)] as T;
-  await daemon.call('sandbox.create', { name: 'tree', network: 'none', labels: { kept: 'yes' } });
+  const said = {
+    labels: { kept: 'yes' },
+    timeoutMs: 3_600_000,
+    idleMs: 3_000_000,
+    idleAction: 'suspend',
+    restart: 'on-failure',
+    undo: 0,
+  } as const;
+  await daemon.call('sandbox.create', { name: 'tree', network: 'none', env: { KEPT: 'yes' }, ...said });
   await sh('tree', 'mkdir -p /root/tree /dev/shm/tree; : > /dev/shm/sums');
   let written = 0;
   for (let cycle = 0; cycle < CYCLES; cycle += 1) {
@@ -146,11 +155,53 @@ test(`${CYCLES} random cycles lose nothing (seed ${seed})`, { timeout: TEST_MS }
     }
     await daemon.call(pick(['sandbox.resume', 'sandbox.start'] as const), { ref: 'tree' });
     expect(await sh('tree', CHECK), `after cycle ${cycle}, ${what}`).toBe(`${written}\n`);
+    expect(await daemon.call('sandbox.get', { ref: 'tree' }), `after cycle ${cycle}, ${what}`).toMatchObject({ ...said, startCount: 1 });
   }
-  expect(await daemon.call('sandbox.get', { ref: 'tree' })).toMatchObject({ labels: { kept: 'yes' }, startCount: 1 });
+  expect(await sh('tree', 'echo $KEPT')).toBe('yes\n');
   await expectInOrder(daemon);
   await daemon.deleteAll();
 });
+
+test(`the machine dies in the middle of a suspend, a fork or a snapshot (seed ${seed})`, { timeout: TEST_MS }, async () => {
+  const random = numbers(seed + 3);
+  for (let nth = 0; nth < (isLong ? 60 : 3); nth += 1) {
+    const { id } = await daemon.call('sandbox.create', { name: 'dies', network: 'none' });
+    await sh('dies', 'echo memory > /dev/shm/a');
+    const verb = (['sandbox.suspend', 'sandbox.fork', 'snapshot.create'] as const)[nth % 3] ?? 'sandbox.fork';
+    const vmm = pidOf(daemon, id, 'vmm');
+    const afterMs = Math.floor(random.next().value * 80);
+    const asked = daemon.call(verb, { ref: 'dies' }).then(
+      () => 'done',
+      (error: unknown) => (error instanceof ApiError ? error.code : `${error}`),
+    );
+    await new Promise((resolve) => setTimeout(resolve, afterMs));
+    if (isAlive(vmm)) process.kill(vmm, 'SIGKILL');
+    const outcome = await asked;
+    const where = `${verb}, killed after ${afterMs} ms: ${outcome}`;
+    // A sentence of ours, not a bug's.
+    expect(['done', 'unavailable', 'failed_precondition', 'conflict', 'cancelled'], where).toContain(outcome);
+    const state = async () => (await daemon.call('sandbox.get', { ref: id })).state;
+    await eventually(`it is at rest: ${where}`, async () => ['stopped', 'suspended'].includes(await state()));
+    if ((await state()) === 'suspended') {
+      await daemon.call('sandbox.resume', { ref: id });
+      expect(await sh(id, 'cat /dev/shm/a'), where).toBe('memory\n');
+    }
+    // What is on record is whole, and nothing else is there.
+    const { snapshots } = await daemon.call('snapshot.list', { all: true });
+    for (const snapshot of snapshots) {
+      await daemon.call('snapshot.verify', { snapshot: snapshot.id });
+      await daemon.call('snapshot.remove', { snapshot: snapshot.id });
+    }
+    for (const kind of ['forks', 'snapshots']) expect(directory(kind), where).toEqual([]);
+    await expectInOrder(daemon);
+    await daemon.deleteAll();
+  }
+});
+
+function directory(kind: string): string[] {
+  const dir = join(daemon.home, 'data', kind);
+  return existsSync(dir) ? readdirSync(dir) : [];
+}
 
 async function restart(more: Readonly<Record<string, string>> = {}): Promise<void> {
   await daemon.terminate();
