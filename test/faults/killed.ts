@@ -2,7 +2,9 @@
 // is the last thing that it does. The next daemon finds everything right: sandboxes that live are its
 // own again with their main process, the others are stopped or gone, the ledger agrees, nothing is left.
 // The same on every backend.
+import { once } from 'node:events';
 import { existsSync, readFileSync, rmSync } from 'node:fs';
+import { connect } from 'node:net';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { armWith } from '../support/armed.ts';
@@ -19,9 +21,11 @@ const WHEN = ['before', 'after'] as const;
 const MAIN = { argv: ['sh', '-c', 'echo begun >> /begun; echo begun; exec sleep 100000'] };
 
 type Case = {
-  readonly verb: 'sandbox.create' | 'sandbox.start' | 'exec.start' | 'sandbox.stop' | 'sandbox.delete';
+  readonly verb: 'sandbox.create' | 'sandbox.start' | 'exec.start' | 'sandbox.stop' | 'sandbox.delete' | 'sandbox.set' | 'port.publish';
   /** What its commits hold, for the faults at the store. */
   readonly changes: readonly string[];
+  /** It is mostly the daemon's own, so one backend stands for the others, unless all points are tried. */
+  readonly sampledOn?: World['backend'];
   prepare(daemon: DaemonUnderTest): Promise<void>;
   act(daemon: DaemonUnderTest): Promise<unknown>;
   /** After the restart. `done`: it was answered, so it must have happened. */
@@ -33,6 +37,12 @@ export const create = async (daemon: DaemonUnderTest): Promise<void> => {
 };
 export const stateOf = async (daemon: DaemonUnderTest): Promise<string | undefined> =>
   (await all(daemon)).find(({ name }) => name === 'it')?.state;
+
+const MEMORY_MIB = 384;
+const PORT_INSIDE = 9;
+const set = async (daemon: DaemonUnderTest): Promise<void> => {
+  await daemon.call('sandbox.set', { ref: 'it', memoryMiB: MEMORY_MIB, labels: { team: 'one' } });
+};
 
 const CASES: readonly Case[] = [
   {
@@ -95,6 +105,48 @@ const CASES: readonly Case[] = [
       if ((await stateOf(daemon)) !== undefined) await daemon.call('sandbox.delete', { ref: 'it', force: true });
       await create(daemon);
       await works(daemon, 'it');
+    },
+  },
+  {
+    verb: 'sandbox.set',
+    sampledOn: 'gvisor',
+    changes: ['applyEvent'],
+    prepare: create,
+    act: set,
+    async check(daemon, done) {
+      const { labels, shape, pending } = await daemon.call('sandbox.get', { ref: 'it' });
+      const isSet = (pending?.memoryMiB ?? shape.memoryMiB) === MEMORY_MIB;
+      expect(labels, 'all of it, or nothing').toEqual(isSet ? { team: 'one' } : {});
+      if (done) expect(isSet).toBe(true);
+      await expectBegunOnce(daemon);
+      await set(daemon);
+      await daemon.call('sandbox.restart', { ref: 'it', graceMs: 1_000 });
+      expect(await daemon.call('sandbox.get', { ref: 'it' })).toMatchObject({
+        shape: { memoryMiB: MEMORY_MIB },
+        labels: { team: 'one' },
+        pending: null,
+      });
+      await works(daemon, 'it');
+    },
+  },
+  {
+    verb: 'port.publish',
+    sampledOn: 'gvisor',
+    changes: ['reservePorts'],
+    prepare: create,
+    act: (daemon) => daemon.call('port.publish', { ref: 'it', guestPort: PORT_INSIDE }),
+    async check(daemon, done) {
+      const { published } = await daemon.call('port.list', { ref: 'it' });
+      expect(published).toHaveLength(done ? 1 : published.length === 0 ? 0 : 1);
+      await daemon.call('port.unpublish', { ref: 'it', guestPort: PORT_INSIDE });
+      const { hostPort } = await daemon.call('port.publish', { ref: 'it', guestPort: PORT_INSIDE });
+      // Nobody listens inside: who answers here resets the connection.
+      const visit = async (): Promise<string | undefined> =>
+        ((await once(connect({ host: '127.0.0.1', port: hostPort }), 'error')) as [NodeJS.ErrnoException])[0].code;
+      expect(await visit()).toBe('ECONNRESET');
+      await daemon.call('port.unpublish', { ref: 'it', hostPort });
+      expect(await visit()).toBe('ECONNREFUSED');
+      await expectBegunOnce(daemon);
     },
   },
 ];
@@ -216,6 +268,7 @@ function reportOf(daemon: DaemonUnderTest): string | null {
 /** A test for each operation. */
 export function killedAtFaultPoints(world: World): void {
   for (const [index, one] of CASES.entries()) {
+    if (!isLong && one.sampledOn !== undefined && one.sampledOn !== world.backend) continue;
     test(`${one.verb}: the daemon is killed at ${isLong ? 'every' : 'a'} call and commit (seed ${seed})`, {
       timeout: isLong ? 7_200_000 : 300_000,
     }, async () => {
