@@ -35,7 +35,11 @@ export const POLICIES: readonly Flag[] = [
     choices: RESTART_POLICIES,
     about: `Start it again when it has ended, and after a reboot: ${RESTART_POLICIES.join(', ')}`,
   },
-  { name: 'idle', value: 'TIME', about: 'Stop it when nobody has touched it for so long, like 30m; 0: never; default: as configured' },
+  {
+    name: 'idle',
+    value: 'TIME',
+    about: 'Stop it when nobody has touched it and it did nothing for so long, like 30m; 0: never; default: as configured',
+  },
   {
     name: 'idle-action',
     value: 'WHAT',
