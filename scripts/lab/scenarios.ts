@@ -12,8 +12,8 @@ const seeded = (data: string): string => `mkdir -p ${data} && chmod 711 ${data} 
 const withTemplate = (data: string): string =>
   `{ test ! -e /data/h/data/templates || cp -a --reflink=auto /data/h/data/templates ${data}/; }`;
 const at = (home: string): string => `export HUTCH_HOME=${home} HUTCH_DAEMON_LISTEN=off`;
-const HERE = at('/data/h');
-const begun = `test -e /data/h/data || { mkdir -p /data/h && chmod 711 /data/h && ${seeded('/data/h/data')}; }`;
+export const HERE = at('/data/h');
+export const begun = `test -e /data/h/data || { mkdir -p /data/h && chmod 711 /data/h && ${seeded('/data/h/data')}; }`;
 /** Sandboxes, daemon and data: all gone, and nothing left that no sandbox owns. */
 const emptied = (home: string): string =>
   `ids=$(./hutch ls -q) && { [ -z "$ids" ] || ./hutch rm -f $ids; } && ./hutch doctor --leaks && ./hutch daemon stop && rm -rf ${home}`;

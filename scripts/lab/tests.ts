@@ -4,6 +4,7 @@ import { conformanceScenario } from './conformance.ts';
 import { installedScenarios } from './installed.ts';
 import { down, livingPid, up } from './machine.ts';
 import { record } from './record.ts';
+import { savedScenarios } from './saved.ts';
 import { LEFT, scenarios } from './scenarios.ts';
 import { allSaid, expect, say, step } from './steps.ts';
 
@@ -17,7 +18,7 @@ type Options = {
 };
 
 export async function runLabTests({ long, suite, filter, seed }: Options): Promise<boolean> {
-  const known = [...scenarios, ...installedScenarios, conformanceScenario({ seed, all: suite, long: suite && long })];
+  const known = [...scenarios, ...savedScenarios, ...installedScenarios, conformanceScenario({ seed, all: suite, long: suite && long })];
   const wanted = filter === '' ? known.filter((one) => long || one.long !== true) : known.filter(({ name }) => name.includes(filter));
   if (wanted.length === 0)
     throw new Error(`no scenario of the lab has "${filter}" in its name:\n${known.map(({ name }) => name).join('\n')}`);
