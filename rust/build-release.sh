@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the agent, the shim, the cell, the imprint and the preloaded libraries as they are shipped, into prebuilt/ beside this folder, with
+# Builds the agent, the shim, the cell, the file server, the imprint and the preloaded libraries as they are shipped, into prebuilt/ beside this folder, with
 # a manifest. The same sources and the same rustc give the same bytes, wherever the checkout lies.
 #
 #   rust/build-release.sh           build and write prebuilt/
@@ -14,7 +14,7 @@ export LC_ALL
 target=x86_64-unknown-linux-gnu
 prebuilt=$here/../prebuilt/x86_64
 built=$here/target/$target/release
-programs='hutch-agent hutch-automount.so hutch-cell hutch-imprint hutch-readonly.so hutch-shim'
+programs='hutch-agent hutch-automount.so hutch-cell hutch-files hutch-imprint hutch-readonly.so hutch-shim'
 
 case ${1-} in
   '' | --check) mode=${1-} ;;
@@ -23,7 +23,7 @@ esac
 
 # Over the names and bytes of all that goes into the binaries.
 source_digest() {
-  find agent automount cell imprint shim sys readonly Cargo.toml Cargo.lock .cargo build-release.sh -type f \
+  find agent automount cell files imprint shim sys readonly Cargo.toml Cargo.lock .cargo build-release.sh -type f \
     ! -path '*/tests/*' ! -path '*/target/*' | sort | while read -r file; do
     printf '%s  %s\n' "$(sha256sum < "$file" | cut -d' ' -f1)" "$file"
   done | sha256sum | cut -d' ' -f1
@@ -43,7 +43,7 @@ build() {
   RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=$here=/hutch --remap-path-prefix=$cargo_home=/cargo"
   RUSTFLAGS="$RUSTFLAGS --remap-path-prefix=$(rustc --print sysroot)=/rustc"
   export RUSTFLAGS
-  cargo build --release --locked --target "$target" -p hutch-agent -p hutch-cell -p hutch-imprint -p hutch-shim
+  cargo build --release --locked --target "$target" -p hutch-agent -p hutch-cell -p hutch-files -p hutch-imprint -p hutch-shim
   # Libraries to be preloaded, without a libc of their own: cargo would make them static ones, or refuse.
   for library in readonly automount; do
     # Two parts and no more of each: every program of a sandbox maps them when it starts.

@@ -44,7 +44,13 @@ export async function restoreBare(template: BareTemplate): Promise<Restored> {
   const diskPath = join(dir, 'disk');
   if (template.diskPath === undefined) layDisk(template, diskPath);
   else await mustRun(['cp', '--sparse=always', template.diskPath, diskPath]);
-  const files = { memoryPath: template.memoryPath, imagePath: template.imagePath, disks: { vdb: diskPath, vdc: null }, volumes: [] };
+  const files = {
+    memoryPath: template.memoryPath,
+    imagePath: template.imagePath,
+    disks: { vdb: diskPath, vdc: null },
+    volumes: [],
+    filesSocket: null,
+  };
   const argv = machineArgs(template.machine, files, { kind: 'unconnected' }, { kind: 'restore', memory: template.memory });
   const vm = undo.use(new BareVm(dir, [template.qemu, ...argv], template.env));
   using qmp = new BareQmp(await vm.socket('qmp.sock'));

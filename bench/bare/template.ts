@@ -30,6 +30,7 @@ export async function templateOf(place: Place, memoryMiB?: number): Promise<Bare
       cpus: Number(after('-smp').replace('cpus=', '')),
       memoryMiB: memory.size / 2 ** 20,
       volumes: 0,
+      directories: false,
     },
     memory: memory.readonly === true ? 'read-only' : 'preload',
     memoryPath,

@@ -73,6 +73,9 @@ export type CommittedDisk = { readonly digest: string; readonly sizeBytes: numbe
 /** An ext4 in a file, and where it is seen inside. Nobody else uses it, or everybody reads it. */
 export type VolumePlan = { readonly path: string; readonly target: string; readonly readOnly: boolean };
 
+/** What a machine must have places for. */
+export type Mounted = { readonly volumes: number; readonly directories: number };
+
 /** All that a backend must know to make or start one sandbox. */
 export type SandboxPlan = {
   readonly id: SandboxId;
@@ -140,6 +143,8 @@ export type GuestNetwork = {
   readonly mtu: number;
 };
 
+export type GuestDirectory = { readonly target: string; readonly readOnly: boolean };
+
 export type GuestVolume = { readonly device: string; readonly target: string; readonly readOnly: boolean };
 
 export type Started = {
@@ -149,6 +154,8 @@ export type Started = {
   readonly disk: { readonly device: string; readonly sizeBytes: number } | null;
   /** What its agent mounts; absent where the runtime does, or there is none. */
   readonly volumes?: readonly GuestVolume[];
+  /** Likewise, directories of the host. */
+  readonly directories?: readonly GuestDirectory[];
   /** What each stage took, in order: for the trace and the bench. */
   readonly stagesMs: Readonly<Record<string, number>>;
 };
@@ -322,7 +329,7 @@ export type Backend = {
   fetchImage?(op: Operation, reference: string): Promise<FetchedImage>;
 
   /** What must exist before a sandbox of this shape starts quickly: a template, an unpacked image. Idempotent, with progress. */
-  prepare(op: Operation, plan: Pick<SandboxPlan, 'shape' | 'boot'> & { readonly volumeCount?: number }): Promise<void>;
+  prepare(op: Operation, plan: Pick<SandboxPlan, 'shape' | 'boot'> & { readonly mounted?: Mounted }): Promise<void>;
 
   /**
    * Where an engine of others' runs them: it is there. Asked before what could not be finished without it is begun.

@@ -47,6 +47,7 @@ export const makeParts: DaemonOptions['makeParts'] = async ({ op, host, store, p
     shimPath: `${prebuilt}/hutch-shim`,
     readonlyLibraryPath: `${prebuilt}/hutch-readonly.so`,
     imprintPath: `${prebuilt}/hutch-imprint`,
+    filesPath: `${prebuilt}/hutch-files`,
     templateOwner: isRoot ? { uid: TEMPLATE_UID, gid: TEMPLATE_UID } : null,
     runRoot: `${places.runDir}/sandboxes`,
     cgroups: await findCgroups(op, host, ownName(places.dataDir, '-')),

@@ -56,6 +56,8 @@ export type Configuration = {
   readonly timezone?: string;
   /** Further disks with an ext4 each, and where they are mounted. */
   readonly volumes?: readonly { readonly device: string; readonly target: string; readonly readOnly: boolean }[];
+  /** Directories of the host, over the machine's port for them, and where they are mounted. */
+  readonly directories?: readonly { readonly target: string; readonly readOnly: boolean }[];
   readonly hosts?: readonly (readonly [address: string, name: string])[];
   readonly log?: { readonly bytesMax: number; readonly files: number };
 };

@@ -29,8 +29,8 @@ export type PreparedKernel = {
 /** Debian's and Ubuntu's small kernels for virtual machines first, then what any Debian has. */
 export const META_PACKAGES = ['linux-image-cloud-amd64', 'linux-image-virtual', 'linux-image-kvm', 'linux-image-amd64'];
 export const KERNEL_PACKAGES = /^linux-(image|modules)-[0-9]/;
-/** Ours of an older recipe (1: without the balloon) are made anew where that is possible; all of these can be used. */
-const RECIPE = 2;
+/** Ours of an older recipe (1: without the balloon; 2: without FUSE) are made anew where that is possible; all of these can be used. */
+const RECIPE = 3;
 const RECIPE_MIN = 1;
 export const KERNEL_STEP = 'kernel';
 export const KERNEL_MANIFEST = 'manifest.json';

@@ -7,8 +7,8 @@ import { DamagedPayload } from './payload-error.ts';
 /** What every guest loads: its disks, console, network, and the file systems of image and overlay. */
 export const GUEST_MODULES = ['virtio_mmio', 'virtio_console', 'virtio_blk', 'virtio_net', 'squashfs', 'ext4', 'overlay'] as const;
 
-/** What a guest is better with: by the balloon it gives memory back that it has freed. */
-export const OPTIONAL_MODULES = ['virtio_balloon'] as const;
+/** What a guest is better with: by the balloon it gives memory back that it has freed; without FUSE it has no directories of the host. */
+export const OPTIONAL_MODULES = ['virtio_balloon', 'fuse'] as const;
 
 const MODULES_MAX = 64;
 

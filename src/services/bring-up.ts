@@ -151,7 +151,7 @@ export async function wake(op: Operation, host: Host, run: Run, what: BringUp, s
 export function configurationOf(
   host: Host,
   { sandbox, boot, secrets }: Configured,
-  started: Pick<Started, 'network' | 'disk' | 'volumes'>,
+  started: Pick<Started, 'network' | 'disk' | 'volumes' | 'directories'>,
   { processesBoundBy }: Pick<Backend, 'processesBoundBy'>,
 ): Configuration {
   const { id, spec, startCount } = sandbox;
@@ -171,6 +171,7 @@ export function configurationOf(
     ...(disk === null ? {} : { disk: { ...disk, mount: 'overlay' as const } }),
     ...(spec.shape.pids === undefined || processesBoundBy === 'backend' ? {} : { pids: spec.shape.pids }),
     ...(started.volumes === undefined ? {} : { volumes: started.volumes }),
+    ...(started.directories === undefined ? {} : { directories: started.directories }),
     env: { ...config.env, ...spec.env },
     secrets,
     ...(user === null ? {} : { user }),

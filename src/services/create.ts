@@ -17,7 +17,7 @@ import { createFrom, type Usable } from './from-snapshot.ts';
 import { checkImage, handOut } from './hand-out.ts';
 import type { Handlers } from './handlers.ts';
 import { kernelFor } from './kernels.ts';
-import { resolveMounts, volumeCount } from './mounts.ts';
+import { mountedOf, resolveMounts } from './mounts.ts';
 import { madeUpName } from './names.ts';
 import { creation, rollBack, started } from './put-on-record.ts';
 import { keepSecrets } from './secrets.ts';
@@ -61,7 +61,7 @@ export function createVerb(core: Core, supervisor: Supervisor, usable: Usable): 
     const argv = input.main === undefined ? null : (input.main.argv ?? ownCommand(call, boot));
     await requireFreeSpace(op, deps);
     if (input.start !== false) core.runs.checkRoom(op);
-    if (input.start !== false) await templates.ready(op, backend, shape, boot, volumeCount(mounts));
+    if (input.start !== false) await templates.ready(op, backend, shape, boot, mountedOf(mounts));
     const { main, secrets = {} } = input;
     const clash = Object.keys(secrets).find((name) => input.env !== undefined && name in input.env);
     if (clash !== undefined) throw op.error('invalid_argument', `secrets.${clash} is given in env as well`);

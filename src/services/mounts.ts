@@ -1,7 +1,7 @@
 // Directories of this machine and volumes that sandboxes see. Which ones may be, is decided when a sandbox is made, of the directory that
 // is really meant: without symlinks, and never what is Hutch's own or the machine's. Before each start it is looked at again.
 
-import type { Backend } from '../backends/backend.ts';
+import type { Backend, Mounted } from '../backends/backend.ts';
 import { HutchError } from '../domain/errors.ts';
 import { isWithin, type Mount, targetRefusal, targetsRefusal, type WantedMount } from '../domain/mount.ts';
 import type { SandboxSpec } from '../domain/sandbox.ts';
@@ -65,8 +65,9 @@ export async function requireMounts(deps: Needs, op: Operation, { name, mounts =
   }
 }
 
-export function volumeCount(mounts: readonly Mount[]): number {
-  return mounts.filter(({ volumeId }) => volumeId !== undefined).length;
+export function mountedOf(mounts: readonly Mount[]): Mounted {
+  const volumes = mounts.filter(({ volumeId }) => volumeId !== undefined).length;
+  return { volumes, directories: mounts.length - volumes };
 }
 
 /** For what is written down without what lies outside of the sandbox. @throws HutchError `failed_precondition`. */

@@ -6,7 +6,7 @@ import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import { backendOf, placesOf } from './deps.ts';
 import { requireFreeSpace } from './free-space.ts';
-import { requireMounts, volumeCount } from './mounts.ts';
+import { mountedOf, requireMounts } from './mounts.ts';
 import { releaseRun, runOf } from './release.ts';
 import { readSecrets } from './secrets.ts';
 import { startUp } from './start-up.ts';
@@ -119,7 +119,7 @@ export function newStarter(core: Core, supervisor: Supervisor, suspension: Suspe
       backend,
       withPending(spec).shape,
       await deps.boots.of(op, spec, backend.needs),
-      volumeCount(spec.mounts ?? []),
+      mountedOf(spec.mounts ?? []),
     );
   }
 

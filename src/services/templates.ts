@@ -1,9 +1,11 @@
 // Which backend runs a sandbox, what it can do here, and what must be there before a sandbox of a shape
 // starts quickly: asked of the backends once, remembered as long as this daemon runs.
-import type { Backend, Capabilities } from '../backends/backend.ts';
+import type { Backend, Capabilities, Mounted } from '../backends/backend.ts';
 import type { BackendName, NetworkMode, Shape } from '../domain/sandbox.ts';
 import type { Operation } from '../host/operation.ts';
 import { type Boot, backendOf, type Deps } from './deps.ts';
+
+const NOTHING_MOUNTED: Mounted = { volumes: 0, directories: 0 };
 
 export type Templates = {
   /** The one that is asked for, else the best that works here and is a boundary. @throws HutchError `failed_precondition`. */
@@ -21,8 +23,8 @@ export type Templates = {
   can(op: Operation, backend: Backend): Promise<Capabilities | null>;
   /** Each with what it can do here, in the order of preference; and what runs a sandbox that names none. */
   list(op: Operation): Promise<{ readonly preferred: BackendName | null; readonly probes: readonly (readonly [Backend, Probe])[] }>;
-  /** Makes the template of a shape, unless that was done before; `volumes`: how many are mounted. */
-  ready(op: Operation, backend: Backend, shape: Shape, boot: Boot, volumes?: number): Promise<void>;
+  /** Makes the template of a shape, unless that was done before. */
+  ready(op: Operation, backend: Backend, shape: Shape, boot: Boot, mounted?: Mounted): Promise<void>;
 };
 
 export type Asked = { readonly [K in keyof Shape]?: number | undefined };
@@ -123,10 +125,10 @@ export function newTemplates(deps: Deps): Templates {
       return { preferred, probes };
     },
 
-    async ready(op, backend, shape, boot, volumes = 0) {
-      const key = JSON.stringify([backend.name, shape.cpus, shape.memoryMiB, boot.files, volumes]);
+    async ready(op, backend, shape, boot, mounted = NOTHING_MOUNTED) {
+      const key = JSON.stringify([backend.name, shape.cpus, shape.memoryMiB, boot.files, mounted.volumes, mounted.directories > 0]);
       if (made.has(key)) return;
-      await backend.prepare(op, { shape, boot: boot.files, volumeCount: volumes });
+      await backend.prepare(op, { shape, boot: boot.files, mounted });
       if (made.size >= REMEMBERED_MAX) made.clear();
       made.add(key);
     },

@@ -76,6 +76,7 @@ export async function qemuUnderTest(
     shimPath: join(PREBUILT, 'hutch-shim'),
     readonlyLibraryPath: join(PREBUILT, 'hutch-readonly.so'),
     imprintPath: join(PREBUILT, 'hutch-imprint'),
+    filesPath: join(PREBUILT, 'hutch-files'),
     templateOwner: firstUid === null ? null : { uid: firstUid, gid: firstUid },
     runRoot: join(home, 'run'),
     cgroups: await findCgroups(testOperation(), nodeHost(), basename(top)),

@@ -2,6 +2,7 @@
 //! system calls, no program is started: it stands between the restore and the first command.
 use crate::agent::Agent;
 use crate::boot_id::is_boot_id;
+use crate::directories::Directory;
 use crate::fault::{Fault, Outcome};
 use crate::identity::{Applied, Identity, Network, Scene, apply};
 use crate::jobs::Ticket;
@@ -21,6 +22,7 @@ const DNS_MAX: usize = 8;
 const HOSTS_MAX: usize = 256;
 const PIDS_MAX: u64 = 1 << 22;
 const VOLUMES_MAX: usize = 16;
+const DIRECTORIES_MAX: usize = 64;
 
 fn name_like(text: &str) -> bool {
     (1..=253).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
@@ -49,15 +51,25 @@ fn parse_volume(volume: &Value) -> Result<Volume, Fault> {
     let Value::Map(_) = volume else { return Err(Fault::invalid_argument("volumes must be maps")) };
     let p = Fields(volume);
     let name = p.str("device")?.strip_prefix("/dev/").filter(|name| name_like(name));
-    let target = p.str("target")?;
-    if !target.starts_with('/') || target.split('/').any(|part| part == "..") {
-        return Err(Fault::invalid_argument("volumes.target must be an absolute path without .."));
-    }
     Ok(Volume {
         name: name.ok_or_else(|| Fault::invalid_argument("volumes.device must lie in /dev"))?.to_owned(),
-        target: target.to_owned(),
+        target: parse_target("volumes", p)?,
         read_only: p.bool_or("readOnly", false)?,
     })
+}
+
+fn parse_directory(directory: &Value) -> Result<Directory, Fault> {
+    let Value::Map(_) = directory else { return Err(Fault::invalid_argument("directories must be maps")) };
+    let p = Fields(directory);
+    Ok(Directory { target: parse_target("directories", p)?, read_only: p.bool_or("readOnly", false)? })
+}
+
+fn parse_target(what: &str, p: Fields<'_>) -> Result<String, Fault> {
+    let target = p.str("target")?;
+    if !target.starts_with('/') || target.split('/').any(|part| part == "..") {
+        return Err(Fault::invalid_argument(format!("{what}.target must be an absolute path without ..")));
+    }
+    Ok(target.to_owned())
 }
 
 fn parse_identity(p: Fields<'_>) -> Result<Identity, Fault> {
@@ -95,6 +107,13 @@ fn parse_identity(p: Fields<'_>) -> Result<Identity, Fault> {
             return Err(Fault::invalid_argument(format!("volumes must be at most {VOLUMES_MAX}")));
         }
     }
+    let mut directories = Vec::new();
+    for directory in p.opt_array("directories")?.unwrap_or_default() {
+        directories.push(parse_directory(directory)?);
+        if directories.len() > DIRECTORIES_MAX {
+            return Err(Fault::invalid_argument(format!("directories must be at most {DIRECTORIES_MAX}")));
+        }
+    }
     let timezone = p.opt_str("timezone")?;
     if timezone.is_some_and(|zone| zone.starts_with('/') || zone.split('/').any(|part| part.is_empty() || part == "..")) {
         return Err(Fault::invalid_argument("timezone must be a name like Europe/Berlin"));
@@ -120,6 +139,8 @@ fn parse_identity(p: Fields<'_>) -> Result<Identity, Fault> {
         network: p.opt_fields("network")?.map(parse_network).transpose()?,
         disk,
         volumes,
+        directories,
+        user: p.opt_str("user")?.map(str::to_owned),
         timezone: timezone.map(str::to_owned),
         pids: p.opt_in("pids", 1, PIDS_MAX)?,
         hosts,

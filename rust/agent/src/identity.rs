@@ -3,12 +3,14 @@
 //! under emulation.
 use crate::agent::Place;
 use crate::boot_id::BootId;
+use crate::directories::{self, Directory};
 use crate::etc::{Content, Etc, set_timezone};
 use crate::fault::{Fault, describe};
 use crate::jobs::lock;
 use crate::machine::Nic;
 use crate::netlink::Batch;
 use crate::root::{Assembly, Disk, grow};
+use crate::users::Users;
 use crate::volumes::{Volume, attach};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
@@ -38,6 +40,9 @@ pub struct Identity {
     pub network: Option<Network>,
     pub disk: Option<Disk>,
     pub volumes: Vec<Volume>,
+    pub directories: Vec<Directory>,
+    /// Who the sandbox's programs run as.
+    pub user: Option<String>,
     pub timezone: Option<String>,
     /// Most processes and threads at once; None: nobody bounds them here.
     pub pids: Option<u64>,
@@ -51,6 +56,7 @@ pub struct Before {
     pub network: Option<Network>,
     pub disk: Option<Disk>,
     pub volumes: Vec<Volume>,
+    pub directories: Vec<Directory>,
     pub timezone: Option<String>,
     pub pids: Option<u64>,
 }
@@ -120,6 +126,11 @@ pub fn apply(identity: &Identity, scene: Scene) -> Result<Applied, Fault> {
                 applied.before.volumes.push(volume.clone());
             }
         }
+        // They are one connection: mounted together, and once.
+        if applied.before.directories.is_empty() {
+            directories::attach(&identity.directories, owner(identity.user.as_deref()))?;
+            applied.before.directories.clone_from(&identity.directories);
+        }
         match (&identity.network, &scene.nic) {
             (None, Some(nic)) => {
                 if let Some(before) = applied.before.network.take() {
@@ -149,6 +160,11 @@ pub fn apply(identity: &Identity, scene: Scene) -> Result<Applied, Fault> {
     }
     applied.warnings = warnings;
     Ok(applied)
+}
+
+/// As whom the sandbox's own user sees what is the daemon's on the host.
+fn owner(user: Option<&str>) -> (u32, u32) {
+    Users::default().resolve(user).map_or((0, 0), |user| (user.uid, user.gid))
 }
 
 fn add_entropy(random: Option<&OwnedFd>, bytes: &[u8]) -> Result<(), Errno> {

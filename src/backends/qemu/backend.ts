@@ -10,7 +10,7 @@ import type { Operation } from '../../host/operation.ts';
 import { companionEnded, rulesGeneration, shimRef } from '../../host/shim.ts';
 import { seenRules } from '../../network/network.ts';
 import { surroundings } from '../../network/surroundings.ts';
-import { type Backend, machineFiles, type SandboxPlan, type Started } from '../backend.ts';
+import { type Backend, type Mounted, machineFiles, type SandboxPlan, type Started } from '../backend.ts';
 import { DiskSeeds } from '../disk.ts';
 import { allOf } from '../wait.ts';
 import { type Accelerated, findAcceleration, giveUpKvm } from './acceleration.ts';
@@ -24,6 +24,7 @@ import { readHostCpu } from './cpu.ts';
 import { createSandbox } from './create.ts';
 import { chooseDisks } from './drives.ts';
 import { type Emulator, EmulatorFinder } from './emulator.ts';
+import { endFiles } from './files.ts';
 import { findLeaks } from './leaks.ts';
 import { NIC_ID, volumePlaces } from './machine.ts';
 import { withPanic } from './panic.ts';
@@ -77,7 +78,7 @@ export function newQemuBackend(config: QemuConfig): Backend {
 
   const bundles = new Bundles(config);
 
-  type Shaped = Pick<SandboxPlan, 'shape' | 'boot' | 'volumes'> & { readonly volumeCount?: number };
+  type Shaped = Pick<SandboxPlan, 'shape' | 'boot' | 'volumes' | 'mounts'> & { readonly mounted?: Mounted };
   type Taken = Pick<StartInput, 'emulator' | 'machine' | 'fingerprint'> & { readonly template: Template };
 
   const recipeOf = async (op: Operation, plan: Shaped) => {
@@ -85,9 +86,10 @@ export function newQemuBackend(config: QemuConfig): Backend {
     cpu ??= await readHostCpu(op, host);
     const { acceleration } = await accelerated(op, emulator);
     const diskBytes = (config.templateDiskMiB ?? TEMPLATE_DISK_MIB) * 1024 * 1024;
-    const volumes = volumePlaces(plan.volumeCount ?? plan.volumes?.length ?? 0);
+    const mounted = plan.mounted ?? { volumes: plan.volumes?.length ?? 0, directories: plan.mounts?.length ?? 0 };
+    const places = { volumes: volumePlaces(mounted.volumes), directories: mounted.directories > 0 };
     const boot = machineFiles(op, plan.boot);
-    return { emulator, recipe: templateRecipe(plan.shape, boot, emulator.version, acceleration, cpu, diskBytes, volumes) };
+    return { emulator, recipe: templateRecipe(plan.shape, boot, emulator.version, acceleration, cpu, diskBytes, places) };
   };
 
   const take = async (op: Operation, plan: Shaped): Promise<Taken> => {
@@ -263,7 +265,11 @@ export function newQemuBackend(config: QemuConfig): Backend {
     }),
     pause: (op, plan) => commanded(op, plan, 'stop'),
     resume: (op, plan) => commanded(op, plan, 'cont'),
-    kill: async (op, plan, how) => await withPanic(op, host, plan, await killVmm(op, host, plan.runDir, how)),
+    async kill(op, plan, how) {
+      const dead = await killVmm(op, host, plan.runDir, how);
+      await endFiles(op, config, plan);
+      return await withPanic(op, host, plan, dead);
+    },
     async inspect(op, plan) {
       const now = await inspectVmm(op, host, plan.runDir);
       return now.alive ? now : await withPanic(op, host, plan, now);
@@ -272,6 +278,7 @@ export function newQemuBackend(config: QemuConfig): Backend {
     networkLost: async (op, plan) => (await companionEnded(op, host, plan.runDir)) !== null,
     async cleanUp(op, plan) {
       await letGo(plan);
+      await endFiles(op, config, plan);
       await allOf([
         config.network.close(op, networkPlan(plan)),
         removeCgroups(op, config, plan),

@@ -69,6 +69,7 @@ async function attemptBuild(
     imagePath: recipe.boot.imagePath,
     disks: { vdb, vdc: null },
     volumes: [],
+    filesSocket: null,
   };
   const { kernelPath, initramfsPath } = recipe.boot;
   const role = { kind: 'boot', kernelPath, initramfsPath, commandLine: recipe.commandLine } as const;

@@ -26,6 +26,8 @@ export type QemuConfig = {
   readonly readonlyLibraryPath?: string;
   /** The built rust/imprint: writes machines down. Without it nothing is suspended, snapshotted or forked. */
   readonly imprintPath?: string;
+  /** The built rust/files: serves directories of this machine. Without it none can be mounted. */
+  readonly filesPath?: string;
   /** Name or absolute path of the emulator. */
   readonly qemu?: string;
   readonly acceleration?: AccelerationChoice;

@@ -12,6 +12,8 @@ export type MachineShape = {
   readonly memoryMiB: number;
   /** Places for volumes; a machine without has none, so that its template stays what it was. */
   readonly volumes: number;
+  /** A port for directories of the host; likewise. */
+  readonly directories: boolean;
 };
 
 export type MachineFiles = {
@@ -20,6 +22,8 @@ export type MachineFiles = {
   readonly imagePath: string;
   readonly disks: Disks;
   readonly volumes: readonly VolumeDrive[];
+  /** Where the program listens that serves directories of the host, from the machine's working directory; null: nobody does. */
+  readonly filesSocket: string | null;
 };
 
 export type VolumeDrive = { readonly path: string; readonly readOnly: boolean };
@@ -65,6 +69,7 @@ const TRANSLATED_MIB = 256;
 const EMPTY_DISK = { driver: 'null-co', size: 1024 * 1024, 'read-zeroes': true };
 
 export const AGENT_PORT = 'hutch.agent.0';
+const FILES_PORT = 'hutch.files.0';
 export const NIC_ID = 'nic0';
 export const DISK_NODES = ['vdb', 'vdc'] as const;
 /** As many as a machine has places for; what is not taken of them is empty. */
@@ -114,9 +119,10 @@ export function machineArgs(shape: MachineShape, files: MachineFiles, wire: Wire
       return ['-blockdev', JSON.stringify(drive), '-device', `virtio-blk-device,drive=${node},write-cache=on,werror=report`];
     }),
     ...VOLUME_NODES.slice(0, shape.volumes).flatMap((node, at) => volumeArgs(node, files.volumes[at])),
-    ...['-device', 'virtio-serial-device,max_ports=2'],
+    ...['-device', `virtio-serial-device,max_ports=${shape.directories ? 3 : 2}`],
     ...['-chardev', `socket,id=agent,server=on,wait=off,path=${SOCKETS.agent}`],
     ...['-device', `virtserialport,chardev=agent,nr=1,name=${AGENT_PORT}`],
+    ...(shape.directories ? filesArgs(files.filesSocket) : []),
     ...['-netdev', JSON.stringify(netdev(wire)), '-device', `virtio-net-device,netdev=net0,id=${NIC_ID}`],
     // What the guest has freed goes back to the host. Its pages then hold anything, not zeros: the guest is told of no poison, and
     // one that would count on zeros (init_on_free) reports none.
@@ -124,6 +130,12 @@ export function machineArgs(shape: MachineShape, files: MachineFiles, wire: Wire
     ...['-chardev', `socket,id=qmp,server=on,wait=off,path=${SOCKETS.qmp}`, '-mon', 'chardev=qmp,mode=control'],
     ...['-S', ...roleArgs(role)],
   ];
+}
+
+/** When who listens there hangs up, the guest hears of it, and its directories end. */
+function filesArgs(socket: string | null): string[] {
+  const chardev = socket === null ? 'null,id=files' : `socket,id=files,server=off,path=${socket}`;
+  return ['-chardev', chardev, '-device', `virtserialport,chardev=files,nr=2,name=${FILES_PORT}`];
 }
 
 function volumeArgs(node: string, volume: VolumeDrive | undefined): string[] {

@@ -42,7 +42,7 @@ export async function probeMachine(
 }
 
 function capabilities(
-  { imprintPath, readonlyLibraryPath }: QemuConfig,
+  { imprintPath, readonlyLibraryPath, filesPath }: QemuConfig,
   emulator: Emulator,
   how: Accelerated,
   networks: Capabilities['networks'],
@@ -56,7 +56,7 @@ function capabilities(
     fork: imprintPath !== undefined && readonlyLibraryPath !== undefined,
     snapshot: true,
     diskSnapshot: false,
-    hostDirectories: false,
+    hostDirectories: filesPath !== undefined,
     volumes: true,
     // By the machine itself: a guest has these processors, this memory and this disk, and its processes are its own.
     limits: { cpu: 'enforced', memory: 'enforced', disk: 'enforced', processes: 'enforced' },

@@ -15,6 +15,7 @@ import { type Owner, type QemuConfig, QMP_READY_MS, RELEASE_MS } from './config.
 import { dialVmm, dialWhenThere, IGNORE_SHARED, migrated } from './control.ts';
 import type { ChosenDisks } from './drives.ts';
 import type { Emulator } from './emulator.ts';
+import { endFiles, guestDirectories, startFiles } from './files.ts';
 import { type MachineShape, machineArgs, NIC_ID, VOLUME_NODES, type VolumeDrive, type Wire } from './machine.ts';
 import { startMark } from './panic.ts';
 import { bootLogPath, diskPath, incomingSocketPath, qmpSocketPath, SOCKETS, scratchDiskPath, socketDir, vmmLogPath } from './paths.ts';
@@ -60,16 +61,20 @@ export async function startSandbox(
   releasing((late) => removeCgroups(late, config, plan));
   releasing((late) => host.remove(late, plan.runDir));
   releasing((late) => config.network.close(late, networkPlan(plan)));
+  releasing((late) => endFiles(late, config, plan));
   const places = makePlaces(op, config, plan);
   const taken = take(op);
   const dirMade = removeMemoryDirs(op, host, plan).then(() => makeMemoryDir(op, host, plan));
-  const [input, disks, link, memoryDir, memory, library] = await allOf([
+  const vmmUser = taken.then(({ machine }) => vmmOwner(op, config, machine, plan));
+  const [input, disks, link, memoryDir, memory, library, runAs, filesSocket] = await allOf([
     taken,
     taken.then(({ chooseDisks }) => chooseDisks(op)),
     places.then(() => config.network.wire(op, networkPlan(plan))),
     dirMade,
     allOf([taken, dirMade]).then(([{ linkMemory }, dir]) => linkMemory(op, dir)),
     places.then(() => preloadedLibrary(op, config, plan)),
+    vmmUser,
+    allOf([places, vmmUser]).then(([, user]) => startFiles(op, config, plan, user)),
   ]);
   const { emulator, machine } = input;
   const given = {
@@ -88,13 +93,14 @@ export async function startSandbox(
     imagePath: machineFiles(op, plan.boot).imagePath,
     disks: disks.drives,
     volumes: await openVolumes(op, config, plan),
+    filesSocket,
   };
   const { evidence, rulesGeneration } = await startVmm(op, host, config.shimPath, {
     runDir: plan.runDir,
     cwd: socketDir(plan),
     logPath: vmmLogPath(plan),
     consolePath: bootLogPath(plan),
-    runAs: await vmmOwner(op, config, machine, plan),
+    runAs,
     beside: link.kind === 'passt' ? link.argv : null,
     argv: [
       emulator.path,
@@ -120,6 +126,7 @@ export async function startSandbox(
     evidence,
     ...given,
     ...(plan.volumes === undefined ? {} : { volumes: plan.volumes.map(asGuestSees) }),
+    ...(filesSocket === null ? {} : { directories: guestDirectories(plan) }),
     stagesMs: stages.tookMs,
   };
 }

@@ -33,11 +33,11 @@ export function templateRecipe(
   acceleration: MachineShape['acceleration'],
   cpu: HostCpu,
   diskBytes: number,
-  volumes = 0,
+  { volumes, directories }: Pick<MachineShape, 'volumes' | 'directories'> = { volumes: 0, directories: false },
 ): TemplateRecipe {
-  const machine = { acceleration, cpus: shape.cpus, memoryMiB: roundedMemoryMiB(shape.memoryMiB), volumes };
+  const machine = { acceleration, cpus: shape.cpus, memoryMiB: roundedMemoryMiB(shape.memoryMiB), volumes, directories };
   const commandLine = kernelCommandLine(acceleration, cpu.tscKhz);
-  const named = { memoryPath: null, imagePath: 'i', disks: { vdb: 'd', vdc: null }, volumes: [] };
+  const named = { memoryPath: null, imagePath: 'i', disks: { vdb: 'd', vdc: null }, volumes: [], filesSocket: null };
   const argv = machineArgs(machine, named, { kind: 'unconnected' }, { kind: 'boot', kernelPath: 'k', initramfsPath: 'r', commandLine });
   // Under software emulation the guest sees QEMU's processor, whatever the host's is.
   const seenCpu = acceleration === 'kvm' ? cpu.identity : '';

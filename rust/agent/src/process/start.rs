@@ -107,6 +107,7 @@ impl Agent {
         let notes = self.notes.clone();
         self.starting += 1;
         let started = self.pool.run(move || {
+            crate::directories::settle();
             let result = run(&plan).map_err(|failure| NotStarted { failure, cwd: plan.cwd.clone() });
             drop(plan);
             notes.post(move |agent| agent.process_started(key, result));
