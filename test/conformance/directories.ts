@@ -42,9 +42,9 @@ with open('gone', 'w+b') as file:
     os.unlink('gone'); file.write(b'still there'); file.flush(); file.seek(0); assert file.read() == b'still there'
 assert not os.path.exists('gone')
 os.mkdir('many')
-for at in range(700): os.close(os.open(f'many/{at}', os.O_CREAT | os.O_WRONLY, 0o644))
-assert sorted(os.listdir('many'), key=int) == [str(at) for at in range(700)]
-before = os.stat('many').st_mtime_ns; os.unlink('many/0'); assert os.stat('many').st_mtime_ns >= before and len(os.listdir('many')) == 699
+for at in range(150): os.close(os.open(f'many/{at}', os.O_CREAT | os.O_WRONLY, 0o644))
+assert sorted(os.listdir('many'), key=int) == [str(at) for at in range(150)]
+before = os.stat('many').st_mtime_ns; os.unlink('many/0'); assert os.stat('many').st_mtime_ns >= before and len(os.listdir('many')) == 149
 os.mkfifo('pipe'); assert stat.S_ISFIFO(os.stat('pipe').st_mode)
 assert os.statvfs('.').f_bsize > 0
 dirfd = os.open('.', os.O_RDONLY); os.fsync(dirfd); os.close(dirfd)
@@ -65,7 +65,7 @@ export function directories(subject: Subject): void {
   }
 
   test('directories: what programs do with files they can do there, and what it comes to is the same on both sides', {
-    timeout: 120_000,
+    timeout: 300_000,
   }, async (here) => {
     const { dir, id } = await shown('used');
     if ((await daemon.run(id, ['python3', '-c', ''])).exitCode !== 0) return here.skip('the image has no Python');
@@ -81,14 +81,14 @@ export function directories(subject: Subject): void {
     expect(await readFile(join(dir, 'wood/sub/leaf'), 'utf8')).toBe('leaf');
     expect((await lstat(join(dir, 'wood/sub'))).mode & 0o777).toBe(0o750);
     expect(await readlink(join(dir, 'broken'))).toBe('/nowhere/at/all');
-    expect((await readdir(join(dir, 'many'))).length).toBe(699);
+    expect((await readdir(join(dir, 'many'))).length).toBe(149);
     await subject.remove(id);
   });
 
-  test('directories: what is changed here, the next command sees', { timeout: 120_000 }, async () => {
+  test('directories: what is changed here, the next command sees', { timeout: 300_000 }, async () => {
     const { dir, id } = await shown('changed');
     await writeFile(join(dir, 'note'), '0');
-    for (let round = 1; round <= 4; round += 1) {
+    for (let round = 1; round <= 3; round += 1) {
       // Looked at just now, all of it: what is there, and what is not.
       expect(await subject.sh(id, 'cd /srv/dir; cat note; cat later 2>/dev/null; ls | wc -l')).toBe(`${round - 1}1\n`);
       await writeFile(join(dir, 'note'), `${round}`);
@@ -104,7 +104,7 @@ export function directories(subject: Subject): void {
     await subject.remove(id);
   });
 
-  test('directories: a symlink leads where it leads inside, and one that is gone says so', { timeout: 120_000 }, async () => {
+  test('directories: a symlink leads where it leads inside, and one that is gone says so', { timeout: 300_000 }, async () => {
     const { dir, id } = await shown('linked');
     await writeFile(join(subject.home, 'beside'), 'of this machine');
     await symlink('../beside', join(dir, 'up'));
@@ -118,7 +118,7 @@ export function directories(subject: Subject): void {
     await subject.remove(id);
   });
 
-  test('directories: a daemon that is killed and started again leaves them as they are', { timeout: 120_000 }, async () => {
+  test('directories: a daemon that is killed and started again leaves them as they are', { timeout: 300_000 }, async () => {
     const { dir, id } = await shown('outliving');
     await daemon.kill9();
     await daemon.startAgain();
@@ -147,7 +147,7 @@ export function directories(subject: Subject): void {
     expect(await subject.sh(id, 'cat /srv/dir/after')).toBe('meanwhile');
   }
 
-  test('directories: one that is swapped for a symlink while its sandbox starts is never shown', { timeout: 120_000 }, async () => {
+  test('directories: one that is swapped for a symlink while its sandbox starts is never shown', { timeout: 300_000 }, async () => {
     // Whoever has the directory above it mounted in another sandbox can do this.
     const [dir, away, secret] = ['meant', 'meant.away', 'secret'].map((name) => join(subject.home, `swapped-${name}`)) as [
       string,

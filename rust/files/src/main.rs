@@ -38,13 +38,13 @@ fn serve() -> Result<(), String> {
     let (mut socket, mut peer, mut places) = (None, None, Vec::new());
     let mut arguments = std::env::args_os().skip(1);
     while let Some(word) = arguments.next() {
-        let value = arguments.next().ok_or_else(|| format!("what of {}?", word.display()))?;
+        let value = arguments.next().ok_or_else(|| format!("what of {}?", word.to_string_lossy()))?;
         match word.to_str() {
             Some("--listen") => socket = Some(value),
             Some("--peer") => peer = Some(user(&value)?),
             Some("--dir") => places.push((value, false)),
             Some("--dir-ro") => places.push((value, true)),
-            _ => return Err(format!("what is meant by {}?", word.display())),
+            _ => return Err(format!("what is meant by {}?", word.to_string_lossy())),
         }
     }
     let socket = socket.ok_or("no --listen")?;
@@ -65,12 +65,12 @@ fn serve() -> Result<(), String> {
 
 fn user(value: &OsStr) -> Result<Uid, String> {
     let id = value.to_str().and_then(|text| text.parse().ok()).filter(|id| *id != u32::MAX);
-    id.map(Uid::from_raw).ok_or_else(|| format!("{} is no user", value.display()))
+    id.map(Uid::from_raw).ok_or_else(|| format!("{} is no user", value.to_string_lossy()))
 }
 
 /// Under another name until it is its user's: whoever sees it can connect.
 fn listen(socket: &OsStr, peer: Option<Uid>) -> Result<UnixListener, String> {
-    let to = |what: &str| format!("{}: cannot {what}", socket.display());
+    let to = |what: &str| format!("{}: cannot {what}", socket.to_string_lossy());
     let mut new = OsString::from(socket);
     new.push(".new");
     let listener = UnixListener::bind(&new).map_err(|error| format!("{}: {error}", to("listen")))?;

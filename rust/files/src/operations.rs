@@ -168,7 +168,7 @@ fn set_attributes(tree: &mut Tree, node: u64, fields: &mut Fields<'_>) -> Answer
     }
     if has(4) || has(5) {
         let time = |is_set: bool, is_now: bool, seconds: u64, nanoseconds: u32| Timespec {
-            tv_sec: seconds.cast_signed(),
+            tv_sec: seconds as i64,
             tv_nsec: if !is_set {
                 UTIME_OMIT
             } else if is_now {

@@ -109,8 +109,8 @@ pub struct Seen {
 }
 
 pub fn attributes(out: &mut Out, Seen { stat, ino, uid, gid }: &Seen) {
-    out.u64(*ino).u64(stat.st_size.cast_unsigned()).u64(stat.st_blocks.cast_unsigned());
-    out.u64(stat.st_atime.cast_unsigned()).u64(stat.st_mtime.cast_unsigned()).u64(stat.st_ctime.cast_unsigned());
+    out.u64(*ino).u64(stat.st_size as u64).u64(stat.st_blocks as u64);
+    out.u64(stat.st_atime as u64).u64(stat.st_mtime as u64).u64(stat.st_ctime as u64);
     out.u32(low(stat.st_atime_nsec)).u32(low(stat.st_mtime_nsec)).u32(low(stat.st_ctime_nsec));
     out.u32(stat.st_mode).u32(u32::try_from(stat.st_nlink).unwrap_or(u32::MAX)).u32(*uid).u32(*gid);
     // Of devices, none of which can be opened.

@@ -267,7 +267,7 @@ impl Known {
     /// Whether the kernel waits for it.
     pub fn answered(&mut self, message: &mut [u8], now: Instant) -> bool {
         let (Some(errno), Some(unique)) = (u32_at(message, 4), u64_at(message, 8)) else { return false };
-        let errno = errno.cast_signed();
+        let errno = errno as i32;
         let body = message.get(REPLY_HEADER..).unwrap_or_default();
         if unique == SEEN {
             self.see(body);

@@ -28,7 +28,7 @@ static TOLD_MS: AtomicU64 = AtomicU64::new(0);
 
 fn now_ms() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec.cast_unsigned() * 1000 + now.tv_nsec.cast_unsigned() / 1_000_000
+    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
 }
 
 /// Waits until the kernel believes nothing any more that it was told before: a program that is started now sees what was changed on
