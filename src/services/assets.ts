@@ -16,6 +16,9 @@ import { placesOf } from './deps.ts';
 import type { Handlers } from './handlers.ts';
 import type { Output } from './verbs.ts';
 
+/** Of a lease that says no time and is no sandbox's. */
+const LEASE_MS = 86_400_000;
+
 type AssetVerbs = Extract<keyof Handlers, `asset.${string}`>;
 type Asset = Output<'asset.get'>;
 type Reference = Asset['references'][number];
@@ -193,7 +196,7 @@ export function assetVerbs(core: Core, handlers: Pick<Handlers, 'image.remove' |
         holder: holder ?? (whose === null ? caller.actor : `sandbox ${whose.spec.name}`),
         sandboxId: whose?.id ?? null,
         createdAtMs,
-        expiresAtMs: createdAtMs + ttlMs,
+        expiresAtMs: createdAtMs + (ttlMs ?? (whose === null ? LEASE_MS : 0)),
       };
       const [acquired] = await call.commit([{ change: 'acquireLease', lease }]);
       return viewOf(acquired);

@@ -98,7 +98,7 @@ test('a lease keeps what it is of until it is given back or over, or as long as 
   expect((await world.run(['assets', 'renew', lease])).code).toBe(3);
 
   await world.ok('create', '--no-start', '--name', 'holder', '--image', 'name-1:1');
-  const [short] = [await world.ok('assets', 'acquire', '--ttl', '1s', '--sandbox', 'holder', id)];
+  const [short] = [await world.ok('assets', 'acquire', '--sandbox', 'holder', id)];
   const bare = await world.ok('assets', 'acquire', '--ttl', '1s', id);
   await new Promise((resolve) => setTimeout(resolve, 1_100));
   expect((await one(id))?.leases.map((each) => each.id)).toEqual([short]);

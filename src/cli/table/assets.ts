@@ -51,8 +51,8 @@ export const assetVerbs: readonly Verb[] = [
           { line: 'hutch assets acquire --sandbox web img7k3d9', about: 'as long as web is not deleted' },
         ],
         flags: [
-          { name: 'ttl', value: 'TIME', about: 'For this long; default 24h' },
-          { name: 'sandbox', value: 'SANDBOX', completes: 'sandbox', about: 'And as long as this is not deleted' },
+          { name: 'ttl', value: 'TIME', about: 'For this long; default 24h without --sandbox' },
+          { name: 'sandbox', value: 'SANDBOX', completes: 'sandbox', about: 'As long as this is not deleted' },
           { name: 'holder', value: 'TEXT', about: 'Who wants it, for people' },
         ],
         positionals: [ASSET],

@@ -87,13 +87,13 @@ export const assetVerbs = {
     path: '/v1/assets/{asset}/leases',
     summary: 'Keep a kernel or a root file system from being removed, for a time or as long as a sandbox lives',
     input: assetTarget.extend({
-      ttlMs: ttlMs.default(86_400_000),
+      ttlMs: ttlMs.optional().describe('default a day, and nothing where a sandbox is given'),
       holder: z
         .string()
         .regex(/^[\x20-\x7e]{1,128}$/, 'must be 1 to 128 printable ASCII characters')
         .optional()
         .describe('who wants it, for people; default: who asks'),
-      sandbox: ref.optional().describe('it holds as long as this is not deleted, and for ttlMs at least'),
+      sandbox: ref.optional().describe('it holds as long as this is not deleted, and for ttlMs at least where that is given'),
     }),
     output: lease,
     errors: ['not_found', 'conflict', 'failed_precondition'],
