@@ -48,7 +48,7 @@ async function nameless(): Promise<string> {
   return first;
 }
 
-test('kernels, root file systems, initrds and disks are listed with what keeps each', { timeout: 60_000 }, async () => {
+test('kernels, root file systems, initrds and disks are listed with what keeps each', { timeout: 180_000 }, async () => {
   const id = await nameless();
   await world.ok('create', '--no-start', '--name', 'web', '--image', 'name-1:1');
   const all = await assets();
@@ -68,7 +68,7 @@ test('kernels, root file systems, initrds and disks are listed with what keeps e
   expect((await assets('--kind', 'disk')).length).toBe(0);
 });
 
-test('a dry run changes nothing, and looking at something is no use of it', { timeout: 60_000 }, async () => {
+test('a dry run changes nothing, and looking at something is no use of it', { timeout: 180_000 }, async () => {
   const id = await nameless();
   const before = await assets();
   expect(rootfs(await collected('--dry-run', '--unused', '0s'))).toContain(id);
@@ -82,7 +82,7 @@ test('a dry run changes nothing, and looking at something is no use of it', { ti
   expect(await one(id)).toBeUndefined();
 });
 
-test('a lease keeps what it is of until it is given back or over, or as long as its sandbox is there', { timeout: 90_000 }, async () => {
+test('a lease keeps what it is of until it is given back or over, or as long as its sandbox is there', { timeout: 180_000 }, async () => {
   const [id, other] = [await nameless(), await nameless()];
   const lease = await world.ok('assets', 'acquire', '--ttl', '1h', '--holder', 'the release', id);
   expect(rootfs(await collected('--dry-run', '--unused', '0s'))).not.toContain(id);
@@ -111,7 +111,7 @@ test('a lease keeps what it is of until it is given back or over, or as long as 
   expect((await world.run(['assets', 'acquire', id])).code).toBe(3);
 });
 
-test('labels are set, found and taken away, on a kernel too', { timeout: 60_000 }, async () => {
+test('labels are set, found and taken away, on a kernel too', { timeout: 180_000 }, async () => {
   const id = await nameless();
   const [kernel] = await assets('--kind', 'kernel');
   expect(await world.ok('assets', 'label', id, 'stage=test', 'owner=me')).toBe('owner=me\nstage=test');
@@ -145,7 +145,7 @@ test('of a collection and creations or pulls at once nothing that is made loses 
   expect(await world.ok('image', 'verify', pulled)).toContain('what they were');
 });
 
-test('leases outlive the daemon, also one that is killed', { timeout: 60_000 }, async () => {
+test('leases outlive the daemon, also one that is killed', { timeout: 180_000 }, async () => {
   const id = await nameless();
   const lease = await world.ok('assets', 'acquire', '--ttl', '1h', id);
   await world.killDaemon();

@@ -86,7 +86,7 @@ test('a name that moves on is another image; the old one stays as long as it is 
   expect((await images()).map(({ names }) => names)).toEqual([[app]]);
 });
 
-test('names come and go; an image goes with its last one', { timeout: 60_000 }, async () => {
+test('names come and go; an image goes with its last one', { timeout: 120_000 }, async () => {
   await world.ok('image', 'tag', app, 'mine:1');
   expect((await images())[0]?.names).toEqual([app, 'mine:1']);
   expect(await world.ok('image', 'rm', 'mine:1')).toBe(`mine:1: it stays as ${app}`);
@@ -110,7 +110,7 @@ test('names come and go; an image goes with its last one', { timeout: 60_000 }, 
   expect((await world.json<{ layers: { count: number } }>('image', 'df')).layers.count).toBe(0);
 });
 
-test('an image goes into a file and comes back as what it was; a root file system becomes one', { timeout: 60_000 }, async () => {
+test('an image goes into a file and comes back as what it was; a root file system becomes one', { timeout: 120_000 }, async () => {
   const pulled = await world.ok('image', 'pull', app);
   await world.ok('image', 'export', '-o', join(world.dir, 'app.tar'), app);
   const piped = await world.run(['image', 'export', app]);
