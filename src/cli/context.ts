@@ -30,24 +30,26 @@ export async function change<N extends UnaryVerb>(context: Context, verb: N, inp
   const connection = new AbortController();
   let opId: string | null = null;
   let limit: NodeJS.Timeout | undefined;
+  // What nobody has taken yet, the client itself gives up. What somebody has, goes on until it is cancelled by its id, which
+  // may still be on its way: a connection that is cut before would leave a thing behind that nobody knows of.
+  const cancel = (): void => {
+    // Too late is no error: the call itself says how it ended.
+    if (opId !== null) client.call('operation.cancel', { opId }, { signal: connection.signal }).catch(() => {});
+  };
   const onInterrupt = (): void => {
-    if (opId === null) {
-      connection.abort(interrupts.signal.reason);
-      return;
-    }
     limit = setTimeout(() => connection.abort(interrupts.signal.reason), CANCEL_MS);
     progress.show({ step: 'cancelling' });
-    // Too late is no error: the call itself says how it ended.
-    client.call('operation.cancel', { opId }, { signal: connection.signal }).catch(() => {});
+    cancel();
   };
   interrupts.signal.addEventListener('abort', onInterrupt, { once: true });
   if (interrupts.signal.aborted) onInterrupt();
   try {
     return await client.call(verb, input, {
       signal: connection.signal,
+      unsentSignal: interrupts.signal,
       onOpId: (id) => {
         opId = id;
-        if (interrupts.signal.aborted && limit === undefined) onInterrupt();
+        if (interrupts.signal.aborted) cancel();
       },
       onProgress: (step: Progress) => progress.show(step),
     });

@@ -38,6 +38,12 @@ export type CallOptions = {
   readonly onOpId?: (opId: string) => void;
 };
 
+type UnaryOptions = CallOptions & {
+  readonly onProgress?: (progress: Progress) => void;
+  /** Ends it only while no daemon has taken it; from then on the operation's id is what it is cancelled by. */
+  readonly unsentSignal?: AbortSignal | undefined;
+};
+
 export type ClientOptions = {
   readonly address: Address;
   /** The API key, or how to get it: asked for before each try, so that a daemon's first start can mint it. */
@@ -80,11 +86,7 @@ export class ApiClient implements Disposable {
   }
 
   /** A unary verb. With `onProgress` the server tells how far it is. */
-  async call<N extends UnaryVerb>(
-    verb: N,
-    input: Input<N>,
-    options: CallOptions & { readonly onProgress?: (progress: Progress) => void } = {},
-  ): Promise<Output<N>> {
+  async call<N extends UnaryVerb>(verb: N, input: Input<N>, options: UnaryOptions = {}): Promise<Output<N>> {
     const { onProgress } = options;
     const route: Route = routes[verb];
     const key = route.reads || NEVER_REPEATED.has(verb) ? undefined : (options.idempotencyKey ?? uniqueId());
@@ -185,7 +187,7 @@ export class ApiClient implements Disposable {
 
   async #retrying<T>(
     verb: VerbName,
-    options: CallOptions,
+    options: UnaryOptions,
     key: string | undefined,
     attemptOnce: (headers: Record<string, string>) => Promise<T>,
   ): Promise<T> {
@@ -199,7 +201,7 @@ export class ApiClient implements Disposable {
         const safe = route.idempotent || key !== undefined || (error instanceof ConnectionError && !error.sent);
         if (!safe) throw error;
         since ??= performance.now();
-        await this.beforeRetry(error, attempt, since, options.signal);
+        await this.beforeRetry(error, attempt, since, options.unsentSignal ?? options.signal);
       }
     }
   }
@@ -208,7 +210,7 @@ export class ApiClient implements Disposable {
     verb: VerbName,
     input: object,
     headers: Record<string, string>,
-    options: CallOptions,
+    options: UnaryOptions,
     content?: Uint8Array | AsyncIterable<Uint8Array>,
     how: 'send' | 'lend' = 'send',
   ): Promise<IncomingMessage> {
@@ -219,6 +221,7 @@ export class ApiClient implements Disposable {
       body: content ?? body,
       headers: { ...headers, ...(how === 'lend' ? LENT_BODY : bodyHeaders(content ?? body)) },
       signal: options.signal,
+      unsentSignal: options.unsentSignal,
       lend: how === 'lend',
     });
     const opId = opIdOf(response);

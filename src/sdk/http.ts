@@ -20,6 +20,8 @@ export type Exchange = {
   /** The body may go into the file itself, if the daemon lends it. */
   readonly lend?: boolean;
   readonly signal?: AbortSignal | undefined;
+  /** Ends it only while there is no connection. */
+  readonly unsentSignal?: AbortSignal | undefined;
 };
 
 class UnixAgent extends Agent {
@@ -47,8 +49,8 @@ export class HttpClient implements Disposable {
 
   /** @throws ConnectionError when the daemon cannot be reached or is lost, HutchError as it says, `cancelled`. */
   async send(exchange: Exchange): Promise<IncomingMessage> {
-    const { method, path, headers, body = null, signal } = exchange;
-    if (signal?.aborted) throw cancelled(signal);
+    const { method, path, headers, body = null, signal, unsentSignal } = exchange;
+    for (const asked of [signal, unsentSignal]) if (asked?.aborted) throw cancelled(asked);
     const { address } = this;
     const options: RequestOptions = {
       method,
@@ -64,8 +66,16 @@ export class HttpClient implements Disposable {
     const { promise, resolve, reject } = Promise.withResolvers<IncomingMessage>();
     // The agent is for clear text; a TLS connection uses Node's own.
     const request = start(address.type === 'tcp' && address.tls ? { ...options, agent: undefined } : options);
+    if (unsentSignal !== undefined) {
+      const giveUp = (): void => {
+        if (request.socket?.connecting !== false) request.destroy(cancelled(unsentSignal));
+      };
+      unsentSignal.addEventListener('abort', giveUp, { once: true });
+      request.on('close', () => unsentSignal.removeEventListener('abort', giveUp));
+    }
     request.on('response', resolve);
-    request.on('error', (cause: NodeJS.ErrnoException) => {
+    request.on('error', (cause: NodeJS.ErrnoException | HutchError) => {
+      if (cause instanceof HutchError) return reject(cause);
       if (signal?.aborted) return reject(cancelled(signal));
       reject(unreachable(address, cause));
     });

@@ -5,6 +5,7 @@ import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { eventually } from '../support/eventually.ts';
 import { outcomeOf, World } from './world.ts';
@@ -195,6 +196,29 @@ test('Ctrl-C ends a run, and with --rm nothing is left', async () => {
   expect(code).toBe(130);
   expect(stderr).toBe('');
   expect((await world.run(['inspect', 'cut'])).code).toBe(3);
+});
+
+test('Ctrl-C while a run is on its way to the daemon leaves no sandbox', async () => {
+  const pid = await world.daemonPid();
+  const waiting = async () => (await readFile('/proc/net/unix', 'utf8')).split('\n').filter((line) => line.includes(world.home)).length;
+  process.kill(pid, 'SIGSTOP');
+  try {
+    const before = await waiting();
+    const child = world.spawn(['run', '--rm', '--no-net', '--name', 'early', '--', 'sleep', '600']);
+    const done = outcomeOf(child);
+    await eventually('its request to wait for the daemon', async () => (await waiting()) > before);
+    await sleep(300); // nothing tells when the request has followed its connection; without it this would prove less, not fail
+    child.kill('SIGINT');
+    process.kill(pid, 'SIGCONT');
+    expect((await done).code).toBe(130);
+  } finally {
+    process.kill(pid, 'SIGCONT');
+  }
+  // Nor does it come afterwards.
+  for (let looks = 0; looks < 4; looks += 1) {
+    expect((await world.run(['inspect', 'early'])).code).toBe(3);
+    await sleep(200);
+  }
 });
 
 test('Ctrl-C ends a run without --rm and says what is left', async () => {
