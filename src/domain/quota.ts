@@ -54,6 +54,11 @@ export function effective(own: Bounds, tier: Bounds | null): ProjectQuota['bound
   };
 }
 
+/** A size that nobody asked for is no larger than its project's bound, if one of that size can be at all. */
+export function withinBound(sizeMiB: number, bound: number | null, leastMiB: number): number {
+  return bound === null || bound < leastMiB ? sizeMiB : Math.min(sizeMiB, bound);
+}
+
 /** The first bound that would be passed; null: there is room. What is not wanted more of may be past its bound already. */
 export function passed(bounds: ProjectQuota['bounds'], use: Use, wanted: Partial<Use>): QuotaName | null {
   const isPassed = (name: QuotaName): boolean => {

@@ -8,6 +8,7 @@ import { MainLog } from './main-log.ts';
 import type { Operations } from './operations.ts';
 import type { Presenter } from './present.ts';
 import type { Publisher } from './publisher.ts';
+import type { QuotaBounds } from './quotas.ts';
 import type { Runs } from './runs.ts';
 import type { Sandboxes } from './sandboxes.ts';
 import type { StartGate } from './start-gate.ts';
@@ -29,6 +30,7 @@ export type Core = {
   readonly templates: Templates;
   readonly startGate: StartGate;
   readonly warm: WarmSandboxes;
+  readonly quotaBounds: QuotaBounds;
   /** Whose files are being read, or removed. */
   readonly snapshotFiles: Held<SnapshotId>;
 };

@@ -2,6 +2,7 @@ import { HutchError } from '../domain/errors.ts';
 import { isName, newId, type SandboxId } from '../domain/ids.ts';
 import { ownCommandOf } from '../domain/image.ts';
 import type { PublishedPort } from '../domain/published-port.ts';
+import { withinBound } from '../domain/quota.ts';
 import { newSandbox, type Sandbox, type SandboxSpec, type Shape } from '../domain/sandbox.ts';
 import type { Operation } from '../host/operation.ts';
 import type { BringUp } from './bring-up.ts';
@@ -23,6 +24,7 @@ import { creation, rollBack, started } from './put-on-record.ts';
 import { keepSecrets } from './secrets.ts';
 import type { Supervisor } from './supervisor.ts';
 import { requireUndo } from './undo.ts';
+import { DISK_MIB_MIN, MEMORY_MIB_MIN } from './verbs/fields.ts';
 import type { Parsed } from './verbs.ts';
 import { withVolumes } from './volumes.ts';
 import type { Kind } from './warm-member.ts';
@@ -39,10 +41,11 @@ export function createVerb(core: Core, supervisor: Supervisor, usable: Usable): 
     const { op } = call;
     const { settings, host } = deps;
     const backend = await templates.backend(op, input.backend ?? (await backendOfKernel(input)));
+    const bounds = await core.quotaBounds.of(call.caller.projectId);
     const shape = {
-      cpus: input.cpus ?? settings.cpus,
-      memoryMiB: input.memoryMiB ?? settings.memoryMiB,
-      diskMiB: input.diskMiB ?? settings.diskMiB,
+      cpus: input.cpus ?? withinBound(settings.cpus, bounds.cpus, 1),
+      memoryMiB: input.memoryMiB ?? withinBound(settings.memoryMiB, bounds.memoryMiB, MEMORY_MIB_MIN),
+      diskMiB: input.diskMiB ?? withinBound(settings.diskMiB, bounds.diskMiB, DISK_MIB_MIN),
       ...(input.pids === undefined ? {} : { pids: input.pids }),
     };
     checkLimits(call, settings.limits, shape);

@@ -1,9 +1,33 @@
 // Quotas as an operator sees and sets them. They are enforced where sandboxes and images are recorded, in the store.
-import { type Bounds, QUOTA_NAMES } from '../domain/quota.ts';
+import type { ProjectId } from '../domain/ids.ts';
+import { type Bounds, type ProjectQuota, QUOTA_NAMES } from '../domain/quota.ts';
 import { requireReference } from '../domain/reference.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
+import type { Deps } from './deps.ts';
 import type { Handlers } from './handlers.ts';
+
+/** What holds for a project, as every creation asks: kept until somebody changes a quota or a tier, which only this daemon does. */
+export class QuotaBounds {
+  readonly #store: Deps['store'];
+  #known = new Map<ProjectId, Promise<ProjectQuota['bounds']>>();
+
+  constructor(store: Deps['store']) {
+    this.#store = store;
+  }
+
+  async of(projectId: ProjectId): Promise<ProjectQuota['bounds']> {
+    const known = this.#known;
+    const bounds = known.get(projectId) ?? this.#store.query('quotaBounds', { projectId });
+    known.set(projectId, bounds);
+    bounds.catch(() => known.delete(projectId));
+    return await bounds;
+  }
+
+  forget(): void {
+    this.#known = new Map();
+  }
+}
 
 type QuotaVerbs = Extract<keyof Handlers, `quota.${string}`>;
 
@@ -41,6 +65,7 @@ export function quotaVerbs(core: Core): Pick<Handlers, QuotaVerbs> {
       call.target(before.projectId);
       const own = merged(before.own, bounds);
       await call.commit([{ change: 'setQuota', projectId: before.projectId, tier: tier === undefined ? before.tier : tier, own }]);
+      core.quotaBounds.forget();
       return shown(await find(before.projectId));
     },
     'quota.tiers': async () => ({ tiers: (await store.query('tiers', {})).map(({ name, bounds }) => ({ name, bounds: { ...bounds } })) }),
@@ -49,6 +74,7 @@ export function quotaVerbs(core: Core): Pick<Handlers, QuotaVerbs> {
       const before = (await store.query('tiers', {})).find(({ name }) => name === tier);
       const now = merged(before?.bounds ?? {}, bounds);
       await call.commit([{ change: 'setTier', name: tier, bounds: now }]);
+      core.quotaBounds.forget();
       return { name: tier, bounds: { ...now } };
     },
     'quota.removeTier': async (call, { tier }) => {

@@ -29,7 +29,7 @@ import { Operations } from './operations.ts';
 import { Presenter } from './present.ts';
 import { newPreviews } from './previews.ts';
 import { Publisher } from './publisher.ts';
-import { quotaVerbs } from './quotas.ts';
+import { QuotaBounds, quotaVerbs } from './quotas.ts';
 import { reachVerbs } from './reach-verbs.ts';
 import { reconcile } from './reconcile.ts';
 import { recordVerbs } from './records.ts';
@@ -97,6 +97,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     templates: newTemplates(deps),
     startGate,
     warm: new WarmSandboxes({ deps, operations, runs, startGate, snapshotFiles }),
+    quotaBounds: new QuotaBounds(deps.store),
     snapshotFiles,
   };
   const supervisor = new Supervisor(core);

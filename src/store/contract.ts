@@ -353,6 +353,8 @@ export type QueryMap = {
   /** Of every project, what it may have and what it uses. */
   /** `atMs`: now, of which the last 24 hours count. */
   quotas: { args: { readonly atMs: number }; result: readonly ProjectQuota[] };
+  /** What holds for one project. */
+  quotaBounds: { args: { readonly projectId: ProjectId }; result: ProjectQuota['bounds'] };
   tiers: { args: Record<never, never>; result: readonly Tier[] };
 
   setting: { args: { readonly key: string }; result: unknown };

@@ -35,7 +35,7 @@ import {
   updateOperation,
 } from './operations.ts';
 import { listPorts, releasePorts, reservePorts } from './ports.ts';
-import { beginBuild, endAllBuilds, endBuild, isImageOf, listQuotas, listTiers, removeTier, setQuota, setTier } from './quotas.ts';
+import { beginBuild, boundsOf, endAllBuilds, endBuild, isImageOf, listQuotas, listTiers, removeTier, setQuota, setTier } from './quotas.ts';
 import { finishRequest, openRequests, releaseRequest } from './requests.ts';
 import {
   applyChange,
@@ -149,6 +149,7 @@ export const QUERIES: { readonly [K in QueryName]: (db: Db, args: QueryMap[K]['a
   volumes: listVolumes,
   volumeUsers,
   quotas: listQuotas,
+  quotaBounds: boundsOf,
   tiers: listTiers,
   setting: (db, { key }) => readSetting(db, key),
   heartbeat: readHeartbeat,

@@ -74,6 +74,13 @@ export function listQuotas(db: Db, { atMs }: { readonly atMs: number }): readonl
   return db.all(`${PROJECTS} ORDER BY p.created_at_ms, p.id`).map((row) => quotaOf(db, row, atMs));
 }
 
+export function boundsOf(db: Db, { projectId }: { readonly projectId: ProjectId }): ProjectQuota['bounds'] {
+  const row = db.get(`${PROJECTS} WHERE p.id = ?`, projectId);
+  if (row === undefined) return effective({}, null);
+  const { own, tier_bounds } = projectRow.parse(row);
+  return effective(parsed(own) ?? {}, parsed(tier_bounds));
+}
+
 function quotaOf(db: Db, row: Row, atMs: number): ProjectQuota {
   const { id, name, tier, own, tier_bounds } = projectRow.parse(row);
   const ownBounds = parsed(own) ?? {};

@@ -91,6 +91,22 @@ test('a daemon that is killed leaves no room taken by what it was making', { tim
   expect((await many(11 - there)).filter((outcome) => outcome === 'ok')).toHaveLength(10 - there);
 });
 
+test('a size that nobody asked for fits into the project’s quota', async () => {
+  await daemon.call('quota.set', { project: 'default', tier: 'FREE' });
+  expect(await outcomeOf(daemon.call('sandbox.create', { start: false, diskMiB: 2_048 }))).toMatch(
+    /the quota diskMiB of project default \(tier FREE\) is 1024 MiB: 0 are in use, and 2048 more are wanted/,
+  );
+  expect(await daemon.call('sandbox.create', { start: false })).toMatchObject({ shape: { cpus: 1, memoryMiB: 512, diskMiB: 1_024 } });
+  await daemon.deleteAll();
+  // As soon as the operator gives more, it is as usual.
+  await daemon.call('quota.setTier', { tier: 'FREE', bounds: { memoryMiB: 256 } });
+  expect(await daemon.call('sandbox.create', { start: false })).toMatchObject({ shape: { memoryMiB: 256, diskMiB: 1_024 } });
+  await daemon.deleteAll();
+  await daemon.call('quota.setTier', { tier: 'FREE', bounds: { memoryMiB: 512 } });
+  await daemon.call('quota.set', { project: 'default', bounds: { diskMiB: null } });
+  expect(await daemon.call('sandbox.create', { start: false })).toMatchObject({ shape: { memoryMiB: 512, diskMiB: 8_192 } });
+});
+
 test('tiers are a table: those that are shipped, changed, made and removed', async () => {
   const shipped = (await daemon.call('quota.tiers', {})).tiers;
   expect(shipped.map(({ name, bounds }) => [name, bounds['sandboxes'], bounds['memoryMiB']])).toEqual([
