@@ -31,6 +31,8 @@ export type Capabilities = {
   readonly hostDirectories: boolean;
   /** Named disks can be mounted: `SandboxPlan.volumes`. */
   readonly volumes: boolean;
+  /** Devices of this machine can be used: `SandboxPlan.devices`. */
+  readonly devices: boolean;
   readonly limits: { readonly cpu: Enforcement; readonly memory: Enforcement; readonly disk: Enforcement; readonly processes: Enforcement };
   readonly changes: { readonly [K in 'cpus' | 'memory' | 'disk' | 'processes' | 'network']: ChangeWhen };
   /** Modes that work here; the reason for each that does not is in `notes`. */
@@ -89,6 +91,8 @@ export type SandboxPlan = {
   readonly mounts?: readonly Omit<Mount, 'volumeId'>[];
   /** With the claim `volumes`; absent: none. */
   readonly volumes?: readonly VolumePlan[];
+  /** With the claim `devices`; absent: none. */
+  readonly devices?: readonly string[];
   readonly boot: BootFiles;
   /** Durable, private to this sandbox: its disk. Made and removed by the backend. */
   readonly dataDir: string;

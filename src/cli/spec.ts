@@ -39,6 +39,7 @@ export async function createSpec(context: Context, args: Args): Promise<CreateIn
   checkFits([], { ...env, ...secrets });
   const labels = labelsOf(args.values('label'));
   const mounts = args.values('volume').map(mountOf);
+  const devices = [...args.values('device')];
   const fileSync = args.values('sync').map(fileSyncOf);
   const publish = args.values('publish').flatMap((text) => parsed(parsePublish(text)));
   return {
@@ -58,6 +59,7 @@ export async function createSpec(context: Context, args: Args): Promise<CreateIn
     ...(publish.length === 0 ? {} : { publish }),
     ...(fileSync.length === 0 ? {} : { fileSync }),
     ...(mounts.length === 0 ? {} : { mounts }),
+    ...(devices.length === 0 ? {} : { devices }),
     ...(network === undefined ? {} : { network: oneOf(network, NETWORK_MODES) }),
     ...(args.has('no-net') ? { network: 'none' as const } : args.has('allow-lan') ? { network: 'allow-lan' as const } : {}),
     ...(args.has('rm') ? { autoRemove: true } : {}),

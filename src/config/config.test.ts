@@ -55,6 +55,7 @@ test('without a file, variables or flags there are the defaults', async () => {
     },
     images: { insecure_registries: [], ca: null, registry_ca: [], mirrors: [], allow: [], require_digest: [], signed: [] },
     volumes: { allow: null },
+    devices: { allow: [] },
     builds: { package_settings: true },
     network: { allow_qemu_user_network: false },
     roles: { vm: null, vm_key: null },

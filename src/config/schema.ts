@@ -166,6 +166,14 @@ export const KEYS = {
       fallback: 'own',
     }),
   },
+  devices: {
+    allow: listLeaf({
+      about: 'Devices of this machine that containers may have where one is asked for by its name. Who has a disk has the machine',
+      pattern: /^\/dev\/[\w./-]{1,250}$/,
+      must: 'a path below /dev, like /dev/fuse',
+      max: RULES_MAX,
+    }),
+  },
   builds: {
     package_settings: flagLeaf({
       fallback: true,

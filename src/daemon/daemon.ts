@@ -270,6 +270,7 @@ function settingsOf(config: Config, values: Settings['values'], uids: UidRange |
     freeMiBMin: limits.free,
     fileSync: sandbox.file_sync,
     previewDomain: config.daemon.preview_domain,
+    devices: config.devices.allow,
     volumes: { allow: config.volumes.allow, home: env['HOME']?.startsWith('/') === true ? env['HOME'] : null },
     retention: {
       eventsMs: retention.events,

@@ -85,6 +85,8 @@ export type SandboxSpec = {
   readonly timeoutMs: number | null;
   /** Absent: none. */
   readonly mounts?: readonly Mount[];
+  /** Paths of devices of this machine; absent: none. */
+  readonly devices?: readonly string[];
   /** Files of its owner's that it got, or gets with its first start; absent: none. */
   readonly fileSync?: readonly FileSync[];
   readonly workspace?: Workspace;

@@ -2,7 +2,7 @@
 import type { Backend, Capabilities } from '../backends/backend.ts';
 import type { Operation } from '../host/operation.ts';
 
-type Claim = 'pause' | 'suspend' | 'fork' | 'snapshot' | 'diskSnapshot' | 'hostDirectories' | 'volumes';
+type Claim = 'pause' | 'suspend' | 'fork' | 'snapshot' | 'diskSnapshot' | 'hostDirectories' | 'volumes' | 'devices';
 
 /** Each backend is asked once; one that does not work says so itself when it is used. */
 export class Claims {
@@ -32,6 +32,7 @@ function instead(claim: Claim, can: Capabilities): string | null {
     return 'keep its disk as an image: hutch image commit SANDBOX NAME, then: hutch run --image NAME';
   if (claim === 'hostDirectories')
     return 'copy it in: hutch cp, or hutch run DIR; or keep it on a volume: -v NAME:PATH; or take a backend that mounts: hutch backends';
+  if (claim === 'devices') return 'containers of a Docker Engine on this machine can have one: --backend docker';
   if (claim === 'volumes') return 'take a backend that mounts volumes: hutch backends';
   return null;
 }

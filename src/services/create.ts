@@ -12,6 +12,7 @@ import { Claims } from './claims.ts';
 import type { Core } from './core.ts';
 import { creating } from './creating.ts';
 import { type Boot, backendOf, placesOf } from './deps.ts';
+import { resolveDevices } from './devices.ts';
 import { filesFor } from './file-sync.ts';
 import { requireFreeSpace } from './free-space.ts';
 import { createFrom, type Usable } from './from-snapshot.ts';
@@ -53,6 +54,7 @@ export function createVerb(core: Core, supervisor: Supervisor, usable: Usable): 
     await templates.tellUnlimited(op, backend);
     const { mounts: wanted = [] } = input;
     const mounts = wanted.length === 0 ? [] : await resolveMounts(deps, call, backend, wanted);
+    const devices = await resolveDevices(deps, call, backend, input.devices ?? []);
     // What is built is for others too: none of the owner's files may be in it.
     const fileSync = input.labels?.[BUILD_LABEL] === undefined ? await filesFor(deps, call, input.fileSync ?? []) : [];
     if (input.idleAction === 'suspend') await claims.need(op, backend, 'suspend');
@@ -78,6 +80,7 @@ export function createVerb(core: Core, supervisor: Supervisor, usable: Usable): 
         shape,
         network: await templates.network(op, backend, input.network),
         ...(mounts.length === 0 ? {} : { mounts }),
+        ...(devices.length === 0 ? {} : { devices }),
         ...(fileSync.length === 0 ? {} : { fileSync }),
         env: input.env ?? {},
         secretNames: Object.keys(secrets).sort(),

@@ -58,6 +58,8 @@ export type Settings = {
   readonly freeMiBMin: number | null;
   /** Which directories of this machine may be mounted; `allow` null: `home`, and where a client stands that is this daemon's user. */
   readonly volumes: { readonly allow: readonly string[] | null; readonly home: string | null };
+  /** Paths of devices that may be asked for. */
+  readonly devices: readonly string[];
   /** What every sandbox of the owner's project gets of the home. */
   readonly fileSync: readonly FileSync[];
   /** Below it each shared port has an address. */

@@ -154,7 +154,7 @@ export async function beginningOf(core: Core, op: Operation, snapshot: Snapshot,
   return { spec, boot, dir, hasMemory: snapshot.contents !== 'disk', source, forced };
 }
 
-const FIXED = ['image', 'kernel', 'cpus', 'memoryMiB', 'diskMiB', 'pids', 'backend'] as const;
+const FIXED = ['image', 'kernel', 'cpus', 'memoryMiB', 'diskMiB', 'pids', 'backend', 'devices'] as const;
 
 function specFrom(core: Core, { op }: Call, origin: Origin, input: Input): SandboxSpec {
   const { snapshot, what } = origin;

@@ -68,6 +68,7 @@ function sandboxView(sandbox: Sandbox, image: Image | null, busyOpId: string | n
     shape: { ...spec.shape },
     network: spec.network,
     mounts: (spec.mounts ?? []).map((mount) => ({ ...mount, volumeId: mount.volumeId ?? null })),
+    devices: [...(spec.devices ?? [])],
     fileSync: (spec.fileSync ?? []).map((file) => ({ ...file })),
     env: { ...spec.env },
     secretNames: [...spec.secretNames],

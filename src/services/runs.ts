@@ -14,7 +14,7 @@ const REACH_MS = 15_000;
 
 type Owner = Pick<Sandbox, 'id'> & {
   readonly projectId: SandboxPlan['projectId'];
-  readonly spec: Pick<SandboxSpec, 'name' | 'backend' | 'shape' | 'network' | 'mounts'>;
+  readonly spec: Pick<SandboxSpec, 'name' | 'backend' | 'shape' | 'network' | 'mounts' | 'devices'>;
 };
 
 export class Runs {
@@ -64,6 +64,7 @@ export class Runs {
       shape: spec.shape,
       network: spec.network,
       ...mountsOf(places, spec.mounts ?? []),
+      ...(spec.devices === undefined ? {} : { devices: spec.devices }),
       boot,
       dataDir: vmDir,
       runDir,

@@ -215,6 +215,7 @@ export const sandbox = z
       )
       .describe('files of the home of the daemon’s user that it was given when it started first'),
     mounts: z.array(mount).describe('directories of this machine and volumes that are seen inside'),
+    devices: z.array(z.string()).describe('devices of this machine that are there inside'),
     env: z.record(z.string(), z.string()),
     secretNames: z.array(z.string()),
     labels: z.record(z.string(), z.string()),
@@ -450,6 +451,7 @@ export const backend = z
         diskSnapshot: z.boolean().describe('its disk can be kept as an image'),
         hostDirectories: z.boolean().describe('directories of this machine can be mounted'),
         volumes: z.boolean().describe('named disks can be mounted'),
+        devices: z.boolean().describe('devices of this machine can be used inside'),
         limits: z.object({ cpu: enforcement, memory: enforcement, disk: enforcement, processes: enforcement }),
         changes: z
           .object({ cpus: changeWhen, memory: changeWhen, disk: changeWhen, processes: changeWhen, network: changeWhen })

@@ -70,6 +70,7 @@ export const specSchema = z.object({
   mounts: z
     .array(z.object({ source: z.string(), volumeId: idColumn('vol').exactOptional(), target: z.string(), readOnly: z.boolean() }))
     .exactOptional(),
+  devices: z.array(z.string()).exactOptional(),
   fileSync: z.array(z.object({ host: z.string(), guest: z.string(), mode: z.number().nullable() })).exactOptional(),
   workspace: workspace.exactOptional(),
   restart: z.enum(RESTART_POLICIES).exactOptional(),

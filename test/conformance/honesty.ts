@@ -140,6 +140,14 @@ export function honesty(subject: Subject): void {
     await subject.remove(id);
   });
 
+  test(`honesty: devices of the host are ${can.devices ? 'claimed, and still only for whom the configuration allows' : 'not claimed: they are refused by name'}`, async () => {
+    expect(await refusal(subject.make({ devices: ['/dev/net/tun'] }))).toMatchObject(
+      can.devices
+        ? { code: 'permission_denied', message: expect.stringContaining('devices.allow') }
+        : { code: 'failed_precondition', message: expect.stringContaining('devices') },
+    );
+  });
+
   test(`honesty: directories of the host are ${can.hostDirectories ? 'claimed: they are seen inside, and in nothing that is kept of the sandbox' : 'not claimed: they are refused by name'}`, async () => {
     const [open, closed] = ['open', 'closed'].map((name) => join(subject.home, name)) as [string, string];
     for (const dir of [open, closed]) await mkdir(dir, { recursive: true });

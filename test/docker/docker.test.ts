@@ -13,7 +13,7 @@ import { DockerWorld } from './world.ts';
 
 let world: DockerWorld;
 beforeAll(async () => {
-  world = await DockerWorld.start();
+  world = await DockerWorld.start({ env: { HUTCH_DEVICES_ALLOW: '/dev/fuse' } });
 }, 300_000);
 afterAll(async () => {
   await world[Symbol.asyncDispose]();
@@ -85,6 +85,28 @@ test('a container has a minimal set of capabilities, no new privileges, no names
   const raised = await daemon.run(id, ['sudo', '-n', 'id', '-u'], { user: 'user' });
   expect(raised).toMatchObject({ exitCode: 1, stdout: '', stderr: expect.stringMatching(/no new privileges/) });
   await gone(id);
+});
+
+test('a device is there when it is asked for and allowed, and no other', async () => {
+  const { daemon } = world;
+  const { id, devices } = await daemon.call('sandbox.create', { devices: ['/dev/fuse'] });
+  expect(devices).toEqual(['/dev/fuse']);
+  const { stdout } = await daemon.run(id, [
+    'sh',
+    '-c',
+    'test -c /dev/fuse && exec 3<>/dev/fuse && echo open; find /dev -type b -o -type c | wc -l',
+  ]);
+  expect(stdout).toBe('open\n8\n');
+  await gone(id);
+  for (const [device, code, message] of [
+    ['/dev/kmsg', 'permission_denied', 'devices.allow'],
+    ['/dev/../etc/passwd', 'invalid_argument', 'devices'],
+    ['/dev', 'invalid_argument', 'devices'],
+    ['relative', 'invalid_argument', 'devices'],
+  ] as const) {
+    const { body } = await refused(daemon.call('sandbox.create', { devices: [device] }));
+    expect(body, device).toMatchObject({ code, message: expect.stringContaining(message) });
+  }
 });
 
 test('what is used is counted by the container’s cgroup, and the counters never go backwards', async () => {

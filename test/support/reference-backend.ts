@@ -98,6 +98,7 @@ export function newReferenceBackend({ host, before = () => {} }: ReferenceOption
           diskSnapshot: false,
           hostDirectories: true,
           volumes: true,
+          devices: false,
           limits: { cpu: 'host-process', memory: 'host-process', disk: 'host-process', processes: 'no' },
           changes: { cpus: 'live', memory: 'live', disk: 'next-start', processes: 'live', network: 'no' },
           networks: ['none'],

@@ -84,6 +84,8 @@ export function containerBody(plan: SandboxPlan, { image, instance, reach, netwo
           }
         : {}),
       ...limitsOf(plan.shape),
+      // To be read and written; a node of its own for another device cannot be made.
+      Devices: (plan.devices ?? []).map((path) => ({ PathOnHost: path, PathInContainer: path, CgroupPermissions: 'rw' })),
       CapDrop: ['ALL'],
       CapAdd: [...CAPABILITIES],
       SecurityOpt: ['no-new-privileges:true'],

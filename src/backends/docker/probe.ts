@@ -44,6 +44,7 @@ export async function probeEngine(op: Operation, { config, engine, sight, whyNoV
       can: {
         ...capabilities(answer, endpoint, modes, [...notes, ...(noVolumes === null ? [] : [noVolumes])]),
         hostDirectories: isHere,
+        devices: isHere,
         volumes: noVolumes === null,
       },
     };
@@ -70,6 +71,7 @@ function capabilities(
     diskSnapshot: true,
     hostDirectories: false,
     volumes: false,
+    devices: false,
     limits: { cpu: held(answer.CpuCfsQuota), memory: held(answer.MemoryLimit), disk: 'no', processes: held(answer.PidsLimit) },
     // A container's network is chosen when it is made, and its disk has no size.
     changes: { cpus: 'live', memory: 'live', disk: 'no', processes: 'live', network: 'no' },

@@ -67,6 +67,7 @@ function capabilities(
     snapshot: isRoot && whyUnbounded === null,
     diskSnapshot: false,
     hostDirectories: true,
+    devices: false,
     // Mounted as a layer is.
     volumes: whyUnbounded === null,
     limits: {

@@ -57,6 +57,7 @@ function capabilities(
     snapshot: true,
     diskSnapshot: false,
     hostDirectories: filesPath !== undefined,
+    devices: false,
     volumes: true,
     // By the machine itself: a guest has these processors, this memory and this disk, and its processes are its own.
     limits: { cpu: 'enforced', memory: 'enforced', disk: 'enforced', processes: 'enforced' },

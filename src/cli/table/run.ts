@@ -85,6 +85,12 @@ const CREATE: readonly Flag[] = [
       'Show a directory of this machine (./DIR) or a volume (NAME) inside; with :ro nothing there can be written. Which directories may be: volumes.allow',
   },
   {
+    name: 'device',
+    value: 'PATH',
+    repeats: true,
+    about: 'Let a container use a device of this machine, like /dev/fuse. Which may be: devices.allow',
+  },
+  {
     name: 'sync',
     value: 'HOST:GUEST[:MODE]',
     repeats: true,

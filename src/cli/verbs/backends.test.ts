@@ -13,6 +13,7 @@ test('backends says for each what it can do, marks the default, and says NO wher
     diskSnapshot: false,
     hostDirectories: true,
     volumes: true,
+    devices: false,
     limits: { cpu: 'enforced', memory: 'host-process', disk: 'no', processes: 'enforced' },
     changes: { cpus: 'live', memory: 'next-start', disk: 'no', processes: 'live', network: 'next-start' },
     networks: ['none', 'allow'],

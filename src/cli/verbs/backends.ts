@@ -26,6 +26,7 @@ const ROWS: readonly (readonly [string, (can: Can) => string])[] = [
   ['disk as an image', ({ diskSnapshot }) => YES_NO(diskSnapshot)],
   ['host directories', ({ hostDirectories }) => YES_NO(hostDirectories)],
   ['volumes', ({ volumes }) => YES_NO(volumes)],
+  ['devices', ({ devices }) => YES_NO(devices)],
   ['limit cpu', ({ limits }) => limits.cpu],
   ['limit memory', ({ limits }) => limits.memory],
   ['limit disk', ({ limits }) => limits.disk],

@@ -57,6 +57,7 @@ const workspaceBounds = {
   baseCommit: commit,
 };
 
+const DEVICES_MAX = 16;
 /** Children of one fork. */
 const FORKS_MAX = 64;
 
@@ -102,6 +103,17 @@ const createInput = z
       .max(MOUNTS_MAX)
       .optional()
       .describe('directories of this machine and volumes that are seen inside; which directories may be: volumes.allow'),
+    devices: z
+      .array(
+        z
+          .string()
+          .max(256)
+          .regex(/^\/dev\/[\w./-]+$/, 'must be a path below /dev, like /dev/fuse')
+          .refine((path) => !path.includes('..'), 'must have no ..'),
+      )
+      .max(DEVICES_MAX)
+      .optional()
+      .describe('devices of this machine that are there inside, under the same names; which may be: devices.allow'),
     fileSync: z
       .array(
         z
