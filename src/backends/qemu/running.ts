@@ -2,6 +2,7 @@
 // it was started as. The note lies in the run directory, so it is gone with the boot of the host, as the machine is.
 import { join } from 'node:path';
 import { z } from 'zod';
+import { HutchError } from '../../domain/errors.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { SandboxPlan } from '../backend.ts';
@@ -43,10 +44,13 @@ export async function makeMemoryDir(op: Operation, host: Host, { dataDir }: Sand
   return dir;
 }
 
-/** Of a process that is dead. */
+/** Of a process that is dead. What they lie in may be on its way out itself. */
 export async function removeMemoryDirs(op: Operation, host: Host, { dataDir }: SandboxPlan): Promise<void> {
-  if ((await host.stat(op, dataDir)) === null) return;
-  for (const name of await host.list(op, dataDir)) if (MEMORY.test(name)) await host.remove(op, join(dataDir, name));
+  const names = await host.list(op, dataDir).catch((cause: unknown) => {
+    if (cause instanceof HutchError && cause.code === 'not_found') return [];
+    throw cause;
+  });
+  for (const name of names) if (MEMORY.test(name)) await host.remove(op, join(dataDir, name));
 }
 
 export async function writeRunning(op: Operation, host: Host, { runDir }: SandboxPlan, note: Running): Promise<void> {
