@@ -137,8 +137,10 @@ const CASES: readonly Case[] = [
     act: (daemon) => daemon.call('port.publish', { ref: 'it', guestPort: PORT_INSIDE }),
     async check(daemon, done) {
       const { published } = await daemon.call('port.list', { ref: 'it' });
-      expect(published).toHaveLength(done ? 1 : published.length === 0 ? 0 : 1);
-      await daemon.call('port.unpublish', { ref: 'it', guestPort: PORT_INSIDE });
+      // Where nobody was told, it is there whole or not at all.
+      expect(published.length).toBeLessThanOrEqual(1);
+      if (done) expect(published).toHaveLength(1);
+      for (const { guestPort } of published) await daemon.call('port.unpublish', { ref: 'it', guestPort });
       const { hostPort } = await daemon.call('port.publish', { ref: 'it', guestPort: PORT_INSIDE });
       // Nobody listens inside: who answers here resets the connection.
       const visit = async (): Promise<string | undefined> =>
