@@ -51,7 +51,7 @@ const ROWS: Readonly<Record<string, readonly string[]>> = {
   ],
   workspace: [
     ...['workspace: prepare', 'workspace: prepare again', 'workspace: bring'],
-    ...['a mounted directory, docker', 'a mounted directory, gVisor'],
+    ...['a mounted directory, docker', 'a mounted directory, gVisor', 'a mounted directory, QEMU'],
     ...['docker', 'gvisor', 'qemu'].flatMap((name) => [
       `published port, ${name}, 16 connections: time`,
       `published port, ${name}, 16 connections: p99`,
