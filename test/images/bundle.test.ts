@@ -116,7 +116,7 @@ test('a kernel in an archive that is not what it says is refused, and leaves not
     [members.filter(({ content }) => !isKernel(content)), /is not in it/],
     [members.filter(({ content }) => content !== described), /is not in it/],
     [saying((text) => text.replace('virtio_blk.ko', '../../etc.ko')), /description of a kernel in it is damaged/],
-    [saying((text) => text.replace('"recipe": 2', '"recipe": 99')), /description of a kernel in it is damaged/],
+    [saying((text) => text.replace(/"recipe": \d+/, '"recipe": 99')), /description of a kernel in it is damaged/],
     [saying(() => 'no json'), /description of a kernel in it is damaged/],
     // A file of the archive that is no kernel.
     [

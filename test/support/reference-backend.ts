@@ -230,9 +230,32 @@ export function newReferenceBackend({ host, before = () => {} }: ReferenceOption
       const use = found.alive ? await host.processUse(op, found) : null;
       return { pssBytes: use?.pssBytes ?? 0, cpuUs: use?.cpuUs ?? 0, diskAllocatedBytes: 0 };
     },
+    // The agent would tell of the whole machine's processors.
+    async usage(op, plan) {
+      const found = await inspectShim(op, host, plan.runDir);
+      if (!found.alive) return null;
+      const pids = [found.pid, ...(await descendants(found.pid))];
+      const used = await Promise.all(pids.map(cpuUsOf));
+      return { cpuUs: used.reduce((sum, us) => sum + us, 0), memory: null, disk: await diskOfHost(), network: null, processes: null };
+    },
     leaks: async () => [],
   };
   return backend;
+}
+
+/** What every disk of this machine has moved: nobody counts for one sandbox. */
+async function diskOfHost(): Promise<{ readBytes: number; writtenBytes: number }> {
+  const disks = (await fs.readFile('/proc/diskstats', 'utf8')).split('\n').map((line) => line.trim().split(/ +/));
+  const bytes = (field: number): number => disks.reduce((sum, fields) => sum + Number(fields[field] ?? 0) * 512, 0);
+  return { readBytes: bytes(5), writtenBytes: bytes(9) };
+}
+
+/** With what its children had used when it saw their ends: so nothing is lost when one goes. */
+async function cpuUsOf(pid: number): Promise<number> {
+  const stat = await fs.readFile(`/proc/${pid}/stat`, 'utf8').catch(() => '');
+  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+  const ticks = fields.slice(11, 15).reduce((sum, field) => sum + Number(field), 0);
+  return Number.isFinite(ticks) ? ticks * 10_000 : 0;
 }
 
 /** Everything that runs below a process, but not itself. */
