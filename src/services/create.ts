@@ -54,7 +54,7 @@ export function createVerb(core: Core, supervisor: Supervisor, usable: Usable): 
     await templates.tellUnlimited(op, backend);
     const { mounts: wanted = [] } = input;
     const mounts = wanted.length === 0 ? [] : await resolveMounts(deps, call, backend, wanted);
-    const devices = await resolveDevices(deps, call, backend, input.devices ?? []);
+    const devices = await resolveDevices(deps, call, claims, backend, input.devices ?? []);
     // What is built is for others too: none of the owner's files may be in it.
     const fileSync = input.labels?.[BUILD_LABEL] === undefined ? await filesFor(deps, call, input.fileSync ?? []) : [];
     if (input.idleAction === 'suspend') await claims.need(op, backend, 'suspend');

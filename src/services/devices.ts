@@ -3,18 +3,19 @@
 
 import type { Backend } from '../backends/backend.ts';
 import type { Call } from './call.ts';
-import { Claims } from './claims.ts';
+import type { Claims } from './claims.ts';
 import type { Deps } from './deps.ts';
 
 /** As they are kept with the sandbox. @throws HutchError that names the one that cannot be had, and why. */
 export async function resolveDevices(
   deps: Pick<Deps, 'host' | 'settings' | 'store'>,
   { op, caller }: Call,
+  claims: Claims,
   backend: Backend,
   wanted: readonly string[],
 ): Promise<readonly string[]> {
   if (wanted.length === 0) return [];
-  await new Claims().need(op, backend, 'devices');
+  await claims.need(op, backend, 'devices');
   if (caller.projectId !== deps.store.defaultProjectId)
     throw op.error('permission_denied', 'devices of this machine are for its owner: the project default');
   for (const [at, device] of wanted.entries()) {
