@@ -23,7 +23,7 @@ const LONG = [
 
 /**
  * In which order the files are taken: by itself vitest begins with the largest, and a suite that is one import would come last
- * and hold up the end of the run alone, while the other worker has nothing left to do.
+ * and hold up the end of the run alone, while the other workers have nothing left to do.
  */
 class LongestFirst extends BaseSequencer {
   override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
@@ -43,7 +43,8 @@ export default defineConfig({
     testTimeout: 60_000,
     hookTimeout: 120_000,
     pool: 'forks',
-    maxWorkers: 2,
+    // One more than the processors that the run is sized for: tests wait for machines a fifth of their time.
+    maxWorkers: 3,
     sequence: { sequencer: LongestFirst },
     env: {
       HUTCH_TEST_SEED: String(seed),
