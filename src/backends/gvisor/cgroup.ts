@@ -1,14 +1,13 @@
 // The limits of one sandbox, and what it used: its cgroups, one in the unified hierarchy or one for each
 // controller. They are made before the runtime is started, which then joins them, tells the sandbox of
 // its memory and processors from them, and leaves what it did not make.
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { SandboxPlan } from '../backend.ts';
-import { allOf, pause } from '../wait.ts';
+import { CGROUP_ROOT, CONTROLLERS, limitCgroups, makeCgroup, removeCgroup } from '../cgroup.ts';
+import { allOf } from '../wait.ts';
 
-const CGROUP_ROOT = '/sys/fs/cgroup';
-const CONTROLLERS = ['memory', 'cpu', 'pids'] as const;
 const CPU_PERIOD_US = 100_000;
 /**
  * While the runtime starts, on several processors at once: within the usual period it would use up its time and stand
@@ -18,9 +17,7 @@ const CPU_START_PERIOD_US = 1_000_000;
 /** Threads and processes on the host: those of the runtime, and one or more for each of the sandbox's. */
 export const TASKS_MAX = 8_192;
 const REMOVE_MS = 10_000;
-const REMOVE_AGAIN_MS = 10;
 const FILE_BYTES_MAX = 64 * 1024;
-const text = new TextEncoder();
 
 type Id = Pick<SandboxPlan, 'id'>;
 
@@ -45,8 +42,9 @@ export class Cgroups {
 
   async make(op: Operation, plan: SandboxPlan): Promise<void> {
     const memoryBytes = plan.shape.memoryMiB * 1024 * 1024;
-    for (const dir of await this.#dirs(op, plan)) await this.#makeDelegated(op, dir);
-    await this.#set(op, plan, [
+    const dirs = await this.#dirs(op, plan);
+    for (const dir of dirs) await makeCgroup(op, this.#host, dir);
+    await limitCgroups(op, this.#host, dirs, [
       ['memory.limit_in_bytes', `${memoryBytes}`],
       ['memory.memsw.limit_in_bytes', `${memoryBytes}`],
       ['memory.max', `${memoryBytes}`],
@@ -61,23 +59,12 @@ export class Cgroups {
   /** Once it has started, and before anything of a user's runs in it. */
   async settle(op: Operation, plan: SandboxPlan): Promise<void> {
     const quotaUs = plan.shape.cpus * CPU_PERIOD_US;
-    await this.#set(op, plan, [
+    await limitCgroups(op, this.#host, await this.#dirs(op, plan), [
       // In this order it never has more than its share.
       ['cpu.cfs_quota_us', `${quotaUs}`],
       ['cpu.cfs_period_us', `${CPU_PERIOD_US}`],
       ['cpu.max', `${quotaUs} ${CPU_PERIOD_US}`],
     ]);
-  }
-
-  /** Of these files those that are there, in each directory in this order. */
-  async #set(op: Operation, plan: SandboxPlan, limits: readonly (readonly [file: string, value: string])[]): Promise<void> {
-    const host = this.#host;
-    await allOf(
-      (await this.#dirs(op, plan)).map(async (dir) => {
-        const there = new Set(await host.list(op, dir));
-        for (const [file, value] of limits) if (there.has(file)) await host.appendFile(op, join(dir, file), text.encode(value));
-      }),
-    );
   }
 
   /** Of every controller, as the runtime makes more of them than we do. The processes are dead, though the kernel may need a moment. */
@@ -89,14 +76,9 @@ export class Cgroups {
 
   /** What a crash left of them: the runtime would take one that it had only begun to set up as it is. Gives their parents. */
   async clear(op: Operation, { id }: Id): Promise<readonly string[]> {
-    const host = this.#host;
     using limited = op.within(REMOVE_MS, 'removing cgroups');
     const parents = await this.parents(limited);
-    await allOf(
-      parents.map(async (parent) => {
-        while (!(await host.removeEmptyDir(limited, join(parent, id)))) await pause(limited, REMOVE_AGAIN_MS);
-      }),
-    );
+    await allOf(parents.map((parent) => removeCgroup(limited, this.#host, join(parent, id))));
     return parents;
   }
 
@@ -185,19 +167,6 @@ export class Cgroups {
     const roots = [...CONTROLLERS, 'cpuacct'].map((controller) => join(CGROUP_ROOT, controller));
     for (const root of roots) if ((await host.stat(op, join(root, 'cgroup.procs'))) === null) return null;
     return roots;
-  }
-
-  /** In the unified hierarchy a parent must hand its controllers on, and its own parent to it. */
-  async #makeDelegated(op: Operation, dir: string): Promise<void> {
-    const host = this.#host;
-    const parent = dirname(dir);
-    await host.makeDir(op, dir, 0o755);
-    if (dirname(parent) !== CGROUP_ROOT || (await host.stat(op, join(dir, 'memory.max'))) !== null) return;
-    const enable = text.encode(CONTROLLERS.map((controller) => `+${controller}`).join(' '));
-    for (const each of [CGROUP_ROOT, parent]) {
-      const control = join(each, 'cgroup.subtree_control');
-      if ((await host.stat(op, control)) !== null) await host.appendFile(op, control, enable);
-    }
   }
 
   async #read(op: Operation, path: string): Promise<string | null> {

@@ -5,7 +5,8 @@ import { dirname, join } from 'node:path';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { SandboxPlan } from '../backend.ts';
-import { allOf, pause } from '../wait.ts';
+import { CGROUP_ROOT, CONTROLLERS, limitCgroups, makeCgroup, removeCgroup } from '../cgroup.ts';
+import { allOf } from '../wait.ts';
 import type { QemuConfig } from './config.ts';
 
 const text = new TextEncoder();
@@ -17,10 +18,6 @@ const CPU_PERIOD_US = 100_000;
 /** Beside the guest's processors: QEMU's own threads. */
 const CPU_EXTRA = 1;
 const REMOVE_MS = 5_000;
-const REMOVE_AGAIN_MS = 10;
-
-const CGROUP_ROOT = '/sys/fs/cgroup';
-const CONTROLLERS = ['memory', 'cpu', 'pids'] as const;
 
 /**
  * The parents under which sandboxes get cgroups: one in the unified hierarchy, else one for each
@@ -53,15 +50,9 @@ export async function makeCgroups(op: Operation, config: QemuConfig, plan: Sandb
     ['cpu.max', `${quotaUs} ${CPU_PERIOD_US}`],
     ['pids.max', `${TASKS_MAX}`],
   ] as const;
-  await allOf(
-    dirsOf(config, plan).map(async (dir) => {
-      await makeDelegated(op, host, dir);
-      const there = new Set(await host.list(op, dir));
-      for (const [file, value] of limits) {
-        if (there.has(file)) await host.appendFile(op, join(dir, file), text.encode(value));
-      }
-    }),
-  );
+  const dirs = dirsOf(config, plan);
+  await allOf(dirs.map((dir) => makeCgroup(op, host, dir)));
+  await limitCgroups(op, host, dirs, limits);
 }
 
 /**
@@ -72,25 +63,12 @@ export async function joinCgroups(op: Operation, config: QemuConfig, plan: Pick<
   await allOf(dirsOf(config, plan).map((dir) => config.host.appendFile(op, join(dir, 'cgroup.procs'), text.encode(`${pid}`))));
 }
 
-/** In the unified hierarchy a parent must hand its controllers on, and its own parent to it. */
-async function makeDelegated(op: Operation, host: Host, dir: string): Promise<void> {
-  const parent = dirname(dir);
-  await host.makeDir(op, dir, 0o755);
-  if (dirname(parent) !== CGROUP_ROOT || (await host.stat(op, join(dir, 'memory.max'))) !== null) return;
-  const enable = text.encode(CONTROLLERS.map((controller) => `+${controller}`).join(' '));
-  for (const each of [CGROUP_ROOT, parent]) {
-    const control = join(each, 'cgroup.subtree_control');
-    if ((await host.stat(op, control)) !== null) await host.appendFile(op, control, enable);
-  }
-}
-
-/** The processes in it are dead, though the kernel may need a moment to let go of them. */
 export async function removeCgroups(op: Operation, config: QemuConfig, plan: Pick<SandboxPlan, 'id'>): Promise<void> {
   const { host } = config;
   using limited = op.within(REMOVE_MS, 'removing cgroups');
   await allOf(
     dirsOf(config, plan).map(async (dir) => {
-      while (!(await host.removeEmptyDir(limited, dir))) await pause(limited, REMOVE_AGAIN_MS);
+      await removeCgroup(limited, host, dir);
       await host.removeEmptyDir(limited, dirname(dir)); // stays while another sandbox has one in it
     }),
   );
