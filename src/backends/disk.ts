@@ -145,6 +145,14 @@ export async function untilLetGo(op: Operation, host: Host, path: string, target
   await awaitDetached(limited, host, path);
 }
 
+/** In the superblock: `s_blocks_count_lo`. */
+const BLOCKS_AT = 1024 + 0x04;
+
+/** Of a disk that was made here, whose blocks are all of one size. */
+export async function fileSystemBytes(op: Operation, host: Host, path: string): Promise<number> {
+  return Buffer.from(await host.readRange(op, path, BLOCKS_AT, 4)).readUInt32LE() * BLOCK_BYTES;
+}
+
 /** In the superblock's `s_feature_incompat`: its journal has what is not in its place yet. */
 const INCOMPATIBLE_AT = 1024 + 0x60;
 const NEEDS_RECOVERY = 4;

@@ -11,6 +11,7 @@ import type { Core } from './core.ts';
 import { placesOf } from './deps.ts';
 import { forksDir } from './fork.ts';
 import { releaseRun, runOf } from './release.ts';
+import { finishReshape, grownBy } from './reshape.ts';
 import type { Restorer } from './restore.ts';
 import { sweepSnapshots } from './snapshots.ts';
 import { goOnFromStillness } from './still.ts';
@@ -84,6 +85,7 @@ async function finish(core: Core, finishers: Finishers, call: Call, intent: Inte
   if (intent.kind === 'restore') return await restorer.finish(call, sandbox, intent);
   if (intent.kind === 'still') return await goOnFromStillness(core, call, sandbox, intent);
   if (intent.kind === 'wake') return await suspension.finishWakeUp(call, sandbox, intent);
+  if (intent.kind === 'reshape') return await finishReshape(core, call, sandbox, intent);
   if (intent.kind === 'delete' && sandbox.state === 'deleted') {
     // Deleted at its end: what it has on the host may still be there.
     const run = await runOf(core, op, sandbox);
@@ -107,6 +109,8 @@ async function finish(core: Core, finishers: Finishers, call: Call, intent: Inte
     const run = await runOf(core, op, sandbox);
     await run.backend.kill(op, run.plan, 'now');
     await releaseRun(core, op, run);
+    await store.commit(op, [...grownBy(core, op, sandbox), { change: 'finishIntent', id: intent.id }]);
+    return;
   }
   await store.commit(op, [{ change: 'finishIntent', id: intent.id }], 'relaxed');
 }

@@ -7,6 +7,7 @@ import type { Core } from './core.ts';
 import { checkLimits } from './create.ts';
 import { backendOf } from './deps.ts';
 import type { Handlers } from './handlers.ts';
+import { reshapeRunning } from './reshape.ts';
 import type { Supervisor } from './supervisor.ts';
 import { dropUndo, requireUndo } from './undo.ts';
 import { LABELS_MAX } from './verbs/fields.ts';
@@ -45,16 +46,6 @@ export function setVerb(core: Core, supervisor: Supervisor): Pick<Handlers, 'san
     const { live, waiting } = parted(sandbox, asked, changes);
     const shape = { ...spec.shape, ...live };
     const run = sandbox.state === 'running' && !sameShape(shape, spec.shape) ? core.runs.of(op, sandbox) : null;
-    /** On record it is as it was: so it is again. */
-    const revert = async (): Promise<void> => {
-      using late = op.releasing(REVERT_MS);
-      await run?.backend.reshape?.(late, run.plan, 'it runs');
-    };
-    await run?.backend.reshape?.(op, { ...run.plan, shape }, 'it runs').catch(async (error: unknown) => {
-      // One limit may hold already, and another not.
-      await revert().catch((cause: unknown) => op.log.warn({ sandbox: sandbox.id, cause }, 'a change that failed was not taken back'));
-      throw error;
-    });
     const nowMs = deps.host.nowMs();
     const deadlineAtMs = input.timeoutMs === undefined ? undefined : input.timeoutMs === null ? null : nowMs + input.timeoutMs;
     const event = {
@@ -64,11 +55,10 @@ export function setVerb(core: Core, supervisor: Supervisor): Pick<Handlers, 'san
       change: { ...change, ...(run === null ? {} : { shape }), ...(Object.keys(asked).length === 0 ? {} : { pending: waiting }) },
       ...(deadlineAtMs === undefined ? {} : { deadlineAtMs }),
     } as const;
-    const [after] = await call.commit([{ change: 'applyEvent', sandboxId: sandbox.id, event }]).catch(async (error: unknown) => {
-      await revert();
-      throw error;
-    });
-    run?.reshape(shape);
+    const after =
+      run === null
+        ? (await call.commit([{ change: 'applyEvent', sandboxId: sandbox.id, event }]))[0]
+        : await reshapeRunning(core, call, run, { sandbox, shape, event });
     sandboxes.changed(after);
     if (input.undo !== undefined) await dropUndo(core, op, sandbox.id, input.undo);
     const known = core.runs.get(sandbox.id);
@@ -100,8 +90,6 @@ export function setVerb(core: Core, supervisor: Supervisor): Pick<Handlers, 'san
     return can.changes;
   }
 }
-
-const REVERT_MS = 30_000;
 
 function currentOf(shape: Shape, network: Pending['network']): Pending {
   return { ...shape, ...(network === undefined ? {} : { network }) };

@@ -8,6 +8,7 @@ import { backendOf, placesOf } from './deps.ts';
 import { requireFreeSpace } from './free-space.ts';
 import { mountedOf, requireMounts } from './mounts.ts';
 import { releaseRun, runOf } from './release.ts';
+import { grownBy } from './reshape.ts';
 import { readSecrets } from './secrets.ts';
 import { startUp } from './start-up.ts';
 import type { Supervisor } from './supervisor.ts';
@@ -57,16 +58,19 @@ export function newStarter(core: Core, supervisor: Supervisor, suspension: Suspe
       removals.length > 0 ? 'durable' : 'relaxed',
     );
     const run = core.runs.open(op, wanted, boot.files, await uidOf(call, current));
+    let isReshaped = false;
     await using undo = new AsyncDisposableStack();
     undo.defer(async () => {
       using late = op.releasing(RELEASE_MS);
       core.runs.forget(run);
       await putDown(late, run);
       await deps.store
-        .commit(late, [{ change: 'finishIntent', id: intent.id }], 'relaxed')
+        .commit(late, [...(isReshaped ? grownBy(core, late, current) : []), { change: 'finishIntent', id: intent.id }])
         .catch((cause: unknown) => op.log.warn({ cause }, 'an intent was left behind'));
     });
-    if (current.spec.pending !== undefined) await backend.reshape?.(op, run.plan, 'it is stopped');
+    // Also what a start has not come to that a daemon died in.
+    await backend.reshape?.(op, run.plan, 'it is stopped');
+    isReshaped = true;
     await core.publisher.open(op, run);
     const what: BringUp = { sandbox: wanted, boot, secrets, terminal: undefined };
     return await startUp(core, supervisor, call, run, what, {

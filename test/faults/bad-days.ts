@@ -4,11 +4,12 @@ import { afterAll, describe, expect, test } from 'vitest';
 import { createAtOnce } from './at-once.ts';
 import { clockStepsBack } from './clock.ts';
 import { killedAtFaultPoints } from './killed.ts';
-import { type BackendName, isLong, startWorld } from './world.ts';
+import { type BackendName, isLong, startWorld, type World } from './world.ts';
 
 const AT_ONCE = isLong ? 30 : 8;
 
-export async function badDays(backend: BackendName): Promise<void> {
+/** `own`: tests of this backend alone. */
+export async function badDays(backend: BackendName, own: (world: World) => void = () => {}): Promise<void> {
   const world = await startWorld(backend);
   if (typeof world === 'string') {
     test.skip(`${backend}: ${world}`, () => {});
@@ -28,5 +29,7 @@ export async function badDays(backend: BackendName): Promise<void> {
     test('a clock that steps back by an hour breaks no interval and holds up no time limit', { timeout: 240_000 }, () =>
       clockStepsBack(world),
     );
+
+    own(world);
   });
 }

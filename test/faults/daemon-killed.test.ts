@@ -1,5 +1,6 @@
 // The daemon is killed at fault points of operations on virtual machines; and what only a guest that hears nothing shows.
 import { afterAll, expect, test } from 'vitest';
+import { diskGrownByNobody } from './changes.ts';
 import { again, create, expectBegunOnce, killedAtFaultPoints, stateOf } from './killed.ts';
 import { expectInOrder, mainOutput, startWorld } from './world.ts';
 
@@ -11,6 +12,7 @@ const { daemon } = world;
 afterAll(() => world[Symbol.asyncDispose]());
 
 killedAtFaultPoints(world);
+diskGrownByNobody(world);
 
 test('a main process that the guest never heard of is begun by the next daemon', { timeout: 2 * POINT_MS }, async () => {
   await again(world, { HUTCH_TEST_DEAF_GUEST: '1', HUTCH_TEST_STORE_FAULT: 'die-after:1:createSandbox' });

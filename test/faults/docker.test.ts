@@ -1,3 +1,4 @@
 import { badDays } from './bad-days.ts';
+import { changesCutShort } from './changes.ts';
 
-await badDays('docker');
+await badDays('docker', changesCutShort);

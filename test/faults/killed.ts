@@ -170,7 +170,7 @@ const armedBy = ({ home }: DaemonUnderTest): string => join(home, 'armed.json');
 const reportBy = ({ home }: DaemonUnderTest): string => join(home, 'fault.json');
 
 /** A daemon without a fault, until one is armed. */
-async function disarmed({ daemon, options }: World): Promise<void> {
+export async function disarmed({ daemon, options }: World): Promise<void> {
   const [armed, report] = [armedBy(daemon), reportBy(daemon)];
   for (const path of [armed, report]) rmSync(path, { force: true });
   await daemon.startAgain(options({ HUTCH_TEST_ARMED: armed, HUTCH_TEST_FAULT_REPORT: report }));
@@ -199,6 +199,21 @@ function commitPoints(one: Case): Point[] {
 }
 
 const moments: Point[] = Array.from({ length: MOMENTS }, (_, index) => ({ moment: (index + 0.5) / MOMENTS }));
+
+/** The daemon dies at that fault of what is done after `prepare`, for certain; the next one is there. */
+export async function diedAt(
+  world: World,
+  fault: Readonly<Record<string, string>>,
+  { prepare, act }: { readonly prepare: () => Promise<unknown>; readonly act: () => Promise<unknown> },
+): Promise<void> {
+  const { daemon } = world;
+  await fresh(world);
+  await prepare();
+  armWith(armedBy(daemon), fault);
+  await expect(act()).rejects.toThrow();
+  await daemon.kill9();
+  expect(reportOf(daemon), 'it died of the fault').not.toBeNull();
+}
 
 /** Gives what was hit; null when the operation did not get there. */
 async function strike(world: World, one: Case, point: Point, tookMs: number): Promise<string | null> {

@@ -31,6 +31,8 @@ export type World = AsyncDisposable & {
   options(env?: Readonly<Record<string, string>>): StartOptions;
   /** What the backend's own engine still has of ours. */
   leftInEngine(): Promise<readonly string[]>;
+  /** Null but for Docker. */
+  readonly engine: DockerEngine | null;
 };
 
 /** The reason, where this machine cannot run that backend. */
@@ -50,6 +52,7 @@ export async function startWorld(backend: BackendName): Promise<World | string> 
   return {
     backend,
     daemon,
+    engine,
     options: (env = {}) => options({ ...own, ...env }),
     leftInEngine: async () => (await engine?.containers())?.map(({ Names }) => Names.join(' ')) ?? [],
     [Symbol.asyncDispose]: () => kept[Symbol.asyncDispose](),

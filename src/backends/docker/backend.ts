@@ -16,7 +16,17 @@ import { programArchive } from './archive.ts';
 import { attachedStream } from './attached.ts';
 import { commitContainer, dropImage } from './commit.ts';
 import { type DockerConfig, IMAGE_MS, KILL_FORCE_MS, KILL_GRACE_MS, RELEASE_MS, START_MS } from './config.ts';
-import { type Container, containerBody, containerName, findContainer, INSIDE, isOurs, limitsOf, type Reach } from './container.ts';
+import {
+  type Container,
+  containerBody,
+  containerName,
+  findContainer,
+  hasLimits,
+  INSIDE,
+  isOurs,
+  limitsOf,
+  type Reach,
+} from './container.ts';
 import { Duties } from './duties.ts';
 import { waitForEnd } from './ended.ts';
 import { Engine } from './engine.ts';
@@ -341,9 +351,11 @@ export function newDockerBackend(config: DockerConfig): Backend {
       };
     },
 
-    async reshape(op, plan) {
+    async reshape(op, plan, now) {
       const { container } = await containerOf(op, plan);
+      if (container === null && now === 'it is stopped') return; // its start says so
       if (container === null) throw op.error('failed_precondition', 'its container was removed by somebody else');
+      if (hasLimits(container, plan.shape)) return;
       try {
         await engine.call(op, { method: 'POST', path: `/containers/${container.Id}/update`, body: limitsOf(plan.shape) });
       } catch (cause) {

@@ -25,6 +25,9 @@ const CAPABILITIES = [
 /** Where the agent's own things are in the container. */
 export const INSIDE = { agent: '/.hutch/agent', run: '/.hutch/run', socket: '/.hutch/run/agent.sock' } as const;
 
+type Limits = Readonly<Record<(typeof LIMITS)[number], number>>;
+const LIMITS = ['Memory', 'MemorySwap', 'NanoCpus', 'PidsLimit'] as const;
+
 /** How the agent and we reach each other. */
 export type Reach =
   /** The Engine sees our files: agent and socket are mounted, read-only. */
@@ -46,9 +49,15 @@ export function containerName(plan: Pick<SandboxPlan, 'id'>): string {
   return `hutch-${plan.id}`;
 }
 
-export function limitsOf({ cpus, memoryMiB, pids = PIDS_MAX }: SandboxPlan['shape']): object {
+export function limitsOf({ cpus, memoryMiB, pids = PIDS_MAX }: SandboxPlan['shape']): Limits {
   const memoryBytes = memoryMiB * 1024 * 1024;
   return { Memory: memoryBytes, MemorySwap: memoryBytes /* with memory: no swap */, NanoCpus: cpus * 1e9, PidsLimit: pids };
+}
+
+/** Whether it was made or changed to have just these. */
+export function hasLimits({ HostConfig }: Container, shape: SandboxPlan['shape']): boolean {
+  const limits = limitsOf(shape);
+  return LIMITS.every((name) => HostConfig[name] === limits[name]);
 }
 
 export function containerBody(plan: SandboxPlan, { image, instance, reach, network, volumes }: ContainerPlan): object {
@@ -127,6 +136,7 @@ const containerAnswer = z.object({
     FinishedAt: z.string(),
   }),
   Config: z.object({ Labels: z.record(z.string(), z.string()).nullish() }),
+  HostConfig: z.object({ Memory: z.number(), MemorySwap: z.number(), NanoCpus: z.number(), PidsLimit: z.number().nullish() }),
 });
 export type Container = z.infer<typeof containerAnswer>;
 

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { SandboxPlan } from '../backend.ts';
-import { DiskSeeds, growFileSystem } from '../disk.ts';
+import { DiskSeeds, fileSystemBytes, growFileSystem } from '../disk.ts';
 import { type GvisorConfig, RELEASE_MS } from './config.ts';
 import { diskMountDir, diskPath, layerDir, overlayWorkDir, upperDir } from './paths.ts';
 
@@ -62,8 +62,10 @@ export class Layers {
     const path = diskPath(plan);
     const disk = await host.stat(op, path);
     if (disk?.type !== 'file') return;
-    if (disk.sizeBytes < plan.shape.diskMiB * MIB) await host.truncate(op, path, plan.shape.diskMiB * MIB);
-    await growFileSystem(op, host, path);
+    const sizeBytes = Math.max(disk.sizeBytes, plan.shape.diskMiB * MIB);
+    if (disk.sizeBytes < sizeBytes) await host.truncate(op, path, sizeBytes);
+    // A daemon may have died in between.
+    if ((await fileSystemBytes(op, host, path)) < sizeBytes) await growFileSystem(op, host, path);
   }
 
   /** Where what was written lies, as its own mount namespace has it. */
