@@ -2,7 +2,7 @@
 import { mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Bench } from '../context.ts';
-import { figures, judge, type Row, short, timed } from '../harness.ts';
+import { figures, judge, pair, type Row, samples, short, timed } from '../harness.ts';
 import { execOk, mustRun, Place, runAnyway } from '../place.ts';
 import { fileRows, workRows } from './native.ts';
 import { ready } from './warm.ts';
@@ -142,30 +142,16 @@ export async function gvisor(bench: Bench): Promise<readonly Row[]> {
   if (base === undefined) throw new Error('there is no unpacked image');
   const bare = own.use(await BareRuntime.make(join(place.home, 'bare'), join(place.dataDir, 'bases', base), platform));
 
-  const [startBase, startOurs]: [number[], number[]] = [[], []];
-  const starts = bench.runs(10);
-  for (let i = -1; i < starts; i += 1) {
-    const runtime = await timed(() => bare.run(['true']));
-    const began = performance.now();
-    const fresh = await place.hutch.create();
-    await execOk(fresh, ['true']);
-    const took = performance.now() - began;
-    await fresh.delete();
-    if (i < 0) continue;
-    startBase.push(runtime);
-    startOurs.push(took);
-  }
+  const bareRun = () => timed(() => bare.run(['true']));
+  const start = await samples({ baseline: bareRun, candidate: () => firstExec(place), runs: bench.runs(10) });
 
   const name = await bare.begin(['sleep', '100000']);
-  const [execBase, execOurs]: [number[], number[]] = [[], []];
-  const execs = bench.runs(40, 3);
-  for (let i = -2; i < execs; i += 1) {
-    const runtime = await timed(() => bare.exec(name, ['true']));
-    const ours = await timed(() => execOk(sandbox, ['true']));
-    if (i < 0) continue;
-    execBase.push(runtime);
-    execOurs.push(ours);
-  }
+  const exec = await samples({
+    baseline: () => timed(() => bare.exec(name, ['true'])),
+    candidate: () => timed(() => execOk(sandbox, ['true'])),
+    runs: bench.runs(40, 3),
+    warmUps: 2,
+  });
 
   const kept = await keptReady(bench, bare);
   const resume = await resumed(bench, place, bare);
@@ -197,8 +183,8 @@ export async function gvisor(bench: Bench): Promise<readonly Row[]> {
           'starts itself four times. Mounting the disk without barriers is no quicker, as giving them back syncs. Of processor time the runtime and all ' +
           'beside it take 120 to 170 ms, of which the bare one is 115 to 135, each mount of ours one or two, and the daemon some 40 more. None is kept ready here.',
       },
-      startBase,
-      startOurs,
+      start.base,
+      start.ours,
     ),
     kept,
     judge(
@@ -210,16 +196,26 @@ export async function gvisor(bench: Bench): Promise<readonly Row[]> {
         meets: (ratio) => ratio <= EXEC_FACTOR,
         note:
           'The agent starts the program, and no program of the host is run. What remains is a new process in the kernel in user space: ' +
-          `${short(spawnMs)} ms of it, or ${short(spawnMs / figures(execBase).median)}× of the baseline, timed inside by a program that does nothing else: ` +
+          `${short(spawnMs)} ms of it, or ${short(spawnMs / figures(exec.base).median)}× of the baseline, timed inside by a program that does nothing else: ` +
           'no exec that starts a program there can take less.',
       },
-      execBase,
-      execOurs,
+      exec.base,
+      exec.ours,
     ),
     resume,
     many,
     ...inside,
   ];
+}
+
+/** From nothing to the end of a first command; its sandbox is gone afterwards, which takes no part in it. */
+async function firstExec(place: Place): Promise<number> {
+  const began = performance.now();
+  const fresh = await place.hutch.create();
+  await execOk(fresh, ['true']);
+  const took = performance.now() - began;
+  await fresh.delete();
+  return took;
 }
 
 /** As a daemon is configured: after the first sandbox of the usual kind one is kept ready. */
@@ -229,64 +225,45 @@ async function keptReady(bench: Bench, bare: BareRuntime): Promise<Row> {
   const place = scope.use(await Place.make('prepared', env));
   await place.startDaemon();
   await (await place.hutch.create()).delete();
-  const [base, ours]: [number[], number[]] = [[], []];
-  const runs = bench.runs(10);
-  for (let i = -1; i < runs; i += 1) {
-    await ready(place);
-    const runtime = await timed(() => bare.run(['true']));
-    const began = performance.now();
-    const fresh = await place.hutch.create();
-    await execOk(fresh, ['true']);
-    const took = performance.now() - began;
-    await fresh.delete();
-    if (i < 0) continue;
-    base.push(runtime);
-    ours.push(took);
-  }
-  return judge(
-    {
-      what: 'gVisor: create, start, first exec, one kept ready',
-      unit: 'ms',
-      baselineName: '`runsc run` of `true`',
-      target: `≤ ${START_FACTOR}×`,
-      meets: (ratio) => ratio <= START_FACTOR,
-      note: 'As a daemon does by itself (`sandbox.warm`, 1): it was started and told all that needs no owner before anybody asked, and is told the rest.',
+  return await pair({
+    what: 'gVisor: create, start, first exec, one kept ready',
+    unit: 'ms',
+    baselineName: '`runsc run` of `true`',
+    target: `≤ ${START_FACTOR}×`,
+    meets: (ratio) => ratio <= START_FACTOR,
+    note: 'As a daemon does by itself (`sandbox.warm`, 1): it was started and told all that needs no owner before anybody asked, and is told the rest.',
+    baseline: async () => {
+      await ready(place);
+      return await timed(() => bare.run(['true']));
     },
-    base,
-    ours,
-  );
+    candidate: () => firstExec(place),
+    runs: bench.runs(10),
+  });
 }
 
 async function resumed(bench: Bench, place: Place, bare: BareRuntime): Promise<Row> {
   const main = ['sleep', '100000'];
   const image = await bare.checkpoint(await bare.begin(main));
   const sandbox = await place.hutch.create({ main: { argv: main } });
-  const [base, ours]: [number[], number[]] = [[], []];
-  const runs = bench.runs(10);
-  for (let i = -1; i < runs; i += 1) {
-    const runtime = await timed(() => bare.restore(image, main));
-    await sandbox.suspend();
-    const took = await timed(async () => {
-      await sandbox.resume();
-      await execOk(sandbox, ['true']);
-    });
-    if (i < 0) continue;
-    base.push(runtime);
-    ours.push(took);
-  }
-  await sandbox.delete();
-  return judge(
-    {
-      what: 'gVisor: resume → first exec done',
-      unit: 'ms',
-      baselineName: '`runsc restore` of a sandbox with one program',
-      target: `≤ ${RESUME_FACTOR}×`,
-      meets: (ratio) => ratio <= RESUME_FACTOR,
-      note: 'Ours has an agent beside the program, and runs one more; the state is unpacked and read once more to be checked, and the record is on the disk.',
+  const row = await pair({
+    what: 'gVisor: resume → first exec done',
+    unit: 'ms',
+    baselineName: '`runsc restore` of a sandbox with one program',
+    target: `≤ ${RESUME_FACTOR}×`,
+    meets: (ratio) => ratio <= RESUME_FACTOR,
+    note: 'Ours has an agent beside the program, and runs one more; the state is unpacked and read once more to be checked, and the record is on the disk.',
+    baseline: () => timed(() => bare.restore(image, main)),
+    candidate: async () => {
+      await sandbox.suspend();
+      return await timed(async () => {
+        await sandbox.resume();
+        await execOk(sandbox, ['true']);
+      });
     },
-    base,
-    ours,
-  );
+    runs: bench.runs(10),
+  });
+  await sandbox.delete();
+  return row;
 }
 
 /** `spared` is what runs already and goes on. */
@@ -294,27 +271,27 @@ async function atOnce(bench: Bench, place: Place, bare: BareRuntime, spared: str
   const count = bench.pick({ quick: 3, usual: 20, long: 20 });
   const several = Array.from({ length: count });
   const { api } = place.hutch;
-  const [base, ours]: [number[], number[]] = [[], []];
-  const rounds = bench.runs(3, 1);
-  for (let i = 0; i < rounds; i += 1) {
-    await bare.endAll();
-    base.push(await timed(() => Promise.all(several.map(() => bare.begin(['sleep', '100000'])))));
-    await bare.endAll();
-    ours.push(await timed(() => Promise.all(several.map(() => api.call('sandbox.create', {})))));
-    const { sandboxes } = await api.call('sandbox.list', {});
-    const made = sandboxes.filter(({ id }) => id !== spared);
-    await Promise.all(made.map(({ id }) => api.call('sandbox.delete', { ref: id, force: true })));
-  }
-  return judge(
-    {
-      what: `gVisor: ${count} sandboxes at once`,
-      unit: 'ms',
-      baselineName: `${count} × \`runsc run -detach\` at once`,
-      target: `≤ ${AT_ONCE_FACTOR}×`,
-      meets: (ratio) => ratio <= AT_ONCE_FACTOR,
-      note: 'Until each answers. Bound by the processors: each starts a kernel in user space.',
+  await bare.endAll();
+  return await pair({
+    what: `gVisor: ${count} sandboxes at once`,
+    unit: 'ms',
+    baselineName: `${count} × \`runsc run -detach\` at once`,
+    target: `≤ ${AT_ONCE_FACTOR}×`,
+    meets: (ratio) => ratio <= AT_ONCE_FACTOR,
+    note: 'Until each answers. Bound by the processors: each starts a kernel in user space.',
+    baseline: async () => {
+      const took = await timed(() => Promise.all(several.map(() => bare.begin(['sleep', '100000']))));
+      await bare.endAll();
+      return took;
     },
-    base,
-    ours,
-  );
+    candidate: async () => {
+      const took = await timed(() => Promise.all(several.map(() => api.call('sandbox.create', {}))));
+      const { sandboxes } = await api.call('sandbox.list', {});
+      const made = sandboxes.filter(({ id }) => id !== spared);
+      await Promise.all(made.map(({ id }) => api.call('sandbox.delete', { ref: id, force: true })));
+      return took;
+    },
+    runs: bench.runs(3, 1),
+    warmUps: 0,
+  });
 }
