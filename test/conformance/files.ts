@@ -66,6 +66,27 @@ export function files(subject: Subject): void {
     expect(await put('/tmp/full', 'x')).toBeGreaterThanOrEqual(400);
   });
 
+  test('files: who is named reaches them as itself, and root is root again afterwards', async () => {
+    const ref = await subject.box();
+    await subject.sh(
+      ref,
+      'mkdir -p /tmp/own && chown 1000:1000 /tmp/own && chmod 700 /tmp/own && printf hers > /tmp/own/theirs && chmod 600 /tmp/own/theirs',
+    );
+    const user = '1000:1000';
+    expect(await put('/tmp/own/mine', 'mine', { user })).toBe(200);
+    await daemon.call('file.mkdir', { ref, path: '/tmp/own/dir', user });
+    const packed = await daemon.send('GET', await url('archive', { path: '/tmp/own/mine', user }));
+    expect((await daemon.send('PUT', await url('archive', { path: '/tmp/own/dir', user }), { body: packed.body })).status).toBe(200);
+    expect((await get('/tmp/own/mine', { user })).toString()).toBe('mine');
+    expect((await daemon.send('GET', await url('files', { path: '/tmp/own/theirs', user }))).status).toBe(403);
+    expect(await codeOf(daemon.call('file.remove', { ref, path: '/etc/hostname', user }))).toBe('permission_denied');
+    // As many as there are threads that work on files, and more.
+    await Promise.all(Array.from({ length: 20 }, async (_, nth) => expect(await put(`/root/as-root-${nth}`, 'x')).toBe(200)));
+    expect(await subject.sh(ref, 'cd /tmp/own && stat -c "%u:%g" mine dir dir/mine; stat -c "%u:%g" /root/as-root-* | sort -u')).toBe(
+      '1000:1000\n1000:1000\n1000:1000\n0:0\n',
+    );
+  });
+
   test('files: a tree goes out as an archive and comes back the same', async () => {
     const ref = await subject.box();
     await subject.sh(

@@ -18,4 +18,4 @@ pub use packet::bare_resets;
 pub use reset::{acknowledge_reset, acknowledge_reset_in};
 pub use signal::{SignalFd, block_signals, signal_everybody};
 pub use spawn::{Credentials, Program, SpawnFailure, SpawnStage, spawn};
-pub use thread::{Scheduling, close_inherited, limit_heap, own_mounts, own_network, set_filesystem_ids, set_scheduling};
+pub use thread::{Scheduling, close_inherited, limit_heap, own_mounts, own_network, set_file_user, set_scheduling};

@@ -1,17 +1,42 @@
 //! What belongs to one thread, or to the heap of all.
+use crate::spawn::Credentials;
 use std::io;
 
-/// Sets the ids by which the *calling thread* reaches files (`setfsuid`, `setfsgid`). With a uid
-/// other than 0 the kernel also takes away the capabilities that pass over file permissions.
-pub fn set_filesystem_ids(uid: u32, gid: u32) -> io::Result<()> {
-    // SAFETY: calls without pointers; raw ones, as they act on one thread.
-    let (uid_now, gid_now) = unsafe {
-        libc::syscall(libc::SYS_setfsgid, gid);
-        libc::syscall(libc::SYS_setfsuid, uid);
-        // Both calls return the former id and no error: asking again (with an impossible id) tells.
-        (libc::syscall(libc::SYS_setfsuid, -1i32), libc::syscall(libc::SYS_setfsgid, -1i32))
+/// Makes the *calling thread* this user to the files that it reaches. With a uid other than 0 the kernel also takes away
+/// the capabilities that pass over file permissions. For root, who can become itself again by the same call.
+pub fn set_file_user(credentials: &Credentials) -> io::Result<()> {
+    let Credentials { uid, gid, groups } = credentials;
+    let set_groups = || {
+        // SAFETY: the kernel reads as many ids as it is told, which the slice has. A raw call, as it acts on one thread.
+        done(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })
     };
-    if uid_now == i64::from(uid) && gid_now == i64::from(gid) { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) }
+    // SAFETY: calls without pointers; raw ones, as they act on one thread.
+    unsafe {
+        // What cannot be an id changes nothing and gives the one that is set.
+        if libc::syscall(libc::SYS_setfsuid, UNCHANGED) >= 0 {
+            set_groups()?;
+            libc::syscall(libc::SYS_setfsgid, *gid);
+            libc::syscall(libc::SYS_setfsuid, *uid);
+            // Both give the former id and no error.
+            let now = (libc::syscall(libc::SYS_setfsuid, UNCHANGED), libc::syscall(libc::SYS_setfsgid, UNCHANGED));
+            return if now == (i64::from(*uid), i64::from(*gid)) {
+                Ok(())
+            } else {
+                Err(io::Error::from_raw_os_error(libc::EPERM))
+            };
+        }
+        // gVisor has neither: there a thread reaches files by its effective ids. The real ones stay root's and let it go back.
+        done(libc::syscall(libc::SYS_setresuid, UNCHANGED, 0, UNCHANGED))?;
+        set_groups()?;
+        done(libc::syscall(libc::SYS_setresgid, UNCHANGED, *gid, UNCHANGED))?;
+        done(libc::syscall(libc::SYS_setresuid, UNCHANGED, *uid, UNCHANGED))
+    }
+}
+
+const UNCHANGED: i32 = -1;
+
+fn done(result: i64) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// One heap for all threads, which gives freed memory back: the agent shares a small machine.

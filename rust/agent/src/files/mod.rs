@@ -13,11 +13,8 @@ use crate::fault::Fault;
 use crate::jobs::Ticket;
 use crate::users::{User, Users};
 use crate::wire::fields::Fields;
-use hutch_sys::{Credentials, set_filesystem_ids};
-use rustix::fs::Gid;
+use hutch_sys::{Credentials, set_file_user};
 use rustix::io::Errno;
-use rustix::thread::set_thread_groups;
-use std::io;
 
 /// What a job on files needs to know.
 pub struct Scene {
@@ -31,17 +28,11 @@ pub struct Scene {
 /// The thread is the user as long as this lives.
 pub struct Acting<'a>(&'a Scene);
 
-fn become_user(credentials: &Credentials) -> io::Result<()> {
-    let groups: Vec<Gid> = credentials.groups.iter().copied().map(Gid::from_raw).collect();
-    set_thread_groups(&groups)?;
-    set_filesystem_ids(credentials.uid, credentials.gid)
-}
-
 impl Scene {
     /// Files are reached as the scene's user until the guard is dropped.
     pub fn act(&self) -> Result<Acting<'_>, Fault> {
         if let Some(credentials) = &self.credentials {
-            let done = become_user(credentials);
+            let done = set_file_user(credentials);
             done.map_err(|error| Fault::system("user", Errno::from_io_error(&error).unwrap_or(Errno::PERM)))?;
         }
         Ok(Acting(self))
@@ -50,7 +41,7 @@ impl Scene {
 
 impl Drop for Acting<'_> {
     fn drop(&mut self) {
-        if self.0.credentials.is_some() && become_user(&self.0.own).is_err() {
+        if self.0.credentials.is_some() && set_file_user(&self.0.own).is_err() {
             // The thread must never work for somebody else again. Nothing but a bug can make this fail.
             loop {
                 std::thread::park();
