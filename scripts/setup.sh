@@ -77,7 +77,8 @@ reason() {
     strace) echo 'tests: makes single system calls fail' ;;
     expect | tmux) echo 'tests: real terminals' ;;
     runsc) echo 'tests: sandboxes on a kernel in user space' ;;
-    openssh-server | openssh-client) echo 'tests: a Docker Engine behind ssh' ;;
+    openssh-server) echo 'tests: a Docker Engine behind ssh' ;;
+    openssh-client | rsync) echo 'tests: what reaches a sandbox by ssh' ;;
     fish | zsh) echo 'tests: completion in the shells themselves' ;;
     docker.io | iptables) echo 'tests: a Docker Engine of their own' ;;
     docker-registry | skopeo | umoci) echo 'tests: a registry, and other programs that read its images' ;;
@@ -106,9 +107,10 @@ dev_programs() {
   echo 'xz:xz-utils busybox:busybox-static socat:socat ip:iproute2 setpriv:util-linux newuidmap:uidmap cc:build-essential'
   echo 'qemu-img:qemu-utils /usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1:libfaketime'
   echo 'docker-registry:docker-registry skopeo:skopeo umoci:umoci openssl:openssl curl:curl fish:fish zsh:zsh'
+  echo 'ssh:openssh-client rsync:rsync'
   has cargo || echo 'cargo:cargo-web rustc:rustc-web'
   # Only root can start an Engine, or gVisor.
-  [ "$(id -u)" -ne 0 ] || echo 'dockerd:docker.io iptables:iptables runsc:runsc /usr/sbin/sshd:openssh-server ssh:openssh-client'
+  [ "$(id -u)" -ne 0 ] || echo 'dockerd:docker.io iptables:iptables runsc:runsc /usr/sbin/sshd:openssh-server'
 }
 
 node_programs() {

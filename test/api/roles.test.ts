@@ -2,6 +2,7 @@
 // that clients talk to. They must not be able to tell.
 import { createHash, randomBytes } from 'node:crypto';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { connectBare } from '../../src/sdk/bare.ts';
 import { Hutch } from '../../src/sdk/hutch.ts';
 import { ApiError, DaemonUnderTest } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
@@ -57,6 +58,27 @@ test('a sandbox made through one daemon runs in the other, with everything that 
   const names: string[] = [];
   for await (const entry of front.lines('file.list', { ref: 'box', path: '/tmp' })) names.push(entry.name);
   expect(names).toEqual(['data']);
+});
+
+test('a connection that is only bytes says nothing before its client has, for whoever it is passed on to; the other daemon’s is no different', async () => {
+  for (const daemon of [vm, front]) {
+    using hutch = Hutch.connect({ url: `unix:${daemon.ready.socketPath}`, apiKey: daemon.key });
+    const socket = await connectBare(hutch.api, { ref: 'box' });
+    let said = '';
+    socket.on('data', (bytes) => {
+      said += String(bytes);
+    });
+    socket.resume();
+    await hutch.api.call('sandbox.get', { ref: 'box' });
+    expect(said).toBe('');
+    socket.write('SSH-2.0-stranger\r\n');
+    await eventually('it answers', () => said.startsWith('SSH-2.0-hutch\r\n'));
+    socket.destroy();
+    await expect(connectBare(hutch.api, { ref: 'none-such' })).rejects.toMatchObject({
+      code: 'not_found',
+      opId: expect.stringMatching(/^op-/),
+    });
+  }
 });
 
 test('refusals are the same, word for word, but for the operation', async () => {

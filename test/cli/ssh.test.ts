@@ -3,7 +3,7 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdir, readFile, stat, utimes, writeFile } from 'node:fs/promises';
 import { createConnection } from 'node:net';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { Duplex } from 'node:stream';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { echoServer } from '../conformance/echo-server.ts';
@@ -106,6 +106,87 @@ test('ssh -L brings a port of the sandbox here', async () => {
     forward.kill();
     server.kill();
   }
+});
+
+test('ssh has the daemon’s own connection, and nothing of ours copies what is said; another client’s proxy does that', async () => {
+  const copying = join(world.dir, 'copying_config');
+  await writeFile(copying, `${await world.ok('ssh-config', '--stdio')}\n`);
+  for (const [file, proxies] of [
+    [config, 0],
+    [copying, 1],
+  ] as const) {
+    const ssh = start('ssh', ['box.hutch', 'echo here; cat'], file);
+    try {
+      await eventually('it runs', async () => (ssh.stdout.read() as Buffer | null)?.toString() === 'here\n');
+      const children = await readFile(`/proc/${ssh.pid}/task/${ssh.pid}/children`, 'utf8');
+      expect(
+        children.split(' ').filter((word) => word !== ''),
+        children,
+      ).toHaveLength(proxies);
+      ssh.stdin.end('and back\n');
+      expect((await outcomeOf(ssh)).stdout).toBe('and back\n');
+    } finally {
+      ssh.kill();
+    }
+  }
+  expect(await world.run(['ssh', '--pass', 'box'])).toMatchObject({
+    code: 125,
+    stderr: expect.stringContaining('what ssh runs as its proxy'),
+  });
+  await world.ok('daemon', 'stop');
+  expect(await using('ssh', ['box.hutch', 'echo started again'])).toMatchObject({ code: 0, stdout: 'started again\n' });
+});
+
+test('what is not offered is refused and the session goes on; a client that opens channel after channel has 64', async () => {
+  const refused = await using('ssh', ['-o', 'ExitOnForwardFailure=no', '-R', '0:127.0.0.1:9', 'box.hutch', 'echo here']);
+  expect(refused).toMatchObject({ code: 0, stdout: 'here\n', stderr: expect.stringContaining('remote port forwarding failed') });
+  const { Client } = (await import('ssh2')).default;
+  const child = world.spawn(['ssh', '--stdio', 'box.hutch']);
+  const client = new Client();
+  client.on('error', () => {});
+  const ready = once(client, 'ready');
+  const privateKey = await readFile(/IdentityFile "(.*)"/.exec(await readFile(config, 'utf8'))?.[1] ?? '');
+  client.connect({ sock: Duplex.from({ readable: child.stdout, writable: child.stdin }), username: 'hutch', privateKey });
+  await ready;
+  try {
+    const opened = await Promise.all(
+      Array.from(
+        { length: 70 },
+        () => new Promise<boolean>((resolve) => client.exec('cat', (error) => resolve(error === undefined))), // never ended: each stays
+      ),
+    );
+    expect(opened.filter(Boolean)).toHaveLength(64);
+    expect(await using('ssh', ['box.hutch', 'echo others'])).toMatchObject({ code: 0, stdout: 'others\n' });
+  } finally {
+    client.end();
+    child.kill();
+  }
+});
+
+test('rsync goes through it, and sends what has changed', async () => {
+  const at = (name: string): string => join(world.dir, name);
+  await mkdir(at('synced/deep'), { recursive: true });
+  await writeFile(at('synced/deep/one'), 'one\n', { mode: 0o751 });
+  await writeFile(at('synced/two'), Buffer.alloc(300_000, 'two'));
+  // The image has none: the one of this machine, with its libraries.
+  const { stdout: libraries } = await outcomeOf(spawn('ldd', ['/usr/bin/rsync']));
+  const needed = libraries.split('\n').flatMap((line) => /(?:=> )?(\/\S+) \(0x/.exec(line)?.slice(1) ?? []);
+  const loader = needed.find((path) => path.includes('/ld-'));
+  await world.ok('exec', 'box', '--', 'mkdir', '-p', '/tmp/rsync');
+  expect(await using('scp', ['/usr/bin/rsync', ...needed, 'box.hutch:/tmp/rsync/'])).toMatchObject({ code: 0 });
+  const there = `--rsync-path=/tmp/rsync/${basename(loader ?? '')} --library-path /tmp/rsync /tmp/rsync/rsync`;
+  const rsync = async (...args: string[]): Promise<Result> =>
+    await outcomeOf(spawn('rsync', ['-e', `ssh -F ${config}`, there, ...args], { env: { ...world.env }, cwd: world.dir }), args);
+  expect(await rsync('-a', 'synced/', 'box.hutch:/root/synced/')).toMatchObject({ code: 0 });
+  expect(await world.ok('exec', 'box', '--', 'stat', '-c', '%s %a', '/root/synced/deep/one', '/root/synced/two')).toMatch(
+    /^4 751\n300000 /,
+  );
+  await writeFile(at('synced/deep/one'), 'another\n');
+  const again = await rsync('-ai', '--delete', 'synced/', 'box.hutch:/root/synced/');
+  expect(again.stdout.split('\n').filter((line) => line.startsWith('<f'))).toEqual([expect.stringContaining('deep/one')]);
+  expect(await rsync('-a', 'box.hutch:/root/synced/', 'back-again/')).toMatchObject({ code: 0 });
+  expect(await readFile(at('back-again/deep/one'), 'utf8')).toBe('another\n');
+  await world.ok('exec', 'box', '--', 'rm', '-r', '/root/synced', '/tmp/rsync');
 });
 
 // What VS Code does: a shell with its commands on stdin, ports through SOCKS, files beside.

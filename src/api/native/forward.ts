@@ -174,7 +174,11 @@ export function newPeer(options: PeerOptions): Peer {
       const signal = AbortSignal.any([gone.signal, watch.signal]);
       try {
         const { answer, upstream, first } = await trying(request, what, signal, async (opId) => {
-          const own = { ...(await headers(request, [...CARRIED, ...CARRIED_UPGRADE], opId)), Connection: 'Upgrade', Upgrade: 'websocket' };
+          const own = {
+            ...(await headers(request, [...CARRIED, ...CARRIED_UPGRADE], opId)),
+            Connection: 'Upgrade',
+            Upgrade: request.headers.upgrade ?? 'websocket',
+          };
           type Upgraded = { answer: IncomingMessage; upstream: Duplex | null; first: Buffer };
           const { promise, resolve, reject } = Promise.withResolvers<Upgraded>();
           const outgoing = httpRequest({ ...address, method: request.method, path: request.url, headers: own, signal });

@@ -12,6 +12,7 @@ import { type Ask, requestHash } from '../../services/operations.ts';
 import { type Role, roleOf } from '../../services/roles.ts';
 import type { Verb, VerbName } from '../../services/verbs.ts';
 import { newPreviewProxy } from '../preview.ts';
+import { becomeBytes, carryBytes, wantsBytes } from './bare-tunnel.ts';
 import { carryExec, carryTunnel, FIRST_TAKEN, firstMessageOf, INPUT_WINDOW_BYTES, receiveExecRequest } from './exec-socket.ts';
 import type { Peer } from './forward.ts';
 import { admit, answerBrowser, bearerOf, type GuardOptions } from './guard.ts';
@@ -213,6 +214,7 @@ export function newApi(services: ApiServices, options: ApiOptions): Api {
         return await peer.upgrade(request, socket, head, { opId: arrival.opId, verb, body: null });
       }
       const ask = askOf(request, arrival, name, verb, caller, input);
+      if (wantsBytes(request) && name === 'ssh.connect') return await serveBytes(request, socket, head, ask, input, arrival);
       const first = name === 'exec.start' ? firstMessageOf(request) : null;
       const onHeaders = (headers: string[], ours: IncomingMessage): void => {
         if (ours === request) headers.push(`Hutch-Op-Id: ${arrival.opId}`, ...(first === null ? [] : [FIRST_TAKEN]));
@@ -243,6 +245,32 @@ export function newApi(services: ApiServices, options: ApiOptions): Api {
       socket.end(`${lines.join('\r\n')}\r\n\r\n${body}`);
       logRequest(options, arrival, request, httpStatus, true);
     }
+  }
+
+  async function serveBytes(
+    request: IncomingMessage,
+    socket: Duplex,
+    head: Buffer,
+    ask: Ask,
+    input: unknown,
+    arrival: Arrival,
+  ): Promise<void> {
+    const gone = new AbortController();
+    socket.once('close', () => gone.abort(new HutchError({ code: 'cancelled', message: 'the client went away' })));
+    let isAnswered = false;
+    try {
+      await services.operations.run({ ...ask, signal: gone.signal }, async (call) => {
+        using tunnel = await services.handlers['ssh.connect'](call, input as never);
+        becomeBytes(socket, arrival.opId);
+        isAnswered = true;
+        await carryBytes(socket, head, tunnel);
+      });
+    } catch (error) {
+      if (!isAnswered) throw error;
+      arrival.code = toHutchError(error, arrival.opId).code;
+      socket.destroy();
+    }
+    logRequest(options, arrival, request, 101, true);
   }
 
   async function serveSocket(

@@ -17,6 +17,7 @@ export const sshVerbs: readonly Verb[] = [
       { name: 'user', short: 'u', value: 'USER', about: 'As whom, inside; default: the sandbox’s own user' },
       { name: 'tty', short: 't', about: 'Give a command a terminal' },
       { name: 'stdio', about: 'Only carry the connection on stdin and stdout: what ssh runs as its proxy' },
+      { name: 'pass', about: 'Only make the connection and pass it to ssh, which runs this as its proxy (ProxyUseFdpass)' },
     ],
     positionals: [{ name: 'SANDBOX', takes: 'one', completes: 'sandbox' }],
     command: 'optional',
@@ -32,7 +33,9 @@ export const sshVerbs: readonly Verb[] = [
     examples: [
       { line: 'hutch ssh-config', about: 'put it into ~/.ssh/config; then: ssh dev.hutch, scp file dev.hutch:, rsync, and editors' },
     ],
-    flags: [],
+    flags: [
+      { name: 'stdio', about: 'For clients that are not OpenSSH’s and take no connection of their proxy: it copies all that is said' },
+    ],
     positionals: [],
     notes: 'It names the key of the project and the host key of the daemon, which it writes into files of yours.',
     load: async () => (await import('../verbs/ssh.ts')).config,

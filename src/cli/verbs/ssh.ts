@@ -1,11 +1,12 @@
 // hutch ssh, ssh-config: OpenSSH's own client, over the daemon's API: no port is opened, and the sandbox needs no server.
-import { spawn } from 'node:child_process';
+import { type SendHandle, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { chmod, mkdir, readFile, rename, writeFile } from 'node:fs/promises';
 import { constants, homedir } from 'node:os';
 import { join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import { HutchError } from '../../domain/errors.ts';
+import { connectBare, mayBeBare } from '../../sdk/bare.ts';
 import { connectSsh } from '../../sdk/tunnel.ts';
 import { type Args, usage } from '../args.ts';
 import { ask, type Context } from '../context.ts';
@@ -15,12 +16,15 @@ import { json } from '../output.ts';
 const SUFFIX = '.hutch';
 /** Who logs in as this one is the sandbox's own user. */
 const OWN_USER = 'hutch';
+/** Its stdout is a socket of ssh's, over which it takes a descriptor. */
+const CHANNEL = 'NODE_CHANNEL_FD=1';
 /** What the way to the daemon depends on, so that a configuration of ssh keeps it. */
 const VARIABLES = ['HUTCH_HOME', 'HUTCH_API_URL', 'HUTCH_DAEMON_SOCKET'] as const;
 
 export async function run(context: Context, args: Args): Promise<number> {
   const ref = nameOf(args.first());
   if (args.has('stdio')) return await carry(context, ref);
+  if (args.has('pass')) return await pass(context, ref);
   if (context.json) throw usage('hutch ssh is for people and has no --json', `a program runs: hutch exec --json ${ref} -- CMD`);
   // Whether it is there and runs is told better here than by a proxy's end.
   const { id, state, name } = await ask(context, 'sandbox.get', { ref });
@@ -32,7 +36,7 @@ export async function run(context: Context, args: Args): Promise<number> {
       hint: `start it with: hutch start ${name}`,
     });
   }
-  const options = Object.entries(await settings(context)).flatMap(([key, value]) => ['-o', `${key}=${value}`]);
+  const options = Object.entries(await settings(context, 'passed')).flatMap(([key, value]) => ['-o', `${key}=${value}`]);
   const forwards = args.values('forward').flatMap((text) => ['-L', text]);
   const terminal = args.has('tty') ? ['-t'] : [];
   const user = args.value('user');
@@ -40,8 +44,8 @@ export async function run(context: Context, args: Args): Promise<number> {
   return await execute(['-F', 'none', ...options, ...forwards, ...terminal, ...as, `${id}${SUFFIX}`, '--', ...args.command]);
 }
 
-export async function config(context: Context): Promise<number> {
-  const found = await settings(context);
+export async function config(context: Context, args: Args): Promise<number> {
+  const found = await settings(context, args.has('stdio') ? 'copied' : 'passed');
   if (context.json) {
     await context.io.out(json({ host: `*${SUFFIX}`, settings: found }));
     return 0;
@@ -66,8 +70,22 @@ async function carry({ client, interrupts }: Context, ref: string): Promise<numb
   return 0;
 }
 
+/**
+ * For ssh as its proxy where it takes a connection from us (ProxyUseFdpass): it then reads and writes what the daemon has, and no
+ * process in between copies that. Node passes descriptors over the channel to its parent alone; NODE_CHANNEL_FD says that ssh is that.
+ */
+async function pass({ client, interrupts }: Context, ref: string): Promise<number> {
+  const send = process.send?.bind(process) as
+    | undefined
+    | ((message: string, handle: SendHandle, done: (error: Error | null) => void) => void);
+  if (send === undefined) throw usage('hutch ssh --pass is what ssh runs as its proxy', `for a shell: hutch ssh ${ref}`);
+  const socket = await connectBare(client, { ref }, { signal: interrupts.signal });
+  await new Promise<void>((resolve, reject) => send('', socket, (error) => (error === null ? resolve() : reject(error))));
+  return 0;
+}
+
 /** Of ssh_config(5), with the files that they name: made here, as the daemon says. */
-async function settings(context: Context): Promise<Record<string, string>> {
+async function settings(context: Context, how: 'passed' | 'copied'): Promise<Record<string, string>> {
   const { env } = context;
   const { hostKey, privateKey } = await ask(context, 'ssh.identity', {});
   const dir = placeOf(env);
@@ -81,10 +99,13 @@ async function settings(context: Context): Promise<Record<string, string>> {
   await keep(hosts, `${alias} ${hostKey}\n`);
   const set = VARIABLES.flatMap((name) => (env[name] === undefined || env[name] === '' ? [] : [`${name}=${env[name]}`]));
   const [ours = ''] = process.argv.slice(1, 2);
-  const proxy = [...(set.length === 0 ? [] : ['env', ...set]), process.execPath, ours, 'ssh', '--stdio'].map(quoted).join(' ');
+  const passes = how === 'passed' && mayBeBare(context.client);
+  const words = passes ? ['env', CHANNEL, ...set] : set.length === 0 ? [] : ['env', ...set];
+  const proxy = [...words, process.execPath, ours, 'ssh', passes ? '--pass' : '--stdio'].map(quoted).join(' ');
   return {
     User: OWN_USER,
     ProxyCommand: `${proxy} %n`,
+    ...(passes ? { ProxyUseFdpass: 'yes' } : {}),
     IdentityFile: `"${identity}"`,
     IdentitiesOnly: 'yes',
     IdentityAgent: 'none',
