@@ -439,6 +439,9 @@ export type Backend = {
     remove(op: Operation, digest: string): Promise<boolean>;
   };
 
+  /** A daemon begins: ends what one that was killed had running to try out this machine, or to make a template. */
+  endWork?(op: Operation): Promise<void>;
+
   /** The daemon ends, and no sandbox runs: takes away what they shared on this host. */
   end?(op: Operation): Promise<void>;
 

@@ -124,7 +124,7 @@ export function forkVerbs(core: Core, supervisor: Supervisor): Pick<Handlers, 's
   }
 }
 
-export function forksDir(core: Pick<Core, 'deps'>): string {
+function forksDir(core: Pick<Core, 'deps'>): string {
   return `${core.deps.places.dataDir}/forks`;
 }
 

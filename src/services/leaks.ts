@@ -1,17 +1,31 @@
-// What lies under our roots and belongs to nothing on record: found by looking, so it also finds what a crash left. Each
-// directory here has entries that are named by a row; backends add what only they know of.
+// What lies under our roots and belongs to nothing on record: found by looking, so it also finds what a crash left. What may
+// lie there is listed in belongings.ts; backends add what only they know of.
 import { isDeepStrictEqual } from 'node:util';
 import { HutchError } from '../domain/errors.ts';
+import { isId, type SandboxId } from '../domain/ids.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
+import { listImages } from '../images/image.ts';
+import { imagePaths } from '../images/layout.ts';
+import { type Line, lineOf, lookedInto, pathOf } from './belongings.ts';
 import type { Core } from './core.ts';
 import { volumesDir } from './deps.ts';
+import { mountPoints } from './left-work.ts';
 import { snapshotsDir } from './snapshots.ts';
+import { type Verb, type VerbName, verbs } from './verbs.ts';
 
 export type Leak = { readonly kind: string; readonly what: string };
+type Owned = {
+  readonly sandboxes: ReadonlySet<SandboxId>;
+  readonly of: Readonly<Record<'snapshot' | 'volume' | 'image' | 'project', ReadonlySet<string>>>;
+  readonly isBusy: boolean;
+  readonly socketPath: unknown;
+};
 type Kept = { readonly dir: string; readonly known: ReadonlySet<string> };
 
-const MOUNTS_BYTES_MAX = 16 * 1024 * 1024;
+/** They last as long as their clients like, and leave nothing of their own. */
+const LASTING: ReadonlySet<string> = new Set<Verb['kind']>(['lines', 'socket']);
+const IDLE: ReadonlySet<string> = new Set<VerbName>(['sandbox.wait', 'doctor.leaks']);
 const COMMAND_BYTES_MAX = 1024 * 1024;
 
 /** What is found is looked for once more: what somebody began to make in between is on record by then. */
@@ -24,13 +38,12 @@ export async function findLeaks(core: Core, op: Operation): Promise<Leak[]> {
 
 async function look(core: Core, op: Operation): Promise<Leak[]> {
   const { store, backends, leftovers } = core.deps;
-  const sandboxes = new Set(await store.query('liveSandboxIds', {}));
-  // What is being made now has no row yet.
-  for (const { sandboxId } of await store.query('intents', {})) if (sandboxId !== null) sandboxes.add(sandboxId);
-  const kept = await keptDirs(core, sandboxes);
+  const owned = await whatIsOwned(core, op);
+  const { sandboxes } = owned;
+  const kept = keptDirs(core, owned);
   const leaks = (await Promise.all(backends.map((backend) => backend.leaks(op, sandboxes)))).flat().map((leak) => ({ ...leak }));
   const told = new Set(leaks.flatMap(({ kind, what }) => (kind === 'process' ? [Number.parseInt(what, 10)] : [])));
-  leaks.push(...(await strayEntries(core.deps.host, op, kept)), ...(await strayMounts(core.deps.host, op, kept)));
+  leaks.push(...(await strayEntries(core, op, owned)), ...(await strayMounts(core.deps.host, op, kept)));
   leaks.push(...(await strayProcesses(core.deps.host, op, kept, told)));
   for (const { sandboxId, uid } of await store.query('uids', {}))
     if (!sandboxes.has(sandboxId)) leaks.push({ kind: 'uid', what: `${uid} (${sandboxId})` });
@@ -38,33 +51,91 @@ async function look(core: Core, op: Operation): Promise<Leak[]> {
   return leaks.filter((leak, at) => leaks.findIndex((other) => isDeepStrictEqual(other, leak)) === at);
 }
 
-/** Those of snapshots and volumes only while nothing is under way: what is being made or removed is on no record. */
-async function keptDirs({ deps }: Core, sandboxes: ReadonlySet<string>): Promise<readonly Kept[]> {
-  const { store, places } = deps;
-  const dirs = [places.dataDir, places.runDir, places.logDir].map((root) => ({ dir: `${root}/sandboxes`, known: sandboxes }));
-  if ((await store.query('operations', { state: 'running', limit: 1 })).length > 0) return dirs;
-  const snapshots = new Set((await store.query('snapshots', {})).map(({ id }) => id));
-  const volumes = new Set((await store.query('volumes', {})).map(({ id }) => id));
-  return [...dirs, { dir: snapshotsDir({ deps }), known: snapshots }, { dir: volumesDir(places), known: volumes }];
+/** What is on record, and whether anybody is at work, whose things are on none yet, or no more. */
+async function whatIsOwned({ deps, operations }: Core, op: Operation): Promise<Owned> {
+  const { store, settings } = deps;
+  const sandboxes = new Set(await store.query('liveSandboxIds', {}));
+  // What is being made now has no row yet.
+  for (const { sandboxId } of await store.query('intents', {})) if (sandboxId !== null) sandboxes.add(sandboxId);
+  const [snapshots, volumes, projects] = [
+    await store.query('snapshots', {}),
+    await store.query('volumes', {}),
+    await store.query('projects', {}),
+  ];
+  const isAtWork = (verb: string): boolean => !(verb in verbs && (IDLE.has(verb) || LASTING.has(verbs[verb as VerbName].kind)));
+  return {
+    sandboxes,
+    of: {
+      snapshot: new Set(snapshots.map(({ id }) => id)),
+      volume: new Set(volumes.map(({ id }) => id)),
+      project: new Set(projects.map(({ id }) => id)),
+      image: await imagesOwned(deps, op),
+    },
+    isBusy: [...operations.verbsUnderWay(op.id)].some(isAtWork),
+    socketPath: settings.values.find(({ key }) => key === 'daemon.socket')?.value ?? null,
+  };
 }
 
-async function strayEntries(host: Host, op: Operation, kept: readonly Kept[]): Promise<Leak[]> {
+/** What Hutch has made takes minutes, and is put on record when it is wanted. */
+async function imagesOwned({ host, store, places, images }: Core['deps'], op: Operation): Promise<ReadonlySet<string>> {
+  const onRecord = (await store.query('images', {})).map(({ digest }) => digest);
+  const here = images === null ? [] : await listImages(op, host, imagePaths(places.dataDir));
+  const made = here.filter(({ source }) => source.kind === 'mmdebstrap').map(({ record }) => record.digest);
+  return new Set([...onRecord, ...made].map((digest) => digest.replace(/^sha256:/, '')));
+}
+
+/** Directories whose entries are each named by a row: what is mounted, or runs, below another name is told. */
+function keptDirs({ deps }: Core, { sandboxes, of, isBusy }: Owned): readonly Kept[] {
+  const { places } = deps;
+  const dirs: Kept[] = [places.dataDir, places.runDir, places.logDir].map((root) => ({ dir: `${root}/sandboxes`, known: sandboxes }));
+  if (isBusy) return dirs;
+  const rows = [
+    { dir: snapshotsDir({ deps }), known: of.snapshot },
+    { dir: volumesDir(places), known: of.volume },
+  ];
+  return [...dirs, ...rows, { dir: `${places.runDir}/work`, known: new Set() }];
+}
+
+/** Everything below our roots that is no belonging of ours (belongings.ts), or one that nobody owns any more. */
+async function strayEntries(core: Core, op: Operation, owned: Owned): Promise<Leak[]> {
+  const { host, places } = core.deps;
+  const known = new Set<unknown>([places.dataDir, places.runDir, places.logDir, owned.socketPath]);
   const leaks: Leak[] = [];
-  for (const { dir, known } of kept) {
-    if ((await host.stat(op, dir)) === null) continue;
+  for (const { root, place } of lookedInto()) {
+    const dir = pathOf(places, root, place);
+    if ((await host.stat(op, dir))?.type !== 'directory') continue;
     for (const name of await host.list(op, dir)) {
-      if (known.has(name)) continue;
-      const info = await host.stat(op, `${dir}/${name}`);
-      if (info !== null) leaks.push({ kind: info.type === 'other' ? 'file' : info.type, what: `${dir}/${name}` });
+      const path = `${dir}/${name}`;
+      if (known.has(path) || (await isOwned(core, op, owned, lineOf(root, place, name), { name, path }))) continue;
+      const info = await host.stat(op, path);
+      if (info !== null) leaks.push({ kind: info.type === 'other' ? 'file' : info.type, what: path });
     }
   }
   return leaks;
 }
 
+type Entry = { readonly name: string; readonly path: string };
+
+async function isOwned(
+  core: Core,
+  op: Operation,
+  { sandboxes, of, isBusy }: Owned,
+  line: Line | null,
+  { name, path }: Entry,
+): Promise<boolean> {
+  if (line === null) return false;
+  const { owner, whole } = line;
+  const [, whose = ''] = line.name.exec(name) ?? [];
+  if (owner === 'sandbox') return isId('sbx', whose) && sandboxes.has(whose);
+  // What is being made is on no record yet, or not whole; what is being removed, no more.
+  if (isBusy) return true;
+  if (owner === 'work') return false;
+  if (whole !== undefined && (await core.deps.host.stat(op, `${path}/${whole}`)) === null) return false;
+  return owner === 'hutch' || owner === 'cache' || of[owner].has(whose);
+}
+
 async function strayMounts(host: Host, op: Operation, kept: readonly Kept[]): Promise<Leak[]> {
-  const mounts = new TextDecoder().decode(await host.readFile(op, '/proc/self/mountinfo', MOUNTS_BYTES_MAX));
-  const points = [...mounts.matchAll(/^\d+ \d+ \S+ \S+ (\S+)/gm)].map(([, path = '']) => path);
-  return points.filter((path) => isStray(path, kept)).map((what) => ({ kind: 'mount', what }));
+  return (await mountPoints(op, host)).filter((path) => isStray(path, kept)).map((what) => ({ kind: 'mount', what }));
 }
 
 /** Of programs that were started with a path of a sandbox, snapshot or volume that is none. */

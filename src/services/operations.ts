@@ -162,6 +162,11 @@ export class Operations {
       .reverse();
   }
 
+  /** Of all that is under way beside `self`, reads too. */
+  verbsUnderWay(self: OpId): ReadonlySet<string> {
+    return new Set([...this.#running.values()].filter(({ record }) => record.id !== self).map(({ record }) => record.verb));
+  }
+
   get(id: string): OperationRecord | null {
     return this.#running.get(id as OpId)?.record ?? null;
   }

@@ -9,7 +9,7 @@ import { PAGE_ROWS_MAX } from '../store/contract.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import { placesOf } from './deps.ts';
-import { forksDir } from './fork.ts';
+import { removeLeftWork } from './left-work.ts';
 import { releaseRun, runOf } from './release.ts';
 import { finishReshape, grownBy } from './reshape.ts';
 import type { Restorer } from './restore.ts';
@@ -35,6 +35,7 @@ export async function reconcile(core: Core, supervisor: Supervisor, restorer: Re
     // What they did is known by its own records: the next one with the same key starts anew.
     for (const { apiKeyId, key } of requests) await store.commit(op, [{ change: 'releaseRequest', apiKeyId, key }], 'relaxed');
 
+    await removeLeftWork(core, op);
     await core.deps.images?.sweep(op, new Set((await store.query('images', {})).map(({ digest }) => digest)));
     const intents = await store.query('intents', {});
     const suspension = new Suspension(core, supervisor);
@@ -46,7 +47,6 @@ export async function reconcile(core: Core, supervisor: Supervisor, restorer: Re
     await sweep(core, op);
     await sweepSnapshots(core, op);
     await sweepVolumes(core, op);
-    await host.remove(op, forksDir(core)); // whoever was to be made from it was not
     for (const intent of intents) restorer.again(intent);
     if (open.length + intents.length > 0)
       op.log.info({ open: open.length, intents: intents.length, adopted: core.runs.all().length }, 'reconciled');

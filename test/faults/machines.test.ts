@@ -43,14 +43,14 @@ async function lostBy(id: string, act: () => unknown): Promise<ApiError> {
   return error;
 }
 
-describe('a machine that dies is a crash, its commands are lost and not ended, and it starts again:', () => {
+describe('a machine that dies:', () => {
   const ways: [name: string, act: (id: string) => unknown][] = [
     ['QEMU killed', (id) => process.kill(pidOf(daemon, id, 'vmm'), 'SIGKILL')],
     ['QEMU aborted', (id) => process.kill(pidOf(daemon, id, 'vmm'), 'SIGABRT')],
     ['shim killed', (id) => process.kill(pidOf(daemon, id, 'shim'), 'SIGKILL')],
   ];
 
-  test.each(ways)('%s', async (_name, act) => {
+  test.each(ways)('%s: a crash, its commands lost and not ended, and it starts again', async (_name, act) => {
     const [id, other] = [await endless(), await endless()];
     const vmm = pidOf(daemon, id, 'vmm');
     expect((await lostBy(id, () => act(id))).code).toBe('unavailable');

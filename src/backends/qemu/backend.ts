@@ -25,7 +25,7 @@ import { createSandbox } from './create.ts';
 import { chooseDisks } from './drives.ts';
 import { type Emulator, EmulatorFinder } from './emulator.ts';
 import { endFiles } from './files.ts';
-import { findLeaks } from './leaks.ts';
+import { endWork, findLeaks } from './leaks.ts';
 import { NIC_ID, volumePlaces } from './machine.ts';
 import { withPanic } from './panic.ts';
 import { agentSocketPath, diskPath, freshMarkPath, qmpSocketPath, scratchDiskPath } from './paths.ts';
@@ -304,6 +304,7 @@ export function newQemuBackend(config: QemuConfig): Backend {
       };
     },
     prune: (op, unusedMs, how) => shelf.prune(op, unusedMs, how),
+    endWork: (op) => endWork(op, config),
     end: (op) => config.network.end(op),
     leaks: (op, known) => findLeaks(op, config, known),
   };

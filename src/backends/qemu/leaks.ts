@@ -7,6 +7,7 @@ import { isId, type SandboxId } from '../../domain/ids.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { QemuConfig } from './config.ts';
+import { killVmm } from './vmm.ts';
 
 export type Leak = { readonly kind: string; readonly what: string };
 
@@ -23,6 +24,20 @@ export async function findLeaks(op: Operation, config: QemuConfig, known: Readon
   if (runRoot !== undefined) leaks.push(...(await strayShims(op, host, runRoot, known)));
   leaks.push(...(await abandonedBuilds(op, host, templatesDir)));
   return leaks;
+}
+
+/** Of a daemon that was killed: a machine that tried something out, or of which a template was being made. */
+export async function endWork(op: Operation, { host, workDir }: Pick<QemuConfig, 'host' | 'workDir'>): Promise<void> {
+  for (const name of await namesIn(op, host, workDir)) {
+    const dir = join(workDir, name);
+    if ((await host.stat(op, dir))?.type !== 'directory') continue;
+    try {
+      await killVmm(op, host, dir, 'now');
+    } catch (cause) {
+      if (op.signal.aborted) throw cause;
+      op.log.warn({ dir, cause }, 'a machine of a daemon that was killed cannot be ended');
+    }
+  }
 }
 
 /** Shims by their command line, which names the run directory; what they started ends with them. */
