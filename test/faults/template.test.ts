@@ -167,6 +167,7 @@ const FAILURES: readonly (readonly [string, Recipe, RegExp, string])[] = [
     'a scrub hook',
     {
       start: script('mkdir -p /etc/hutch/scrub.d; printf "#!/bin/sh\\nexit 4\\n" > /etc/hutch/scrub.d/10; chmod +x /etc/hutch/scrub.d/10'),
+      ready: { command: ['test', '-x', '/etc/hutch/scrub.d/10'] }, // else a busy machine scrubs before there is a hook
       scrub: true,
     },
     /^the scrub hooks of template web in \/etc\/hutch\/scrub\.d: exit code 4; its last words: \/etc\/hutch\/scrub\.d\/10: exit code 4/,
