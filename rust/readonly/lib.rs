@@ -2,8 +2,8 @@
 //! saves its state. This opens that one file, named by `HUTCH_READONLY`, for reading, and maps it privately: what
 //! the guest writes is seen by nobody else. Where `HUTCH_LAYERS` names a directory, what lies in its file `map` is
 //! laid over it: page by page from the numbered files beside it, privately too. Memory that the guest has freed goes
-//! back to the host by QEMU's madvise(2) alone: a hole in the file, which QEMU makes first, would be everybody's. It has no dependency, not even on
-//! the C library's headers.
+//! back to the host by QEMU's madvise(2) alone: a hole in the file, which QEMU makes first, would be everybody's. A file is opened by which the
+//! host can have the kernel note what is written. It has no dependency, not even on the C library's headers.
 //!
 //! Built by `rustc` alone: see docs/decisions. Every other file is opened and mapped as asked.
 #![no_std]
@@ -20,6 +20,10 @@ const SYS_PREAD: c_long = 17;
 const SYS_MMAP: c_long = 9;
 const SYS_OPENAT: c_long = 257;
 const SYS_FALLOCATE: c_long = 285;
+const SYS_USERFAULTFD: c_long = 323;
+const O_CLOEXEC: c_long = 0o2000000;
+/// Faults of the kernel's are not waited for: that would need a right.
+const UFFD_USER_MODE_ONLY: c_long = 1;
 const NAME: &[u8] = b"HUTCH_READONLY=";
 const LAYERS: &[u8] = b"HUTCH_LAYERS=";
 const MAP_SHARED: c_int = 1;
@@ -100,6 +104,10 @@ pub unsafe extern "C" fn mmap64(at: *mut c_void, bytes: usize, access: c_int, fl
     if start == MAP_FAILED || !is_memory {
         return start as *mut c_void;
     }
+    // Through it the host asks the kernel what was written since (rust/imprint), which the kernel tells only where the process itself has
+    // opened it. Nothing is registered, and nothing changes, until then. An old kernel has none.
+    // SAFETY: a new file, of numbers only.
+    let _ = unsafe { call(SYS_USERFAULTFD, O_CLOEXEC | UFFD_USER_MODE_ONLY, 0, 0, 0, 0, 0) };
     // SAFETY: what was just mapped is this program's memory, which nothing uses yet.
     let laid = unsafe { variable(LAYERS).map_or(0, |directory| lay(directory, start, bytes as u64, rights, offset as u64)) };
     if told(laid) == -1 { MAP_FAILED as *mut c_void } else { start as *mut c_void }

@@ -22,6 +22,7 @@ mod map;
 mod source;
 mod sys;
 mod take;
+mod writes;
 
 use layers::{Layers, data_of, hash_of};
 use source::Source;
@@ -89,6 +90,8 @@ fn take_all(words: &[&str]) -> Result<(), String> {
     }
     if is_before {
         pass(&mut takes, Again::Yes)?;
+        // What was written while the first pass took its time, where that is known, does not have to be taken while the machine stands still.
+        takes.iter_mut().try_for_each(|(dir, take)| take.catch_up().map_err(|error| format!("{}: {error}", dir.display())))?;
         say("before")?;
         let mut line = String::new();
         if std::io::stdin().lock().read_line(&mut line).map_err(|error| error.to_string())? == 0 {

@@ -85,6 +85,14 @@ fn joined(runs: Vec<Run>) -> Vec<Run> {
     done
 }
 
+/// Those pages of `runs` that are in no run of `others`.
+pub fn without(runs: &[Run], others: &[Run]) -> Vec<Run> {
+    let as_layer = |layer: u32, runs: &[Run]| -> Vec<Run> { runs.iter().map(|run| Run { layer, ..*run }).collect() };
+    let mut left = overlay(&as_layer(1, runs), &as_layer(2, others));
+    left.retain(|run| run.layer == 1);
+    as_layer(0, &left)
+}
+
 /// The pages from `first` up to `end`, if there are any.
 pub fn push(runs: &mut Vec<Run>, layer: u32, mut first: u64, end: u64) {
     while first < end {

@@ -2,6 +2,7 @@
 use crate::layers::for_data;
 use crate::map::{PAGE, Run, push};
 use crate::sys;
+use crate::writes::Writes;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -23,6 +24,14 @@ pub enum Source {
     File(File),
 }
 
+#[derive(Default)]
+pub struct Touched {
+    pub all: Vec<Run>,
+    /// Of a process, those that are in memory. What is not may have been swapped out, or given back: where writes are noted, the
+    /// kernel leaves a note in the place of a page that was given back, which looks like one that was swapped out.
+    pub present: Vec<Run>,
+}
+
 impl Source {
     /// `file` is one of those that the process mapped as its guest's memory, each at the place that it has in the file.
     pub fn process(pid: i32, file: &Path) -> Result<Source, String> {
@@ -34,13 +43,13 @@ impl Source {
             .ok_or_else(|| format!("process {pid} has not mapped {}", file.display()))
     }
 
-    /// Runs of pages that may differ from what was there at the beginning; all others do not.
-    pub fn touched(&self, pages: u64) -> io::Result<Vec<Run>> {
-        let mut runs = Vec::new();
+    /// Which pages may differ from what was there at the beginning; all others do not.
+    pub fn touched(&self, pages: u64) -> io::Result<Touched> {
+        let mut touched = Touched::default();
         match self {
             Source::File(file) => for_data(file, 0, pages * PAGE, |from, until| {
-                let first = runs.last().map_or(0, Run::end).max(from / PAGE);
-                push(&mut runs, 0, first, until.div_ceil(PAGE).min(pages));
+                let first = touched.all.last().map_or(0, Run::end).max(from / PAGE);
+                push(&mut touched.all, 0, first, until.div_ceil(PAGE).min(pages));
                 Ok(())
             })?,
             Source::Process { pid, start } => {
@@ -52,10 +61,11 @@ impl Source {
                     let part = buffer.get_mut(..(count * ENTRY_BYTES) as usize).unwrap_or_default();
                     pagemap.read_exact_at(part, (start / PAGE + page) * ENTRY_BYTES)?;
                     for entry in part.as_chunks::<{ ENTRY_BYTES as usize }>().0 {
-                        if is_private(u64::from_le_bytes(*entry)) {
-                            match runs.last_mut() {
-                                Some(last) if last.end() == page && last.pages < u32::MAX => last.pages += 1,
-                                _ => push(&mut runs, 0, page, page + 1),
+                        let entry = u64::from_le_bytes(*entry);
+                        if is_private(entry) {
+                            add(&mut touched.all, page);
+                            if entry & PRESENT != 0 {
+                                add(&mut touched.present, page);
                             }
                         }
                         page += 1;
@@ -63,7 +73,15 @@ impl Source {
                 }
             }
         }
-        Ok(runs)
+        Ok(touched)
+    }
+
+    /// From now on it is known what is written, where that can be.
+    pub fn note_writes(&self, pages: u64) -> Option<Writes> {
+        match self {
+            Source::Process { pid, start } => Writes::begin(*pid, *start, pages * PAGE),
+            Source::File(_) => None,
+        }
     }
 
     /// Fills `into` with the pages from `first` on; beyond a file's end are zeros.
@@ -84,6 +102,14 @@ impl Source {
                 Ok(())
             }
         }
+    }
+}
+
+/// The next page of some that are in order.
+fn add(runs: &mut Vec<Run>, page: u64) {
+    match runs.last_mut() {
+        Some(last) if last.end() == page && last.pages < u32::MAX => last.pages += 1,
+        _ => push(runs, 0, page, page + 1),
     }
 }
 

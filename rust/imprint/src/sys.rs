@@ -2,7 +2,7 @@
 use crate::map::{PAGE, Run};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 fn check(result: i64) -> io::Result<i64> {
@@ -14,6 +14,9 @@ pub struct Mapping {
     start: *mut libc::c_void,
     bytes: usize,
 }
+
+// SAFETY: through a shared reference it is only read; whatever changes it takes it mutably.
+unsafe impl Sync for Mapping {}
 
 impl Mapping {
     pub fn new(bytes: u64) -> io::Result<Mapping> {
@@ -131,4 +134,159 @@ pub fn copy_range(from: RawFd, to: RawFd, offset: u64, bytes: u64) -> io::Result
         left -= got as u64;
     }
     Ok(())
+}
+
+/// A file of another process's, as it has it open.
+pub fn file_of(pid: i32, number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: numbers only; what is got is ours alone.
+    unsafe {
+        let process = OwnedFd::from_raw_fd(check(libc::syscall(libc::SYS_pidfd_open, pid, 0))? as RawFd);
+        let file = check(libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0))?;
+        Ok(OwnedFd::from_raw_fd(file as RawFd))
+    }
+}
+
+/// linux/userfaultfd.h
+const UFFDIO_API: u64 = 0xc018_aa3f;
+const UFFDIO_REGISTER: u64 = 0xc020_aa00;
+const UFFDIO_UNREGISTER: u64 = 0x8010_aa01;
+const UFFD_API: u64 = 0xaa;
+const UFFD_FEATURE_WP_ASYNC: u64 = 1 << 15;
+const UFFDIO_REGISTER_MODE_WP: u64 = 1 << 1;
+/// linux/fs.h
+const PAGEMAP_SCAN: u64 = 0xc060_6610;
+const PM_SCAN_WP_MATCHING: u64 = 1;
+const PM_SCAN_CHECK_WPASYNC: u64 = 1 << 1;
+const PAGE_IS_WRITTEN: u64 = 1 << 1;
+const PAGE_IS_FILE: u64 = 1 << 2;
+const PAGE_IS_PRESENT: u64 = 1 << 3;
+const PAGE_IS_SWAPPED: u64 = 1 << 4;
+
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub struct Region {
+    pub start: u64,
+    pub end: u64,
+    categories: u64,
+}
+
+#[repr(C)]
+struct Scan {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+fn control<T>(file: RawFd, request: u64, argument: &mut T) -> io::Result<i64> {
+    // SAFETY: each request is given the structure that the kernel's headers say, for as long as the call takes.
+    check(i64::from(unsafe { libc::ioctl(file, request as _, ptr::from_mut(argument)) }))
+}
+
+/// From now on the kernel notes what is written there, without telling anybody (Linux 6.7).
+pub fn note_writes(faults: RawFd, start: u64, bytes: u64) -> io::Result<()> {
+    // Refused where it was asked before.
+    if let Err(error) = control(faults, UFFDIO_API, &mut [UFFD_API, UFFD_FEATURE_WP_ASYNC, 0])
+        && error.raw_os_error() != Some(libc::EINVAL)
+    {
+        return Err(error);
+    }
+    control(faults, UFFDIO_REGISTER, &mut [start, bytes, UFFDIO_REGISTER_MODE_WP, 0]).map(drop)
+}
+
+pub fn note_no_writes(faults: RawFd, start: u64, bytes: u64) -> io::Result<()> {
+    control(faults, UFFDIO_UNREGISTER, &mut [start, bytes]).map(drop)
+}
+
+/// Of pages that are a process's own: all of them, or those that were written since this was asked last. Gives where it ended.
+pub fn scan_written(pagemap: RawFd, from: u64, end: u64, of: Own, into: &mut [Region]) -> io::Result<(usize, u64)> {
+    let mut scan = Scan {
+        size: size_of::<Scan>() as u64,
+        flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+        start: from,
+        end,
+        walk_end: 0,
+        vec: into.as_mut_ptr() as u64,
+        vec_len: into.len() as u64,
+        max_pages: 0,
+        category_inverted: PAGE_IS_FILE,
+        category_mask: PAGE_IS_FILE | if of == Own::Written { PAGE_IS_WRITTEN } else { 0 },
+        category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        return_mask: PAGE_IS_PRESENT,
+    };
+    let count = control(pagemap, PAGEMAP_SCAN, &mut scan)?;
+    Ok((count as usize, scan.walk_end))
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Own {
+    All,
+    Written,
+}
+
+#[cfg(test)]
+pub mod testing {
+    use super::*;
+    use crate::map::PAGE;
+
+    /// A file's pages as a guest has them: its own as soon as it writes them.
+    pub struct Memory {
+        start: *mut u8,
+        pages: u64,
+        faults: Option<OwnedFd>,
+    }
+
+    impl Memory {
+        pub fn of(file: &File, pages: u64) -> Memory {
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            // SAFETY: a new mapping, and a new file.
+            unsafe {
+                let start = libc::mmap(ptr::null_mut(), (pages * PAGE) as usize, access, libc::MAP_PRIVATE, file.as_raw_fd(), 0);
+                assert_ne!(start, libc::MAP_FAILED);
+                let faults = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | 1);
+                let faults = (faults >= 0).then(|| OwnedFd::from_raw_fd(faults as RawFd));
+                Memory { start: start.cast(), pages, faults }
+            }
+        }
+
+        pub fn has_faults(&self) -> bool {
+            self.faults.is_some()
+        }
+
+        pub fn page(&self, page: u64) -> &[u8] {
+            assert!(page < self.pages);
+            // SAFETY: within the mapping; nobody writes it meanwhile.
+            unsafe { std::slice::from_raw_parts(self.start.add((page * PAGE) as usize), PAGE as usize) }
+        }
+
+        pub fn write(&mut self, page: u64, byte: u8) {
+            assert!(page < self.pages);
+            // SAFETY: within the mapping, which is ours to write.
+            unsafe { ptr::write_bytes(self.start.add((page * PAGE) as usize), byte, PAGE as usize) };
+        }
+
+        /// As QEMU does with what the guest has freed.
+        pub fn give_back(&mut self, page: u64) {
+            assert!(page < self.pages);
+            // SAFETY: within the mapping; nobody looks at it meanwhile.
+            let done =
+                unsafe { libc::madvise(self.start.add((page * PAGE) as usize).cast(), PAGE as usize, libc::MADV_DONTNEED) };
+            assert_eq!(done, 0);
+        }
+    }
+
+    impl Drop for Memory {
+        fn drop(&mut self) {
+            // SAFETY: our own mapping.
+            unsafe { libc::munmap(self.start.cast(), (self.pages * PAGE) as usize) };
+        }
+    }
 }

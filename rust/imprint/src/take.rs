@@ -1,15 +1,21 @@
 //! A new layer: the pages of a source that differ from what is stored.
 use crate::layers::{Layers, MAP};
-use crate::map::{self, PAGE, Run, overlay, push};
+use crate::map::{self, PAGE, Run, overlay, push, without};
 use crate::source::Source;
+use crate::writes::Writes;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::thread;
 
 /// A write of 64 KiB gets its page cache in one piece that the kernel finds at once. For longer ones it looks for longer pieces, which on a
 /// machine that has run for a while costs it several times what the copy does (docs/decisions/0034-what-a-fork-waits-for.md).
 const PAGES_WRITTEN_AT_ONCE: u64 = 16;
 const PAGES_AT_ONCE: u64 = 256;
+/// More than this many processors at once are not faster than the memory.
+const THREADS_MAX: usize = 4;
+/// To begin a thread for less would take longer than it saves.
+const PIECES_PER_THREAD_MIN: usize = 4;
 /// A process may have some 65,000 mappings; each run of a memory's map becomes one.
 const RUNS_MAX: usize = 16_000;
 /// Read by the user of every machine that maps it; the directory's name is not to be guessed.
@@ -24,6 +30,9 @@ pub struct Take {
     /// Layers up to this one are what the process itself mapped: pages that it has not written are as they are there.
     mapped: u32,
     own: Vec<Run>,
+    /// What the last pass found to be touched, and who notes what is written since; none where nobody does.
+    touched: Vec<Run>,
+    writes: Option<Writes>,
 }
 
 /// Whether there is another pass.
@@ -46,43 +55,95 @@ pub struct Taken {
     pub bytes: u64,
 }
 
+/// Pages that are read at once.
+struct Piece {
+    first: u64,
+    pages: u64,
+}
+
+fn pieces(runs: &[Run]) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    for run in runs {
+        let mut first = run.first;
+        while first < run.end() {
+            let pages = (PAGES_AT_ONCE - first % PAGES_AT_ONCE).min(run.end() - first);
+            pieces.push(Piece { first, pages });
+            first += pages;
+        }
+    }
+    pieces
+}
+
 impl Take {
     pub fn new(layers: Layers, source: Source, number: u32, mapped: u32) -> Result<Take, String> {
         let path = layers.dir.join(number.to_string());
         let made = File::options().read(true).write(true).create_new(true).open(&path);
         let file = made.map_err(|error| format!("{}: {error}", path.display()))?;
         file.set_len(layers.pages * PAGE).map_err(|error| format!("{}: {error}", path.display()))?;
-        Ok(Take { layers, source, number, file, mapped, own: Vec::new() })
+        Ok(Take { layers, source, number, file, mapped, own: Vec::new(), touched: Vec::new(), writes: None })
     }
 
     /// Writes what differs now. Called again, it writes what has changed since; with `Again::Yes` that is made ready for.
     pub fn pass(&mut self, again: Again) -> io::Result<()> {
-        let touched = self.source.touched(self.layers.pages)?;
-        // Where the layers that are stored are not what the process mapped, it may differ without having been written.
-        let later: Vec<Run> =
-            self.layers.runs.iter().filter(|run| run.layer > self.mapped).map(|run| Run { layer: 0, ..*run }).collect();
-        let candidates = overlay(&touched, &later);
-        let mut buffer = vec![0; (PAGES_AT_ONCE * PAGE) as usize];
-        let mut differing = Vec::new();
-        for run in &candidates {
-            let mut at = run.first;
-            while at < run.end() {
-                let count = (PAGES_AT_ONCE - at % PAGES_AT_ONCE).min(run.end() - at);
-                let part = buffer.get_mut(..(count * PAGE) as usize).unwrap_or_default();
-                self.source.read(at, part)?;
-                self.keep(at, part, &mut differing)?;
-                at += count;
-            }
+        if again == Again::Yes && self.writes.is_none() {
+            self.writes = self.source.note_writes(self.layers.pages);
         }
+        let is_first = self.own.is_empty() && self.touched.is_empty();
+        let noted = if is_first { None } else { self.writes.as_ref().map(Writes::since).transpose()? };
+        let touched = self.source.touched(self.layers.pages)?;
+        let candidates = match noted {
+            // What was given back to the host is what was mapped there again.
+            Some(written) => overlay(&written, &without(&self.touched, &touched.present)),
+            None => overlay(&touched.all, &self.later()),
+        };
+        let differing = self.compare(&pieces(&candidates))?;
+        self.touched = touched.all;
         self.own = overlay(&self.own, &differing);
         self.layers.runs = overlay(&self.layers.runs, &differing);
         for run in &differing {
             self.layers.view.lay_run(&self.file, run)?;
-            if again == Again::Yes {
+            if again == Again::Yes && self.writes.is_none() {
                 self.layers.view.populate(run);
             }
         }
         Ok(())
+    }
+
+    /// A further pass before the last one, where it is a short one.
+    pub fn catch_up(&mut self) -> io::Result<()> {
+        if self.writes.is_some() { self.pass(Again::Yes) } else { Ok(()) }
+    }
+
+    /// Where the layers that are stored are not what the process mapped, it may differ without having been written.
+    fn later(&self) -> Vec<Run> {
+        self.layers.runs.iter().filter(|run| run.layer > self.mapped).map(|run| Run { layer: 0, ..*run }).collect()
+    }
+
+    /// What of them differs, in order; written. By as many threads as there are processors: for the second pass a machine stands still.
+    fn compare(&self, pieces: &[Piece]) -> io::Result<Vec<Run>> {
+        let processors = thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+        let each = pieces.len().div_ceil(processors).max(PIECES_PER_THREAD_MIN);
+        thread::scope(|scope| {
+            let mut parts = pieces.chunks(each);
+            let own = parts.next().unwrap_or_default();
+            let others: Vec<_> = parts.map(|part| scope.spawn(|| self.compare_part(part))).collect();
+            let mut differing = self.compare_part(own)?;
+            for other in others {
+                differing.extend(other.join().map_err(|_| io::Error::other("a thread of it broke"))??);
+            }
+            Ok(differing)
+        })
+    }
+
+    fn compare_part(&self, pieces: &[Piece]) -> io::Result<Vec<Run>> {
+        let mut buffer = vec![0; (PAGES_AT_ONCE * PAGE) as usize];
+        let mut differing = Vec::new();
+        for piece in pieces {
+            let part = buffer.get_mut(..(piece.pages * PAGE) as usize).unwrap_or_default();
+            self.source.read(piece.first, part)?;
+            self.keep(piece.first, part, &mut differing)?;
+        }
+        Ok(differing)
     }
 
     /// Of some pages that were read, those that differ go into the layer, a run at a time.
@@ -124,6 +185,7 @@ impl Take {
 
     /// After the last pass: the map; with `Lasting::Yes` all of it is on the disk then.
     pub fn finish(mut self, lasting: Lasting) -> io::Result<Taken> {
+        self.writes = None;
         let synced = |file: &File| if lasting == Lasting::Yes { file.sync_all() } else { Ok(()) };
         self.join_runs()?;
         self.file.set_permissions(fs::Permissions::from_mode(MODE))?;
@@ -156,5 +218,84 @@ impl Take {
         self.own = overlay(&self.own, &filled);
         self.layers.runs = overlay(&self.layers.runs, &filled);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::testing::Memory;
+    use std::path::PathBuf;
+
+    const PAGES: u64 = 6000;
+
+    /// A small generator, so that a failure can be had again.
+    struct Dice(u64);
+
+    impl Dice {
+        fn below(&mut self, end: u64) -> u64 {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) % end
+        }
+    }
+
+    struct Place(PathBuf);
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn live(memory: &mut Memory, dice: &mut Dice) {
+        for _ in 0..300 {
+            let first = dice.below(PAGES);
+            let byte = dice.below(3) as u8;
+            let what = dice.below(4);
+            for page in first..PAGES.min(first + 1 + dice.below(12)) {
+                match what {
+                    0 => memory.give_back(page),
+                    1 => drop(std::hint::black_box(memory.page(page).to_vec())),
+                    _ => memory.write(page, byte),
+                }
+            }
+        }
+    }
+
+    fn release() -> Vec<u32> {
+        let text = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        text.split(['.', '-']).take(2).map(|word| word.parse().unwrap()).collect()
+    }
+
+    /// With the kernel's notes of what was written, and without.
+    #[test]
+    fn what_is_taken_is_the_memory_of_the_last_pass() {
+        for seed in 0..6 {
+            let place = Place(std::env::temp_dir().join(format!("hutch-imprint-{}-{seed}", std::process::id())));
+            fs::create_dir(&place.0).unwrap();
+            let path = place.0.join("base");
+            let base = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+            base.set_len(PAGES * PAGE).unwrap();
+            for page in (0..PAGES).filter(|page| page % 3 > 0) {
+                base.write_all_at(&[page as u8; PAGE as usize], page * PAGE).unwrap();
+            }
+            let mut dice = Dice(seed);
+            let mut memory = Memory::of(&base, PAGES);
+            live(&mut memory, &mut dice);
+            let source = Source::process(std::process::id() as i32, &path).unwrap();
+            let mut take = Take::new(Layers::open(&place.0, PAGES * PAGE).unwrap(), source, 1, 0).unwrap();
+            let is_noted = seed % 2 == 0;
+            take.pass(if is_noted { Again::Yes } else { Again::No }).unwrap();
+            assert_eq!(take.writes.is_some(), is_noted && memory.has_faults() && release() >= vec![6, 7], "notes of {seed}");
+            live(&mut memory, &mut dice);
+            take.catch_up().unwrap();
+            live(&mut memory, &mut dice);
+            take.pass(Again::No).unwrap();
+            take.finish(Lasting::No).unwrap();
+            let stored = Layers::open(&place.0, PAGES * PAGE).unwrap();
+            for page in 0..PAGES {
+                assert!(stored.view.page(page) == memory.page(page), "page {page} of seed {seed}");
+            }
+        }
     }
 }
