@@ -43,7 +43,12 @@ export type Capabilities = {
 };
 
 /** The root file system of one image (squashfs), read-only and owned by the store. */
-export type RootFiles = { readonly imagePath: string; readonly imageDigest: string };
+export type RootFiles = {
+  readonly imagePath: string;
+  readonly imageDigest: string;
+  /** What is at `imagePath` was packed by this machine, whatever is in it: its kernel may read it. */
+  readonly isPackedHere?: boolean;
+};
 
 /** What a virtual machine boots: the image, and a kernel with an initramfs that holds our agent. */
 export type MachineFiles = RootFiles & {

@@ -59,7 +59,7 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
     return {
       image: image.record,
       kernelId: null,
-      files: { kind: 'root', imagePath: image.path, imageDigest: image.rootDigest },
+      files: { kind: 'root', imagePath: image.path, imageDigest: image.rootDigest, isPackedHere: image.isPackedHere },
     };
   }
 

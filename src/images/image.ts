@@ -89,6 +89,8 @@ export type PreparedImage = {
   readonly guestPath: string;
   /** `sha256:…` of the file at `guestPath`: two images may have the same. */
   readonly rootDigest: string;
+  /** Whether this machine's own programs made what is at `path`: what a user gave may be anything, also once it is Hutch's own. */
+  readonly isPackedHere: boolean;
   readonly fileSystem: ImageManifest['fileSystem'];
   readonly source: ImageSource;
   /** The kernel that it brings, and the initrd that belongs to that. */
@@ -251,6 +253,7 @@ function preparedOf(paths: ImagePaths, manifest: ImageManifest): PreparedImage {
     path,
     guestPath: guest === undefined ? path : join(dir, GUEST_ROOTFS),
     rootDigest: `sha256:${guest?.sha256 ?? manifest.sha256}`,
+    isPackedHere: source.kind !== 'file',
     fileSystem,
     source,
     own:

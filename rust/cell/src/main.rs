@@ -4,9 +4,10 @@
 //!
 //! ```text
 //! hutch-cell --look
+//! hutch-cell --look-at FILE DIR
 //! hutch-cell --as-root UIDS GIDS -- PROGRAM ARG...
 //! hutch-cell --as-root-of PID -- PROGRAM ARG...
-//! hutch-cell --lower DIR [--over DIR] --upper DIR --work DIR --root DIR [--disk FILE --disk-at DIR] [--link DIR [--show FILE]...]
+//! hutch-cell --lower DIR [--image FILE] [--under DIR] [--over DIR] --upper DIR --work DIR --root DIR [--disk FILE --disk-at DIR] [--link DIR [--show FILE]...]
 //!            [--volume FILE --volume-at DIR]... [--volume-ro FILE --volume-at DIR]... [--directory DIR --directory-at DIR]...
 //!            [--uids UIDS --gids GIDS]
 //!            [--net FILE --address A.B.C.D/PREFIX --gateway A.B.C.D --mac XX:… --mtu N --uid N --gid N]
@@ -16,6 +17,8 @@
 //! `--look` is what a probe of a runtime runs: it ends with 0, or with 3 where the runtime's kernel refuses
 //! `AT_NO_AUTOMOUNT`.
 //!
+//! `--look-at` ends with 0 where the image in FILE can be mounted, as it is then at DIR, in a namespace that is gone with it.
+//!
 //! Who is not root names users of their own, UIDS and GIDS as `FIRST:COUNT` (subuid(5)): then everything happens in a user
 //! namespace of which they are root. `--as-root` does nothing but that; `--as-root-of` enters the namespace that PID is in.
 //!
@@ -23,6 +26,9 @@
 //!
 //! Each directory of the host is seen where its `--directory-at` says, with what is mounted in it: that of exactly this path, which
 //! may have no symlink in it. Whoever can rename something on the way may have put one there since the path was looked at.
+//!
+//! With `--image`, a squashfs in a file, that is mounted at `--lower` first. The directories in `--under` lie beneath it where
+//! it lacks one of them; the files in `--over` lie over it, where it has an `/etc` and no `/etc/ld.so.preload` of its own.
 //!
 //! With `--disk`, an ext4 in a file, that is mounted at `--disk-at` first: `--upper` and `--work` lie in it and are made if
 //! they are missing. At `--root` lies the overlay of the others, seen by PROGRAM and its children alone. Each FILE of
@@ -40,7 +46,7 @@ mod users;
 use crate::sys::Forked;
 use options::{Net, Options};
 use std::ffi::CString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
@@ -58,6 +64,14 @@ const DISK_DAMAGED: u8 = 124;
 fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == "--look") {
         return if sys::looks_without_automount() { ExitCode::SUCCESS } else { ExitCode::from(FLAG_REFUSED) };
+    }
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == "--look-at") {
+        return match (std::env::args_os().nth(2), std::env::args_os().nth(3)) {
+            (Some(file), Some(at)) => {
+                look_at(Path::new(&file), Path::new(&at)).map_or_else(|why| refused(&why), |()| ExitCode::SUCCESS)
+            }
+            _ => refused("--look-at needs FILE DIR"),
+        };
     }
     if std::env::args_os().nth(1).is_some_and(|argument| argument == "--as-root") {
         return refused(&match users::parse(std::env::args_os().skip(2)) {
@@ -103,11 +117,20 @@ fn ended(why: &str, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
+fn look_at(image: &Path, at: &Path) -> Result<(), String> {
+    sys::own_mounts().map_err(|error| format!("cannot make a mount namespace: {error}"))?;
+    disk::mount_image(image, at)?;
+    fs::read_dir(at).map(drop).map_err(|error| format!("cannot read {}: {error}", image.display()))
+}
+
 fn enter(options: &Options) -> Result<(), Failed> {
     if let Some(users) = options.users {
         users::become_root(users)?;
     }
     sys::own_mounts().map_err(|error| format!("cannot make a mount namespace: {error}"))?;
+    if let Some(file) = &options.image {
+        disk::mount_image(file, &options.lower)?;
+    }
     if let Some((file, at)) = &options.disk {
         let device = disk::attach_alone(file)?;
         disk::open(device, at, [(&options.upper, 0o755), (&options.work, 0o700)])
@@ -137,12 +160,26 @@ fn mount_root(options: &Options) -> Result<(), String> {
 }
 
 fn overlay_options(options: &Options) -> Vec<u8> {
-    let over = options.over.iter().flat_map(|path| [escaped(path), b":".to_vec()].concat());
-    let lower: Vec<u8> = over.chain(escaped(&options.lower)).collect();
+    let over = options.over.as_ref().filter(|_| takes_over(&options.lower));
+    let under = options.under.as_ref().filter(|under| lacks_one_of(&options.lower, under));
+    let lower: Vec<_> = over.into_iter().chain([&options.lower]).chain(under).map(|path| escaped(path)).collect();
+    let lower = lower.join(&b':');
     let named = [(&b"lowerdir="[..], lower), (b",upperdir=", escaped(&options.upper)), (b",workdir=", escaped(&options.work))];
     // Its notes about files are another kind where root is not the machine's.
     let notes = if options.users.is_some() { &b",userxattr"[..] } else { b"" };
     named.into_iter().flat_map(|(name, value)| [name, &value].concat()).chain(notes.iter().copied()).collect()
+}
+
+/// Libraries that the image itself has every program load matter more.
+fn takes_over(lower: &Path) -> bool {
+    let etc = lower.join("etc");
+    fs::symlink_metadata(&etc).is_ok_and(|found| found.is_dir()) && fs::symlink_metadata(etc.join("ld.so.preload")).is_err()
+}
+
+/// Runtimes mount at these, and an image made from nothing need not have them.
+fn lacks_one_of(lower: &Path, under: &Path) -> bool {
+    let names = fs::read_dir(under).into_iter().flatten().filter_map(Result::ok);
+    names.map(|entry| entry.file_name()).any(|name| fs::symlink_metadata(lower.join(name)).is_err())
 }
 
 /// One directory for all that the host lends: each mount of a sandbox costs it time when it starts.
@@ -218,18 +255,31 @@ fn hide_root_mark() {
 #[cfg(test)]
 mod tests {
     use super::{escaped, options, overlay_options};
-    use std::path::Path;
+    use std::{fs, path::Path};
 
     #[test]
-    fn what_lies_over_the_image_comes_before_it() {
-        let overlay = |over: &str| {
-            let line = format!("--lower /l {over}--upper /u --work /w --root /r -- true");
+    fn what_lies_over_the_image_comes_before_it_and_what_it_lacks_behind() {
+        let lower = std::env::temp_dir().join(format!("hutch-cell-overlay-{}", std::process::id()));
+        let at = lower.display().to_string();
+        let overlay = |more: &str| {
+            let line = format!("--lower {at} {more}--upper /u --work /w --root /r -- true");
             let options = options::parse(line.split_whitespace().map(Into::into)).unwrap();
-            String::from_utf8(overlay_options(&options)).unwrap()
+            String::from_utf8(overlay_options(&options)).unwrap().replace(&at, "/l")
         };
+        fs::create_dir_all(lower.join("etc")).unwrap();
+        fs::create_dir_all(lower.join("points/etc")).unwrap();
+        let under = format!("--under {at}/points ");
         assert_eq!(overlay(""), "lowerdir=/l,upperdir=/u,workdir=/w");
         assert_eq!(overlay("--over /o:o "), "lowerdir=/o\\:o:/l,upperdir=/u,workdir=/w");
         assert_eq!(overlay("--uids 1:2 --gids 1:2 "), "lowerdir=/l,upperdir=/u,workdir=/w,userxattr");
+        assert_eq!(overlay(&under), "lowerdir=/l,upperdir=/u,workdir=/w");
+        fs::create_dir(lower.join("points/proc")).unwrap();
+        assert_eq!(overlay(&under), "lowerdir=/l:/l/points,upperdir=/u,workdir=/w");
+        fs::write(lower.join("etc/ld.so.preload"), "/own.so").unwrap();
+        assert_eq!(overlay("--over /o "), "lowerdir=/l,upperdir=/u,workdir=/w");
+        fs::remove_dir_all(lower.join("etc")).unwrap();
+        assert_eq!(overlay("--over /o "), "lowerdir=/l,upperdir=/u,workdir=/w");
+        fs::remove_dir_all(lower).unwrap();
     }
 
     #[test]

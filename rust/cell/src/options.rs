@@ -8,6 +8,10 @@ use std::path::PathBuf;
 #[derive(Debug)]
 pub struct Options {
     pub lower: PathBuf,
+    /// The file with what is mounted at `lower`; none: it is there.
+    pub image: Option<PathBuf>,
+    /// Directories that lie under `lower` where that lacks one of them.
+    pub under: Option<PathBuf>,
     /// Files that lie over those of `lower`.
     pub over: Option<PathBuf>,
     /// Whose root this is to be first; none: it is root.
@@ -85,6 +89,8 @@ pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Options, String
     let net = if is_given("--net") { Some(parse_net(&found)?) } else { None };
     Ok(Options {
         lower: directory(&found, "--lower")?,
+        image: if is_given("--image") { Some(directory(&found, "--image")?) } else { None },
+        under: if is_given("--under") { Some(directory(&found, "--under")?) } else { None },
         over: if is_given("--over") { Some(directory(&found, "--over")?) } else { None },
         users: if is_given("--uids") { Some(parse_users(&found)?) } else { None },
         upper: directory(&found, "--upper")?,
@@ -99,10 +105,12 @@ pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Options, String
     })
 }
 
-const NAMES: [&str; 23] = [
+const NAMES: [&str; 25] = [
     "--uids",
     "--gids",
     "--lower",
+    "--image",
+    "--under",
     "--over",
     "--upper",
     "--work",
@@ -253,6 +261,13 @@ mod tests {
     }
 
     #[test]
+    fn an_image_may_lie_in_a_file() {
+        assert_eq!(parsed(&format!("{ROOT} -- true")).unwrap().image, None);
+        let options = parsed(&format!("{ROOT} --image /i --under /p -- true")).unwrap();
+        assert_eq!((options.image, options.under), (Some("/i".into()), Some("/p".into())));
+    }
+
+    #[test]
     fn a_disk_has_a_place() {
         let options = parsed(&format!("{ROOT} --disk /a --disk-at /b -- true")).unwrap();
         assert_eq!(options.disk, Some((PathBuf::from("/a"), PathBuf::from("/b"))));
@@ -294,6 +309,8 @@ mod tests {
             format!("{ROOT} --volume /a --volume /b --volume-at /c -- true"),
             format!("{ROOT} --volume a --volume-at /c -- true"),
             format!("{ROOT} --over a -- true"),
+            format!("{ROOT} --image a -- true"),
+            format!("{ROOT} --under a -- true"),
             format!("{ROOT} --directory /a -- true"),
             format!("{ROOT} --directory-at /a --directory /b -- true"),
             format!("{ROOT} --directory a --directory-at /b -- true"),

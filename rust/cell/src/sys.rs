@@ -16,6 +16,7 @@ const LOOPBACK: &[u8] = b"lo";
 
 const LOOP_CTL_GET_FREE: u32 = 0x4c82;
 const LOOP_CONFIGURE: u32 = 0x4c0a;
+const LOOP_GET_STATUS64: u32 = 0x4c05;
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
 const LO_FLAGS_DIRECT_IO: u32 = 16;
@@ -31,6 +32,30 @@ struct LoopConfig {
     before_flags: [u8; LOOP_FLAGS_AT],
     flags: u32,
     after_flags: [u8; LOOP_CONFIG_BYTES - 12 - LOOP_FLAGS_AT],
+}
+
+/// `struct loop_info64`, as far as it is looked at.
+#[repr(C)]
+struct LoopStatus {
+    device: u64,
+    inode: u64,
+    others: [u8; LOOP_FLAGS_AT - 16],
+    flags: u32,
+    rest: [u8; 176],
+}
+
+/// What a loop device shows.
+pub struct Shown {
+    pub device: u64,
+    pub inode: u64,
+    pub is_read_only: bool,
+}
+
+/// How a device reads its file: as the file lies on the disk, or through the host's memory, where it is warm if others had it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Through {
+    Itself,
+    Memory,
 }
 
 fn check(result: i32) -> io::Result<i32> {
@@ -61,10 +86,12 @@ pub fn own_mounts() -> io::Result<()> {
     }
 }
 
+/// Devices that an image has are nobody's way to the machine's own.
 pub fn mount_overlay(at: &Path, data: &CStr) -> io::Result<()> {
     let at = c_path(at)?;
+    let flags = libc::MS_NOSUID | libc::MS_NODEV;
     // SAFETY: all four are C strings that live until the call returns.
-    check(unsafe { libc::mount(c"overlay".as_ptr(), at.as_ptr(), c"overlay".as_ptr(), 0, data.as_ptr().cast()) }).map(drop)
+    check(unsafe { libc::mount(c"overlay".as_ptr(), at.as_ptr(), c"overlay".as_ptr(), flags, data.as_ptr().cast()) }).map(drop)
 }
 
 pub fn bind(from: &Path, to: &Path) -> io::Result<()> {
@@ -111,17 +138,32 @@ pub fn free_loop(control: RawFd) -> io::Result<i32> {
 }
 
 /// The device shows the file until nobody has the device open or mounted any more.
-pub fn attach_loop(device: RawFd, file: RawFd, access: Access) -> io::Result<()> {
+pub fn attach_loop(device: RawFd, file: RawFd, access: Access, through: Through) -> io::Result<()> {
     let read_only = if access == Access::ReadOnly { LO_FLAGS_READ_ONLY } else { 0 };
+    let direct = if through == Through::Itself { LO_FLAGS_DIRECT_IO } else { 0 };
     let config = LoopConfig {
         fd: u32::try_from(file).map_err(io::Error::other)?,
         block_size: 0,
         before_flags: [0; LOOP_FLAGS_AT],
-        flags: LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO | read_only,
+        flags: LO_FLAGS_AUTOCLEAR | direct | read_only,
         after_flags: [0; LOOP_CONFIG_BYTES - 12 - LOOP_FLAGS_AT],
     };
     // SAFETY: the request reads one `loop_config`, which this is, byte for byte.
     check(unsafe { libc::ioctl(device, LOOP_CONFIGURE as _, &config) }).map(drop)
+}
+
+pub fn loop_shows(device: RawFd) -> io::Result<Shown> {
+    let mut status = LoopStatus { device: 0, inode: 0, others: [0; LOOP_FLAGS_AT - 16], flags: 0, rest: [0; 176] };
+    // SAFETY: the request fills one `loop_info64`, which this is, byte for byte.
+    check(unsafe { libc::ioctl(device, LOOP_GET_STATUS64 as _, &mut status) })?;
+    Ok(Shown { device: status.device, inode: status.inode, is_read_only: status.flags & LO_FLAGS_READ_ONLY != 0 })
+}
+
+pub fn mount_squashfs(device: &Path, at: &Path) -> io::Result<()> {
+    let (device, at) = (c_path(device)?, c_path(at)?);
+    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_RDONLY;
+    // SAFETY: all are C strings that live until the call returns, or null, which is no options.
+    check(unsafe { libc::mount(device.as_ptr(), at.as_ptr(), c"squashfs".as_ptr(), flags, ptr::null()) }).map(drop)
 }
 
 /// What is on it runs and opens nothing on the host: only the runtime looks at it.

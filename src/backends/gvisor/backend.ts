@@ -36,7 +36,7 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
   const cgroups = new Cgroups(host, config.cgroupName);
   const processes = new Processes(host, cgroups);
   const rightsFinder = new RightsFinder(host, config.cellPath);
-  const bases = new Bases(host, config.basesDir, rightsFinder);
+  const bases = new Bases(host, config, rightsFinder);
   const overs = new Overs(host, config.basesDir, config.automountLibraryPath);
   const layers = new Layers(config);
   const doors = new AgentDoors(host);
@@ -58,12 +58,11 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
   };
   const take = async (op: Operation, plan: Pick<SandboxPlan, 'boot'>) => {
     const found = await find(op);
-    const basePath = await bases.take(op, rootFiles(op, plan.boot));
     return {
       ...found,
       image: rootFiles(op, plan.boot).imageDigest,
-      basePath,
-      overPath: found.platform.automount === 'taken' ? null : await overs.take(op, basePath),
+      ground: await bases.take(op, rootFiles(op, plan.boot)),
+      overPath: found.platform.automount === 'taken' ? null : await overs.take(op),
     };
   };
   const parts = (plan: SandboxPlan): StartParts => ({ config, cgroups, layers, processes, doors, take: (late) => take(late, plan) });
@@ -165,8 +164,8 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
         const note = await readNote(op, host, plan);
         if (what === 'disk')
           return await takeDisk(op, { save: await saveParts(op, plan, note?.image ?? ''), imprintPath: config.imprintPath }, plan, dir);
-        const { image, basePath, overPath } = note ?? (await noteOf(op, plan));
-        const start = { ...parts(plan), take: async (late: Operation) => ({ ...(await find(late)), image, basePath, overPath }) };
+        const { image, ground, overPath } = note ?? (await noteOf(op, plan));
+        const start = { ...parts(plan), take: async (late: Operation) => ({ ...(await find(late)), image, ground, overPath }) };
         const using = { save: await saveParts(op, plan, image), start, imprintPath: config.imprintPath };
         return await replacements.during(plan.id, () => takeAndGoOn(op, using, plan, dir));
       },

@@ -1,39 +1,94 @@
-// Images unpacked on this host, once each: the read-only ground under every sandbox's private layer. A
-// directory with an image's digest as its name is whole; what is being made, or was left by a crash,
-// has another name. Nobody but us may enter: programs in there have their set-user-id bits.
+// The read-only ground under every sandbox's private layer: an image that this machine has packed is mounted as it is, by
+// rust/cell and for its sandbox alone. Where that cannot be done (without root, without loop devices, of what a user gave), it is
+// unpacked on this host, once. A directory with an image's digest as its name is whole; what is being made, or was left by a
+// crash, has another name. Nobody but us may enter: programs in there have their set-user-id bits.
 import { join } from 'node:path';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { RootFiles } from '../backend.ts';
 import { pause } from '../wait.ts';
+import type { GvisorConfig } from './config.ts';
 import { type RightsFinder, removeTree } from './rights.ts';
 
+const TRIAL_MS = 20_000;
 const UNPACK_MS = 15 * 60_000;
 const LOOK_EVERY_MS = 200;
 const RELEASE_MS = 60_000;
 const MOUNT_POINTS = ['proc', 'sys', 'dev', 'tmp'];
+/** Never changed: sandboxes stand on it. */
+const UNDER = 'under-1';
 const BUILDING = '.building-';
 const LOCK = '.lock-';
 const WHOLE = /^[0-9a-f]{64}$/;
 
+/** Where it is unpacked, or the file to be mounted and the directories that lie under it where it lacks one. */
+export type Ground = { readonly basePath: string } | { readonly imagePath: string; readonly underPath: string };
+
 export class Bases {
   readonly #host: Host;
   readonly #dir: string;
+  readonly #workDir: string;
+  readonly #cellPath: string;
   readonly #rights: RightsFinder;
   readonly #ready = new Set<string>();
+  /** Paths of images that were mounted once: they can be as long as this daemon lives. */
+  readonly #mountable = new Set<string>();
 
-  constructor(host: Host, dir: string, rights: RightsFinder) {
+  constructor(host: Host, { basesDir, workDir, cellPath }: Pick<GvisorConfig, 'basesDir' | 'workDir' | 'cellPath'>, rights: RightsFinder) {
     this.#host = host;
-    this.#dir = dir;
+    this.#dir = basesDir;
+    this.#workDir = workDir;
+    this.#cellPath = cellPath;
     this.#rights = rights;
   }
 
-  /** The unpacked image; made on first use, with progress. Whoever comes second waits for the first. */
-  async take(op: Operation, { imagePath, imageDigest }: RootFiles): Promise<string> {
+  /** One that is unpacked already stays so: sandboxes may stand on it. */
+  async take(op: Operation, image: RootFiles): Promise<Ground> {
     const host = this.#host;
-    const name = imageDigest.replace(/^sha256:/, '');
-    if (!/^[0-9a-f]{64}$/.test(name)) throw op.error('internal', `not an image's digest: ${imageDigest}`);
+    const name = image.imageDigest.replace(/^sha256:/, '');
+    if (!WHOLE.test(name)) throw op.error('internal', `not an image's digest: ${image.imageDigest}`);
     const path = join(this.#dir, name);
+    if ((await host.stat(op, path)) === null && (await this.#canBeMounted(op, image))) {
+      return { imagePath: image.imagePath, underPath: await this.#under(op) };
+    }
+    return { basePath: await this.#takeUnpacked(op, image.imagePath, name, path) };
+  }
+
+  /** Tried with the image itself: that a loop device is there does not say that it can be used, nor what this kernel reads. */
+  async #canBeMounted(op: Operation, { imagePath, isPackedHere = false }: RootFiles): Promise<boolean> {
+    if (!isPackedHere || this.#host.uid !== 0) return false;
+    if (!this.#mountable.has(imagePath) && (await this.#tryToMount(op, imagePath))) this.#mountable.add(imagePath);
+    return this.#mountable.has(imagePath);
+  }
+
+  async #tryToMount(op: Operation, imagePath: string): Promise<boolean> {
+    const host = this.#host;
+    const dir = join(this.#workDir, `probe-${Buffer.from(host.randomBytes(8)).toString('hex')}`);
+    await using undo = new AsyncDisposableStack();
+    undo.defer(async () => {
+      using late = op.releasing(RELEASE_MS);
+      await host.remove(late, dir);
+    });
+    await host.makeDir(op, dir, 0o700);
+    using limited = op.within(TRIAL_MS, 'trying to mount the image');
+    const { exitCode, stderr } = await host.run(limited, [this.#cellPath, '--look-at', imagePath, dir]);
+    if (exitCode === 0) return true;
+    op.log.debug({ imagePath, why: new TextDecoder().decode(stderr).trim() }, 'the image cannot be mounted, and is unpacked');
+    return false;
+  }
+
+  async #under(op: Operation): Promise<string> {
+    const under = join(this.#dir, UNDER);
+    if (this.#ready.has(UNDER)) return under;
+    await this.#host.makeDir(op, this.#dir, 0o700);
+    for (const name of MOUNT_POINTS) await this.#host.makeDir(op, join(under, name), 0o755);
+    this.#ready.add(UNDER);
+    return under;
+  }
+
+  /** Made on first use, with progress. Whoever comes second waits for the first. */
+  async #takeUnpacked(op: Operation, imagePath: string, name: string, path: string): Promise<string> {
+    const host = this.#host;
     if (this.#ready.has(name) && (await host.stat(op, path)) !== null) return path;
     using limited = op.within(UNPACK_MS, 'unpacking the image');
     await host.makeDir(limited, this.#dir, 0o700);

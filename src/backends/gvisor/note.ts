@@ -5,21 +5,25 @@ import { z } from 'zod';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { SandboxPlan } from '../backend.ts';
+import type { Ground } from './base.ts';
 
 const NOTE = 'started.json';
 const NOTE_BYTES_MAX = 64 * 1024;
 
-const note = z.strictObject({
+const said = {
   image: z.string(),
-  basePath: z.string(),
   overPath: z.string().nullable(),
   network: z.strictObject({ mac: z.string(), address: z.string(), gateway: z.string(), dns: z.array(z.string()), mtu: z.int() }).nullable(),
-});
+};
+const note = z.union([
+  z.strictObject({ ...said, basePath: z.string() }),
+  z.strictObject({ ...said, imagePath: z.string(), underPath: z.string() }),
+]);
 
-export type Note = z.infer<typeof note>;
+export type Note = Omit<z.infer<typeof note>, keyof Ground> & { readonly ground: Ground };
 
-export async function writeNote(op: Operation, host: Host, { runDir }: SandboxPlan, content: Note): Promise<void> {
-  const bytes = new TextEncoder().encode(JSON.stringify(note.parse(content)));
+export async function writeNote(op: Operation, host: Host, { runDir }: SandboxPlan, { ground, ...content }: Note): Promise<void> {
+  const bytes = new TextEncoder().encode(JSON.stringify(note.parse({ ...content, ...ground })));
   await host.writeSparse(op, join(runDir, NOTE), bytes.byteLength, [{ offset: 0, bytes }]);
 }
 
@@ -27,5 +31,8 @@ export async function writeNote(op: Operation, host: Host, { runDir }: SandboxPl
 export async function readNote(op: Operation, host: Host, { runDir }: SandboxPlan): Promise<Note | null> {
   const path = join(runDir, NOTE);
   if ((await host.stat(op, path)) === null) return null;
-  return note.parse(JSON.parse(new TextDecoder().decode(await host.readFile(op, path, NOTE_BYTES_MAX))));
+  const read = note.parse(JSON.parse(new TextDecoder().decode(await host.readFile(op, path, NOTE_BYTES_MAX))));
+  const { image, overPath, network } = read;
+  const ground = 'basePath' in read ? { basePath: read.basePath } : { imagePath: read.imagePath, underPath: read.underPath };
+  return { image, overPath, network, ground };
 }

@@ -5,8 +5,8 @@ import { join } from 'node:path';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 
-/** In the sandbox. Where there is one of the image's own, its libraries matter more. */
-export const PRELOAD_LIST = '/etc/ld.so.preload';
+/** In the sandbox. */
+const PRELOAD_LIST = '/etc/ld.so.preload';
 const LIBRARY = '/etc/ld.so.hutch';
 const LIBRARY_BYTES_MAX = 1024 * 1024;
 const DIGEST_CHARS = 16;
@@ -23,11 +23,8 @@ export class Overs {
     this.#libraryPath = libraryPath;
   }
 
-  /** The layer's directory; null where it must not lie over this image. */
-  async take(op: Operation, basePath: string): Promise<string | null> {
-    const host = this.#host;
-    if ((await host.stat(op, join(basePath, 'etc')))?.type !== 'directory') return null;
-    if ((await host.stat(op, join(basePath, PRELOAD_LIST))) !== null) return null;
+  /** The layer's directory. Over which images it may lie, rust/cell sees, which has them before it. */
+  async take(op: Operation): Promise<string> {
     this.#made ??= this.#make(op);
     try {
       return await this.#made;

@@ -21,6 +21,8 @@ export const takenUpDir = (dirs: Pick<Dirs, 'dataDir'>): string => join(dirs.dat
 
 /** Empty for us: the overlay is mounted there in the runtime's namespace alone. */
 export const rootDir = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir, 'root');
+/** As with the root: the image is mounted there, where it is not unpacked. */
+export const imageMountDir = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir, 'image');
 /** As with the root: the disk with the private layer is mounted there. */
 export const diskMountDir = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir, 'disk');
 /** As with the root: volumes are mounted there, each in a directory of its own. */

@@ -14,6 +14,7 @@ import { CELL_DISK_DAMAGED, damagedDisk } from '../damaged.ts';
 import { describe, tailOf } from '../dead.ts';
 import { mendVolume, requireClosed } from '../disk.ts';
 import { allOf } from '../wait.ts';
+import type { Ground } from './base.ts';
 import { bundleConfig } from './bundle.ts';
 import type { Cgroups } from './cgroup.ts';
 import { ARRIVE_MS, type GvisorConfig, RELEASE_MS } from './config.ts';
@@ -24,6 +25,7 @@ import {
   agentSocketPath,
   diskMountDir,
   diskPath,
+  imageMountDir,
   linkDir,
   mountsDir,
   netnsPath,
@@ -47,7 +49,7 @@ export type StartInput = {
   readonly runtime: Runtime;
   readonly platform: Platform;
   readonly rights: Rights;
-  readonly basePath: string;
+  readonly ground: Ground;
   /** A layer over it; null: none. */
   readonly overPath: string | null;
 };
@@ -131,8 +133,8 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
     ),
     0o600,
   );
-  const { image, basePath, overPath } = input;
-  await writeNote(op, host, plan, { network: guest === null ? null : { ...guest, dns: [...guest.dns] }, image, basePath, overPath });
+  const { image, ground, overPath } = input;
+  await writeNote(op, host, plan, { network: guest === null ? null : { ...guest, dns: [...guest.dns] }, image, ground, overPath });
   if (from !== 'anew') {
     await nameCheckpoint(op, host, plan, from.checkpointDir);
     await from.beforeRunning(op);
@@ -152,7 +154,7 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
       config.cellPath,
       ...cellArgs(
         plan,
-        [...groundArgs(input), ...layer, ...(await volumeArgs(op, host, plan)), ...(await mountArgs(op, host, plan))],
+        [...groundArgs(plan, input), ...layer, ...(await volumeArgs(op, host, plan)), ...(await mountArgs(op, host, plan))],
         lent,
         guest,
       ),
@@ -223,7 +225,7 @@ async function makeCgroups(op: Operation, cgroups: Cgroups, plan: SandboxPlan, f
 /** Empty directories for sockets, state and logs. */
 async function makePlaces(op: Operation, { host }: GvisorConfig, plan: SandboxPlan): Promise<void> {
   await allOf([host.makeDir(op, plan.runDir, 0o711), host.makeDir(op, plan.logDir, 0o711)]);
-  const own = [linkDir(plan), rootDir(plan), diskMountDir(plan), stateDir(plan), networkDir(plan)];
+  const own = [linkDir(plan), rootDir(plan), imageMountDir(plan), diskMountDir(plan), stateDir(plan), networkDir(plan)];
   await allOf(own.map((dir) => host.makeDir(op, dir, 0o700)));
   if (plan.runAs === null || plan.network === 'none') return;
   // Releases of passt open it as root without root's rights over files, or as the user that they become.
@@ -263,8 +265,12 @@ async function volumeArgs(op: Operation, host: Host, plan: SandboxPlan): Promise
 }
 
 /** What lies under the private layer. */
-function groundArgs({ basePath, overPath, rights }: StartInput): LayerArgs {
-  return [...rights.cellArgs, '--lower', basePath, ...(overPath === null ? [] : ['--over', overPath])];
+function groundArgs(plan: SandboxPlan, { ground, overPath, rights }: StartInput): LayerArgs {
+  const image =
+    'basePath' in ground
+      ? ['--lower', ground.basePath]
+      : ['--lower', imageMountDir(plan), '--image', ground.imagePath, '--under', ground.underPath];
+  return [...rights.cellArgs, ...image, ...(overPath === null ? [] : ['--over', overPath])];
 }
 
 function guestOf(op: Operation, link: Link): GuestAddress | null {
