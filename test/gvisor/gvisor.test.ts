@@ -212,6 +212,22 @@ else {
     for (const { id } of made) expect([...processesOf(id), ...cgroupsOf(id)]).toEqual([]);
   });
 
+  test('a limit of processes is claimed where this runsc keeps to one, and where it does not it is refused', async (here) => {
+    const { limits } = subject.can;
+    if (limits.memory === 'no') here.skip('no cgroups here');
+    const most = 8;
+    // A cgroup of its own, of which none of Hutch's knows.
+    const script = `mount -t cgroup -o pids cgroup /mnt; mkdir /mnt/own; echo ${most} > /mnt/own/pids.max
+      sh -c 'echo $$ > /mnt/own/cgroup.procs; i=0; while [ $i -lt 40 ]; do sleep 60 & i=$((i+1)); echo $i > /tmp/begun; done' 2>/dev/null
+      cat /tmp/begun; umount /mnt`;
+    const { id } = await subject.make();
+    const begun = Number(await subject.sh(id, script));
+    const keepsTo = begun < most;
+    expect([begun, limits.processes]).toEqual([begun, keepsTo ? 'host-process' : 'no']);
+    if (!keepsTo) await expect(subject.make({ pids: 20 })).rejects.toThrow('pids cannot be limited');
+    await subject.remove(id);
+  });
+
   test('a sandbox that takes more memory than it may ends as a whole, and says why', { timeout: 120_000 }, async (here) => {
     if (subject.can.limits.memory !== 'host-process') here.skip('no cgroups here');
     const { id } = await subject.make({ memoryMiB: 128 });

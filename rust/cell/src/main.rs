@@ -14,8 +14,8 @@
 //!            -- PROGRAM ARG...
 //! ```
 //!
-//! `--look` is what a probe of a runtime runs: it ends with 0, or with 3 where the runtime's kernel refuses
-//! `AT_NO_AUTOMOUNT`.
+//! `--look` is what a probe of a runtime runs: it ends with 0, with 3 where the runtime's kernel refuses `AT_NO_AUTOMOUNT`,
+//! with 4 where it keeps to no limit of processes, and with 5 where both is so.
 //!
 //! `--look-at` ends with 0 where the image in FILE can be mounted, as it is then at DIR, in a namespace that is gone with it.
 //!
@@ -37,6 +37,7 @@
 //! Its frames go over descriptor 3, a stream to passt, carried by a process that is user `--uid`.
 mod ahead;
 mod bridge;
+mod count;
 mod disk;
 mod options;
 mod sys;
@@ -57,13 +58,21 @@ use std::process::ExitCode;
 const PAIR: i32 = 3;
 /// A program in a sandbox may not say that a look at a file mounts nothing.
 const FLAG_REFUSED: u8 = 3;
+/// More processes are begun in it than a limit lets.
+const UNLIMITED: u8 = 4;
+const BOTH: u8 = 5;
 const REFUSED: u8 = 125;
 /// What is on the private disk is damaged: the host tells that apart from whatever else goes wrong.
 const DISK_DAMAGED: u8 = 124;
 
 fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == "--look") {
-        return if sys::looks_without_automount() { ExitCode::SUCCESS } else { ExitCode::from(FLAG_REFUSED) };
+        return match (sys::looks_without_automount(), count::is_limited()) {
+            (true, true) => ExitCode::SUCCESS,
+            (false, true) => ExitCode::from(FLAG_REFUSED),
+            (true, false) => ExitCode::from(UNLIMITED),
+            (false, false) => ExitCode::from(BOTH),
+        };
     }
     if std::env::args_os().nth(1).is_some_and(|argument| argument == "--look-at") {
         return match (std::env::args_os().nth(2), std::env::args_os().nth(3)) {

@@ -188,6 +188,14 @@ pub fn mount_nothing(at: &Path) -> io::Result<()> {
     check(unsafe { libc::mount(c"none".as_ptr(), at.as_ptr(), c"tmpfs".as_ptr(), flags, ptr::null()) }).map(drop)
 }
 
+/// The kernel's count of processes, as it is where nobody has cgroups of the second version.
+pub fn mount_pids(at: &Path) -> io::Result<()> {
+    let at = c_path(at)?;
+    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    // SAFETY: all are C strings that live until the call returns.
+    check(unsafe { libc::mount(c"cgroup".as_ptr(), at.as_ptr(), c"cgroup".as_ptr(), flags, c"pids".as_ptr().cast()) }).map(drop)
+}
+
 pub fn new_network() -> io::Result<()> {
     // SAFETY: takes a plain number.
     check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)

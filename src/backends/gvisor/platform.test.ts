@@ -10,11 +10,11 @@ import type { GvisorConfig } from './config.ts';
 import { findPlatform } from './platform.ts';
 
 /** Finds the platform; gives it with the platforms that programs were really run under. */
-async function found(whyNoKvm: string | null) {
+async function found(whyNoKvm: string | null, ends = 0) {
   const dir = await mkdtemp(join(tmpdir(), 'hutch-platform-'));
   onTestFinished(() => rm(dir, { recursive: true }));
   const path = join(dir, 'runsc');
-  await writeFile(path, `#!/bin/sh\necho "$*" >> ${dir}/calls\ncase "$*" in *platform=kvm*) exit 1;; esac\n`);
+  await writeFile(path, `#!/bin/sh\necho "$*" >> ${dir}/calls\ncase "$*" in *platform=kvm*) exit 1;; esac\nexit ${ends}\n`);
   await chmod(path, 0o755);
   const host = nodeHost();
   const here: Partial<typeof host> = {
@@ -50,4 +50,14 @@ test('kvm is tried where nothing is known against it', async () => {
   const { platform, tried } = await found(null);
   expect(tried).toEqual(['kvm', 'ptrace']);
   expect(platform.notes).toEqual(['not kvm: it ended with 1']);
+});
+
+test.each([
+  [0, 'taken', 'counted'],
+  [3, 'refused', 'counted'],
+  [4, 'taken', 'missed'],
+  [5, 'refused', 'missed'],
+] as const)('a program that ends with %i has seen that flag %s and processes %s', async (ends, automount, processes) => {
+  const { platform } = await found('a small guest did not run', ends);
+  expect(platform).toMatchObject({ name: 'ptrace', automount, processes });
 });

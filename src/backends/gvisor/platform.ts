@@ -14,8 +14,13 @@ const PROBE_MS = 10_000;
 const ANSWER_FILE = 'gvisor-platform.json';
 const ANSWER_BYTES_MAX = 16 * 1024;
 const WHY_CHARS_MAX = 400;
-/** Of `hutch-cell --look`. */
-const FLAG_REFUSED = 3;
+/** How `hutch-cell --look` ends. */
+const LOOKED: Readonly<Record<number, Looked>> = {
+  0: { automount: 'taken', processes: 'counted' },
+  3: { automount: 'refused', processes: 'counted' },
+  4: { automount: 'taken', processes: 'missed' },
+  5: { automount: 'refused', processes: 'missed' },
+};
 
 export type Platform = {
   readonly name: string;
@@ -23,7 +28,11 @@ export type Platform = {
   readonly notes: readonly string[];
   /** Older releases refuse a flag that `ls -l` sets; then a library goes with every sandbox that leaves it out. */
   readonly automount: 'taken' | 'refused';
+  /** Newer releases count them and let nearly every one begin that is too many. */
+  readonly processes: 'counted' | 'missed';
 };
+
+type Looked = Pick<Platform, 'automount' | 'processes'>;
 
 const answerSchema = z.strictObject({
   bootId: z.string().max(64),
@@ -31,6 +40,7 @@ const answerSchema = z.strictObject({
   name: z.string().max(32),
   notes: z.array(z.string().max(1024)).max(8),
   automount: z.enum(['taken', 'refused']),
+  processes: z.enum(['counted', 'missed']),
 });
 
 /** @throws HutchError `failed_precondition` when none runs a program here. */
@@ -62,7 +72,7 @@ async function tryOut(
   runtime: Runtime,
   rights: Rights,
   platform: string,
-): Promise<Pick<Platform, 'automount'> | { readonly why: string }> {
+): Promise<Looked | { readonly why: string }> {
   const { host, cellPath } = config;
   if (platform === 'kvm') {
     if ((await host.stat(op, '/dev/kvm')) === null) return { why: 'there is no /dev/kvm' };
@@ -85,9 +95,7 @@ async function tryOut(
     using limited = op.within(PROBE_MS, 'a program of a moment');
     const argv = rights.argv([runtime.path, ...options, ...unlimited, 'run', '-bundle', dir, name]);
     const { exitCode, stderr } = await host.run(limited, argv);
-    if (exitCode === 0) return { automount: 'taken' };
-    if (exitCode === FLAG_REFUSED) return { automount: 'refused' };
-    return { why: lastLine(stderr) || `it ended with ${exitCode}` };
+    return LOOKED[exitCode] ?? { why: lastLine(stderr) || `it ended with ${exitCode}` };
   } catch (error) {
     if (op.signal.aborted || !(error instanceof HutchError)) throw error;
     return { why: error.code === 'deadline_exceeded' ? `a program of a moment hung under it for ${PROBE_MS / 1_000} s` : error.message };
@@ -95,9 +103,12 @@ async function tryOut(
 }
 
 function probeConfig(cellPath: string): object {
+  const capabilities = Object.fromEntries(
+    ['bounding', 'effective', 'permitted'].map((set) => [set, ['CAP_SYS_ADMIN', 'CAP_DAC_OVERRIDE']]),
+  );
   return {
     ociVersion: '1.0.2',
-    process: { user: { uid: 0, gid: 0 }, args: [`/${basename(cellPath)}`, '--look'], env: [], cwd: '/' },
+    process: { user: { uid: 0, gid: 0 }, args: [`/${basename(cellPath)}`, '--look'], env: [], cwd: '/', capabilities },
     root: { path: dirname(cellPath), readonly: true },
     linux: { namespaces: ['pid', 'ipc', 'uts', 'mount', 'network'].map((type) => ({ type })) },
   };

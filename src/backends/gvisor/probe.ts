@@ -74,7 +74,7 @@ function capabilities(
       cpu: limited ? 'enforced' : 'no',
       // The kernel counts the runtime's own memory and threads with the sandbox's, and ends all of it.
       memory: limited ? 'host-process' : 'no',
-      processes: limited ? 'host-process' : 'no',
+      processes: limited && platform.processes === 'counted' ? 'host-process' : 'no',
       disk: whyUnbounded === null ? 'enforced' : 'no',
     },
     changes: { cpus: 'next-start', memory: 'next-start', disk: 'next-start', processes: 'next-start', network: 'next-start' },
@@ -86,7 +86,9 @@ function capabilities(
       ...(limited
         ? [
             "memory is limited together with the runtime's own: a sandbox that exceeds it ends as a whole",
-            `processes are limited by the kernel in user space, which who is root inside may lift, and with the runtime's threads to ${TASKS_MAX}`,
+            platform.processes === 'counted'
+              ? `processes are limited by the kernel in user space, which who is root inside may lift, and with the runtime's threads to ${TASKS_MAX}`
+              : `processes are limited with the runtime's threads to ${TASKS_MAX} alone: this runsc counts them, and lets nearly every one begin that is too many`,
           ]
         : ['no limits of cpu, memory and processes: there are no cgroups that we may make']),
       ...(whyUnbounded === null
