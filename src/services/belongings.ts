@@ -48,7 +48,14 @@ const log = (place: string, name: RegExp, owner: Owner, why: string): Line => ({
 export const BELONGINGS: readonly Line[] = [
   data('', /^hutch\.db(-wal|-shm|-journal)?$/, 'hutch', 'the store, and what SQLite has beside it'),
   data('', /^hutch\.db\.schema-\d+$/, 'hutch', 'the store as it was before an upgrade, to go back to'),
-  data('', /^hutch\.db\.(new|before)(-wal|-shm|-journal)?$/, 'work', 'a store that is being made, or copied before an upgrade'),
+  data(
+    '',
+    /^hutch\.db\.(replaced|before-upgrade)(-wal)?$/,
+    'hutch',
+    'the store as it was before a restore, or before a release that is on trial',
+  ),
+  data('', /^hutch\.db\.(restored|put-back)$/, 'hutch', 'what the next start, or the next try, makes the store'),
+  data('', /^hutch\.db\.(new|before|restoring)(-wal|-shm|-journal)?$/, 'work', 'a store that is being made, copied or brought back'),
   data('', /^hutch\.lock$/, 'hutch', 'held by the one daemon of this directory'),
   data('', /^owner\.key$/, 'hutch', 'the API key of this machine’s owner'),
   data('', /^preview\.key$/, 'hutch', 'what links of shared ports are signed with'),
