@@ -191,6 +191,32 @@ test('no device is made and no set-user-id bit set, and of what is read-only not
   expect(await readFile(join(guest.top, 'readable/note'), 'utf8')).toBe('note');
 });
 
+test('before it hears a guest, the kernel keeps it to its directories and to calls about files', async () => {
+  const top = await realpath(await mkdtemp(join(tmpdir(), 'hutch-files-')));
+  try {
+    await mkdir(join(top, 'served'));
+    const at = (name: string): string => join(top, name);
+    const calls = 'trace=landlock_create_ruleset,landlock_restrict_self,prctl,seccomp,recvfrom,read';
+    const child = spawn('strace', ['-e', calls, '-o', at('log'), PROGRAM, '--listen', at('socket'), '--dir', at('served')]);
+    const ended = once(child, 'exit');
+    await eventually('it listens', () => existsSync(at('socket')));
+    const socket = connect(at('socket'));
+    socket.end('x');
+    await ended;
+    const log = (await readFile(at('log'), 'utf8')).split('\n');
+    const [filter, kept, heard] = [/SECCOMP_MODE_FILTER.* = 0$/, /^landlock_restrict_self\(.* = 0$/, /\("x"|"x", /].map((line) =>
+      log.findIndex((said) => line.test(said)),
+    ) as [number, number, number];
+    expect(filter, log.join('\n')).toBeGreaterThanOrEqual(0);
+    expect(heard, log.join('\n')).toBeGreaterThan(filter);
+    const version = Number(/^landlock_create_ruleset\(NULL.* = (\d+)$/m.exec(log.join('\n'))?.[1] ?? 0); // 0: this kernel has none
+    if (version >= 2) expect(kept, log.join('\n')).toBeGreaterThanOrEqual(0);
+    expect(filter, log.join('\n')).toBeGreaterThan(kept);
+  } finally {
+    await rm(top, { recursive: true, force: true });
+  }
+});
+
 test('whatever it is sent, nothing outside is touched, and it answers or ends', async () => {
   await using guest = await Guest.start();
   const name = fc.oneof(fc.constantFrom('a', 'b', 'inner', 'way-out', 'leak', '..', '.', '', 'a/b', 'x'.repeat(300)), fc.string());

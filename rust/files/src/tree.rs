@@ -49,6 +49,10 @@ impl Tree {
         Ok(Tree { root, descriptors, read_only, own, inside: (0, 0), nodes, files: Files::default(), devices: HashMap::new() })
     }
 
+    pub fn top(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
     pub fn for_change(&self) -> Result<(), Errno> {
         if self.read_only { Err(Errno::ROFS) } else { Ok(()) }
     }
