@@ -1,13 +1,14 @@
 // A git repository goes into a real machine and comes back: by the CLI, with the machine's own git, against repositories that
 // people have and a machine that means harm.
 import { spawnSync } from 'node:child_process';
-import { appendFile, chmod, mkdir, mkdtemp, readdir, readFile, rm, symlink, unlink, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { appendFile, mkdir, readdir, readFile, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
 import { MACHINES, World } from '../cli/world.ts';
+import { gitAt, TestRepository } from './repository.ts';
 
 let world: World;
+let repository: TestRepository;
 let here: string;
 let repo: string;
 
@@ -19,33 +20,14 @@ afterAll(async () => {
   await world[Symbol.asyncDispose]();
 });
 beforeEach(async () => {
-  here = await mkdtemp(join(tmpdir(), 'hutch-ws-'));
-  repo = join(here, 'web');
-  await mkdir(join(repo, 'src'), { recursive: true });
-  git('init', '-q', '-b', 'main');
-  git('config', 'user.name', 'Somebody');
-  git('config', 'user.email', 'somebody@example.org');
-  await writeFile(join(repo, 'README'), 'hello\n');
-  await writeFile(join(repo, 'src/run.sh'), '#!/bin/sh\necho ran\n');
-  await chmod(join(repo, 'src/run.sh'), 0o755);
-  await symlink('../../outside', join(repo, 'src/out'));
-  await writeFile(join(repo, '.gitignore'), 'node_modules\n');
-  git('add', '.');
-  git('commit', '-q', '-m', 'one');
+  repository = await TestRepository.make();
+  ({ here, dir: repo } = repository);
 });
 afterEach(async () => {
-  await rm(here, { recursive: true, force: true });
+  await repository[Symbol.asyncDispose]();
 });
 
-function git(...args: string[]): string {
-  return gitAt(repo, ...args);
-}
-
-function gitAt(dir: string, ...args: string[]): string {
-  const { status, stdout, stderr } = spawnSync('git', ['-C', dir, ...args], { encoding: 'utf8' });
-  if (status !== 0) throw new Error(`git ${args.join(' ')}: ${stderr}`);
-  return stdout.trimEnd();
-}
+const git = (...args: string[]): string => repository.git(...args);
 
 /** In the sandbox `box`, in the copy of the repository at `path`. */
 async function inside(path: string, script: string): Promise<string> {
@@ -229,13 +211,13 @@ test('what changed here is copied again, and what both sides changed is refused 
 test('repositories as people have them: no commits, a detached HEAD, a worktree, submodules, full_copy', async () => {
   const empty = join(here, 'empty');
   await mkdir(empty);
-  gitAt(empty, 'init', '-q');
+  gitAt(empty, ['init', '-q']);
   await writeFile(join(empty, 'first'), '1');
   const none = await world.run(['workspace', 'prepare', '--include-untracked', '--path', '/work/empty', 'box', empty]);
   expect(none, none.stderr).toMatchObject({ code: 0 });
   await inside('/work/empty', 'echo two > two; git add -A; git commit -qm born');
   expect(await world.json('bring', 'box')).toMatchObject({ branch: 'hutch/box', commits: 1 });
-  expect(gitAt(empty, 'ls-tree', '-r', '--name-only', 'hutch/box')).toBe('first\ntwo');
+  expect(gitAt(empty, ['ls-tree', '-r', '--name-only', 'hutch/box'])).toBe('first\ntwo');
 
   git('commit', '-q', '--allow-empty', '-m', 'two');
   git('checkout', '-q', '--detach', 'HEAD~1');
@@ -251,7 +233,7 @@ test('repositories as people have them: no commits, a detached HEAD, a worktree,
   await world.ok('bring', '-b', 'from-tree', 'box');
   expect(git('show', 'from-tree:w')).toBe('w');
 
-  gitAt(tree, '-c', 'protocol.file.allow=always', 'submodule', 'add', '-q', '-b', 'hutch/box', empty, 'sub');
+  gitAt(tree, ['-c', 'protocol.file.allow=always', 'submodule', 'add', '-q', '-b', 'hutch/box', empty, 'sub']);
   const withSub = await world.run(['workspace', 'prepare', '--path', '/work/sub', '--mode', 'shallow_overlay', 'box', tree]);
   expect(withSub.stderr).toContain('submodules travel as files');
   expect(await inside('/work/sub', 'cat sub/two')).toBe('two');

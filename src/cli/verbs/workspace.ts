@@ -44,7 +44,7 @@ export async function bring(context: Context, args: Args): Promise<number> {
   }
   const branch = args.value('branch');
   const brought = await bringWorkspace(sandbox, { ...options, ...(branch === undefined ? {} : { branch }) });
-  context.progress.clear();
+  await tell(context, brought);
   if (context.json) await context.io.out(json(brought));
   else if (brought.branch === null && brought.otherBranches.length === 0) await context.io.err(`nothing was changed in ${sandbox.name}\n`);
   else {

@@ -1,18 +1,17 @@
 // What was done in a sandbox comes back as a branch or a patch. Everything from the sandbox is hostile: it arrives as a bundle,
 // whose objects git checks one by one (fsck) in a repository of ours that has no hooks, filters or configuration; only then does
 // a branch of the user's get them, and only one that loses nothing by it.
-import { createWriteStream } from 'node:fs';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { pipeline } from 'node:stream/promises';
 import { HutchError } from '../../domain/errors.ts';
 import type { Workspace } from '../../domain/sandbox.ts';
 import type { Sandbox } from '../sandbox.ts';
 import { unbundle } from './bundle.ts';
-import { git, gitLine, INERT } from './git.ts';
-import { inSandbox, lastLine } from './prepare.ts';
-import { IDENTITY, lookAtRepository, type Repository } from './source.ts';
+import { type GitOptions, git, gitLine, INERT } from './git.ts';
+import { lastLine } from './inside.ts';
+import { downloadBundle } from './sent.ts';
+import { IDENTITY, lookAtRepository, type Repository, split } from './source.ts';
 
 export type BringOptions = {
   /** Default: `hutch/NAME`, with a number where that has other commits. */
@@ -34,39 +33,14 @@ export type Brought = {
   /** Whether a commit of its own holds what was not committed there. */
   readonly hasUncommitted: boolean;
   readonly filesChanged: number;
-  /** Other branches of the sandbox with commits that nothing else has. */
+  /** Other branches, tags and stashes of the sandbox with commits that nothing else has. */
   readonly otherBranches: readonly string[];
+  /** What stays in the sandbox, such as what lies in a repository of its own. */
+  readonly warnings: readonly string[];
 };
 
 /** Of branches with the same beginning. */
 const NUMBERS_MAX = 100;
-const BUNDLE_BYTES_MAX = 16 * 1024 * 1024 * 1024;
-
-/**
- * By the sandbox's own git: commits what is not committed (with an index of its own: the sandbox's is not touched), and bundles
- * it with all branches. $1: the directory; $2: the commit that is there already, or nothing.
- */
-const BUNDLE = `
-cd -- "$1" || exit 3
-command -v git >/dev/null 2>&1 || exit 4
-export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_NOSYSTEM=1
-has() { [ -e ".git/$1" ] || grep -q " $1$" .git/packed-refs 2>/dev/null; }
-has refs/hutch/base || exit 5
-set -e
-index=$(mktemp)
-trap 'rm -f "$index"' EXIT
-if [ -s .git/index ]; then cp .git/index "$index"; else rm -f "$index"; fi
-head=$(git rev-parse -q --verify HEAD || true)
-GIT_INDEX_FILE=$index git -c core.fsmonitor=false add --all -- . >&2
-tree=$(GIT_INDEX_FILE=$index git write-tree)
-work=$(git commit-tree "$tree" \${head:+-p "$head"} -m "What was not committed in the sandbox")
-{ echo "update refs/hutch/work $work"; [ -z "$head" ] || echo "update refs/hutch/head $head"; } |
-  git -c core.hooksPath=/dev/null update-ref --stdin
-refs="refs/hutch/work refs/hutch/base"
-[ -z "$head" ] || refs="$refs refs/hutch/head"
-! has refs/stash || refs="$refs refs/stash"
-git bundle create --quiet - $refs --branches \${2:+"^$2"}
-`;
 
 /** Makes a branch here of what the sandbox has. @throws HutchError `conflict` when that branch would lose commits. */
 export async function bringWorkspace(sandbox: Sandbox, options: BringOptions = {}): Promise<Brought> {
@@ -77,18 +51,24 @@ export async function bringWorkspace(sandbox: Sandbox, options: BringOptions = {
   if (named !== undefined && (await git(['check-ref-format', '--branch', named], { cwd: repository.root, accepts: [1, 128] })).code !== 0)
     throw new HutchError({ code: 'invalid_argument', message: `branch: '${named}' is no name of a branch` });
   await using taken = await take(sandbox, workspace, repository, options);
-  const { work, head, filesChanged } = taken;
+  const { work, head, filesChanged, warnings } = taken;
   const inner = { cwd: taken.dir, signal, env: INERT };
   const hasCommits = head !== null && head !== workspace.headCommit;
-  const commits = hasCommits
-    ? Number(await gitLine(['rev-list', '--count', head, ...(workspace.headCommit === null ? [] : [`^${workspace.headCommit}`])], inner))
-    : 0;
-  const others = await othersOf(taken, workspace, signal);
-  if (filesChanged === 0 && !hasCommits && others.length === 0)
-    return { branch: null, commit: null, commits: 0, hasUncommitted: false, filesChanged: 0, otherBranches: [] };
-  const headTree = head === null ? null : await gitLine(['rev-parse', `${head}^{tree}`], inner);
-  const hasUncommitted =
-    headTree !== (await gitLine(['rev-parse', `${work}^{tree}`], inner)) && !(hasCommits === false && filesChanged === 0);
+  const count = [
+    'rev-list',
+    '--count',
+    ...(head === null ? [] : [head]),
+    ...(workspace.headCommit === null ? [] : [`^${workspace.headCommit}`]),
+  ];
+  const [commits, others, trees] = await Promise.all([
+    hasCommits ? Number(await gitLine(count, inner)) : 0,
+    othersOf(taken, workspace, signal),
+    head === null || head === work ? [] : (await gitLine(['rev-parse', `${head}^{tree}`, `${work}^{tree}`], inner)).split('\n'),
+  ]);
+  const nothing = { branch: null, commit: null, commits: 0, hasUncommitted: false, filesChanged: 0, otherBranches: [], warnings };
+  if (filesChanged === 0 && !hasCommits && others.length === 0) return nothing;
+  const isAllCommitted = head === work || (head !== null && trees[0] === trees[1]);
+  const hasUncommitted = !isAllCommitted && (hasCommits || filesChanged > 0);
   const tip = hasUncommitted || head === null ? work : head;
   const landed = filesChanged > 0 || hasCommits;
   const own = named ?? `hutch/${sandbox.name}`;
@@ -96,7 +76,7 @@ export async function bringWorkspace(sandbox: Sandbox, options: BringOptions = {
   const otherBranches: string[] = [];
   for (const { name, commit } of others)
     otherBranches.push(await land(repository, taken.dir, commit, `${branch ?? own}-${name}`, named === undefined, signal));
-  return { branch, commit: landed ? tip : null, commits, hasUncommitted, filesChanged, otherBranches };
+  return { branch, commit: landed ? tip : null, commits, hasUncommitted, filesChanged, otherBranches, warnings };
 }
 
 /** What was changed in the sandbox since the files were copied in, as git shows it: a patch, or a summary. */
@@ -130,6 +110,7 @@ type Taken = AsyncDisposable & {
   readonly base: string;
   readonly head: string | null;
   readonly filesChanged: number;
+  readonly warnings: readonly string[];
 };
 
 /** Takes the bundle in and has git check it. */
@@ -147,13 +128,12 @@ async function take(sandbox: Sandbox, workspace: Workspace, repository: Reposito
       });
     onProgress({ step: 'bundling in the sandbox' });
     const bundle = join(dir, 'bundle');
-    await download(sandbox, workspace, known, bundle, options);
-    onProgress({ step: 'checking' });
-    const format = await gitLine(['rev-parse', '--show-object-format'], { cwd: repository.root });
     const env = { ...INERT, ...IDENTITY };
-    await git(['init', '--quiet', '--bare', '--template=', `--object-format=${format}`, '.'], { cwd: dir, signal, env });
-    await writeFile(join(dir, 'objects/info/alternates'), `${join(repository.commonDir, 'objects')}\n`);
-    const inner = { cwd: dir, signal, env };
+    const [said, isBaseHere] = await bothOrFail(
+      downloadBundle(sandbox, workspace, { known, file: bundle, user: options.user, signal, onProgress }),
+      emptyRepository(repository, dir, env, signal).then(() => isHere(repository, workspace.baseCommit)),
+    );
+    onProgress({ step: 'checking' });
     const refs = await unbundle(bundle, { dir, signal, env }).catch((error: unknown) => {
       if (!(error instanceof HutchError)) throw error;
       throw new HutchError({
@@ -162,79 +142,68 @@ async function take(sandbox: Sandbox, workspace: Workspace, repository: Reposito
         cause: error,
       });
     });
-    const made = refs.map(({ ref, commit }) => `create ${ref.replace('refs/', 'refs/in/')}\0${commit}\0`).join('');
+    // Where everything is committed, HEAD alone says it.
+    const all = refs.flatMap(({ ref, commit }) =>
+      ref === 'HEAD' ? ['work', 'head'].map((name) => ({ ref: `refs/hutch/${name}`, commit })) : [{ ref, commit }],
+    );
+    const inner = { cwd: dir, signal, env };
+    const made = all.map(({ ref, commit }) => `create ${ref.replace('refs/', 'refs/in/')}\0${commit}\0`).join('');
     await git(['update-ref', '-z', '--stdin'], { ...inner, input: made });
-    await rm(bundle);
-    const commitOf = async (ref: string) => {
-      const found = await git(['rev-parse', '--verify', '--quiet', `${ref}^{commit}`], { ...inner, accepts: [1, 128] });
-      return found.code === 0 ? found.stdout.toString().trim() : null;
-    };
-    const work = await commitOf('refs/in/hutch/work');
+    const commits = await commitsOf(['refs/in/hutch/work', 'refs/in/hutch/head', 'refs/in/hutch/base'], inner);
+    const [work = null, head = null, theirs = null] = commits;
     // Its own word for what it began with is not believed: ours is.
-    const base = (await isHere(repository, workspace.baseCommit)) ? workspace.baseCommit : await commitOf('refs/in/hutch/base');
+    const base = isBaseHere ? workspace.baseCommit : theirs;
     if (work === null || base === null)
       throw new HutchError({ code: 'failed_precondition', message: `what ${sandbox.name} sent has no commits of its own` });
-    const names = (await git(['diff', '--no-ext-diff', '--no-renames', '--name-only', '-z', base, work], inner)).stdout;
-    const filesChanged = names.filter((byte) => byte === 0).byteLength;
-    return { dir, work, base, head: await commitOf('refs/in/hutch/head'), filesChanged, [Symbol.asyncDispose]: remove };
+    const raw = split(await git(['diff', '--no-ext-diff', '--no-renames', '--raw', '--no-abbrev', '-z', base, work], inner));
+    const filesChanged = raw.length / 2;
+    return { dir, work, base, head, filesChanged, warnings: [...said, ...repositoriesIn(raw)], [Symbol.asyncDispose]: remove };
   } catch (error) {
     await remove();
     throw error;
   }
 }
 
-async function download(sandbox: Sandbox, workspace: Workspace, known: string | null, file: string, options: BringOptions): Promise<void> {
-  const { signal, onProgress = () => {} } = options;
-  // The same changes make the same commit, so that bringing them twice changes nothing.
-  const date = `@${Math.floor(workspace.preparedAtMs / 1_000)} +0000`;
-  const env = { ...IDENTITY, GIT_AUTHOR_DATE: date, GIT_COMMITTER_DATE: date };
-  await using process = await sandbox.spawn(['sh', '-c', BUNDLE, 'sh', workspace.guestPath, known ?? ''], {
-    ...inSandbox(options),
-    env,
-    stdin: 'null',
-  });
-  let stderr = '';
-  const said = (async () => {
-    for await (const chunk of process.stderr as AsyncIterable<Buffer>) if (stderr.length < 65_536) stderr += chunk.toString('utf8');
-  })();
-  let bytes = 0;
-  await pipeline(
-    process.stdout,
-    async function* (chunks: AsyncIterable<Buffer>) {
-      for await (const chunk of chunks) {
-        bytes += chunk.byteLength;
-        if (bytes > BUNDLE_BYTES_MAX)
-          throw new HutchError({ code: 'resource_exhausted', message: `${sandbox.name} sends more than ${BUNDLE_BYTES_MAX} bytes` });
-        onProgress({ step: 'bringing', bytes });
-        yield chunk;
-      }
-    },
-    createWriteStream(file, { mode: 0o600 }),
-    ...(signal === undefined ? [] : [{ signal }]),
-  );
-  const [{ exitCode }] = await Promise.all([process.exit, said]);
-  const { guestPath } = workspace;
-  if (exitCode === 3) throw new HutchError({ code: 'not_found', message: `${guestPath} is not in ${sandbox.name} any more` });
-  if (exitCode === 4)
-    throw new HutchError({
-      code: 'failed_precondition',
-      message: `there is no git in ${sandbox.name}`,
-      hint: `install it there, or copy files with: hutch cp ${sandbox.name}:${guestPath} .`,
-    });
-  if (exitCode === 5)
-    throw new HutchError({ code: 'failed_precondition', message: `${guestPath} in ${sandbox.name} is not what was copied in any more` });
-  if (exitCode !== 0)
-    throw new HutchError({
-      code: 'failed_precondition',
-      message: `git in ${sandbox.name} failed: ${lastLine(stderr).replace(/^(?:fatal|error): /, '') || `it ended with ${exitCode}`}`,
-    });
+/** Both have ended when this does, however: one of them writes where the other's failure would clean up. */
+async function bothOrFail<A, B>(a: Promise<A>, b: Promise<B>): Promise<[A, B]> {
+  await Promise.allSettled([a, b]);
+  return await Promise.all([a, b]);
+}
+
+/** Bare, ours, and with the user's objects behind its own. */
+async function emptyRepository(
+  repository: Repository,
+  dir: string,
+  env: Readonly<Record<string, string>>,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  const format = await gitLine(['rev-parse', '--show-object-format'], { cwd: repository.root });
+  await git(['init', '--quiet', '--bare', '--template=', `--object-format=${format}`, '.'], { cwd: dir, signal, env });
+  await writeFile(join(dir, 'objects/info/alternates'), `${join(repository.commonDir, 'objects')}\n`);
+}
+
+/** Null: there is no such commit. */
+async function commitsOf(names: readonly string[], at: GitOptions): Promise<readonly (string | null)[]> {
+  const input = names.map((name) => `${name}^{commit}\n`).join('');
+  const lines = (await gitLine(['cat-file', '--batch-check=%(objectname) %(objecttype)'], { ...at, input })).split('\n');
+  return lines.map((line) => /^([0-9a-f]+) commit$/.exec(line)?.[1] ?? null);
+}
+
+/** What git keeps of a repository within the repository is which commit it is at: nothing of what lies in it comes along. */
+function repositoriesIn(raw: readonly Buffer[]): string[] {
+  const names: string[] = [];
+  for (let nth = 0; nth + 1 < raw.length; nth += 2)
+    if (/^:\d{6} 160000 /.test(raw[nth]?.toString('latin1') ?? '')) names.push(raw[nth + 1]?.toString('utf8') ?? '');
+  if (names.length === 0) return [];
+  const shown = `${names.slice(0, 5).join(', ')}${names.length > 5 ? ` and ${names.length - 5} more` : ''}`;
+  return [`a repository of its own, so what was done in it stays in the sandbox: ${shown}`];
 }
 
 async function isHere(repository: Repository, commit: string): Promise<boolean> {
   return (await git(['cat-file', '-e', `${commit}^{commit}`], { cwd: repository.root, accepts: [1, 128] })).code === 0;
 }
 
-/** Branches and the stash with commits that neither the user's repository nor the brought branch has. */
+/** Branches, tags and stashes with commits that neither the user's repository nor the brought branch has. */
 async function othersOf(
   taken: Taken,
   workspace: Workspace,
@@ -244,15 +213,18 @@ async function othersOf(
   const known = [taken.head, workspace.headCommit, taken.base, taken.work]
     .filter((commit) => commit !== null)
     .map((commit) => `^${commit}`);
-  const refs = await gitLine(['for-each-ref', '--format=%(objectname) %(objecttype) %(refname)', 'refs/in/heads', 'refs/in/stash'], inner);
-  const found: { name: string; commit: string }[] = [];
-  for (const line of refs.split('\n').filter((text) => text !== '')) {
-    const [commit = '', type = '', ref = ''] = line.split(' ');
-    if (type !== 'commit') continue;
+  const places = ['refs/in/heads', 'refs/in/tags', 'refs/in/stash', 'refs/in/hutch'];
+  const format = '--format=%(objecttype) %(objectname) %(*objecttype) %(*objectname) %(refname)';
+  const lines = (await gitLine(['for-each-ref', format, ...places], inner)).split('\n').filter((text) => text !== '');
+  const found = new Map<string, string>();
+  for (const line of lines) {
+    const [, commit, ref] = /^(?:tag [0-9a-f]+ )?commit ([0-9a-f]+) +(refs\/.+)$/.exec(line) ?? [];
+    // A tag or a stash with what a branch has is the branch.
+    if (commit === undefined || ref === undefined || found.has(commit) || /^refs\/in\/hutch\/(?!stash-)/.test(ref)) continue;
     if ((await gitLine(['rev-list', '--count', commit, ...known], inner)) === '0') continue;
-    found.push({ name: ref.replace(/^refs\/in\/(?:heads\/)?/, ''), commit });
+    found.set(commit, ref.replace(/^refs\/in\/(?:heads\/|tags\/|hutch\/)?/, ''));
   }
-  return found;
+  return [...found].map(([commit, name]) => ({ name, commit }));
 }
 
 /**

@@ -24,7 +24,7 @@ export function readHeader(bytes: Buffer): { readonly refs: readonly BundleRef[]
     if (commit === '') throw refused('a line of its header is no ref');
     if (ref.length > REF_CHARS_MAX || refs.length >= REFS_MAX)
       throw refused(`it has more than ${REFS_MAX} refs, or one of more than ${REF_CHARS_MAX} characters`);
-    if (/^refs\/(?:hutch\/(?:work|base|head)|heads\/.+|stash)$/.test(ref)) refs.push({ ref, commit });
+    if (/^(?:HEAD|refs\/(?:hutch\/(?:work|base|head|stash-\d{1,4})|heads\/.+|tags\/.+|stash))$/.test(ref)) refs.push({ ref, commit });
   }
   return { refs, packAt: end + 2 };
 }

@@ -19,6 +19,8 @@ const CARRIED = [
 ] as const;
 /** Where the sandbox's git finds what was copied in: `bring` compares with it. */
 export const BASE_REF = 'refs/hutch/base';
+/** In the sandbox's `.git`: branches and tags as they were copied, where all are. */
+export const REFS_FILE = 'hutch-refs';
 
 export type GuestGit = {
   readonly dir: string;
@@ -31,7 +33,7 @@ type Wanted = {
   readonly base: Base;
   readonly contents: Contents;
   /** What is there already. */
-  readonly before: Workspace | null;
+  readonly before: Pick<Workspace, 'headCommit' | 'baseCommit'> | null;
 };
 
 /** A directory that holds `.git`; it goes with the disposal. */
@@ -58,6 +60,7 @@ export async function makeGuestGit(
     if (mode === 'full_copy' && before === null) {
       const refs = await gitLine(['for-each-ref', '--sort=refname', '--format=%(objectname) %(refname)', 'refs/heads', 'refs/tags'], at);
       await writeFile(join(own, 'packed-refs'), `# pack-refs with: sorted \n${refs}\n`);
+      await writeFile(join(own, REFS_FILE), refs === '' ? '' : `${refs}\n`);
     } else if (headCommit !== null && branch !== null) await writeRef(own, `refs/heads/${branch}`, headCommit);
     await writeRef(own, BASE_REF, base.commit);
     if (mode !== 'full_copy' && headCommit !== null && before === null) await writeFile(join(own, 'shallow'), `${headCommit}\n`);

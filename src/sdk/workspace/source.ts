@@ -66,13 +66,16 @@ export async function lookAtRepository(path: string, signal?: AbortSignal): Prom
   };
 }
 
+/** Names as latin1, so that each byte is a character; null: all. */
+type Only = ReadonlySet<string> | null;
+
 /**
- * What travels. `shallow_overlay`: the files that git knows, as they lie on the disk, and untracked ones if asked;
+ * What travels, of what is named if something is. `shallow_overlay`: the files that git knows, as they lie on the disk, and untracked ones if asked;
  * `full_copy`: everything below the root, ignored files too; `metadata_only`: nothing but the history.
  */
 export async function listContents(
   repository: Repository,
-  { mode, includeUntracked }: { readonly mode: Mode; readonly includeUntracked: boolean },
+  { mode, includeUntracked, only = null }: { readonly mode: Mode; readonly includeUntracked: boolean; readonly only?: Only },
   signal?: AbortSignal,
 ): Promise<Contents> {
   const at = { cwd: repository.root, signal };
@@ -84,7 +87,8 @@ export async function listContents(
   const listings = [split(await git(['ls-files', '-z', '--cached', '--recurse-submodules'], at))];
   if (includeUntracked || mode === 'full_copy') listings.push(split(await git(['ls-files', '-z', '--others', '--exclude-standard'], at)));
   if (mode === 'full_copy') listings.push(split(await git(['ls-files', '-z', '--others', '--ignored', '--exclude-standard'], at)));
-  const paths = [...new Map(listings.flat().map((path) => [path.toString('latin1'), path])).values()];
+  const byName = new Map(listings.flat().map((path) => [path.toString('latin1'), path]));
+  const paths = [...byName].filter(([name]) => only === null || only.has(name)).map(([, path]) => path);
   const files: SourceFile[] = [];
   const skipped: Buffer[] = [];
   let missing = 0;
@@ -108,6 +112,8 @@ export type Base = {
   readonly commit: string;
   /** An index of ours: what HEAD has, and of each file that is as it was committed also its size and time. */
   readonly indexFile: string;
+  /** Files that have been written since the commit was made. */
+  readonly changedSince: () => Promise<readonly Buffer[]>;
 } & AsyncDisposable;
 
 /**
@@ -124,12 +130,12 @@ export async function baseOf(
   try {
     const indexFile = join(dir, 'index');
     const { headCommit } = repository;
-    const at: GitOptions = { cwd: repository.root, signal, env: { GIT_INDEX_FILE: indexFile, ...IDENTITY } };
+    // The same files make the same commit, whenever they are copied.
+    const date = { GIT_AUTHOR_DATE: BASE_DATE, GIT_COMMITTER_DATE: BASE_DATE };
+    const at: GitOptions = { cwd: repository.root, signal, env: { GIT_INDEX_FILE: indexFile, ...IDENTITY, ...date } };
     const own = await gitLine(['rev-parse', '--path-format=absolute', '--git-path', 'index'], { cwd: repository.root, signal });
     // With the user's own index only what has changed is read again.
-    await copyFile(own, indexFile).catch((error: NodeJS.ErrnoException) => {
-      if (error.code !== 'ENOENT') throw error;
-    });
+    await copyIfThere(own, indexFile);
     const all = includeUntracked || mode === 'full_copy';
     if (mode !== 'metadata_only') await git([...PLAIN_INDEX, 'add', all ? '--all' : '--update', '--', ':/'], { ...at, accepts: [1] });
     else if (headCommit !== null) await git([...PLAIN_INDEX, 'read-tree', headCommit], at);
@@ -139,11 +145,32 @@ export async function baseOf(
     const commit = isHead
       ? headCommit
       : await gitLine(['commit-tree', tree, ...parent, '-m', 'What was not committed when it was copied into a sandbox'], at);
+    const copied = join(dir, 'copied');
+    const watches = mode !== 'metadata_only' && (await copyIfThere(indexFile, copied));
+    const changedSince = async (): Promise<readonly Buffer[]> =>
+      !watches
+        ? []
+        : split(
+            await git([...PLAIN_INDEX, 'diff-files', '-z', '--name-only', '--ignore-submodules=all'], {
+              ...at,
+              env: { GIT_INDEX_FILE: copied },
+            }),
+          );
     // What is as HEAD has it keeps its time: git in the sandbox need not read it to know.
     await git([...PLAIN_INDEX, 'read-tree', ...(headCommit === null ? ['--empty'] : ['-m', headCommit])], at);
-    return { commit, indexFile, [Symbol.asyncDispose]: remove };
+    return { commit, indexFile, changedSince, [Symbol.asyncDispose]: remove };
   } catch (error) {
     await remove();
+    throw error;
+  }
+}
+
+async function copyIfThere(from: string, to: string): Promise<boolean> {
+  try {
+    await copyFile(from, to);
+    return true;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return false;
     throw error;
   }
 }
@@ -167,6 +194,8 @@ export const IDENTITY: Readonly<Record<string, string>> = {
   GIT_COMMITTER_NAME: 'Hutch',
   GIT_COMMITTER_EMAIL: 'hutch@localhost',
 };
+
+const BASE_DATE = '@0 +0000';
 
 const LOOKS_AT_ONCE = 256;
 

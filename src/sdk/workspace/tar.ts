@@ -22,6 +22,8 @@ export async function* tarOf({ whole, dir, files }: Archived, signal?: AbortSign
     '--owner=0',
     '--group=0',
     '--hard-dereference',
+    // One that has gone since it was listed is no failure; one that may not be read is, below.
+    '--ignore-failed-read',
   ];
   const first = whole === null ? [] : ['-C', whole.dir, `./${whole.name}`];
   // Options of a list hold from where they stand.
@@ -43,7 +45,7 @@ export async function* tarOf({ whole, dir, files }: Archived, signal?: AbortSign
     yield* child.stdout as AsyncIterable<Buffer>;
     const code = await ended.promise;
     // 1: a file changed, or went, while it was read.
-    if (code > 1)
+    if (code > 1 || /Permission denied/.test(stderr))
       throw new HutchError({ code: 'failed_precondition', message: `tar failed: ${stderr.trim().split('\n')[0]?.slice(0, 500) ?? code}` });
   } finally {
     child.kill('SIGKILL');

@@ -1,0 +1,145 @@
+// What repositories do that people did not think of: a copy that is disturbed, work that lies on no branch, a repository within the
+// repository. By the CLI, with a real machine's own git.
+import { chmod, mkdir, readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
+import { MACHINES, World } from '../cli/world.ts';
+import { gitAt, TestRepository } from './repository.ts';
+
+let world: World;
+let repository: TestRepository;
+
+beforeAll(async () => {
+  world = await World.make(MACHINES);
+  await world.ok('create', '--name', 'box');
+});
+afterAll(async () => {
+  await world[Symbol.asyncDispose]();
+});
+beforeEach(async () => {
+  repository = await TestRepository.make();
+});
+afterEach(async () => {
+  await repository[Symbol.asyncDispose]();
+});
+
+type Brought = { branch: string | null; commits: number; otherBranches: string[]; warnings: string[]; hasUncommitted: boolean };
+
+async function inside(path: string, script: string): Promise<string> {
+  const whoami = 'git config user.name Guest; git config user.email guest@example.org; ';
+  return await world.ok('exec', 'box', '--', 'sh', '-ec', `cd ${path}; ${whoami}${script}`);
+}
+
+async function prepare(path: string, ...flags: string[]): Promise<{ files: number; warnings: string[] }> {
+  return await world.json('workspace', 'prepare', '--path', path, ...flags, 'box', repository.dir);
+}
+
+test('bring loses no commit that lies on no branch: a detached HEAD, tags, each stash; and says what stays inside', async () => {
+  await prepare('/work/lost');
+  await inside(
+    '/work/lost',
+    `git checkout -q --detach; echo t > t; git add t; git commit -qm tagged; git tag light; echo a > a; git add a; git commit -qm annotated
+     git tag -am note heavy; git checkout -q --detach refs/hutch/base; for n in 1 2 3; do echo $n > README; git stash -qm $n; done
+     echo d > d; git add d; git commit -qm detached
+     git init -q nested; git -C nested -c user.name=G -c user.email=g@x commit -q --allow-empty -m in; git init -q unborn; touch unborn/x`,
+  );
+  const brought = await world.json<Brought>('bring', 'box');
+  expect(brought).toMatchObject({ branch: 'hutch/box', commits: 1, hasUncommitted: true });
+  expect(repository.git('log', '--format=%s', '-2', 'hutch/box').split('\n')).toEqual([
+    'What was not committed in the sandbox',
+    'detached',
+  ]);
+  expect(brought.otherBranches.toSorted()).toEqual(['heavy', 'light', 'stash', 'stash-1', 'stash-2'].map((name) => `hutch/box-${name}`));
+  expect(repository.git('log', '--format=%s', '-2', 'hutch/box-heavy').split('\n')).toEqual(['annotated', 'tagged']);
+  for (const [name, text] of [
+    ['stash', '3'],
+    ['stash-1', '2'],
+    ['stash-2', '1'],
+  ])
+    expect(repository.git('show', `hutch/box-${name}:README`), name).toBe(text);
+  expect(repository.git('tag')).toBe('');
+  expect(brought.warnings.join('\n')).toMatch(/stays in the sandbox: nested$/m);
+  expect(brought.warnings.join('\n')).toMatch(/left something out: .*unborn/m);
+});
+
+test('with a thousand branches there, bring brings those that were made or moved inside, and only them', async () => {
+  const head = repository.git('rev-parse', 'HEAD');
+  const tree = repository.git('rev-parse', 'HEAD^{tree}');
+  const other = repository.git('commit-tree', tree, '-p', head, '-m', 'of another branch');
+  gitAt(
+    repository.dir,
+    ['update-ref', '--stdin'],
+    Array.from({ length: 1_100 }, (_, nth) => `create refs/heads/b${nth} ${other}\n`).join(''),
+  );
+  await prepare('/work/many', '--mode', 'full_copy');
+  expect(await world.json('bring', 'box')).toMatchObject({ branch: null, otherBranches: [] });
+  await inside(
+    '/work/many',
+    'git checkout -q b7; git commit -q --allow-empty -m moved; git checkout -q main; git commit -q --allow-empty -m ours',
+  );
+  expect(await world.json('bring', 'box')).toMatchObject({ branch: 'hutch/box', commits: 1, otherBranches: ['hutch/box-b7'] });
+  expect(repository.git('log', '--format=%s', '-2', 'hutch/box-b7').split('\n')).toEqual(['moved', 'of another branch']);
+  // Back to before what it began with: nothing new, and nothing to fall over.
+  repository.git('commit', '-q', '--allow-empty', '-m', 'two');
+  await prepare('/work/back', '--mode', 'full_copy');
+  await inside('/work/back', 'git reset -q --hard HEAD~1');
+  expect(await world.json('bring', 'box')).toMatchObject({ otherBranches: [] });
+});
+
+test('a file that is changed while it is copied is copied once more, until it stands still', async () => {
+  const bin = join(repository.here, 'bin');
+  await mkdir(bin);
+  const times = join(repository.here, 'times');
+  // In tar's place: changes a file before tar reads it, for as long as there are lines in the file of times.
+  const tar = `#!/bin/sh
+if [ -s ${times} ]; then echo changed >> ${repository.dir}/README; rm -f ${repository.dir}/src/run.sh; sed -i 1d ${times}; fi
+exec /bin/tar "$@"\n`;
+  await writeFile(join(bin, 'tar'), tar);
+  await chmod(join(bin, 'tar'), 0o755);
+  const env = { PATH: `${bin}:${process.env['PATH'] ?? ''}` };
+  const go = async (path: string) =>
+    JSON.parse((await world.run(['workspace', 'prepare', '--json', '--path', path, 'box', repository.dir], { env })).stdout) as {
+      warnings: string[];
+    };
+  await writeFile(times, '1\n2\n');
+  expect((await go('/work/torn')).warnings).toEqual([]);
+  expect(await inside('/work/torn', 'cat README; ls src')).toBe('hello\nchanged\nchanged\nout');
+  // What was copied and is in no commit here is as it was copied there, too.
+
+  expect(await world.ok('diff', 'box')).toBe('');
+  await writeFile(join(repository.dir, 'README'), 'later\n');
+  await go('/work/torn');
+  expect(await inside('/work/torn', 'cat README')).toBe('later');
+  // One that never stands still is told.
+  await writeFile(times, '1\n2\n3\n4\n5\n');
+  expect((await go('/work/restless')).warnings.join()).toMatch(/changed here while they were copied.*README/);
+});
+
+test('what is copied again overwrites no file that the sandbox has, ignored or not, and a submodule that moved on is told', async () => {
+  await prepare('/work/again');
+  await inside('/work/again', 'echo dist > .git/info/exclude; mkdir dist; echo theirs > dist/x');
+  await mkdir(join(repository.dir, 'dist'));
+  await writeFile(join(repository.dir, 'dist/x'), 'ours');
+  repository.git('add', 'dist/x');
+  const refused = await world.run(['workspace', 'prepare', 'box', repository.dir]);
+  expect(refused.stderr).toContain('changed here and in box: dist/x');
+  expect(await inside('/work/again', 'cat dist/x; rm dist/x')).toBe('theirs');
+  // What is in no commit here is copied, and copied again, and is a conflict only where it was changed inside.
+  for (const text of ['ours', 'newer']) {
+    await writeFile(join(repository.dir, 'dist/x'), text);
+    await prepare('/work/again');
+    expect(await inside('/work/again', 'cat dist/x')).toBe(text);
+  }
+  await inside('/work/again', 'echo theirs > dist/x');
+  await writeFile(join(repository.dir, 'dist/x'), 'newest');
+  expect((await world.run(['workspace', 'prepare', 'box', repository.dir])).stderr).toContain('changed here and in box: dist/x');
+  await using inner = await TestRepository.make();
+  gitAt(repository.dir, ['-c', 'protocol.file.allow=always', 'submodule', 'add', '-q', inner.dir, 'sub']);
+  await prepare('/work/sub');
+  await writeFile(join(repository.dir, 'sub/README'), 'moved on\n');
+  gitAt(join(repository.dir, 'sub'), ['-c', 'user.name=S', '-c', 'user.email=s@x', 'commit', '-qam', 'on']);
+  expect((await prepare('/work/sub')).warnings.join('\n')).toMatch(/stay as they were copied: sub; --force/);
+  await prepare('/work/sub', '--force');
+  expect(await inside('/work/sub', 'cat sub/README')).toBe('moved on');
+  expect(await readFile(join(repository.dir, 'README'), 'utf8')).toBe('hello\n');
+});
