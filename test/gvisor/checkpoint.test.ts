@@ -1,12 +1,13 @@
 // Memory and processes that are written down and taken up again: at the backend itself, with the real runsc.
 import { randomBytes } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
-import { chmod, mkdtemp, rm } from 'node:fs/promises';
+import { chmod, copyFile, mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, join, resolve } from 'node:path';
 import { afterAll, expect, onTestFinished, test } from 'vitest';
 import type { SandboxPlan } from '../../src/backends/backend.ts';
 import { newGvisorBackend } from '../../src/backends/gvisor/backend.ts';
+import type { GvisorConfig } from '../../src/backends/gvisor/config.ts';
 import { newId } from '../../src/domain/ids.ts';
 import { type Agent, connectAgent } from '../../src/guest/agent.ts';
 import type { Host } from '../../src/host/host.ts';
@@ -26,7 +27,7 @@ afterAll(() => rm(shared, { recursive: true }));
 async function place(host: Host = nodeHost()) {
   const home = await mkdtemp(join(tmpdir(), 'hutch-gvisor-'));
   await chmod(home, 0o711);
-  const backend = newGvisorBackend({
+  const config: GvisorConfig = {
     host,
     basesDir: join(shared, 'bases'), // unpacked once for both tests
     workDir: join(home, 'work'),
@@ -39,7 +40,8 @@ async function place(host: Host = nodeHost()) {
     runRoot: join(home, 'run'),
     network: withoutNetwork('the test wants none'),
     whyNoKvm: async () => 'not in this test',
-  });
+  };
+  const backend = newGvisorBackend(config);
   const id = newId('sbx', (count) => randomBytes(count));
   const plan: SandboxPlan = {
     ...{ id, name: id, projectId: null, shape: { cpus: 1, memoryMiB: 512, diskMiB: 8192 }, network: 'none', runAs: null },
@@ -54,7 +56,7 @@ async function place(host: Host = nodeHost()) {
     expect(await backend.leaks(op, new Set())).toEqual([]);
     await rm(home, { recursive: true });
   });
-  return { home, backend, checkpoints, plan, checkpointDir: join(home, 'checkpoint') };
+  return { home, config, backend, checkpoints, plan, checkpointDir: join(home, 'checkpoint') };
 }
 
 type Place = Awaited<ReturnType<typeof place>>;
@@ -111,6 +113,41 @@ test.skipIf(!isRoot)(
     expect(after.count).toBeGreaterThanOrEqual(before.count);
     await eventually('it goes on counting', async () => (await counted(again)).count > after.count);
     expect(await sh(again, 'cat /root/a; hostname')).toBe('on disk\ntest\n');
+  },
+);
+
+test.skipIf(!isRoot)(
+  'what a newer Hutch takes up goes on with the agent that it was saved with, or is refused before it is touched',
+  { timeout: 180_000 },
+  async () => {
+    const it = await place();
+    const { home, config, backend, checkpoints, plan, checkpointDir } = it;
+    await backend.create(op, plan);
+    await backend.start(op, plan);
+    const agent = await agentOf(it);
+    await sh(agent, 'echo in memory > /dev/shm/kept');
+    await letGo(it, agent);
+    await checkpoints.save(op, plan, checkpointDir);
+    await backend.cleanUp(op, plan);
+
+    // Another program: one that was taken for the old one would run on in the middle of it.
+    await mkdir(join(home, 'newer'));
+    const agentPath = join(home, 'newer', basename(config.agentPath));
+    await copyFile(config.shimPath, agentPath);
+    const bare = newGvisorBackend({ ...config, agentPath, basesDir: join(home, 'no-agents') });
+    await expect(bare.checkpoints?.restore(op, plan, checkpointDir)).rejects.toMatchObject({
+      code: 'failed_precondition',
+      message: expect.stringContaining('the agent in it is of another release of Hutch'),
+    });
+    expect(await checkpoints.isWhole?.(op, checkpointDir)).toBe(true);
+
+    const newer = newGvisorBackend({ ...config, agentPath });
+    onTestFinished(async () => {
+      await newer.kill(op, plan, 'now');
+      await newer.cleanUp(op, plan);
+    });
+    await newer.checkpoints?.restore(op, plan, checkpointDir);
+    expect(await sh(await agentOf({ ...it, backend: newer }), 'cat /dev/shm/kept')).toBe('in memory\n');
   },
 );
 

@@ -10,6 +10,7 @@ import { surroundings } from '../../network/surroundings.ts';
 import { AgentDoors } from '../agent-door.ts';
 import { type Backend, rootFiles, type SandboxPlan } from '../backend.ts';
 import { DiskTraffic } from '../disk-traffic.ts';
+import { Agents } from './agents.ts';
 import { Bases } from './base.ts';
 import { Cgroups } from './cgroup.ts';
 import { command, isWhole, type SaveParts, saveSandbox } from './checkpoint.ts';
@@ -37,6 +38,7 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
   const processes = new Processes(host, cgroups);
   const rightsFinder = new RightsFinder(host, config.cellPath);
   const bases = new Bases(host, config, rightsFinder);
+  const agents = new Agents(config);
   const overs = new Overs(host, config.basesDir, config.automountLibraryPath);
   const layers = new Layers(config);
   const doors = new AgentDoors(host);
@@ -65,7 +67,15 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
       overPath: found.platform.automount === 'taken' ? null : await overs.take(op),
     };
   };
-  const parts = (plan: SandboxPlan): StartParts => ({ config, cgroups, layers, processes, doors, take: (late) => take(late, plan) });
+  const parts = (plan: SandboxPlan): StartParts => ({
+    config,
+    agents,
+    cgroups,
+    layers,
+    processes,
+    doors,
+    take: (late) => take(late, plan),
+  });
   const reach = async (op: Operation) => {
     const [runtime, rights] = await Promise.all([finder.find(op), rightsFinder.find(op)]);
     return { host, runtime, rights, processes };
@@ -87,7 +97,7 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
   };
   const saveParts = async (op: Operation, plan: SandboxPlan, image: string): Promise<SaveParts> => ({
     ...(await reach(op)),
-    ...{ shimPath: config.shimPath, doors, fingerprint: await fingerprint(op, plan, image), onStill: () => {} },
+    ...{ shimPath: config.shimPath, agents, doors, fingerprint: await fingerprint(op, plan, image), onStill: () => {} },
     memoryBytes: async (asking) => await memoryOf(asking, plan),
   });
 
@@ -184,7 +194,7 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
         return await startSandbox(op, parts(plan), plan, { checkpointDir: dir, isSame: false, beforeRunning: async () => {} });
       },
       // The runtime takes nothing else, whoever insists.
-      fits: async (op, plan, dir) => await refuseOther(op, host, dir, await now(op, plan)),
+      fits: async (op, plan, dir) => await refuseOther(op, host, dir, await now(op, plan), agents),
       check: async (op, dir) => void (await checkSaved(op, host, dir, { now: null, imprintPath: config.imprintPath })),
       async layOut(op, dir, path) {
         await checkSaved(op, host, dir, { now: null, imprintPath: null });

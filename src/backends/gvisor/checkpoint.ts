@@ -11,6 +11,7 @@ import type { AgentDoors } from '../agent-door.ts';
 import type { SandboxPlan } from '../backend.ts';
 import { type Dead, describe, tailOf } from '../dead.ts';
 import { pause } from '../wait.ts';
+import type { Agents } from './agents.ts';
 import { COMMAND_MS, RELEASE_MS } from './config.ts';
 import { awaitLetGo } from './disk-copy.ts';
 import { agentSocketPath, stateDir } from './paths.ts';
@@ -34,6 +35,7 @@ const SAVER = 'saver';
 export type SaveParts = {
   readonly host: Host;
   readonly shimPath: string;
+  readonly agents: Agents;
   readonly runtime: Runtime;
   readonly rights: Rights;
   readonly processes: Processes;
@@ -65,11 +67,12 @@ export async function saveSandbox(op: Operation, parts: SaveParts, plan: Sandbox
   releasing((late) => doors.open(late, plan.id, agentSocketPath(plan), SOCKET_MODE));
   releasing((late) => host.remove(late, dir));
   await host.makeDir(op, dir, 0o700);
+  const fingerprint = { ...parts.fingerprint, agent: await parts.agents.keep(op, plan, now.pid) };
   await refuseWithoutRoom(op, parts, dir);
   releasing((late) => goOn(late, parts, plan));
   await standStill(op, parts, plan);
   const { id, runDir, dataDir } = plan;
-  const saving = { bootId: host.bootId(), fingerprint: parts.fingerprint, of: { id, runDir, dataDir } };
+  const saving = { bootId: host.bootId(), fingerprint, of: { id, runDir, dataDir } };
   await writeSaving(op, host, dir, saving);
   await save(op, parts, plan, dir, now.pid);
   // It is written down: nothing goes on here any more.

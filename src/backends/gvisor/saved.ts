@@ -6,6 +6,7 @@ import { isId, type SandboxId } from '../../domain/ids.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import { hashes } from '../hashes.ts';
+import type { Agents } from './agents.ts';
 
 /** As the runtime names it. */
 export const CHECKPOINT = 'checkpoint.img';
@@ -23,6 +24,11 @@ const fingerprintSchema = z.strictObject({
   cpus: z.int().positive(),
   memoryMiB: z.int().positive(),
   network: z.boolean(),
+  /** The digest of the agent that is in its memory; none before that was asked, and where there is no memory. */
+  agent: z
+    .string()
+    .regex(/^[0-9a-f]{64}$/)
+    .optional(),
 });
 export type Fingerprint = z.infer<typeof fingerprintSchema>;
 
@@ -52,6 +58,12 @@ type Read = { readonly ok: true; readonly saved: Saved } | { readonly ok: false;
 export async function readSaved(op: Operation, host: Host, dir: string): Promise<Read> {
   if ((await host.stat(op, join(dir, MANIFEST))) === null) return { ok: false, why: 'it is not complete: its manifest is missing' };
   return parseSaved(await readJson(op, host, join(dir, MANIFEST)));
+}
+
+/** The digest of what its first process runs. */
+export async function agentIn(op: Operation, host: Host, dir: string): Promise<string | undefined> {
+  const read = await readSaved(op, host, dir);
+  return read.ok ? read.saved.fingerprint.agent : undefined;
 }
 
 export function parseSaved(value: unknown): Read {
@@ -122,9 +134,11 @@ export async function checkSaved(
 }
 
 /** Reads no more than its manifest. @throws HutchError `failed_precondition` where it was saved on another machine than `now`. */
-export async function refuseOther(op: Operation, host: Host, dir: string, now: Fingerprint): Promise<void> {
+export async function refuseOther(op: Operation, host: Host, dir: string, now: Fingerprint, agents: Agents): Promise<void> {
   const read = await readSaved(op, host, dir);
-  if (read.ok) refuseDifference(op, read.saved.fingerprint, now);
+  if (!read.ok) return;
+  refuseDifference(op, read.saved.fingerprint, now);
+  await agents.find(op, read.saved.fingerprint.agent);
 }
 
 function refuseDifference(op: Operation, saved: Fingerprint, now: Fingerprint): void {
@@ -132,9 +146,12 @@ function refuseDifference(op: Operation, saved: Fingerprint, now: Fingerprint): 
   if (why !== null) throw op.error('failed_precondition', `what was saved cannot go on here: ${why}`);
 }
 
+/** Not the agent: any that is kept will do (agents.ts). */
+type Compared = Exclude<keyof Fingerprint, 'agent'>;
+
 /** Null when nothing differs, else what does, in words. */
 function difference(saved: Fingerprint, now: Fingerprint): string | null {
-  const names: Record<keyof Fingerprint, string> = {
+  const names: Record<Compared, string> = {
     runtime: 'the release of runsc',
     platform: 'the platform of runsc',
     image: 'the image',
@@ -142,7 +159,7 @@ function difference(saved: Fingerprint, now: Fingerprint): string | null {
     memoryMiB: 'the memory',
     network: 'whether it has a network',
   };
-  const said = (Object.keys(names) as (keyof Fingerprint)[])
+  const said = (Object.keys(names) as Compared[])
     .filter((key) => saved[key] !== now[key])
     .map((key) => (key === 'image' || key === 'network' ? names[key] : `${names[key]} (${saved[key]} then, ${now[key]} now)`));
   return said.length === 0 ? null : `${said.join(', ')} ${said.length === 1 ? 'is' : 'are'} not what it was when it was saved`;

@@ -14,6 +14,7 @@ import { CELL_DISK_DAMAGED, damagedDisk } from '../damaged.ts';
 import { describe, tailOf } from '../dead.ts';
 import { mendVolume, requireClosed } from '../disk.ts';
 import { allOf } from '../wait.ts';
+import type { Agents } from './agents.ts';
 import type { Ground } from './base.ts';
 import { bundleConfig } from './bundle.ts';
 import type { Cgroups } from './cgroup.ts';
@@ -41,7 +42,7 @@ import type { Platform } from './platform.ts';
 import type { Processes } from './process.ts';
 import type { Rights } from './rights.ts';
 import type { Runtime } from './runtime.ts';
-import { CHECKPOINT } from './saved.ts';
+import { agentIn, CHECKPOINT } from './saved.ts';
 
 export type StartInput = {
   /** Its digest. */
@@ -56,6 +57,7 @@ export type StartInput = {
 
 export type StartParts = {
   readonly config: GvisorConfig;
+  readonly agents: Agents;
   readonly cgroups: Cgroups;
   readonly layers: Layers;
   readonly processes: Processes;
@@ -97,6 +99,7 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
 
   if ((await processes.inspect(op, plan)).alive) throw op.error('conflict', `sandbox ${plan.id} runs already`);
   const layer = await layers.argsOf(op, plan);
+  const agentPath = from === 'anew' ? config.agentPath : await parts.agents.find(op, await agentIn(op, host, from.checkpointDir));
   releasing((late) => cgroups.remove(late, plan));
   releasing((late) => host.remove(late, plan.runDir));
   releasing((late) => network.close(late, networkPlan(plan)));
@@ -110,7 +113,7 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
     doors.open(op, plan.id, agentSocketPath(plan), SOCKET_MODE),
   ]);
   const guest = guestOf(op, link);
-  const lent = [config.agentPath];
+  const lent = [agentPath];
   // Each is seen over a file of its name.
   await allOf(lent.map((path) => host.appendFile(op, join(linkDir(plan), basename(path)), new Uint8Array())));
   await host.writeFileAtomic(
@@ -121,7 +124,7 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
         rootPath: rootDir(plan),
         hostname: plan.id,
         linkDir: linkDir(plan),
-        agent: basename(config.agentPath),
+        agent: basename(agentPath),
         agentSocket: AGENT_SOCKET,
         cgroupsPath,
         mounts: [
