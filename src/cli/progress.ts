@@ -21,6 +21,7 @@ const NOTICES: Readonly<Record<string, string>> = {
   pull: 'pulling the image…',
   import: 'importing the image…',
   'import snapshot': 'importing the snapshot…',
+  load: 'bringing the image into the Docker Engine (only the first time)…',
   register: 'reading what the image is made of…',
   unpack: 'unpacking the image for gVisor (only the first time)…',
   template: 'booting a machine of this shape (only the first time; some seconds)…',

@@ -28,6 +28,7 @@ export function undoVerb(core: Core, restorer: Restorer): Pick<Handlers, 'sandbo
       call.target(id);
       return await turns.take(op, id, async () => {
         const sandbox = await sandboxes.get(op, id);
+        if (sandbox.state !== 'deleted') requireSnapshots(core.deps, op, sandbox.spec, 'what each backend can do: hutch backends');
         const [last, ...older] = await keptOf(core, id);
         if (last === undefined) throw nothingToUndo(op, sandbox);
         const after = await restorer.restore(call, sandbox, last, { forced: false });
@@ -55,12 +56,14 @@ function nothingToUndo(op: Operation, { spec, state }: Sandbox): Error {
 
 /** @throws HutchError `failed_precondition` where that could never be done. */
 export function requireUndo(deps: Deps, op: Operation, spec: Pick<SandboxSpec, 'name' | 'backend' | 'mounts'>): void {
+  requireSnapshots(deps, op, spec, 'leave out undo (--undo); what each backend can do: hutch backends');
+  refuseMounted(op, { spec }, 'what is done there cannot be undone');
+}
+
+function requireSnapshots(deps: Deps, op: Operation, spec: Pick<SandboxSpec, 'backend'>, hint: string): void {
   const { snapshots, name } = backendOf(deps, op, spec.backend);
   if (snapshots === undefined)
-    throw op.error('failed_precondition', `the backend ${name} makes no snapshots, so nothing can be undone there`, {
-      hint: 'leave out undo (--undo); what each backend can do: hutch backends',
-    });
-  refuseMounted(op, { spec }, 'what is done there cannot be undone');
+    throw op.error('failed_precondition', `the backend ${name} makes no snapshots, so nothing can be undone there`, { hint });
 }
 
 /** Before a command of a sandbox that runs. Never throws, unless the call itself is over. */

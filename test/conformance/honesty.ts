@@ -198,6 +198,17 @@ export function honesty(subject: Subject): void {
         message: expect.stringMatching(/\bsnapshot\b/),
         ...(can.diskSnapshot ? { hint: expect.stringContaining('hutch image commit') } : {}),
       });
+      // What stands on snapshots is not offered either, by none of its ways.
+      const needs = { code: 'failed_precondition', message: expect.stringMatching(/makes no snapshots/) };
+      for (const undoing of [
+        daemon.call('sandbox.undo', { ref: id }),
+        daemon.call('sandbox.set', { ref: id, undo: 1 }),
+        subject.make({ undo: 1 }),
+      ]) {
+        const told = await refusal(undoing);
+        expect(told).toMatchObject(needs);
+        expect(told.hint).not.toMatch(/set --undo/);
+      }
       expect((await subject.get(id)).state).toBe('running');
       return await subject.remove(id);
     }

@@ -50,6 +50,11 @@ export async function pullsWithLogin(world: DockerWorld): Promise<void> {
   await forget(`${repository}:1`);
   await expect(create(`docker://${repository}:2`)).rejects.toMatchObject({ code: 'not_found' });
   await expect(create(`docker://${repository}@sha256:${'0'.repeat(64)}`)).rejects.toMatchObject({ code: 'not_found' });
+  // A name that nobody has: not of the image is it said that it is nowhere.
+  await expect(create('docker://registry.invalid/team/tool:1')).rejects.toMatchObject({
+    code: 'unavailable',
+    body: { message: expect.stringMatching(/does not reach the registry of registry\.invalid\/team\/tool:1/) },
+  });
 
   // By digest, with progress, and with a login that a helper of the user's keeps.
   const helper = join(configDir, 'docker-credential-kept');

@@ -13,7 +13,7 @@ const REPOSITORY = 'hutch/disk';
 const made = z.object({ Id: z.string().regex(/^sha256:[0-9a-f]{64}$/) });
 
 export async function commitContainer(op: Operation, engine: Engine, instance: string, container: Container): Promise<CommittedDisk> {
-  op.progress({ step: 'image', detail: 'of the container’s disk' });
+  op.progress({ step: 'commit', detail: 'the disk of the container' });
   // To the end, whoever gives up: the Engine would go on, and keep what nobody knows of.
   using whole = op.releasing(IMAGE_MS);
   const { Id } = await engine.json(

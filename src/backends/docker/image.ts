@@ -70,7 +70,7 @@ export async function importImage(op: Operation, config: DockerConfig, engine: E
     });
   }
   const { host } = config;
-  op.progress({ step: 'image', detail: 'into the Docker Engine' });
+  op.progress({ step: 'load', detail: 'the image, into the Docker Engine (once)' });
   const tar = join(config.workDir, `image-${op.id}.tar`);
   await using undo = new AsyncDisposableStack();
   undo.defer(async () => {
@@ -179,7 +179,7 @@ async function follow(op: Operation, answer: AsyncIterable<Uint8Array>, what: st
     if (error !== undefined) throw cannotPull(op, what, op.error('internal', error.replaceAll(/[^\x20-\x7e]+/g, ' ').slice(0, 500)));
     if (status === undefined) continue;
     op.progress({
-      step: 'image',
+      step: 'pull',
       detail: [id, status]
         .filter((part) => part !== undefined)
         .join(' ')
@@ -205,6 +205,12 @@ function cannotPull(op: Operation, name: string, cause: unknown): unknown {
       cause,
     });
   }
+  // Before what follows: "no such host" says nothing of the image.
+  if (/dial tcp|no such host|i\/o timeout|handshake|connection (refused|reset)/i.test(message))
+    return op.error('unavailable', `the Docker Engine does not reach the registry of ${name}: ${message}`, {
+      hint: 'it pulls by itself: its network, its DNS and its proxy count, not ours',
+      cause,
+    });
   if (/not found|manifest unknown|no such/i.test(message)) return op.error('not_found', `${name} is in no registry: ${message}`, { cause });
   return op.error('unavailable', `${name} could not be had: ${message}`, { cause });
 }
