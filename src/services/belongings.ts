@@ -88,6 +88,7 @@ export const BELONGINGS: readonly Line[] = [
   data('bases', /^\.building-[0-9a-f]{64}$/, 'hutch', 'an image that is being unpacked, or removed: its lock says whether it is'),
   data('bases', /^\.lock-[0-9a-f]{64}$/, 'hutch', 'held by who unpacks an image'),
   data('bases', new RegExp(`^over-${HEX16}$`), 'hutch', 'a library of Hutch’s over every image'),
+  data('bases', new RegExp(`^agent-${HEX16}$`), 'hutch', 'an agent that a saved sandbox of gVisor runs'),
   data('bases', /^under-1$/, 'hutch', 'directories under an image that lacks them'),
   data('bases', /^\.seed-/, 'work', 'an empty file system that is being made'),
   data('builds', /^bld[0-9a-z]{17}$/, 'cache', 'record and log of a build: hutch image builds', 'build.json'),
