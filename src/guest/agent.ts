@@ -11,6 +11,7 @@ import {
   type AgentEvent,
   agentEvent,
   type Configured,
+  clock,
   configured,
   type GuestPath,
   type Hello,
@@ -33,6 +34,8 @@ export type Configuration = {
   readonly bootId?: string;
   /** Absolute, UTC; the guest's clock is stepped to it. */
   readonly clockMs?: number;
+  /** Of one that goes on from memory: what it was connected to is another machine's. */
+  readonly cutConnections?: boolean;
   /** 32 to 512 random bytes. */
   readonly entropy: Uint8Array;
   readonly network?: {
@@ -67,6 +70,8 @@ export type Agent = Disposable & {
   readonly lost: AbortSignal;
   hello(op: Operation): Promise<Hello>;
   configure(op: Operation, configuration: Configuration): Promise<Configured>;
+  /** UTC; stepped, and then what it says. */
+  setClock(op: Operation, clockMs: number): Promise<number>;
   /** Before a template is saved: reads files into the guest's memory, so that their first use is quick. */
   warm(op: Operation, paths: readonly GuestPath[]): Promise<Warmed>;
   /** Everything written so far is on the disk. */
@@ -105,6 +110,7 @@ export function agentOn(connection: AgentConnection): Agent {
     lost: connection.lost,
     hello: (op) => unary(op, connection, 'hello', null, hello, HELLO_MS),
     configure: (op, configuration) => unary(op, connection, 'configure', configuration, configured, CONFIGURE_MS),
+    setClock: async (op, clockMs) => (await unary(op, connection, 'clock', { clockMs }, clock)).clockMs,
     warm: (op, paths) => unary(op, connection, 'warm', { paths: paths.map(pathParam) }, warmed, WARM_MS),
     sync: (op) => unary(op, connection, 'sync', null, nothing, SYNC_MS),
     metrics: (op) => unary(op, connection, 'metrics', null, metrics),

@@ -65,6 +65,8 @@ export type Hello = z.output<typeof hello>;
 export const configured = z.object({ tookMs: whole, warnings: z.array(text).max(64) });
 export type Configured = z.output<typeof configured>;
 
+export const clock = z.object({ clockMs: timeMs });
+
 export const metrics = z.object({
   takenAtMs: timeMs,
   uptimeMs: whole,

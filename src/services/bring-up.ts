@@ -12,9 +12,10 @@ import type { LinkedProcess } from '../guest/linked-process.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Boot } from './deps.ts';
+import { setClockAgain } from './guest-clock.ts';
 import { MAIN_LOG_BYTES_MAX, MAIN_LOG_FILES } from './main-log.ts';
 import type { Run } from './run.ts';
-import { reach } from './runs.ts';
+import { reachStarted } from './runs.ts';
 import type { Secrets } from './secrets.ts';
 
 /** The id of the main process in the guest, and in the API. */
@@ -62,12 +63,13 @@ export async function bringUp(op: Operation, host: Host, run: Run, what: BringUp
   const started = await backend.start(op, plan);
   using limited = op.within(CONFIGURE_MS, 'configuring the guest');
   const beganMs = host.monotonicMs();
-  const agent = await reach(limited, what.sandbox.spec.name, run);
+  const agent = await reachStarted(limited, what.sandbox.spec.name, run);
   const greetedMs = host.monotonicMs();
   const { warnings } = await agent
     .configure(limited, configurationOf(host, what, started, run.backend))
     .catch((error: unknown) => Promise.reject(whyNot(op, run, what, started, error)));
   if (warnings.length > 0) op.log.warn({ sandbox: plan.id, warnings }, 'the guest had warnings while it was configured');
+  await setClockAgain(limited, host, run, agent, host.monotonicMs() - greetedMs);
   if (started.network !== null) await backend.linkUp(limited, plan);
   const stagesMs = { ...started.stagesMs, agentGreeted: greetedMs - beganMs, configured: host.monotonicMs() - greetedMs };
   op.log.debug({ sandbox: plan.id, stagesMs }, 'guest is up');
@@ -140,8 +142,10 @@ export async function wake(op: Operation, host: Host, run: Run, what: BringUp, s
   using limited = op.within(WAKE_MS, 'waking a warm sandbox');
   const admitted = started.network === null ? Promise.resolve() : backend.ahead?.admit(limited, plan);
   const agent = await run.link.agent(limited);
+  const toldAtMs = host.monotonicMs();
   await allOf([agent.configure(limited, configurationOf(host, what, started, run.backend)), admitted ?? Promise.resolve()]);
   const configuredMs = host.monotonicMs();
+  await setClockAgain(limited, host, run, agent, configuredMs - toldAtMs);
   if (started.network !== null) await backend.linkUp(limited, plan);
   op.log.debug({ sandbox: plan.id, configuredMs: configuredMs - beganMs, wokenMs: host.monotonicMs() - beganMs }, 'guest is awake');
   return { started, startedAtMs };

@@ -14,9 +14,10 @@ import type { Core } from './core.ts';
 import { creating } from './creating.ts';
 import { type Boot, placesOf } from './deps.ts';
 import { requireFreeSpace } from './free-space.ts';
+import { setClockAgain } from './guest-clock.ts';
 import { inGuest } from './in-guest.ts';
 import type { Run } from './run.ts';
-import { reach } from './runs.ts';
+import { reachStarted } from './runs.ts';
 import { keepSecrets, type Secrets } from './secrets.ts';
 import { inPlace, startUp } from './start-up.ts';
 import type { Supervisor } from './supervisor.ts';
@@ -142,11 +143,14 @@ export async function goOn(
   const startedAtMs = host.nowMs();
   const started = await start(op);
   using limited = op.within(CONFIGURE_MS, 'making a clone itself');
-  const agent = await reach(limited, what.sandbox.spec.name, run);
-  const configuration = configurationOf(host, what, started, run.backend);
+  const agent = await reachStarted(limited, what.sandbox.spec.name, run);
+  const cut = { cutConnections: started.network !== null };
+  const configuration = { ...configurationOf(host, what, started, run.backend), ...cut };
   const { bootId = null, ...goingOn } = configuration;
+  const toldAtMs = host.monotonicMs();
   const { warnings } = await agent.configure(limited, as === 'itself' ? goingOn : configuration); // its boot goes on
   if (warnings.length > 0) op.log.warn({ sandbox: run.id, warnings }, 'the guest had warnings while it was configured');
+  await setClockAgain(limited, host, run, agent, host.monotonicMs() - toldAtMs);
   await becomeItself(limited, run, agent, as === 'itself' ? null : bootId);
   if (started.network !== null && link === 'up') await run.backend.linkUp(limited, run.plan);
   undo.move();

@@ -6,6 +6,7 @@ import type { Call } from './call.ts';
 import { Claims } from './claims.ts';
 import type { Core } from './core.ts';
 import { backendOf } from './deps.ts';
+import { catchUp } from './guest-clock.ts';
 import type { Handlers } from './handlers.ts';
 import { waitFor } from './operations.ts';
 import type { SandboxView } from './present.ts';
@@ -164,10 +165,12 @@ export function lifecycleVerbs(core: Core, starter: Starter, suspension: Suspens
         }
         await run.backend.resume(call.op, run.plan);
         run.thaw();
+        const caughtUp = catchUp(call.op, deps.host, run);
         const [after] = await call.commit([
           { change: 'applyEvent', sandboxId: run.id, event: { type: 'resumed', atMs: deps.host.nowMs(), opId: call.op.id } },
         ]);
         sandboxes.changed(after);
+        await caughtUp;
         return after;
       }),
 

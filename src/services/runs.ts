@@ -1,5 +1,6 @@
 // The runs of all sandboxes that may be alive, and the way to their agents for every call that needs one.
 import type { BootFiles, SandboxPlan } from '../backends/backend.ts';
+import { HutchError } from '../domain/errors.ts';
 import type { SandboxId } from '../domain/ids.ts';
 import { newOpId, type OpId } from '../domain/ids.ts';
 import type { Mount } from '../domain/mount.ts';
@@ -116,6 +117,22 @@ function mountsOf(places: Deps['places'], mounts: readonly Mount[]): Pick<Sandbo
     volumeId === undefined ? [] : [{ path: volumePath(places, volumeId), target, readOnly }],
   );
   return { ...(directories.length === 0 ? {} : { mounts: directories }), ...(volumes.length === 0 ? {} : { volumes }) };
+}
+
+/** Dials at the agent of one that has just been started: on a busy machine that has much to do before it answers. */
+const STARTED_DIALS = 4;
+
+/** As `reach`, of one that has just been started; one that is dead is not waited for. */
+export async function reachStarted(op: Operation, name: string, run: Run): Promise<Agent> {
+  for (let dial = 1; ; dial += 1) {
+    try {
+      return await reach(op, name, run);
+    } catch (error) {
+      if (op.signal.aborted || dial === STARTED_DIALS) throw error;
+      if (!(error instanceof HutchError) || (error.code !== 'unavailable' && error.code !== 'deadline_exceeded')) throw error;
+      if (!(await run.backend.inspect(op, run.plan)).alive) throw error;
+    }
+  }
 }
 
 /** The agent of a run: at once when it is connected. */

@@ -7,6 +7,7 @@ import type { Operation } from '../host/operation.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import { backendOf } from './deps.ts';
+import { catchUp } from './guest-clock.ts';
 import { runOf } from './release.ts';
 import type { Run } from './run.ts';
 
@@ -33,6 +34,7 @@ export async function inStillness<T>(core: Core, call: Call, sandbox: Sandbox, w
     return await work();
   } finally {
     if (leaves && sandbox.state !== 'paused') run.thaw();
+    if (sandbox.state === 'running') void catchUp(run.op, host, run);
     using late = call.op.releasing(RELEASE_MS);
     await store
       .commit(late, [{ change: 'finishIntent', id: intent.id }], 'relaxed')
@@ -48,7 +50,10 @@ export async function goOnFromStillness(core: Core, call: Call, sandbox: Sandbox
     await run.backend.snapshots
       ?.goOn?.(op, run.plan)
       .catch((cause: unknown) => op.log.error({ sandbox: run.id, cause }, 'a sandbox that stood still cannot go on'));
-    if ((await run.backend.inspect(op, run.plan)).alive) await run.backend.resume(op, run.plan);
+    if ((await run.backend.inspect(op, run.plan)).alive) {
+      await run.backend.resume(op, run.plan);
+      void catchUp(run.op, core.deps.host, run);
+    }
   }
   await core.deps.store.commit(op, [{ change: 'finishIntent', id: intent.id }], 'relaxed');
 }

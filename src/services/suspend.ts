@@ -6,16 +6,18 @@ import type { Checkpoints, Started } from '../backends/backend.ts';
 import { newId } from '../domain/ids.ts';
 import type { Intent } from '../domain/records.ts';
 import type { Sandbox } from '../domain/sandbox.ts';
+import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { configurationOf } from './bring-up.ts';
 import type { Call } from './call.ts';
 import { Claims } from './claims.ts';
 import type { Core } from './core.ts';
 import { backendOf, placesOf, savedDir } from './deps.ts';
+import { catchUp, setClockAgain } from './guest-clock.ts';
 import { refuseMounted } from './mounts.ts';
 import { releaseRun, runOf } from './release.ts';
 import type { Run } from './run.ts';
-import { reach } from './runs.ts';
+import { reachStarted } from './runs.ts';
 import { readSecrets } from './secrets.ts';
 import { inPlace } from './start-up.ts';
 import type { Supervisor } from './supervisor.ts';
@@ -53,7 +55,7 @@ export class Suspension {
     await using undo = new AsyncDisposableStack();
     undo.defer(async () => {
       using late = op.releasing(RELEASE_MS);
-      await asItWas(late, sandbox, run);
+      await asItWas(late, this.#core.deps.host, sandbox, run);
       await this.#core.deps.store
         .commit(late, [{ change: 'finishIntent', id: intent.id }], 'relaxed')
         .catch((cause: unknown) => op.log.warn({ cause }, 'an intent was left behind'));
@@ -165,11 +167,17 @@ export class Suspension {
     const boot = await deps.boots.of(op, sandbox.spec, run.backend.needs);
     const secrets = await readSecrets(op, deps.host, placesOf(deps.places, sandbox.id).secretsPath, sandbox.spec.secretNames);
     using limited = op.within(CONFIGURE_MS, 'configuring the guest');
-    const agent = await reach(limited, sandbox.spec.name, run);
+    const agent = await reachStarted(limited, sandbox.spec.name, run);
     // Its boot goes on.
     const { bootId: _, ...configuration } = configurationOf(deps.host, { sandbox, boot, secrets }, started, run.backend);
-    const { warnings } = await agent.configure(limited, { ...configuration, generation: `${sandbox.id}.woken.${sandbox.generation}` });
+    const toldAtMs = deps.host.monotonicMs();
+    const { warnings } = await agent.configure(limited, {
+      ...configuration,
+      cutConnections: started.network !== null,
+      generation: `${sandbox.id}.woken.${sandbox.generation}`,
+    });
     if (warnings.length > 0) op.log.warn({ sandbox: run.id, warnings }, 'the guest had warnings while it was configured');
+    await setClockAgain(limited, deps.host, run, agent, deps.host.monotonicMs() - toldAtMs);
     if (started.network !== null) await run.backend.linkUp(limited, run.plan);
     await this.#core.deps.host.remove(op, this.#placesOf(sandbox).woken);
     await deps.store.commit(op, [{ change: 'finishIntent', id: intentId }], 'relaxed');
@@ -310,8 +318,12 @@ async function freezeForSaving(op: Operation, sandbox: Sandbox, run: Run): Promi
 }
 
 /** It could not be suspended. */
-async function asItWas(op: Operation, sandbox: Sandbox, run: Run): Promise<void> {
-  if (sandbox.state === 'running') return run.thaw();
+async function asItWas(op: Operation, host: Host, sandbox: Sandbox, run: Run): Promise<void> {
+  if (sandbox.state === 'running') {
+    run.thaw();
+    void catchUp(run.op, host, run);
+    return;
+  }
   if (run.backend.closeDoor === undefined) return;
   run.thaw();
   run.freeze();

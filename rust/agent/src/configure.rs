@@ -135,6 +135,7 @@ fn parse_identity(p: Fields<'_>) -> Result<Identity, Fault> {
         machine_id: machine_id.map(str::to_lowercase),
         boot_id: boot_id.map(str::to_owned),
         clock_ms: p.opt_u64("clockMs")?,
+        cuts_connections: p.bool_or("cutConnections", false)?,
         entropy,
         network: p.opt_fields("network")?.map(parse_network).transpose()?,
         disk,

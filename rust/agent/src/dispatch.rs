@@ -20,6 +20,7 @@ impl Agent {
         }
         let outcome = match method {
             "hello" => self.hello(),
+            "clock" => self.clock(p),
             "shutdown" => self.shutdown_method(p),
             "prepareCheckpoint" => self.prepare_checkpoint(p),
             "process.signal" => self.process_signal(p),

@@ -3,6 +3,8 @@
 //! under emulation.
 use crate::agent::Place;
 use crate::boot_id::BootId;
+use crate::clock::set_wall_ms;
+use crate::cut::cut_connections;
 use crate::directories::{self, Directory};
 use crate::etc::{Content, Etc, set_timezone};
 use crate::fault::{Fault, describe};
@@ -14,7 +16,6 @@ use crate::users::Users;
 use crate::volumes::{Volume, attach};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-use rustix::time::{ClockId, Timespec, clock_settime};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
@@ -36,6 +37,8 @@ pub struct Identity {
     /// None: it stays what it is.
     pub boot_id: Option<String>,
     pub clock_ms: Option<u64>,
+    /// It goes on from what was written down: what it was connected to knows another machine.
+    pub cuts_connections: bool,
     pub entropy: Vec<u8>,
     pub network: Option<Network>,
     pub disk: Option<Disk>,
@@ -100,9 +103,11 @@ pub fn apply(identity: &Identity, scene: Scene) -> Result<Applied, Fault> {
     if scene.place == Place::Machine {
         warn("entropy", add_entropy(scene.random.as_ref(), &identity.entropy));
         if let Some(ms) = identity.clock_ms {
-            let now = Timespec { tv_sec: (ms / 1000) as i64, tv_nsec: (ms % 1000 * 1_000_000) as _ };
-            warn("clock", clock_settime(ClockId::Realtime, now));
+            warn("clock", set_wall_ms(ms));
         }
+    }
+    if scene.place == Place::Machine && identity.cuts_connections {
+        cut_connections();
     }
     warn("hostname", rustix::system::sethostname(identity.hostname.as_bytes()));
     if scene.place == Place::Machine {

@@ -8,6 +8,7 @@ pub mod configure;
 pub mod connect;
 pub mod connection;
 pub mod console;
+pub mod cut;
 pub mod directories;
 pub mod dispatch;
 pub mod etc;

@@ -1,0 +1,221 @@
+// Bad days of a fork: many at once, of a sandbox that floods or is out of memory, of one that is ended meanwhile; and what two machines
+// that were one must not share with each other: connections and the time.
+import { readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterAll, afterEach, describe, expect, test } from 'vitest';
+import { ECHO_PORT, neighbours, PUBLIC } from '../network/neighbours.ts';
+import { ApiError, type DaemonUnderTest } from '../support/daemon-under-test.ts';
+import { eventually } from '../support/eventually.ts';
+import { clockOffset } from './guest-clock.ts';
+import { all, expectInOrder, isLong, numbers, pidOf, seed, shellOf, startDaemon, works } from './world.ts';
+
+const TEST_MS = isLong ? 1_800_000 : 240_000;
+/** In all, and of how many calls at once. */
+const [CHILDREN, CALLS] = isLong ? [30, 30] : [4, 2];
+const WRONG_MS_MAX = 50;
+
+const daemon = await startDaemon({ HUTCH_SANDBOX_BACKEND: 'qemu', HUTCH_SANDBOX_STOP_GRACE: '2s', HUTCH_SANDBOX_WARM: '0' });
+afterAll(() => daemon[Symbol.asyncDispose]());
+afterEach(async () => {
+  await daemon.deleteAll();
+  const { snapshots } = await daemon.call('snapshot.list', { all: true });
+  for (const { id, depth } of snapshots) if (depth === 0) await daemon.call('snapshot.remove', { snapshot: id, cascade: true });
+});
+
+const sh = shellOf(daemon);
+const forksLeft = (): string[] => readdirSync(join(daemon.home, 'data/forks'));
+
+test(`${CHILDREN} children at once, and ${CALLS} forks at once, are each another machine, and share what they had alone`, {
+  timeout: TEST_MS,
+}, async () => {
+  await daemon.call('sandbox.create', { name: 'web', network: 'none' });
+  await sh(
+    'web',
+    'head -c 3000000 /dev/urandom > /dev/shm/big; sha256sum /dev/shm/big > /dev/shm/sum; cp /dev/shm/big /root/big; echo 0 > /root/calls',
+  );
+  const together = await daemon.call('sandbox.fork', { ref: 'web', count: CHILDREN, namePrefix: 'one' });
+  expect(together.failed).toEqual([]);
+  const calls = Array.from({ length: CALLS }, (_, nth) => daemon.call('sandbox.fork', { ref: 'web', namePrefix: `call${nth}` }));
+  const apart = await Promise.all(calls);
+  const names = [together, ...apart].flatMap(({ children }) => children.map(({ sandbox }) => sandbox.name));
+  expect(new Set(names).size).toBe(CHILDREN + CALLS);
+  // Each writes over what it has from the parent, and sees what it wrote and nothing else.
+  const own = 'cat /etc/machine-id /proc/sys/kernel/random/boot_id; hostname; od -An -tx1 -N16 /dev/urandom';
+  const seen = await Promise.all(
+    ['web', ...names].map(async (ref) =>
+      (await sh(ref, `sha256sum -c /dev/shm/sum > /dev/null; cmp /dev/shm/big /root/big; ${own}`)).trim().split('\n'),
+    ),
+  );
+  for (const nth of [0, 1, 2, 3]) expect(new Set(seen.map((lines) => lines[nth])).size, own).toBe(CHILDREN + CALLS + 1);
+  await Promise.all(
+    names.map((ref) => sh(ref, 'hostname > /root/calls; hostname | dd of=/dev/shm/big bs=1 seek=4096 conv=notrunc 2>/dev/null')),
+  );
+  expect(await sh('web', 'sha256sum -c /dev/shm/sum; cat /root/calls')).toBe('/dev/shm/big: OK\n0\n');
+  for (const ref of names)
+    expect(await sh(ref, `dd if=/dev/shm/big bs=1 skip=4096 count=${ref.length} 2>/dev/null; echo; cat /root/calls`)).toBe(
+      `${ref}\n${ref}\n`,
+    );
+  expect(forksLeft()).toEqual([]);
+  await expectInOrder(daemon);
+});
+
+/** One after the other until the machine has no memory left, over and over. */
+const GLUTTON = 'while :; do python3 -c "held = []\nwhile True: held.append(bytearray(4 << 20))"; done';
+const FLOOD = 'i=0; while :; do i=$((i+1)); echo $i; done';
+
+test.each([
+  ['floods its output', FLOOD],
+  ['is out of memory', GLUTTON],
+])('a sandbox that %s is forked, and goes on with it', { timeout: TEST_MS }, async (_, script) => {
+  await daemon.call('sandbox.create', { name: 'web', network: 'none' });
+  const wild = await daemon.exec('web', { argv: ['sh', '-c', script] }, { execId: 'wild' });
+  await wild.saw('started');
+  const isFlood = script === FLOOD;
+  const kills = async (ref: string): Promise<number> => (await daemon.call('sandbox.stats', { ref })).oomKills ?? 0;
+  if (isFlood) await eventually('it floods', () => wild.stdout.byteLength > 1e5);
+  else await eventually('its memory is out', async () => (await kills('web')) > 0, 120_000);
+  const { children } = await daemon.call('sandbox.fork', { ref: 'web', namePrefix: 'kid' });
+  expect(children.map(({ sandbox }) => sandbox.state)).toEqual(['running']);
+  const before = isFlood ? wild.stdout.byteLength : await kills('web');
+  await eventually(
+    'the parent goes on',
+    async () => (isFlood ? wild.stdout.byteLength > before + 1e5 : (await kills('web')) > before),
+    120_000,
+  );
+  for (const ref of ['web', 'kid-1']) await works(daemon, ref);
+  if (isFlood) {
+    // Nothing of the stream is lost or doubled by the stop in its middle.
+    const lines = wild.stdout.toString('latin1').split('\n').slice(0, -1);
+    expect(lines.findIndex((line, at) => line !== String(at + 1))).toBe(-1);
+  }
+  wild.socket.terminate();
+  await expectInOrder(daemon);
+});
+
+test(`the parent is ended in the middle of a fork (seed ${seed})`, { timeout: TEST_MS }, async () => {
+  const random = numbers(seed + 11);
+  const ends: readonly (readonly [string, (id: string) => unknown])[] = [
+    ['deleted', (ref) => daemon.call('sandbox.delete', { ref, force: true })],
+    ['killed', (ref) => process.kill(pidOf(daemon, ref, 'vmm'), 'SIGKILL')],
+    ['its shim killed', (ref) => process.kill(pidOf(daemon, ref, 'shim'), 'SIGKILL')],
+    ['stopped', (ref) => daemon.call('sandbox.stop', { ref, force: true })],
+  ];
+  const from = Math.floor(random.next().value * ends.length);
+  for (let nth = 0; nth < (isLong ? 40 : 2); nth += 1) {
+    const [how, end] = ends[(from + nth) % ends.length] as (typeof ends)[number];
+    const { id } = await daemon.call('sandbox.create', { name: 'web', network: 'none' });
+    await sh('web', 'echo memory > /dev/shm/a');
+    const asked = daemon.call('sandbox.fork', { ref: 'web', count: 2, namePrefix: 'kid' }).then(
+      () => 'done',
+      (error: unknown) => (error instanceof ApiError ? error.code : String(error)),
+    );
+    const afterMs = random.next().value * 150;
+    await new Promise((resolve) => setTimeout(resolve, afterMs));
+    await Promise.resolve(end(id));
+    const outcome = await asked;
+    const where = `${how} after ${afterMs} ms: ${outcome}`;
+    expect(['done', 'unavailable', 'failed_precondition', 'conflict', 'cancelled', 'not_found'], where).toContain(outcome);
+    await eventually(`the parent is over: ${where}`, async () =>
+      (await all(daemon)).every(({ name, state }) => name !== 'web' || state === 'stopped'),
+    );
+    // A child that is there is whole, and needs nothing of its parent.
+    for (const { name } of await all(daemon)) if (name !== 'web') expect(await sh(name, 'cat /dev/shm/a'), where).toBe('memory\n');
+    expect(forksLeft(), where).toEqual([]);
+    await expectInOrder(daemon);
+    await daemon.deleteAll();
+  }
+});
+
+/** Two connections, one that talks and one that waits to hear something; what becomes of them is in a file. */
+const CONNECTED = `
+import socket, threading, time
+def note(line):
+    with open('/dev/shm/log', 'a') as log: log.write(line + '\\n')
+def talk():
+    try:
+        s = socket.create_connection(('${PUBLIC}', ${ECHO_PORT}), 30)
+        for n in range(100000):
+            s.sendall(b'x'); s.settimeout(60)
+            if s.recv(1) != b'x': return note('talk: over')
+            note('talk: %d' % n); time.sleep(0.1)
+    except OSError as error: note('talk: ' + type(error).__name__)
+def listen():
+    try:
+        s = socket.create_connection(('${PUBLIC}', ${ECHO_PORT}), 30)
+        note('listen: waits')
+        note('listen: over' if s.recv(1) == b'' else 'listen: heard')
+    except OSError as error: note('listen: ' + type(error).__name__)
+for each in (talk, listen): threading.Thread(target=each).start()
+while True: time.sleep(60)
+`;
+
+// Only root may make neighbours.
+describe.runIf(process.getuid?.() === 0)('with a network', () => {
+  test('connections of a child are cut at once, and those of its parent live on', { timeout: TEST_MS }, async () => {
+    await using _around = await neighbours();
+    await daemon.call('sandbox.create', { name: 'web', network: 'allow', main: { argv: ['python3', '-c', CONNECTED] } });
+    const log = async (ref: string): Promise<string> => await sh(ref, 'cat /dev/shm/log 2>/dev/null || true');
+    const said = async (ref: string, what: RegExp): Promise<void> => {
+      let seen = '';
+      const look = async (): Promise<boolean> => {
+        seen = await log(ref);
+        return what.test(seen);
+      };
+      await eventually(`${ref} says ${what}`, look, 30_000).catch((cause: unknown) => {
+        throw new Error(`${ref} says no ${what}, but ${seen.slice(-300)}`, { cause });
+      });
+    };
+    await said('web', /talk: 3\n/);
+    await said('web', /listen: waits/);
+    await daemon.call('sandbox.fork', { ref: 'web', namePrefix: 'kid' });
+    const talked = (await log('web')).match(/^talk: \d+$/gm)?.length ?? 0;
+    await said('kid-1', /^talk: (over|\w+Error)$/m);
+    await said('kid-1', /^listen: (over|\w+Error)$/m);
+    await said('web', new RegExp(`^talk: ${talked + 10}$`, 'm'));
+    expect(await log('web')).not.toMatch(/over|Error|heard/);
+    // A new one of the child's own works.
+    const again = `import socket; s = socket.create_connection(('${PUBLIC}', ${ECHO_PORT}), 30); s.sendall(b'new'); print(s.recv(3).decode())`;
+    expect((await daemon.run('kid-1', ['python3', '-c', again])).stdout).toBe('new\n');
+    await expectInOrder(daemon);
+  });
+});
+
+/** Whether its clock is right; on a machine that has no time for anybody there may be none to tell it. */
+async function isRight(of: DaemonUnderTest, ref: string): Promise<boolean> {
+  const { atLeastMs, atMostMs } = await clockOffset(of, ref);
+  return atMostMs > -WRONG_MS_MAX && atLeastMs < WRONG_MS_MAX;
+}
+
+test(`the time is right within ${WRONG_MS_MAX} ms after whatever stops a sandbox, in it and in what is made of it`, {
+  timeout: TEST_MS,
+}, async () => {
+  await daemon.call('sandbox.create', { name: 'web', network: 'none' });
+  await daemon.call('snapshot.create', { ref: 'web', name: 'ready' });
+  let made = 0;
+  const child = async (make: (name: string) => Promise<unknown>): Promise<string> => {
+    made += 1;
+    await make(`kid${made}`);
+    return (await all(daemon)).find(({ name }) => name.startsWith(`kid${made}`))?.name ?? 'none';
+  };
+  const itself = async (...verbs: readonly ('sandbox.pause' | 'sandbox.suspend' | 'sandbox.resume')[]): Promise<string> => {
+    for (const verb of verbs) {
+      await daemon.call(verb, { ref: 'web' });
+      if (verb !== 'sandbox.resume') await new Promise((resolve) => setTimeout(resolve, 4 * WRONG_MS_MAX)); // what it would be late by
+    }
+    return 'web';
+  };
+  const cases: Readonly<Record<string, () => Promise<string>>> = {
+    'a pause': () => itself('sandbox.pause', 'sandbox.resume'),
+    'a suspend': () => itself('sandbox.suspend', 'sandbox.resume'),
+    'a restore': async () => (await daemon.call('sandbox.restore', { ref: 'web', snapshot: 'ready' })).name,
+    'a fork, in the child': () => child((namePrefix) => daemon.call('sandbox.fork', { ref: 'web', namePrefix })),
+    'a fork, in the parent': async () => 'web',
+    'a start at a snapshot': () => child((name) => daemon.call('sandbox.create', { name, from: 'ready' })),
+    'a snapshot': async () => (await daemon.call('snapshot.create', { ref: 'web' })).sandboxName,
+  };
+  for (const [what, act] of Object.entries(cases)) {
+    let right = false;
+    for (let tries = 0; tries < 3 && !right; tries += 1) right = await isRight(daemon, await act());
+    expect(right, what).toBe(true);
+  }
+});
