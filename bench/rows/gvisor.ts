@@ -1,6 +1,7 @@
 // gVisor against the runtime itself: the same `runsc`, platform and image, without Hutch around it.
 import { mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { ROOTFS } from '../../src/images/image.ts';
 import type { Bench } from '../context.ts';
 import { figures, judge, pair, type Row, samples, short, timed } from '../harness.ts';
 import { execOk, mustRun, Place, runAnyway } from '../place.ts';
@@ -25,7 +26,7 @@ for _ in range(20):
 print(sorted(taken)[10])
 `;
 
-/** The runtime over a root of its own, made as ours are: the unpacked image under a layer of the host's overlayfs. */
+/** The runtime over a root of its own, made as ours are: the packed image under a layer of the host's overlayfs. */
 class BareRuntime implements AsyncDisposable {
   readonly #dir: string;
   readonly #platform: string;
@@ -37,14 +38,15 @@ class BareRuntime implements AsyncDisposable {
     this.#platform = platform;
   }
 
-  static async make(dir: string, basePath: string, platform: string): Promise<BareRuntime> {
-    for (const name of ['upper', 'work', 'root']) mkdirSync(join(dir, name), { recursive: true });
-    await mustRun([
-      'mount',
-      ...['-t', 'overlay', 'bench', '-o', `lowerdir=${basePath},upperdir=${join(dir, 'upper')},workdir=${join(dir, 'work')}`],
-      join(dir, 'root'),
-    ]);
-    return new BareRuntime(dir, platform);
+  static async make(dir: string, imagePath: string, platform: string): Promise<BareRuntime> {
+    for (const name of ['image', 'upper', 'work', 'root']) mkdirSync(join(dir, name), { recursive: true });
+    await using undo = new AsyncDisposableStack();
+    const runtime = undo.use(new BareRuntime(dir, platform));
+    await mustRun(['mount', '-t', 'squashfs', '-o', 'loop,ro', imagePath, join(dir, 'image')]);
+    const layers = `lowerdir=${join(dir, 'image')},upperdir=${join(dir, 'upper')},workdir=${join(dir, 'work')}`;
+    await mustRun(['mount', '-t', 'overlay', 'bench', '-o', layers, runtime.root]);
+    undo.move();
+    return runtime;
   }
 
   get root(): string {
@@ -101,8 +103,10 @@ class BareRuntime implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.endAll();
-    const { code, stderr } = await runAnyway(['umount', '-l', this.root]);
-    if (code !== 0) throw new Error(`the bench's own layer stays mounted: ${stderr.trim()}`);
+    for (const path of [this.root, join(this.#dir, 'image')]) {
+      const { code, stderr } = await runAnyway(['umount', '-l', path]);
+      if (code !== 0 && !/not mounted/.test(stderr)) throw new Error(`the bench's own layer stays mounted: ${stderr.trim()}`);
+    }
   }
 
   #runsc(): readonly string[] {
@@ -137,10 +141,9 @@ export async function gvisor(bench: Bench): Promise<readonly Row[]> {
   const found = backends.find(({ name }) => name === 'gvisor');
   const platform = /platform (\w+)/.exec(found?.can?.notes.join(' ') ?? '')?.[1];
   if (platform === undefined) throw new Error(`gVisor does not work here: ${found?.why ?? 'it does not say why'}`);
-  const sandbox = await place.hutch.create(); // unpacks the image
-  const base = readdirSync(join(place.dataDir, 'bases')).find((name) => /^[0-9a-f]{64}$/.test(name));
-  if (base === undefined) throw new Error('there is no unpacked image');
-  const bare = own.use(await BareRuntime.make(join(place.home, 'bare'), join(place.dataDir, 'bases', base), platform));
+  const sandbox = await place.hutch.create();
+  const [image = ''] = readdirSync(join(place.dataDir, 'images'));
+  const bare = own.use(await BareRuntime.make(join(place.home, 'bare'), join(place.dataDir, 'images', image, ROOTFS), platform));
 
   const bareRun = () => timed(() => bare.run(['true']));
   const start = await samples({ baseline: bareRun, candidate: () => firstExec(place), runs: bench.runs(10) });
