@@ -4,7 +4,18 @@ import { expect, test } from 'vitest';
 import { eventually } from '../support/eventually.ts';
 import { refusal, type Subject } from './subject.ts';
 
-type Entry = { kind: string; reason: string | null; sandboxId: string; backend: string | null; evidence: string | null; atMs: number };
+type Shape = { readonly cpus: number; readonly memoryBytes: number | null; readonly storageBytes: number | null };
+type Entry = {
+  kind: string;
+  reason: string | null;
+  sandboxId: string;
+  backend: string | null;
+  evidence: string | null;
+  atMs: number;
+  shape: Shape;
+};
+
+const MIB = 2 ** 20;
 
 export function survival(subject: Subject): void {
   const { daemon, can } = subject;
@@ -220,14 +231,55 @@ export function survival(subject: Subject): void {
     await subject.remove(first.id, second.id, third.id);
   });
 
-  test('metald A.12.2: what info, list and the log of events say of a sandbox agrees', async () => {
+  test('metald A.12.2: what info, list, stats, the log of events and the ledger say of a sandbox agrees, figure by figure', async () => {
     const { id } = await subject.make({ labels: { only: `this-${process.pid}` } });
+    const whenRunning = await subject.get(id);
+    const stats = await daemon.call('sandbox.stats', { ref: id });
     await daemon.call('sandbox.stop', { ref: id, force: true });
     const info = await subject.get(id);
     expect((await daemon.call('sandbox.list', { label: `only=this-${process.pid}` })).sandboxes).toEqual([info]);
-    const types: string[] = [];
-    for await (const event of daemon.lines('event.list', { sandbox: id })) types.push(event.type);
-    expect(types.at(-1)).toBe('sandbox.ended');
+
+    const { cpus, memoryMiB, diskMiB } = info.shape;
+    expect(whenRunning.shape).toEqual(info.shape);
+    expect(stats).toMatchObject({ sandboxId: id, name: info.name, sinceMs: info.createdAtMs, cpu: { count: cpus } });
+    if (can.limits.memory !== 'no' && subject.name !== 'reference') {
+      expect(stats.memory.totalBytes).toBeLessThanOrEqual(memoryMiB * MIB);
+      expect(stats.memory.totalBytes, 'but for what its kernel has').toBeGreaterThan(0.8 * memoryMiB * MIB);
+    }
+    const { startedAtMs } = whenRunning;
+    const endedAtMs = info.ended?.atMs;
+    expect(whenRunning.openComputeSinceMs).toBe(startedAtMs);
+    expect(stats.takenAtMs).toBeGreaterThanOrEqual(startedAtMs ?? Number.NaN);
+
+    const events: (readonly [string, number])[] = [];
+    let last: Record<string, unknown> = {};
+    for await (const { type, atMs, detail } of daemon.lines('event.list', { sandbox: id })) {
+      events.push([type, atMs]);
+      last = detail;
+    }
+    expect(events).toEqual([
+      ['sandbox.created', info.createdAtMs],
+      ['sandbox.started', startedAtMs],
+      ['sandbox.ended', info.changedAtMs],
+    ]);
+    expect(last).toMatchObject({ cause: info.ended?.cause, exitCode: info.ended?.exitCode ?? null, endedAtMs, diedAtMs: endedAtMs });
+
+    const entries = await entriesOf(id);
+    expect(entries.map(({ kind, atMs }) => [kind, atMs])).toEqual([
+      ['vm.storage.start', info.createdAtMs],
+      ['vm.compute.start', startedAtMs],
+      ['vm.compute.stop', endedAtMs],
+    ]);
+    for (const { kind, shape } of entries)
+      expect([kind, shape]).toEqual([kind, { cpus, memoryBytes: memoryMiB * MIB, storageBytes: diskMiB * MIB }]);
+    expect(entries.at(-1)?.evidence).toBe(last['evidence']);
+
+    // What was counted goes on: nobody is told less than before.
+    await daemon.call('sandbox.start', { ref: id });
+    const later = await daemon.call('sandbox.stats', { ref: id });
+    expect(later).toMatchObject({ sandboxId: id, sinceMs: stats.sinceMs, cpu: { count: cpus } });
+    expect(later.cpu.usedUs).toBeGreaterThanOrEqual(stats.cpu.usedUs);
+    expect(later.host.cpuUs).toBeGreaterThanOrEqual(stats.host.cpuUs);
     await subject.remove(id);
   });
 

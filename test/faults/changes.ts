@@ -1,5 +1,7 @@
 // The daemon dies in the middle of a change of a sandbox's limits: what holds afterwards is what is on record, as nobody was told
 // of anything else.
+import { mkdirSync } from 'node:fs';
+import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import type { DaemonUnderTest } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
@@ -73,6 +75,45 @@ export function changesCutShort(world: World): void {
     expect(await onRecord()).toMatchObject({ memoryMiB: BEFORE_MIB, cpus: 1, pending: null });
     await inOrder(daemon);
   });
+}
+
+/** Of Docker, whose Engine is asked to show what lies in our directories: the daemon that asked was killed. */
+export function trialsCutShort(world: World): void {
+  const { daemon, engine } = world;
+
+  test('what a daemon has left in the Engine that was killed while it tried what that sees is gone with the next', {
+    timeout: TEST_MS,
+  }, async () => {
+    if (engine === null) throw new Error('there is no Engine');
+    await daemon.call('sandbox.create', { name: 'it', network: 'none' });
+    const [made] = await engine.containers();
+    const instance = made?.Labels['dev.hutch.instance'];
+    await daemon.deleteAll();
+    await daemon.kill9();
+    const nothing = `hutch/nothing:${instance}`;
+    await engine.import('hutch/nothing', `${instance}`);
+    const marks = [join(daemon.home, 'data/docker'), join(daemon.home, 'run/sandboxes')].map((dir) => join(dir, 'nonce-op-0123456789ab'));
+    for (const dir of marks) mkdirSync(dir, { recursive: true });
+    const own = { Image: nothing, Entrypoint: ['/nothing'], Labels: { 'dev.hutch.instance': instance } };
+    expect((await engine.ask('POST', '/containers/create', own)).status).toBe(201);
+    const others = { ...own, Labels: { 'dev.hutch.instance': 'another' } };
+    expect((await engine.ask('POST', '/containers/create?name=another', { ...others, Image: await anyImage(world) })).status).toBe(201);
+
+    await disarmed(world);
+    expect((await engine.containers()).map(({ Names }) => Names)).toEqual([['/another']]);
+    expect((await engine.ask('GET', `/images/${nothing}/json`)).status).toBe(404);
+    expect(await daemon.leaks()).toEqual([]);
+    await engine.removeContainers();
+  });
+}
+
+/** One that is not the trial's. */
+async function anyImage({ engine }: World): Promise<string> {
+  const images = (await engine?.ask('GET', '/images/json'))?.body as readonly {
+    readonly Id: string;
+    readonly RepoTags: readonly string[] | null;
+  }[];
+  return images.find(({ RepoTags }) => RepoTags?.every((tag) => !tag.startsWith('hutch/nothing')))?.Id ?? '';
 }
 
 /** Where a disk has a size of its own: it cannot be made smaller again. */

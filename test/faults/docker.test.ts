@@ -1,4 +1,7 @@
 import { badDays } from './bad-days.ts';
-import { changesCutShort } from './changes.ts';
+import { changesCutShort, trialsCutShort } from './changes.ts';
 
-await badDays('docker', changesCutShort);
+await badDays('docker', (world) => {
+  changesCutShort(world);
+  trialsCutShort(world);
+});

@@ -279,6 +279,8 @@ export function newDockerBackend(config: DockerConfig): Backend {
       await imageOf(op, plan);
     },
 
+    endWork: (op) => sight.endWork(op),
+
     async awake(op) {
       await engine.ping(op);
     },

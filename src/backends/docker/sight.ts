@@ -6,19 +6,22 @@ import { HutchError } from '../../domain/errors.ts';
 import type { Operation } from '../../host/operation.ts';
 import { type DockerConfig, LABEL, PING_MS } from './config.ts';
 import type { Engine } from './engine.ts';
+import { listOurs } from './leaks.ts';
 
 type Parts = Pick<DockerConfig, 'host' | 'instance' | 'workDir' | 'runRoot'>;
 
 /** Of nothing, for an Engine that has no image yet. */
 const EMPTY_TAR = new Uint8Array(1_024);
+/** Of directories with a mark. */
+const NONCE = 'nonce-';
 const images = z.array(z.object({ Id: z.string() }));
 const imported = z.object({ status: z.string() });
 
 export class Sight {
   readonly #parts: Parts;
   readonly #engine: Engine;
-  /** Null until it was asked. */
-  #sees: boolean | null = null;
+  /** Asked once; a failure to ask is asked again. */
+  #sees: Promise<boolean> | undefined;
 
   constructor(parts: Parts, engine: Engine) {
     this.#parts = parts;
@@ -30,27 +33,64 @@ export class Sight {
    * program, and the one with its sockets. One of them may be a volume of the container that we run in, another not.
    */
   async seesOurFiles(op: Operation): Promise<boolean> {
-    this.#sees ??= await this.#look(op);
-    return this.#sees;
+    this.#sees ??= this.#look(op);
+    try {
+      return await this.#sees;
+    } catch (error) {
+      this.#sees = undefined;
+      throw error;
+    }
   }
 
+  /** A daemon begins: what one that was killed while it looked has left. An Engine that is away keeps it until the next look. */
+  async endWork(op: Operation): Promise<void> {
+    const { host, workDir, runRoot } = this.#parts;
+    for (const dir of [workDir, runRoot]) {
+      if ((await host.stat(op, dir)) === null || !(await host.list(op, dir)).some((name) => name.startsWith(NONCE))) continue;
+      using limited = op.within(PING_MS, 'what was left in the Docker Engine');
+      await this.#removeLeft(limited).catch((cause: unknown) =>
+        op.log.warn({ cause }, 'the probe of the Docker Engine left something behind'),
+      );
+      return;
+    }
+  }
+
+  async #removeLeft(op: Operation): Promise<void> {
+    for (const { Id, Labels } of await listOurs(op, this.#engine, this.#parts.instance))
+      if (Labels?.[LABEL.sandbox] === undefined) await this.#remove(op, `/containers/${Id}`);
+    await this.#remove(op, `/images/${this.#nothing}`);
+  }
+
+  /** Of this daemon's own look: another one's is not taken away. */
+  get #nothing(): string {
+    return `hutch/nothing:${this.#parts.instance}`;
+  }
+
+  async #remove(op: Operation, path: string): Promise<void> {
+    await this.#engine.call(op, { method: 'DELETE', path, query: { force: true, v: true } }).catch((error: unknown) => {
+      if (!(error instanceof HutchError && error.code === 'not_found')) throw error;
+    });
+  }
+
+  /** One at a time: it takes what it finds for a dead daemon's. */
   async #look(op: Operation): Promise<boolean> {
     const { host, instance, workDir, runRoot } = this.#parts;
+    await this.#removeLeft(op);
     await using undo = new AsyncDisposableStack();
     const releasing = (work: (late: Operation) => Promise<void>): void =>
       undo.defer(async () => {
         using late = op.releasing(PING_MS);
         await work(late).catch((cause: unknown) => op.log.warn({ cause }, 'the probe of the Docker Engine left something behind'));
       });
-    const image = await this.#anyImage(op, releasing);
     const nonce = Buffer.from(host.randomBytes(16)).toString('hex');
-    const marks = [workDir, runRoot].map((dir, at) => ({ dir: join(dir, `nonce-${op.id}`), target: `/.hutch/nonce-${at}` }));
+    const marks = [workDir, runRoot].map((dir, at) => ({ dir: join(dir, `${NONCE}${op.id}`), target: `/.hutch/nonce-${at}` }));
     for (const dir of [workDir, runRoot]) await host.makeDir(op, dir, 0o711);
     for (const { dir } of marks) {
       await host.makeDir(op, dir, 0o755);
       releasing((late) => host.remove(late, dir));
       await host.writeFileAtomic(op, join(dir, nonce), nonce, 0o644);
     }
+    const image = await this.#anyImage(op, releasing);
     try {
       const { Id } = await this.#engine.json(op, z.object({ Id: z.string() }), {
         method: 'POST',
@@ -80,10 +120,11 @@ export class Sight {
   async #anyImage(op: Operation, releasing: (work: (late: Operation) => Promise<void>) => void): Promise<string> {
     const [there] = await this.#engine.json(op, images, { method: 'GET', path: '/images/json' });
     if (there !== undefined) return there.Id;
+    const [repo = '', tag = ''] = this.#nothing.split(':');
     const { status } = await this.#engine.json(op, imported, {
       method: 'POST',
       path: '/images/create',
-      query: { fromSrc: '-', message: 'nothing, to see which files this Engine sees' },
+      query: { fromSrc: '-', repo, tag, message: 'nothing, to see which files this Engine sees' },
       content: {
         type: 'application/x-tar',
         chunks: (async function* () {
@@ -91,7 +132,7 @@ export class Sight {
         })(),
       },
     });
-    releasing((late) => this.#engine.call(late, { method: 'DELETE', path: `/images/${status}` }));
+    releasing((late) => this.#remove(late, `/images/${this.#nothing}`));
     return status;
   }
 }
