@@ -427,9 +427,14 @@ test('a context is a directory, a revision of a repository here or elsewhere, or
   await writeFile(join(dir, 'f'), 'two');
   git('commit', '--quiet', '-a', '-m', 'two');
   await writeFile(join(dir, 'f'), 'not committed');
+  // What is cloned lies in a directory of our own: others clone into the usual one meanwhile.
+  const cloned = await mkdtemp(join(tmpdir(), 'hutch-clones-'));
+  await using gone = new AsyncDisposableStack();
+  gone.defer(() => rm(cloned, { recursive: true, force: true }));
+  const env = { TMPDIR: cloned };
   // The same content gives the same image.
   const built = async (place: string, input?: Uint8Array | string) => {
-    const done = await world.run(['build', '-q', place], input === undefined ? {} : { input });
+    const done = await world.run(['build', '-q', place], { env, ...(input === undefined ? {} : { input }) });
     expect(done.code, `${place}: ${done.stderr}`).toBe(0);
     return done.stdout;
   };
@@ -450,10 +455,10 @@ test('a context is a directory, a revision of a repository here or elsewhere, or
     [`${url}#nope`, /error: git cannot fetch .*: fatal: couldn't find remote ref nope/],
     ['https://example.invalid/archive.tar', /error: https:\/\/example.invalid\/archive.tar is no git repository/],
   ] as const) {
-    const refused = await world.run(['build', place]);
+    const refused = await world.run(['build', place], { env });
     expect([refused.code, refused.stderr]).toEqual([2, expect.stringMatching(said)]);
   }
-  expect((await readdir(tmpdir())).filter((name) => name.startsWith('hutch-git-'))).toEqual([]);
+  expect(await readdir(cloned)).toEqual([]);
 });
 
 /** A build whose command runs, and goes on. */
