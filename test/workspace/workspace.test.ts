@@ -239,7 +239,7 @@ test('repositories as people have them: no commits, a detached HEAD, a worktree,
   expect(await inside('/work/sub', 'cat sub/two')).toBe('two');
 });
 
-test('nothing from a sandbox that means harm is run here, and what git refuses makes no branch', async () => {
+test('nothing from a sandbox that means harm is run here, and what git refuses makes no branch', { timeout: 180_000 }, async () => {
   const marker = join(here, 'harmed');
   await prepared('/work/evil');
   await inside(

@@ -1,9 +1,11 @@
 // The private layer of one sandbox: an ext4 in a file of the size that was asked for, where this machine lets us
 // mount one (rust/cell), else a directory of the host's, which nothing bounds. What was made stays what it is.
 import { join } from 'node:path';
+import { HutchError } from '../../domain/errors.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { SandboxPlan } from '../backend.ts';
+import { damagedDisk } from '../damaged.ts';
 import { DiskSeeds, fileSystemBytes, growFileSystem } from '../disk.ts';
 import { type GvisorConfig, RELEASE_MS } from './config.ts';
 import { diskMountDir, diskPath, layerDir, overlayWorkDir, upperDir } from './paths.ts';
@@ -65,7 +67,13 @@ export class Layers {
     const sizeBytes = Math.max(disk.sizeBytes, plan.shape.diskMiB * MIB);
     if (disk.sizeBytes < sizeBytes) await host.truncate(op, path, sizeBytes);
     // A daemon may have died in between.
-    if ((await fileSystemBytes(op, host, path)) < sizeBytes) await growFileSystem(op, host, path);
+    if ((await fileSystemBytes(op, host, path)) >= sizeBytes) return;
+    try {
+      await growFileSystem(op, host, path);
+    } catch (cause) {
+      if (!(cause instanceof HutchError) || cause.code !== 'failed_precondition') throw cause;
+      throw damagedDisk(op, { name: plan.name, path, hasSnapshots: true, why: cause.message.split('\n').at(-1) ?? '', cause });
+    }
   }
 
   /** Where what was written lies, as its own mount namespace has it. */
