@@ -53,7 +53,7 @@ export function createVerb(core: Core, supervisor: Supervisor, usable: Usable): 
     await templates.checkAsked(op, backend, input);
     await templates.tellUnlimited(op, backend);
     const { mounts: wanted = [] } = input;
-    const mounts = wanted.length === 0 ? [] : await resolveMounts(deps, call, backend, wanted);
+    const mounts = wanted.length === 0 ? [] : await resolveMounts(deps, call, claims, backend, wanted);
     const devices = await resolveDevices(deps, call, claims, backend, input.devices ?? []);
     // What is built is for others too: none of the owner's files may be in it.
     const fileSync = input.labels?.[BUILD_LABEL] === undefined ? await filesFor(deps, call, input.fileSync ?? []) : [];
@@ -108,7 +108,8 @@ export function createVerb(core: Core, supervisor: Supervisor, usable: Usable): 
   async function create(call: Call, input: Input): Promise<Sandbox> {
     const { op } = call;
     if (input.name !== undefined) checkName(call, input.name);
-    if (input.from !== undefined || input.template !== undefined) return await createFrom(core, supervisor, call, input, usable);
+    if (input.from !== undefined || input.template !== undefined)
+      return await createFrom(core, supervisor, call, input, { usable, claims });
     if (input.force === true) throw op.error('invalid_argument', 'force is about a snapshot, and none is named', { hint: 'see: from' });
     const { host } = deps;
     const { boot, spec } = await prepare(call, input);

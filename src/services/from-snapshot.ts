@@ -7,6 +7,7 @@ import type { Snapshot } from '../domain/snapshot.ts';
 import type { Template } from '../domain/template.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Call } from './call.ts';
+import type { Claims } from './claims.ts';
 import { type CloneOf, makeClone } from './clone.ts';
 import type { Core } from './core.ts';
 import { type Boot, backendOf } from './deps.ts';
@@ -33,7 +34,13 @@ export type Usable = (
 /** What a sandbox is to begin with, and how that is called. */
 type Origin = { readonly snapshot: Snapshot; readonly template: Template | null; readonly what: string; readonly flag: string };
 
-export async function createFrom(core: Core, supervisor: Supervisor, call: Call, input: Input, usable: Usable): Promise<Sandbox> {
+export async function createFrom(
+  core: Core,
+  supervisor: Supervisor,
+  call: Call,
+  input: Input,
+  { usable, claims }: { readonly usable: Usable; readonly claims: Claims },
+): Promise<Sandbox> {
   const { op } = call;
   if (input.from !== undefined && input.template !== undefined)
     throw op.error('invalid_argument', 'template and from exclude each other', { hint: 'leave out one of them' });
@@ -41,7 +48,7 @@ export async function createFrom(core: Core, supervisor: Supervisor, call: Call,
   using _reading = reading;
   const { snapshot } = origin;
   const bare = specFrom(core, call, origin, input);
-  const mounts = await mountsFrom(core, call, origin, input);
+  const mounts = await mountsFrom(core, call, claims, origin, input);
   const files = await filesFor(core.deps, call, input.fileSync ?? []);
   const spec = { ...bare, ...(mounts.length === 0 ? {} : { mounts }), ...(files.length === 0 ? {} : { fileSync: files }) };
   const beginning = await beginningOf(core, op, snapshot, spec, forced);
@@ -192,14 +199,15 @@ function specFrom(core: Core, { op }: Call, origin: Origin, input: Input): Sandb
 }
 
 /** What goes on in memory has what was mounted then: nothing. */
-async function mountsFrom(core: Core, call: Call, { snapshot: { contents, spec }, what }: Origin, { mounts: wanted = [] }: Input) {
+async function mountsFrom(core: Core, call: Call, claims: Claims, origin: Origin, { mounts: wanted = [] }: Input) {
+  const { contents, spec } = origin.snapshot;
   const { op } = call;
   if (wanted.length === 0) return [];
   if (contents !== 'disk')
-    throw op.error('failed_precondition', `what goes on in the memory of ${what} cannot be given mounts`, {
+    throw op.error('failed_precondition', `what goes on in the memory of ${origin.what} cannot be given mounts`, {
       hint: 'take it of the disk alone: hutch snapshot create --disk-only',
     });
-  return await resolveMounts(core.deps, call, backendOf(core.deps, op, spec.backend), wanted);
+  return await resolveMounts(core.deps, call, claims, backendOf(core.deps, op, spec.backend), wanted);
 }
 
 /** Its own command goes on with its memory; another one may only be the first. */

@@ -8,7 +8,7 @@ import type { SandboxSpec } from '../domain/sandbox.ts';
 import { VOLUMES_MAX } from '../domain/volume.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Call } from './call.ts';
-import { Claims } from './claims.ts';
+import type { Claims } from './claims.ts';
 import type { Deps } from './deps.ts';
 import { findVolume } from './volumes.ts';
 
@@ -18,9 +18,14 @@ const NEVER = ['/proc', '/sys', '/dev', '/run', '/etc', '/boot', '/var/run', '/v
 type Needs = Pick<Deps, 'host' | 'settings' | 'places' | 'store'>;
 
 /** As they are kept with the sandbox. @throws HutchError that names the one that cannot be had, and why. */
-export async function resolveMounts(deps: Needs, call: Call, backend: Backend, wanted: readonly WantedMount[]): Promise<readonly Mount[]> {
+export async function resolveMounts(
+  deps: Needs,
+  call: Call,
+  claims: Claims,
+  backend: Backend,
+  wanted: readonly WantedMount[],
+): Promise<readonly Mount[]> {
   const { op } = call;
-  const claims = new Claims();
   const isVolume = ({ source }: WantedMount): boolean => !source.startsWith('/');
   if (wanted.some((mount) => !isVolume(mount))) await claims.need(op, backend, 'hostDirectories');
   if (wanted.some(isVolume)) await claims.need(op, backend, 'volumes');

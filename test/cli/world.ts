@@ -118,7 +118,7 @@ export async function outcomeOf(child: ChildProcessWithoutNullStreams, args: rea
   return { code, bytes, stdout: bytes.toString('utf8'), stderr };
 }
 
-async function isAlive(pid: number): Promise<boolean> {
+export async function isAlive(pid: number): Promise<boolean> {
   const stat = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => null);
   return stat !== null && !/\) Z /.test(stat);
 }

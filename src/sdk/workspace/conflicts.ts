@@ -9,11 +9,11 @@ import { type Repository, split } from './source.ts';
 
 /** By names as latin1, so that each byte is a character. */
 export type Changes = {
-  /** What was copied of it; null: it was not there. */
-  readonly changed: ReadonlyMap<string, Copied | null>;
-  readonly deleted: ReadonlyMap<string, Copied>;
+  readonly changed: ReadonlyMap<string, Blobs>;
+  readonly deleted: ReadonlyMap<string, Blobs>;
 };
-type Copied = { readonly blob: string; readonly isFile: boolean };
+/** What the sandbox may have of a file without having changed it: what was copied, and what is to be, where a copy was cut short. */
+type Blobs = readonly string[];
 
 /** By the two commits that stand for what was and is to be there. `torn`: what is to be copied in any case. */
 export async function changesSince(
@@ -33,16 +33,14 @@ export async function changesSince(
       hint: `bring back what was done there: hutch bring ${sandbox.name}; then copy anew with --force`,
     });
   const fields = split(await git(['diff-tree', '-r', '-z', '--no-renames', '--raw', '--no-abbrev', before.baseCommit, baseCommit], at));
-  const changed = new Map<string, Copied | null>(torn.map((path) => [path.toString('latin1'), null]));
-  const deleted = new Map<string, Copied>();
+  const changed = new Map<string, Blobs>(torn.map((path) => [path.toString('latin1'), []]));
+  const deleted = new Map<string, Blobs>();
   for (let nth = 0; nth + 1 < fields.length; nth += 2) {
     const path = fields[nth + 1]?.toString('latin1') ?? '';
-    const [mode = '', , blob = '', , status] = (fields[nth]?.toString('latin1') ?? '').split(' ');
-    const was = { blob, isFile: mode.startsWith(':100') };
-    if (status === 'D') deleted.set(path, was);
-    // A submodule is not the sandbox's to change: its files are no part of this repository.
-    else if (!mode.startsWith(':160')) changed.set(path, status === 'A' ? null : was);
-    else changed.set(path, null);
+    const [from = '', to = '', was = '', is = '', status] = (fields[nth]?.toString('latin1') ?? '').split(' ');
+    // Of links git has what they lead to, and of submodules a commit.
+    const blobs = [from.startsWith(':100') ? [was] : [], to.startsWith('100') ? [is] : []].flat();
+    (status === 'D' ? deleted : changed).set(path, blobs);
   }
   return { changed, deleted };
 }
@@ -81,7 +79,7 @@ function whereToLook({ changed, deleted }: Changes): readonly string[] {
 type As = { readonly user?: string; readonly signal?: AbortSignal };
 
 /** @throws HutchError `conflict` that names what both have changed. */
-export async function refuseConflicts(sandbox: Sandbox, before: Recorded, changes: Changes, as: As): Promise<void> {
+export async function refuseConflicts(sandbox: Sandbox, before: Recorded, now: Repository, changes: Changes, as: As): Promise<void> {
   const args = [before.guestPath, before.branch ?? '', ...whereToLook(changes)];
   const result = await sandbox.exec(['sh', '-c', CHANGED_INSIDE, 'sh', ...args], inSandbox(as));
   if (result.exitCode === 4) return; // without git nobody can have committed there; what is ours is laid over what was ours
@@ -94,7 +92,9 @@ export async function refuseConflicts(sandbox: Sandbox, before: Recorded, change
   if (result.exitCode !== 0) throw failed(result.stderr);
   const end = result.stdoutBuffer.indexOf('\n.\n');
   const commits = result.stdoutBuffer.subarray(0, end).toString().split('\n');
-  if (commits.some((commit) => commit !== (before.headCommit ?? 'none')))
+  // Where a copy was cut short, what this one brings may be there already.
+  const ours = [before.headCommit ?? 'none', now.headCommit];
+  if (commits.some((commit) => !ours.includes(commit)))
     throw new HutchError({
       code: 'conflict',
       message: `${before.guestPath} in ${sandbox.name} has commits of its own`,
@@ -116,25 +116,55 @@ type Answer = { readonly differs: readonly string[]; readonly unknown: readonly 
 
 /**
  * `differs`: from the commit that was copied. `unknown`: there, and not in the sandbox's index; a file that was copied and is in no
- * commit here is both, as git sees it, and then it is as it was copied where its bytes are the same.
+ * commit here is both, as git sees it. Of these the bytes are asked for, and say whether anybody has changed anything.
  */
 async function reallyChanged(sandbox: Sandbox, before: Recorded, answer: Answer, changes: Changes, as: As): Promise<readonly string[]> {
   const { changed, deleted } = changes;
-  const was = (path: string): Copied | null => deleted.get(path) ?? changed.get(path) ?? null;
-  const suspects = answer.unknown.filter((path) => was(path)?.isFile === true && !path.includes('\n'));
-  const now = suspects.length === 0 ? [] : await blobsOf(sandbox, before, suspects, as);
-  const same = new Set(suspects.filter((path, nth) => now[nth] === was(path)?.blob));
-  const all = new Set([...answer.differs, ...answer.unknown]);
-  return [...all].filter((path) => (changed.has(path) || deleted.has(path)) && !same.has(path));
+  const suspects = [...new Set([...answer.differs, ...answer.unknown])].filter((path) => changed.has(path) || deleted.has(path));
+  const readable = suspects.filter((path) => !path.includes('\n') && !path.startsWith('"'));
+  const now = await blobsOf(sandbox, before, readable, as);
+  const isOurs = (path: string): boolean => {
+    const blob = now.get(path);
+    if (blob === undefined) return false;
+    return blob === null ? deleted.has(path) : (changed.get(path) ?? deleted.get(path) ?? []).includes(blob);
+  };
+  return suspects.filter((path) => !isOurs(path));
 }
 
-async function blobsOf(sandbox: Sandbox, { guestPath }: Recorded, paths: readonly string[], as: As): Promise<readonly string[]> {
-  const script = 'cd -- "$1" && GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_NOSYSTEM=1 git hash-object --stdin-paths';
-  // Quoted, so that a name that begins with a quote is not taken for one that is.
-  const input = Buffer.from(paths.map((path) => `"${path.replace(/["\\]/g, '\\$&')}"\n`).join(''), 'latin1');
-  const result = await sandbox.exec(['sh', '-c', script, 'sh', guestPath], { ...inSandbox(as), input });
+/** Builtins alone, but for one git: of each line whether there is such a file, then the hashes of those that are. */
+const BLOBS_INSIDE = `
+cd -- "$1" || exit 3
+export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_NOSYSTEM=1
+found=
+nl='
+'
+while IFS= read -r path; do
+  if [ -f "$path" ] && [ ! -L "$path" ]; then echo file; found="$found$path$nl"
+  elif [ -e "$path" ] || [ -L "$path" ]; then echo other
+  else echo gone; fi
+done
+[ -z "$found" ] || printf '%s' "$found" | git hash-object --stdin-paths
+`;
+
+/** Null: it is gone; missing: it is no file. */
+async function blobsOf(
+  sandbox: Sandbox,
+  { guestPath }: Recorded,
+  paths: readonly string[],
+  as: As,
+): Promise<ReadonlyMap<string, string | null>> {
+  if (paths.length === 0) return new Map();
+  const input = Buffer.from(paths.map((path) => `${path}\n`).join(''), 'latin1');
+  const result = await sandbox.exec(['sh', '-c', BLOBS_INSIDE, 'sh', guestPath], { ...inSandbox(as), input });
   if (result.exitCode !== 0) throw failed(result.stderr);
-  return result.stdout.split('\n');
+  const lines = result.stdout.split('\n');
+  let nth = paths.length;
+  const found = new Map<string, string | null>();
+  for (const [at, path] of paths.entries()) {
+    if (lines[at] === 'gone') found.set(path, null);
+    if (lines[at] === 'file') found.set(path, lines[nth++] ?? '');
+  }
+  return found;
 }
 
 function failed(stderr: string): HutchError {

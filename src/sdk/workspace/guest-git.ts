@@ -22,6 +22,9 @@ export const BASE_REF = 'refs/hutch/base';
 /** In the sandbox's `.git`: branches and tags as they were copied, where all are. */
 export const REFS_FILE = 'hutch-refs';
 
+/** There while a repository is copied for the first time: what is there then is nobody's work. */
+export const UNFINISHED_FILE = 'hutch-unfinished';
+
 export type GuestGit = {
   readonly dir: string;
   /** A commit without its parents that `.git/shallow` there does not name yet. */
@@ -48,6 +51,7 @@ export async function makeGuestGit(
     const own = join(dir, '.git');
     for (const folder of ['objects/pack', 'objects/info', 'refs/heads', 'refs/tags', 'refs/hutch', 'info', 'hooks'])
       await mkdir(join(own, folder), { recursive: true });
+    if (before === null) await writeFile(join(own, UNFINISHED_FILE), '');
     const { headCommit, branch } = repository;
     const at = { cwd: repository.root, signal };
     const alsoShallow = await pack(repository, own, { mode, base, before }, signal);

@@ -5,7 +5,7 @@ import type { Workspace } from '../../domain/sandbox.ts';
 import type { Output } from '../../services/verbs.ts';
 import type { Sandbox } from '../sandbox.ts';
 import { changesSince, refuseConflicts } from './conflicts.ts';
-import { makeGuestGit } from './guest-git.ts';
+import { makeGuestGit, UNFINISHED_FILE } from './guest-git.ts';
 import { inSandbox, lastLine, type Recorded } from './inside.ts';
 import { baseOf, type Contents, listContents, lookAtRepository, type Mode, type Repository } from './source.ts';
 import { tarOf } from './tar.ts';
@@ -120,7 +120,7 @@ async function copy(
   const changes = before === null ? null : await changesSince(sandbox, repository, before, base.commit, torn ?? [], signal);
   if (torn === null) {
     if (before === null || changes === null) await refuseOccupied(sandbox, guestPath, options);
-    else await refuseConflicts(sandbox, before, changes, options);
+    else await refuseConflicts(sandbox, before, repository, changes, options);
   }
   const only = changes === null ? null : new Set(changes.changed.keys());
   const contents = await listContents(repository, { mode, includeUntracked: includesUntracked, only }, signal);
@@ -135,6 +135,7 @@ async function copy(
     onProgress({ step: 'copying', bytes }),
   );
   const { bytes } = await sandbox.files.unpack(guestPath, tar, { ...as, mkdirs: true, signal });
+  if (before === null) await finish(sandbox, guestPath, options);
   if (changes !== null) await removeInside(sandbox, guestPath, [...changes.deleted.keys()], options);
   if (staged.alsoShallow !== null) await growShallow(sandbox, guestPath, staged.alsoShallow, options);
   return { workspace, files: contents.files.length, bytes, torn: await base.changedSince(), warnings };
@@ -152,13 +153,20 @@ export async function hasMoved(workspace: Pick<Workspace, 'sourcePath' | 'headCo
 
 async function refuseOccupied(sandbox: Sandbox, guestPath: string, options: PrepareOptions): Promise<void> {
   if (options.force === true) return;
-  const found = await sandbox.exec(['sh', '-c', '[ ! -e "$1" ] || [ -z "$(ls -A -- "$1")" ]', 'sh', guestPath], inSandbox(options));
+  // What is there of a copy that was cut short is copied over.
+  const script = `[ ! -e "$1" ] || [ -e "$1/.git/${UNFINISHED_FILE}" ] || [ -z "$(ls -A -- "$1")" ]`;
+  const found = await sandbox.exec(['sh', '-c', script, 'sh', guestPath], inSandbox(options));
   if (found.exitCode === 0) return;
   throw new HutchError({
     code: 'conflict',
     message: `${guestPath} in ${sandbox.name} is not empty`,
     hint: 'choose another place with --path, or overwrite with --force',
   });
+}
+
+async function finish(sandbox: Sandbox, guestPath: string, options: PrepareOptions): Promise<void> {
+  const path = `${guestPath}/.git/${UNFINISHED_FILE}`;
+  await sandbox.files.remove(path, { ...(options.user === undefined ? {} : { user: options.user }), signal: options.signal });
 }
 
 /** The history of the repository was rewritten: the new commit's parents are not there, either. */
