@@ -33,3 +33,22 @@ test.each([true, false])('what a sandbox is made without is told once, and stays
     write.mockRestore();
   }
 });
+
+test('progress is shown on a terminal; elsewhere one plain line says what takes long and is done once, and with --json nothing', () => {
+  const write = vi.spyOn(process.stderr, 'write').mockReturnValue(true);
+  try {
+    const written = (stderr: boolean, json: boolean): readonly unknown[] => {
+      write.mockClear();
+      const line = newProgressLine({ isTerminal: { stdin: true, stdout: true, stderr } } as Io, json);
+      for (const done of [1, 2, 3]) line.show({ step: 'pull', done, total: 3, unit: 'bytes' });
+      line.show({ step: 'starting the daemon' });
+      line.clear();
+      return write.mock.calls.map(([text]) => text);
+    };
+    expect(written(false, false)).toEqual(['hutch: pulling the image…\n']);
+    expect(written(false, true)).toEqual([]);
+    expect(written(true, false)[0]).toBe('\r\u001b[Kpull 1 B of 3 B (33 %)');
+  } finally {
+    write.mockRestore();
+  }
+});
