@@ -54,8 +54,11 @@ export const fingerprintSchema = z.strictObject({
 });
 export type Fingerprint = z.infer<typeof fingerprintSchema>;
 
+/** Another one where files mean something else; what an older release left out is optional below. */
+const FORMAT = 1;
+
 const manifest = z.strictObject({
-  version: z.literal(1),
+  version: z.literal(FORMAT),
   fingerprint: fingerprintSchema,
   /** `dir` has a name that is not to be guessed: what lies in it is read by the users of all machines made from it. */
   memory: store.extend({ dir: z.string().regex(/^memory-[0-9a-f]{32}$/), base: hash.nullable() }).nullable(),
@@ -90,6 +93,9 @@ export async function readManifest(op: Operation, host: Host, dir: string): Prom
 }
 
 export function parseManifest(value: unknown): Read {
+  const said = z.looseObject({ version: z.int() }).safeParse(value);
+  if (said.success && said.data.version !== FORMAT)
+    return { ok: false, why: `another release of Hutch wrote it, in format ${said.data.version}; this one reads format ${FORMAT}` };
   const parsed = manifest.safeParse(value);
   return parsed.success && isSummed(value, parsed.data.sum)
     ? { ok: true, manifest: parsed.data }

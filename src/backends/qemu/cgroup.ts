@@ -2,6 +2,7 @@
 // its guest. The guest's own processors and memory are limited by its machine anyway. A parent exists
 // as long as a sandbox of this daemon has a cgroup.
 import { dirname, join } from 'node:path';
+import { errnoOf } from '../../host/errors.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { SandboxPlan } from '../backend.ts';
@@ -60,7 +61,11 @@ export async function makeCgroups(op: Operation, config: QemuConfig, plan: Sandb
  * this is done while the VMM gets ready, not before it is executed.
  */
 export async function joinCgroups(op: Operation, config: QemuConfig, plan: Pick<SandboxPlan, 'id'>, pid: number): Promise<void> {
-  await allOf(dirsOf(config, plan).map((dir) => config.host.appendFile(op, join(dir, 'cgroup.procs'), text.encode(`${pid}`))));
+  const joining = dirsOf(config, plan).map((dir) => config.host.appendFile(op, join(dir, 'cgroup.procs'), text.encode(`${pid}`)));
+  await allOf(joining).catch((cause: unknown) => {
+    if (errnoOf(cause) !== 'ESRCH') throw cause;
+    throw op.error('unavailable', 'QEMU ended while starting', { cause });
+  });
 }
 
 export async function removeCgroups(op: Operation, config: QemuConfig, plan: Pick<SandboxPlan, 'id'>): Promise<void> {

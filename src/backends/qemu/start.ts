@@ -113,11 +113,12 @@ export async function startSandbox(
   const resumed = goOn(op, config, plan, input, disks, diskBytes, (stage) => stages.done(stage));
   releasing(async () => void (await (await resumed.catch(() => null))?.[Symbol.asyncDispose]()));
   // The link is down until the agent is configured, so the rules have until then.
+  // Whatever fails first where it has died, its death is the reason.
   const [, , qmp] = await allOf([
     config.network.admit(op, networkPlan(plan), seenRules(link, rulesGeneration)),
     makeCgroups(op, config, plan).then(() => joinCgroups(op, config, plan, evidence.pid)),
-    resumed.catch(async (error: unknown) => Promise.reject(await explained(op, config, plan, error))),
-  ]);
+    resumed,
+  ]).catch(async (error: unknown) => Promise.reject(await explained(op, config, plan, error)));
   stages.done('admitted');
   undo.move();
   if (link.kind === 'none') await qmp[Symbol.asyncDispose]();

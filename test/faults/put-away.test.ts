@@ -1,0 +1,300 @@
+// What is put away and taken up again on a bad day: a file of it is damaged, another release wrote it, its machine dies before it runs, somebody is
+// in the middle of something, its time is over, the clock steps. It is refused with what is wrong, and whole again it goes on.
+import {
+  closeSync,
+  existsSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
+import { join } from 'node:path';
+import { afterAll, afterEach, expect, test } from 'vitest';
+import { ApiError } from '../support/daemon-under-test.ts';
+import { eventually } from '../support/eventually.ts';
+import { expectInOrder, filesOf, isAlive, isLong, numbers, options, pidOf, seed, shellOf, startDaemon } from './world.ts';
+
+const TEST_MS = isLong ? 1_800_000 : 240_000;
+const OWN = { HUTCH_SANDBOX_BACKEND: 'qemu', HUTCH_SANDBOX_STOP_GRACE: '2s', HUTCH_SANDBOX_WARM: '0' };
+const MIB = 2 ** 20;
+/** How much of a file is looked through for what is not zeros. */
+const LOOK_BYTES = 256 * MIB;
+
+const daemon = await startDaemon(OWN);
+afterAll(() => daemon[Symbol.asyncDispose]());
+afterEach(async () => {
+  await daemon.deleteAll();
+  const { snapshots } = await daemon.call('snapshot.list', { all: true });
+  for (const { id, depth } of snapshots) if (depth === 0) await daemon.call('snapshot.remove', { snapshot: id, cascade: true });
+});
+
+const sh = shellOf(daemon);
+const stateOf = async (ref: string): Promise<string> => (await daemon.call('sandbox.get', { ref })).state;
+const savedOf = (id: string): string => join(daemon.home, 'data/sandboxes', id, 'suspended');
+const snapshotOf = (id: string): string => join(daemon.home, 'data/snapshots', id);
+
+/** All of a bundle that is checked, as paths within it. */
+function filesIn(dir: string): string[] {
+  const entries = readdirSync(dir, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile());
+  return entries.map((entry) => join(entry.parentPath, entry.name)).sort();
+}
+
+/** Where something else than zeros lies, behind `share` of what was looked at; null: nowhere. */
+function dataAt(path: string, share: number): number | null {
+  const file = openSync(path, 'r');
+  try {
+    const bytes = Buffer.alloc(MIB);
+    const found: number[] = [];
+    for (let from = 0; from < Math.min(statSync(path).size, LOOK_BYTES); from += MIB) {
+      const at = bytes.subarray(0, readSync(file, bytes, 0, MIB, from)).findIndex((byte) => byte !== 0);
+      if (at >= 0) found.push(from + at);
+    }
+    return found[Math.floor(share * found.length)] ?? null;
+  } finally {
+    closeSync(file);
+  }
+}
+
+function flip(path: string, at: number): void {
+  const file = openSync(path, 'r+');
+  const byte = Buffer.alloc(1);
+  readSync(file, byte, 0, 1, at);
+  writeSync(file, Buffer.of((byte[0] ?? 0) ^ 8), 0, 1, at);
+  closeSync(file);
+}
+
+/** Does it, and undoes it when it is disposed. Null: there is nothing in it that could be damaged so. */
+function damaged(path: string, how: 'flipped' | 'cut', share: number): Disposable | null {
+  const at = dataAt(path, share);
+  if (how === 'flipped') {
+    if (at === null) return null;
+    flip(path, at);
+    return { [Symbol.dispose]: () => flip(path, at) };
+  }
+  const { size } = statSync(path);
+  const tail = Buffer.alloc(Math.min(size, 4096));
+  const file = openSync(path, 'r');
+  readSync(file, tail, 0, tail.byteLength, size - tail.byteLength);
+  closeSync(file);
+  truncateSync(path, size - tail.byteLength);
+  return {
+    [Symbol.dispose]() {
+      truncateSync(path, size);
+      const again = openSync(path, 'r+');
+      writeSync(again, tail, 0, tail.byteLength, size - tail.byteLength);
+      closeSync(again);
+    },
+  };
+}
+
+test(`each file of a snapshot and of a suspended sandbox, with a bit flipped or cut, is refused, and whole again it goes on (seed ${seed})`, {
+  timeout: TEST_MS,
+}, async () => {
+  const random = numbers(seed);
+  const { id } = await daemon.call('sandbox.create', { name: 'web', network: 'none' });
+  await sh('web', 'echo one > /root/a; echo one > /dev/shm/a; sync');
+  await daemon.call('snapshot.create', { ref: 'web', name: 'first' });
+  await sh('web', 'echo two > /root/a; echo two > /dev/shm/a; sync');
+  const { id: second } = await daemon.call('snapshot.create', { ref: 'web', name: 'second' });
+  await daemon.call('sandbox.suspend', { ref: 'web' });
+  const cases = [
+    ...filesIn(snapshotOf(second)).map((path) => ({ path, use: () => daemon.call('snapshot.verify', { snapshot: 'second' }) })),
+    ...filesIn(savedOf(id)).map((path) => ({ path, use: () => daemon.call('sandbox.resume', { ref: 'web' }) })),
+  ];
+  const kinds = cases.map(({ path }) =>
+    path
+      .slice(daemon.home.length)
+      .replace(/snp\w+|sbx\w+/, 'it')
+      .replace(/memory-\w+/, 'memory'),
+  );
+  // State of the devices, map, base and layers of the memory and of the disk: none of them was forgotten.
+  for (const name of [
+    'it/manifest.json',
+    'it/state',
+    'memory/map',
+    'memory/base',
+    'memory/1',
+    'memory/2',
+    'disk/map',
+    'disk/1',
+    'disk/2',
+    'suspended/manifest.json',
+  ])
+    expect(
+      kinds.filter((kind) => kind.endsWith(name)),
+      name,
+    ).not.toEqual([]);
+  let refused = 0;
+  for (const [nth, { path, use }] of cases.entries()) {
+    for (const how of isLong ? (['flipped', 'cut'] as const) : [(['flipped', 'cut'] as const)[(nth + seed) % 2] ?? 'cut']) {
+      using broken = damaged(path, how, random.next().value);
+      if (broken === null) continue;
+      await expect(use(), `${kinds[nth]} ${how}`).rejects.toThrow(/cannot be used/);
+      refused += 1;
+    }
+  }
+  expect(refused).toBeGreaterThan(cases.length * (isLong ? 1.5 : 0.5));
+  expect(await stateOf('web')).toBe('suspended');
+  await daemon.call('snapshot.verify', { snapshot: 'second' });
+  await daemon.call('sandbox.resume', { ref: 'web' });
+  expect(await sh('web', 'cat /root/a /dev/shm/a')).toBe('two\ntwo\n');
+  await expectInOrder(daemon);
+});
+
+test('what an older release wrote goes on, and what another format is says so', { timeout: TEST_MS }, async () => {
+  const { id } = await daemon.call('sandbox.create', { name: 'web', network: 'none' });
+  await sh('web', 'echo memory > /dev/shm/a');
+  const snapshot = await daemon.call('snapshot.create', { ref: 'web', name: 'ready' });
+  await daemon.call('sandbox.suspend', { ref: 'web' });
+  const paths = [snapshotOf(snapshot.id), savedOf(id)].map((dir) => join(dir, 'manifest.json'));
+  const written = paths.map((path) => JSON.parse(readFileSync(path, 'utf8')) as Record<string, object>);
+  const write = (change: (manifest: Record<string, object>) => object): void => {
+    for (const [nth, path] of paths.entries()) writeFileSync(path, JSON.stringify(change(written[nth] ?? {})));
+  };
+  // The first release had no sum over it, and knew of no kernel and agent.
+  const old = ({ sum: _sum, fingerprint = {}, ...rest }: Record<string, object>) => {
+    const { kernel: _kernel, agent: _agent, ...known } = fingerprint as Record<string, unknown>;
+    return { ...rest, fingerprint: known };
+  };
+  write((manifest) => ({ ...old(manifest), version: 2 }));
+  const why = /cannot be used: another release of Hutch wrote it, in format 2; this one reads format 1/;
+  await expect(daemon.call('snapshot.verify', { snapshot: 'ready' })).rejects.toThrow(why);
+  await expect(daemon.call('sandbox.create', { from: 'ready', name: 'never' })).rejects.toThrow(why);
+  await expect(daemon.call('sandbox.resume', { ref: 'web' })).rejects.toThrow(why);
+  expect(await stateOf('web')).toBe('suspended');
+  write(old);
+  await daemon.call('snapshot.verify', { snapshot: 'ready' });
+  await daemon.call('sandbox.create', { from: 'ready', name: 'child' });
+  await daemon.call('sandbox.resume', { ref: 'web' });
+  for (const ref of ['web', 'child']) expect(await sh(ref, 'cat /dev/shm/a')).toBe('memory\n');
+  await expectInOrder(daemon);
+});
+
+/** Of a machine that is being started: as soon as it has a process, and so much later. */
+async function killNext(isIt: (id: string) => boolean, afterMs: number, asked: Promise<unknown>): Promise<boolean> {
+  const runs = join(daemon.home, 'run/sandboxes');
+  let over = false;
+  void asked.finally(() => {
+    over = true;
+  });
+  for (;;) {
+    const id = readdirSync(runs).find((name) => isIt(name) && existsSync(join(runs, name, 'shim.json')));
+    if (id !== undefined) {
+      await new Promise((resolve) => setTimeout(resolve, afterMs));
+      try {
+        const vmm = pidOf(daemon, id, 'vmm');
+        if (!isAlive(vmm)) return false;
+        process.kill(vmm, 'SIGKILL');
+        return true;
+      } catch {
+        return false; // it was taken back, or not begun yet
+      }
+    }
+    if (over) return false;
+    await new Promise((resolve) => setTimeout(resolve, 1));
+  }
+}
+
+const VERBS = ['resume', 'restore', 'from', 'fork'] as const;
+
+test(`a machine that dies before it runs costs nothing that was put away (seed ${seed})`, { timeout: TEST_MS }, async () => {
+  const random = numbers(seed + 5);
+  for (let nth = 0; nth < (isLong ? 60 : 4); nth += 1) {
+    const verb = VERBS[nth % VERBS.length] ?? 'resume';
+    const { id } = await daemon.call('sandbox.create', { name: 'web', network: 'none' });
+    await sh('web', 'echo memory > /dev/shm/a; echo disk > /root/a; sync');
+    await daemon.call('snapshot.create', { ref: 'web', name: 'ready' });
+    if (verb === 'resume') await daemon.call('sandbox.suspend', { ref: 'web' });
+    if (verb === 'restore') await daemon.call('sandbox.stop', { ref: 'web', force: true });
+    const own = verb === 'resume' || verb === 'restore';
+    const act = {
+      resume: () => daemon.call('sandbox.resume', { ref: 'web' }),
+      restore: () => daemon.call('sandbox.restore', { ref: 'web', snapshot: 'ready' }),
+      from: () => daemon.call('sandbox.create', { from: 'ready', name: 'child' }),
+      fork: () => daemon.call('sandbox.fork', { ref: 'web', namePrefix: 'child' }),
+    };
+    const asked = act[verb]().then(
+      () => 'done',
+      (error: unknown) => (error instanceof ApiError ? `${error.code}: ${error.body.message}` : String(error)),
+    );
+    const afterMs = Math.floor(random.next().value * 120);
+    const killed = await killNext((name) => (name === id) === own, afterMs, asked);
+    const outcome = await asked;
+    const where = `${verb}, ${killed ? 'killed' : 'missed'} after ${afterMs} ms: ${outcome}`;
+    expect(outcome, where).toMatch(/^(done|unavailable: |failed_precondition: |deadline_exceeded: )/);
+    if (killed && verb === 'resume' && outcome !== 'done') {
+      // Before it was let go on it stays what it was; after that it has crashed, with its disk.
+      await eventually(`it is at rest: ${where}`, async () => ['suspended', 'stopped'].includes(await stateOf('web')));
+      const before = await stateOf('web');
+      await daemon.call('sandbox.start', { ref: 'web' });
+      expect(await sh('web', 'cat /root/a'), where).toBe('disk\n');
+      if (before === 'suspended') expect(await sh('web', 'cat /dev/shm/a'), where).toBe('memory\n');
+    }
+    if (verb === 'restore') {
+      await eventually(`it runs or is stopped: ${where}`, async () => ['running', 'stopped'].includes(await stateOf('web')));
+      await daemon.call('sandbox.restore', { ref: 'web', snapshot: 'ready' });
+      expect(await sh('web', 'cat /root/a /dev/shm/a'), where).toBe('disk\nmemory\n');
+    }
+    if (!own) expect(await sh('web', 'cat /dev/shm/a'), where).toBe('memory\n');
+    await daemon.call('snapshot.verify', { snapshot: 'ready' });
+    await eventually(`nothing else is left: ${where}`, () => filesOf(daemon, id).filter((name) => name !== 'vm').length === 0);
+    await daemon.deleteAll();
+    await daemon.call('snapshot.remove', { snapshot: 'ready' });
+    expect(readdirSync(join(daemon.home, 'data/snapshots')), where).toEqual([]);
+    await expectInOrder(daemon);
+  }
+});
+
+test('who sits at a terminal when it is suspended hears of it, and goes on at the same prompt', { timeout: TEST_MS }, async () => {
+  await daemon.call('sandbox.create', { name: 'web', network: 'none' });
+  const shell = { argv: ['bash', '--norc'], env: { PS1: 'ready> ' }, terminal: { cols: 70, rows: 20 }, stdin: 'open' };
+  const first = await daemon.exec('web', shell, { execId: 'tty' });
+  await first.sawOutput('ready> ');
+  first.input('kept=41; echo $((kept+1)); sleep 0; stty size\n');
+  await first.sawOutput('20 70');
+  await daemon.call('sandbox.suspend', { ref: 'web' });
+  await first.closed;
+  expect(first.message('error')).toMatchObject({
+    error: { code: 'unavailable', message: expect.stringMatching(/web was suspended; the command goes on when it is resumed/) },
+  });
+  await expect((await daemon.attach('web', 'tty')).exit()).rejects.toThrow(/suspended/);
+  await daemon.call('sandbox.resume', { ref: 'web' });
+  const again = await daemon.attach('web', 'tty', { input: 'true' });
+  again.input('echo still $kept; stty size; exit 7\n');
+  await again.sawOutput('still 41');
+  expect(await again.exit()).toMatchObject({ exitCode: 7 });
+  expect(again.stdout.toString('utf8')).toContain('20 70');
+  await expectInOrder(daemon);
+});
+
+test('a time limit that is over while a sandbox is suspended wakes and ends nobody, and begins anew', { timeout: TEST_MS }, async () => {
+  const { id } = await daemon.call('sandbox.create', {
+    name: 'web',
+    network: 'none',
+    timeoutMs: 3_600_000,
+    main: { argv: ['sleep', '100000'] },
+  });
+  await sh('web', 'echo memory > /dev/shm/a');
+  await daemon.call('sandbox.suspend', { ref: 'web' });
+  // Over in the life of a daemon, and again while there is none.
+  await daemon.call('sandbox.set', { ref: 'web', timeoutMs: 1_000 });
+  await new Promise((resolve) => setTimeout(resolve, 1_300));
+  expect(await stateOf('web')).toBe('suspended');
+  await daemon.kill9();
+  await daemon.startAgain(options(OWN));
+  expect(await stateOf('web')).toBe('suspended');
+  await daemon.call('sandbox.set', { ref: 'web', timeoutMs: 3_600_000 });
+  const before = Date.now();
+  const woken = await daemon.call('sandbox.resume', { ref: 'web' });
+  expect(woken.deadlineAtMs).toBeGreaterThanOrEqual(before + 3_600_000);
+  expect(await sh('web', 'cat /dev/shm/a')).toBe('memory\n');
+  // And then it holds.
+  await daemon.call('sandbox.set', { ref: 'web', timeoutMs: 1_000 });
+  await eventually('its time is up', async () => (await stateOf('web')) === 'stopped', 60_000);
+  expect((await daemon.call('sandbox.get', { ref: id })).ended).toMatchObject({ cause: 'timeout' });
+  await expectInOrder(daemon);
+});
