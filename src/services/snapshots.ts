@@ -151,6 +151,8 @@ export async function takeSnapshot(
       );
   });
   op.progress({ step: contents === 'disk' ? 'writing down its disk' : 'writing down its memory' });
+  // What is kept is compared with others, file by file; one that is taken before each command is to cost as little as can be.
+  if (kind === 'kept' && contents !== 'disk') await putOnDisk(op, sandbox, run);
   const { taken, standsOn } = await writeDown(core, call, sandbox, { run, dir, contents });
   await host.sync(op, dir);
   await host.sync(op, snapshotsDir(core));
@@ -188,15 +190,24 @@ export async function writeDown(
   using held = head === null ? null : core.snapshotFiles.read(head.id);
   const standsOn = head === null || held === null || !(await isThere(core, op, head)) ? null : head;
   // What was written in it and not to its disk yet is in its memory; a disk alone must have it.
-  if (contents === 'disk' && sandbox.state === 'running') {
-    using limited = op.within(SYNC_MS, 'writing what the guest has not yet written');
-    await inGuest(limited, run, `sync-${op.id}`, ['sync']);
-  }
+  if (contents === 'disk') await putOnDisk(op, sandbox, run, 'needed');
   const since = standsOn === null ? null : snapshotDir(core, standsOn.id);
   const saved = sandbox.state === 'suspended' && contents !== 'disk' ? { saved: savedDir(core.deps.places, sandbox.id) } : {};
   const take = () => snapshots.take(op, run.plan, dir, { what: contents, since, ...saved });
   const isAlive = sandbox.state === 'running' || sandbox.state === 'paused';
   return { taken: isAlive ? await inStillness(core, call, sandbox, contents, take) : await take(), standsOn };
+}
+
+/** What a running guest has written and its kernel not yet put on its disk. A memory has that too, so it is written down all the same where it takes too long. */
+async function putOnDisk(op: Operation, { state }: Sandbox, run: Run, how: 'needed' | 'tried' = 'tried'): Promise<void> {
+  if (state !== 'running') return;
+  using limited = op.within(SYNC_MS, 'writing what the guest has not yet written');
+  try {
+    await inGuest(limited, run, `sync-${op.id}`, ['sync']);
+  } catch (cause) {
+    if (how === 'needed' || op.signal.aborted) throw cause;
+    op.log.warn({ sandbox: run.id, cause }, 'a guest did not put on its disk what it had written; its snapshot has it in memory alone');
+  }
 }
 
 /** Who makes another one of it is not given its secrets, and nothing of what is to become of this one. */
