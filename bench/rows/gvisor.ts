@@ -184,7 +184,10 @@ export async function gvisor(bench: Bench): Promise<readonly Row[]> {
           'the shim until the agent is there, a quarter passes before the runtime’s first line (namespaces, the mounts of disk and root, the start of a Go ' +
           'program), and a tenth in its two moves between cgroups, each of which waits for a grace period of the kernel; the rest is the runtime’s own: it ' +
           'starts itself four times. Mounting the disk without barriers is no quicker, as giving them back syncs. Of processor time the runtime and all ' +
-          'beside it take 120 to 170 ms, of which the bare one is 115 to 135, each mount of ours one or two, and the daemon some 40 more. None is kept ready here.',
+          'beside it take 120 to 170 ms, of which the bare one is 115 to 135, each mount of ours one or two, and the daemon some 40 more. Tried too: a write to a ' +
+          'cgroup.procs every 4 ms, which changes nothing and has the kernel past that grace period (5 to 19 ms for the first move, 0.2 for each after it): 0.96 of the ' +
+          'time, within the noise, so it is left out; and moving it as one thread before it is executed, which costs 0.2 ms: the runtime moves itself again, and without ' +
+          'its own cgroup it tells the sandbox the memory and processors of the machine. None is kept ready here.',
       },
       start.base,
       start.ours,
@@ -281,7 +284,9 @@ async function atOnce(bench: Bench, place: Place, bare: BareRuntime, spared: str
     baselineName: `${count} × \`runsc run -detach\` at once`,
     target: `≤ ${AT_ONCE_FACTOR}×`,
     meets: (ratio) => ratio <= AT_ONCE_FACTOR,
-    note: 'Until each answers. Bound by the processors: each starts a kernel in user space.',
+    note:
+      'Until each answers. Bound by the processors: each starts a kernel in user space. Ours has to run the agent in each and speak with it, some 40 ms of the daemon’s ' +
+      'time, its record, cgroups and three mounts besides; what waits (syncs, grace periods of the kernel) is waited for side by side here, so nothing of it can be won.',
     baseline: async () => {
       const took = await timed(() => Promise.all(several.map(() => bare.begin(['sleep', '100000']))));
       await bare.endAll();

@@ -2,6 +2,7 @@
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
+import { ROWS } from '../../src/cli/verbs/backends.ts';
 import { type VerbName, verbs } from '../../src/services/verbs.ts';
 import { eventually } from '../support/eventually.ts';
 import { refusal, type Subject } from './subject.ts';
@@ -21,6 +22,8 @@ export function honesty(subject: Subject): void {
     const { backends } = await daemon.call('backends.list', {});
     expect(backends.map(({ can: listed }) => listed)).toEqual([can]);
   });
+
+  if (subject.name !== 'reference') documented(subject);
 
   for (const [asked, limit] of Object.entries({ cpus: 'cpu', memoryMiB: 'memory', diskMiB: 'disk', pids: 'processes' } as const)) {
     const how = can.limits[limit];
@@ -238,5 +241,29 @@ export function honesty(subject: Subject): void {
       code: 'failed_precondition',
       message: expect.stringContaining(subject.name),
     });
+  });
+}
+
+/** A page says nothing of the reference. */
+function documented({ name, can }: Subject): void {
+  test('honesty: the documentation has what it says of itself, row by row', async () => {
+    const page = await readFile(join(import.meta.dirname, '../../docs/backends.md'), 'utf8');
+    const lines = page.split('\n').filter((line) => line.startsWith('| '));
+    const cells = (line: string) =>
+      line
+        .split('|')
+        .map((cell) => cell.trim())
+        .slice(1, -1);
+    const from = lines.findIndex((line) =>
+      cells(line)
+        .slice(1)
+        .every((cell) => /^`\w+`$/.test(cell)),
+    );
+    const column = cells(lines[from] ?? '').indexOf(`\`${name}\``);
+    expect(column).toBeGreaterThan(0);
+    const rows = lines.slice(from + 2).map(cells);
+    expect(rows.map(([label]) => label)).toEqual(ROWS.map(([label]) => label));
+    const here = { ...can, networks: [...can.networks], notes: [...can.notes] };
+    for (const [row, [label, cell]] of ROWS.entries()) expect(rows[row]?.[column]?.split(', else '), label).toContain(cell(here));
   });
 }

@@ -15,7 +15,8 @@ const ISOLATION = {
   'shared-kernel': 'shared kernel',
 } as const satisfies Record<Can['isolation'], string>;
 
-const ROWS: readonly (readonly [string, (can: Can) => string])[] = [
+/** As `hutch backends` prints them, and docs/backends.md. */
+export const ROWS: readonly (readonly [string, (can: Can) => string])[] = [
   ['isolation', ({ isolation }) => ISOLATION[isolation]],
   ['security boundary', ({ securityBoundary }) => (securityBoundary ? 'yes' : 'NO')],
   ['acceleration', ({ acceleration }) => acceleration],
