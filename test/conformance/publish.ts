@@ -4,7 +4,7 @@ import { once } from 'node:events';
 import { connect, createServer, type Server } from 'node:net';
 import { expect, test } from 'vitest';
 import { eventually } from '../support/eventually.ts';
-import { echoServer } from './echo-server.ts';
+import { byeServer, echoServer } from './echo-server.ts';
 import { refusal, type Subject } from './subject.ts';
 
 const GUEST_PORT = 7_412;
@@ -60,11 +60,35 @@ export function publish(subject: Subject): void {
     (await occupied(port))[Symbol.dispose]();
   });
 
-  test('publish: a connection where nobody listens inside is reset, not held', async () => {
-    const { id } = await subject.make({ publish: [{ guestPort: 9 }] });
-    const socket = connect({ host: '127.0.0.1', port: await portOf(id) });
+  test('publish: a connection where nobody listens inside is reset, not held, and one whose server has ended at once ends', {
+    timeout: 120_000,
+  }, async () => {
+    const main = { argv: byeServer(GUEST_PORT) };
+    const { id, publish: ports } = await subject.make({ main, publish: [{ guestPort: 9 }, { guestPort: GUEST_PORT }] });
+    const to = (guestPort: number): number => ports.find((one) => one.guestPort === guestPort)?.hostPort ?? 0;
+    const socket = connect({ host: '127.0.0.1', port: to(9) });
     const [error] = (await once(socket, 'error')) as [NodeJS.ErrnoException];
     expect(error.code).toBe('ECONNRESET');
+    // What it says and its end may come together, and of both there is one event.
+    const heard = async (): Promise<string> => {
+      const client = connect({ host: '127.0.0.1', port: to(GUEST_PORT), allowHalfOpen: true });
+      let said = '';
+      client.on('data', (chunk) => {
+        said += String(chunk);
+      });
+      await once(client, 'end').finally(() => client.destroy());
+      return said.trim();
+    };
+    await eventually(
+      'it listens',
+      () =>
+        heard()
+          .catch(() => null)
+          .then((said) => said === 'bye'),
+      30_000,
+    );
+    for (let round = 0; round < 4; round += 1)
+      expect(await Promise.all(Array.from({ length: 4 }, heard))).toEqual(['bye', 'bye', 'bye', 'bye']);
     await subject.remove(id);
   });
 

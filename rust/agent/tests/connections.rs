@@ -222,6 +222,70 @@ fn a_tunnel_carries_bytes_both_ways_and_half_closes() {
     assert_eq!((text(&refused, "code"), text(&refused, "errno")), ("unavailable".to_owned(), "ECONNREFUSED".to_owned()));
 }
 
+/// A read that stops before all of it has come holds up nothing: its server says no more until it is answered.
+#[test]
+fn what_stops_a_read_short_is_no_reason_to_wait() {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, send, sendmsg};
+    const TIMES: usize = 30; // what is there together is a matter of chance
+    let agent = Agent::start();
+    let mut client = agent.accept();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listens");
+    let tcp = Value::map([("tcp", Value::map([("port", listener.local_addr().expect("an address").port().into())]))]);
+    let unix_path = agent.path("short.sock");
+    let unix = UnixListener::bind(&unix_path).expect("listens");
+    let server = std::thread::spawn(move || {
+        let mut answer = [0; 1];
+        for _ in 0..TIMES {
+            let (mut peer, _) = listener.accept().expect("a peer");
+            peer.write_all(b"at its end").expect("writes");
+        }
+        for _ in 0..TIMES {
+            let (mut peer, _) = listener.accept().expect("a peer");
+            peer.read_exact(&mut answer).expect("it is asked");
+            peer.write_all(b"before").expect("writes");
+            send(&peer, b"!", SendFlags::OOB).expect("writes");
+            peer.write_all(b"behind").expect("writes");
+            peer.read_exact(&mut answer).expect("it is answered");
+        }
+        for _ in 0..TIMES {
+            let (mut peer, _) = unix.accept().expect("a peer");
+            peer.read_exact(&mut answer).expect("it is asked");
+            let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            let given = [std::os::fd::AsFd::as_fd(&unix)];
+            assert!(ancillary.push(SendAncillaryMessage::ScmRights(&given)));
+            sendmsg(&peer, &[std::io::IoSlice::new(b"before")], &mut ancillary, SendFlags::empty()).expect("writes");
+            peer.write_all(b"behind").expect("writes");
+            peer.read_exact(&mut answer).expect("it is answered");
+        }
+    });
+    for _ in 0..TIMES {
+        let stream = client.open("connect", tcp.clone());
+        client.reply(stream).expect("connected");
+        client.send(END, stream, b"");
+        let rest = client.rest(stream);
+        assert_eq!((rest.data[0].as_slice(), rest.ends), (b"at its end".as_slice(), vec![0]));
+    }
+    let unix = Value::map([("unix", unix_path.as_str().into())]);
+    for target in std::iter::repeat_n(tcp, TIMES).chain(std::iter::repeat_n(unix, TIMES)) {
+        let stream = client.open("connect", target);
+        client.reply(stream).expect("connected");
+        client.send(DATA, stream, b"?");
+        let mut said = Vec::new();
+        while said.len() < 12 {
+            let frame = client.next_of(stream);
+            if frame.kind == DATA {
+                said.extend_from_slice(&frame.payload);
+            }
+        }
+        assert_eq!(said, b"beforebehind");
+        client.send(DATA, stream, b".");
+        client.send(END, stream, b"");
+        client.rest(stream);
+    }
+    server.join().expect("the server ends");
+}
+
 trait ReadWrite: Read + Write + Send {}
 impl<T: Read + Write + Send> ReadWrite for T {}
 
