@@ -25,7 +25,10 @@ type Kept = { readonly dir: string; readonly known: ReadonlySet<string> };
 
 /** They last as long as their clients like, and leave nothing of their own. */
 const LASTING: ReadonlySet<string> = new Set<Verb['kind']>(['lines', 'socket']);
-const IDLE: ReadonlySet<string> = new Set<VerbName>(['sandbox.wait', 'doctor.leaks']);
+const IDLE: ReadonlySet<string> = new Set<VerbName>([
+  ...(['sandbox.wait', 'sandbox.logs', 'doctor.leaks'] as const),
+  ...(['file.read', 'file.write', 'archive.get', 'archive.put'] as const),
+]);
 const COMMAND_BYTES_MAX = 1024 * 1024;
 
 /** What is found is looked for once more: what somebody began to make in between is on record by then. */

@@ -13,6 +13,7 @@ type Kernel = { id: string; version: string; isDefault: boolean; by: string; use
 
 let world: World;
 let own: Kernel;
+let atFirst: readonly Kernel[];
 let other: Kernel;
 
 beforeAll(async () => {
@@ -46,7 +47,8 @@ async function anotherKernel(version: string): Promise<Buffer> {
 }
 
 test('a kernel is imported beside the one that is here, and says what is built in', { timeout: 120_000 }, async () => {
-  const [first] = await kernels();
+  atFirst = await kernels(); // a checkout that was updated has older ones as well
+  const [first] = atFirst;
   if (first === undefined) throw new Error('the checkout has no kernel');
   expect(first).toMatchObject({ isDefault: true, by: 'hutch', usedBy: [] });
   own = first;
@@ -59,11 +61,11 @@ test('a kernel is imported beside the one that is here, and says what is built i
     by: 'user',
     config: { SQUASHFS: 'module', EXT4_FS: 'builtin' },
   });
-  expect(await kernels()).toHaveLength(2);
+  expect(await kernels()).toHaveLength(atFirst.length + 1);
   expect(await world.ok('admin', 'kernel', 'ls')).toMatch(new RegExp(`^\\*\\s+${own.version}\\s+${own.id}\\s+module`, 'm'));
   expect(await world.ok('kernel', 'verify', other.id)).toContain('is what it was');
   const which = await world.run(['kernel', 'inspect', own.version]);
-  expect([which.code === 0, which.stderr]).toEqual([false, expect.stringMatching(/2 kernels are .*give the id of one/s)]);
+  expect([which.code === 0, which.stderr]).toEqual([false, expect.stringMatching(/\d kernels are .*give the id of one/s)]);
 });
 
 test('a sandbox boots the kernel that is asked for, else the default, and keeps its own whatever the default becomes', {
@@ -117,7 +119,7 @@ test('of a removal and creations at once either the kernel stays or the creation
   expect(users).toHaveLength(made.length);
   if (users.length > 0) await world.ok('rm', '-f', ...users);
   if (there !== undefined) await world.ok('kernel', 'rm', other.id);
-  expect((await kernels()).map(({ id }) => id)).toEqual([own.id]);
+  expect((await kernels()).map(({ id }) => id)).toEqual(atFirst.map(({ id }) => id));
 });
 
 test('what is no kernel is one sentence', { timeout: 60_000 }, async () => {

@@ -242,6 +242,16 @@ export class DaemonUnderTest implements AsyncDisposable {
     return (await this.call('doctor.leaks', {})).leaks.filter(({ kind }) => kind !== 'claim' && kind !== 'table');
   }
 
+  /** As `leaks`, once there are so many: while the daemon is at work on something, what may be that is not told. */
+  async leaksOnceThereAre(count: number): Promise<Output<'doctor.leaks'>['leaks']> {
+    let leaks = await this.leaks();
+    await eventually(`${count} leaks are told`, async () => {
+      leaks = await this.leaks();
+      return leaks.length >= count;
+    }).catch(() => {}); // the test says better what is missing
+    return leaks;
+  }
+
   async deleteAll(): Promise<void> {
     const { sandboxes } = await this.call('sandbox.list', {});
     await Promise.all(sandboxes.map(({ id }) => this.call('sandbox.delete', { ref: id, force: true })));
