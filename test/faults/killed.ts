@@ -7,6 +7,7 @@ import { existsSync, readFileSync, rmSync } from 'node:fs';
 import { connect } from 'node:net';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
+import { tar } from '../images/archives.ts';
 import { armWith } from '../support/armed.ts';
 import type { DaemonUnderTest } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
@@ -21,11 +22,20 @@ const WHEN = ['before', 'after'] as const;
 const MAIN = { argv: ['sh', '-c', 'echo begun >> /begun; echo begun; exec sleep 100000'] };
 
 type Case = {
-  readonly verb: 'sandbox.create' | 'sandbox.start' | 'exec.start' | 'sandbox.stop' | 'sandbox.delete' | 'sandbox.set' | 'port.publish';
+  readonly verb:
+    | 'sandbox.create'
+    | 'sandbox.start'
+    | 'exec.start'
+    | 'sandbox.stop'
+    | 'sandbox.delete'
+    | 'sandbox.set'
+    | 'port.publish'
+    | 'file.write'
+    | 'archive.put';
   /** What its commits hold, for the faults at the store. */
   readonly changes: readonly string[];
-  /** It is mostly the daemon's own, so one backend stands for the others, unless all points are tried. */
-  readonly sampledOn?: World['backend'];
+  /** It is mostly the daemon's own, so one backend stands for the others, another from one run to the next, unless all points are tried. */
+  readonly sampledOn?: readonly World['backend'][];
   prepare(daemon: DaemonUnderTest): Promise<void>;
   act(daemon: DaemonUnderTest): Promise<unknown>;
   /** After the restart. `done`: it was answered, so it must have happened. */
@@ -109,7 +119,7 @@ const CASES: readonly Case[] = [
   },
   {
     verb: 'sandbox.set',
-    sampledOn: 'gvisor',
+    sampledOn: ['gvisor'],
     changes: ['applyEvent'],
     prepare: create,
     act: set,
@@ -131,7 +141,7 @@ const CASES: readonly Case[] = [
   },
   {
     verb: 'port.publish',
-    sampledOn: 'gvisor',
+    sampledOn: ['gvisor', 'docker'],
     changes: ['reservePorts'],
     prepare: create,
     act: (daemon) => daemon.call('port.publish', { ref: 'it', guestPort: PORT_INSIDE }),
@@ -151,7 +161,76 @@ const CASES: readonly Case[] = [
       await expectBegunOnce(daemon);
     },
   },
+  {
+    verb: 'file.write',
+    sampledOn: ['docker', 'gvisor'],
+    changes: [],
+    async prepare(daemon) {
+      await create(daemon);
+      await putFile(daemon, OLD);
+    },
+    act: (daemon) => putFile(daemon, NEW),
+    async check(daemon, done) {
+      // One of the two, whole, and nothing beside it.
+      expect(done ? [NEW] : [OLD, NEW]).toContain(await contentIn(daemon));
+      await putFile(daemon, NEW);
+      expect(await contentIn(daemon)).toBe(NEW);
+      await expectBegunOnce(daemon);
+    },
+  },
+  {
+    verb: 'archive.put',
+    sampledOn: ['docker', 'gvisor'],
+    changes: [],
+    async prepare(daemon) {
+      await create(daemon);
+      await putTree(daemon, OLD);
+    },
+    act: (daemon) => putTree(daemon, NEW),
+    async check(daemon, done) {
+      // Each of them is one of the two.
+      expect([...(done ? '' : OLD), NEW]).toEqual(expect.arrayContaining([...(await contentIn(daemon))]));
+      await putTree(daemon, NEW);
+      expect(await contentIn(daemon)).toBe(NEW);
+      await expectBegunOnce(daemon);
+    },
+  },
 ];
+
+const [OLD, NEW] = ['o', 'n'] as const;
+type Letter = typeof OLD | typeof NEW;
+const DIRECTORY = '/srv/put';
+/** Long enough to be under way when the daemon dies. */
+const FILE_BYTES = 8 * 1024 * 1024;
+const TREE_FILES = 32;
+
+/** As `hutch cp` of a file. */
+async function putFile(daemon: DaemonUnderTest, letter: Letter): Promise<void> {
+  const query = new URLSearchParams({ path: `${DIRECTORY}/file`, mkdirs: 'true' });
+  await put(daemon, `files?${query}`, Buffer.alloc(FILE_BYTES, letter));
+}
+
+/** As `hutch cp` of a directory. */
+async function putTree(daemon: DaemonUnderTest, letter: Letter): Promise<void> {
+  const content = letter.repeat(FILE_BYTES / TREE_FILES);
+  const members = Array.from({ length: TREE_FILES }, (_, at) => ({ path: `file-${at}`, content }));
+  await put(daemon, `archive?${new URLSearchParams({ path: DIRECTORY, mkdirs: 'true' })}`, tar(...members));
+}
+
+async function put(daemon: DaemonUnderTest, where: string, body: Buffer): Promise<void> {
+  const { status, body: said } = await daemon.send('PUT', `/v1/sandboxes/it/${where}`, { body });
+  expect([status, status === 200 ? '' : String(said)]).toEqual([200, '']);
+}
+
+/** The letters of the files there, which have their whole size, and which nothing is beside. */
+async function contentIn(daemon: DaemonUnderTest): Promise<string> {
+  const { stdout } = await daemon.run('it', ['sh', '-c', `cd ${DIRECTORY}; ls -A; stat -c %s * | sort -u; cat * | tr -s on`]);
+  const lines = stdout.trim().split('\n');
+  const [size, letters = ''] = lines.slice(-2);
+  expect(lines.slice(0, -2).filter((name) => !/^file(-\d+)?$/.test(name))).toEqual([]);
+  expect([FILE_BYTES, FILE_BYTES / TREE_FILES].map(String)).toContain(size);
+  return [...new Set(letters)].join('');
+}
 
 export async function expectBegunOnce(of: DaemonUnderTest): Promise<void> {
   await expectMain(of, 'it');
@@ -286,7 +365,8 @@ function reportOf(daemon: DaemonUnderTest): string | null {
 /** A test for each operation. */
 export function killedAtFaultPoints(world: World): void {
   for (const [index, one] of CASES.entries()) {
-    if (!isLong && one.sampledOn !== undefined && one.sampledOn !== world.backend) continue;
+    const { sampledOn } = one;
+    if (!isLong && sampledOn !== undefined && sampledOn[(seed + index) % sampledOn.length] !== world.backend) continue;
     test(`${one.verb}: the daemon is killed at ${isLong ? 'every' : 'a'} call and commit (seed ${seed})`, {
       timeout: isLong ? 7_200_000 : 300_000,
     }, async () => {
