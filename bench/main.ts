@@ -40,6 +40,8 @@ const ALL: readonly Measurement[] = [
   ...IMAGES,
   ...BUILDS,
 ];
+/** What a name stands for beside itself: parts of it that can be measured, and written down, alone. */
+const ALSO: Readonly<Record<string, readonly string[]>> = { workspace: ['mounted', 'scp'] };
 const RUNS_MAX = 1_000;
 const RELEASED_MS = 60_000;
 const EXIT_INTERRUPTED = 130;
@@ -47,6 +49,8 @@ const EXIT_INTERRUPTED = 130;
 const USAGE = `Usage: hutch bench [WHAT…] [--runs N] [--json] [--quick | --long] [--write]
 
 ${ALL.map(({ name, about }) => `  ${name.padEnd(12)}${about}`).join('\n')}
+
+With workspace, ${ALSO['workspace']?.join(' and ')} are measured too.
 
   --runs N   samples of each, instead of the usual number
   --json     one JSON document on stdout
@@ -84,7 +88,8 @@ function parse(argv: readonly string[]): Options | string {
     if (runs !== null && !(Number.isInteger(runs) && runs >= 1 && runs <= RUNS_MAX)) return `--runs takes a number from 1 to ${RUNS_MAX}`;
     if (values.quick && values.long) return '--quick and --long exclude each other';
     const { json, write } = values;
-    const wanted = ALL.filter(({ name }) => positionals.length === 0 || positionals.includes(name));
+    const named = new Set(positionals.flatMap((name) => [name, ...(ALSO[name] ?? [])]));
+    const wanted = ALL.filter(({ name }) => named.size === 0 || named.has(name));
     return { wanted, size: values.quick ? 'quick' : values.long ? 'long' : 'usual', runs, json, write };
   } catch (error) {
     return error instanceof Error ? error.message : String(error);

@@ -127,5 +127,5 @@ async function workspace(bench: Bench): Promise<readonly Row[]> {
 export const WORKSPACE: readonly Measurement[] = [
   { name: 'workspace', about: 'a git repository into a sandbox, and back', rows: workspace },
   ...PUBLISHED,
-  { name: 'workspace', about: 'scp into a sandbox, against OpenSSH’s own server', rows: scp },
+  { name: 'scp', about: 'scp into a sandbox, against OpenSSH’s own server', rows: scp },
 ];

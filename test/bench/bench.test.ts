@@ -51,13 +51,13 @@ const ROWS: Readonly<Record<string, readonly string[]>> = {
   ],
   workspace: [
     ...['workspace: prepare', 'workspace: prepare again', 'workspace: bring'],
-    ...['a mounted directory, docker', 'a mounted directory, gVisor', 'a mounted directory, QEMU'],
     ...['docker', 'gvisor', 'qemu'].flatMap((name) => [
       `published port, ${name}, 16 connections: time`,
       `published port, ${name}, 16 connections: p99`,
     ]),
-    'scp of',
   ],
+  mounted: ['a mounted directory, docker', 'a mounted directory, gVisor', 'a mounted directory, QEMU'],
+  scp: ['scp of'],
   images: ['pull + make bootable', 'memory of the daemon while it pulls', 'a second image'],
   archives: ['import of a docker-save archive', 'small files, gVisor'],
   'first-exec': ['first exec in an image'],
