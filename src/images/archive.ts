@@ -14,6 +14,7 @@ import { tarOfDisk } from './disk/import.ts';
 import { openImage, type PreparedImage } from './image.ts';
 import type { PreparedKernel } from './kernel.ts';
 import { type KernelTaken, kernelsListed, type ReadBlob, takeKernel } from './kernel-bundle.ts';
+import { hashed } from './layers/pack.ts';
 import { packingOf, unpacked } from './layers/unpack.ts';
 import { type ImagePaths, SHARED_DIR_MODE, unlessDamaged } from './layout.ts';
 import { CONFIG_BYTES_MAX, INDEX_DEPTH_MAX, LAYERS_MAX, ownPlatform, parseConfig, parseManifest, runConfig } from './oci/manifest.ts';
@@ -93,8 +94,9 @@ export async function importImages(
       return { images: [{ image: await importRoot(op, parts, disk, diffId), names: [] }], kernels: [] };
     }
     const isPacked = packingOf(await host.readRange(op, file, 0, MAGIC_BYTES)) !== 'none';
-    const content = unpacked(op, host, file, limits.layerBytesMax);
-    const { found, diffId } = await scan(told(op, content, 'reading', isPacked ? null : sizeBytes));
+    const { found, diffId } = isPacked
+      ? await scan(told(op, unpacked(op, host, file, limits.layerBytesMax), 'reading', null))
+      : { found: await partsIn(op, host, file, sizeBytes), diffId: null };
     if (!found.has('manifest.json') && !(found.has('index.json') && found.has('oci-layout'))) {
       await requireNames(op, parts, name === null ? [] : [name], what, NOT_SIGNED);
       return { images: [{ image: await importRoot(op, parts, file, diffId), names: [] }], kernels: [] };
@@ -136,15 +138,21 @@ async function* told(op: Operation, chunks: AsyncIterable<Uint8Array>, detail: s
 /** Where the parts of images lie in it, and the digest of the whole, unpacked. */
 export async function scan(chunks: AsyncIterable<Uint8Array>): Promise<{ found: ReadonlyMap<string, Part>; diffId: string }> {
   const hash = createHash('sha256');
+  await using reader = new TarReader(hashed(chunks, hash));
+  const found = await partsOfArchive(reader);
+  await reader.drain();
+  return { found, diffId: `sha256:${hash.digest('hex')}` };
+}
+
+/** As `scan`, of a file that is not packed: the content of its parts is passed over. */
+async function partsIn(op: Operation, host: Host, file: string, sizeBytes: number): Promise<ReadonlyMap<string, Part>> {
+  op.progress({ step: IMPORT_STEP, detail: 'reading', done: 0, total: sizeBytes, unit: 'bytes' });
+  await using reader = new TarReader({ sizeBytes, from: (offset) => host.readStream(op, file, offset, 'in-place') });
+  return await partsOfArchive(reader);
+}
+
+async function partsOfArchive(reader: TarReader): Promise<ReadonlyMap<string, Part>> {
   const found = new Map<string, Part>();
-  await using reader = new TarReader(
-    (async function* () {
-      for await (const chunk of chunks) {
-        hash.update(chunk);
-        yield chunk;
-      }
-    })(),
-  );
   let entries = 0;
   for (let entry = await reader.next(); entry !== null; entry = await reader.next()) {
     entries += 1;
@@ -155,14 +163,14 @@ export async function scan(chunks: AsyncIterable<Uint8Array>): Promise<{ found: 
     if (entry.type === 'symlink') found.set(path, { link: join('/', path, '..', entry.link).slice(1) });
   }
   if (entries === 0) throw new ArchiveError('there is nothing in it');
-  await reader.drain();
-  return { found, diffId: `sha256:${hash.digest('hex')}` };
+  return found;
 }
 
-/** A root file system is an image of one layer that says nothing of itself. */
-async function importRoot(op: Operation, parts: ImportParts, file: string, diffId: string): Promise<PreparedImage> {
+/** A root file system is an image of one layer that says nothing of itself. `unpackedDigest`: null where it is not packed. */
+async function importRoot(op: Operation, parts: ImportParts, file: string, unpackedDigest: string | null): Promise<PreparedImage> {
   const { host, blobs } = parts;
   const digest = `sha256:${await host.sha256(op, file)}`;
+  const diffId = unpackedDigest ?? digest;
   const sizeBytes = (await host.stat(op, file))?.sizeBytes ?? 0;
   const mediaType = mediaTypeOf(await host.readRange(op, file, 0, MAGIC_BYTES));
   const path = blobs.path(digest);
@@ -196,8 +204,9 @@ async function importSaved(op: Operation, parts: ImportParts, archive: Archive):
     const signed = await signaturesFor(op, readerOf(op, parts, archive), beside.signatures, digestOf(configBytes));
     const names = archive.name === null ? namesOf(RepoTags ?? []) : [archive.name];
     await requireNames(op, parts, names, what, signed);
-    const layers: LayerToBuild[] = [];
-    for (const [at, path] of Layers.entries()) layers.push(await keepLayer(op, parts, archive, path, diffIds[at] ?? '', null));
+    await using kept = new KeptLayers(op, parts, archive);
+    for (const [at, path] of Layers.entries()) await kept.add({ path, diffId: diffIds[at] ?? '', digest: null, what });
+    const { layers } = kept;
     using _held = parts.blobs.hold(layers.map(({ digest }) => digest));
     const manifest = beside.manifestOf(digestOf(configBytes), layers);
     const image = await build(op, parts, configBytes, manifest, layers, what);
@@ -236,10 +245,11 @@ async function importLayout(op: Operation, parts: ImportParts, archive: Archive,
     const signed = await signaturesFor(op, readerOf(op, parts, archive), signatures, config.digest);
     const names = archive.name === null ? namesOf(tag === undefined ? [] : [tag]) : [archive.name];
     await requireNames(op, parts, names, what, signed);
-    const layers: LayerToBuild[] = [];
-    for (const [at, layer] of said.entries()) {
-      layers.push(await keepLayer(op, parts, archive, `blobs/sha256/${layer.digest.slice(7)}`, diffIds[at] ?? '', layer.digest));
+    await using kept = new KeptLayers(op, parts, archive);
+    for (const [at, { digest: layer }] of said.entries()) {
+      await kept.add({ path: `blobs/sha256/${layer.slice(7)}`, diffId: diffIds[at] ?? '', digest: layer, what });
     }
+    const { layers } = kept;
     using _held = parts.blobs.hold(layers.map((layer) => layer.digest));
     const manifest = { digest: digestOf(bytes), bytes };
     const image = await build(op, parts, configBytes, manifest, layers, what);
@@ -325,7 +335,10 @@ async function build(
 ): Promise<PreparedImage> {
   const digest = digestOf(configBytes);
   const there = await unlessDamaged(op, () => openImage(op, host, paths, digest));
-  if (there !== null) return there;
+  if (there !== null) {
+    await Promise.all(layers.map(({ file }) => file)); // they are kept all the same
+    return there;
+  }
   const config = runConfig(op, parseConfig(op, configBytes, what), what);
   return await buildImage(
     op,
@@ -337,25 +350,70 @@ async function build(
   );
 }
 
-/** Out of the archive into the blobs. `expected`: the digest that it must have; null: whatever it has. */
-async function keepLayer(
-  op: Operation,
-  { host, blobs }: ImportParts,
-  archive: Archive,
-  path: string,
-  diffId: string,
-  expected: string | null,
-): Promise<LayerToBuild> {
-  const { offset, length } = partOf(archive, path);
-  const mediaType = mediaTypeOf(await host.readRange(op, archive.file, offset, Math.min(MAGIC_BYTES, length)));
-  const hash = createHash('sha256');
-  for await (const chunk of range(op, host, archive.file, offset, length)) hash.update(chunk);
-  const digest = `sha256:${hash.digest('hex')}`;
-  if (expected !== null && digest !== expected) throw new ArchiveError(`${shown(path)} is not what its name says: its digest is ${digest}`);
-  const file = await blobs.get(op, digest, length, async (shared, staged) => {
-    await host.appendStream(shared, staged, range(shared, host, archive.file, offset, length));
-  });
-  return { digest, sizeBytes: length, diffId, mediaType, file: Promise.resolve(file) };
+type LayerInArchive = {
+  readonly path: string;
+  readonly diffId: string;
+  /** That it must have; null: docker save says only what it is unpacked. */
+  readonly digest: string | null;
+  /** The image that it belongs to, for people. */
+  readonly what: string;
+};
+
+/** Layers on their way out of the archive into the blobs: one after the other, while those before are packed. */
+class KeptLayers implements AsyncDisposable {
+  readonly layers: LayerToBuild[] = [];
+  readonly #op: Operation;
+  readonly #parts: ImportParts;
+  readonly #archive: Archive;
+  #last: Promise<unknown> = Promise.resolve();
+  #isOver = false;
+
+  constructor(op: Operation, parts: ImportParts, archive: Archive) {
+    this.#op = op;
+    this.#parts = parts;
+    this.#archive = archive;
+  }
+
+  async add(layer: LayerInArchive): Promise<void> {
+    const { host } = this.#parts;
+    const { offset, length } = partOf(this.#archive, layer.path);
+    const mediaType = mediaTypeOf(await host.readRange(this.#op, this.#archive.file, offset, Math.min(MAGIC_BYTES, length)));
+    // One that is not packed is what it is unpacked.
+    const digest = layer.digest ?? (mediaType === TAR_TYPE ? layer.diffId : await this.#digestOf(offset, length));
+    const file = this.#last.then(() => this.#keep(layer, digest, offset, length));
+    file.catch(() => {}); // heard where it is used
+    this.#last = file;
+    this.layers.push({ digest, sizeBytes: length, diffId: layer.diffId, mediaType, file });
+  }
+
+  async #digestOf(offset: number, length: number): Promise<string> {
+    const hash = createHash('sha256');
+    for await (const chunk of range(this.#op, this.#parts.host, this.#archive.file, offset, length)) hash.update(chunk);
+    return `sha256:${hash.digest('hex')}`;
+  }
+
+  async #keep({ path, what, digest: said }: LayerInArchive, digest: string, offset: number, length: number): Promise<string> {
+    if (this.#isOver) throw new Error('the image is not made any more');
+    const { host, blobs } = this.#parts;
+    return await blobs.get(this.#op, digest, length, async (shared, staged) => {
+      const hash = createHash('sha256');
+      const chunks = range(shared, host, this.#archive.file, offset, length);
+      await host.appendStream(shared, staged, hashed(chunks, hash));
+      const found = `sha256:${hash.digest('hex')}`;
+      if (found === digest) return;
+      throw new ArchiveError(
+        said === null
+          ? `its layer ${shown(path)} is not what ${shown(what)} says: its content is ${found}`
+          : `${shown(path)} is not what its name says: its digest is ${found}`,
+      );
+    });
+  }
+
+  /** Nothing is read out of the archive any more. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#isOver = true;
+    await this.#last.catch(() => {});
+  }
 }
 
 async function readBlob(op: Operation, parts: ImportParts, archive: Archive, digest: string, bytesMax: number): Promise<Buffer> {
@@ -386,10 +444,11 @@ function partOf({ parts }: Archive, path: string): { readonly offset: number; re
   return part;
 }
 
+/** What it yields is valid until the next step. */
 async function* range(op: Operation, host: Host, path: string, offset: number, length: number): AsyncGenerator<Uint8Array> {
   let left = length;
   if (left === 0) return;
-  for await (const chunk of host.readStream(op, path, offset)) {
+  for await (const chunk of host.readStream(op, path, offset, 'in-place')) {
     yield chunk.subarray(0, left);
     left -= Math.min(left, chunk.byteLength);
     if (left === 0) return;

@@ -204,6 +204,11 @@ export class RunSteps implements AsyncDisposable {
         unpacked: null,
       },
     );
-    return { isFile, archive: () => copiedLayer(out, sources) };
+    return { isFile, archive: () => copies(copiedLayer(out, sources)) };
   }
+}
+
+/** For an agent, whose stream may keep a piece for longer than until the next one. */
+async function* copies(pieces: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+  for await (const piece of pieces) yield Buffer.from(piece);
 }

@@ -180,7 +180,21 @@ test('an archive that lies is refused, and leaves nothing in staging', { timeout
     [layout(MADE, undefined, { 'index.json': MADE.manifest }), /no index/],
     [layout(image([UPPER])), /which is not there/],
     [layout(image([tar({ path: 'bomb', content: Buffer.alloc(2 * 1024 * 1024) })])), /more than 1048576 bytes/],
-    [tar({ path: 'big', content: Buffer.alloc(5 * 1024 * 1024) }), /more than 4194304 bytes/],
+    [tar({ path: 'big', content: Buffer.alloc(5 * 1024 * 1024) }), /more than 1048576 bytes/],
+    [gzipSync(tar({ path: 'big', content: Buffer.alloc(5 * 1024 * 1024) })), /more than 4194304 bytes/],
+    [tar({ path: 'first', content: Buffer.alloc(3 * 1024 * 1024) }).subarray(0, 2_500_000), /cut off/],
+    // Of docker save: its configuration says what a layer is.
+    [
+      tar(
+        { path: 'manifest.json', content: JSON.stringify([{ Config: `${'a'.repeat(64)}.json`, Layers: [`${'b'.repeat(64)}/layer.tar`] }]) },
+        {
+          path: `${'a'.repeat(64)}.json`,
+          content: JSON.stringify({ architecture: 'amd64', os: 'linux', rootfs: { type: 'layers', diff_ids: [digestOf(UPPER)] } }),
+        },
+        { path: `${'b'.repeat(64)}/layer.tar`, content: LOWER },
+      ),
+      /layer 'b+\/layer\.tar' is not what 'a+\.json' says: its content is sha256:/,
+    ],
     [saved([]), /not as docker save writes it/],
     [saved([{ Config: 'a.json', Layers: 5 }]), /not as docker save writes it/],
     [saved([{ Config: '../../etc/passwd', RepoTags: null, Layers: [] }]), /'\.\.\/\.\.\/etc\/passwd' is not in it/],

@@ -23,11 +23,11 @@ export function packingOf(start: Uint8Array): Packing {
   return 'none';
 }
 
-/** @throws ArchiveError when it is damaged, or has more than `bytesMax`. */
+/** What it yields is valid until the next step. @throws ArchiveError when it is damaged, or has more than `bytesMax`. */
 export async function* unpacked(op: Operation, host: Host, path: string, bytesMax: number): AsyncGenerator<Uint8Array> {
   const packing = packingOf(await host.readRange(op, path, 0, MAGIC_BYTES));
   let total = 0;
-  const source = packing === 'none' ? host.readStream(op, path) : through(host.readStream(op, path, 0, 'in-place'), packing);
+  const source = packing === 'none' ? host.readStream(op, path, 0, 'in-place') : through(host.readStream(op, path, 0, 'in-place'), packing);
   for await (const chunk of source) {
     total += chunk.byteLength;
     if (total > bytesMax) throw new ArchiveError(`it has more than ${bytesMax} bytes when it is unpacked`);

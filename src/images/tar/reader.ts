@@ -4,7 +4,7 @@
 
 import { BLOCK_BYTES, type DataPiece, type EntryType, PATH_BYTES_MAX, padding, type TarEntry } from '../../domain/tar-entry.ts';
 import { ArchiveError, shown } from '../archive-error.ts';
-import { ByteSource } from './bytes.ts';
+import { ByteSource, type Seekable } from './bytes.ts';
 import { fieldNumber, fieldText } from './fields.ts';
 import { type PaxRecords, parsePax, xattrsOf } from './pax.ts';
 import { checkPieces, gnuPieces, mapPieces, pieceLines, SPARSE_PIECES_MAX } from './sparse.ts';
@@ -40,8 +40,8 @@ export class TarReader implements AsyncDisposable {
   /** Whether a block of zeros, and not the end of the stream, said that there are no more. */
   #hasEnd = false;
 
-  constructor(chunks: AsyncIterable<Uint8Array>) {
-    this.#source = new ByteSource(chunks);
+  constructor(source: AsyncIterable<Uint8Array> | Seekable) {
+    this.#source = new ByteSource(source);
   }
 
   /** How far the archive was read: after `next`, where the content of its entry begins. */
