@@ -35,6 +35,8 @@ export type PlaceOptions = {
   readonly caPaths?: ReadonlyMap<string, string>;
   readonly mirrors?: readonly Mirror[];
   readonly policy?: Partial<ImagePolicy>;
+  /** Where credential helpers are. */
+  readonly programs?: string;
   /** One that is there already, and stays. */
   readonly dir?: string;
 };
@@ -50,11 +52,12 @@ export async function place({
   caPaths,
   mirrors = [],
   policy = {},
+  programs,
   dir: shared,
 }: PlaceOptions = {}): Promise<Place> {
   const dir = shared ?? (await mkdtemp(join(tmpdir(), 'hutch-images-')));
   const host = wrap(nodeHost());
-  const credentials = new Credentials(host, { HOME: dir });
+  const credentials = new Credentials(host, { HOME: dir, ...(programs === undefined ? {} : { PATH: programs }) });
   const registry = new Registry({
     host,
     credentials,

@@ -96,13 +96,18 @@ export class Connection {
       throw await refusalOf(op, repository, shown, refusal, asked);
     }
     this.#tokens.delete(key);
-    const login = await this.#options.credentials.of(op, repository.registry);
-    const header = await this.#authorization(op, endpoint, repository, question, refusal, login);
-    const second = await this.#follow(op, endpoint, url, question, { ...headers, Authorization: header });
-    if (second.status < 400) return second;
-    using again = second;
-    this.#tokens.delete(key);
-    throw await refusalOf(op, repository, shown, again, asked);
+    const { login, why } = await this.#options.credentials.look(op, repository.registry);
+    try {
+      const header = await this.#authorization(op, endpoint, repository, question, refusal, login);
+      const second = await this.#follow(op, endpoint, url, question, { ...headers, Authorization: header });
+      if (second.status < 400) return second;
+      using again = second;
+      this.#tokens.delete(key);
+      throw await refusalOf(op, repository, shown, again, asked);
+    } catch (error) {
+      if (why === null || !(error instanceof HutchError) || error.code !== 'permission_denied') throw error;
+      throw op.error('permission_denied', error.message, { hint: `${why}; mend that, or ${error.hint}` });
+    }
   }
 
   /** An address that a registry gave: absolute, or below its own. */

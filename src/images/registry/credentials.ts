@@ -35,25 +35,34 @@ const configFile = z.looseObject({
   credHelpers: z.record(z.string(), z.string()).optional(),
 });
 type ConfigFile = z.infer<typeof configFile>;
+const NONE = /credentials not found/;
 const helperAnswer = z.object({ Username: z.string(), Secret: z.string() });
 
 export class Credentials {
   readonly #host: Host;
   readonly #env: DockerHome;
+  readonly #helperMs: number;
 
-  constructor(host: Host, env: DockerHome) {
+  constructor(host: Host, env: DockerHome, helperMs = HELPER_MS) {
     this.#host = host;
     this.#env = env;
+    this.#helperMs = helperMs;
   }
 
   /** Null where there is no login for that registry. */
   async of(op: Operation, registry: string): Promise<Login | null> {
+    return (await this.look(op, registry)).login;
+  }
+
+  /** `why`: what kept a helper from giving one, which is worth a word only where one is wanted. */
+  async look(op: Operation, registry: string): Promise<{ readonly login: Login | null; readonly why: string | null }> {
     const file = await this.#read(op);
     const helper = helperOf(file, registry);
-    if (helper !== null) {
-      const login = await this.#fromHelper(op, helper, registry);
-      if (login !== null) return login;
-    }
+    const found = helper === null ? { login: null, why: null } : await this.#fromHelper(op, helper, registry);
+    return found.login === null ? { login: this.#inFile(file, registry), why: found.why } : found;
+  }
+
+  #inFile(file: ConfigFile, registry: string): Login | null {
     const kept = keysOf(registry)
       .map((key) => file.auths?.[key])
       .find((found) => found !== undefined);
@@ -87,11 +96,20 @@ export class Credentials {
     const file = await this.#read(op);
     const had = (await this.of(op, registry)) !== null;
     const helper = helperOf(file, registry);
-    if (helper !== null && had) await this.#runHelper(op, helper, 'erase', keyOf(registry)).catch(() => {}); // it had none
+    if (helper !== null && had) await this.#erase(op, helper, registry);
     const keys = new Set(keysOf(registry));
     const auths = Object.fromEntries(Object.entries(file.auths ?? {}).filter(([key]) => !keys.has(key)));
     if (Object.keys(auths).length !== Object.keys(file.auths ?? {}).length) await this.#write(op, { ...file, auths });
     return had;
+  }
+
+  /** Helpers differ in what they say of one that they do not have: what counts is whether it is gone. */
+  async #erase(op: Operation, helper: string, registry: string): Promise<void> {
+    const failure = await this.#runHelper(op, helper, 'erase', keyOf(registry)).then(
+      () => null,
+      (error: unknown) => error,
+    );
+    if (failure !== null && (await this.#fromHelper(op, helper, registry)).login !== null) throw failure;
   }
 
   async #read(op: Operation): Promise<ConfigFile> {
@@ -120,20 +138,26 @@ export class Credentials {
     return home?.startsWith('/') === true ? join(home, '.docker', 'config.json') : null;
   }
 
-  async #fromHelper(op: Operation, helper: string, registry: string): Promise<Login | null> {
+  async #fromHelper(
+    op: Operation,
+    helper: string,
+    registry: string,
+  ): Promise<{ readonly login: Login | null; readonly why: string | null }> {
     let said: string;
     try {
       said = await this.#runHelper(op, helper, 'get', keyOf(registry));
     } catch (error) {
-      if (error instanceof HutchError && error.code === 'failed_precondition') return null; // it has none for this registry
+      if (error instanceof HelperHasNone) return { login: null, why: null };
+      if (error instanceof HutchError && error.code === 'failed_precondition') return { login: null, why: error.message };
       throw error;
     }
     const parsed = helperAnswer.safeParse(jsonOr(said));
-    if (!parsed.success) return null;
+    if (!parsed.success) return { login: null, why: `the credential helper ${helper} gave what is no login` };
     const { Username, Secret } = parsed.data;
-    return Username === '<token>' ? { identityToken: Secret } : { username: Username, password: Secret };
+    return { login: Username === '<token>' ? { identityToken: Secret } : { username: Username, password: Secret }, why: null };
   }
 
+  /** @throws HelperHasNone where it says so, in the words by which Docker knows it. */
   async #runHelper(op: Operation, helper: string, verb: 'get' | 'store' | 'erase', input: string): Promise<string> {
     const program = HELPER.test(helper) ? await this.#host.which(op, `docker-credential-${helper}`, this.#env.PATH) : null;
     if (program === null) {
@@ -142,7 +166,7 @@ export class Credentials {
         `Docker's configuration names the credential helper ${helper.slice(0, 64)}, which is not installed`,
       );
     }
-    using limited = op.within(HELPER_MS, `the credential helper ${helper}`);
+    using limited = op.within(this.#helperMs, `the credential helper ${helper}`);
     const { exitCode, stdout } = await this.#host.run(limited, [program, verb], {
       input: new TextEncoder().encode(input),
       env: {
@@ -150,10 +174,14 @@ export class Credentials {
         ...(this.#env.PATH === undefined ? {} : { PATH: this.#env.PATH }),
       },
     });
-    if (exitCode !== 0) throw op.error('failed_precondition', `the credential helper ${helper} failed to ${verb} a login`);
-    return new TextDecoder().decode(stdout);
+    const said = new TextDecoder().decode(stdout);
+    if (exitCode === 0) return said;
+    if (NONE.test(said)) throw new HelperHasNone();
+    throw op.error('failed_precondition', `the credential helper ${helper} failed to ${verb} a login`);
   }
 }
+
+class HelperHasNone extends Error {}
 
 function helperOf(file: ConfigFile, registry: string): string | null {
   const own = keysOf(registry)
