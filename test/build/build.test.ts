@@ -500,7 +500,7 @@ test('an answer that waits has the end of a build that the cache knows; who leav
   const { api } = hutch;
   const of = async (run: string) => await contextTar(await context({ Dockerfile: `FROM base:1\nRUN ${run}\n` }));
   const quick = await of('echo waits > /waits');
-  // Nothing of a kernel, which gVisor has not: it is told what is done with this image, once.
+  // Nothing of a kernel, which gVisor has not; an image that cannot be mounted is unpacked, once.
   await world.ok(
     'build',
     '-q',
@@ -511,8 +511,7 @@ test('an answer that waits has the end of a build that the cache knows; who leav
     await context({ Dockerfile: 'FROM base:1\nCOPY Dockerfile /never\n' }),
   );
   const ran = await world.run(['run', '--rm', '--backend', 'gvisor', '--no-net', '--image', 'never:1', '--', 'true']);
-  expect([ran.code, ran.stderr]).toEqual([0, expect.stringContaining('unpacking the image for gVisor (only the first time)')]);
-  expect(ran.stderr).not.toContain('kernel');
+  expect([ran.code, ran.stderr]).toEqual([0, expect.stringMatching(/^(hutch: unpacking the image for gVisor .*\n)?$/)]);
   const build = (body: Buffer, waitMs: number, signal?: AbortSignal) =>
     api.upload('build.start', { backend: 'gvisor', waitMs }, body, { signal });
   const first = await build(quick, 60_000);
