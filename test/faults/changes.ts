@@ -85,6 +85,8 @@ export function trialsCutShort(world: World): void {
     timeout: TEST_MS,
   }, async () => {
     if (engine === null) throw new Error('there is no Engine');
+    await using undo = new AsyncDisposableStack();
+    undo.defer(() => engine.removeContainers());
     await daemon.call('sandbox.create', { name: 'it', network: 'none' });
     const [made] = await engine.containers();
     const instance = made?.Labels['dev.hutch.instance'];
@@ -103,7 +105,6 @@ export function trialsCutShort(world: World): void {
     expect((await engine.containers()).map(({ Names }) => Names)).toEqual([['/another']]);
     expect((await engine.ask('GET', `/images/${nothing}/json`)).status).toBe(404);
     expect(await daemon.leaks()).toEqual([]);
-    await engine.removeContainers();
   });
 }
 
