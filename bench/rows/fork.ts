@@ -134,7 +134,7 @@ async function memoryRows(place: Place, parent: Sandbox, children: readonly Sand
         unit: 'MiB',
         target: `≤ ${OVERHEAD_MIB_MAX} MiB`,
         met: figures(parts.map(({ others }) => others)).median <= OVERHEAD_MIB_MAX,
-        note: 'Without hardware virtualization half of it is the code that QEMU has translated until a first program has run: 16 of 33 MiB (15 in small pages in place of huge ones). The rest is near 17 MiB: its heap 4.8, what it keeps for that code and for the guest’s pages some 6, its own program and the libraries that it is linked with, as far as they are written when they are loaded, 4 (libcapstone, which only prints instructions, 1.4).',
+        note: 'Without hardware virtualization half of it is the code that QEMU has translated until a first program has run: 16 of 33 MiB. Tried (docs/decisions/0037): no huge pages for it (4 MiB less, a tenth slower), room for 16 MiB of it (2 MiB less, half as slow again) and for 8 (22 MiB in all, five times slower). The rest is near 17 MiB: its heap 4.8, what it keeps for that code and for the guest’s pages some 6, its own program and the libraries that it is linked with, as far as they are written when they are loaded, 4 (libcapstone, which only prints instructions, 1.4).',
       },
       parts.map(({ others }) => others),
     ),
