@@ -30,6 +30,8 @@ function instead(claim: Claim, can: Capabilities): string | null {
   if (claim === 'fork' && can.diskSnapshot) return 'keep its disk as an image, and start others from that: hutch image commit';
   if (claim === 'snapshot' && can.diskSnapshot)
     return 'keep its disk as an image: hutch image commit SANDBOX NAME, then: hutch run --image NAME';
+  if (claim === 'diskSnapshot' && can.snapshot)
+    return 'keep it as a snapshot: hutch snapshot create SANDBOX, then: hutch run --from SNAPSHOT';
   if (claim === 'hostDirectories')
     return 'copy it in: hutch cp, or hutch run DIR; or keep it on a volume: -v NAME:PATH; or take a backend that mounts: hutch backends';
   if (claim === 'devices') return 'containers of a Docker Engine on this machine can have one: --backend docker';

@@ -51,6 +51,7 @@ export function honesty(subject: Subject): void {
       expect(await refusal(daemon.call('image.commit', { ref: id }))).toMatchObject({
         code: 'failed_precondition',
         message: expect.stringContaining('diskSnapshot'),
+        ...(can.snapshot ? { hint: expect.stringContaining('hutch snapshot create') } : {}),
       });
       return await subject.remove(id);
     }
