@@ -111,6 +111,13 @@ export const BELONGINGS: readonly Line[] = [
 
   run('', /^hutch\.sock$/, 'hutch', 'where the API is'),
   run('', /^(sandboxes|work)$/, 'hutch', 'each for what its lines say'),
+  run('', /^uids$/, 'hutch', 'of all daemons of this machine, where they are root’s: which users each has'),
+  run(
+    'uids',
+    /^(\d{6,10}|lock|\.hutch-tmp-[0-9a-f]{16})$/,
+    'hutch',
+    'the users of one daemon, which is told when that is gone; others write there as well',
+  ),
   run('sandboxes', SBX, 'sandbox', 'its sockets, and what its shim writes'),
   run('sandboxes', /^nonce-op-[0-9a-f]{12}$/, 'work', 'a trial of what the Docker Engine sees'),
   run('work', /^(acceleration|gvisor-platform)\.json$/, 'hutch', 'what was found out about this machine since it was started'),
@@ -137,6 +144,7 @@ export function pathOf({ dataDir, runDir, logDir }: Pick<Places, 'dataDir' | 'ru
 
 /** What an entry is; null: nothing of ours has such a name there. */
 export function lineOf(root: Root, place: string, name: string): Line | null {
-  if (TEMP_NAME.test(name)) return { root, in: place, name: TEMP_NAME, owner: 'work', why: 'a file that is being written' };
+  if (TEMP_NAME.test(name) && place !== 'uids')
+    return { root, in: place, name: TEMP_NAME, owner: 'work', why: 'a file that is being written' };
   return BELONGINGS.find((line) => line.root === root && line.in === place && line.name.test(name)) ?? null;
 }
