@@ -126,6 +126,7 @@ export const BELONGINGS: readonly Line[] = [
 
   log('', /^hutchd\.log(\.[12])?$/, 'hutch', 'the daemon’s log'),
   log('', /^(sandboxes|ended|failed)$/, 'hutch', 'each for what its lines say'),
+  log('', /^sync$/, 'hutch', 'what hutch sync of this user remembers of directories'),
   log('sandboxes', SBX, 'sandbox', 'what it wrote'),
   log('ended', /^sbx[0-9a-z]{17}$/, 'cache', 'what one wrote that removed itself, for ten minutes'),
   log('failed', /^op-[0-9a-f]{12}$/, 'cache', 'what one wrote that could not be made, for a week'),
