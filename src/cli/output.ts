@@ -23,6 +23,16 @@ export function safe(text: string): string {
   return stripVTControlCharacters(text).replaceAll(/[\u0000-\u001f\u007f-\u009f]/g, '?');
 }
 
+/** Git's own colours, as they are where nothing else is configured; else what commands a terminal. */
+const COLOUR_OR_CONTROL = /\u001b\[(?:|1|31|32|33|36|41)m|[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/g;
+
+/** A patch of files that came from elsewhere, for a terminal: its lines and colours stay, and nothing in it commands the terminal. */
+export function safePatch(text: string): string {
+  return text.replaceAll(COLOUR_OR_CONTROL, (found) =>
+    found.length > 1 ? found : found < ' ' ? `^${String.fromCharCode(found.charCodeAt(0) + 64)}` : '?',
+  );
+}
+
 function width(text: string): number {
   return [...text].length;
 }

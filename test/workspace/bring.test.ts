@@ -1,10 +1,14 @@
 // What repositories do that people did not think of: a copy that is disturbed, work that lies on no branch, a repository within the
 // repository. By the CLI, with a real machine's own git.
+import { spawnSync } from 'node:child_process';
 import { chmod, mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
 import { MACHINES, World } from '../cli/world.ts';
 import { gitAt, TestRepository } from './repository.ts';
+
+/** A busy machine takes long for a machine that is emulated. */
+const TEST_MS = 240_000;
 
 let world: World;
 let repository: TestRepository;
@@ -34,7 +38,9 @@ async function prepare(path: string, ...flags: string[]): Promise<{ files: numbe
   return await world.json('workspace', 'prepare', '--path', path, ...flags, 'box', repository.dir);
 }
 
-test('bring loses no commit that lies on no branch: a detached HEAD, tags, each stash; and says what stays inside', async () => {
+test('bring loses no commit that lies on no branch: a detached HEAD, tags, each stash; and says what stays inside', {
+  timeout: TEST_MS,
+}, async () => {
   await prepare('/work/lost');
   await inside(
     '/work/lost',
@@ -62,7 +68,7 @@ test('bring loses no commit that lies on no branch: a detached HEAD, tags, each 
   expect(brought.warnings.join('\n')).toMatch(/left something out: .*unborn/m);
 });
 
-test('with a thousand branches there, bring brings those that were made or moved inside, and only them', async () => {
+test('with a thousand branches there, bring brings those that were made or moved inside, and only them', { timeout: TEST_MS }, async () => {
   const head = repository.git('rev-parse', 'HEAD');
   const tree = repository.git('rev-parse', 'HEAD^{tree}');
   const other = repository.git('commit-tree', tree, '-p', head, '-m', 'of another branch');
@@ -86,7 +92,7 @@ test('with a thousand branches there, bring brings those that were made or moved
   expect(await world.json('bring', 'box')).toMatchObject({ otherBranches: [] });
 });
 
-test('a file that is changed while it is copied is copied once more, until it stands still', async () => {
+test('a file that is changed while it is copied is copied once more, until it stands still', { timeout: TEST_MS }, async () => {
   const bin = join(repository.here, 'bin');
   await mkdir(bin);
   const times = join(repository.here, 'times');
@@ -115,7 +121,9 @@ exec /bin/tar "$@"\n`;
   expect((await go('/work/restless')).warnings.join()).toMatch(/changed here while they were copied.*README/);
 });
 
-test('what is copied again overwrites no file that the sandbox has, ignored or not, and a submodule that moved on is told', async () => {
+test('what is copied again overwrites no file that the sandbox has, ignored or not, and a submodule that moved on is told', {
+  timeout: TEST_MS,
+}, async () => {
   await prepare('/work/again');
   await inside('/work/again', 'echo dist > .git/info/exclude; mkdir dist; echo theirs > dist/x');
   await mkdir(join(repository.dir, 'dist'));
@@ -142,4 +150,43 @@ test('what is copied again overwrites no file that the sandbox has, ignored or n
   await prepare('/work/sub', '--force');
   expect(await inside('/work/sub', 'cat sub/README')).toBe('moved on');
   expect(await readFile(join(repository.dir, 'README'), 'utf8')).toBe('hello\n');
+});
+
+test('what a patch says commands no terminal, and in a pipe it is byte for byte', { timeout: TEST_MS }, async () => {
+  await prepare('/work/screen');
+  await inside('/work/screen', "printf 'title \\033]0;evil\\007 \\033[8mhidden\\n' > README");
+  const shown = spawnSync('script', ['-qec', `${process.execPath} ${world.bundle} diff box`, '/dev/null'], {
+    env: { ...world.env },
+    encoding: 'utf8',
+    timeout: 60_000,
+  });
+  expect(shown.stdout).toContain('title ^[]0;evil^G ^[[8mhidden');
+  expect(shown.stdout).toContain('\u001b[32m'); // git's own
+  expect((await world.run(['diff', 'box'])).stdout).toContain('+title \u001b]0;evil\u0007 \u001b[8mhidden\n');
+});
+
+test('submodules that would have git run something or look elsewhere are refused by name, and make no branch', {
+  timeout: TEST_MS,
+}, async () => {
+  await prepare('/work/modules');
+  const wicked = [['[submodule "x"]\n\tpath = x\n\turl = --upload-pack=touch /tmp/x\n', 'gitmodulesUrl']] as const;
+  for (const [text, why] of wicked) {
+    await inside('/work/modules', `printf '%s' '${text}' > .gitmodules`);
+    const refused = await world.run(['bring', '-b', 'wicked', 'box']);
+    expect(refused, refused.stderr).toMatchObject({ code: 4, stderr: expect.stringContaining('is refused') as string });
+    expect(refused.stderr).toContain(why);
+  }
+  // Its own git would not add this one.
+  await inside(
+    '/work/modules',
+    `blob=$(printf /etc/passwd | git hash-object -w --stdin); first=$(git rev-parse HEAD)
+     tree=$( { git ls-tree HEAD; printf '120000 blob %s\\t.gitmodules\\n' $blob; } | git mktree)
+     git branch wicked $(git commit-tree -m link -p $first $tree); rm .gitmodules`,
+  );
+  expect((await world.run(['bring', '-b', 'wicked', 'box'])).stderr).toContain('gitmodulesSymlink');
+  expect(repository.git('branch', '--list', 'wicked')).toBe('');
+  // What leads out of the tree is a link in a tree, as any other.
+  await inside('/work/modules', 'git branch -qD wicked; ln -s /etc/passwd out');
+  expect(await world.json('bring', 'box')).toMatchObject({ branch: 'hutch/box' });
+  expect(repository.git('show', 'hutch/box:out')).toBe('/etc/passwd');
 });

@@ -4,7 +4,7 @@ import { bringWorkspace, diffWorkspace } from '../../sdk/workspace/bring.ts';
 import { type Plan, type Prepared, type PrepareOptions, planWorkspace, prepareWorkspace } from '../../sdk/workspace/prepare.ts';
 import { type Args, usage } from '../args.ts';
 import { ask, type Context } from '../context.ts';
-import { json, roughSize, safe } from '../output.ts';
+import { json, roughSize, safe, safePatch } from '../output.ts';
 
 export async function prepare(context: Context, args: Args): Promise<number> {
   const [ref = '', dir = '.'] = args.positionals;
@@ -26,9 +26,14 @@ export async function diff(context: Context, args: Args): Promise<number> {
   const sandbox = await sandboxOf(context, args.first());
   const text = await diffWorkspace(sandbox, { ...bringOptions(context, args), format, color });
   context.progress.clear();
-  if (!context.json) await context.io.out(text);
+  if (!context.json) await showPatch(context, text);
   else await context.io.out(json({ files: filesOf(text.toString('utf8')) }));
   return 0;
+}
+
+/** Byte for byte, unless it is for eyes. */
+async function showPatch({ io }: Context, patch: Buffer): Promise<void> {
+  await io.out(io.isTerminal.stdout ? safePatch(patch.toString('utf8')) : patch);
 }
 
 export async function bring(context: Context, args: Args): Promise<number> {
@@ -39,7 +44,7 @@ export async function bring(context: Context, args: Args): Promise<number> {
     if (context.json) throw usage('the patch goes to stdout, and so would --json', 'leave out --json');
     const patch = await diffWorkspace(sandbox, options);
     context.progress.clear();
-    await context.io.out(patch);
+    await showPatch(context, patch);
     return 0;
   }
   const branch = args.value('branch');
