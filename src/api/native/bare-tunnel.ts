@@ -2,11 +2,14 @@
 // answer's head there is nothing but the bytes. Always true: nothing is said before the client has, as whoever reads the head must
 // not take what is meant for whom the connection is passed on to.
 import type { IncomingMessage } from 'node:http';
+import { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import type { Tunnel } from '../../services/handlers.ts';
 
 /** What such a client asks the connection to become, in place of `websocket`. */
 const PROTOCOL = 'hutch-bytes';
+/** Whose machine has vanished is noticed by the system: there is nothing of ours in such a connection that could be asked for. */
+const KEEP_ALIVE_MS = 30_000;
 
 export function wantsBytes(request: IncomingMessage): boolean {
   return request.headers.upgrade?.toLowerCase() === PROTOCOL;
@@ -14,6 +17,7 @@ export function wantsBytes(request: IncomingMessage): boolean {
 
 /** Tells that from here on the connection is the tunnel. */
 export function becomeBytes(socket: Duplex, opId: string): void {
+  if (socket instanceof Socket) socket.setKeepAlive(true, KEEP_ALIVE_MS);
   const lines = ['HTTP/1.1 101 Switching Protocols', 'Connection: Upgrade', `Upgrade: ${PROTOCOL}`, `Hutch-Op-Id: ${opId}`];
   socket.write(`${lines.join('\r\n')}\r\n\r\n`);
 }
