@@ -3,9 +3,12 @@
 import { spawnSync } from 'node:child_process';
 import { appendFile, mkdir, readdir, readFile, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from 'vitest';
 import { MACHINES, World } from '../cli/world.ts';
 import { gitAt, TestRepository } from './repository.ts';
+
+// A busy machine takes long for a machine that is emulated.
+vi.setConfig({ testTimeout: 240_000 });
 
 let world: World;
 let repository: TestRepository;
