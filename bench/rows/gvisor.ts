@@ -286,7 +286,7 @@ async function atOnce(bench: Bench, place: Place, bare: BareRuntime, spared: str
     meets: (ratio) => ratio <= AT_ONCE_FACTOR,
     note:
       'Until each answers. Bound by the processors: each starts a kernel in user space. Ours has to run the agent in each and speak with it, some 40 ms of the daemon’s ' +
-      'time, its record, cgroups and three mounts besides; what waits (syncs, grace periods of the kernel) is waited for side by side here, so nothing of it can be won.',
+      'time, its record, cgroups and mounts besides; what waits (syncs, grace periods of the kernel) is waited for side by side here.',
     baseline: async () => {
       const took = await timed(() => Promise.all(several.map(() => bare.begin(['sleep', '100000']))));
       await bare.endAll();

@@ -74,7 +74,7 @@ export async function scp(bench: Bench): Promise<readonly Row[]> {
     taken.ours.push(ours);
   }
   const note =
-    'Each with its own start of scp and log-in. Ours starts the CLI, which passes the daemon’s connection to ssh and ends. Bound by the daemon, which decrypts in JavaScript with OpenSSL: of each 128 MiB into a sandbox on gVisor it took 0.7 s of processor time (about two fifths for collecting the memory in which Node hands over what is read and decrypted, a quarter for writing to the agent), the sandbox’s runtime 0.7 s beside it, and OpenSSH at both ends of the baseline 0.3 s in all. On QEMU it is the agent’s port under emulation.';
+    'Each with its own start of scp and log-in. Ours starts the CLI, which passes the daemon’s connection to ssh and ends. Bound by the daemon, which decrypts in JavaScript with OpenSSL: of each 128 MiB into a sandbox on gVisor it took 0.7 s of processor time (about two fifths for collecting the memory in which Node hands over what is read and decrypted, a quarter for writing to the agent), the sandbox’s runtime 0.7 s beside it, and the baseline’s client 0.3 s (its server was not counted). On QEMU it is the agent’s port under emulation.';
   return [
     judge(
       {
