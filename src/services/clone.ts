@@ -25,7 +25,7 @@ import { removeUnmade } from './unmade.ts';
 import { withVolumes } from './volumes.ts';
 
 const CONFIGURE_MS = 180_000;
-const IDENTITY_MS = 90_000;
+const IDENTITY_MS = 180_000;
 const RELEASE_MS = 60_000;
 
 export type CloneOf = {

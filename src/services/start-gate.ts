@@ -6,7 +6,7 @@ import { waitFor } from './operations.ts';
 
 const PER_PROCESSOR = 2;
 /** Who takes longer than this is waiting for something itself, and must not keep others waiting. */
-const HELD_MS = 10_000;
+const HELD_MS = 30_000;
 
 export class StartGate {
   readonly #heldMs: number;

@@ -1,8 +1,9 @@
 // The program that compares a machine that runs, or stands still, with what is stored (rust/imprint), as calls.
-
+import { constants } from 'node:os';
+import { dirname } from 'node:path';
 import { z } from 'zod';
 import type { HutchError } from '../../domain/errors.ts';
-import type { Host } from '../../host/host.ts';
+import type { Host, RunResult } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 
 export type MemoryToTake = {
@@ -69,7 +70,8 @@ export async function take(
     },
   });
   const { exitCode, stdout, stderr } = await running;
-  if (exitCode !== 0) throw failure(op, 'a machine cannot be written down', stderr);
+  if (exitCode !== 0)
+    throw await failure(op, host, 'a machine cannot be written down', { exitCode, stderr }, memory?.dir ?? disks[0]?.dir ?? '/');
   await isTaken.promise;
   const lines = new TextDecoder().decode(stdout).split('\n');
   return lines.filter((line) => line.startsWith('{')).map((line) => taken.parse(JSON.parse(line)));
@@ -83,15 +85,28 @@ async function* one(promise: Promise<Uint8Array>): AsyncGenerator<Uint8Array> {
 export async function layOut(op: Operation, host: Host, program: string, dir: string, bytes: number, path: string): Promise<void> {
   using limited = op.within(TAKE_MS, 'laying out a disk');
   const { exitCode, stderr } = await host.run(limited, [program, 'lay', dir, String(bytes), path]);
-  if (exitCode !== 0) throw failure(op, 'a disk cannot be laid out', stderr);
+  if (exitCode !== 0) throw await failure(op, host, 'a disk cannot be laid out', { exitCode, stderr }, dirname(path));
 }
 
-function failure(op: Operation, what: string, stderr: Uint8Array): HutchError {
+/** A page of a file that has no room, as in a full tmpfs, ends a program without a word. */
+const BUS_ERROR = 128 + constants.signals.SIGBUS;
+/** Less is none. */
+const ROOM_BYTES = 1024 * 1024;
+
+async function failure(
+  op: Operation,
+  host: Host,
+  what: string,
+  { exitCode, stderr }: Pick<RunResult, 'exitCode' | 'stderr'>,
+  dir: string,
+): Promise<HutchError> {
   const said = new TextDecoder()
     .decode(stderr)
     .trim()
     .slice(-SAID_CHARS_MAX)
     .replace(/^hutch-imprint: /, '');
-  const isFull = /os error (28|122)\b/.test(said);
-  return op.error(isFull ? 'resource_exhausted' : 'unavailable', `${what}: ${said}`);
+  const isFull = exitCode === BUS_ERROR ? (await host.fileSystem(op, dir)).freeBytes < ROOM_BYTES : /os error (28|122)\b/.test(said);
+  const words =
+    said === '' ? `${isFull ? `no room is left in ${dir}` : 'the program that does it has died'} (exit code ${exitCode})` : said;
+  return op.error(isFull ? 'resource_exhausted' : 'unavailable', `${what}: ${words}`);
 }
