@@ -13,7 +13,7 @@ import { beginningOf } from './from-snapshot.ts';
 import type { Handlers } from './handlers.ts';
 import { refuseMounted } from './mounts.ts';
 import { readSecrets } from './secrets.ts';
-import { findSnapshot, readSnapshotFiles } from './snapshots.ts';
+import { findSnapshot, inMicroseconds, readSnapshotFiles } from './snapshots.ts';
 import { inStillness } from './still.ts';
 import type { Supervisor } from './supervisor.ts';
 import type { Output } from './verbs.ts';
@@ -58,7 +58,7 @@ export function forkVerbs(core: Core, supervisor: Supervisor): Pick<Handlers, 's
         const taken = isSuspended
           ? await snapshots.take(op, run.plan, dir, { ...how, saved: savedDir(deps.places, id) })
           : await inStillness(core, call, sandbox, 'memory and disk', () => snapshots.take(op, run.plan, dir, how));
-        return { parent: sandbox, stillMs: taken.stillMs };
+        return { parent: sandbox, stillMs: inMicroseconds(taken.stillMs) };
       });
       const { spec } = parent;
       const boot = await deps.boots.of(op, spec, backendOf(deps, op, spec.backend).needs);

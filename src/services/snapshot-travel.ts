@@ -24,8 +24,7 @@ export function snapshotTravelVerbs(core: Core): Pick<Handlers, TravelVerbs> {
   const claims = new Claims();
 
   async function arrivedView({ snapshot, secretNames, misfit }: Arrived): Promise<Output<'snapshot.import'>> {
-    const { stillMs: _, ...view } = await shown(core, snapshot);
-    return { ...view, secretNames: [...secretNames], misfit };
+    return { ...(await shown(core, snapshot)), secretNames: [...secretNames], misfit };
   }
 
   /** From a registry, each part as a file first: a connection that breaks is gone on with. */

@@ -171,7 +171,7 @@ export async function takeSnapshot(
   };
   const [snapshot] = await call.commit([{ change: 'createSnapshot', snapshot: whole }, ...(await also(whole, dir))]);
   undo.move();
-  return { snapshot, stillMs };
+  return { snapshot, stillMs: inMicroseconds(stillMs) };
 }
 
 type WrittenDown = { readonly taken: SnapshotTaken; readonly standsOn: Snapshot | null };
@@ -367,6 +367,11 @@ export async function sweepSnapshots(core: Core, op: Operation): Promise<void> {
 }
 
 /** Names of the sandboxes that were made from each. */
+/** A time as it is told: in milliseconds, to the microsecond. */
+export function inMicroseconds(ms: number): number {
+  return Math.round(ms * 1_000) / 1_000;
+}
+
 type Users = ReadonlyMap<SnapshotId, readonly string[]>;
 
 async function usersOf({ deps }: Core): Promise<Users> {
@@ -375,11 +380,13 @@ async function usersOf({ deps }: Core): Promise<Users> {
   return users;
 }
 
-export async function shown(core: Core, snapshot: Snapshot): Promise<Output<'snapshot.create'>> {
-  return { ...viewOf(snapshot, await usersOf(core)), stillMs: 0 };
+type View = Omit<Output<'snapshot.create'>, 'stillMs'>;
+
+export async function shown(core: Core, snapshot: Snapshot): Promise<View> {
+  return viewOf(snapshot, await usersOf(core));
 }
 
-function viewOf(snapshot: Snapshot, users: Users): Omit<Output<'snapshot.create'>, 'stillMs'> {
+function viewOf(snapshot: Snapshot, users: Users): View {
   const { id, projectId, name, kind, contents, sandboxId, parentId, ownBytes, apparentBytes, createdAtMs, spec } = snapshot;
   return {
     ...{ id, projectId, name, kind, contents, sandboxId, sandboxName: spec.name, parentId },

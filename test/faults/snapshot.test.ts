@@ -56,6 +56,7 @@ test('what is made from a snapshot is as the sandbox was, and like no other', { 
   const first = await daemon.call('snapshot.create', { ref: 'web', name: 'ready' });
   expect(first).toMatchObject({ name: 'ready', sandboxId: id, parentId: null, contents: 'memory and disk', usedBy: [] });
   expect(first.stillMs).toBeGreaterThan(0);
+  expect(await daemon.call('snapshot.get', { snapshot: 'ready' })).not.toHaveProperty('stillMs'); // it stands still no more
   await expect(daemon.call('snapshot.create', { ref: 'web', name: 'ready' })).rejects.toThrow(/taken by snapshot/);
 
   // Only what differs is stored, also of the second.
