@@ -160,9 +160,21 @@ export class Suspension {
     return after;
   }
 
-  /** The guest is told what time it is and gets fresh entropy, then its network is let in. */
   async #makeItself(call: Call, sandbox: Sandbox, run: Run, started: Pick<Started, 'network' | 'disk'>, intentId: number): Promise<void> {
     const { op } = call;
+    const { host, store } = this.#core.deps;
+    try {
+      await this.#tell(op, sandbox, run, started);
+    } finally {
+      // It is on record that it went on: nobody comes back to what was saved, also if it has died since.
+      using late = op.releasing(RELEASE_MS);
+      await host.remove(late, this.#placesOf(sandbox).woken);
+    }
+    await store.commit(op, [{ change: 'finishIntent', id: intentId }], 'relaxed');
+  }
+
+  /** The guest is told what time it is and gets fresh entropy, then its network is let in. */
+  async #tell(op: Operation, sandbox: Sandbox, run: Run, started: Pick<Started, 'network' | 'disk'>): Promise<void> {
     const { deps } = this.#core;
     const boot = await deps.boots.of(op, sandbox.spec, run.backend.needs);
     const secrets = await readSecrets(op, deps.host, placesOf(deps.places, sandbox.id).secretsPath, sandbox.spec.secretNames);
@@ -179,8 +191,6 @@ export class Suspension {
     if (warnings.length > 0) op.log.warn({ sandbox: run.id, warnings }, 'the guest had warnings while it was configured');
     await setClockAgain(limited, deps.host, run, agent, deps.host.monotonicMs() - toldAtMs);
     if (started.network !== null) await run.backend.linkUp(limited, run.plan);
-    await this.#core.deps.host.remove(op, this.#placesOf(sandbox).woken);
-    await deps.store.commit(op, [{ change: 'finishIntent', id: intentId }], 'relaxed');
   }
 
   /** Its process is ended, if there is one. Whatever was saved stays, unless the machine has gone on: then it has ended now. */

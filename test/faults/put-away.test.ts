@@ -241,8 +241,7 @@ test(`a machine that dies before it runs costs nothing that was put away (seed $
     }
     if (!own) expect(await sh('web', 'cat /dev/shm/a'), where).toBe('memory\n');
     await daemon.call('snapshot.verify', { snapshot: 'ready' });
-    // `woken`: of one that died before its guest was told that it goes on; the next resume removes it, or its deletion.
-    await eventually(`nothing else is left: ${where}`, () => filesOf(daemon, id).every((name) => ['vm', 'woken'].includes(name)));
+    await eventually(`nothing else is left: ${where}`, () => filesOf(daemon, id).every((name) => name === 'vm'));
     await daemon.deleteAll();
     await daemon.call('snapshot.remove', { snapshot: 'ready' });
     expect(readdirSync(join(daemon.home, 'data/snapshots')), where).toEqual([]);
