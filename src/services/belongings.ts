@@ -62,7 +62,7 @@ export const BELONGINGS: readonly Line[] = [
   data('', /^reserve$/, 'hutch', 'room that is given free when the disk is full'),
   data('', /^uid-block$/, 'hutch', 'which users sandboxes run as, among all daemons of this machine'),
   data('', /^lost\+found$/, 'hutch', 'of a file system of its own, which some put there'),
-  data('', /^\.(backup|reflink)-op-[0-9a-f]{12}(-wal)?$/, 'work', 'a copy of the store on its way out, or a trial of the disk'),
+  data('', /^\.(backup|reflink)-op-[0-9a-f]{12}(-wal|-clone)?$/, 'work', 'a copy of the store on its way out, or a trial of the disk'),
   data('', /^docker-trial-[0-9a-f]{16}$/, 'work', 'a trial of a disk in a file'),
   data('', /^(sandboxes|snapshots|volumes|forks|images|kernels|initramfs)$/, 'hutch', 'each for what its name says'),
   data('', /^(blobs|staging|templates|bases|builds|ssh|docker)$/, 'hutch', 'each for what its lines say'),

@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, expect, test } from 'vitest';
 import { eventually } from '../support/eventually.ts';
-import { all, expectInOrder, isLong, options, shellOf, startDaemon } from './world.ts';
+import { all, COUNT, expectInOrder, isLong, options, shellOf, startDaemon } from './world.ts';
 
 const TEST_MS = isLong ? 3_600_000 : 300_000;
 const CHILDREN = isLong ? 20 : 2;
@@ -78,7 +78,7 @@ test(`${CHILDREN} children of a running sandbox are like it, and like no other w
 
   // Few programs: each costs an emulated machine that has just been made more than all else here.
   const look = `cat /root/a /dev/shm/a /root/told; sha256sum -c /dev/shm/sum; echo $PLAIN $HIDDEN; date +%s%3N; ${Object.values(UNLIKE).join('; ')}
-    hostname > /root/a; hostname > /dev/shm/a; cat /dev/shm/count`;
+    hostname > /root/a; hostname > /dev/shm/a; ${COUNT}`;
   const askedAt = Date.now();
   const seen = await Promise.all(names.map(async (ref) => (await sh(ref, look)).trim().split('\n')));
   const own = (await sh('web', Object.values(UNLIKE).join('; '))).trim().split('\n');
@@ -89,7 +89,7 @@ test(`${CHILDREN} children of a running sandbox are like it, and like no other w
     expect(Number(seen[nth]?.[5])).toBeLessThan(Date.now() + 1_000);
     const count = Number(seen[nth]?.at(-1));
     expect(count).toBeGreaterThan(0);
-    await eventually('its main process goes on', async () => Number(await sh(name, 'cat /dev/shm/count')) > count);
+    await eventually('its main process goes on', async () => Number(await sh(name, COUNT)) > count);
   }
   for (const [nth, what] of Object.keys(UNLIKE).entries()) {
     const values = [own[nth], ...seen.map((lines) => lines[6 + nth])];

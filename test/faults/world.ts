@@ -126,9 +126,12 @@ export function shellOf(daemon: DaemonUnderTest): Shell {
 /** A program that is seen to go on: it counts in memory. */
 export const COUNTER = 'i=0; while :; do i=$((i+1)); echo $i > /dev/shm/count; sleep 0.02; done';
 
+/** The file is empty for a moment each time it is written. */
+export const COUNT = 'until read -r count < /dev/shm/count; do :; done; echo $count';
+
 /** How far it is. */
 export async function countOf(sh: Shell, ref: string): Promise<number> {
-  return Number(await sh(ref, 'until [ -s /dev/shm/count ]; do sleep 0.01; done; cat /dev/shm/count'));
+  return Number(await sh(ref, COUNT));
 }
 
 /** What it printed so far. */
