@@ -425,7 +425,8 @@ export type Backend = {
   /** What of a start is left after its process died: sockets, passt, cgroup, rules. Idempotent. */
   cleanUp(op: Operation, plan: SandboxPlan): Promise<void>;
 
-  stats(op: Operation, plan: SandboxPlan): Promise<HostUse>;
+  /** `own`: what `usage` said just before, for whom both are one question: an Engine answers it once a second. */
+  stats(op: Operation, plan: SandboxPlan, own?: Usage | null): Promise<HostUse>;
 
   /** In place of what the agent counts, which in a shared kernel is the whole host's. Absent, or null, where the agent knows. */
   usage?(op: Operation, plan: SandboxPlan): Promise<Usage | null>;

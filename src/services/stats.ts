@@ -82,7 +82,7 @@ export class StatsReader {
     const agent = await reach(op, spec.name, run);
     // In a shared kernel the agent sees what the whole host does. Before what it takes of the host, which is never less.
     const own = (await run.backend.usage?.(op, run.plan)) ?? null;
-    const [metrics, host] = await Promise.all([agent.metrics(op), run.backend.stats(op, run.plan)]);
+    const [metrics, host] = await Promise.all([agent.metrics(op), run.backend.stats(op, run.plan, own)]);
     const { takenAtMs, uptimeMs, cpu, memory, disk, network, processes, oomKills, pressure } = metrics;
     return {
       sandboxId: id,

@@ -40,7 +40,7 @@ import { agentSocketPath, logPath, markPath, socketDir } from './paths.ts';
 import { probeEngine } from './probe.ts';
 import { Sight } from './sight.ts';
 import { agentArrives, startContainer } from './start.ts';
-import { Readings } from './usage.ts';
+import { readUsage } from './usage.ts';
 import { makeVolumePlaces, mountVolumes, removeVolumePlaces, unmountVolumes, volumeAt, whyNoVolumes } from './volumes.ts';
 import { waitAgain } from './wait.ts';
 
@@ -265,8 +265,6 @@ export function newDockerBackend(config: DockerConfig): Backend {
     }
   }
 
-  const readings = new Readings();
-
   const backend: Backend = {
     name: 'docker',
     needs: 'root',
@@ -474,15 +472,15 @@ export function newDockerBackend(config: DockerConfig): Backend {
       }
     },
 
-    async stats(op, plan) {
+    async stats(op, plan, own) {
       const { container } = await containerOf(op, plan, 'with-size');
-      const usage = container?.State.Running === true ? await readings.again(op, engine, container.Id) : null;
+      const usage = container?.State.Running === true ? (own ?? (await readUsage(op, engine, container.Id))) : null;
       return { pssBytes: usage?.memory?.usedBytes ?? 0, cpuUs: usage?.cpuUs ?? 0, diskAllocatedBytes: container?.SizeRw ?? 0 };
     },
 
     async usage(op, plan) {
       const { Id } = await running(op, plan);
-      const usage = await readings.read(op, engine, Id);
+      const usage = await readUsage(op, engine, Id);
       return usage.disk === null ? { ...usage, disk: await trafficOf(op, plan) } : usage;
     },
 

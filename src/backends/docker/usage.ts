@@ -22,32 +22,10 @@ const answer = z.object({
 });
 export type StatsAnswer = z.infer<typeof answer>;
 
-async function readUsage(op: Operation, engine: Engine, id: string): Promise<Usage> {
+export async function readUsage(op: Operation, engine: Engine, id: string): Promise<Usage> {
   return usageOf(
     await engine.json(op, answer, { method: 'GET', path: `/containers/${id}/stats`, query: { stream: false, 'one-shot': true } }),
   );
-}
-
-/**
- * What one look at a container found is there for all who ask in that look: an Engine takes its figures once a second, and whoever
- * asks a second time waits for the next.
- */
-export class Readings {
-  readonly #taken = new WeakMap<Operation, Map<string, Usage>>();
-
-  async read(op: Operation, engine: Engine, id: string): Promise<Usage> {
-    const usage = await readUsage(op, engine, id);
-    const taken = this.#taken.get(op) ?? new Map<string, Usage>();
-    this.#taken.set(op, taken.set(id, usage));
-    return usage;
-  }
-
-  /** What `read` found just before, once; else as the Engine says now. */
-  async again(op: Operation, engine: Engine, id: string): Promise<Usage> {
-    const usage = this.#taken.get(op)?.get(id);
-    this.#taken.get(op)?.delete(id);
-    return usage ?? (await readUsage(op, engine, id));
-  }
 }
 
 export function usageOf({ cpu_stats, memory_stats, blkio_stats, networks, pids_stats }: StatsAnswer): Usage {
