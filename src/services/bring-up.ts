@@ -12,11 +12,11 @@ import type { LinkedProcess } from '../guest/linked-process.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Boot } from './deps.ts';
-import { setClockAgain } from './guest-clock.ts';
 import { MAIN_LOG_BYTES_MAX, MAIN_LOG_FILES } from './main-log.ts';
 import type { Run } from './run.ts';
 import { reachStarted } from './runs.ts';
 import type { Secrets } from './secrets.ts';
+import { tellGuest } from './tell-guest.ts';
 
 /** The id of the main process in the guest, and in the API. */
 export const MAIN = 'main';
@@ -65,11 +65,9 @@ export async function bringUp(op: Operation, host: Host, run: Run, what: BringUp
   const beganMs = host.monotonicMs();
   const agent = await reachStarted(limited, what.sandbox.spec.name, run);
   const greetedMs = host.monotonicMs();
-  const { warnings } = await agent
-    .configure(limited, configurationOf(host, what, started, run.backend))
-    .catch((error: unknown) => Promise.reject(whyNot(op, run, what, started, error)));
-  if (warnings.length > 0) op.log.warn({ sandbox: plan.id, warnings }, 'the guest had warnings while it was configured');
-  await setClockAgain(limited, host, run, agent, host.monotonicMs() - greetedMs);
+  await tellGuest(limited, host, run, agent, configurationOf(host, what, started, run.backend)).catch((error: unknown) =>
+    Promise.reject(whyNot(op, run, what, started, error)),
+  );
   if (started.network !== null) await backend.linkUp(limited, plan);
   const stagesMs = { ...started.stagesMs, agentGreeted: greetedMs - beganMs, configured: host.monotonicMs() - greetedMs };
   op.log.debug({ sandbox: plan.id, stagesMs }, 'guest is up');
@@ -142,10 +140,9 @@ export async function wake(op: Operation, host: Host, run: Run, what: BringUp, s
   using limited = op.within(WAKE_MS, 'waking a warm sandbox');
   const admitted = started.network === null ? Promise.resolve() : backend.ahead?.admit(limited, plan);
   const agent = await run.link.agent(limited);
-  const toldAtMs = host.monotonicMs();
-  await allOf([agent.configure(limited, configurationOf(host, what, started, run.backend)), admitted ?? Promise.resolve()]);
+  const told = tellGuest(limited, host, run, agent, configurationOf(host, what, started, run.backend));
+  await allOf([told, admitted ?? Promise.resolve()]);
   const configuredMs = host.monotonicMs();
-  await setClockAgain(limited, host, run, agent, configuredMs - toldAtMs);
   if (started.network !== null) await backend.linkUp(limited, plan);
   op.log.debug({ sandbox: plan.id, configuredMs: configuredMs - beganMs, wokenMs: host.monotonicMs() - beganMs }, 'guest is awake');
   return { started, startedAtMs };

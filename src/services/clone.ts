@@ -14,13 +14,13 @@ import type { Core } from './core.ts';
 import { creating } from './creating.ts';
 import { type Boot, placesOf } from './deps.ts';
 import { requireFreeSpace } from './free-space.ts';
-import { setClockAgain } from './guest-clock.ts';
 import { inGuest } from './in-guest.ts';
 import type { Run } from './run.ts';
 import { reachStarted } from './runs.ts';
 import { keepSecrets, type Secrets } from './secrets.ts';
 import { inPlace, startUp } from './start-up.ts';
 import type { Supervisor } from './supervisor.ts';
+import { tellGuest } from './tell-guest.ts';
 import { removeUnmade } from './unmade.ts';
 import { withVolumes } from './volumes.ts';
 
@@ -147,10 +147,7 @@ export async function goOn(
   const cut = { cutConnections: started.network !== null };
   const configuration = { ...configurationOf(host, what, started, run.backend), ...cut };
   const { bootId = null, ...goingOn } = configuration;
-  const toldAtMs = host.monotonicMs();
-  const { warnings } = await agent.configure(limited, as === 'itself' ? goingOn : configuration); // its boot goes on
-  if (warnings.length > 0) op.log.warn({ sandbox: run.id, warnings }, 'the guest had warnings while it was configured');
-  await setClockAgain(limited, host, run, agent, host.monotonicMs() - toldAtMs);
+  await tellGuest(limited, host, run, agent, as === 'itself' ? goingOn : configuration); // its boot goes on
   await becomeItself(limited, run, agent, as === 'itself' ? null : bootId);
   if (started.network !== null && link === 'up') await run.backend.linkUp(limited, run.plan);
   undo.move();

@@ -13,7 +13,7 @@ import type { Call } from './call.ts';
 import { Claims } from './claims.ts';
 import type { Core } from './core.ts';
 import { backendOf, placesOf, savedDir } from './deps.ts';
-import { catchUp, setClockAgain } from './guest-clock.ts';
+import { catchUp } from './guest-clock.ts';
 import { refuseMounted } from './mounts.ts';
 import { releaseRun, runOf } from './release.ts';
 import type { Run } from './run.ts';
@@ -22,6 +22,7 @@ import { readSecrets } from './secrets.ts';
 import { inPlace } from './start-up.ts';
 import type { Supervisor } from './supervisor.ts';
 import { type Dead, describeDeath } from './take-down.ts';
+import { tellGuest } from './tell-guest.ts';
 
 const RELEASE_MS = 60_000;
 const CONFIGURE_MS = 90_000;
@@ -182,14 +183,11 @@ export class Suspension {
     const agent = await reachStarted(limited, sandbox.spec.name, run);
     // Its boot goes on.
     const { bootId: _, ...configuration } = configurationOf(deps.host, { sandbox, boot, secrets }, started, run.backend);
-    const toldAtMs = deps.host.monotonicMs();
-    const { warnings } = await agent.configure(limited, {
+    await tellGuest(limited, deps.host, run, agent, {
       ...configuration,
       cutConnections: started.network !== null,
       generation: `${sandbox.id}.woken.${sandbox.generation}`,
     });
-    if (warnings.length > 0) op.log.warn({ sandbox: run.id, warnings }, 'the guest had warnings while it was configured');
-    await setClockAgain(limited, deps.host, run, agent, deps.host.monotonicMs() - toldAtMs);
     if (started.network !== null) await run.backend.linkUp(limited, run.plan);
   }
 
