@@ -3,6 +3,7 @@
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, afterEach, describe, expect, test } from 'vitest';
+import { names as namesIn, portsOf, watchFrames } from '../network/frames.ts';
 import { ECHO_PORT, neighbours, PUBLIC } from '../network/neighbours.ts';
 import { ApiError, type DaemonUnderTest } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
@@ -14,8 +15,17 @@ const TEST_MS = isLong ? 1_800_000 : 240_000;
 const [CHILDREN, CALLS] = isLong ? [30, 30] : [4, 2];
 const WRONG_MS_MAX = 50;
 
-const daemon = await startDaemon({ HUTCH_SANDBOX_BACKEND: 'qemu', HUTCH_SANDBOX_STOP_GRACE: '2s', HUTCH_SANDBOX_WARM: '0' });
-afterAll(() => daemon[Symbol.asyncDispose]());
+const frames = watchFrames();
+const daemon = await startDaemon({
+  HUTCH_SANDBOX_BACKEND: 'qemu',
+  HUTCH_SANDBOX_STOP_GRACE: '2s',
+  HUTCH_SANDBOX_WARM: '0',
+  HUTCH_TEST_PATH: frames.path,
+});
+afterAll(async () => {
+  await daemon[Symbol.asyncDispose]();
+  frames[Symbol.dispose]();
+});
 afterEach(async () => {
   await daemon.deleteAll();
   const { snapshots } = await daemon.call('snapshot.list', { all: true });
@@ -149,33 +159,87 @@ for each in (talk, listen): threading.Thread(target=each).start()
 while True: time.sleep(60)
 `;
 
+/** Before its link goes up, and long enough for what talks each tenth of a second: when it was over, by the guest's clock. */
+const HOOK = `#!/bin/sh
+sleep 1; date +%s%3N > /dev/shm/told`;
+/** Clones of one that talks, beside the one that begins at a snapshot of it. */
+const TALKERS = isLong ? 20 : 2;
+const NEW = `import socket; s = socket.create_connection(('${PUBLIC}', ${ECHO_PORT}), 30); s.sendall(b'new'); print(s.recv(3).decode())`;
+
 // Only root may make neighbours.
 describe.runIf(process.getuid?.() === 0)('with a network', () => {
-  test('connections of a child are cut at once, and those of its parent live on', { timeout: TEST_MS }, async () => {
-    await using _around = await neighbours();
-    await daemon.call('sandbox.create', { name: 'web', network: 'allow', main: { argv: ['python3', '-c', CONNECTED] } });
-    const log = async (ref: string): Promise<string> => await sh(ref, 'cat /dev/shm/log 2>/dev/null || true');
-    const said = async (ref: string, what: RegExp): Promise<void> => {
-      let seen = '';
-      const look = async (): Promise<boolean> => {
-        seen = await log(ref);
-        return what.test(seen);
-      };
-      await eventually(`${ref} says ${what}`, look, 30_000).catch((cause: unknown) => {
-        throw new Error(`${ref} says no ${what}, but ${seen.slice(-300)}`, { cause });
-      });
+  const log = async (ref: string): Promise<string> => await sh(ref, 'cat /dev/shm/log 2>/dev/null || true');
+  const said = async (ref: string, what: RegExp): Promise<void> => {
+    let seen = '';
+    const look = async (): Promise<boolean> => {
+      seen = await log(ref);
+      return what.test(seen);
     };
-    await said('web', /talk: 3\n/);
-    await said('web', /listen: waits/);
-    await daemon.call('sandbox.fork', { ref: 'web', namePrefix: 'kid' });
+    await eventually(`${ref} says ${what}`, look, 60_000).catch((cause: unknown) => {
+      throw new Error(`${ref} says no ${what}, but ${seen.slice(-300)}`, { cause });
+    });
+  };
+  const talking = async (name: string, backend: 'qemu' | 'gvisor'): Promise<string> => {
+    const main = { argv: ['python3', '-c', CONNECTED] };
+    const { id } = await daemon.call('sandbox.create', { name, backend, network: 'allow', main });
+    await sh(
+      name,
+      `mkdir -p /etc/hutch/after-restore.d; echo '${HOOK}' > /etc/hutch/after-restore.d/one; chmod +x /etc/hutch/after-restore.d/one`,
+    );
+    await said(name, /talk: 3\n/);
+    await said(name, /listen: waits/);
+    return id;
+  };
+  const macOf = async (ref: string): Promise<string> => /ether ([0-9a-f:]+)/.exec(await sh(ref, 'ip -o link show eth0'))?.[1] ?? '';
+  /** From where it talks. */
+  const portsIn = (id: string): ReadonlySet<number> =>
+    new Set(
+      frames
+        .of(id)
+        .map(portsOf)
+        .filter((ports) => ports?.to === ECHO_PORT)
+        .map((ports) => ports?.from ?? 0),
+    );
+
+  test(`${TALKERS} children, and what begins at a snapshot: connections are cut, no packet leaves too early, and the parent’s live on`, {
+    timeout: TEST_MS,
+  }, async () => {
+    await using _around = await neighbours();
+    const id = await talking('web', 'qemu');
+    const mac = await macOf('web');
+    const { children, failed } = await daemon.call('sandbox.fork', { ref: 'web', count: TALKERS, namePrefix: 'kid' });
+    expect(failed).toEqual([]);
     const talked = (await log('web')).match(/^talk: \d+$/gm)?.length ?? 0;
-    await said('kid-1', /^talk: (over|\w+Error)$/m);
-    await said('kid-1', /^listen: (over|\w+Error)$/m);
+    await daemon.call('snapshot.create', { ref: 'web', name: 'talks' });
+    const begun = await daemon.call('sandbox.create', { from: 'talks', name: 'begun' });
+    const clones = [...children.map(({ sandbox }) => sandbox), begun];
     await said('web', new RegExp(`^talk: ${talked + 10}$`, 'm'));
     expect(await log('web')).not.toMatch(/over|Error|heard/);
-    // A new one of the child's own works.
-    const again = `import socket; s = socket.create_connection(('${PUBLIC}', ${ECHO_PORT}), 30); s.sendall(b'new'); print(s.recv(3).decode())`;
-    expect((await daemon.run('kid-1', ['python3', '-c', again])).stdout).toBe('new\n');
+    const old = portsIn(id);
+    expect(old.size).toBe(2);
+    expect(frames.of(id).some((frame) => namesIn(frame, mac))).toBe(true);
+    for (const { id: clone, name } of clones) {
+      await said(name, /^talk: (over|\w+Error)$/m);
+      await said(name, /^listen: (over|\w+Error)$/m);
+      // A new one of its own works.
+      expect((await daemon.run(name, ['python3', '-c', NEW])).stdout).toBe('new\n');
+      const [own, told] = [await macOf(name), Number(await sh(name, 'cat /dev/shm/told'))];
+      expect(own).not.toBe(mac);
+      const seen = frames.of(clone);
+      expect(
+        seen.some((frame) => namesIn(frame, own)),
+        name,
+      ).toBe(true);
+      expect(
+        seen.filter((frame) => namesIn(frame, mac)),
+        `${name} sends as its parent`,
+      ).toEqual([]);
+      expect(
+        [...portsIn(clone)].filter((port) => old.has(port)),
+        `${name} goes on talking`,
+      ).toEqual([]);
+      expect(Math.min(...seen.map(({ atMs }) => atMs)), `${name} sends before it is itself`).toBeGreaterThan(told - WRONG_MS_MAX);
+    }
     await expectInOrder(daemon);
   });
 });

@@ -265,11 +265,15 @@ async function connect(op: Operation, config: QemuConfig, plan: SandboxPlan): Pr
   return await openQmp(limited, await dialWhenThere(limited, host, qmpSocketPath(plan), alive));
 }
 
+/** By itself QEMU tells the network where the machine is as soon as its state is loaded, under an address that is not its own. */
+const SILENT = { 'announce-rounds': 0 } as const;
+
 async function load(op: Operation, config: QemuConfig, plan: SandboxPlan, qmp: Qmp, state: Uint8Array): Promise<void> {
   using limited = op.within(QMP_READY_MS, "loading the machine's state");
   const path = incomingSocketPath(plan);
   await Promise.all([
     qmp.execute(limited, 'migrate-set-capabilities', IGNORE_SHARED),
+    qmp.execute(limited, 'migrate-set-parameters', SILENT),
     qmp.execute(limited, 'migrate-incoming', { uri: `unix:${SOCKETS.incoming}` }),
   ]);
   const stream = await dialVmm(limited, config.host, path);
