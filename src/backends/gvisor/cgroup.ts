@@ -5,7 +5,17 @@ import { join } from 'node:path';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { SandboxPlan } from '../backend.ts';
-import { CGROUP_ROOT, CONTROLLERS, limitCgroups, makeCgroup, removeCgroup } from '../cgroup.ts';
+import {
+  CGROUP_ROOT,
+  CONTROLLERS,
+  cgroupCpuUs,
+  cgroupFigure,
+  cgroupTraffic,
+  limitCgroups,
+  makeCgroup,
+  readCgroup,
+  removeCgroup,
+} from '../cgroup.ts';
 import { allOf } from '../wait.ts';
 
 const CPU_PERIOD_US = 100_000;
@@ -17,7 +27,6 @@ const CPU_START_PERIOD_US = 1_000_000;
 /** Threads and processes on the host: those of the runtime, and one or more for each of the sandbox's. */
 export const TASKS_MAX = 8_192;
 const REMOVE_MS = 10_000;
-const FILE_BYTES_MAX = 64 * 1024;
 
 type Id = Pick<SandboxPlan, 'id'>;
 
@@ -97,7 +106,7 @@ export class Cgroups {
   async oomKills(op: Operation, plan: Id): Promise<number> {
     for (const dir of await this.#dirs(op, plan)) {
       for (const file of ['memory.events', 'memory.oom_control']) {
-        const kills = numberOf(await this.#read(op, join(dir, file)), 'oom_kill');
+        const kills = cgroupFigure(await readCgroup(op, this.#host, [dir], file), 'oom_kill');
         if (kills !== null) return kills;
       }
     }
@@ -107,25 +116,12 @@ export class Cgroups {
   /** Null where there is no such cgroup, or no such controller. CPU time only grows. */
   async use(op: Operation, plan: Id): Promise<{ readonly memoryBytes: number; readonly cpuUs: number } | null> {
     const dirs = await this.#dirs(op, plan);
-    const first = async (read: (dir: string) => Promise<number | null>): Promise<number | null> => {
-      for (const dir of dirs) {
-        const value = await read(dir);
-        if (value !== null) return value;
-      }
-      return null;
-    };
-    const cpuUs = await first(async (dir) => {
-      const unified = numberOf(await this.#read(op, join(dir, 'cpu.stat')), 'usage_usec');
-      if (unified !== null) return unified;
-      const nanoseconds = numberOf(await this.#read(op, join(dir, 'cpuacct.usage')), null);
-      return nanoseconds === null ? null : Math.floor(nanoseconds / 1_000);
-    });
+    const cpuUs = await cgroupCpuUs(op, this.#host, dirs);
     // Without what the kernel may take back at any time: files in its cache.
-    const memoryBytes = await first(async (dir) => {
-      const stat = await this.#read(op, join(dir, 'memory.stat'));
-      const own = numberOf(stat, 'anon') ?? numberOf(stat, 'total_rss');
-      return own === null ? null : own + (numberOf(stat, 'shmem') ?? numberOf(stat, 'total_shmem') ?? 0);
-    });
+    const stat = await readCgroup(op, this.#host, dirs, 'memory.stat');
+    const own = cgroupFigure(stat, 'anon') ?? cgroupFigure(stat, 'total_rss');
+    const shared = cgroupFigure(stat, 'shmem') ?? cgroupFigure(stat, 'total_shmem') ?? 0;
+    const memoryBytes = own === null ? null : own + shared;
     return cpuUs === null || memoryBytes === null ? null : { cpuUs, memoryBytes };
   }
 
@@ -133,11 +129,9 @@ export class Cgroups {
   async disk(op: Operation, { id }: Id): Promise<{ readonly readBytes: number; readonly writtenBytes: number } | null> {
     const name = this.#name ?? '';
     // The runtime makes this one; we set nothing in it.
-    const one = await this.#read(op, join(CGROUP_ROOT, 'blkio', name, id, 'blkio.throttle.io_service_bytes'));
-    const two = await this.#read(op, join(CGROUP_ROOT, name, id, 'io.stat'));
-    if (one !== null && / Write \d+$/m.test(one))
-      return { readBytes: sumOf(one, / Read (\d+)$/gm), writtenBytes: sumOf(one, / Write (\d+)$/gm) };
-    return two === null || two === '' ? null : { readBytes: sumOf(two, / rbytes=(\d+)/g), writtenBytes: sumOf(two, / wbytes=(\d+)/g) };
+    const one = await readCgroup(op, this.#host, [join(CGROUP_ROOT, 'blkio', name, id)], 'blkio.throttle.io_service_bytes');
+    const two = await readCgroup(op, this.#host, [join(CGROUP_ROOT, name, id)], 'io.stat');
+    return cgroupTraffic(one, two);
   }
 
   /** Directories of each controller that we limit or read. */
@@ -162,27 +156,10 @@ export class Cgroups {
   async #look(op: Operation): Promise<readonly string[] | null> {
     const host = this.#host;
     if (host.uid !== 0 || this.#name === null) return null;
-    const unified = await this.#read(op, join(CGROUP_ROOT, 'cgroup.controllers'));
+    const unified = await readCgroup(op, host, [CGROUP_ROOT], 'cgroup.controllers');
     if (unified !== null) return CONTROLLERS.every((name) => unified.split(/\s+/).includes(name)) ? [CGROUP_ROOT] : null;
     const roots = [...CONTROLLERS, 'cpuacct'].map((controller) => join(CGROUP_ROOT, controller));
     for (const root of roots) if ((await host.stat(op, join(root, 'cgroup.procs'))) === null) return null;
     return roots;
   }
-
-  async #read(op: Operation, path: string): Promise<string | null> {
-    if ((await this.#host.stat(op, path)) === null) return null;
-    return new TextDecoder().decode(await this.#host.readFile(op, path, FILE_BYTES_MAX));
-  }
-}
-
-/** One entry for each device. */
-function sumOf(content: string, figure: RegExp): number {
-  return [...content.matchAll(figure)].reduce((total, [, digits]) => total + Number(digits), 0);
-}
-
-/** Of a line `key value`; of a file that is one number when there is no key. */
-function numberOf(content: string | null, key: string | null): number | null {
-  if (content === null) return null;
-  const match = key === null ? /^(\d+)\s*$/.exec(content) : new RegExp(`^${key} (\\d+)$`, 'm').exec(content);
-  return match === null ? null : Number(match[1]);
 }

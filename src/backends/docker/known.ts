@@ -1,0 +1,114 @@
+// Which container is whose: a file of the sandbox's own says it, and the container's labels must agree. A name alone means nothing
+// but where a creation was cut short before the file was written.
+import * as z from 'zod';
+import { HutchError } from '../../domain/errors.ts';
+import type { Host } from '../../host/host.ts';
+import type { Operation } from '../../host/operation.ts';
+import type { ProcessEvidence, SandboxPlan } from '../backend.ts';
+import type { Dead } from '../dead.ts';
+import { isAway, unlessAway } from './away.ts';
+import { START_MS } from './config.ts';
+import { type Container, containerName, findContainer, isOurs } from './container.ts';
+import type { Duties } from './duties.ts';
+import { waitForEnd } from './ended.ts';
+import type { Engine } from './engine.ts';
+import type { EngineEvents } from './events.ts';
+import { evidenceOf } from './evidence.ts';
+import { markPath } from './paths.ts';
+
+const mark = z.strictObject({ containerId: z.string().regex(/^[0-9a-f]{64}$/), reach: z.enum(['mounted', 'attached']) });
+export type Mark = z.infer<typeof mark>;
+const MARK_BYTES_MAX = 4_096;
+
+export type Found = { readonly container: Container | null; readonly made: boolean; readonly reach: Mark['reach'] };
+
+type Parts = {
+  readonly host: Host;
+  readonly instance: string;
+  /** Beneath it everything of this backend that is no sandbox's lies. */
+  readonly workDir: string;
+  readonly engine: Engine;
+  readonly events: EngineEvents;
+  readonly duties: Duties;
+};
+
+export class KnownContainers {
+  readonly #parts: Parts;
+
+  constructor(parts: Parts) {
+    this.#parts = parts;
+  }
+
+  /** Null: it was never finished. */
+  async markOf(op: Operation, plan: SandboxPlan): Promise<Mark | null> {
+    const { host } = this.#parts;
+    if ((await host.stat(op, markPath(plan))) === null) return null;
+    return mark.parse(JSON.parse(new TextDecoder().decode(await host.readFile(op, markPath(plan), MARK_BYTES_MAX))));
+  }
+
+  async mark(op: Operation, plan: SandboxPlan, made: Mark): Promise<void> {
+    await this.#parts.host.writeFileAtomic(op, markPath(plan), JSON.stringify(made), 0o600);
+  }
+
+  /** Ours, wherever it is and whatever it is called now; null where there is none. */
+  async find(op: Operation, plan: SandboxPlan, size: 'with-size' | 'without' = 'without'): Promise<Found> {
+    const { engine, instance } = this.#parts;
+    const known = await this.markOf(op, plan);
+    // Without a mark it was never finished: then only the name can lead to it, if there is an Engine at all.
+    const found =
+      known === null
+        ? await unlessAway(findContainer(op, engine, containerName(plan), size), null)
+        : await findContainer(op, engine, known.containerId, size);
+    const container = found !== null && isOurs(found, plan.id, instance) ? found : null;
+    return { container, made: known !== null, reach: known?.reach ?? 'mounted' };
+  }
+
+  /** @throws HutchError `failed_precondition` when it does not run. */
+  async running(op: Operation, plan: SandboxPlan): Promise<Container> {
+    const { container, made } = await this.find(op, plan);
+    if (container?.State.Running === true) return container;
+    throw op.error(
+      'failed_precondition',
+      container === null && made ? 'its container was removed by somebody else' : 'its container does not run',
+    );
+  }
+
+  async inspect(op: Operation, plan: SandboxPlan): Promise<ProcessEvidence> {
+    const { container, made } = await this.find(op, plan);
+    return await evidenceOf(op, this.#parts.host, container, made);
+  }
+
+  async ended(op: Operation, plan: SandboxPlan): Promise<Dead> {
+    const known = await this.markOf(op, plan);
+    // Without one there is nothing that could end.
+    if (known === null) return (await this.#look(op, plan)).evidence as Dead;
+    return await waitForEnd(op, this.#parts.events.hints(op, 'end', known.containerId), () => this.#look(op, plan));
+  }
+
+  /** One that somebody is removing has ended, but not yet as what it will be found to have ended. */
+  async #look(op: Operation, plan: SandboxPlan) {
+    const { container, made } = await this.find(op, plan);
+    const evidence = await evidenceOf(op, this.#parts.host, container, made);
+    return { evidence, isOver: !evidence.alive && container?.State.Status !== 'removing' };
+  }
+
+  async remove(op: Operation, plan: SandboxPlan): Promise<void> {
+    const { host, engine, instance, duties, workDir } = this.#parts;
+    const known = await this.markOf(op, plan);
+    let container: Container | null;
+    try {
+      container = await findContainer(op, engine, known?.containerId ?? containerName(plan));
+    } catch (error) {
+      // Whether an Engine that was lost in the middle of a creation has made one can be told when it is back.
+      if (known !== null || !isAway(error)) throw error;
+      if ((await host.stat(op, workDir)) !== null) await duties.note(op, plan.id, 'remove');
+      return;
+    }
+    if (container === null || !isOurs(container, plan.id, instance)) return;
+    try {
+      await engine.call(op, { method: 'DELETE', path: `/containers/${container.Id}`, query: { force: true, v: true } }, START_MS);
+    } catch (error) {
+      if (!(error instanceof HutchError && error.code === 'not_found')) throw error;
+    }
+  }
+}
