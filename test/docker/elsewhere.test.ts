@@ -6,11 +6,11 @@ import { mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:f
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
-import { ApiError, DaemonUnderTest } from '../support/daemon-under-test.ts';
+import { DaemonUnderTest } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
 import { SshServer } from './ssh-server.ts';
 import { importTool } from './tool-image.ts';
-import { DockerWorld, withImages } from './world.ts';
+import { DockerWorld, refused, withImages } from './world.ts';
 
 const IMAGE = 'local/tool:1';
 const ROOT = join(import.meta.dirname, '../..');
@@ -35,15 +35,6 @@ async function withPath(dir: string): Promise<readonly string[]> {
     if (environment.split('\0').some((line) => line.startsWith(`PATH=${dir}:`))) found.push(pid);
   }
   return found;
-}
-
-async function refused(call: Promise<unknown>): Promise<ApiError> {
-  const error = await call.then(
-    () => null,
-    (cause: unknown) => cause,
-  );
-  if (error instanceof ApiError) return error;
-  throw new Error(`it was not refused: ${String(error)}`);
 }
 
 test('what an Engine cannot show, as it does not see our files, is not claimed, and refused by name', { timeout: 120_000 }, async () => {

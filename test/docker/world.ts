@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { nodeHost } from '../../src/host/node-host.ts';
 import { realBootFiles } from '../qemu/fixture.ts';
-import { DaemonUnderTest } from '../support/daemon-under-test.ts';
+import { ApiError, DaemonUnderTest, type SandboxView } from '../support/daemon-under-test.ts';
 import { DockerEngine, type EngineOptions } from '../support/docker-engine.ts';
 import { testOperation } from '../support/operation.ts';
 import { EngineDoor } from './door.ts';
@@ -23,6 +23,15 @@ export const dockerConfigOf = (engine: DockerEngine): string => join(engine.dir,
 export async function withImages(home: string): Promise<void> {
   await mkdir(join(home, 'data'), { mode: 0o711 });
   await run('cp', ['-al', join(ROOT, '.tools/data/images'), join(home, 'data')]);
+}
+
+export async function refused(call: Promise<unknown>): Promise<ApiError> {
+  const error = await call.then(
+    () => null,
+    (cause: unknown) => cause,
+  );
+  if (error instanceof ApiError) return error;
+  throw new Error(`it was not refused: ${String(error)}`);
 }
 
 export class DockerWorld implements AsyncDisposable {
@@ -76,6 +85,21 @@ export class DockerWorld implements AsyncDisposable {
     const found = (await this.engine.containers()).find(({ Labels }) => Labels['dev.hutch.sandbox'] === id);
     if (found === undefined) throw new Error(`the Engine has no container of ${id}`);
     return found;
+  }
+
+  async state(id: string): Promise<SandboxView['state']> {
+    return (await this.daemon.call('sandbox.get', { ref: id })).state;
+  }
+
+  async gone(...ids: readonly string[]): Promise<void> {
+    await Promise.all(ids.map((id) => this.daemon.call('sandbox.delete', { ref: id, force: true })));
+  }
+
+  /** What a test that failed has left must not fail the next one. */
+  async clear(): Promise<void> {
+    const { sandboxes } = await this.daemon.call('sandbox.list', {});
+    await Promise.allSettled(sandboxes.map(({ id }) => this.daemon.call('sandbox.delete', { ref: id, force: true })));
+    await this.engine.removeContainers();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -1,0 +1,142 @@
+// An Engine that is stopped, killed, frozen or lost, while the daemon runs and while it does not.
+import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
+import { eventually } from '../support/eventually.ts';
+import { DockerWorld, refused } from './world.ts';
+
+let world: DockerWorld;
+beforeAll(async () => {
+  world = await DockerWorld.start();
+}, 300_000);
+afterAll(async () => {
+  await world[Symbol.asyncDispose]();
+}, 120_000);
+afterEach(() => world.clear(), 120_000);
+
+test('an Engine that is stopped, killed and restarted: calls fail as unavailable at once, and recover by themselves', {
+  timeout: 180_000,
+}, async () => {
+  const { daemon, engine } = world;
+  const { id } = await daemon.call('sandbox.create', {});
+  await engine.kill9();
+  const began = performance.now();
+  for (const call of [() => daemon.call('sandbox.create', {}), () => daemon.call('sandbox.stats', { ref: id })]) {
+    expect((await refused(call())).body).toMatchObject({
+      code: 'unavailable',
+      message: expect.stringMatching(/Docker Engine/),
+      hint: expect.stringMatching(/start/),
+    });
+  }
+  expect(performance.now() - began, 'a refusal is not a timeout').toBeLessThan(15_000);
+  // The container has nothing to do with its Engine's end, nor has our way to its agent.
+  expect((await daemon.run(id, ['echo', 'alive'])).stdout).toBe('alive\n');
+  await engine.startAgain();
+  const { id: second } = await daemon.call('sandbox.create', {});
+  await world.gone(second);
+
+  await engine.stop();
+  await engine.startAgain();
+  await eventually('the end that came with the Engine’s to be known', async () => (await world.state(id)) === 'stopped', 30_000);
+  await daemon.call('sandbox.start', { ref: id });
+  expect((await daemon.run(id, ['echo', 'back'])).stdout).toBe('back\n');
+  await world.gone(id);
+});
+
+test('an Engine that is killed in the middle of operations: each fails as unavailable, leaves nothing, and works when it is back', {
+  timeout: 180_000,
+}, async () => {
+  const { daemon, engine } = world;
+  await using door = await world.throughDoor();
+  const [stopping, deleting, pausing, measured, starting] = (
+    await Promise.all(Array.from({ length: 5 }, (_, n) => daemon.call('sandbox.create', { name: `in-${n}`, start: n < 4 })))
+  ).map(({ id }) => id) as [string, string, string, string, string];
+  const calls = {
+    create: () => daemon.call('sandbox.create', { name: 'lost' }),
+    start: () => daemon.call('sandbox.start', { ref: starting }),
+    stop: () => daemon.call('sandbox.stop', { ref: stopping }),
+    pause: () => daemon.call('sandbox.pause', { ref: pausing }),
+    stats: () => daemon.call('sandbox.stats', { ref: measured }),
+    delete: () => daemon.call('sandbox.delete', { ref: deleting, force: true }),
+  };
+  engine.freeze();
+  const under = Object.entries(calls).map(async ([what, call]) => ({ what, error: await refused(call()) }));
+  await eventually('all of them to wait for the Engine', () => door.underWay.filter((line) => !/events/.test(line)).length >= 6);
+  expect((await daemon.run(measured, ['echo', 'alive'])).stdout).toBe('alive\n');
+  await engine.kill9();
+  for (const { what, error } of await Promise.all(under)) {
+    expect(error.body, what).toMatchObject({ code: 'unavailable', retryable: true, message: expect.stringMatching(/Docker Engine/) });
+  }
+  expect(await Promise.all([stopping, deleting, pausing, measured, starting].map((id) => world.state(id)))).toEqual([
+    ...Array.from({ length: 4 }, () => 'running'),
+    'created',
+  ]);
+  await engine.startAgain();
+  // It has ended what it found running: nobody told, and it is known all the same.
+  await eventually('the ends that came with its start to be known', async () =>
+    (await Promise.all([stopping, deleting, pausing, measured].map((id) => world.state(id)))).every((now) => now === 'stopped'),
+  );
+  for (const ref of [stopping, deleting, pausing, measured]) await daemon.call('sandbox.start', { ref });
+  for (const [what, call] of Object.entries(calls)) await call().catch((error: unknown) => expect.fail(`${what}: ${String(error)}`));
+  expect(await Promise.all([stopping, deleting, pausing, measured, starting].map((id) => world.state(id)))).toEqual([
+    'stopped',
+    'deleted',
+    'paused',
+    'running',
+    'running',
+  ]);
+  const { id: lost } = await daemon.call('sandbox.get', { ref: 'lost' });
+  await world.gone(stopping, pausing, measured, starting, lost);
+  expect(await engine.containers()).toEqual([]);
+  expect(await daemon.leaks()).toEqual([]);
+});
+
+test('what an Engine did whose answer was lost is taken back, at once or when it answers again', { timeout: 120_000 }, async () => {
+  const { daemon, engine } = world;
+  await using door = await world.throughDoor();
+  const { id } = await daemon.call('sandbox.create', { start: false });
+  for (const [requests, call] of [
+    [/^POST \S+\/containers\/create/, () => daemon.call('sandbox.create', {})],
+    [/^POST \S+\/start/, () => daemon.call('sandbox.start', { ref: id })],
+    // Nothing else gets through either: the connection is gone for good.
+    [/^(POST \S+\/containers\/create|GET \S+\/containers\/hutch|DELETE)/, () => daemon.call('sandbox.create', {})],
+    [/^POST \S+\/(start|kill)/, () => daemon.call('sandbox.start', { ref: id })],
+  ] as const) {
+    const before = door.losses;
+    {
+      using _ = door.lose(requests);
+      expect((await refused(call())).body, String(requests)).toMatchObject({ code: 'unavailable' });
+      expect(door.losses).toBeGreaterThan(before);
+      expect(await world.state(id)).toBe('created');
+    }
+    door.cut(); // and here it is again
+    await eventually(`${requests}: what it did to be taken back`, async () => {
+      const left = await engine.containers();
+      return left.length === 1 && left[0]?.State !== 'running';
+    });
+  }
+  expect((await daemon.call('sandbox.start', { ref: id })).state).toBe('running');
+  expect((await daemon.run(id, ['echo', 'up'])).stdout).toBe('up\n');
+  await world.gone(id);
+  expect(await daemon.leaks()).toEqual([]);
+});
+
+test('one connection hears of all containers; when it is lost, what happened meanwhile is found out', { timeout: 120_000 }, async () => {
+  const { daemon, engine } = world;
+  await using door = await world.throughDoor();
+  const made = await Promise.all(Array.from({ length: 4 }, () => daemon.call('sandbox.create', {})));
+  const [dying, pausing] = made.map(({ id }) => id) as [string, string];
+  await eventually('all to be watched', () => door.underWay.length === 1);
+  expect(door.underWay).toEqual([expect.stringMatching(/^GET \S+\/events/)]);
+  const containers = await Promise.all([dying, pausing].map(async (id) => (await world.container(id)).Id));
+  {
+    using _ = door.lose(/events/);
+    door.cut();
+    await engine.ask('POST', `/containers/${containers[0]}/kill?signal=KILL`);
+    await engine.ask('POST', `/containers/${containers[1]}/pause`);
+    expect([await world.state(dying), await world.state(pausing)], 'nobody has told').toEqual(['running', 'running']);
+  }
+  door.cut();
+  await eventually('its end to be known', async () => (await world.state(dying)) === 'stopped');
+  await eventually('its pause to be known', async () => (await world.state(pausing)) === 'paused');
+  await world.gone(...made.map(({ id }) => id));
+  await eventually('nobody to listen any more', () => door.underWay.length === 0);
+});
