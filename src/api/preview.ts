@@ -1,12 +1,12 @@
 // Shared ports over HTTP: what comes for a host of theirs is no call of the API, and what comes for the API is none of theirs.
 // A link is opened once by its token, and from then on by a cookie of that host alone. Neither reaches the sandbox or a log.
 import { request as ask, type IncomingHttpHeaders, type IncomingMessage, type OutgoingHttpHeaders, type ServerResponse } from 'node:http';
-import { Duplex } from 'node:stream';
+import type { Duplex } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { ERROR_CODES, HutchError } from '../domain/errors.ts';
 import { isPreviewHost, parsePreviewHost } from '../domain/preview.ts';
-import type { Tunnel } from '../services/handlers.ts';
 import type { Preview, Previews } from '../services/previews.ts';
+import { duplexOf, newPreviewConnections } from './preview-connections.ts';
 
 const TOKEN = 'hutch_preview';
 /** Between two proxies only (RFC 9110, 7.6.1), and keys for the API. */
@@ -22,15 +22,20 @@ const NOT_PASSED = new Set([
   'upgrade',
   'x-api-key',
 ]);
+/** Of which a second one changes nothing (RFC 9110, 9.2.1). */
+const REPEATED = new Set(['GET', 'HEAD', 'OPTIONS']);
 const OUR_KEY = /^bearer +e2b_[0-9a-f]{40}$/i;
 
 export type PreviewProxy = {
   /** Whether it was for a shared port, and is answered. */
   request(request: IncomingMessage, response: ServerResponse): boolean;
   upgrade(request: IncomingMessage, socket: Duplex, head: Buffer): boolean;
+  /** Connections that wait for a next request. */
+  close(): void;
 };
 
 export function newPreviewProxy(previews: Previews): PreviewProxy {
+  const connections = newPreviewConnections(previews);
   const isOurs = (request: IncomingMessage): boolean => isPreviewHost(request.headers.host ?? '', previews.domain);
 
   async function admitted(
@@ -51,19 +56,37 @@ export function newPreviewProxy(previews: Previews): PreviewProxy {
     }
     const gone = new AbortController();
     response.once('close', () => gone.abort());
-    await previews.connect(preview, gone.signal, async (tunnel) => {
-      // Without an agent: with one, this would be a connection of this machine's.
-      const inside = ask({
-        ...{ method: request.method, path, headers: passedOn(request, 'close'), setHost: false, signal: gone.signal },
-        createConnection: () => duplexOf(tunnel) as never,
+    const answer = await answered(preview, path, request, response, gone.signal);
+    response.writeHead(answer.statusCode ?? 502, answerHeaders(answer.headers, cookie));
+    await pipeline(answer, response);
+  }
+
+  /** Once its head is there. What may be asked twice goes over a connection that others have used, and again should that one end just then. */
+  async function answered(
+    preview: Preview,
+    path: string,
+    request: IncomingMessage,
+    response: ServerResponse,
+    signal: AbortSignal,
+  ): Promise<IncomingMessage> {
+    const { method = 'GET', headers } = request;
+    const mayRepeat = REPEATED.has(method) && !('content-length' in headers) && !('transfer-encoding' in headers);
+    for (;;) {
+      const way = mayRepeat ? connections.kept(preview) : connections.own(preview);
+      const inside = ask({ ...way, method, path, headers: passedOn(request, mayRepeat ? 'keep' : 'close'), setHost: false, signal });
+      const answer = new Promise<IncomingMessage>((resolve, reject) => {
+        inside.once('response', resolve).on('error', reject);
+        inside.once('close', () => reject(new Error('it ended without an answer'))); // as one that upgrades unasked
       });
-      const answered = new Promise<IncomingMessage>((resolve, reject) => inside.once('response', resolve).once('error', reject));
-      answered.catch(() => {}); // awaited below
-      await pipeline(request, inside).catch(() => {}); // it may answer before it has read all
-      const answer = await answered;
-      response.writeHead(answer.statusCode ?? 502, answerHeaders(answer.headers, cookie));
-      await pipeline(answer, response);
-    });
+      inside.once('continue', () => response.writeContinue());
+      if (mayRepeat) inside.end();
+      else pipeline(request, inside).catch(() => {}); // it may answer before it has read all
+      try {
+        return await answer;
+      } catch (error) {
+        if (!mayRepeat || !inside.reusedSocket || signal.aborted) throw error;
+      }
+    }
   }
 
   async function carry(request: IncomingMessage, socket: Duplex, head: Buffer): Promise<void> {
@@ -85,6 +108,7 @@ export function newPreviewProxy(previews: Previews): PreviewProxy {
   }
 
   return {
+    close: connections.close,
     request(request, response) {
       if (!isOurs(request)) return false;
       serve(request, response).catch((error: unknown) => {
@@ -142,7 +166,7 @@ function wantsPage({ headers }: IncomingMessage): boolean {
 }
 
 /** What the sandbox is told: nothing of ours. */
-function passedOn({ headers, socket }: IncomingMessage, then: 'close' | 'upgrade'): OutgoingHttpHeaders {
+function passedOn({ headers, socket }: IncomingMessage, then: 'keep' | 'close' | 'upgrade'): OutgoingHttpHeaders {
   const named = new Set(
     (headers.connection ?? '')
       .toLowerCase()
@@ -176,30 +200,6 @@ function answerHeaders(headers: IncomingHttpHeaders, cookie: string | null): Out
   const all = [...own, ...(cookie === null ? [] : [cookie])];
   delete passed['set-cookie'];
   return { ...passed, ...(all.length === 0 ? {} : { 'set-cookie': all }) };
-}
-
-function duplexOf(tunnel: Tunnel): Duplex {
-  const bytes = tunnel.bytes()[Symbol.asyncIterator]();
-  return new Duplex({
-    allowHalfOpen: true,
-    read() {
-      bytes.next().then(
-        ({ done, value }) => this.push(done === true ? null : value),
-        (error: unknown) => this.destroy(error as Error),
-      );
-    },
-    write(chunk: Uint8Array, _, done) {
-      tunnel.write(chunk).then(() => done(), done);
-    },
-    final(done) {
-      tunnel.end();
-      done();
-    },
-    destroy(error, done) {
-      tunnel[Symbol.dispose]();
-      done(error);
-    },
-  });
 }
 
 function toError(error: unknown): HutchError {

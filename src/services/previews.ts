@@ -23,8 +23,12 @@ export type Previews = {
   listensAt(address: { readonly host: string; readonly port: number } | null): void;
   /** @throws HutchError `permission_denied` that says why it may not. */
   admit(token: string | null, host: PreviewHost): Promise<Preview>;
-  /** Bytes to and from the port inside. */
-  connect(preview: Preview, signal: AbortSignal, use: (tunnel: Tunnel) => Promise<void>): Promise<void>;
+  /** Bytes to and from the port inside, until `use` ends. */
+  connect(
+    preview: Pick<Preview, 'sandboxId' | 'port'>,
+    signal: AbortSignal | undefined,
+    use: (tunnel: Tunnel) => Promise<void>,
+  ): Promise<void>;
 };
 
 const LOOPBACK = /^(?:127\.|::1$|localhost$)/;

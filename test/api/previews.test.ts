@@ -24,12 +24,40 @@ esac
 printf 'HTTP/1.1 200 OK\\r\\nSet-Cookie: own=1; Domain=hutch.localhost; Path=/\\r\\nSet-Cookie: hutch_preview=evil\\r\\nConnection: close\\r\\n\\r\\n%s' "$head"
 `;
 
+/** Keeps its connection, and says which one it is; once asked for /drop it ends at the next request, without a word. */
+const KEEP = `#!/bin/sh
+touch /tmp/kept.$$
+trap 'rm /tmp/kept.$$' EXIT
+drop=
+while :; do
+  path= method=
+  while IFS= read -r line; do
+    line=$(printf %s "$line" | tr -d '\\r')
+    [ -z "$path" ] && method=\${line%% *} path=\${line#* }
+    [ -z "$line" ] && break
+  done
+  [ -n "$path" ] && [ -z "$drop" ] || exit
+  case "$path" in /drop*) drop=1 ;; esac
+  said="$method $$"
+  printf 'HTTP/1.1 200 OK\\r\\nContent-Length: %s\\r\\n\\r\\n%s' \${#said} "$said"
+done
+`;
+
 beforeAll(async () => {
   daemon = await DaemonUnderTest.start();
-  const main = { argv: ['sh', '-c', `printf %s "$SERVE" > /tmp/serve; chmod 755 /tmp/serve; exec nc -ll -p 3000 -e /tmp/serve`] };
-  await daemon.call('sandbox.create', { name: 'web', network: 'none', env: { SERVE }, main });
+  const main = {
+    argv: [
+      'sh',
+      '-c',
+      `printf %s "$SERVE" > /tmp/serve; chmod 755 /tmp/serve; printf %s "$KEEP" > /tmp/keep; chmod 755 /tmp/keep; nc -ll -p 3001 -e /tmp/keep & exec nc -ll -p 3000 -e /tmp/serve`,
+    ],
+  };
+  await daemon.call('sandbox.create', { name: 'web', network: 'none', env: { SERVE, KEEP }, main });
   await daemon.call('sandbox.create', { name: 'other', network: 'none' });
-  await eventually('it listens', async () => (await daemon.call('port.list', { ref: 'web' })).ports.some(({ port }) => port === 3000));
+  await eventually(
+    'it listens',
+    async () => (await daemon.call('port.list', { ref: 'web' })).ports.filter(({ port }) => port === 3000 || port === 3001).length === 2,
+  );
 });
 afterAll(async () => {
   await daemon[Symbol.asyncDispose]();
@@ -75,6 +103,34 @@ test('a shared link opens the port, once by its token and then by a cookie, and 
   // A program without cookies.
   const program = await get(host, path);
   expect(program).toMatchObject({ status: 200, text: expect.not.stringContaining('hutch_preview') });
+});
+
+test('requests to a shared port go over one connection into the sandbox, as long as none waits and the sandbox keeps it', async () => {
+  const { host, path } = await share(3001);
+  const ask = async (at = '/', method: 'GET' | 'POST' = 'GET') => {
+    const { status, body } = await daemon.send(method, `${at}${path.slice(1)}`, { via: 'tcp', headers: { Host: host } });
+    return { status, text: body.toString('utf8') };
+  };
+  const first = await ask();
+  expect(first).toMatchObject({ status: 200, text: expect.stringMatching(/^GET \d+$/) });
+  expect(await ask()).toEqual(first);
+  // What changes something is never in doubt: it has a connection of its own.
+  const posted = await ask('/', 'POST');
+  expect(posted).toMatchObject({ status: 200, text: expect.stringMatching(/^POST \d+$/) });
+  expect(posted.text.split(' ')[1]).not.toBe(first.text.split(' ')[1]);
+  // One that ends just as it is asked is asked again, by another.
+  expect(await ask('/drop')).toEqual(first);
+  const next = await ask();
+  expect(next).toMatchObject({ status: 200, text: expect.stringMatching(/^GET \d+$/) });
+  expect(next).not.toEqual(first);
+  const each = await Promise.all([ask(), ask(), ask(), ask()]);
+  expect(new Set(each.map(({ text }) => text)).size).toBeGreaterThan(1); // none waits for another
+  // What nobody asks any more is let go.
+  await eventually('they have ended', async () => {
+    const names: string[] = [];
+    for await (const { name } of daemon.lines('file.list', { ref: 'web', path: '/tmp' })) names.push(name);
+    return !names.some((name) => name.startsWith('kept.'));
+  });
 });
 
 test('what is no link, has expired, was taken back or is for another address is refused, to people with a page', async () => {

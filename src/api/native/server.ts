@@ -373,6 +373,7 @@ export function newApi(services: ApiServices, options: ApiOptions): Api {
       }
     },
     async close() {
+      previewProxy.close();
       await Promise.all(
         servers.map(async (server) => {
           const closed = new Promise<void>((resolve) => server.close(() => resolve())); // also when it is closed already
