@@ -242,6 +242,31 @@ describe.runIf(process.getuid?.() === 0)('with a network', () => {
     }
     await expectInOrder(daemon);
   });
+
+  test('gvisor: nothing that a child sends is of its parent, and nobody’s connections are in the way', { timeout: TEST_MS }, async () => {
+    await using _around = await neighbours();
+    const id = await talking('web', 'gvisor');
+    const mac = await macOf('web');
+    const { children, failed } = await daemon.call('sandbox.fork', { ref: 'web', count: 1, namePrefix: 'kid' });
+    expect(failed).toEqual([]);
+    const old = portsIn(id);
+    expect(old.size).toBe(2);
+    for (const { sandbox } of children) {
+      expect((await daemon.run(sandbox.id, ['python3', '-c', NEW])).stdout).toBe('new\n');
+      expect(await macOf(sandbox.id)).not.toBe(mac);
+      const seen = frames.of(sandbox.id);
+      expect(seen.length).toBeGreaterThan(0);
+      expect(seen.filter((frame) => namesIn(frame, mac))).toEqual([]);
+      expect([...portsIn(sandbox.id)].filter((port) => old.has(port))).toEqual([]);
+    }
+    // Its programs are told, in both.
+    for (const ref of ['web', 'kid-1']) {
+      await said(ref, /^talk: (over|\w+Error)$/m);
+      await said(ref, /^listen: (over|\w+Error)$/m);
+    }
+    expect((await daemon.run('web', ['python3', '-c', NEW])).stdout).toBe('new\n');
+    await expectInOrder(daemon);
+  });
 });
 
 /** Whether its clock is right; on a machine that has no time for anybody there may be none to tell it. */

@@ -13,6 +13,7 @@ import { type Dead, describe, tailOf } from '../dead.ts';
 import { pause } from '../wait.ts';
 import type { Agents } from './agents.ts';
 import { COMMAND_MS, RELEASE_MS } from './config.ts';
+import { cutConnections } from './connections.ts';
 import { awaitLetGo } from './disk-copy.ts';
 import { agentSocketPath, stateDir } from './paths.ts';
 import type { Processes } from './process.ts';
@@ -125,7 +126,8 @@ async function standStill(op: Operation, parts: SaveParts, plan: SandboxPlan): P
   for (let look = 1; ; look += 1) {
     await command(op, parts, plan, 'pause');
     parts.onStill();
-    const found = await unsavable(op, parts, plan);
+    // What is ended is ended for good, so it comes last.
+    const found = (await unsavable(op, parts, plan)) ?? (await cutConnections(op, parts.host, plan));
     if (found === null) return;
     await command(op, parts, plan, 'resume');
     if (look === LOOKS)
