@@ -251,14 +251,15 @@ export type Portable = {
     dir: string,
   ): Promise<{ readonly machine: Readonly<Record<string, unknown>>; readonly parts: readonly SnapshotPart[] }>;
   /**
-   * Makes the directories in `dir`. `machine` may say anything: no name and no place of it is used.
+   * Makes the directories in `dir`. `machine` may say anything: no name and no place of it is used. `imageDigest`: of the bytes that its memory knows;
+   * null where nobody can say that before they are here.
    * @throws HutchError `failed_precondition` for what is none, or does not fit to `of`.
    */
   place(
     op: Operation,
     dir: string,
     machine: Readonly<Record<string, unknown>>,
-    of: { readonly shape: Shape; readonly contents: 'memory and disk' | 'disk'; readonly imageDigest: string },
+    of: { readonly shape: Shape; readonly contents: 'memory and disk' | 'disk'; readonly imageDigest: string | null },
   ): Promise<SnapshotPlaces>;
 };
 

@@ -7,18 +7,21 @@ import { parseImageReference, requireImageReference, shownReference } from '../d
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { ArchiveError, shown } from './archive-error.ts';
+import { type ArchiveParts, mediaTypeOf, partOf, partsIn, range, readBlob, readJson, readPart, scan, TAR_TYPE } from './archive-parts.ts';
 import type { Blobs } from './blobs.ts';
 import { BUILD_LIMITS, type BuildLimits, buildImage, type LayerToBuild, named } from './build.ts';
 import { bounded } from './chunks.ts';
+import { digestOf } from './digest.ts';
 import { tarOfDisk } from './disk/import.ts';
 import { openImage, type PreparedImage } from './image.ts';
+import { digestOfOwn, type OwnImage, ownImages, takeOwnImage } from './image-bundle.ts';
 import type { PreparedKernel } from './kernel.ts';
 import { type KernelTaken, kernelsListed, type ReadBlob, takeKernel } from './kernel-bundle.ts';
 import { hashed } from './layers/pack.ts';
 import { packingOf, unpacked } from './layers/unpack.ts';
 import { type ImagePaths, SHARED_DIR_MODE, unlessDamaged } from './layout.ts';
+import { blobPath } from './oci/layout-tar.ts';
 import { CONFIG_BYTES_MAX, INDEX_DEPTH_MAX, LAYERS_MAX, ownPlatform, parseConfig, parseManifest, runConfig } from './oci/manifest.ts';
-import { TarReader } from './tar/reader.ts';
 import { besideImages, imageIn, manifestsListed, readSignatures, signaturesFor } from './trust/archived.ts';
 import { keepSignatures } from './trust/kept.ts';
 import { type ImagePolicy, keysFor, refusalOfName } from './trust/policy.ts';
@@ -31,12 +34,6 @@ const IMPORT_STEP = 'import';
 const TOLD_EVERY_BYTES = 4 * 1024 * 1024;
 const IMAGES_MAX = 64;
 const KERNELS_MAX = 16;
-/** Of an archive of images; a root file system has more, and none of them is looked for. */
-const PARTS_MAX = 20_000;
-/** What of an archive may be a part of an image. */
-const PART =
-  /^(manifest\.json|index\.json|oci-layout|blobs\/sha256\/[0-9a-f]{64}|[0-9a-f]{64}\.json|[0-9a-f]{64}\/layer\.tar|[0-9a-f]{64}\.tar)$/;
-const TAR_TYPE = 'application/vnd.oci.image.layer.v1.tar';
 
 const savedSchema = z
   .array(
@@ -49,6 +46,10 @@ const savedSchema = z
   .min(1)
   .max(IMAGES_MAX);
 
+type Archive = ArchiveParts & {
+  /** In place of the names in it. */
+  readonly name: string | null;
+};
 export type ImportParts = {
   readonly host: Host;
   readonly paths: ImagePaths;
@@ -59,14 +60,6 @@ export type ImportParts = {
 export type Imported = { readonly image: PreparedImage; readonly names: readonly string[] };
 /** All that an archive had. */
 export type Brought = { readonly images: readonly Imported[]; readonly kernels: readonly PreparedKernel[] };
-
-type Part = { readonly offset: number; readonly length: number } | { readonly link: string };
-type Archive = {
-  readonly file: string;
-  readonly parts: ReadonlyMap<string, Part>;
-  /** In place of the names in it. */
-  readonly name: string | null;
-};
 
 /**
  * `name`: what its one image is to be called, in place of what the archive says.
@@ -96,7 +89,7 @@ export async function importImages(
     const isPacked = packingOf(await host.readRange(op, file, 0, MAGIC_BYTES)) !== 'none';
     const { found, diffId } = isPacked
       ? await scan(told(op, unpacked(op, host, file, limits.layerBytesMax), 'reading', null))
-      : { found: await partsIn(op, host, file, sizeBytes), diffId: null };
+      : { found: await partsTold(op, host, file, sizeBytes), diffId: null };
     if (!found.has('manifest.json') && !(found.has('index.json') && found.has('oci-layout'))) {
       await requireNames(op, parts, name === null ? [] : [name], what, NOT_SIGNED);
       return { images: [{ image: await importRoot(op, parts, file, diffId), names: [] }], kernels: [] };
@@ -104,9 +97,14 @@ export async function importImages(
     const plain = isPacked ? join(staged.path, 'unpacked') : file;
     if (plain !== file) await host.appendStream(op, plain, unpacked(op, host, file, limits.layerBytesMax));
     const archive = { file: plain, parts: found, name };
+    const own = await ownImages(op, host, archive);
     const kernels = await importKernels(op, parts, archive, taken);
-    if (found.has('manifest.json')) return { images: await importSaved(op, parts, archive), kernels };
-    return { images: await importLayout(op, parts, archive, kernels.length), kernels };
+    const images = [
+      ...(await importOwn(op, parts, archive, own)),
+      ...(found.has('manifest.json') ? await importSaved(op, parts, archive, own) : await importLayout(op, parts, archive, own)),
+    ];
+    if (images.length + kernels.length === 0) throw new ArchiveError('there is no image in it');
+    return { images: eachOnce(images), kernels };
   });
 }
 
@@ -114,9 +112,20 @@ export async function importImages(
 async function importKernels(op: Operation, parts: ImportParts, archive: Archive, taken: KernelTaken): Promise<readonly PreparedKernel[]> {
   if (!archive.parts.has('index.json')) return [];
   const done: PreparedKernel[] = [];
-  for (const digest of kernelsListed(await readPart(op, parts, archive, 'index.json', MANIFEST_BYTES_MAX))) {
+  for (const digest of kernelsListed(await readPart(op, parts.host, archive, 'index.json', MANIFEST_BYTES_MAX))) {
     if (done.length === KERNELS_MAX) throw new ArchiveError(`it has more than ${KERNELS_MAX} kernels`);
-    done.push(await takeKernel(op, parts, digest, (blob, bytesMax) => readBlob(op, parts, archive, blob, bytesMax), taken));
+    done.push(await takeKernel(op, parts, digest, (blob, bytesMax) => readBlob(op, parts.host, archive, blob, bytesMax), taken));
+  }
+  return done;
+}
+
+/** Those without layers, under their own digests: what others find in their place is passed over. */
+async function importOwn(op: Operation, parts: ImportParts, archive: Archive, own: readonly OwnImage[]): Promise<readonly Imported[]> {
+  const done: Imported[] = [];
+  for (const said of own) {
+    const names = archive.name === null ? namesOf(said.names) : [archive.name];
+    await requireNames(op, parts, names, said.names[0] ?? digestOfOwn(said), NOT_SIGNED);
+    done.push({ image: await takeOwnImage(op, parts, archive, said), names });
   }
   return done;
 }
@@ -135,35 +144,9 @@ async function* told(op: Operation, chunks: AsyncIterable<Uint8Array>, detail: s
   }
 }
 
-/** Where the parts of images lie in it, and the digest of the whole, unpacked. */
-export async function scan(chunks: AsyncIterable<Uint8Array>): Promise<{ found: ReadonlyMap<string, Part>; diffId: string }> {
-  const hash = createHash('sha256');
-  await using reader = new TarReader(hashed(chunks, hash));
-  const found = await partsOfArchive(reader);
-  await reader.drain();
-  return { found, diffId: `sha256:${hash.digest('hex')}` };
-}
-
-/** As `scan`, of a file that is not packed: the content of its parts is passed over. */
-async function partsIn(op: Operation, host: Host, file: string, sizeBytes: number): Promise<ReadonlyMap<string, Part>> {
+async function partsTold(op: Operation, host: Host, file: string, sizeBytes: number): Promise<ArchiveParts['parts']> {
   op.progress({ step: IMPORT_STEP, detail: 'reading', done: 0, total: sizeBytes, unit: 'bytes' });
-  await using reader = new TarReader({ sizeBytes, from: (offset) => host.readStream(op, file, offset, 'in-place') });
-  return await partsOfArchive(reader);
-}
-
-async function partsOfArchive(reader: TarReader): Promise<ReadonlyMap<string, Part>> {
-  const found = new Map<string, Part>();
-  let entries = 0;
-  for (let entry = await reader.next(); entry !== null; entry = await reader.next()) {
-    entries += 1;
-    const path = entry.path.replace(/^(\.?\/)+/, '');
-    if (!PART.test(path) || found.size >= PARTS_MAX) continue;
-    if (entry.type === 'file' && entry.sparse === null) found.set(path, { offset: reader.offset, length: entry.sizeBytes });
-    // An older `docker save` writes a layer that two images share once.
-    if (entry.type === 'symlink') found.set(path, { link: join('/', path, '..', entry.link).slice(1) });
-  }
-  if (entries === 0) throw new ArchiveError('there is nothing in it');
-  return found;
+  return await partsIn(op, host, file, sizeBytes);
 }
 
 /** A root file system is an image of one layer that says nothing of itself. `unpackedDigest`: null where it is not packed. */
@@ -189,15 +172,17 @@ async function importRoot(op: Operation, parts: ImportParts, file: string, unpac
   return await build(op, parts, configBytes, null, [layer], 'the archive');
 }
 
-async function importSaved(op: Operation, parts: ImportParts, archive: Archive): Promise<readonly Imported[]> {
-  const saved = savedSchema.safeParse(await readJson(op, parts, archive, 'manifest.json'));
+async function importSaved(op: Operation, parts: ImportParts, archive: Archive, own: readonly OwnImage[]): Promise<readonly Imported[]> {
+  const saved = savedSchema.safeParse(await readJson(op, parts.host, archive, 'manifest.json', MANIFEST_BYTES_MAX));
   if (!saved.success) throw new ArchiveError('its manifest.json is not as docker save writes it');
-  requireOne(op, archive, new Set(saved.data.map(({ Config }) => Config)));
+  const others = new Set(own.map((one) => blobPath(one.others?.config ?? '')));
+  const images = saved.data.filter(({ Config }) => !others.has(Config));
+  requireOne(op, archive, new Set([...own.map(digestOfOwn), ...images.map(({ Config }) => Config)]));
   const done: Imported[] = [];
   const beside = await besideSaved(op, parts, archive);
-  for (const { Config, RepoTags, Layers } of saved.data) {
+  for (const { Config, RepoTags, Layers } of images) {
     const what = RepoTags?.[0] ?? Config.slice(0, 80);
-    const configBytes = await readPart(op, parts, archive, Config, CONFIG_BYTES_MAX);
+    const configBytes = await readPart(op, parts.host, archive, Config, CONFIG_BYTES_MAX);
     const { diff_ids: diffIds } = parseConfig(op, configBytes, what).rootfs;
     if (diffIds.length !== Layers.length)
       throw new ArchiveError(`${shown(what)} has ${Layers.length} layers, and its configuration ${diffIds.length}`);
@@ -213,32 +198,32 @@ async function importSaved(op: Operation, parts: ImportParts, archive: Archive):
     await keepSignatures(op, parts.host, parts.paths, image.record.digest, signed);
     done.push({ image, names });
   }
-  return eachOnce(done);
+  return done;
 }
 
-async function importLayout(op: Operation, parts: ImportParts, archive: Archive, kernels: number): Promise<readonly Imported[]> {
-  const index = await readPart(op, parts, archive, 'index.json', MANIFEST_BYTES_MAX);
+async function importLayout(op: Operation, parts: ImportParts, archive: Archive, own: readonly OwnImage[]): Promise<readonly Imported[]> {
+  const index = await readPart(op, parts.host, archive, 'index.json', MANIFEST_BYTES_MAX);
   const top = parseManifest(op, index, '', 'the archive');
   const { signatures: listed, all: others } = besideImages(index);
-  const notImages = new Set([...kernelsListed(index), ...others]);
+  const notImages = new Set([...kernelsListed(index), ...others, ...own.map((one) => one.others?.manifest ?? '')]);
   const signatures = await readSignatures(readerOf(op, parts, archive), listed);
   if (!('index' in top)) throw new ArchiveError('its index.json is no index');
   if (top.index.manifests.length > IMAGES_MAX) throw new ArchiveError(`it has more than ${IMAGES_MAX} images`);
   const listedImages = top.index.manifests.filter(({ digest }) => !notImages.has(digest));
-  requireOne(op, archive, new Set(listedImages.map(({ digest }) => digest)));
+  requireOne(op, archive, new Set([...own.map(digestOfOwn), ...listedImages.map(({ digest }) => digest)]));
   const done: Imported[] = [];
   for (const { digest, mediaType, annotations = {} } of listedImages) {
     const tag = annotations['io.containerd.image.name'] ?? annotations['org.opencontainers.image.ref.name'];
     const what = tag ?? digest;
-    let bytes = await readBlob(op, parts, archive, digest, MANIFEST_BYTES_MAX);
+    let bytes = await readBlob(op, parts.host, archive, digest, MANIFEST_BYTES_MAX);
     let parsed = parseManifest(op, bytes, mediaType, what);
     for (let depth = 0; 'index' in parsed; depth += 1) {
       if (depth === INDEX_DEPTH_MAX) throw new ArchiveError(`${shown(what)} is an index of indexes, more than ${INDEX_DEPTH_MAX} deep`);
-      bytes = await readBlob(op, parts, archive, ownPlatform(op, parsed.index, what).digest, MANIFEST_BYTES_MAX);
+      bytes = await readBlob(op, parts.host, archive, ownPlatform(op, parsed.index, what).digest, MANIFEST_BYTES_MAX);
       parsed = parseManifest(op, bytes, '', what);
     }
     const { config, layers: said } = parsed.manifest;
-    const configBytes = await readBlob(op, parts, archive, config.digest, CONFIG_BYTES_MAX);
+    const configBytes = await readBlob(op, parts.host, archive, config.digest, CONFIG_BYTES_MAX);
     const { diff_ids: diffIds } = parseConfig(op, configBytes, what).rootfs;
     if (diffIds.length !== said.length)
       throw new ArchiveError(`${shown(what)} has ${said.length} layers, and its configuration ${diffIds.length}`);
@@ -256,8 +241,7 @@ async function importLayout(op: Operation, parts: ImportParts, archive: Archive,
     await keepSignatures(op, parts.host, parts.paths, image.record.digest, signed);
     done.push({ image, names });
   }
-  if (done.length + kernels === 0) throw new ArchiveError('there is no image in it');
-  return eachOnce(done);
+  return done;
 }
 
 /** Before anything of it is kept: a name for all of it is one image's. One image may be listed under several names. */
@@ -303,7 +287,9 @@ async function requireNames(
 /** What newer archives of docker save, and ours, have in an index beside the list of images. */
 async function besideSaved(op: Operation, parts: ImportParts, archive: Archive) {
   const read = readerOf(op, parts, archive);
-  const index = archive.parts.has('index.json') ? await readPart(op, parts, archive, 'index.json', MANIFEST_BYTES_MAX) : Buffer.from('{}');
+  const index = archive.parts.has('index.json')
+    ? await readPart(op, parts.host, archive, 'index.json', MANIFEST_BYTES_MAX)
+    : Buffer.from('{}');
   const manifests = new Map<string, { readonly bytes: Buffer; readonly layers: string }>();
   for (const digest of manifestsListed(index)) {
     if (!archive.parts.has(`blobs/sha256/${digest.slice(7)}`)) continue;
@@ -322,7 +308,7 @@ async function besideSaved(op: Operation, parts: ImportParts, archive: Archive) 
 }
 
 function readerOf(op: Operation, parts: ImportParts, archive: Archive): ReadBlob {
-  return (digest, bytesMax) => readBlob(op, parts, archive, digest, bytesMax);
+  return (digest, bytesMax) => readBlob(op, parts.host, archive, digest, bytesMax);
 }
 
 async function build(
@@ -416,45 +402,6 @@ class KeptLayers implements AsyncDisposable {
   }
 }
 
-async function readBlob(op: Operation, parts: ImportParts, archive: Archive, digest: string, bytesMax: number): Promise<Buffer> {
-  const bytes = await readPart(op, parts, archive, `blobs/sha256/${digest.slice(7)}`, bytesMax);
-  if (digestOf(bytes) === digest) return bytes;
-  throw new ArchiveError(`the blob ${digest} is not what its name says`);
-}
-
-async function readJson(op: Operation, parts: ImportParts, archive: Archive, path: string): Promise<unknown> {
-  const bytes = await readPart(op, parts, archive, path, MANIFEST_BYTES_MAX);
-  try {
-    return JSON.parse(bytes.toString());
-  } catch {
-    throw new ArchiveError(`its ${path} is no JSON`);
-  }
-}
-
-async function readPart(op: Operation, { host }: ImportParts, archive: Archive, path: string, bytesMax: number): Promise<Buffer> {
-  const { offset, length } = partOf(archive, path);
-  if (length > bytesMax) throw new ArchiveError(`${shown(path)} in it has ${length} bytes; at most ${bytesMax} are read`);
-  return Buffer.from(await host.readRange(op, archive.file, offset, length));
-}
-
-function partOf({ parts }: Archive, path: string): { readonly offset: number; readonly length: number } {
-  let part = parts.get(path.replace(/^\.\//, ''));
-  if (part !== undefined && 'link' in part) part = parts.get(part.link);
-  if (part === undefined || 'link' in part) throw new ArchiveError(`${shown(path)} is not in it`);
-  return part;
-}
-
-/** What it yields is valid until the next step. */
-async function* range(op: Operation, host: Host, path: string, offset: number, length: number): AsyncGenerator<Uint8Array> {
-  let left = length;
-  if (left === 0) return;
-  for await (const chunk of host.readStream(op, path, offset, 'in-place')) {
-    yield chunk.subarray(0, left);
-    left -= Math.min(left, chunk.byteLength);
-    if (left === 0) return;
-  }
-}
-
 /** Those that are names, in the short form. */
 function namesOf(tags: readonly string[]): readonly string[] {
   return tags.flatMap((tag) => {
@@ -462,13 +409,4 @@ function namesOf(tags: readonly string[]): readonly string[] {
     // A bare word is a tag of nothing that is known here.
     return reference === null || reference.digest !== null || !/[:/]/.test(tag) ? [] : [shownReference(reference)];
   });
-}
-
-export function mediaTypeOf(start: Uint8Array): string {
-  const packing = packingOf(start);
-  return packing === 'none' ? TAR_TYPE : `${TAR_TYPE}+${packing}`;
-}
-
-function digestOf(bytes: Uint8Array): string {
-  return `sha256:${createHash('sha256').update(bytes).digest('hex')}`;
 }

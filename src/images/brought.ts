@@ -1,5 +1,5 @@
-// An image that came with a snapshot: one that Hutch made on another machine, in the very bytes that a guest's memory knows. Its digest is over
-// them, so nothing else can have its name. Who made them is not known: a guest alone reads them, as it reads its own disk. What this machine looks
+// An image without layers that came with a snapshot, or in an archive: one that was made on another machine, in the very bytes that a guest's memory
+// knows. Its digest is over them, so nothing else can have its name. Who made them is not known: a guest alone reads them, as it reads its own disk. What this machine looks
 // into (other backends, exports, lists of packages) is made anew of what is in them, by our own writer, out of a reader that has no rights.
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
@@ -7,11 +7,11 @@ import * as z from 'zod';
 import type { ImageConfig } from '../domain/image.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
-import { mediaTypeOf, scan } from './archive.ts';
 import { ArchiveError } from './archive-error.ts';
+import { mediaTypeOf, scan } from './archive-parts.ts';
 import type { Blobs } from './blobs.ts';
 import { BUILD_LIMITS, type BuildLimits, buildImage } from './build.ts';
-import { imageConfigSchema, type PreparedImage } from './image.ts';
+import { type ImageManifest, imageConfigSchema, type PreparedImage } from './image.ts';
 import { TREE_LIMITS } from './layers/tree.ts';
 import { unpacked } from './layers/unpack.ts';
 import { type ImagePaths, SHARED_DIR_MODE } from './layout.ts';
@@ -39,6 +39,15 @@ const NOBODY = [
 export const broughtImageSchema = z.strictObject({ config: imageConfigSchema, createdAtMs: z.int().nonnegative() });
 export type BroughtImage = z.infer<typeof broughtImageSchema>;
 
+/** An image that has another digest than its file system: of its description, which the caller has compared with all that is given. */
+type Described = {
+  readonly digest: string;
+  readonly configBytes: Buffer;
+  readonly own: ImageManifest['own'] | null;
+  /** Checked. */
+  readonly initrd: string | null;
+};
+
 export type BroughtParts = { readonly host: Host; readonly paths: ImagePaths; readonly blobs: Blobs; readonly limits?: BuildLimits };
 
 /**
@@ -53,7 +62,16 @@ export async function takeRootfs(
     digest,
     said,
     bytesMax,
-  }: { readonly path: string; readonly digest: string; readonly said: BroughtImage; readonly bytesMax: number },
+    what = 'the image of the snapshot',
+    as = null,
+  }: {
+    readonly path: string;
+    readonly digest: string;
+    readonly said: BroughtImage;
+    readonly bytesMax: number;
+    readonly what?: string;
+    readonly as?: Described | null;
+  },
 ): Promise<PreparedImage> {
   if (`sha256:${await host.sha256(op, path)}` !== digest) throw new ArchiveError('the image in it is not the one that it names');
   const head = Buffer.from(await host.readRange(op, path, 0, HEAD_BYTES));
@@ -69,21 +87,18 @@ export async function takeRootfs(
   const tar = join(staged.path, 'root.tar');
   await readOut(op, host, path, tar, Math.min(bytesMax, limits.layerBytesMax));
   const { diffId } = await scan(unpacked(op, host, tar, limits.layerBytesMax));
-  const configBytes = Buffer.from(JSON.stringify({ architecture: 'amd64', os: 'linux', rootfs: { type: 'layers', diff_ids: [diffId] } }));
+  const unsaid = JSON.stringify({ architecture: 'amd64', os: 'linux', rootfs: { type: 'layers', diff_ids: [diffId] } });
   const layer = { digest: diffId, diffId, sizeBytes: (await host.stat(op, tar))?.sizeBytes ?? 0 };
   const mediaType = mediaTypeOf(await host.readRange(op, tar, 0, MAGIC_BYTES));
   const image = {
-    ...{
-      what: 'the image of the snapshot',
-      name: null,
-      digest,
-      configBytes,
-      config: said.config,
-      createdAtMs: said.createdAtMs,
-      manifest: null,
-    },
+    ...{ what, name: null, digest: as?.digest ?? digest, configBytes: as?.configBytes ?? Buffer.from(unsaid) },
+    ...{ config: said.config, createdAtMs: said.createdAtMs, manifest: null },
     layers: [{ ...layer, mediaType, file: Promise.resolve(tar) }],
-    more: { source: { kind: 'snapshot' } } as const,
+    more: {
+      source: { kind: as === null ? 'snapshot' : 'file' } as const,
+      ...(as?.own == null ? {} : { own: as.own }),
+    },
+    ...(as?.initrd == null ? {} : { initrdFile: as.initrd }),
     guestFile: path,
     step: 'import',
   };
@@ -92,7 +107,7 @@ export async function takeRootfs(
 
 /** All that is in it, as a tar archive. The reader has what a user without any rights has, and bounds. */
 async function readOut(op: Operation, host: Host, from: string, to: string, bytesMax: number): Promise<void> {
-  using limited = op.within(READ_MS, 'reading the image that came with a snapshot');
+  using limited = op.within(READ_MS, 'reading an image that was brought');
   const bounds = ['prlimit', `--fsize=${bytesMax}`, `--cpu=${CPU_SECONDS_MAX}`, `--as=${MEMORY_BYTES_MAX}`, '--core=0', '--'];
   const command = [...(host.uid === 0 ? NOBODY : []), ...bounds, 'sqfs2tar', '/dev/stdin'];
   // The shell only opens the files; all names are arguments of its own, never part of the command.
@@ -110,7 +125,7 @@ async function readOut(op: Operation, host: Host, from: string, to: string, byte
     .replace(/[^\x20-\x7e]+/g, ' ')
     .trim()
     .slice(0, 200);
-  if (/No space left/.test(words)) throw op.error('resource_exhausted', 'the image of the snapshot cannot be unpacked: the disk is full');
+  if (/No space left/.test(words)) throw op.error('resource_exhausted', 'an image that was brought cannot be unpacked: the disk is full');
   const why = /File size limit|File too large/.test(words) || exitCode === 128 + 25 ? 'it unpacks into more than there is room for' : words;
   throw new ArchiveError(`the image in it is damaged: ${why === '' ? `its reader ended with ${exitCode}` : why}`);
 }

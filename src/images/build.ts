@@ -10,10 +10,12 @@ import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { ArchiveError } from './archive-error.ts';
 import type { Blobs } from './blobs.ts';
+import { digestOf } from './digest.ts';
 import {
   commitImage,
   GUEST_ROOTFS,
   type ImageManifest,
+  INITRD,
   OCI_CONFIG,
   OCI_MANIFEST,
   type OciSource,
@@ -64,6 +66,10 @@ export type ImageToBuild = {
   readonly more?: Partial<Pick<ImageManifest, 'source' | 'own' | 'given'>>;
   /** What guests get instead of what is built: moved to it. */
   readonly guestFile?: string;
+  /** The initrd that it brings: copied to it. */
+  readonly initrdFile?: string;
+  /** What it says of itself, once its file system is there; in place of `configBytes` and `digest`. `rootSha256`: of that file system. */
+  readonly describedBy?: (rootSha256: string) => Buffer;
 };
 
 export async function buildImage(
@@ -79,27 +85,30 @@ export async function buildImage(
   await host.remove(op, out);
   await host.makeDir(op, out, SHARED_DIR_MODE);
   const { sha256, sizeBytes } = await rootOf(op, { host, paths, image, out, limits }, 'reuse');
-  await host.writeFileAtomic(op, join(out, OCI_CONFIG), image.configBytes, SHARED_FILE_MODE);
+  const configBytes = image.describedBy?.(sha256) ?? image.configBytes;
+  const digest = image.describedBy === undefined ? image.digest : digestOf(configBytes);
+  await host.writeFileAtomic(op, join(out, OCI_CONFIG), configBytes, SHARED_FILE_MODE);
   if (image.manifest !== null) await host.writeFileAtomic(op, join(out, OCI_MANIFEST), image.manifest.bytes, SHARED_FILE_MODE);
   const guest = image.guestFile === undefined ? null : await addGuest(op, host, out, image.guestFile);
+  if (image.initrdFile !== undefined) await added(op, host, image.initrdFile, join(out, INITRD));
   // Another process may have been quicker, or be at it now: one looks and moves at a time.
   await using _publishing = await publishing(op, host, paths);
-  const there = await unlessDamaged(op, () => openImage(op, host, paths, image.digest));
+  const there = await unlessDamaged(op, () => openImage(op, host, paths, digest));
   if (there !== null) return there;
   return await commitImage(op, host, paths, out, {
     name: image.name,
     architecture: 'x86_64',
     fileSystem: 'squashfs',
     sha256,
-    digest: image.digest.replace(/^sha256:/, ''),
+    digest: digest.replace(/^sha256:/, ''),
     sizeBytes,
     config: { ...image.config, env: { ...image.config.env }, ...listsOf(image.config) },
     createdAtMs: image.createdAtMs,
     source: {
       kind: 'oci',
       manifest: image.manifest?.digest ?? null,
-      layers: image.layers.map(({ digest, sizeBytes: layerBytes, diffId, mediaType }) => ({
-        digest,
+      layers: image.layers.map(({ digest: layer, sizeBytes: layerBytes, diffId, mediaType }) => ({
+        digest: layer,
         sizeBytes: layerBytes,
         diffId,
         mediaType,
@@ -113,10 +122,14 @@ export async function buildImage(
 /** Read again once it lies where nobody else writes. */
 async function addGuest(op: Operation, host: Host, out: string, file: string): Promise<NonNullable<ImageManifest['guest']>> {
   const path = join(out, GUEST_ROOTFS);
-  await host.cloneFile(op, file, path);
-  await host.chmod(op, path, SHARED_FILE_MODE);
-  await host.sync(op, path);
+  await added(op, host, file, path);
   return { sha256: await host.sha256(op, path), sizeBytes: (await host.stat(op, path))?.sizeBytes ?? 0 };
+}
+
+async function added(op: Operation, host: Host, from: string, to: string): Promise<void> {
+  await host.cloneFile(op, from, to);
+  await host.chmod(op, to, SHARED_FILE_MODE);
+  await host.sync(op, to);
 }
 
 /** Held for as long as it takes to look whether an image is there, and to move it into place. */

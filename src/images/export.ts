@@ -1,16 +1,17 @@
 // An image as one file that `docker load`, podman, skopeo and we ourselves take: an OCI layout with the
 // list that `docker save` writes. Its layers as they came, byte for byte; where they are not kept, and for an
-// image that was made here, the whole file system as one layer.
+// image that has none, the whole file system as one layer. What has none lies beside that as it is (image-bundle.ts).
 import { join } from 'node:path';
 import type { ImageConfig } from '../domain/image.ts';
 import { padding } from '../domain/tar-entry.ts';
 import { TAR_END } from '../domain/tar-header.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
-import { mediaTypeOf } from './archive.ts';
+import { mediaTypeOf } from './archive-parts.ts';
 import type { Blobs } from './blobs.ts';
 import { digestOf } from './digest.ts';
 import { imageDir, OCI_CONFIG, OCI_MANIFEST, type PreparedImage } from './image.ts';
+import { OWN_LIST, type OwnContent, ownContent, ownList } from './image-bundle.ts';
 import type { PreparedKernel } from './kernel.ts';
 import { KERNEL_ARTIFACT, type KernelContent, kernelContent } from './kernel-bundle.ts';
 import { type ImagePaths, SHARED_DIR_MODE } from './layout.ts';
@@ -31,21 +32,30 @@ export type HeldContent = Content & AsyncDisposable;
 
 export type Named = { readonly image: PreparedImage; readonly names: readonly string[] };
 
-/** A tar archive of images, and of kernels where there are any. The same ones give the same bytes as long as their layers are kept. */
+/** A tar archive of images, and of kernels where there are any. For `hutch` alone it lacks what others read of images without layers. The same ones give the same bytes as long as their layers are kept. */
 export async function* exportImages(
   op: Operation,
   parts: ExportParts,
   images: readonly Named[],
   kernels: readonly PreparedKernel[] = [],
+  forWhom: 'all' | 'hutch' = 'all',
 ): AsyncGenerator<Uint8Array> {
   const { host } = parts;
   await using held = new AsyncDisposableStack();
   const contents: (HeldContent & Pick<Named, 'names'>)[] = [];
+  const own: OwnContent[] = [];
   const ofSignatures = new Map<string, Buffer>();
   const signatures = new Map<string, Buffer>();
   for (const { image, names } of images) {
+    const alone = forWhom === 'hutch' ? await ownContent(op, parts, image, names, null) : null;
+    if (alone !== null) {
+      own.push(alone);
+      continue;
+    }
     const content = held.use(await contentOf(op, parts, image));
     contents.push({ ...content, names });
+    const asIs = await ownContent(op, parts, image, names, { config: digestOf(content.config), manifest: digestOf(content.manifest) });
+    if (asIs !== null) own.push(asIs);
     if (digestOf(content.config) !== image.record.digest) continue; // packed anew it is another image, which nobody signed
     const kept = await keptSignatures(op, host, parts.paths, image.record.digest);
     for (const { manifest } of kept.signatures) signatures.set(digestOf(manifest), manifest);
@@ -74,14 +84,20 @@ export async function* exportImages(
   yield* file('oci-layout', LAYOUT);
   yield* file('index.json', json({ schemaVersion: 2, mediaType: INDEX_TYPE, manifests: listed }));
   if (contents.length > 0) yield* file('manifest.json', json(contents.map(savedOf)));
+  if (own.length > 0) yield* file(OWN_LIST, ownList(own.map(({ said }) => said)));
   const given = new Set<string>();
-  const small = [...[...contents, ...ofKernels].flatMap(({ manifest, config }) => [manifest, config]), ...ofSignatures.values()];
+  const small = [
+    ...[...contents, ...ofKernels].flatMap(({ manifest, config }) => [manifest, config]),
+    ...ofSignatures.values(),
+    ...own.flatMap(({ description }) => description ?? []),
+  ];
   for (const bytes of small) {
     if (given.has(digestOf(bytes))) continue;
     given.add(digestOf(bytes));
     yield* file(blobPath(digestOf(bytes)), bytes);
   }
-  for (const { digest, sizeBytes, path } of [...contents.flatMap(({ layers }) => layers), ...ofKernels.flatMap(({ files }) => files)]) {
+  const large = [...contents.flatMap(({ layers }) => layers), ...[...ofKernels, ...own].flatMap(({ files }) => files)];
+  for (const { digest, sizeBytes, path } of large) {
     if (given.has(digest)) continue;
     given.add(digest);
     yield header(blobPath(digest), sizeBytes);

@@ -41,7 +41,7 @@ const ociSource = z.strictObject({
 export type OciSource = z.infer<typeof ociSource>;
 /** Of files that a user has registered. */
 const fileSource = z.strictObject({ kind: z.literal('file') });
-/** Made by Hutch on another machine, and came with a snapshot of that. */
+/** Made by Hutch on another machine, and came with a snapshot or in an archive of that. */
 const snapshotSource = z.strictObject({ kind: z.literal('snapshot') });
 const sourceSchema = z.discriminatedUnion('kind', [mmdebstrapSource, ociSource, fileSource, snapshotSource]);
 export type ImageSource = z.infer<typeof sourceSchema>;
@@ -102,6 +102,7 @@ export type PreparedImage = {
 export type OwnBoot = { readonly kernelDigest: string; readonly initrd: { readonly path: string; readonly sha256: string } | null };
 
 export const INITRD = 'initrd';
+export const INITRD_BYTES_MAX = 512 * 1024 * 1024;
 export const ROOTFS = 'rootfs.squashfs';
 export const GUEST_ROOTFS = 'guest.squashfs';
 /** The configuration as it came; its digest is the image's. */
@@ -195,7 +196,7 @@ export async function verifyImage(op: Operation, host: Host, paths: ImagePaths, 
   if (image.own?.initrd != null && (await host.sha256(op, image.own.initrd.path)) !== image.own.initrd.sha256) {
     throw damaged(op, dir, `${INITRD} has changed`);
   }
-  if (image.source.kind !== 'oci') return;
+  if (image.source.kind !== 'oci' && image.source.kind !== 'file') return;
   const config = join(dir, OCI_CONFIG);
   if ((await host.stat(op, config)) === null) throw damaged(op, dir, `${OCI_CONFIG} is missing`);
   if (`sha256:${await host.sha256(op, config)}` !== digest) throw damaged(op, dir, `${OCI_CONFIG} has changed`);
@@ -253,7 +254,7 @@ function preparedOf(paths: ImagePaths, manifest: ImageManifest): PreparedImage {
     path,
     guestPath: guest === undefined ? path : join(dir, GUEST_ROOTFS),
     rootDigest: `sha256:${guest?.sha256 ?? manifest.sha256}`,
-    isPackedHere: source.kind !== 'file',
+    isPackedHere: source.kind !== 'file' || guest !== undefined,
     fileSystem,
     source,
     own:

@@ -11,7 +11,8 @@ import { takeRootfs } from './brought.ts';
 import type { BuildLimits } from './build.ts';
 import { exportImages, type Named } from './export.ts';
 import { imageDir, listImages, OCI_CONFIG, openImage, type PreparedImage, requireUnchanged, verifyImage } from './image.ts';
-import type { PreparedKernel } from './kernel.ts';
+import { ownContent } from './image-bundle.ts';
+import { openKernel, type PreparedKernel } from './kernel.ts';
 import type { KernelTaken } from './kernel-bundle.ts';
 import { type ImagePaths, unlessDamaged } from './layout.ts';
 import { CONFIG_BYTES_MAX, type OciConfig, parseConfig } from './oci/manifest.ts';
@@ -94,15 +95,29 @@ export class ImageLibrary {
     return await takeRootfs(op, this.#parts, rootfs);
   }
 
-  /** @throws HutchError `failed_precondition` for one that lies elsewhere, in an Engine's store. */
+  /**
+   * Kernels that images bring go along. `forWhom`: `hutch` leaves out what only others read.
+   * @throws HutchError `failed_precondition` for one that lies elsewhere, in an Engine's store.
+   */
   async export(
     op: Operation,
     wanted: readonly { readonly digest: string; readonly names: readonly string[] }[],
     kernels: readonly PreparedKernel[] = [],
+    forWhom: 'all' | 'hutch' = 'all',
   ): Promise<AsyncIterable<Uint8Array>> {
     const images: Named[] = [];
     for (const { digest, names } of wanted) images.push({ image: await this.#usable(op, digest, 'exported'), names });
-    return exportImages(op, this.#parts, images, kernels);
+    const along = new Map(kernels.map((kernel) => [kernel.record.digest, kernel]));
+    for (const { image } of images) {
+      const kernel = image.own === null ? null : await openKernel(op, this.host, this.paths, image.own.kernelDigest);
+      if (kernel !== null) along.set(kernel.record.digest, kernel);
+    }
+    return exportImages(op, this.#parts, images, [...along.values()], forWhom);
+  }
+
+  /** Whether one that has no layers comes out of an archive under the digest that it has. */
+  async keepsDigest(op: Operation, image: PreparedImage): Promise<boolean> {
+    return (await ownContent(op, this, image, [], null)) !== null;
   }
 
   /**

@@ -1,15 +1,16 @@
 // Images of files that lie on this machine already: a root file system, and with it a kernel's initrd. Registered, the
 // files stay the user's and where they are; promoted, the image has copies of its own. It is the same image then:
 // its digest is over what it is made of.
-import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import { imageConfigOf } from '../domain/image.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
-import { mediaTypeOf, scan } from './archive.ts';
 import { ArchiveError } from './archive-error.ts';
+import { mediaTypeOf, scan } from './archive-parts.ts';
 import type { Blobs } from './blobs.ts';
 import { BUILD_LIMITS, type BuildLimits, buildImage, named, publishing } from './build.ts';
+import { describe, parseDescription } from './description.ts';
+import { digestOf } from './digest.ts';
 import { tarOfDisk } from './disk/import.ts';
 import { type GivenFile, given, resolved, tarOfDirectory } from './given.ts';
 import {
@@ -17,7 +18,9 @@ import {
   commitImage,
   type ImageManifest,
   INITRD,
+  INITRD_BYTES_MAX,
   imageDir,
+  listImages,
   OCI_CONFIG,
   openImage,
   type PreparedImage,
@@ -26,7 +29,8 @@ import {
 } from './image.ts';
 import { TREE_LIMITS } from './layers/tree.ts';
 import { unpacked } from './layers/unpack.ts';
-import { type ImagePaths, SHARED_DIR_MODE, SHARED_FILE_MODE, unlessDamaged } from './layout.ts';
+import { type ImagePaths, SHARED_DIR_MODE, SHARED_FILE_MODE } from './layout.ts';
+import { CONFIG_BYTES_MAX } from './oci/manifest.ts';
 
 const STEP = 'register';
 const MAGIC_BYTES = 6;
@@ -35,7 +39,6 @@ const SQUASHFS = 'hsqs';
 const PACKED_AT = 20;
 const LZMA = 2;
 const AS_NOBODY = ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups', '--'];
-const INITRD_BYTES_MAX = 512 * 1024 * 1024;
 /** What a kernel unpacks: cpio, and what that may be packed with. */
 const INITRD_START = /^(30373037303[12]|1f8b|28b52ffd|fd377a585a00|02214c18|894c5a4f|425a68|5d0000)/;
 
@@ -90,23 +93,24 @@ async function mustBeReadable(op: Operation, host: Host, path: string): Promise<
 async function registerInPlace(op: Operation, parts: RegisterParts, root: GivenFile, rest: Rest, staging: string): Promise<PreparedImage> {
   const { host, paths } = parts;
   await mustBeReadable(op, host, root.path);
-  const about = aboutOf(root, rest);
-  const there = await again(op, parts, about);
+  const more = moreOf(root, rest);
+  const there = await again(op, parts, root, rest, more);
   if (there !== null) return there;
   const out = join(staging, 'out');
   await host.makeDir(op, out, SHARED_DIR_MODE);
-  await host.writeFileAtomic(op, join(out, OCI_CONFIG), about.configBytes, SHARED_FILE_MODE);
+  const configBytes = describedAs(root, rest, root.sha256);
+  await host.writeFileAtomic(op, join(out, OCI_CONFIG), configBytes, SHARED_FILE_MODE);
   await using _publishing = await publishing(op, host, paths);
   return await commitImage(op, host, paths, out, {
     name: null,
     architecture: 'x86_64',
     fileSystem: 'squashfs',
     sha256: root.sha256,
-    digest: about.digest.slice('sha256:'.length),
+    digest: digestOf(configBytes).slice('sha256:'.length),
     sizeBytes: (await host.stat(op, root.path))?.sizeBytes ?? 0,
     config: EMPTY,
     createdAtMs: host.nowMs(),
-    ...about.more,
+    ...more,
     inPlace: true,
   });
 }
@@ -130,18 +134,19 @@ async function registerPacked(
     throw new ArchiveError('it is an archive of images, and no root file system: hutch image import');
   }
   const root = await given(op, host, 'rootfs', from, from.type === 'directory' ? diffId.slice('sha256:'.length) : undefined);
-  const about = aboutOf(root, rest);
-  const there = await again(op, parts, about);
+  const more = moreOf(root, rest);
+  const there = await again(op, parts, root, rest, more);
   if (there !== null) return there;
   const sizeBytes = (await host.stat(op, tar))?.sizeBytes ?? 0;
   const mediaType = mediaTypeOf(await host.readRange(op, tar, 0, MAGIC_BYTES));
-  const { configBytes, digest, more } = about;
   const layers = [{ digest: diffId, sizeBytes, diffId, mediaType, file: Promise.resolve(tar) }];
   const image = {
     what: from.path,
     name: null,
-    digest,
-    configBytes,
+    // Of what it is made of; its own is known when it is packed.
+    digest: diffId,
+    configBytes: Buffer.alloc(0),
+    describedBy: (rootSha256: string) => describedAs(root, rest, rootSha256),
     config: EMPTY,
     createdAtMs: host.nowMs(),
     manifest: null,
@@ -152,41 +157,38 @@ async function registerPacked(
   return await buildImage(op, host, paths, blobs, image, { ...TREE_LIMITS, ...limits });
 }
 
-type About = {
-  readonly digest: string;
-  readonly configBytes: Buffer;
-  readonly more: Required<Pick<ImageManifest, 'source' | 'given'>> & Pick<ImageManifest, 'own'>;
-};
+type More = Required<Pick<ImageManifest, 'source' | 'given'>> & Pick<ImageManifest, 'own'>;
 
 const EMPTY = { ...imageConfigOf({}), env: {}, entrypoint: [], command: [], exposedPorts: [] };
 
-function aboutOf(root: GivenFile, { kernel, initrd }: Rest): About {
-  const configBytes = Buffer.from(
-    JSON.stringify({
-      architecture: 'amd64',
-      os: 'linux',
-      config: {},
-      rootfs: { type: 'layers', diff_ids: [`sha256:${root.sha256}`] },
-      history: [{ created_by: 'hutch image register' }],
-      hutch: { kernel: kernel?.digest ?? null, initrd: initrd?.sha256 ?? null },
-    }),
-  );
+function describedAs(root: GivenFile, { kernel, initrd }: Rest, rootSha256: string): Buffer {
+  return describe({ rootSha256, givenSha256: root.sha256, kernel: kernel?.digest ?? null, initrdSha256: initrd?.sha256 ?? null });
+}
+
+function moreOf(root: GivenFile, { kernel, initrd }: Rest): More {
   return {
-    digest: `sha256:${createHash('sha256').update(configBytes).digest('hex')}`,
-    configBytes,
-    more: {
-      source: { kind: 'file' },
-      given: [root, ...(kernel?.files ?? []), ...(initrd === null ? [] : [initrd])],
-      ...(kernel === null ? {} : { own: { kernel: kernel.digest, initrd: initrd?.sha256 ?? null } }),
-    },
+    source: { kind: 'file' },
+    given: [root, ...(kernel?.files ?? []), ...(initrd === null ? [] : [initrd])],
+    ...(kernel === null ? {} : { own: { kernel: kernel.digest, initrd: initrd?.sha256 ?? null } }),
   };
 }
 
 /** The same content as an image that is here: that one, which learns where the files lie now. One that is Hutch's own stays so. */
-async function again(op: Operation, { host, paths }: RegisterParts, { digest, more }: About): Promise<PreparedImage | null> {
-  const there = await unlessDamaged(op, () => openImage(op, host, paths, digest));
-  if (there === null || there.given.length === 0) return there;
-  return await changeManifest(op, host, paths, digest, (manifest) => ({ ...manifest, ...more }));
+async function again(op: Operation, parts: RegisterParts, root: GivenFile, rest: Rest, more: More): Promise<PreparedImage | null> {
+  const { host, paths } = parts;
+  for (const there of await listImages(op, host, paths)) {
+    if (there.source.kind !== 'file') continue;
+    const { digest } = there.record;
+    const path = join(imageDir(paths, digest), OCI_CONFIG);
+    const said = (await host.stat(op, path)) === null ? null : parseDescription(await host.readFile(op, path, CONFIG_BYTES_MAX));
+    const isSame =
+      said?.givenSha256 === root.sha256 &&
+      said.kernel === (rest.kernel?.digest ?? null) &&
+      said.initrdSha256 === (rest.initrd?.sha256 ?? null);
+    if (!isSame) continue;
+    return there.given.length === 0 ? there : await changeManifest(op, host, paths, digest, (manifest) => ({ ...manifest, ...more }));
+  }
+  return null;
 }
 
 async function lookAtInitrd(op: Operation, host: Host, path: string): Promise<GivenFile> {

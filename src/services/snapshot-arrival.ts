@@ -19,7 +19,7 @@ import type { Core } from './core.ts';
 import { backendOf } from './deps.ts';
 import { requireFreeSpace } from './free-space.ts';
 import { beginningOf } from './from-snapshot.ts';
-import { type Standing, standingOf, type Target, takeAlong, targetsOf } from './snapshot-bring.ts';
+import { bytesOfImage, type Standing, standingOf, type Target, takeAlong, targetsOf } from './snapshot-bring.ts';
 import { requirePortable, stagingFor } from './snapshot-packing.ts';
 import { refuseTaken, snapshotDir, snapshotsDir } from './snapshots.ts';
 import {
@@ -170,7 +170,8 @@ async function place(
     );
   }
   const { shape } = spec;
-  const places = await portable.place(op, dir, config.machine, { shape, contents: config.contents, imageDigest: config.image.digest });
+  const imageDigest = await bytesOfImage(core, op, config);
+  const places = await portable.place(op, dir, config.machine, { shape, contents: config.contents, imageDigest });
   const expectations = [...places.parts.map((to) => ({ name: to.name, to })), ...targetsOf(config, standing, along)];
   for (const [at, { name: said, bytes, dataBytes: data }] of config.parts.entries()) {
     const expected = expectations[at];

@@ -70,6 +70,13 @@ async function refuseOther(
   );
 }
 
+/** The digest of the bytes that its memory knows; null for an image that is packed on each machine: whether they are the same shows when it is here. */
+export async function bytesOfImage(core: Core, op: Operation, { image, brings }: SnapshotConfig): Promise<string | null> {
+  if (brings?.rootfs != null) return image.digest;
+  const here = await imageLibrary(core, op).open(op, image.digest);
+  return here?.rootDigest === image.digest ? image.digest : null;
+}
+
 /** As it may be shown in a sentence. */
 export function plain(text: string): string {
   return shown(text).slice(1, -1);

@@ -1,5 +1,5 @@
-// What a snapshot stands on and what goes with it to another machine: the image that Hutch made, which no other machine has, as it is; the kernel, and where
-// that is asked for an image of a registry, in an archive as `hutch image export` writes it.
+// What a snapshot stands on and what goes with it to another machine: the image that Hutch made, which no other machine has, as it is; in an archive, as
+// `hutch image export` writes it, the kernel, an image of a user's files, and where that is asked for one of a registry.
 import type { SnapshotPart } from '../backends/backend.ts';
 import { ENGINE_REFERENCE } from '../domain/image.ts';
 import type { Carry, Snapshot } from '../domain/snapshot.ts';
@@ -15,10 +15,10 @@ export type Carried = { readonly brings: Brings; readonly parts: readonly Snapsh
 /** Files in `dir` are the caller's. @throws HutchError `failed_precondition` where all of it is asked for and cannot go. */
 export async function carried(core: Core, op: Operation, { spec }: Snapshot, carry: Carry, dir: string): Promise<Carried | null> {
   if (carry === 'nothing') return null;
-  const image = await imageOf(core, op, spec.imageId, carry);
-  const isOwn = image !== null && isOurs(image);
-  const asArchive = carry === 'all' && image !== null && !isOwn ? image : null;
   const kernel = spec.kernelId === null ? null : await kernelOf(core, op, spec.kernelId);
+  const image = await imageOf(core, op, spec.imageId, carry, kernel);
+  const isOwn = image !== null && isOurs(image);
+  const asArchive = image !== null && !isOwn && (carry === 'all' || image.source.kind === 'file') ? image : null;
   const hasArchive = asArchive !== null || kernel !== null;
   if (!isOwn && !hasArchive) return null;
   const parts: SnapshotPart[] = [];
@@ -26,7 +26,7 @@ export async function carried(core: Core, op: Operation, { spec }: Snapshot, car
   if (hasArchive) {
     const path = `${dir}/${ARCHIVE_PART}`;
     const images = asArchive === null ? [] : [{ digest: asArchive.record.digest, names: [] }];
-    await core.deps.host.appendStream(op, path, await imageLibrary(core, op).export(op, images, kernel === null ? [] : [kernel]));
+    await core.deps.host.appendStream(op, path, await imageLibrary(core, op).export(op, images, kernel === null ? [] : [kernel], 'hutch'));
     parts.push(await partOf(core, op, ARCHIVE_PART, path));
   }
   const { config, createdAtMs } = image?.record ?? { config: null, createdAtMs: 0 };
@@ -40,10 +40,17 @@ function isOurs({ source }: PreparedImage): boolean {
   return source.kind === 'mmdebstrap' || source.kind === 'snapshot';
 }
 
-async function imageOf(core: Core, op: Operation, id: Snapshot['spec']['imageId'], carry: Carry): Promise<PreparedImage | null> {
+/** Null: it goes alone. */
+async function imageOf(
+  core: Core,
+  op: Operation,
+  id: Snapshot['spec']['imageId'],
+  carry: Carry,
+  kernel: PreparedKernel | null,
+): Promise<PreparedImage | null> {
   const record = await core.deps.store.query('image', { id });
   const here = record === null || ENGINE_REFERENCE in record.detail ? null : await imageLibrary(core, op).open(op, record.digest);
-  if (here !== null && here.source.kind !== 'file') return here;
+  if (here !== null && (here.source.kind !== 'file' || (await goesAlong(core, op, here, kernel)))) return here;
   if (carry !== 'all') return null;
   throw op.error(
     'failed_precondition',
@@ -55,6 +62,12 @@ async function imageOf(core: Core, op: Operation, id: Snapshot['spec']['imageId'
           : 'the same files give the same image elsewhere: hutch image register; without --with-image the snapshot goes alone',
     },
   );
+}
+
+/** One kernel goes with a snapshot: that of its machine. */
+async function goesAlong(core: Core, op: Operation, image: PreparedImage, kernel: PreparedKernel | null): Promise<boolean> {
+  if (image.own !== null && image.own.kernelDigest !== kernel?.record.digest) return false;
+  return await imageLibrary(core, op).keepsDigest(op, image);
 }
 
 async function kernelOf(core: Core, op: Operation, id: NonNullable<Snapshot['spec']['kernelId']>): Promise<PreparedKernel | null> {

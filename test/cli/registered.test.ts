@@ -141,13 +141,36 @@ test('an image with its own kernel and initrd boots them, keeps them, and is the
   for (const name of ['vmlinux', 'modules', 'initrd.img', 'root.squashfs']) await rm(at(name), { recursive: true });
   expect((await motd('own:1')).stdout).toContain(`(${MARK}`);
   await world.ok('start', 'kept');
+  await world.ok('image', 'export', '-o', at('own.tar'), 'own:1');
+  await world.ok('snapshot', 'create', '--name', 'ready', 'kept');
+  await world.ok('snapshot', 'export', '-o', at('ready.tar'), 'ready');
   await world.ok('rm', '-f', 'kept');
+  await elsewhere(image);
+  await world.ok('snapshot', 'rm', 'ready');
   expect(await world.ok('image', 'verify', 'own:1')).toContain('1 file');
   await appendFile(join(world.home, 'data/images', image.digest.slice(7), 'initrd'), 'x');
   expect(await refusal('image', 'verify', 'own:1')).toContain('initrd has changed');
   await world.ok('image', 'rm', 'own:1');
   await world.ok('kernel', 'rm', image.kernelId ?? '');
 });
+
+/** A machine that has nothing of it: what it brings is the same image, and boots the same kernel. */
+async function elsewhere({ digest, kernelId }: Image): Promise<void> {
+  await using there = await World.make(MACHINES);
+  const { images, kernels } = await there.json<{ images: Image[]; kernels: { id: string }[] }>('image', 'import', at('own.tar'));
+  expect(images).toMatchObject([{ digest, names: ['own:1'], registered: [], kernelId }]);
+  expect(kernels.map(({ id }) => id)).toEqual([kernelId]);
+  expect((await there.run(['run', '--rm', '--image', 'own:1', '--', 'cat', '/etc/motd', '/proc/version'])).stdout).toMatch(
+    new RegExp(`^from a directory\nLinux version .*\\(${MARK}`),
+  );
+  await there.ok('image', 'rm', 'own:1');
+  await there.ok('kernel', 'rm', kernelId ?? '');
+  // A snapshot of it brings both too, and its memory knows them.
+  await there.ok('snapshot', 'import', at('ready.tar'));
+  expect((await there.json<{ images: Image[] }>('image', 'ls')).images).toMatchObject([{ digest, names: [], kernelId }]);
+  const { stdout } = await there.run(['run', '--rm', '--from', 'ready', '--', 'cat', '/etc/motd', '/proc/version']);
+  expect(stdout).toContain(`(${MARK}`);
+}
 
 test('what no sandbox starts from is refused with one sentence', { timeout: 120_000 }, async () => {
   await writeFile(at('noise'), 'not a root file system'.repeat(100));

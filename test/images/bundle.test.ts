@@ -1,8 +1,9 @@
 // Images and kernels in one archive, for a machine that has no network: what comes out is what went in, by digest; what
 // lies is refused.
+import { spawnSync } from 'node:child_process';
 import { generateKeyPairSync, type KeyObject } from 'node:crypto';
 import { createReadStream } from 'node:fs';
-import { writeFile } from 'node:fs/promises';
+import { chmod, mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { type PreparedKernel, verifyKernel } from '../../src/images/kernel.ts';
@@ -11,7 +12,7 @@ import { GUEST_MODULES } from '../../src/images/modules.ts';
 import { testOperation } from '../support/operation.ts';
 import { digestOf, image, TYPES, tar } from './archives.ts';
 import { tinyKernel, tinyModule } from './payloads.ts';
-import { type Place, place, readTree } from './place.ts';
+import { type Place, place, readTree, treeOf } from './place.ts';
 import { fakeRegistry } from './registry.ts';
 import { signed } from './signed.ts';
 
@@ -241,3 +242,173 @@ async function publicKey(at: Place, key: KeyObject): Promise<string> {
   await writeFile(path, key.export({ type: 'spki', format: 'pem' }));
   return path;
 }
+
+/** Images without layers: of a user's files, in each form that they may lie in, and one that Hutch made. */
+async function withoutLayers(here: Place) {
+  const files = join(here.dir, 'mine');
+  await mkdir(join(files, 'root/etc'), { recursive: true });
+  await chmod(here.dir, 0o711); // machines run as users of their own
+  await writeFile(join(files, 'root/etc/motd'), 'mine\n', { mode: 0o640 });
+  await writeFile(join(files, 'root/large'), Buffer.alloc(300_000, 'x'));
+  await writeFile(join(files, 'initrd'), '070701 an initrd');
+  const ran = spawnSync('sh', [
+    '-c',
+    'cd "$0" && tar -c -C root . > root.tar && tar2sqfs --quiet --compressor=lz4 root.squashfs < root.tar && truncate -s 8M root.ext4 && mkfs.ext4 -q -d root root.ext4',
+    files,
+  ]);
+  expect(ran.stderr.toString()).not.toContain('rror');
+  const kernel = await kernelOf(here);
+  const own = { digest: kernel.record.digest, files: [] };
+  const { library } = here;
+  const bare = { initrd: null, kernel: null };
+  const packed = await library.register(op, { rootfs: join(files, 'root'), ...bare });
+  const promoted = await library.register(op, { rootfs: join(files, 'root.squashfs'), initrd: join(files, 'initrd'), kernel: own });
+  const images = [
+    packed,
+    promoted,
+    await library.register(op, { rootfs: join(files, 'root.squashfs'), ...bare }),
+    await library.register(op, { rootfs: join(files, 'root.ext4'), ...bare }),
+    await library.register(op, { rootfs: join(files, 'root.tar'), ...bare }),
+  ];
+  for (const { record } of [packed, promoted]) await library.promote(op, record.digest);
+  const made = `sha256:${await here.host.sha256(op, join(files, 'root.squashfs'))}`;
+  const said = { config: { ...NOTHING, command: ['sh'] }, createdAtMs: 7 };
+  images.push(await library.takeRootfs(op, { path: join(files, 'root.squashfs'), digest: made, said, bytesMax: 2 ** 30 }));
+  // As layers they are there already: of these the archive has only those.
+  for (const name of ['root.tar', 'root.ext4'])
+    for (const { image: each } of (await library.import(op, createReadStream(join(files, name)))).images) images.push(each);
+  return { images, kernel };
+}
+const NOTHING = { env: {}, entrypoint: [], command: [], workdir: null, user: null, stopSignal: null, exposedPorts: [] };
+
+test('an image without layers comes out of an archive under its digest: of a user’s files, or made by Hutch', {
+  timeout: 120_000,
+}, async () => {
+  await using here = await place();
+  const { images, kernel } = await withoutLayers(here);
+  expect(new Set(images.map(({ record }) => record.digest)).size).toBe(images.length);
+  const wanted = images.map(({ record }, at) => ({ digest: record.digest, names: [`mine:${at}`] }));
+  const members = await exported(here, wanted);
+  // For others it is there too, as one layer.
+  const saved = JSON.parse(members.find(({ path }) => path === 'manifest.json')?.content.toString() ?? '') as unknown[];
+  expect(saved).toHaveLength(images.length);
+  await using there = await place();
+  for (let round = 0; round < 2; round += 1) {
+    const brought = await there.library.import(op, chunks(tar(...members)));
+    const found = new Map(brought.images.map(({ image: each, names }) => [each.record.digest, names]));
+    expect(found).toEqual(new Map(wanted.map(({ digest, names }) => [digest, names])));
+    expect(brought.kernels.map(({ record }) => record.digest)).toEqual([kernel.record.digest]);
+  }
+  for (const before of images) {
+    const { digest } = before.record;
+    await there.library.verify(op, digest);
+    const after = await there.library.open(op, digest);
+    expect(after).toMatchObject({
+      rootDigest: before.rootDigest,
+      own: before.own === null ? null : { kernelDigest: kernel.record.digest },
+    });
+    expect(after?.record.config).toEqual(before.record.config);
+    // What guests get is what they got; what this machine looks into is packed here.
+    expect(await readFile(after?.guestPath ?? '')).toEqual(await readFile(before.guestPath));
+    expect(after?.isPackedHere).toBe(true);
+    expect((await treeOf({ path: after?.path ?? '' })).get('etc/motd')).toMatchObject({ mode: 0o640, content: Buffer.from('mine\n') });
+    if (before.own?.initrd != null) expect(await readFile(after?.own?.initrd?.path ?? '')).toEqual(await readFile(before.own.initrd.path));
+  }
+  expect((await there.left()).staging).toEqual([]);
+  // From there it goes on the same, and the same files are the same image.
+  const again = await exported(there, wanted);
+  const list = (all: Members) => all.find(({ path }) => path === 'hutch.json')?.content.toString();
+  expect(list(again)).toBe(list(members));
+  const [first] = images;
+  const files = { rootfs: join(here.dir, 'mine/root'), initrd: null, kernel: null };
+  expect((await there.library.register(op, files)).record.digest).toBe(first?.record.digest);
+});
+
+test('an image without layers that is not what an archive says is refused, and leaves nothing', { timeout: 120_000 }, async () => {
+  await using here = await place();
+  const { images, kernel } = await withoutLayers(here);
+  const [packed, own] = images;
+  const made = images.find(({ source }) => source.kind === 'snapshot');
+  if (packed === undefined || own === undefined || made === undefined) throw new Error('no images');
+  const bundle = async ({ record }: { record: { digest: string } }) => await exported(here, [{ digest: record.digest, names: ['mine:1'] }]);
+  const ofOwn = await bundle(own);
+  const ofPacked = await bundle(packed);
+  const ofMade = await bundle(made);
+  const blob = (digest: string) => `blobs/sha256/${digest.slice(7)}`;
+  const changed = (all: Members, path: string, change: (content: Buffer) => Buffer): Members =>
+    all.map((each) => (each.path === path ? { ...each, content: change(each.content) } : each));
+  const listed = (all: Members, change: (one: Record<string, unknown>) => object): Members =>
+    changed(all, 'hutch.json', (content) => {
+      const { version, images: said } = JSON.parse(content.toString()) as { version: number; images: Record<string, unknown>[] };
+      return Buffer.from(JSON.stringify({ version, images: said.map((one) => ({ ...one, ...change(one) })) }));
+    });
+  const other = Buffer.from(await readFile(packed.guestPath));
+  other[500] = (other[500] ?? 0) ^ 1;
+  const described = (all: Members, change: (text: string) => string): Members => {
+    const digest = (
+      JSON.parse(all.find(({ path }) => path === 'hutch.json')?.content.toString() ?? '') as { images: [{ description: string }] }
+    ).images[0].description;
+    const content = Buffer.from(change(all.find(({ path }) => path === blob(digest))?.content.toString() ?? ''));
+    return [...listed(all, () => ({ description: digestOf(content) })), { path: blob(digestOf(content)), content }];
+  };
+  const cases: [what: string, archive: Members, error: RegExp][] = [
+    ['another file system', changed(ofPacked, blob(packed.rootDigest), () => other), /not the one that it names/],
+    ['one that is cut off', changed(ofMade, blob(made.rootDigest), (content) => content.subarray(0, -100)), /not the one that it names/],
+    ['none', ofPacked.filter(({ path }) => path !== blob(packed.rootDigest)), /is not in it/],
+    ['one of another image', listed(ofPacked, () => ({ rootfs: made.rootDigest })), /not made of what lies beside it/],
+    [
+      'another initrd',
+      changed(ofOwn, blob(`sha256:${own.own?.initrd?.sha256}`), () => Buffer.from('070701 another')),
+      /initrd .* is not what its name/,
+    ],
+    ['no initrd', listed(ofOwn, () => ({ initrd: null })), /not made of what lies beside it/],
+    [
+      'a description that is changed',
+      changed(ofOwn, blob(own.record.digest), (content) => Buffer.from(content.toString().replace('linux', 'other'))),
+      /not what its name says/,
+    ],
+    ['one that is none', described(ofPacked, () => '{}'), /description of an image in it is damaged/],
+    [
+      'one of another kernel',
+      described(ofOwn, (text) => text.replace(kernel.record.digest, `sha256:${'0'.repeat(64)}`)),
+      /neither in it nor here/,
+    ],
+    ['a list that is damaged', changed(ofPacked, 'hutch.json', () => Buffer.from('{"version":1,"images":[{}]}')), /hutch\.json is damaged/],
+    [
+      'a list of later',
+      changed(ofPacked, 'hutch.json', () => Buffer.from('{"version":2}')),
+      /of version 2; this release of Hutch reads version 1/,
+    ],
+    [
+      'a file system for none',
+      described(
+        listed(ofPacked, () => ({ rootfs: digestOf(SHARED) })),
+        (text) => text.replace(packed.rootDigest.slice(7), digestOf(SHARED).slice(7)),
+      ).concat({ path: blob(digestOf(SHARED)), content: SHARED }),
+      /no file system that guests read/,
+    ],
+  ];
+  for (const [what, archive, error] of cases) {
+    await using there = await place();
+    await expect(there.library.import(op, chunks(tar(...archive))), what).rejects.toMatchObject({
+      code: 'failed_precondition',
+      message: expect.stringMatching(error),
+    });
+    expect(await there.left(), what).toMatchObject({ staging: [], images: [] });
+  }
+  // The same file system that says other things of itself: what is here stays.
+  await using there = await place();
+  await there.library.import(op, chunks(tar(...ofMade)));
+  const lying = listed(ofMade, (one) => ({ config: { ...(one['config'] as object), command: ['evil'] } }));
+  await expect(there.library.import(op, chunks(tar(...lying)))).rejects.toMatchObject({
+    message: expect.stringMatching(/says other things/),
+  });
+  // One name is one image’s, in whichever form that lies there; and rules are asked about it.
+  expect((await there.library.import(op, chunks(tar(...ofPacked)), 'called:1')).images.map(({ names }) => names)).toEqual([['called:1']]);
+  await using closed = await place({ policy: { allow: ['docker.io/other/*'] } });
+  await expect(closed.library.import(op, chunks(tar(...ofPacked)))).rejects.toMatchObject({ code: 'permission_denied' });
+  // Without the list it is what it is for others, as an older release reads it.
+  await using older = await place();
+  const { images: asOthers } = await older.library.import(op, chunks(tar(...ofPacked.filter(({ path }) => path !== 'hutch.json'))));
+  expect(asOthers).toMatchObject([{ names: ['mine:1'], image: { source: { kind: 'oci' } } }]);
+});

@@ -32,7 +32,7 @@ export function newPortable({ host, imprintPath }: Pick<GvisorConfig, 'host' | '
         checkpoint === null ||
         (fingerprint.memoryMiB === shape.memoryMiB &&
           fingerprint.cpus === shape.cpus &&
-          fingerprint.image === imageDigest &&
+          (imageDigest === null || fingerprint.image === imageDigest) &&
           checkpoint.bytes <= shape.memoryMiB * MIB + CHECKPOINT_MORE_BYTES);
       if (!isSame || disk.bytes > shape.diskMiB * MIB) throw refused('its shape is not that of its machine');
       await host.makeDir(op, dir, 0o700);

@@ -107,7 +107,7 @@ function arrived(op: Operation, host: Host, machine: Parameters<Portable['place'
     (fingerprint.memoryMiB * MIB === manifest.memory?.bytes &&
       fingerprint.memoryMiB === memoryMiB &&
       fingerprint.cpus === cpus &&
-      fingerprint.image === of.imageDigest);
+      (of.imageDigest === null || fingerprint.image === of.imageDigest));
   const fits = disk.bytes <= diskMiB * MIB && (scratch === null || scratch.bytes <= SCRATCH_BYTES_MAX);
   if (!isSame || !fits) throw refused('its shape is not that of its machine');
   for (const store of [manifest.memory, disk, scratch]) {
