@@ -12,8 +12,10 @@ export async function fileToSend(
   { step, after }: { readonly step: string; readonly after: string },
 ): Promise<AsyncIterable<Uint8Array>> {
   if (path !== '-' && !(await readable(path))) throw usage(`${path} cannot be read`);
-  const source: AsyncIterable<Uint8Array> = path === '-' ? process.stdin : createReadStream(path);
   const info = path === '-' ? null : await stat(path);
+  if (info?.isDirectory() === true)
+    throw usage(`${path} is a directory`, 'an archive of it is wanted: tar -C DIRECTORY -c . makes one, and - reads it from stdin');
+  const source: AsyncIterable<Uint8Array> = path === '-' ? process.stdin : createReadStream(path);
   const total = info?.isFile() === true ? info.size : undefined;
   return (async function* () {
     yield* told(context, { step, detail: path }, source, total);

@@ -1,92 +1,23 @@
 // hutch build, as people type it, in real sandboxes of both kinds; and file by file against the Docker Engine.
 import { execFileSync } from 'node:child_process';
-import { createHash } from 'node:crypto';
-import { readFileSync } from 'node:fs';
-import { mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { placesOf } from '../../src/config/places.ts';
-import { Hutch } from '../../src/sdk/hutch.ts';
-import { readOwnerKey } from '../../src/sdk/owner-key.ts';
-import { MACHINES, World } from '../cli/world.ts';
-import { tar } from '../images/archives.ts';
-import { selfSigned } from '../support/certificate.ts';
+import type { World } from '../cli/world.ts';
 import { DockerEngine } from '../support/docker-engine.ts';
-import { eventually } from '../support/eventually.ts';
 import { readSaved, type Saved } from './saved.ts';
 import { contextTar, talk } from './talk.ts';
+import { BASE, BuildWorld } from './world.ts';
 
-const APPLETS =
-  'sh ls cat echo mkdir rm rmdir touch chmod chown ln mv id env sleep wc printf true false cp stat find grep test sed head sort mkfifo'.split(
-    ' ',
-  );
-/** An image of one program: what the tests build upon. */
-const BASE = tar(
-  { path: 'bin/busybox', mode: 0o755, content: readFileSync('/bin/busybox') },
-  ...APPLETS.map((name) => ({ path: `bin/${name}`, type: 'symlink' as const, link: 'busybox' })),
-  { path: 'etc/passwd', content: 'root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001:app:/home/app:/bin/sh\n' },
-  { path: 'etc/group', content: 'root:x:0:\napp:x:1001:\n' },
-  { path: 'usr/local/bin', type: 'symlink', link: '../../bin' },
-  { path: 'opt/old/one', content: '1' },
-  { path: 'opt/old/two', content: '2' },
-  { path: 'opt/keep', content: 'k' },
-  { path: 'tmp/', type: 'directory', mode: 0o1777 },
-);
-
+let here: BuildWorld;
 let world: World;
-let root: string;
 beforeAll(async () => {
-  world = await World.make(MACHINES);
-  root = await mkdtemp(join(tmpdir(), 'hutch-build-'));
-  const imported = await world.run(['image', 'import', '--name', 'base:1', '-'], { input: BASE });
-  if (imported.code !== 0) throw new Error(imported.stderr);
+  here = await BuildWorld.make();
+  world = here.world;
 }, 120_000);
-afterAll(async () => {
-  await rm(root, { recursive: true, force: true });
-  await world?.[Symbol.asyncDispose]();
-}, 120_000);
-
-async function context(files: Readonly<Record<string, string>>): Promise<string> {
-  const dir = await mkdtemp(join(root, 'context-'));
-  for (const [path, content] of Object.entries(files)) {
-    await mkdir(dirname(join(dir, path)), { recursive: true });
-    await writeFile(join(dir, path), content);
-  }
-  return dir;
-}
-
-async function saved(image: string): Promise<Saved> {
-  const { bytes, code, stderr } = await world.run(['image', 'export', image]);
-  if (code !== 0) throw new Error(stderr);
-  return await readSaved(bytes);
-}
-
-/** Null: it works on this machine. */
-async function why(backend: string): Promise<string | null> {
-  const { backends } = await world.json<{ backends: { name: string; can: object | null }[] }>('backends');
-  return backends.some(({ name, can }) => name === backend && can !== null) ? null : `${backend} does not work here`;
-}
-
-async function buildsThatWere() {
-  return (
-    await world.json<{
-      builds: {
-        id: string;
-        state: string;
-        step: string | null;
-        progressPercent: number;
-        logTail: string[];
-        error: { message: string } | null;
-      }[];
-    }>('image', 'builds')
-  ).builds;
-}
-
-async function sandboxes(): Promise<unknown[]> {
-  return (await world.json<{ sandboxes: unknown[] }>('ls')).sandboxes;
-}
+afterAll(async () => await here?.[Symbol.asyncDispose](), 120_000);
 
 /** What commands do to files, step upon step. */
 const STEPS = `FROM base:1 AS made
@@ -128,7 +59,7 @@ CMD ["/etc/settings"]
 const FILES = { 'files/a.txt': 'A\n', 'files/b/c.txt': 'C\n' };
 
 async function stepsContext(text: string): Promise<string> {
-  const dir = await context({ ...FILES, Dockerfile: text });
+  const dir = await here.context({ ...FILES, Dockerfile: text });
   await symlink('a.txt', join(dir, 'files/link'));
   return dir;
 }
@@ -144,13 +75,13 @@ for (const backend of ['gvisor', 'qemu']) {
       timeout: 180_000,
     },
     async (ctx) => {
-      const missing = await why(backend);
+      const missing = await here.why(backend);
       if (missing !== null) return ctx.skip(missing);
       const dir = await stepsContext(STEPS);
       const first = await world.run(['build', '--backend', backend, '--no-cache', '--target', 'made', '-t', `${backend}:1`, dir]);
       expect(first.code, first.stderr).toBe(0);
       expect(first.stderr).toContain('this text is its own program');
-      const { files, layers, config } = await saved(`${backend}:1`);
+      const { files, layers, config } = await here.saved(`${backend}:1`);
       const seen = (path: string) => files.get(path);
       expect(seen('work/deep/out.txt')).toMatch(/^file 4755 0:0/);
       expect(seen('run/php')).toMatch(/^directory 755 0:0/);
@@ -170,7 +101,7 @@ for (const backend of ['gvisor', 'qemu']) {
       const again = await world.run(['build', '--backend', backend, '--target', 'made', dir]);
       expect(again.stdout).toBe(first.stdout);
       expect(again.stderr).not.toContain('done in');
-      expect(await sandboxes()).toEqual([]);
+      expect(await here.sandboxes()).toEqual([]);
     },
   );
 
@@ -178,7 +109,7 @@ for (const backend of ['gvisor', 'qemu']) {
     `${backend}: what is mounted for a command is in no layer, nor is a secret anywhere`,
     { timeout: 180_000 },
     async (ctx) => {
-      const missing = await why(backend);
+      const missing = await here.why(backend);
       if (missing !== null) return ctx.skip(missing);
       const secret = `s3cret-${backend}-${Math.random().toString(36).slice(2)}`;
       const dockerfile = `FROM base:1 AS other
@@ -191,7 +122,7 @@ RUN --mount=type=bind,source=files,target=/bound --mount=type=bind,from=other,so
 RUN --mount=type=tmpfs,target=/opt/old ls /opt/old > /listed; echo x > /opt/old/gone
 RUN --network=none test "$(grep -c : /proc/net/dev)" -le 1
 `;
-      const dir = await context({ ...FILES, Dockerfile: dockerfile });
+      const dir = await here.context({ ...FILES, Dockerfile: dockerfile });
       const build = async (tag: string) =>
         await world.run(['build', '--backend', backend, '--no-cache', '--secret', 'id=token,env=SECRET', '-t', tag, dir], {
           env: { SECRET: secret },
@@ -199,7 +130,7 @@ RUN --network=none test "$(grep -c : /proc/net/dev)" -le 1
       const first = await build(`mounts-${backend}:1`);
       expect(first.code, first.stderr).toBe(0);
       expect(first.stderr).toContain('the token is ***');
-      const { files, layers, config } = await saved(`mounts-${backend}:1`);
+      const { files, layers, config } = await here.saved(`mounts-${backend}:1`);
       for (const part of [...layers, Buffer.from(JSON.stringify(config)), Buffer.from(first.stderr)])
         expect(part.includes(secret)).toBe(false);
       expect([...files.keys()].filter((path) => /bound|var\/cache|root\/deep|run\/secrets|opt\/old\/gone/.test(path))).toEqual([]);
@@ -209,7 +140,7 @@ RUN --network=none test "$(grep -c : /proc/net/dev)" -le 1
       const second = await build(`mounts-${backend}:2`);
       expect(second.code, second.stderr).toBe(0);
       // The cache of the first build was there in the second.
-      expect((await saved(`mounts-${backend}:2`)).layers.some((layer) => layer.includes('again\nagain\n'))).toBe(true);
+      expect((await here.saved(`mounts-${backend}:2`)).layers.some((layer) => layer.includes('again\nagain\n'))).toBe(true);
       const kept = await readdir(join(world.home, 'data/builds'), { recursive: true, withFileTypes: true });
       for (const entry of kept.filter((each) => each.isFile())) {
         expect((await readFile(join(entry.parentPath, entry.name))).includes(secret), entry.name).toBe(false);
@@ -218,97 +149,8 @@ RUN --network=none test "$(grep -c : /proc/net/dev)" -le 1
   );
 }
 
-test('package settings of this machine are seen by RUN alone: no layer, history, log or key has them', {
-  timeout: 180_000,
-}, async (ctx) => {
-  const missing = await why('gvisor');
-  if (missing !== null) return ctx.skip(missing);
-  const home = await context({
-    '.npmrc':
-      'registry=https://npm-mirror.example/\n//npm-mirror.example/:_authToken=npm-t0ken\n//registry.npmjs.org/:_authToken=publishing\n',
-    '.config/pip/pip.conf': '[global]\nindex-url = https://pip-mirror.example/simple\n',
-  });
-  selfSigned({ name: 'ca.example', certificate: join(home, 'ca.pem'), key: join(home, 'ca.key'), extensions: [] });
-  const env = {
-    HOME: home,
-    https_proxy: 'http://me:pr0xy-pass@proxy.example:3128',
-    HTTP_PROXY: 'http://127.0.0.1:3128',
-    SSL_CERT_FILE: join(home, 'ca.pem'),
-  };
-  const dir = await context({
-    Dockerfile: `FROM base:1
-RUN echo "proxy $https_proxy" && test "\${#https_proxy}" = 39 && test -z "$HTTP_PROXY" && touch /seen
-USER app
-RUN cat "$PIP_CONFIG_FILE" "$NPM_CONFIG_GLOBALCONFIG" && grep -q npm-mirror "$NPM_CONFIG_GLOBALCONFIG" && ! grep publishing "$NPM_CONFIG_GLOBALCONFIG" && \\
-  grep -q CERTIFICATE "$SSL_CERT_FILE" && test "$SSL_CERT_FILE" = "$CURL_CA_BUNDLE"
-`,
-  });
-  const first = await world.run(['build', '--backend', 'gvisor', '-t', 'lent:1', dir], { env });
-  expect(first.code, first.stderr).toBe(0);
-  expect(first.stderr).toContain('note: not given to the build: HTTP_PROXY is an address of this machine itself');
-  expect(first.stderr).toContain('proxy ***');
-  const { files, layers, config } = await saved('lent:1');
-  expect(files.get('seen')).toMatch(/^file/);
-  const id = (await buildsThatWere())[0]?.id ?? '';
-  const kept = [
-    ...layers,
-    Buffer.from(JSON.stringify(config)),
-    Buffer.from(await world.ok('image', 'build-logs', id)),
-    Buffer.from(first.stderr),
-  ];
-  for (const text of ['pr0xy-pass', '-mirror.example', 'npm-t0ken', 'BEGIN CERTIFICATE'])
-    expect(
-      kept.some((part) => part.includes(text)),
-      text,
-    ).toBe(false);
-  // The same key: who has no settings, or says so, finds it made.
-  const without = await world.run(['build', '--backend', 'gvisor', '--no-package-settings', dir], { env });
-  expect(without.stdout).toBe(first.stdout);
-  expect(without.stderr).not.toContain('done in');
-  const bare = await world.run(['build', '--no-cache', '--backend', 'gvisor', '--no-package-settings', dir], { env });
-  expect(bare.stderr).toContain('Dockerfile:2: RUN: exit code 1');
-  const leak = await context({ Dockerfile: 'FROM base:1\nRUN mkdir /deep && env > /deep/leak\n' });
-  const refused = await world.run(['build', '--backend', 'gvisor', leak], { env });
-  expect(refused.code).not.toBe(0);
-  expect(refused.stderr).toMatch(/Dockerfile:2: RUN: it wrote a password or token of this machine's package settings to \/deep\/leak/);
-});
-
-test('apt fetches from the mirror of this machine while a RUN lasts, and its lists are the image’s own again after it', {
-  timeout: 120_000,
-}, async (ctx) => {
-  const missing = await why('gvisor');
-  if (missing !== null) return ctx.skip(missing);
-  const list = 'Types: deb\nURIs: http://deb.debian.org/debian\nSuites: bookworm\n';
-  const context = tar(
-    { path: '.hutch-build/settings.json', content: JSON.stringify({ env: {}, aptMirrors: [{ of: 'debian', uri: 'http://m.example/d' }] }) },
-    { path: 'untouched.sources', content: list },
-    { path: 'added.sources', content: list },
-    {
-      path: 'Dockerfile',
-      content: `FROM base:1
-COPY untouched.sources added.sources /etc/apt/sources.list.d/
-RUN test "$(cat /etc/apt/sources.list.d/*.sources | grep -c '^URIs: http://m.e''xample/d$')" = 2 && echo '# mine' >> /etc/apt/sources.list.d/added.sources
-RUN cat /etc/apt/sources.list.d/added.sources && touch /second
-`,
-    },
-  );
-  const built = await world.run(['build', '--backend', 'gvisor', '--no-cache', '--no-package-settings', '-t', 'apt:1', '-'], {
-    input: context,
-  });
-  expect(built.code, built.stderr).toBe(0);
-  expect(built.stderr).toContain('URIs: ***');
-  const { files, layers } = await saved('apt:1');
-  const [untouched = '', added = ''] = ['untouched', 'added'].map((name) => files.get(`etc/apt/sources.list.d/${name}.sources`));
-  const hash = (text: string) => createHash('sha256').update(text).digest('hex').slice(0, 12);
-  expect(untouched).toContain(hash(list));
-  expect(added).toContain(hash(`${list}# mine\n`));
-  expect(layers.some((layer) => layer.includes('m.example'))).toBe(false);
-  // A list that the command left alone is in no layer of its own.
-  expect(layers.filter((layer) => layer.includes('untouched.sources'))).toHaveLength(1);
-});
-
 test('file by file a build gives what the Docker Engine builds, and that loads and runs it', { timeout: 720_000 }, async (ctx) => {
-  const missing = await why('gvisor');
+  const missing = await here.why('gvisor');
   if (missing !== null) return ctx.skip(missing);
   await using engine = await DockerEngine.start();
   if (engine === null) return ctx.skip('no Docker Engine can be started here');
@@ -333,7 +175,7 @@ test('file by file a build gives what the Docker Engine builds, and that loads a
     const ours = await world.run(['build', '--backend', 'gvisor', '-t', `ours:${name}`, ...args, dir]);
     expect(ours.code, ours.stderr).toBe(0);
     const theirs = await readSaved(await talk(engine, 'GET', `/images/theirs:${name}/get`, null));
-    const mine = await saved(`ours:${name}`);
+    const mine = await here.saved(`ours:${name}`);
     expect(Object.fromEntries(mine.files)).toEqual(Object.fromEntries(theirs.files));
     expect(saidBy(mine)).toEqual(saidBy(theirs));
     const { bytes } = await world.run(['image', 'export', `ours:${name}`]);
@@ -354,16 +196,16 @@ function saidBy({ config: { config } }: Saved): readonly unknown[] {
 }
 
 test('a failure names file, line, command, exit code and last words, and no later step begins', { timeout: 120_000 }, async (ctx) => {
-  const missing = await why('gvisor');
+  const missing = await here.why('gvisor');
   if (missing !== null) return ctx.skip(missing);
-  const dir = await context({
+  const dir = await here.context({
     Dockerfile: 'FROM base:1\nRUN echo fine\nRUN printf "10%%\\r100%%\\n"; echo first; echo at last >&2; exit 7\nRUN echo never-begun\n',
   });
   const { code, stderr } = await world.run(['build', '--backend', 'gvisor', dir]);
   expect(code).not.toBe(0);
   expect(stderr).toMatch(/error: Dockerfile:3: RUN: exit code 7: \/bin\/sh -c printf .*echo first; .*last words: at last/);
   expect(stderr).not.toContain('never-begun');
-  const [build] = await buildsThatWere();
+  const [build] = await here.builds();
   expect(build).toMatchObject({ state: 'failed', logTail: ['100%', 'first', 'at last'], progressPercent: 33 });
   expect(build?.step).toMatch(/^stage 0 2\/3: RUN printf /);
   const log = (await world.ok('image', 'build-logs', build?.id ?? '')).split('\n');
@@ -380,14 +222,14 @@ test('a failure names file, line, command, exit code and last words, and no late
     ['FROM base:1\nCOPY --chown=nobody Dockerfile /x\n', /there is no user "nobody"/],
     ['FROM nowhere.invalid/x:1\n', /Dockerfile:1: FROM/],
   ] as const) {
-    const refused = await world.run(['build', await context({ Dockerfile: text })]);
+    const refused = await world.run(['build', await here.context({ Dockerfile: text })]);
     expect(refused.stderr).toMatch(said);
     expect(refused.code).not.toBe(0);
   }
 });
 
 test('the cache knows what a step reads, and not when it was written', { timeout: 120_000 }, async () => {
-  const dir = await context({
+  const dir = await here.context({
     ...FILES,
     Dockerfile: 'FROM base:1\nARG A=1\nCOPY files /files\nENV A=$A\nWORKDIR /w\n',
     '.dockerignore': 'files/b\n',
@@ -412,7 +254,7 @@ test('the cache knows what a step reads, and not when it was written', { timeout
 test('a context is a directory, a revision of a repository here or elsewhere, or comes on stdin: an archive, or a Dockerfile alone', {
   timeout: 120_000,
 }, async () => {
-  const dir = await context({
+  const dir = await here.context({
     Dockerfile: 'FROM base:1\nCOPY f /f\n',
     f: 'one',
     'sub/Dockerfile': 'FROM base:1\nCOPY g /f\n',
@@ -459,89 +301,4 @@ test('a context is a directory, a revision of a repository here or elsewhere, or
     expect([refused.code, refused.stderr]).toEqual([2, expect.stringMatching(said)]);
   }
   expect(await readdir(cloned)).toEqual([]);
-});
-
-/** A build whose command runs, and goes on. */
-async function endless() {
-  const dir = await context({ Dockerfile: 'FROM base:1\nRUN echo it-runs; sleep 1000\n' });
-  const child = world.spawn(['build', '--backend', 'gvisor', '--no-cache', dir]);
-  let said = '';
-  child.stderr.on('data', (chunk: Buffer) => {
-    said += chunk.toString();
-  });
-  await eventually('the command to run', () => said.includes('  it-runs'), 60_000);
-  return child;
-}
-
-test('an interrupted build is cancelled, and nothing of it is left', { timeout: 120_000 }, async (ctx) => {
-  const missing = await why('gvisor');
-  if (missing !== null) return ctx.skip(missing);
-  const child = await endless();
-  expect((await buildsThatWere())[0]).toMatchObject({
-    state: 'running',
-    step: 'stage 0 1/1: RUN echo it-runs; sleep 1000',
-    progressPercent: 0,
-  });
-  child.kill('SIGINT');
-  await eventually('the client to end', () => child.exitCode !== null, 60_000);
-  expect(child.exitCode).toBe(130);
-  expect((await buildsThatWere())[0]?.state).toBe('cancelled');
-  expect(await sandboxes()).toEqual([]);
-  expect((await readdir(join(world.home, 'data/staging'))).filter((name) => name.startsWith('build-'))).toEqual([]);
-});
-
-test('an answer that waits has the end of a build that the cache knows; who leaves before it has cancelled the build', {
-  timeout: 120_000,
-}, async (ctx) => {
-  const missing = await why('gvisor');
-  if (missing !== null) return ctx.skip(missing);
-  const { socketPath, ownerKeyPath } = placesOf({ env: { HUTCH_HOME: world.home }, uid: process.getuid?.() ?? 0 });
-  using hutch = Hutch.connect({ url: `unix:${socketPath}`, apiKey: readOwnerKey(ownerKeyPath) });
-  const { api } = hutch;
-  const of = async (run: string) => await contextTar(await context({ Dockerfile: `FROM base:1\nRUN ${run}\n` }));
-  const quick = await of('echo waits > /waits');
-  // Nothing of a kernel, which gVisor has not; an image that cannot be mounted is unpacked, once.
-  await world.ok(
-    'build',
-    '-q',
-    '--backend',
-    'gvisor',
-    '-t',
-    'never:1',
-    await context({ Dockerfile: 'FROM base:1\nCOPY Dockerfile /never\n' }),
-  );
-  const ran = await world.run(['run', '--rm', '--backend', 'gvisor', '--no-net', '--image', 'never:1', '--', 'true']);
-  expect([ran.code, ran.stderr]).toEqual([0, expect.stringMatching(/^(hutch: unpacking the image for gVisor .*\n)?$/)]);
-  const build = (body: Buffer, waitMs: number, signal?: AbortSignal) =>
-    api.upload('build.start', { backend: 'gvisor', waitMs }, body, { signal });
-  const first = await build(quick, 60_000);
-  expect([first.state, first.stepsDone]).toEqual(['done', 1]);
-  expect(await build(quick, 60_000)).toMatchObject({ state: 'done', image: first.image });
-  // One that takes longer goes on when it has answered.
-  const slow = await of('sleep 1000');
-  const running = await build(slow, 50);
-  expect(running.state).toBe('running');
-  expect((await api.call('build.cancel', { build: running.id })).state).toBe('cancelled');
-  const leaving = new AbortController();
-  const left = build(slow, 60_000, leaving.signal);
-  left.catch(() => {});
-  const newest = async () => (await api.call('build.list', {})).builds[0];
-  await eventually('the build to be under way', async () => (await newest())?.state === 'running', 60_000);
-  leaving.abort();
-  await expect(left).rejects.toThrow();
-  await eventually('the build to be cancelled', async () => (await newest())?.state === 'cancelled', 60_000);
-  expect(await sandboxes()).toEqual([]);
-});
-
-test('a daemon that is killed while it builds leaves nothing but a build that failed', { timeout: 120_000 }, async (ctx) => {
-  const missing = await why('gvisor');
-  if (missing !== null) return ctx.skip(missing);
-  const child = await endless();
-  await world.killDaemon();
-  await eventually('the client to end', () => child.exitCode !== null, 90_000);
-  expect(child.exitCode).not.toBe(0);
-  const [build] = await buildsThatWere();
-  expect(build).toMatchObject({ state: 'failed', error: { message: expect.stringContaining('the daemon ended') } });
-  expect(await sandboxes()).toEqual([]);
-  expect((await readdir(join(world.home, 'data/staging'))).filter((name) => /^(build|make|blob)-/.test(name))).toEqual([]);
 });

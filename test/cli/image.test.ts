@@ -129,6 +129,8 @@ test('an image goes into a file and comes back as what it was; a root file syste
   expect(await images()).toEqual([]);
   const none = await world.run(['image', 'import', 'nowhere.tar']);
   expect([none.code, none.stderr]).toEqual([2, expect.stringContaining('nowhere.tar cannot be read')]);
+  const tree = await world.run(['image', 'import', world.dir]);
+  expect([tree.code, tree.stderr]).toEqual([2, expect.stringContaining(`${world.dir} is a directory\nhint: an archive of it is wanted`)]);
   const noise = await world.run(['image', 'import', '-'], { input: 'noise '.repeat(500) });
   expect([noise.code === 0, noise.stderr]).toEqual([false, expect.stringContaining('no tar archive')]);
 });

@@ -328,7 +328,7 @@ test('a registry that lies, loops or falls silent is given up, and leaves nothin
     ['/manifests/', status(500), /answered 500/],
     ['/manifests/', status(429, { 'Retry-After': '3600' }), /too many requests/],
     ['/manifests/', status(403), /does not give out/],
-    ['/manifests/', status(404), /has no/],
+    ['/manifests/', status(404), /^127\.0\.0\.1:\d+ has no good:1$/],
     ['/manifests/', status(418), /answered 418/],
     ['/manifests/', to('/v2/good/manifests/1'), /redirects more than 5 times/],
     ['/blobs/', to('http://169.254.169.254/latest/meta-data/'), /169\.254\.169\.254, an address of a private network/],

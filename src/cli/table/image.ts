@@ -126,6 +126,7 @@ export const imageVerbs: readonly Verb[] = [
             about: 'a branch and a directory of a git repository; DIR#BRANCH is one here',
           },
           { line: 'cat Dockerfile | hutch build -t web:1 -', about: 'without a context; a tar archive on stdin is one' },
+          { line: 'hutch image build-logs -f $(hutch build -d -t web:1 .)', about: 'a build that goes on without you, and back to it' },
         ],
         flags: [
           { name: 'file', short: 'f', value: 'FILE', about: 'The Dockerfile; - is stdin. Default: Dockerfile in the context' },
@@ -142,6 +143,7 @@ export const imageVerbs: readonly Verb[] = [
           { name: 'no-package-settings', about: 'RUN does not see this machine’s proxies, mirrors and certificates' },
           { name: 'progress', value: 'HOW', choices: ['plain', 'tty', 'json'], about: 'plain, tty or json (a line for each that is said)' },
           { name: 'quiet', short: 'q', about: 'Only the digest of the image' },
+          { name: 'detach', short: 'd', about: 'Print the id of the build once the context is sent, and leave it to itself' },
           { name: 'backend', value: 'NAME', choices: ['gvisor', 'qemu'], about: 'What runs RUN: gvisor or qemu' },
           { name: 'cpus', value: 'N', about: 'Virtual CPUs of RUN' },
           { name: 'memory', short: 'm', value: 'SIZE', about: 'Memory of RUN, like 512M or 2G' },
@@ -164,7 +166,7 @@ export const imageVerbs: readonly Verb[] = [
         name: 'build-logs',
         summary: 'Show what a build said',
         examples: [
-          { line: 'hutch image build-logs -f bld7k', about: 'until it ends' },
+          { line: 'hutch image build-logs -f bld7k', about: 'until it ends, and with the exit code that hutch build would have' },
           { line: 'hutch image build-logs -f --after 120 bld7k', about: 'go on after line 120: the cursor that --json gives' },
         ],
         flags: [
@@ -173,6 +175,14 @@ export const imageVerbs: readonly Verb[] = [
         ],
         positionals: [{ ...BUILD, takes: 'one' }],
         load: async () => (await builds()).buildLogs,
+      },
+      {
+        name: 'build-inspect',
+        summary: 'Show everything about builds: what they do now, how far they are, or why they failed',
+        examples: [{ line: 'hutch image build-inspect bld7k', about: '' }],
+        flags: [],
+        positionals: [BUILD],
+        load: async () => (await builds()).buildInspect,
       },
       {
         name: 'build-cancel',

@@ -20,6 +20,9 @@ const LINES_MAX = 1_000_000_000;
 /** A build out of the cache is over by then, and needs no second question. */
 const CACHED_MS = 150;
 
+/** What is said of no stage. */
+const WHOLE_BUILD = 'build';
+
 type Progress = 'plain' | 'tty' | 'json' | 'quiet';
 
 export async function build(context: Context, args: Args): Promise<number> {
@@ -56,10 +59,15 @@ export async function build(context: Context, args: Args): Promise<number> {
   const { signal } = context.interrupts;
   context.progress.show({ step: 'sending the context', detail: place });
   const sent = new Sent(contextOf(source, extra, signal));
+  const isDetached = args.has('detach');
   const started = await context.client
-    .upload('build.start', { ...input, waitMs: CACHED_MS }, sent, { signal })
+    .upload('build.start', { ...input, ...(isDetached ? {} : { waitMs: CACHED_MS }) }, sent, { signal })
     .catch((error: unknown) => Promise.reject(sent.failure ?? error))
     .finally(() => context.progress.clear());
+  if (isDetached) {
+    await context.io.out(context.json ? json(started) : `${started.id}\n`);
+    return 0;
+  }
   return await follow(context, started, progressOf(context, args), ({ image }) => String(image?.digest));
 }
 
@@ -157,8 +165,10 @@ export async function follow(context: Context, begun: Build, progress: Progress,
   };
   context.interrupts.signal.addEventListener('abort', onInterrupt, { once: true });
   if (context.interrupts.signal.aborted) onInterrupt();
+  const plain = plainLines();
   try {
-    if (!isOver || progress !== 'quiet') for await (const line of logLines(context, id, !isOver, null)) await show(context, line, progress);
+    if (!isOver || progress !== 'quiet')
+      for await (const line of logLines(context, id, !isOver, null)) await show(context, line, progress, plain);
   } catch (error) {
     if (!isCancelled) throw error;
   } finally {
@@ -184,18 +194,28 @@ function logLines(context: Context, build: string, following: boolean, from: num
   });
 }
 
-async function show({ io, progress: line }: Context, said: Line, progress: Progress): Promise<void> {
+async function show({ io, progress: line }: Context, said: Line, progress: Progress, plain: (said: Line) => string): Promise<void> {
   if (progress === 'quiet') return;
   if (progress === 'json') return await io.out(`${JSON.stringify(said)}\n`);
-  const place = said.number === undefined ? safe(said.stage) : `${safe(said.stage)} ${said.number}/${said.count}`;
-  if (said.type === 'step') {
-    if (progress === 'tty') line.clear();
-    await io.err(`[${place}] ${safe(said.text)}\n`);
-  } else if (progress === 'tty' && said.type === 'output') line.show({ step: safe(said.stage), detail: safe(said.text) });
-  else {
-    if (progress === 'tty') line.clear();
-    await io.err(`  ${safe(said.text)}\n`);
-  }
+  if (progress === 'tty' && said.type === 'output') return line.show({ step: safe(said.stage), detail: safe(said.text) });
+  if (progress === 'tty') line.clear();
+  await io.err(plain(said));
+}
+
+/**
+ * Lines as people read them. One that is not of the stage whose step was named last, or whose lines came first, has its stage before it:
+ * stages run beside each other.
+ */
+function plainLines(): (said: Line) => string {
+  let named: string | null = null;
+  return ({ type, stage, number, count, text }) => {
+    if (type === 'step') {
+      named = stage;
+      return `[${safe(stage)}${number === undefined ? '' : ` ${number}/${count}`}] ${safe(text)}\n`;
+    }
+    named ??= stage;
+    return `  ${stage === named || stage === WHOLE_BUILD ? '' : `[${safe(stage)}] `}${safe(text)}\n`;
+  };
 }
 
 export async function builds(context: Context, args: Args): Promise<number> {
@@ -218,24 +238,25 @@ function rowOf({ id, state, stepsDone, stepsTotal, names, image, template, creat
   ];
 }
 
+/** Followed to its end, it ends as `hutch build` would have. */
 export async function buildLogs(context: Context, args: Args): Promise<number> {
   const id = args.first();
   const after = args.value('after');
-  for await (const line of logLines(
-    context,
-    id,
-    args.has('follow'),
-    after === undefined ? null : wholeNumber('after', after, 0, LINES_MAX),
-  )) {
-    if (context.json) await context.io.out(`${JSON.stringify(line)}\n`);
-    else
-      await context.io.out(
-        line.type === 'step'
-          ? `[${safe(line.stage)}${line.number === undefined ? '' : ` ${line.number}/${line.count}`}] ${safe(line.text)}\n`
-          : `  ${safe(line.text)}\n`,
-      );
-  }
+  const isFollowing = args.has('follow');
+  const plain = plainLines();
+  const from = after === undefined ? null : wholeNumber('after', after, 0, LINES_MAX);
+  for await (const line of logLines(context, id, isFollowing, from))
+    await context.io.out(context.json ? `${JSON.stringify(line)}\n` : plain(line));
+  if (!isFollowing) return 0;
+  const { state, error, opId } = await context.client.call('build.get', { build: id }, {});
+  if (state !== 'done') throw errorFromBody(error, { opId });
   return 0;
+}
+
+export async function buildInspect(context: Context, args: Args): Promise<number> {
+  return await forEachRef(context, args.positionals, (id) => ask(context, 'build.get', { build: id }), {
+    text: (one) => `${JSON.stringify(one, null, 2)}\n`,
+  });
 }
 
 export async function buildCancel(context: Context, args: Args): Promise<number> {

@@ -39,7 +39,11 @@ export async function refusalOf(
   const said = await readAll(op, answer, ERROR_BYTES_MAX, 'an error').catch(() => Buffer.alloc(0));
   const reason = reasonOf(said);
   const wanted = path.replace(/^(manifests|blobs)\//, '').replace(/\?.*$/s, '');
-  if (answer.status === 404) return op.error('not_found', `${registry} has no ${name} ${wanted}${reason}`);
+  if (answer.status === 404) {
+    const within = registry === HUB ? name : repository.repository;
+    const it = path.startsWith('manifests/') ? `${within}${wanted.includes(':') ? '@' : ':'}${wanted}` : `${wanted} of ${within}`;
+    return op.error('not_found', `${registry} has no ${it}${reason}`);
+  }
   if (answer.status === 401 || answer.status === 403) {
     const verb = asked === 'read' ? 'give out' : 'let us push';
     return op.error('permission_denied', `${registry} does not ${verb} ${name}${reason}`, { hint: loginHint(registry) });

@@ -1,0 +1,127 @@
+// How builds end when their client does not stay, or their daemon does not.
+import { readdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { placesOf } from '../../src/config/places.ts';
+import { Hutch } from '../../src/sdk/hutch.ts';
+import { readOwnerKey } from '../../src/sdk/owner-key.ts';
+import type { World } from '../cli/world.ts';
+import { eventually } from '../support/eventually.ts';
+import { contextTar } from './talk.ts';
+import { BuildWorld } from './world.ts';
+
+let here: BuildWorld;
+let world: World;
+beforeAll(async () => {
+  here = await BuildWorld.make();
+  world = here.world;
+}, 120_000);
+afterAll(async () => await here?.[Symbol.asyncDispose](), 120_000);
+
+/** A build whose command runs, and goes on. */
+async function endless() {
+  const dir = await here.context({ Dockerfile: 'FROM base:1\nRUN echo it-runs; sleep 1000\n' });
+  const child = world.spawn(['build', '--backend', 'gvisor', '--no-cache', dir]);
+  let said = '';
+  child.stderr.on('data', (chunk: Buffer) => {
+    said += chunk.toString();
+  });
+  await eventually('the command to run', () => said.includes('  it-runs'), 60_000);
+  return child;
+}
+
+test('an interrupted build is cancelled, and nothing of it is left', { timeout: 120_000 }, async (ctx) => {
+  const missing = await here.why('gvisor');
+  if (missing !== null) return ctx.skip(missing);
+  const child = await endless();
+  expect((await here.builds())[0]).toMatchObject({
+    state: 'running',
+    step: 'stage 0 1/1: RUN echo it-runs; sleep 1000',
+    progressPercent: 0,
+  });
+  child.kill('SIGINT');
+  await eventually('the client to end', () => child.exitCode !== null, 60_000);
+  expect(child.exitCode).toBe(130);
+  expect((await here.builds())[0]?.state).toBe('cancelled');
+  expect(await here.sandboxes()).toEqual([]);
+  expect((await readdir(join(world.home, 'data/staging'))).filter((name) => name.startsWith('build-'))).toEqual([]);
+});
+
+test('a build that is left to itself goes on; its log says whose each line is and, followed, ends as the build did', {
+  timeout: 120_000,
+}, async (ctx) => {
+  const missing = await here.why('gvisor');
+  if (missing !== null) return ctx.skip(missing);
+  const dir = await here.context({
+    Dockerfile: 'FROM base:1 AS side\nRUN echo of-the-side\nFROM base:1\nCOPY --from=side /bin/sh /x\nRUN echo of-the-end; exit 7\n',
+  });
+  const left = await world.run(['build', '--detach', '--backend', 'gvisor', '--no-cache', dir]);
+  expect([left.code, left.stdout, left.stderr.replace(/^note: .*\n/gm, '')]).toEqual([0, expect.stringMatching(/^bld\w{17}\n$/), '']);
+  const id = left.stdout.trim();
+  const followed = await world.run(['image', 'build-logs', '-f', id]);
+  // The step of the last stage was named meanwhile: it waits for the other.
+  expect(followed.stdout).toContain('\n  [side] of-the-side\n');
+  expect(followed.stdout).toMatch(/\n\[stage 1 2\/2\] RUN echo of-the-end; exit 7\n {2}of-the-end\n {2}failed: .*\n$/);
+  expect([followed.code, followed.stderr]).toEqual([4, expect.stringMatching(/^error: Dockerfile:5: RUN: exit code 7: /)]);
+  expect((await world.run(['image', 'build-logs', id])).code).toBe(0);
+  expect(JSON.parse(await world.ok('image', 'build-inspect', id))).toMatchObject({
+    ...{ id, state: 'failed', step: 'stage 1 2/2: RUN echo of-the-end; exit 7', stepsDone: 2, stepsTotal: 3, progressPercent: 66 },
+    logTail: ['of-the-end'],
+  });
+});
+
+test('an answer that waits has the end of a build that the cache knows; who leaves before it has cancelled the build', {
+  timeout: 120_000,
+}, async (ctx) => {
+  const missing = await here.why('gvisor');
+  if (missing !== null) return ctx.skip(missing);
+  const { socketPath, ownerKeyPath } = placesOf({ env: { HUTCH_HOME: world.home }, uid: process.getuid?.() ?? 0 });
+  using hutch = Hutch.connect({ url: `unix:${socketPath}`, apiKey: readOwnerKey(ownerKeyPath) });
+  const { api } = hutch;
+  const of = async (run: string) => await contextTar(await here.context({ Dockerfile: `FROM base:1\nRUN ${run}\n` }));
+  const quick = await of('echo waits > /waits');
+  // Nothing of a kernel, which gVisor has not; an image that cannot be mounted is unpacked, once.
+  await world.ok(
+    'build',
+    '-q',
+    '--backend',
+    'gvisor',
+    '-t',
+    'never:1',
+    await here.context({ Dockerfile: 'FROM base:1\nCOPY Dockerfile /never\n' }),
+  );
+  const ran = await world.run(['run', '--rm', '--backend', 'gvisor', '--no-net', '--image', 'never:1', '--', 'true']);
+  expect([ran.code, ran.stderr]).toEqual([0, expect.stringMatching(/^(hutch: unpacking the image for gVisor .*\n)?$/)]);
+  const build = (body: Buffer, waitMs: number, signal?: AbortSignal) =>
+    api.upload('build.start', { backend: 'gvisor', waitMs }, body, { signal });
+  const first = await build(quick, 60_000);
+  expect([first.state, first.stepsDone]).toEqual(['done', 1]);
+  expect(await build(quick, 60_000)).toMatchObject({ state: 'done', image: first.image });
+  // One that takes longer goes on when it has answered.
+  const slow = await of('sleep 1000');
+  const running = await build(slow, 50);
+  expect(running.state).toBe('running');
+  expect((await api.call('build.cancel', { build: running.id })).state).toBe('cancelled');
+  const leaving = new AbortController();
+  const left = build(slow, 60_000, leaving.signal);
+  left.catch(() => {});
+  const newest = async () => (await api.call('build.list', {})).builds[0];
+  await eventually('the build to be under way', async () => (await newest())?.state === 'running', 60_000);
+  leaving.abort();
+  await expect(left).rejects.toThrow();
+  await eventually('the build to be cancelled', async () => (await newest())?.state === 'cancelled', 60_000);
+  expect(await here.sandboxes()).toEqual([]);
+});
+
+test('a daemon that is killed while it builds leaves nothing but a build that failed', { timeout: 120_000 }, async (ctx) => {
+  const missing = await here.why('gvisor');
+  if (missing !== null) return ctx.skip(missing);
+  const child = await endless();
+  await world.killDaemon();
+  await eventually('the client to end', () => child.exitCode !== null, 90_000);
+  expect(child.exitCode).not.toBe(0);
+  const [build] = await here.builds();
+  expect(build).toMatchObject({ state: 'failed', error: { message: expect.stringContaining('the daemon ended') } });
+  expect(await here.sandboxes()).toEqual([]);
+  expect((await readdir(join(world.home, 'data/staging'))).filter((name) => /^(build|make|blob)-/.test(name))).toEqual([]);
+});
