@@ -16,6 +16,7 @@ import { join } from 'node:path';
 import { afterAll, afterEach, expect, test } from 'vitest';
 import { ApiError } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
+import { steppingClock } from './clock.ts';
 import { expectInOrder, filesOf, isAlive, isLong, numbers, options, pidOf, seed, shellOf, startDaemon } from './world.ts';
 
 const TEST_MS = isLong ? 1_800_000 : 240_000;
@@ -296,5 +297,45 @@ test('a time limit that is over while a sandbox is suspended wakes and ends nobo
   await daemon.call('sandbox.set', { ref: 'web', timeoutMs: 1_000 });
   await eventually('its time is up', async () => (await stateOf('web')) === 'stopped', 60_000);
   expect((await daemon.call('sandbox.get', { ref: id })).ended).toMatchObject({ cause: 'timeout' });
+  await expectInOrder(daemon);
+});
+
+test('the clock steps by hours, both ways, while one is suspended: nobody wakes or ends, and limits begin anew', {
+  timeout: TEST_MS,
+}, async () => {
+  using clock = steppingClock();
+  await daemon.terminate();
+  await daemon.startAgain(options({ ...OWN, ...clock.env }));
+  const [limited, endless] = [{ timeoutMs: 1_800_000 }, { main: { argv: ['sleep', '100000'] } }];
+  await daemon.call('sandbox.create', { name: 'web', network: 'none', ...limited, ...endless });
+  await daemon.call('sandbox.create', { name: 'runs', network: 'none', ...limited });
+  await sh('web', 'echo memory > /dev/shm/a');
+  await daemon.call('sandbox.suspend', { ref: 'web' });
+  for (const seconds of [7_200, -3_600]) {
+    clock.step(seconds);
+    await new Promise((resolve) => setTimeout(resolve, 1_300)); // longer than anybody looks
+    expect([await stateOf('web'), await stateOf('runs')], `by ${seconds} s`).toEqual(['suspended', 'running']);
+    const nowMs = Date.now() + seconds * 1000;
+    const woken = await daemon.call('sandbox.resume', { ref: 'web' });
+    expect(woken.deadlineAtMs).toBeGreaterThanOrEqual(nowMs + limited.timeoutMs);
+    expect(await sh('web', 'cat /dev/shm/a')).toBe('memory\n');
+    expect(Math.abs(Number(await sh('web', 'date +%s%3N')) - Date.now() - seconds * 1000)).toBeLessThan(5_000);
+    await daemon.call('sandbox.suspend', { ref: 'web' });
+  }
+  // A daemon that comes later has another clock, and the same one to wake.
+  await daemon.kill9();
+  await daemon.startAgain(options(OWN));
+  expect(await stateOf('web')).toBe('suspended');
+  // Who is put away for want of use is put away by no clock that steps.
+  await daemon.kill9();
+  await daemon.startAgain(options({ ...OWN, ...clock.env }));
+  await daemon.call('sandbox.set', { ref: 'web', idleMs: 1_000, idleAction: 'suspend', timeoutMs: null });
+  expect(await sh('web', 'cat /dev/shm/a')).toBe('memory\n');
+  clock.step(-7_200);
+  await eventually('nobody touches it', async () => (await stateOf('web')) === 'suspended', 60_000);
+  expect(await sh('web', 'cat /dev/shm/a')).toBe('memory\n');
+  await daemon.terminate();
+  await daemon.startAgain(options(OWN));
+  await daemon.call('sandbox.set', { ref: 'web', idleMs: 0 });
   await expectInOrder(daemon);
 });

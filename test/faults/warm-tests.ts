@@ -1,7 +1,7 @@
 // Warm sandboxes, of each backend that keeps any: machines that were started before anybody asked become somebody's sandbox, once and completely, and
 // whatever goes wrong with them, who asks gets a sandbox.
 import { spawnSync } from 'node:child_process';
-import { readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
 import { DaemonUnderTest } from '../support/daemon-under-test.ts';
@@ -224,6 +224,52 @@ export async function warmSandboxes(backend: 'qemu' | 'gvisor'): Promise<void> {
     await expectInOrder(daemon);
     await daemon.deleteAll();
   });
+
+  /** Of the one that is being made now, as soon as it has a process. */
+  async function makingId(others: readonly string[]): Promise<string> {
+    const runs = join(daemon.home, 'run/sandboxes');
+    const named = (): string | undefined => readdirSync(runs).find((id) => !others.includes(id) && existsSync(join(runs, id, 'shim.json')));
+    await eventually('one is being made', () => named() !== undefined);
+    return named() ?? '';
+  }
+
+  function endKernel(pid: number): boolean {
+    if (!isAlive(pid)) return false;
+    process.kill(pid, 'SIGKILL');
+    return true;
+  }
+
+  test.runIf(backend === 'qemu')(
+    `the machine of a warm sandbox dies while it is made, and while it is handed out: nobody has a dead one (seed ${seed})`,
+    { timeout: TEST_MS },
+    async () => {
+      const random = numbers(seed + 7);
+      for (let nth = 0; nth < (isLong ? 45 : 3); nth += 1) {
+        const when = nth % 3 === 0 ? 'made' : 'handed out';
+        const waiting = await warmId();
+        const afterMs = Math.floor(random.next().value * (when === 'made' ? 250 : 50));
+        const where = `${when}, after ${afterMs} ms`;
+        let id = waiting;
+        if (when === 'made') {
+          await ask(); // who waited is somebody's, and another one is made
+          id = await makingId([waiting]);
+        }
+        const vmm = await kernelOf(id);
+        const create = () => daemon.call('sandbox.create', { name: 'it' });
+        const asked = when === 'made' ? null : create().catch((error: unknown) => String(error));
+        await new Promise((resolve) => setTimeout(resolve, afterMs));
+        const killed = endKernel(vmm);
+        const made = await (asked ?? create());
+        if (typeof made === 'string') throw new Error(`${where}: ${made}`);
+        // It was handed out alive, and died as its owner's, who is told.
+        if (killed && made.id === id) expect((await daemon.until(id, 'stopped')).ended, where).toMatchObject({ cause: 'crashed' });
+        else await works(daemon, 'it');
+        expect(await warmId(), where).not.toBe(id);
+        await expectInOrder(daemon);
+        await daemon.deleteAll();
+      }
+    },
+  );
 
   test.runIf(backend === 'qemu')(
     'a warm sandbox whose template is gone is handed to nobody: who asks gets one of a new template',
