@@ -8,6 +8,7 @@ import { ECHO_PORT, neighbours, PUBLIC } from '../network/neighbours.ts';
 import { ApiError, type DaemonUnderTest } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
 import { clockOffset } from './guest-clock.ts';
+import { removeAll } from './saved-files.ts';
 import { all, expectInOrder, isLong, numbers, pidOf, seed, shellOf, startDaemon, works } from './world.ts';
 
 const TEST_MS = isLong ? 1_800_000 : 240_000;
@@ -26,11 +27,7 @@ afterAll(async () => {
   await daemon[Symbol.asyncDispose]();
   frames[Symbol.dispose]();
 });
-afterEach(async () => {
-  await daemon.deleteAll();
-  const { snapshots } = await daemon.call('snapshot.list', { all: true });
-  for (const { id, depth } of snapshots) if (depth === 0) await daemon.call('snapshot.remove', { snapshot: id, cascade: true });
-});
+afterEach(() => removeAll(daemon));
 
 const sh = shellOf(daemon);
 const forksLeft = (): string[] => readdirSync(join(daemon.home, 'data/forks'));

@@ -1,96 +1,23 @@
 // What is put away and taken up again on a bad day: a file of it is damaged, another release wrote it, its machine dies before it runs, somebody is
 // in the middle of something, its time is over, the clock steps. It is refused with what is wrong, and whole again it goes on.
-import {
-  closeSync,
-  existsSync,
-  openSync,
-  readdirSync,
-  readFileSync,
-  readSync,
-  statSync,
-  truncateSync,
-  writeFileSync,
-  writeSync,
-} from 'node:fs';
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, afterEach, expect, test } from 'vitest';
 import { ApiError } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
 import { steppingClock } from './clock.ts';
+import { damaged, filesIn, removeAll, savedOf, snapshotOf } from './saved-files.ts';
 import { expectInOrder, filesOf, isAlive, isLong, numbers, options, pidOf, seed, shellOf, startDaemon } from './world.ts';
 
 const TEST_MS = isLong ? 1_800_000 : 240_000;
 const OWN = { HUTCH_SANDBOX_BACKEND: 'qemu', HUTCH_SANDBOX_STOP_GRACE: '2s', HUTCH_SANDBOX_WARM: '0' };
-const MIB = 2 ** 20;
-/** How much of a file is looked through for what is not zeros. */
-const LOOK_BYTES = 256 * MIB;
 
 const daemon = await startDaemon(OWN);
 afterAll(() => daemon[Symbol.asyncDispose]());
-afterEach(async () => {
-  await daemon.deleteAll();
-  const { snapshots } = await daemon.call('snapshot.list', { all: true });
-  for (const { id, depth } of snapshots) if (depth === 0) await daemon.call('snapshot.remove', { snapshot: id, cascade: true });
-});
+afterEach(() => removeAll(daemon));
 
 const sh = shellOf(daemon);
 const stateOf = async (ref: string): Promise<string> => (await daemon.call('sandbox.get', { ref })).state;
-const savedOf = (id: string): string => join(daemon.home, 'data/sandboxes', id, 'suspended');
-const snapshotOf = (id: string): string => join(daemon.home, 'data/snapshots', id);
-
-/** All of a bundle that is checked, as paths within it. */
-function filesIn(dir: string): string[] {
-  const entries = readdirSync(dir, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile());
-  return entries.map((entry) => join(entry.parentPath, entry.name)).sort();
-}
-
-/** Where something else than zeros lies, behind `share` of what was looked at; null: nowhere. */
-function dataAt(path: string, share: number): number | null {
-  const file = openSync(path, 'r');
-  try {
-    const bytes = Buffer.alloc(MIB);
-    const found: number[] = [];
-    for (let from = 0; from < Math.min(statSync(path).size, LOOK_BYTES); from += MIB) {
-      const at = bytes.subarray(0, readSync(file, bytes, 0, MIB, from)).findIndex((byte) => byte !== 0);
-      if (at >= 0) found.push(from + at);
-    }
-    return found[Math.floor(share * found.length)] ?? null;
-  } finally {
-    closeSync(file);
-  }
-}
-
-function flip(path: string, at: number): void {
-  const file = openSync(path, 'r+');
-  const byte = Buffer.alloc(1);
-  readSync(file, byte, 0, 1, at);
-  writeSync(file, Buffer.of((byte[0] ?? 0) ^ 8), 0, 1, at);
-  closeSync(file);
-}
-
-/** Does it, and undoes it when it is disposed. Null: there is nothing in it that could be damaged so. */
-function damaged(path: string, how: 'flipped' | 'cut', share: number): Disposable | null {
-  const at = dataAt(path, share);
-  if (how === 'flipped') {
-    if (at === null) return null;
-    flip(path, at);
-    return { [Symbol.dispose]: () => flip(path, at) };
-  }
-  const { size } = statSync(path);
-  const tail = Buffer.alloc(Math.min(size, 4096));
-  const file = openSync(path, 'r');
-  readSync(file, tail, 0, tail.byteLength, size - tail.byteLength);
-  closeSync(file);
-  truncateSync(path, size - tail.byteLength);
-  return {
-    [Symbol.dispose]() {
-      truncateSync(path, size);
-      const again = openSync(path, 'r+');
-      writeSync(again, tail, 0, tail.byteLength, size - tail.byteLength);
-      closeSync(again);
-    },
-  };
-}
 
 test(`each file of a snapshot and of a suspended sandbox, with a bit flipped or cut, is refused, and whole again it goes on (seed ${seed})`, {
   timeout: TEST_MS,
@@ -103,8 +30,8 @@ test(`each file of a snapshot and of a suspended sandbox, with a bit flipped or 
   const { id: second } = await daemon.call('snapshot.create', { ref: 'web', name: 'second' });
   await daemon.call('sandbox.suspend', { ref: 'web' });
   const cases = [
-    ...filesIn(snapshotOf(second)).map((path) => ({ path, use: () => daemon.call('snapshot.verify', { snapshot: 'second' }) })),
-    ...filesIn(savedOf(id)).map((path) => ({ path, use: () => daemon.call('sandbox.resume', { ref: 'web' }) })),
+    ...filesIn(snapshotOf(daemon, second)).map((path) => ({ path, use: () => daemon.call('snapshot.verify', { snapshot: 'second' }) })),
+    ...filesIn(savedOf(daemon, id)).map((path) => ({ path, use: () => daemon.call('sandbox.resume', { ref: 'web' }) })),
   ];
   const kinds = cases.map(({ path }) =>
     path
@@ -151,7 +78,7 @@ test('what an older release wrote goes on, and what another format is says so', 
   await sh('web', 'echo memory > /dev/shm/a');
   const snapshot = await daemon.call('snapshot.create', { ref: 'web', name: 'ready' });
   await daemon.call('sandbox.suspend', { ref: 'web' });
-  const paths = [snapshotOf(snapshot.id), savedOf(id)].map((dir) => join(dir, 'manifest.json'));
+  const paths = [snapshotOf(daemon, snapshot.id), savedOf(daemon, id)].map((dir) => join(dir, 'manifest.json'));
   const written = paths.map((path) => JSON.parse(readFileSync(path, 'utf8')) as Record<string, object>);
   const write = (change: (manifest: Record<string, object>) => object): void => {
     for (const [nth, path] of paths.entries()) writeFileSync(path, JSON.stringify(change(written[nth] ?? {})));

@@ -1,24 +1,12 @@
 // Sandboxes that go back to a snapshot, in place: as they were then and as themselves, whatever happens to the daemon; and what
 // is wrong with a snapshot is found before anything of the sandbox is touched. On every backend that makes snapshots.
-import {
-  closeSync,
-  existsSync,
-  openSync,
-  readdirSync,
-  readFileSync,
-  readSync,
-  renameSync,
-  rmSync,
-  statSync,
-  truncateSync,
-  writeFileSync,
-  writeSync,
-} from 'node:fs';
+import { existsSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { afterAll, afterEach, expect, test } from 'vitest';
 import type { SandboxView } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
+import { damaged, filesIn, removeAll, snapshotOf } from './saved-files.ts';
 import {
   COUNTER,
   countOf,
@@ -40,14 +28,9 @@ const POINTS = isLong ? 250 : 1;
 
 const daemon = await startDaemon(OWN);
 afterAll(() => daemon[Symbol.asyncDispose]());
-afterEach(async () => {
-  await daemon.deleteAll();
-  const { snapshots } = await daemon.call('snapshot.list', { all: true });
-  for (const { id, depth } of snapshots) if (depth === 0) await daemon.call('snapshot.remove', { snapshot: id, cascade: true });
-});
+afterEach(() => removeAll(daemon));
 
 const sh = shellOf(daemon);
-const dirOf = (id: string): string => join(daemon.home, 'data/snapshots', id);
 
 type Entry = { kind: string; reason: string; sandboxId: string; sourceSnapshotId: string | null; atMs: number; shape: object };
 
@@ -55,25 +38,6 @@ async function entriesOf(id: string): Promise<Entry[]> {
   const found: Entry[] = [];
   for await (const line of daemon.lines('ledger.list', {})) if ((line as Entry).sandboxId === id) found.push(line as Entry);
   return found;
-}
-
-type Part = { readonly path: string; readonly bytes: Uint8Array };
-
-/** All of a small file; of a disk its beginning. */
-function headOf(path: string): Uint8Array {
-  const file = openSync(path, 'r');
-  try {
-    const bytes = new Uint8Array(Math.min(statSync(path).size, 2 ** 26));
-    return bytes.subarray(0, readSync(file, bytes));
-  } finally {
-    closeSync(file);
-  }
-}
-
-function writeAt(path: string, at: number, byte: number): void {
-  const file = openSync(path, 'r+');
-  writeSync(file, Uint8Array.of(byte), 0, 1, at);
-  closeSync(file);
 }
 
 /** What must not be left of a restore that is over. */
@@ -162,25 +126,20 @@ for (const backend of BACKENDS) {
     const { id } = await daemon.call('sandbox.create', { backend, name: 'web', network: 'none' });
     await sh('web', 'echo here > /dev/shm/a; head -c 100000 /dev/urandom > /root/random');
     const { id: snapshotId } = await daemon.call('snapshot.create', { ref: 'web' });
-    const files = readdirSync(dirOf(snapshotId), { recursive: true, withFileTypes: true })
-      .filter((entry) => entry.isFile() && entry.name !== 'base')
-      .map((entry) => join(entry.parentPath, entry.name))
-      .map((path) => ({ path, bytes: headOf(path) }))
-      .filter(({ path, bytes }) => bytes.byteLength === statSync(path).size || bytes.some((byte) => byte !== 0));
-    for (const how of ['flipped', 'cut']) {
-      // What is cut is put back whole.
-      const parts = how === 'cut' ? files.filter(({ path, bytes }) => bytes.byteLength === statSync(path).size) : files;
-      const { path, bytes } = parts[Math.floor(random.next().value * parts.length)] as Part;
-      const at = bytes.findIndex((byte, from) => byte !== 0 && from >= (random.next().value * bytes.byteLength) / 2);
-      if (how === 'flipped') writeAt(path, at, (bytes[at] ?? 0) ^ 4);
-      else truncateSync(path, Math.floor(bytes.byteLength / 2));
+    // The base is the template's too, which others start from.
+    const files = filesIn(snapshotOf(daemon, snapshotId)).filter((path) => basename(path) !== 'base');
+    let refused = 0;
+    for (const how of ['flipped', 'cut', 'flipped', 'cut'] as const) {
+      const path = files[Math.floor(random.next().value * files.length)] ?? '';
+      using broken = damaged(path, how, random.next().value);
+      if (broken === null) continue;
       for (const force of [false, true])
         await expect(daemon.call('sandbox.restore', { ref: 'web', snapshot: snapshotId, force }), `${path} ${how}`).rejects.toThrow(
           /cannot be used/,
         );
-      if (how === 'flipped') writeAt(path, at, bytes[at] ?? 0);
-      else writeFileSync(path, bytes);
+      refused += 1;
     }
+    expect(refused).toBeGreaterThan(1);
     const other = await daemon.call('sandbox.create', {
       backend,
       name: 'other',
@@ -315,7 +274,7 @@ test('what is of another backend or machine is refused by name, and nothing can 
   await daemon.call('sandbox.create', { backend: 'gvisor', name: 'other', network: 'none' });
   await expect(daemon.call('sandbox.restore', { ref: 'other', snapshot: 'ready' })).rejects.toThrow(/another backend than sandbox other/);
   await expect(daemon.call('sandbox.restore', { ref: 'web', snapshot: 'nothing' })).rejects.toThrow(/there is no snapshot 'nothing'/);
-  const manifest = join(dirOf((await daemon.call('snapshot.get', { snapshot: 'ready' })).id), 'manifest.json');
+  const manifest = join(snapshotOf(daemon, (await daemon.call('snapshot.get', { snapshot: 'ready' })).id), 'manifest.json');
   const written = JSON.parse(readFileSync(manifest, 'utf8'));
   delete written.sum; // as an older version of Hutch wrote it
   writeFileSync(manifest, JSON.stringify({ ...written, fingerprint: { ...written.fingerprint, emulator: '1.2.3' } }));

@@ -4,6 +4,7 @@ import { existsSync, readdirSync, readFileSync, statSync, truncateSync, writeFil
 import { join } from 'node:path';
 import { afterAll, afterEach, expect, test } from 'vitest';
 import { eventually } from '../support/eventually.ts';
+import { removeAll, snapshotOf, sumOf } from './saved-files.ts';
 import { expectInOrder, isLong, numbers, options, seed, shellOf, startDaemon } from './world.ts';
 
 const TEST_MS = isLong ? 3_600_000 : 300_000;
@@ -13,14 +14,9 @@ const MIB = 1024 * 1024;
 
 const daemon = await startDaemon(OWN);
 afterAll(() => daemon[Symbol.asyncDispose]());
-afterEach(async () => {
-  await daemon.deleteAll();
-  const { snapshots } = await daemon.call('snapshot.list', { all: true });
-  for (const { id, depth } of snapshots) if (depth === 0) await daemon.call('snapshot.remove', { snapshot: id, cascade: true });
-});
+afterEach(() => removeAll(daemon));
 
 const sh = shellOf(daemon);
-const dirOf = (id: string): string => join(daemon.home, 'data/snapshots', id);
 const kept = (): string[] =>
   existsSync(join(daemon.home, 'data/snapshots')) ? readdirSync(join(daemon.home, 'data/snapshots')).sort() : [];
 
@@ -140,7 +136,7 @@ test('what is made from a snapshot is as the sandbox was, and like no other', { 
 });
 
 test('a snapshot of a paused, a suspended and a stopped sandbox, and children of a suspended one', { timeout: TEST_MS }, async () => {
-  await daemon.call('sandbox.create', { name: 'still', network: 'none' });
+  const { id } = await daemon.call('sandbox.create', { name: 'still', network: 'none' });
   await sh('still', 'echo memory > /dev/shm/a; echo disk > /root/a; sync');
   await daemon.call('sandbox.pause', { ref: 'still' });
   await daemon.call('snapshot.create', { ref: 'still', name: 'paused' });
@@ -150,7 +146,17 @@ test('a snapshot of a paused, a suspended and a stopped sandbox, and children of
   expect((await daemon.call('sandbox.get', { ref: 'still' })).state).toBe('suspended');
   const { stillMs, children } = await daemon.call('sandbox.fork', { ref: 'still', count: 2, namePrefix: 'kid' });
   expect([stillMs, children.length, (await daemon.call('sandbox.get', { ref: 'still' })).state]).toEqual([0, 2, 'suspended']);
-  await sh('kid-1', 'echo other > /root/a; echo other > /dev/shm/a');
+  // Whatever they write, no byte of it is in what they stand on: their parent's disk and memory, snapshots of it, the template.
+  const ground = (): readonly string[] => [
+    sumOf(join(daemon.home, 'data/sandboxes', id), ['counters']),
+    sumOf(join(daemon.home, 'data/snapshots')),
+    sumOf(join(daemon.home, 'data/templates')),
+  ];
+  const before = ground();
+  await daemon.call('sandbox.create', { from: 'paused', name: 'kid-3' });
+  for (const ref of ['kid-1', 'kid-3'])
+    await sh(ref, 'echo other > /root/a; echo other > /dev/shm/a; head -c 9000000 /dev/urandom | tee /root/more > /dev/shm/more; sync');
+  expect(ground()).toEqual(before);
   expect(await sh('kid-2', 'cat /dev/shm/a /root/a; hostname')).toBe('memory\ndisk\nkid-2\n');
   await daemon.call('sandbox.resume', { ref: 'still' });
   expect(await sh('still', 'cat /dev/shm/a /root/a; hostname')).toBe('memory\ndisk\nstill\n');
@@ -200,7 +206,7 @@ test(`a bit that is flipped, or a file that is cut, is found (seed ${seed})`, { 
   await daemon.call('sandbox.create', { name: 'web', network: 'none' });
   for (let nth = 0; nth < (isLong ? 50 : 2); nth += 1) {
     const { id } = await daemon.call('snapshot.create', { ref: 'web' });
-    const files = readdirSync(dirOf(id), { recursive: true, withFileTypes: true })
+    const files = readdirSync(snapshotOf(daemon, id), { recursive: true, withFileTypes: true })
       .filter((entry) => entry.isFile() && entry.name !== 'base')
       .map((entry) => join(entry.parentPath, entry.name))
       // A sparse disk of gigabytes is no file for a buffer: what is damaged in one is looked at in restore.test.ts.
@@ -212,7 +218,7 @@ test(`a bit that is flipped, or a file that is cut, is found (seed ${seed})`, { 
       bytes[at] = (bytes[at] ?? 0) ^ 4;
       writeFileSync(path, bytes);
     } else truncateSync(path, Math.max(0, bytes.byteLength - 4096));
-    const what = `${path.slice(dirOf(id).length)} ${nth % 2 === 0 ? 'flipped' : 'cut'}`;
+    const what = `${path.slice(snapshotOf(daemon, id).length)} ${nth % 2 === 0 ? 'flipped' : 'cut'}`;
     await expect(daemon.call('snapshot.verify', { snapshot: id }), what).rejects.toThrow(/cannot be used/);
     await expect(daemon.call('sandbox.create', { from: id, name: 'never' }), what).rejects.toThrow(/cannot be used/);
     await daemon.call('snapshot.remove', { snapshot: id });
