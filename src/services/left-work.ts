@@ -3,13 +3,14 @@ import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { lineOf, lookedInto, pathOf } from './belongings.ts';
 import type { Core } from './core.ts';
+import type { Away } from './when-back.ts';
 
 const MOUNTS_BYTES_MAX = 16 * 1024 * 1024;
 
 /** One that cannot be removed is told by `hutch doctor --leaks`. */
-export async function removeLeftWork({ deps }: Core, op: Operation): Promise<void> {
+export async function removeLeftWork({ deps }: Core, op: Operation, away: Away): Promise<void> {
   const { host, places, backends } = deps;
-  for (const backend of backends) await backend.endWork?.(op);
+  for (const backend of backends) if (!away.has(backend.name)) await backend.endWork?.(op);
   for (const { root, place } of lookedInto()) {
     const dir = pathOf(places, root, place);
     if ((await host.stat(op, dir))?.type !== 'directory') continue;

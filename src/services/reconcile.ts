@@ -1,6 +1,7 @@
 // At the start of the daemon: what the last one left is brought in order. Sandboxes that run are
 // adopted, those that do not are recorded as ended with the proof, what was half done is undone or
 // finished, and what belongs to nothing is removed.
+import type { HutchError } from '../domain/errors.ts';
 import { isId, type SandboxId } from '../domain/ids.ts';
 import type { Intent } from '../domain/records.ts';
 import type { Sandbox } from '../domain/sandbox.ts';
@@ -8,7 +9,7 @@ import type { Operation } from '../host/operation.ts';
 import { PAGE_ROWS_MAX } from '../store/contract.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
-import { placesOf } from './deps.ts';
+import { backendOf, placesOf } from './deps.ts';
 import { removeLeftWork } from './left-work.ts';
 import { releaseRun, runOf } from './release.ts';
 import { finishReshape, grownBy } from './reshape.ts';
@@ -20,13 +21,15 @@ import { Suspension } from './suspend.ts';
 import { clearAway, recordEnd, removeSandbox } from './take-down.ts';
 import { sweepVolumes } from './volumes.ts';
 import { readyOf } from './warm-member.ts';
+import { askItself, enginesAway, isAway, type Task, whenBack } from './when-back.ts';
 
 /** Sandboxes that are looked at side by side. */
 const AT_ONCE = 16;
 /** One that cannot be inspected in time must not keep the daemon from starting. */
 const INSPECT_MS = 10_000;
 
-export async function reconcile(core: Core, supervisor: Supervisor, restorer: Restorer): Promise<void> {
+/** `closing` ends what goes on in the background. */
+export async function reconcile(core: Core, supervisor: Supervisor, restorer: Restorer, closing: AbortSignal): Promise<void> {
   await core.operations.run({ verb: 'daemon.reconcile', caller: ownCaller(core), reads: true }, async (call) => {
     const { op } = call;
     const { store, host } = core.deps;
@@ -35,25 +38,80 @@ export async function reconcile(core: Core, supervisor: Supervisor, restorer: Re
     // What they did is known by its own records: the next one with the same key starts anew.
     for (const { apiKeyId, key } of requests) await store.commit(op, [{ change: 'releaseRequest', apiKeyId, key }], 'relaxed');
 
-    await removeLeftWork(core, op);
-    await core.deps.images?.sweep(op, new Set((await store.query('images', {})).map(({ digest }) => digest)));
     const intents = await store.query('intents', {});
+    const named = await Promise.all(intents.map((intent) => backendNameOf(core, intent)));
+    const used = (await store.query('openSandboxes', {})).map(({ spec }) => spec.backend);
+    const away = await enginesAway(core, op, new Set([...used, ...named]));
+    await removeLeftWork(core, op, away);
+    await core.deps.images?.sweep(op, new Set((await store.query('images', {})).map(({ digest }) => digest)));
     const suspension = new Suspension(core, supervisor);
     const finishers = { suspension, restorer };
-    await each(intents, (intent) => settled(op, intent.sandboxId, () => finish(core, finishers, call, intent)));
+    const waiting = new Map([...away.keys()].map((name) => [name, [] as Task[]]));
+    await each(intents, async (intent) => {
+      const later = waiting.get(named[intents.indexOf(intent)] ?? '');
+      if (later === undefined) return await settled(op, intent.sandboxId, () => finish(core, finishers, call, intent));
+      later.push({ sandboxId: intent.sandboxId, work: (then) => finishLater(core, finishers, then, intent) });
+    });
     const open = await store.query('openSandboxes', {});
-    await each(open, (sandbox) => settled(op, sandbox.id, () => adopt(core, supervisor, call, sandbox)));
+    await each(open, async (sandbox) => {
+      const { backend } = sandbox.spec;
+      const why = away.get(backend) ?? (await adoptNow(core, supervisor, call, sandbox));
+      if (why === null) return;
+      const task = { sandboxId: sandbox.id, work: (then: Call) => adoptLater(core, supervisor, then, sandbox.id) };
+      waiting.set(backend, [...(waiting.get(backend) ?? []), task]);
+      askItself(core, supervisor, await runOf(core, op, sandbox), sandbox, why);
+    });
     for (const intent of intents) await tell(core, suspension, call, intent);
     await sweep(core, op);
     await sweepSnapshots(core, op);
     await sweepVolumes(core, op);
     for (const intent of intents) restorer.again(intent);
+    for (const backend of core.deps.backends) {
+      const tasks = waiting.get(backend.name);
+      const last = { sandboxId: null, work: async (then: Call) => await backend.endWork?.(then.op) };
+      if (tasks !== undefined) whenBack(core, { backend, signal: closing, tasks: [...tasks, last] });
+    }
     if (open.length + intents.length > 0)
       op.log.info({ open: open.length, intents: intents.length, adopted: core.runs.all().length }, 'reconciled');
   });
 }
 
 type Finishers = { readonly suspension: Suspension; readonly restorer: Restorer };
+
+/** Whose engine an intent needs; null where it does not say. */
+async function backendNameOf({ deps }: Core, { sandboxId, detail }: Intent): Promise<string | null> {
+  const sandbox = sandboxId === null ? null : await deps.store.query('sandbox', { id: sandboxId });
+  const named = sandbox?.spec.backend ?? detail['backend'];
+  return typeof named === 'string' ? named : null;
+}
+
+/** Unless somebody has seen to it meanwhile. */
+async function finishLater(core: Core, finishers: Finishers, call: Call, intent: Intent): Promise<void> {
+  const { sandboxId } = intent;
+  const open = await core.deps.store.query('intents', sandboxId === null ? {} : { sandboxId });
+  if (open.some(({ id }) => id === intent.id)) await finish(core, finishers, call, intent);
+}
+
+/** Gives why it could not be, where its engine has gone away just now. */
+async function adoptNow(core: Core, supervisor: Supervisor, call: Call, sandbox: Sandbox): Promise<HutchError | null> {
+  let away: HutchError | null = null;
+  await settled(call.op, sandbox.id, async () => {
+    try {
+      await adopt(core, supervisor, call, sandbox);
+    } catch (error) {
+      if (backendOf(core.deps, call.op, sandbox.spec.backend).awake === undefined || !isAway(error)) throw error;
+      away = error;
+    }
+  });
+  return away;
+}
+
+/** Unless it has been adopted by its own answer, or has ended. */
+async function adoptLater(core: Core, supervisor: Supervisor, call: Call, id: SandboxId): Promise<void> {
+  const sandbox = await core.sandboxes.get(call.op, id);
+  if (sandbox.openComputeSinceMs === null || core.runs.get(id)?.isWatched === true) return;
+  await adopt(core, supervisor, call, sandbox);
+}
 
 /** What was begun and not finished. The name that a creation reserved is freed with it. */
 async function finish(core: Core, finishers: Finishers, call: Call, intent: Intent): Promise<void> {

@@ -32,6 +32,8 @@ export class Run implements Disposable {
   readonly link: AgentLink;
   /** Its memory is on the disk and its process dead: what records that. */
   suspended: ((call: Call) => Promise<void>) | null = null;
+  /** Its end, and all that it says, is waited for: from the commit that says it runs, or its adoption, on. */
+  isWatched = false;
   /** The snapshot that its sandbox goes back to: that ends this run. */
   restoredTo: string | null = null;
   /** Why we are ending it, from the moment when that began; what a failed try left counts for a while. */

@@ -148,6 +148,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     ...backupVerbs(core),
   };
   let housekeeping: Disposable | null = null;
+  const closing = new AbortController();
   return {
     handlers,
     operations,
@@ -160,7 +161,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     },
     ensureOwnerKey: (op, path) => keys.ensureOwner(op, path),
     async reconcile() {
-      await reconcile(core, supervisor, restorer);
+      await reconcile(core, supervisor, restorer, closing.signal);
       await core.operations.run({ verb: 'daemon.reconcile', caller: ownCaller(core), reads: true }, async (call) => {
         await reconcileBuilds(call.op);
         await restarts.begin(call.op);
@@ -172,6 +173,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
       void keeper.lookAtAll();
     },
     async close(graceMs) {
+      closing.abort();
       housekeeping?.[Symbol.dispose]();
       restarts[Symbol.dispose]();
       idle[Symbol.dispose]();

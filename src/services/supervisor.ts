@@ -47,6 +47,7 @@ export class Supervisor {
 
   /** From the commit that says it runs on. */
   watch(run: Run, sandbox: Sandbox): void {
+    run.isWatched = true;
     run.touch(); // however long its start has taken
     if (sandbox.state === 'paused') run.freeze();
     void this.#guarded(run, 'its end', () => this.#watchProcess(run));

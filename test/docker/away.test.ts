@@ -140,3 +140,66 @@ test('one connection hears of all containers; when it is lost, what happened mea
   await world.gone(...made.map(({ id }) => id));
   await eventually('nobody to listen any more', () => door.underWay.length === 0);
 });
+
+test('a daemon begins while its Engine is away: what answers is what it was, what does not is in error, and all is settled when it is back', {
+  timeout: 240_000,
+}, async () => {
+  const { daemon, engine } = world;
+  const names = ['lives', 'paused', 'unpaused', 'dies', 'removed', 'doomed'] as const;
+  const made = await Promise.all(names.map((name) => daemon.call('sandbox.create', { name })));
+  const ids = Object.fromEntries(made.map(({ name, id }) => [name, id])) as Record<(typeof names)[number], string>;
+  const passing = await daemon.call('sandbox.create', { name: 'passing', autoRemove: true, main: { argv: ['sleep', '1000'] } });
+  const containers = new Map(
+    await Promise.all([...made, passing].map(async ({ name, id }) => [name, (await world.container(id)).Id] as const)),
+  );
+  for (const name of ['paused', 'unpaused'] as const) await daemon.call('sandbox.pause', { ref: ids[name] });
+  const act = (name: string, how: string) => engine.ask('POST', `/containers/${containers.get(name)}/${how}`);
+  const causeOf = async (id: string) => (await daemon.call('sandbox.get', { ref: id })).errorCause;
+
+  // A removal that was begun, and cut short with its daemon.
+  {
+    await using door = await world.throughDoor();
+    door.hold(/^POST \S+\/kill/);
+    const deleting = daemon.call('sandbox.delete', { ref: ids.doomed, force: true }).catch(() => {});
+    await eventually('the removal to be begun', () => door.underWay.some((line) => /\/kill/.test(line)));
+    await daemon.kill9();
+    await deleting;
+  }
+  {
+    await using _ = await world.withoutSocket();
+    for (const name of ['dies', 'passing']) await act(name, 'kill?signal=KILL');
+    await engine.ask('DELETE', `/containers/${containers.get('removed')}?force=1`);
+    await act('unpaused', 'unpause');
+    await daemon.startAgain();
+    expect((await daemon.run(ids.lives, ['echo', 'alive'])).stdout).toBe('alive\n');
+    for (const name of ['paused', 'dies', 'removed'] as const) {
+      await eventually(`${name}: nobody knows`, async () => (await world.state(ids[name])) === 'error', 30_000);
+      expect(await causeOf(ids[name])).toMatch(/Docker Engine .* what became of it is known when that answers again/);
+    }
+    expect((await refused(daemon.call('sandbox.stop', { ref: ids.lives }))).body).toMatchObject({ code: 'unavailable' });
+    expect(await world.state(ids.lives)).toBe('running');
+  }
+  await eventually('what was left to be in order', async () => (await world.state(ids.doomed)) === 'deleted', 30_000);
+  const states = () => Promise.all(names.map((name) => world.state(ids[name])));
+  await eventually(
+    'each to be what became of it',
+    async () => `${await states()}` === 'running,paused,running,stopped,error,deleted',
+    30_000,
+  ).catch(async () => expect(await states()).toEqual(['running', 'paused', 'running', 'stopped', 'error', 'deleted']));
+  expect((await daemon.call('sandbox.get', { ref: ids.dies })).ended).toMatchObject({ cause: 'crashed' });
+  expect(await causeOf(ids.removed)).toMatch(/somebody else removed/);
+  await eventually('what removes itself to be gone', async () => (await world.state(passing.id)) === 'deleted');
+  for (const name of ['lives', 'unpaused'] as const) expect((await daemon.run(ids[name], ['echo', name])).stdout).toBe(`${name}\n`);
+
+  // One that says nothing at all does not keep a daemon from beginning; and what answered by itself is watched.
+  engine.freeze();
+  await daemon.kill9();
+  await daemon.startAgain();
+  expect((await daemon.run(ids.lives, ['echo', 'still'])).stdout).toBe('still\n');
+  engine.thaw();
+  await act('lives', 'kill?signal=KILL');
+  await eventually('its end to be known', async () => (await world.state(ids.lives)) === 'stopped', 30_000);
+  await world.gone(...(['lives', 'paused', 'unpaused', 'dies', 'removed'] as const).map((name) => ids[name]));
+  expect(await engine.containers()).toEqual([]);
+  expect(await daemon.leaks()).toEqual([]);
+});

@@ -9,6 +9,8 @@ export class EngineDoor implements AsyncDisposable {
   readonly #open = new Map<Socket, string>();
   /** First lines of requests whose answer does not arrive. */
   #lost: RegExp | null = null;
+  /** First lines of requests that do not reach the Engine. */
+  #held: RegExp | null = null;
   /** How many were lost. */
   losses = 0;
 
@@ -42,6 +44,11 @@ export class EngineDoor implements AsyncDisposable {
     };
   }
 
+  /** Whoever asks this waits, and the Engine hears nothing of it. */
+  hold(requests: RegExp): void {
+    this.#held = requests;
+  }
+
   /** All connections at once, as when a network goes. */
   cut(): void {
     for (const socket of this.#open.keys()) socket.destroy();
@@ -56,13 +63,19 @@ export class EngineDoor implements AsyncDisposable {
       engine.destroy();
     };
     for (const end of [socket, engine]) end.on('error', over).on('close', over);
-    socket.once('data', (first: Buffer) => this.#open.set(socket, first.toString('latin1').split('\r\n')[0] ?? ''));
+    socket.once('data', (first: Buffer) => {
+      const line = first.toString('latin1').split('\r\n')[0] ?? '';
+      this.#open.set(socket, line);
+      if (this.#held?.test(line) === true) return;
+      engine.write(first);
+      socket.pipe(engine);
+    });
     engine.once('data', () => {
       if (this.#lost?.test(this.#open.get(socket) ?? '') !== true) return;
       this.losses += 1;
       over();
     });
-    socket.pipe(engine).pipe(socket);
+    engine.pipe(socket);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -80,6 +80,13 @@ export class DockerWorld implements AsyncDisposable {
     return door;
   }
 
+  /** Nothing is where the daemon looks for its Engine, which goes on, until that is disposed. */
+  async withoutSocket(): Promise<AsyncDisposable> {
+    const way = wayTo(this.engine);
+    await rename(way, `${way}.hidden`);
+    return { [Symbol.asyncDispose]: async () => await rename(`${way}.hidden`, way).catch(() => {}) };
+  }
+
   /** The container of a sandbox, as the Engine lists it. */
   async container(id: string) {
     const found = (await this.engine.containers()).find(({ Labels }) => Labels['dev.hutch.sandbox'] === id);

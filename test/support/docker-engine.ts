@@ -119,9 +119,13 @@ export class DockerEngine implements AsyncDisposable {
     await run('nsenter', ['--target', `${this.#child?.pid ?? 0}`, '--mount', '--', 'mount', '-t', 'tmpfs', 'none', dir]);
   }
 
-  /** It answers nobody until it is killed. */
+  /** It answers nobody until it is killed, or thawed. */
   freeze(): void {
     this.#child?.kill('SIGSTOP');
+  }
+
+  thaw(): void {
+    this.#child?.kill('SIGCONT');
   }
 
   /** Its containers go on, and its containerd, as on any machine. */

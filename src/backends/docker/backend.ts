@@ -82,7 +82,10 @@ export function newDockerBackend(config: DockerConfig): Backend {
       await maker.imageOf(op, plan);
     },
 
-    endWork: (op) => sight.endWork(op),
+    async endWork(op) {
+      await sight.endWork(op);
+      await duties.resume(op);
+    },
 
     async awake(op) {
       await engine.ping(op);
