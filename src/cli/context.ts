@@ -1,10 +1,12 @@
 // What a verb has at hand: its output, the daemon, and how its user interrupts it.
+
 import { HutchError } from '../domain/errors.ts';
 import type { ApiClient, Progress, UnaryVerb } from '../sdk/client.ts';
 import type { Input, Output } from '../services/verbs.ts';
 import type { Interrupts } from './interrupts.ts';
 import type { Io } from './io.ts';
 import type { ProgressLine } from './progress.ts';
+import type { Flag } from './verb.ts';
 
 export type Context = {
   readonly io: Io;
@@ -14,6 +16,8 @@ export type Context = {
   readonly progress: ProgressLine;
   /** The daemon; it is started when it does not run and a call needs it. */
   readonly client: ApiClient;
+  /** Those of the verb, by which an error names what was typed. */
+  readonly flags: readonly Flag[];
 };
 
 /** How long the daemon may take to clean up after a cancelled operation. */

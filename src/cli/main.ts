@@ -49,6 +49,7 @@ const interrupts = newInterrupts();
 const json = wantsJson(argv);
 const progress = newProgressLine(io, json);
 let passesExitCode = false;
+let flags: Leaf['flags'] = [];
 
 process.on('uncaughtException', (error) => void end(error));
 process.on('unhandledRejection', (error) => void end(error));
@@ -70,6 +71,7 @@ async function main(): Promise<number> {
   }
   const { path, leaf } = found;
   passesExitCode = leaf.passesExitCode === true;
+  flags = leaf.flags;
   const args: Args = readArgs(path, leaf, found.argv);
   if (args.has('help')) {
     const { leafHelp, leafJson } = await import('./help.ts');
@@ -82,7 +84,7 @@ async function main(): Promise<number> {
   const start = isAboutDaemon(path) ? 'no' : 'when-needed';
   if (start === 'when-needed' || path === 'config show') refuseUnknownVariables(process.env);
   const client = path === 'config completion' ? null : await newClient({ env: process.env, progress, start });
-  return await run({ io, json, env: process.env, interrupts, progress, client } as Context, args);
+  return await run({ io, json, env: process.env, interrupts, progress, client, flags } as Context, args);
 }
 
 function isAboutDaemon(path: string): boolean {
@@ -165,7 +167,7 @@ async function end(error: unknown): Promise<never> {
   if (interrupts.exitCode !== null && !json && error === interrupts.signal.reason) process.exit(interrupts.exitCode);
   if (!(error instanceof ReaderGone)) {
     try {
-      code = await tell(io, toHutchError(error), { json, passesExitCode });
+      code = await tell(io, toHutchError(error), { json, passesExitCode, flags });
       await io.flushed();
     } catch (failure) {
       if (!(failure instanceof ReaderGone)) throw failure;

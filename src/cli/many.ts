@@ -43,6 +43,7 @@ export async function forEachRef<T>(
         await tell(io, toHutchError(outcome.error), {
           json: context.json,
           passesExitCode: false,
+          flags: context.flags,
           ...(unique.length > 1 ? { about: ref } : {}),
         }),
       );

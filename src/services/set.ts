@@ -74,7 +74,9 @@ export function setVerb(core: Core, supervisor: Supervisor): Pick<Handlers, 'san
     if (Object.keys(asked).length === 0) return null;
     checkLimits(call, deps.settings.limits, asked);
     if (asked.diskMiB !== undefined && asked.diskMiB < spec.shape.diskMiB) {
-      throw op.error('invalid_argument', `diskMiB must be at least ${spec.shape.diskMiB}, which it has: disks only grow`);
+      throw op.error('invalid_argument', `diskMiB must be at least ${spec.shape.diskMiB}, which it has: disks only grow`, {
+        hint: 'ask for more; a sandbox with a smaller one is a new one: hutch create --disk SIZE',
+      });
     }
     const backend = backendOf(deps, op, spec.backend);
     await templates.checkAsked(op, backend, asked);

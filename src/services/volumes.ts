@@ -74,7 +74,9 @@ export function volumeVerbs(core: Core): Pick<Handlers, Verbs> {
       return await turns.take(op, id, async () => {
         const now = await findVolume(deps, call, id);
         if (sizeMiB < now.sizeMiB)
-          throw op.error('failed_precondition', `volume ${now.name} has ${now.sizeMiB} MiB; disks only grow, and ${sizeMiB} is less`);
+          throw op.error('failed_precondition', `volume ${now.name} has ${now.sizeMiB} MiB; disks only grow, and ${sizeMiB} MiB is less`, {
+            hint: 'ask for more; a smaller volume is a new one: hutch volume create --size SIZE NAME',
+          });
         requireSize(op, deps, sizeMiB);
         const users = await store.query('volumeUsers', { id });
         refuseInUse(op, now, { readOnly: false, shares: false }, users);

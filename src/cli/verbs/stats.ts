@@ -60,7 +60,10 @@ async function samples(
     const error = toHutchError(outcome.reason);
     // Of those that we found ourselves one may have ended since.
     if (!named && error instanceof HutchError && error.code !== 'unavailable') continue;
-    outcomes.push(async () => void codes.push(await tell(context.io, error, { json: context.json, passesExitCode: false, about: ref })));
+    outcomes.push(
+      async () =>
+        void codes.push(await tell(context.io, error, { json: context.json, passesExitCode: false, flags: context.flags, about: ref })),
+    );
   }
   return { found, outcomes };
 }
