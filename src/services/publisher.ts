@@ -50,8 +50,10 @@ export class Publisher {
   }
 
   async states(id: SandboxId): Promise<readonly PortState[]> {
-    const problems = this.#problems.get(id);
-    return (await this.of(id)).map((port) => ({ ...port, problem: problems?.get(hostSide(port)) ?? null }));
+    const [problems, isServed] = [this.#problems.get(id), this.#runs.has(id)];
+    const problem = (port: PublishedPort): string | null =>
+      !isServed || this.#isHeld(id, port) ? null : (problems?.get(hostSide(port)) ?? 'nobody answers there yet');
+    return (await this.of(id)).map((port) => ({ ...port, problem: problem(port) }));
   }
 
   /**

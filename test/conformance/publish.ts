@@ -170,6 +170,8 @@ export function publish(subject: Subject): void {
     await eventually('it answers again', () => answers(one), 30_000);
     const problemOf = async () =>
       (await daemon.call('port.list', { ref: id })).published.find(({ hostPort }) => hostPort === other)?.problem ?? null;
+    // Never as if it were answered at, however soon one asks.
+    expect(await problemOf()).not.toBe(null);
     await eventually('the taken one is told of', async () => (await problemOf())?.includes(`(pid ${process.pid})`) === true);
     taken[Symbol.dispose]();
     await eventually('it answers at that one too', () => answers(other), 30_000);
