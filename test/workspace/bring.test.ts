@@ -190,3 +190,58 @@ test('submodules that would have git run something or look elsewhere are refused
   expect(await world.json('bring', 'box')).toMatchObject({ branch: 'hutch/box' });
   expect(repository.git('show', 'hutch/box:out')).toBe('/etc/passwd');
 });
+
+test('what git does not see of a sandbox’s changes, in files with a filter and of submodules, is told and never overwritten', {
+  timeout: TEST_MS,
+}, async () => {
+  const { dir: repo, here } = repository;
+  const git = (...args: string[]): string => repository.git(...args);
+  // As git-lfs does it: a pointer in the history, what it points to on the disk; and one that was never fetched.
+  const pointer = (oid: string) => `version https://git-lfs.github.com/spec/v1\noid sha256:${oid.repeat(64)}\nsize 12345\n`;
+  await writeFile(join(repo, '.gitattributes'), '*.bin filter=lfs diff=lfs merge=lfs -text\n');
+  const cleanTo = async (oid: string): Promise<void> => {
+    const lines = `read -r first\ncase "$first" in version*) echo "$first"; cat ;; *) cat >/dev/null; cat <<'END'\n${pointer(oid)}END\n;; esac\n`;
+    await writeFile(join(here, 'clean'), lines);
+    git('config', 'filter.lfs.clean', `sh ${join(here, 'clean')}`);
+  };
+  await cleanTo('a');
+  await writeFile(join(repo, 'big.bin'), 'what the pointer leads to\n');
+  await writeFile(join(repo, 'not fetched.bin'), pointer('b'));
+  const lib = join(here, 'lib');
+  await mkdir(lib);
+  gitAt(lib, ['init', '-q', '-b', 'main']);
+  await writeFile(join(lib, 'f'), 'lib\n');
+  gitAt(lib, ['add', '.']);
+  gitAt(lib, ['-c', 'user.name=S', '-c', 'user.email=s@example.org', 'commit', '-qm', 'lib']);
+  git('-c', 'protocol.file.allow=always', 'submodule', '--quiet', 'add', lib, 'lib');
+  git('add', '-A');
+  git('commit', '-qm', 'pointers');
+  expect(git('show', 'HEAD:big.bin')).toContain('oid sha256:aaaa');
+
+  const first = await world.run(['workspace', 'prepare', '--path', '/work/unseen', 'box', repo]);
+  expect(first.stderr).toMatch(/2 files with a filter \(as of LFS\) travel as they lie here/);
+  expect(await inside('/work/unseen', 'cat *.bin lib/f; git status --short')).toBe(`what the pointer leads to\n${pointer('b')}lib`);
+  const untouched = await world.run(['bring', 'box']);
+  expect(untouched).toMatchObject({ code: 0, stdout: '', stderr: expect.not.stringContaining('not brought back') });
+
+  await inside(
+    '/work/unseen',
+    'echo more >> big.bin; rm "not fetched.bin"; echo there > lib/f; echo seen > seen; git add -A; git commit -qm inside',
+  );
+  const told =
+    /warning: changed in box, and not brought back, .*: big\.bin, lib\/f, not fetched\.bin; get them with: hutch cp box:\/work\/unseen\//;
+  expect((await world.run(['diff', '--stat', 'box'])).stderr).toMatch(told);
+  const brought = await world.run(['bring', '--branch', 'seen', 'box']);
+  expect(brought.stderr).toMatch(told);
+  expect(git('diff', '--name-only', 'HEAD', 'seen')).toBe('seen');
+
+  await writeFile(join(repo, 'big.bin'), 'another thing of ours\n');
+  await cleanTo('c');
+  git('commit', '-qam', 'another pointer');
+  await inside('/work/unseen', 'git reset -q --hard HEAD~1');
+  const both = await world.run(['workspace', 'prepare', '--path', '/work/unseen', 'box', repo]);
+  expect(both).toMatchObject({ code: 4, stderr: expect.stringContaining('changed here and in box: big.bin') });
+  await prepare('/work/unseen', '--force');
+  expect(await inside('/work/unseen', 'cat big.bin')).toBe('another thing of ours');
+  expect((await world.run(['bring', 'box'])).stderr).not.toContain('not brought back');
+});

@@ -161,6 +161,7 @@ test('diff and bring --patch show what was changed inside, without what was chan
       { status: 'A', path: 'bin' },
       { status: 'D', path: 'src/run.sh' },
     ],
+    warnings: [],
   });
   expect(await world.ok('diff', '--stat', 'box')).toContain('3 files changed');
   const patch = await world.run(['bring', '--patch', 'box']);

@@ -24,10 +24,11 @@ export async function diff(context: Context, args: Args): Promise<number> {
   const format = args.has('stat') ? 'stat' : args.has('name-status') || context.json ? 'names' : 'patch';
   const color = context.io.isTerminal.stdout && !context.json;
   const sandbox = await sandboxOf(context, args.first());
-  const text = await diffWorkspace(sandbox, { ...bringOptions(context, args), format, color });
-  context.progress.clear();
+  const warnings: string[] = [];
+  const text = await diffWorkspace(sandbox, { ...bringOptions(context, args), format, color, onWarning: (one) => warnings.push(one) });
+  await tell(context, { warnings });
   if (!context.json) await showPatch(context, text);
-  else await context.io.out(json({ files: filesOf(text.toString('utf8')) }));
+  else await context.io.out(json({ files: filesOf(text.toString('utf8')), warnings }));
   return 0;
 }
 
@@ -42,8 +43,9 @@ export async function bring(context: Context, args: Args): Promise<number> {
   if (args.has('patch')) {
     if (args.value('branch') !== undefined) throw usage('--patch and --branch exclude each other');
     if (context.json) throw usage('the patch goes to stdout, and so would --json', 'leave out --json');
-    const patch = await diffWorkspace(sandbox, options);
-    context.progress.clear();
+    const warnings: string[] = [];
+    const patch = await diffWorkspace(sandbox, { ...options, onWarning: (one) => warnings.push(one) });
+    await tell(context, { warnings });
     await showPatch(context, patch);
     return 0;
   }

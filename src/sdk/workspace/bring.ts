@@ -82,12 +82,18 @@ export async function bringWorkspace(sandbox: Sandbox, options: BringOptions = {
 /** What was changed in the sandbox since the files were copied in, as git shows it: a patch, or a summary. */
 export async function diffWorkspace(
   sandbox: Sandbox,
-  options: BringOptions & { readonly format?: 'patch' | 'stat' | 'names'; readonly color?: boolean } = {},
+  options: BringOptions & {
+    readonly format?: 'patch' | 'stat' | 'names';
+    readonly color?: boolean;
+    /** Is told of what was changed there and is not shown. */
+    readonly onWarning?: (text: string) => void;
+  } = {},
 ): Promise<Buffer> {
-  const { signal, format = 'patch', color = false } = options;
+  const { signal, format = 'patch', color = false, onWarning = () => {} } = options;
   const workspace = await workspaceOf(sandbox, signal);
   const repository = await lookAtRepository(options.into ?? workspace.sourcePath, signal);
   await using taken = await take(sandbox, workspace, repository, options);
+  taken.warnings.forEach(onWarning);
   const how = { patch: ['--binary', '--full-index'], stat: ['--stat=100'], names: ['--name-status'] }[format];
   const plain = ['--no-ext-diff', '--no-textconv', color ? '--color=always' : '--color=never', '--src-prefix=a/', '--dst-prefix=b/'];
   return (await git(['diff', ...plain, ...how, taken.base, taken.work], { cwd: taken.dir, signal, env: INERT })).stdout;

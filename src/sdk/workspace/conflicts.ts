@@ -6,6 +6,7 @@ import type { Sandbox } from '../sandbox.ts';
 import { git } from './git.ts';
 import { inSandbox, lastLine, type Recorded } from './inside.ts';
 import { type Repository, split } from './source.ts';
+import { UNSEEN, unseenName } from './unseen.ts';
 
 /** By names as latin1, so that each byte is a character. */
 export type Changes = {
@@ -58,7 +59,10 @@ git rev-parse -q --verify HEAD || echo none
 echo .
 [ "$where" != nowhere ] || exit 0
 git diff --no-ext-diff --no-renames --ignore-submodules=all --name-only -z refs/hutch/base -- "$@" &&
-  printf '//\\0' && git ls-files -z --others -- "$@"
+  printf '//\\0' && git ls-files -z --others -- "$@" || exit 1
+${UNSEEN}
+printf '//\\0'
+unseen "$(mktemp)" | tr '\\n' '\\0'
 `;
 
 /** More are not named to the sandbox: it looks everywhere. To look at a few takes it no time, however many there are. */
@@ -101,8 +105,14 @@ export async function refuseConflicts(sandbox: Sandbox, before: Recorded, now: R
       hint: `bring them back first: hutch bring ${sandbox.name}; or overwrite the files with --force`,
     });
   const names = split({ stdout: result.stdoutBuffer.subarray(end + 3) }).map((path) => path.toString('latin1'));
-  const at = names.indexOf('//');
-  const both = await reallyChanged(sandbox, before, { differs: names.slice(0, at), unknown: names.slice(at + 1) }, changes, as);
+  const [at, last] = [names.indexOf('//'), names.lastIndexOf('//')];
+  const answer = { differs: names.slice(0, at), unknown: names.slice(at + 1, last) };
+  // What its git does not see is taken at its own word: it would be overwritten.
+  const unseen = names
+    .slice(last + 1)
+    .map(unseenName)
+    .filter((path) => changes.changed.has(path));
+  const both = [...new Set([...(await reallyChanged(sandbox, before, answer, changes, as)), ...unseen])];
   if (both.length === 0) return;
   const shown = both.slice(0, 5).map((path) => Buffer.from(path, 'latin1').toString('utf8'));
   throw new HutchError({

@@ -9,6 +9,7 @@ import { makeGuestGit, UNFINISHED_FILE } from './guest-git.ts';
 import { inSandbox, lastLine, type Recorded } from './inside.ts';
 import { baseOf, type Contents, listContents, lookAtRepository, type Mode, type Repository } from './source.ts';
 import { tarOf } from './tar.ts';
+import { noteUnseen, unseenOf } from './unseen.ts';
 
 export type PrepareOptions = {
   /** Default: `/work/NAME`, by the name of the repository's directory. */
@@ -135,6 +136,8 @@ async function copy(
     onProgress({ step: 'copying', bytes }),
   );
   const { bytes } = await sandbox.files.unpack(guestPath, tar, { ...as, mkdirs: true, signal });
+  const unseen = { guestPath, paths: unseenOf(contents), anew: before === null };
+  if (unseen.paths.length > 0 || (before === null && options.force === true)) await noteUnseen(sandbox, unseen, options);
   if (before === null) await finish(sandbox, guestPath, options);
   if (changes !== null) await removeInside(sandbox, guestPath, [...changes.deleted.keys()], options);
   if (staged.alsoShallow !== null) await growShallow(sandbox, guestPath, staged.alsoShallow, options);
@@ -206,20 +209,22 @@ function warningsOf({ skipped, submodules, filtered }: Contents, only: ReadonlyS
   const moved = submodules.filter((path) => only?.has(Buffer.from(path).toString('latin1')) === true);
   return [
     ...skipped.slice(0, 10).map((path) => `left out: ${path.toString('utf8')} is no file, directory or link of this repository`),
-    ...(submodules.length === 0
-      ? []
-      : [`submodules travel as files; changes in them are not brought back: ${submodules.slice(0, 5).join(', ')}`]),
+    ...(submodules.length === 0 ? [] : [`submodules travel as files, ${CHANGES_THERE}: ${submodules.slice(0, 5).join(', ')}`]),
     ...(moved.length === 0
       ? []
       : [
           `submodules that are at another commit here now stay as they were copied: ${moved.slice(0, 5).join(', ')}; --force copies all anew`,
         ]),
-    ...(filtered.length === 0
-      ? []
-      : [
-          `${filtered.length} ${filtered.length === 1 ? 'file' : 'files'} with a filter (as of LFS) travel as they lie here; changes in them are not brought back`,
-        ]),
+    ...(filtered.length === 0 ? [] : [`${filteredWords(filtered.length)} here, ${CHANGES_THERE}`]),
   ];
+}
+
+const CHANGES_THERE = 'and what the sandbox changes there is told by diff and bring, and not brought back';
+
+function filteredWords(count: number): string {
+  return count === 1
+    ? '1 file with a filter (as of LFS) travels as it lies'
+    : `${count} files with a filter (as of LFS) travel as they lie`;
 }
 
 function tornWarnings(torn: readonly Buffer[]): string[] {

@@ -8,9 +8,11 @@ import type { Sandbox } from '../sandbox.ts';
 import { REFS_FILE } from './guest-git.ts';
 import { inSandbox, lastLine } from './inside.ts';
 import { IDENTITY } from './source.ts';
+import { UNSEEN, unseenName } from './unseen.ts';
 
 const BUNDLE_BYTES_MAX = 16 * 1024 * 1024 * 1024;
 const LEFT_OUT_MAX = 10;
+const UNSEEN_MAX = 100;
 
 /**
  * Bundles all commits of the sandbox's own: HEAD, branches, tags, each stash; and what is not committed, in a commit made with an
@@ -26,6 +28,8 @@ nl='
 '
 has() { [ -e ".git/$1" ] || { [ -e .git/packed-refs ] && grep -q " $1$" .git/packed-refs; }; }
 has refs/hutch/base || exit 5
+${UNSEEN}
+unseen "$(mktemp)" | head -n ${UNSEEN_MAX} | sed 's/^/unseen: /' >&2
 set -ef
 
 status=$(GIT_OPTIONAL_LOCKS=0 git -c core.fsmonitor=false status --porcelain=v2 --branch --untracked-files=all --ignore-submodules=none --no-renames)
@@ -143,9 +147,20 @@ export async function downloadBundle(
       code: 'failed_precondition',
       message: `git in ${sandbox.name} failed: ${lastLine(stderr).replace(/^(?:fatal|error): /, '') || `it ended with ${exitCode}`}`,
     });
-  return stderr
-    .split('\n')
-    .filter((line) => line.startsWith('error: ') && !line.includes('unknown option'))
-    .slice(0, LEFT_OUT_MAX)
-    .map((line) => `git in the sandbox left something out: ${line.slice('error: '.length, 500)}`);
+  const lines = stderr.split('\n');
+  const leftOut = lines.filter((line) => line.startsWith('error: ') && !line.includes('unknown option'));
+  return [
+    ...leftOut.slice(0, LEFT_OUT_MAX).map((line) => `git in the sandbox left something out: ${line.slice('error: '.length, 500)}`),
+    ...unseenWarning(lines, sandbox.name, guestPath),
+  ];
+}
+
+function unseenWarning(lines: readonly string[], name: string, guestPath: string): readonly string[] {
+  const paths = lines.filter((line) => line.startsWith('unseen: ')).map((line) => unseenName(line.slice('unseen: '.length, 500)));
+  if (paths.length === 0) return [];
+  const shown = `${paths.slice(0, 5).join(', ')}${paths.length > 5 ? ` and ${paths.length - 5} more` : ''}`;
+  return [
+    `changed in ${name}, and not brought back, as they have a filter or are of a submodule: ${shown}; ` +
+      `get them with: hutch cp ${name}:${guestPath}/PATH .`,
+  ];
 }
