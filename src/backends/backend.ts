@@ -446,6 +446,9 @@ export type Backend = {
     remove(op: Operation, digest: string): Promise<boolean>;
   };
 
+  /** Removes files of Hutch's own that were kept for what is saved, and that nothing goes on with any more. Gives what went. */
+  tidy?(op: Operation): Promise<readonly { readonly path: string; readonly bytes: number }[]>;
+
   /** A daemon begins: ends what one that was killed had running to try out this machine, or to make a template. */
   endWork?(op: Operation): Promise<void>;
 

@@ -108,6 +108,7 @@ function gvisorBackend(host: Host, places: Places, prebuilt: string, network: Ne
   return newGvisorBackend({
     host,
     basesDir: `${places.dataDir}/bases`,
+    savedRoots: ['sandboxes', 'snapshots', 'forks'].map((name) => `${places.dataDir}/${name}`),
     workDir: `${places.runDir}/work`,
     shimPath: `${prebuilt}/hutch-shim`,
     cellPath: `${prebuilt}/hutch-cell`,

@@ -31,6 +31,7 @@ export function startHousekeeping(core: Core, keeper: TemplateKeeper): Disposabl
     await pruneStore(core, op);
     await pruneLogs(core, op);
     await pruneTemplates(core, op);
+    await tidyBackends(core, op);
     await keeper.sweep(call);
     await keeper.lookAtAll();
   });
@@ -79,6 +80,13 @@ async function pruneTemplates(core: Core, op: Operation): Promise<void> {
       await store.commit(op, [{ change: 'addEvent', ...event }], 'relaxed');
     }
   }
+}
+
+/** Of releases of Hutch that nothing saved goes on with any more. */
+async function tidyBackends({ deps: { backends } }: Core, op: Operation): Promise<void> {
+  for (const backend of backends)
+    for (const { path, bytes } of (await backend.tidy?.(op)) ?? [])
+      op.log.info({ backend: backend.name, path, bytes }, 'what nothing saved goes on with any more is removed');
 }
 
 async function pruneLogs(core: Core, op: Operation): Promise<void> {

@@ -1,7 +1,7 @@
 // Memory and processes that are written down and taken up again: at the backend itself, with the real runsc.
 import { randomBytes } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
-import { chmod, copyFile, mkdir, mkdtemp, rm } from 'node:fs/promises';
+import { appendFile, chmod, copyFile, mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, join, resolve } from 'node:path';
 import { afterAll, expect, onTestFinished, test } from 'vitest';
@@ -30,6 +30,7 @@ async function place(host: Host = nodeHost()) {
   const config: GvisorConfig = {
     host,
     basesDir: join(shared, 'bases'), // unpacked once for both tests
+    savedRoots: [home],
     workDir: join(home, 'work'),
     shimPath: join(PREBUILT, 'hutch-shim'),
     cellPath: join(PREBUILT, 'hutch-cell'),
@@ -117,7 +118,7 @@ test.skipIf(!isRoot)(
 );
 
 test.skipIf(!isRoot)(
-  'what a newer Hutch takes up goes on with the agent that it was saved with, or is refused before it is touched',
+  'what a newer Hutch takes up goes on with the agent and the library that it was saved with, which are kept for as long, or is refused before it is touched',
   { timeout: 180_000 },
   async () => {
     const it = await place();
@@ -125,7 +126,8 @@ test.skipIf(!isRoot)(
     await backend.create(op, plan);
     await backend.start(op, plan);
     const agent = await agentOf(it);
-    await sh(agent, 'echo in memory > /dev/shm/kept');
+    await sh(agent, 'echo in memory > /dev/shm/kept; sleep 100000 > /dev/null 2>&1 & echo $! > /dev/shm/pid');
+    const library = await sh(agent, 'cat /etc/ld.so.preload && sha256sum /etc/ld.so.hutch');
     await letGo(it, agent);
     await checkpoints.save(op, plan, checkpointDir);
     await backend.cleanUp(op, plan);
@@ -141,13 +143,38 @@ test.skipIf(!isRoot)(
     });
     expect(await checkpoints.isWhole?.(op, checkpointDir)).toBe(true);
 
-    const newer = newGvisorBackend({ ...config, agentPath });
+    // It works as well, and is another file.
+    const automountLibraryPath = join(home, 'newer', basename(config.automountLibraryPath));
+    await copyFile(config.automountLibraryPath, automountLibraryPath);
+    await appendFile(automountLibraryPath, 'newer');
+    const withoutOld = newGvisorBackend({ ...config, automountLibraryPath, basesDir: join(home, 'no-libraries') });
+    await expect(withoutOld.checkpoints?.restore(op, plan, checkpointDir)).rejects.toMatchObject({
+      code: 'failed_precondition',
+      message: expect.stringContaining('a library in it is of another release of Hutch'),
+    });
+    const newer = newGvisorBackend({ ...config, agentPath, automountLibraryPath });
     onTestFinished(async () => {
       await newer.kill(op, plan, 'now');
       await newer.cleanUp(op, plan);
     });
+    expect(await newer.tidy?.(op)).toEqual([]);
     await newer.checkpoints?.restore(op, plan, checkpointDir);
-    expect(await sh(await agentOf({ ...it, backend: newer }), 'cat /dev/shm/kept')).toBe('in memory\n');
+    const resumed = await agentOf({ ...it, backend: newer });
+    expect(await sh(resumed, 'cat /dev/shm/kept; kill -0 $(cat /dev/shm/pid) && ls -d -l /dev/shm | wc -l')).toBe('in memory\n1\n');
+    expect(await sh(resumed, 'cat /etc/ld.so.preload && sha256sum /etc/ld.so.hutch')).toBe(library);
+
+    await rm(checkpointDir, { recursive: true });
+    expect(await newer.tidy?.(op)).toEqual([]); // it runs
+    await newer.kill(op, plan, 'now');
+    await newer.cleanUp(op, plan);
+    const tomorrow = Object.assign(Object.create(config.host) as Host, { nowMs: () => Date.now() + 25 * 60 * 60_000 });
+    const later = newGvisorBackend({ ...config, host: tomorrow, agentPath, automountLibraryPath });
+    const strays = (await later.leaks(op, new Set())).map(({ what }) => what).sort();
+    expect(strays).toEqual([expect.stringMatching(/\/agent-[0-9a-f]{16}$/), expect.stringMatching(/\/over-[0-9a-f]{16}$/)]);
+    expect(await newer.leaks(op, new Set())).toEqual([]); // the sweep has not had its time
+    expect((await newer.tidy?.(op))?.map(({ path }) => path).sort()).toEqual(strays);
+    expect(strays.filter((path) => existsSync(path))).toEqual([]);
+    expect(await later.leaks(op, new Set())).toEqual([]);
   },
 );
 

@@ -17,7 +17,7 @@ else {
   afterAll(() => subject[Symbol.asyncDispose]());
 
   // The first unpacks the image.
-  test('what is written anywhere is there after a stop, a start and another daemon, with owner and mode', {
+  test('what is written anywhere is there after a stop, a start and another daemon, with owner and mode; what nothing goes on with is gone', {
     timeout: 180_000,
   }, async () => {
     const { id } = await subject.make();
@@ -27,11 +27,15 @@ else {
     );
     await daemon.call('sandbox.stop', { ref: id });
     await daemon.terminate();
+    const nobodys = join(subject.home, 'data/bases/agent-0123456789abcdef');
+    mkdirSync(nobodys);
+    writeFileSync(join(nobodys, 'hutch-agent'), 'of another release');
     await daemon.startAgain();
     await daemon.call('sandbox.start', { ref: id });
     expect(
       await subject.sh(id, "cat /root/a /tmp/b; stat -c '%a %u %g' /usr/local/bin/own; test -e /etc/issue || echo gone; readlink /root/l"),
     ).toBe('one\ntwo\n4750 1000 1001\ngone\na\n');
+    await eventually('the agent of another release is gone', () => !existsSync(nobodys));
     await subject.remove(id);
   });
 

@@ -1,14 +1,13 @@
 // Agents that saved sandboxes run: what is taken up again goes on in the middle of its program, so it has to be that program to
-// the byte, also when a newer Hutch brings another one. Each is kept once, under its digest, as long as the images are.
+// the byte, also when a newer Hutch brings another one. Each is kept once, under its digest, for as long as something saved names it (kept.ts).
 import { createHash } from 'node:crypto';
 import { basename, dirname, join } from 'node:path';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { SandboxPlan } from '../backend.ts';
 import type { GvisorConfig } from './config.ts';
-import { linkDir } from './paths.ts';
+import { AGENT_DIR, DIGEST_CHARS, linkDir } from './paths.ts';
 
-const DIGEST_CHARS = 16;
 const AGENT_BYTES_MAX = 64 * 1024 * 1024;
 
 export class Agents {
@@ -48,6 +47,6 @@ export class Agents {
   }
 
   #pathOf(digest: string): string {
-    return join(this.#dir, `agent-${digest.slice(0, DIGEST_CHARS)}`, basename(this.#ours));
+    return join(this.#dir, `${AGENT_DIR}${digest.slice(0, DIGEST_CHARS)}`, basename(this.#ours));
   }
 }

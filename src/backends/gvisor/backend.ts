@@ -15,6 +15,7 @@ import { Bases } from './base.ts';
 import { Cgroups } from './cgroup.ts';
 import { command, isWhole, type SaveParts, saveSandbox } from './checkpoint.ts';
 import { type GvisorConfig, RELEASE_MS } from './config.ts';
+import { Kept } from './kept.ts';
 import { Layers } from './layer.ts';
 import { findLeaks, runtimeOf } from './leaks.ts';
 import { type Note, readNote } from './note.ts';
@@ -40,6 +41,7 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
   const bases = new Bases(host, config, rightsFinder);
   const agents = new Agents(config);
   const overs = new Overs(host, config.basesDir, config.automountLibraryPath);
+  const kept = new Kept(config, overs);
   const layers = new Layers(config);
   const doors = new AgentDoors(host);
   const diskUse = new DiskUse(host, rightsFinder);
@@ -70,6 +72,7 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
   const parts = (plan: SandboxPlan): StartParts => ({
     config,
     agents,
+    overs,
     cgroups,
     layers,
     processes,
@@ -100,6 +103,12 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
     ...{ shimPath: config.shimPath, agents, doors, fingerprint: await fingerprint(op, plan, image), onStill: () => {} },
     memoryBytes: async (asking) => await memoryOf(asking, plan),
   });
+
+  const takeUp = (op: Operation, plan: SandboxPlan, dir: string, beforeRunning = async (_op: Operation): Promise<void> => {}) =>
+    kept.during(async () => {
+      await checkSaved(op, host, dir, { now: await now(op, plan), imprintPath: null });
+      return await startSandbox(op, parts(plan), plan, { checkpointDir: dir, isSame: false, beforeRunning });
+    });
 
   return {
     name: 'gvisor',
@@ -162,26 +171,25 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
       isWhole: (op, dir) => isWhole(op, { host, processes }, dir),
       isUnused: (op, plan) => isUnused(op, { config, processes }, plan),
       again: async (op, plan) => ({ network: (await noteOf(op, plan)).network, disk: null }),
-      save: async (op, plan, dir) => await saveSandbox(op, await saveParts(op, plan, (await noteOf(op, plan)).image), plan, dir),
-      async restore(op, plan, dir, beforeRunning = async () => {}) {
-        await checkSaved(op, host, dir, { now: await now(op, plan), imprintPath: null });
-        return await startSandbox(op, parts(plan), plan, { checkpointDir: dir, isSame: false, beforeRunning });
-      },
+      save: (op, plan, dir) =>
+        kept.during(async () => await saveSandbox(op, await saveParts(op, plan, (await noteOf(op, plan)).image), plan, dir)),
+      restore: (op, plan, dir, beforeRunning) => takeUp(op, plan, dir, beforeRunning),
     },
     snapshots: {
       async take(op, plan, dir, { what, saved }) {
-        if (what !== 'disk' && saved !== undefined) return await takeSaved(op, { host, imprintPath: config.imprintPath }, plan, dir, saved);
+        if (what !== 'disk' && saved !== undefined)
+          return await kept.during(() => takeSaved(op, { host, imprintPath: config.imprintPath }, plan, dir, saved));
         const note = await readNote(op, host, plan);
         if (what === 'disk')
           return await takeDisk(op, { save: await saveParts(op, plan, note?.image ?? ''), imprintPath: config.imprintPath }, plan, dir);
         const { image, ground, overPath } = note ?? (await noteOf(op, plan));
         const start = { ...parts(plan), take: async (late: Operation) => ({ ...(await find(late)), image, ground, overPath }) };
         const using = { save: await saveParts(op, plan, image), start, imprintPath: config.imprintPath };
-        return await replacements.during(plan.id, () => takeAndGoOn(op, using, plan, dir));
+        return await replacements.during(plan.id, () => kept.during(() => takeAndGoOn(op, using, plan, dir)));
       },
       async goOn(op, plan) {
         const using = { save: await saveParts(op, plan, rootFiles(op, plan.boot).imageDigest), start: parts(plan) };
-        return await replacements.during(plan.id, () => goOnAfterwards(op, using, plan));
+        return await replacements.during(plan.id, () => kept.during(() => goOnAfterwards(op, using, plan)));
       },
       async create(op, plan, dir) {
         await checkSaved(op, host, dir, { now: null, imprintPath: null });
@@ -189,12 +197,9 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
         await host.makeDir(op, layerDir(plan), 0o700);
         await host.cloneFile(op, join(dir, DISK), diskPath(plan));
       },
-      async start(op, plan, dir) {
-        await checkSaved(op, host, dir, { now: await now(op, plan), imprintPath: null });
-        return await startSandbox(op, parts(plan), plan, { checkpointDir: dir, isSame: false, beforeRunning: async () => {} });
-      },
+      start: (op, plan, dir) => takeUp(op, plan, dir),
       // The runtime takes nothing else, whoever insists.
-      fits: async (op, plan, dir) => await refuseOther(op, host, dir, await now(op, plan), agents),
+      fits: async (op, plan, dir) => await refuseOther(op, { host, agents, overs }, dir, await now(op, plan)),
       check: async (op, dir) => void (await checkSaved(op, host, dir, { now: null, imprintPath: config.imprintPath })),
       async layOut(op, dir, path) {
         await checkSaved(op, host, dir, { now: null, imprintPath: null });
@@ -242,8 +247,9 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
       const disk = root === null ? counted : await traffic.of(op, plan.id, root);
       return { cpuUs: group.cpuUs, memory: null, disk, network: null, processes: null };
     },
+    tidy: (op) => kept.prune(op),
     roots: { list: (op) => bases.list(op), remove: (op, digest) => bases.remove(op, digest) },
-    leaks: (op, known: ReadonlySet<SandboxId>) => findLeaks(op, config, cgroups, bases, known),
+    leaks: (op, known: ReadonlySet<SandboxId>) => findLeaks(op, config, cgroups, { bases, kept }, known),
   };
 
   async function memoryOf(op: Operation, plan: SandboxPlan): Promise<number> {

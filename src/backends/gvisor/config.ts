@@ -8,6 +8,8 @@ export type GvisorConfig = {
   readonly host: Host;
   /** Unpacked images; absolute, under data. Made if it is not there. */
   readonly basesDir: string;
+  /** Below them lies what is saved of sandboxes, three directories down at most; absolute. */
+  readonly savedRoots: readonly string[];
   /** For probes, and for what they found out. Absolute. */
   readonly workDir: string;
   readonly shimPath: string;

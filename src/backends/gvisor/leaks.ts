@@ -8,6 +8,7 @@ import type { Host, ProcessRef } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { Bases } from './base.ts';
 import type { Cgroups } from './cgroup.ts';
+import type { Kept } from './kept.ts';
 
 export type Leak = { readonly kind: string; readonly what: string };
 
@@ -18,7 +19,7 @@ export async function findLeaks(
   op: Operation,
   { host, runRoot }: { readonly host: Host; readonly runRoot: string },
   cgroups: Cgroups,
-  bases: Bases,
+  { bases, kept }: { readonly bases: Bases; readonly kept: Kept },
   known: ReadonlySet<SandboxId>,
 ): Promise<readonly Leak[]> {
   const leaks: Leak[] = [];
@@ -36,7 +37,7 @@ export async function findLeaks(
     const [name = ''] = path.slice(runRoot.length + 1).split('/');
     if (!isKnown(name)) leaks.push({ kind: 'mount', what: path });
   }
-  leaks.push(...(await bases.abandoned(op)).map((what) => ({ kind: 'directory', what })));
+  for (const what of [...(await bases.abandoned(op)), ...(await kept.strays(op))]) leaks.push({ kind: 'directory', what });
   return leaks;
 }
 

@@ -5,6 +5,12 @@ import type { SandboxPlan } from '../backend.ts';
 
 type Dirs = Pick<SandboxPlan, 'dataDir' | 'runDir' | 'logDir'>;
 
+/** Hutch's own files that something saved goes on with, beside the images, by digest (kept.ts). */
+export const AGENT_DIR = 'agent-';
+export const OVER_DIR = 'over-';
+/** Of a digest, in these names. */
+export const DIGEST_CHARS = 16;
+
 /** Ours alone: what lies in there may have the set-user-id bit of a sandbox's making. */
 export const layerDir = (dirs: Pick<Dirs, 'dataDir'>): string => join(dirs.dataDir, 'layer');
 export const diskPath = (dirs: Pick<Dirs, 'dataDir'>): string => join(layerDir(dirs), 'disk.img');

@@ -7,14 +7,16 @@ import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import { hashes } from '../hashes.ts';
 import type { Agents } from './agents.ts';
+import type { Overs } from './over.ts';
+import { DIGEST_CHARS } from './paths.ts';
 
 /** As the runtime names it. */
 export const CHECKPOINT = 'checkpoint.img';
 export const DISK = 'disk.img';
-const MANIFEST = 'manifest.json';
+export const MANIFEST = 'manifest.json';
 /** What it will be: whoever comes later can complete it. */
-const SAVING = 'saving.json';
-const NOTE_BYTES_MAX = 64 * 1024;
+export const SAVING = 'saving.json';
+export const NOTE_BYTES_MAX = 64 * 1024;
 
 /** Everything that must be the same where it goes on. */
 const fingerprintSchema = z.strictObject({
@@ -28,6 +30,12 @@ const fingerprintSchema = z.strictObject({
   agent: z
     .string()
     .regex(/^[0-9a-f]{64}$/)
+    .optional(),
+  /** Of the layer over the image that its programs have files of open in (over.ts); null: there is none. As with the agent. */
+  over: z
+    .string()
+    .regex(/^[0-9a-f]{16}$/)
+    .nullable()
     .optional(),
 });
 export type Fingerprint = z.infer<typeof fingerprintSchema>;
@@ -60,10 +68,17 @@ export async function readSaved(op: Operation, host: Host, dir: string): Promise
   return parseSaved(await readJson(op, host, join(dir, MANIFEST)));
 }
 
-/** The digest of what its first process runs. */
-export async function agentIn(op: Operation, host: Host, dir: string): Promise<string | undefined> {
+/** What of Hutch's own it goes on with: only what was asked when it was saved. */
+export async function programsIn(op: Operation, host: Host, dir: string): Promise<Pick<Fingerprint, 'agent' | 'over'>> {
   const read = await readSaved(op, host, dir);
-  return read.ok ? read.saved.fingerprint.agent : undefined;
+  if (!read.ok) return {};
+  const { agent, over } = read.saved.fingerprint;
+  return { ...(agent === undefined ? {} : { agent }), ...(over === undefined ? {} : { over }) };
+}
+
+/** Of whatever release wrote it, and whether or not it is all there: digests of agents and names of layers over images. */
+export function programsNamedIn(note: string): readonly string[] {
+  return [...note.matchAll(/"(?:agent|over)":"([0-9a-f]{16,64})"/g)].map(([, digest = '']) => digest.slice(0, DIGEST_CHARS));
 }
 
 export function parseSaved(value: unknown): Read {
@@ -134,11 +149,17 @@ export async function checkSaved(
 }
 
 /** Reads no more than its manifest. @throws HutchError `failed_precondition` where it was saved on another machine than `now`. */
-export async function refuseOther(op: Operation, host: Host, dir: string, now: Fingerprint, agents: Agents): Promise<void> {
+export async function refuseOther(
+  op: Operation,
+  { host, agents, overs }: { readonly host: Host; readonly agents: Agents; readonly overs: Overs },
+  dir: string,
+  now: Fingerprint,
+): Promise<void> {
   const read = await readSaved(op, host, dir);
   if (!read.ok) return;
   refuseDifference(op, read.saved.fingerprint, now);
   await agents.find(op, read.saved.fingerprint.agent);
+  await overs.find(op, read.saved.fingerprint.over ?? null);
 }
 
 function refuseDifference(op: Operation, saved: Fingerprint, now: Fingerprint): void {
@@ -146,8 +167,8 @@ function refuseDifference(op: Operation, saved: Fingerprint, now: Fingerprint): 
   if (why !== null) throw op.error('failed_precondition', `what was saved cannot go on here: ${why}`);
 }
 
-/** Not the agent: any that is kept will do (agents.ts). */
-type Compared = Exclude<keyof Fingerprint, 'agent'>;
+/** Not what is Hutch's own: any that is kept will do (agents.ts, over.ts). */
+type Compared = Exclude<keyof Fingerprint, 'agent' | 'over'>;
 
 /** Null when nothing differs, else what does, in words. */
 function difference(saved: Fingerprint, now: Fingerprint): string | null {

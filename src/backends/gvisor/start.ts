@@ -21,6 +21,7 @@ import type { Cgroups } from './cgroup.ts';
 import { ARRIVE_MS, type GvisorConfig, RELEASE_MS } from './config.ts';
 import type { LayerArgs, Layers } from './layer.ts';
 import { writeNote } from './note.ts';
+import type { Overs } from './over.ts';
 import {
   AGENT_SOCKET,
   agentSocketPath,
@@ -42,7 +43,7 @@ import type { Platform } from './platform.ts';
 import type { Processes } from './process.ts';
 import type { Rights } from './rights.ts';
 import type { Runtime } from './runtime.ts';
-import { agentIn, CHECKPOINT } from './saved.ts';
+import { CHECKPOINT, programsIn } from './saved.ts';
 
 export type StartInput = {
   /** Its digest. */
@@ -58,6 +59,7 @@ export type StartInput = {
 export type StartParts = {
   readonly config: GvisorConfig;
   readonly agents: Agents;
+  readonly overs: Overs;
   readonly cgroups: Cgroups;
   readonly layers: Layers;
   readonly processes: Processes;
@@ -99,14 +101,16 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
 
   if ((await processes.inspect(op, plan)).alive) throw op.error('conflict', `sandbox ${plan.id} runs already`);
   const layer = await layers.argsOf(op, plan);
-  const agentPath = from === 'anew' ? config.agentPath : await parts.agents.find(op, await agentIn(op, host, from.checkpointDir));
+  const programs = from === 'anew' ? {} : await programsIn(op, host, from.checkpointDir);
+  const agentPath = await parts.agents.find(op, programs.agent);
+  const keptOver = programs.over === undefined ? undefined : await parts.overs.find(op, programs.over);
   releasing((late) => cgroups.remove(late, plan));
   releasing((late) => host.remove(late, plan.runDir));
   releasing((late) => network.close(late, networkPlan(plan)));
   releasing(() => doors.close(plan.id));
   await host.remove(op, plan.runDir);
   await makePlaces(op, config, plan);
-  const [input, link, cgroupsPath] = await allOf([
+  const [taken, link, cgroupsPath] = await allOf([
     parts.take(op),
     network.wire(op, networkPlan(plan)),
     makeCgroups(op, cgroups, plan, from),
@@ -136,6 +140,7 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
     ),
     0o600,
   );
+  const input = keptOver === undefined ? taken : { ...taken, overPath: keptOver };
   const { image, ground, overPath } = input;
   await writeNote(op, host, plan, { network: guest === null ? null : { ...guest, dns: [...guest.dns] }, image, ground, overPath });
   if (from !== 'anew') {

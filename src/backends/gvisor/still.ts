@@ -12,7 +12,7 @@ import { pause } from '../wait.ts';
 import { command, isWhole, type SaveParts, saveSandbox, sync } from './checkpoint.ts';
 import { RELEASE_MS } from './config.ts';
 import { diskMountDir, diskPath, goneOnDir, stillDir } from './paths.ts';
-import { agentIn, CHECKPOINT, checkpointIn, checkSaved, DISK, diskIn, writeSaved } from './saved.ts';
+import { CHECKPOINT, checkpointIn, checkSaved, DISK, diskIn, programsIn, writeSaved } from './saved.ts';
 import { isUnused, networkPlan, type StartParts, startSandbox } from './start.ts';
 
 /** Until it runs again: it stands still, so nothing calls this off. */
@@ -69,10 +69,10 @@ export async function takeAndGoOn(op: Operation, parts: StillParts, plan: Sandbo
   const save = { ...parts.save, onStill };
   await host.remove(op, stillDir(plan));
   await using undo = unlessWhole(op, host, dir);
-  let agent: string | undefined;
+  let programs: Awaited<ReturnType<typeof programsIn>> = {};
   try {
     await saveSandbox(op, save, plan, stillDir(plan));
-    agent = await agentIn(op, host, stillDir(plan));
+    programs = await programsIn(op, host, stillDir(plan));
     await keep(op, host, plan, stillDir(plan), dir);
   } finally {
     using late = op.releasing(GO_ON_MS);
@@ -80,7 +80,7 @@ export async function takeAndGoOn(op: Operation, parts: StillParts, plan: Sandbo
   }
   const stillMs = host.monotonicMs() - sinceMs;
   // It runs: what is checked and counted now holds nobody up.
-  const fingerprint = { ...parts.save.fingerprint, agent };
+  const fingerprint = { ...parts.save.fingerprint, ...programs };
   const [checkpoint, disk] = [await checkpointIn(op, host, dir), await diskIn(op, host, parts.imprintPath, dir)];
   await sync(op, host, dir);
   await writeSaved(op, host, dir, { fingerprint, checkpoint, disk });
