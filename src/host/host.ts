@@ -107,6 +107,8 @@ export type HttpRequest = {
   readonly mayConnect?: (address: string) => boolean;
   /** How long nothing may come, milliseconds. */
   readonly idleMs: number;
+  /** How long it may take until the head of the answer is there, in whatever pieces that comes; milliseconds. Not given: for ever. */
+  readonly headMs?: number;
 };
 
 /** Whoever has it reads `body` to its end, or disposes it. */

@@ -48,12 +48,15 @@ async function answered(op: Operation, asked: HttpRequest): Promise<HttpAnswer> 
   outgoing.setTimeout(asked.idleMs, () => outgoing.destroy(silent(op, url, asked.idleMs)));
   if (asked.body === undefined || !isStream(asked.body)) outgoing.end(asked.body);
   else sent(outgoing, asked.body.chunks).catch(reject);
+  const late = asked.headMs === undefined ? undefined : setTimeout(() => outgoing.destroy(unanswered(op, asked)), asked.headMs);
   try {
     const incoming = await promise;
     return answerOf(op, asked, incoming);
   } catch (error) {
     outgoing.destroy();
     throw networkError(op, url, error);
+  } finally {
+    clearTimeout(late);
   }
 }
 
@@ -137,6 +140,10 @@ export function isLoopbackName(host: string): boolean {
 
 function refused(op: Operation, url: URL, address: string): HutchError {
   return op.error('permission_denied', `${url.host} leads to ${address}, an address of a private network, where it must not lead`);
+}
+
+function unanswered(op: Operation, { url, headMs = 0 }: HttpRequest): HutchError {
+  return op.error('unavailable', `${url.host} has not answered within ${Math.round(headMs / 1000)} seconds`);
 }
 
 function silent(op: Operation, url: URL, idleMs: number): HutchError {

@@ -38,10 +38,14 @@ function linkOf(fd: string): string | null {
   }
 }
 
+/** A frame that says nothing, as pzstd and zstd:chunked have them. */
+const SKIPPED = Buffer.from('502a4d180400000061626364', 'hex');
+
 test('what is packed comes out as it went in, of one member or of several', async () => {
   expect(await read(gzipSync(content))).toBe(sha(content));
   expect(await read(Buffer.concat([gzipSync(content), gzipSync(content)]))).toBe(sha(content, content));
   expect(await read(zstdCompressSync(content))).toBe(sha(content));
+  expect(await read(Buffer.concat([zstdCompressSync(content), SKIPPED, zstdCompressSync(content), SKIPPED]))).toBe(sha(content, content));
   expect(await read(content)).toBe(sha(content));
 });
 
@@ -51,6 +55,10 @@ test('what is cut off, damaged or too much is refused, and the file is let go of
   damaged.fill(0xff, 1_000_000, 1_000_100);
   for (const wrong of [packed.subarray(0, 2_000_000), packed.subarray(0, packed.byteLength - 1), damaged])
     await expect(read(wrong)).rejects.toThrow(ArchiveError);
+  for (const garbage of ['garbage', '\0'.repeat(100_000), gzipSync('x')])
+    await expect(read(Buffer.concat([zstdCompressSync(content), Buffer.from(garbage)]))).rejects.toThrow(
+      'what follows its end is no frame',
+    );
   await expect(read(packed, 4_000_000)).rejects.toThrow('more than 4000000 bytes');
   await eventually('the file is closed', () => !isOpen());
 });

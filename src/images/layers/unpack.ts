@@ -1,6 +1,5 @@
 // A layer's bytes, unpacked as they are read. How it is packed is told by its first bytes and not by
 // what somebody says of it.
-import type { Transform } from 'node:stream';
 import { createGunzip, createZstdDecompress } from 'node:zlib';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
@@ -9,6 +8,8 @@ import { ArchiveError } from '../archive-error.ts';
 /** Larger ones are no quicker, and more of them wait for the collector. */
 const CHUNK_BYTES = 64 * 1024;
 const MAGIC_BYTES = 6;
+
+type Unpacker = ReturnType<typeof createGunzip | typeof createZstdDecompress>;
 
 export type Packing = 'gzip' | 'zstd' | 'none';
 
@@ -37,21 +38,31 @@ export async function* unpacked(op: Operation, host: Host, path: string, bytesMa
 
 /** @throws ArchiveError when it is damaged. */
 export async function* through(packed: AsyncIterable<Uint8Array>, packing: 'gzip' | 'zstd'): AsyncGenerator<Uint8Array> {
-  const unpacker: Transform =
-    packing === 'gzip' ? createGunzip({ chunkSize: CHUNK_BYTES }) : createZstdDecompress({ chunkSize: CHUNK_BYTES });
-  feed(packed, unpacker).catch((cause: unknown) => unpacker.destroy(cause instanceof Error ? cause : new Error(String(cause))));
+  const unpacker = packing === 'gzip' ? createGunzip({ chunkSize: CHUNK_BYTES }) : createZstdDecompress({ chunkSize: CHUNK_BYTES });
+  let fed = 0;
+  feed(counted(), unpacker).catch((cause: unknown) => unpacker.destroy(cause instanceof Error ? cause : new Error(String(cause))));
   try {
     for await (const chunk of unpacker) yield chunk as Uint8Array;
+    // Node's zstd ends in silence where no frame follows: what a damaged one had would be missing.
+    if (packing === 'zstd' && unpacker.bytesWritten < fed)
+      throw new ArchiveError('it does not unpack (zstd): what follows its end is no frame');
   } catch (error) {
     if (isDamage(error)) throw new ArchiveError(`it does not unpack (${packing}): ${(error as Error).message}`);
     throw error;
   } finally {
     unpacker.destroy();
   }
+
+  async function* counted(): AsyncGenerator<Uint8Array> {
+    for await (const piece of packed) {
+      fed += piece.byteLength;
+      yield piece;
+    }
+  }
 }
 
 /** A piece is asked for when the one before is used up: all of them lie in the same memory. */
-async function feed(packed: AsyncIterable<Uint8Array>, unpacker: Transform): Promise<void> {
+async function feed(packed: AsyncIterable<Uint8Array>, unpacker: Unpacker): Promise<void> {
   const closed = new Promise<void>((resolve) => unpacker.once('close', resolve)); // then a write is not answered any more
   for await (const piece of packed) {
     await Promise.race([new Promise<void>((resolve) => unpacker.write(piece, () => resolve())), closed]);

@@ -48,7 +48,7 @@ export class Registry {
     this.#mirrors = options.mirrors ?? [];
     this.#proxy = options.proxy;
     this.#patience = options.patience ?? PATIENCE;
-    this.#connection = new Connection(options, this.#patience.idleMs);
+    this.#connection = new Connection(options, this.#patience);
   }
 
   /** Of anybody's, under this machine's proxy and authorities. */
@@ -131,12 +131,11 @@ export class Registry {
           hash = createHash('sha256');
           total = 0;
         }
-        const watched = this.#watched(op, what, answer.body);
         await host.appendStream(
           op,
           path,
           (async function* () {
-            for await (const chunk of watched) {
+            for await (const chunk of answer.body) {
               if (total + chunk.byteLength > sizeBytes)
                 throw op.error('failed_precondition', `${what} has more than the ${sizeBytes} bytes that its manifest says`);
               hash.update(chunk);
@@ -186,24 +185,6 @@ export class Registry {
       }
     }
     return await work(repository, this.#patience);
-  }
-
-  /** A server that sends a byte now and then would hold us for ever. */
-  async *#watched(op: Operation, what: string, body: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
-    const { slowMs, slowBytes } = this.#patience;
-    let since = this.#host.monotonicMs();
-    let bytes = 0;
-    for await (const chunk of body) {
-      bytes += chunk.byteLength;
-      const now = this.#host.monotonicMs();
-      if (now - since >= slowMs) {
-        if (bytes < slowBytes)
-          throw op.error('unavailable', `${what} comes too slowly: ${bytes} bytes in ${Math.round((now - since) / 1000)} seconds`);
-        since = now;
-        bytes = 0;
-      }
-      yield chunk;
-    }
   }
 }
 

@@ -11,6 +11,7 @@ import { LINK, LOOPBACK, type Nearness, nearnessOf, PUBLIC } from './address.ts'
 import { type Asked, jsonOf, loginHint, needsLogin, type Repository, readAll, refusalOf, statusError } from './answers.ts';
 import { type Challenge, parseChallenge } from './challenge.ts';
 import type { Credentials, Login } from './credentials.ts';
+import { hurried, type Patience } from './patience.ts';
 
 export type ConnectionOptions = {
   readonly host: Host;
@@ -62,20 +63,22 @@ export type Question = {
   readonly from?: string;
 };
 
+type Pace = Pick<Patience, 'idleMs' | 'slowMs' | 'slowBytes'>;
+
 export class Connection {
   readonly #host: Host;
   readonly #options: ConnectionOptions;
-  readonly #idleMs: number;
+  readonly #pace: Pace;
   readonly #endpoints = new Map<string, Endpoint>();
   /** By registry and what they allow. */
   readonly #tokens = new Map<string, Token>();
   /** The origin of each answer, which after a redirect is another than was asked. */
   readonly #answeredBy = new WeakMap<HttpAnswer, string>();
 
-  constructor(options: ConnectionOptions, idleMs: number) {
+  constructor(options: ConnectionOptions, pace: Pace) {
     this.#host = options.host;
     this.#options = options;
-    this.#idleMs = idleMs;
+    this.#pace = pace;
   }
 
   /** The answer, when it is none of a failure. @throws HutchError for all others. */
@@ -177,7 +180,8 @@ export class Connection {
     const isOwn = url.origin === endpoint.origin;
     const trusted = await this.trusted(op, endpoint.registry);
     const sent = typeof body === 'function' ? body() : body;
-    return await this.#host.request(op, {
+    const { idleMs, slowMs } = this.#pace;
+    const answer = await this.#host.request(op, {
       method: method ?? (sent === undefined ? 'GET' : 'POST'),
       url,
       headers: { 'User-Agent': 'hutch', ...headers },
@@ -191,8 +195,11 @@ export class Connection {
         if (nearness > endpoint.nearness) endpoint.nearness = nearness;
         return true;
       },
-      idleMs: this.#idleMs,
+      idleMs,
+      // After an upload a registry may have much to do before it answers.
+      ...(typeof sent === 'object' && 'chunks' in sent ? {} : { headMs: slowMs }),
     });
+    return hurried(op, this.#host, answer, url.host, this.#pace);
   }
 
   /** Certificates in PEM; empty: none but the well-known ones. Null: of no registry. */

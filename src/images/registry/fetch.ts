@@ -3,9 +3,11 @@
 import type { Host, HttpAnswer } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import { nearnessOf, PRIVATE, PUBLIC } from './address.ts';
+import { hurried, PATIENCE } from './patience.ts';
 
 const REDIRECTS_MAX = 10;
 const IDLE_MS = 60_000;
+const HEAD_MS = 5 * 60_000;
 
 export type Fetching = {
   readonly host: Host;
@@ -24,11 +26,11 @@ export async function fetchFile(
   let url = from;
   for (let count = 0; count <= REDIRECTS_MAX; count += 1) {
     const answer = await host.request(op, {
-      ...{ method: 'GET', url, headers: { 'User-Agent': 'hutch', Accept: '*/*' }, proxy, idleMs: IDLE_MS },
+      ...{ method: 'GET', url, headers: { 'User-Agent': 'hutch', Accept: '*/*' }, proxy, idleMs: IDLE_MS, headMs: HEAD_MS },
       ...(trusted === '' ? {} : { trusted }),
       mayConnect: (address) => nearnessOf(address) <= (lan ? PRIVATE : PUBLIC),
     });
-    if (answer.status === 200) return answer;
+    if (answer.status === 200) return hurried(op, host, answer, url.host, PATIENCE);
     using _done = answer;
     const { location } = answer.headers;
     if (![301, 302, 303, 307, 308].includes(answer.status) || location === undefined) {

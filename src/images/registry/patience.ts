@@ -2,6 +2,7 @@
 // tried again after a pause; what gets on does not count as failing.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { HutchError } from '../../domain/errors.ts';
+import type { Host, HttpAnswer } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import { retryAfterOf } from './answers.ts';
 
@@ -13,7 +14,7 @@ export type Patience = {
   readonly pauseMs: number;
   /** The longest that a registry may make us wait at one time. */
   readonly retryAfterMsMax: number;
-  /** A download that brings less than `slowBytes` in this time is given up, and tried again. */
+  /** An answer that brings less than `slowBytes` in this time, or whose head takes longer, is given up, and asked for again. */
   readonly slowMs: number;
   readonly slowBytes: number;
 };
@@ -49,4 +50,36 @@ export async function retrying<T>(
       await sleep(waitMs, undefined, { signal: op.signal }).catch(() => op.signal.throwIfAborted());
     }
   }
+}
+
+/** The same answer, given up where it comes too slowly: a server that sends a byte now and then would hold us for ever. */
+export function hurried(
+  op: Operation,
+  host: Host,
+  answer: HttpAnswer,
+  from: string,
+  pace: Pick<Patience, 'slowMs' | 'slowBytes'>,
+): HttpAnswer {
+  return {
+    status: answer.status,
+    headers: answer.headers,
+    body: {
+      async *[Symbol.asyncIterator]() {
+        let since = host.monotonicMs();
+        let bytes = 0;
+        for await (const chunk of answer.body) {
+          bytes += chunk.byteLength;
+          const tookMs = host.monotonicMs() - since;
+          if (tookMs >= pace.slowMs) {
+            if (bytes < pace.slowBytes)
+              throw op.error('unavailable', `what ${from} sends comes too slowly: ${bytes} bytes in ${Math.round(tookMs / 1000)} seconds`);
+            since = host.monotonicMs();
+            bytes = 0;
+          }
+          yield chunk;
+        }
+      },
+    },
+    [Symbol.dispose]: () => answer[Symbol.dispose](),
+  };
 }
