@@ -1,11 +1,7 @@
 // The other verbs against a real daemon: what they print, their JSON, and their exit codes.
-import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, statSync, symlinkSync } from 'node:fs';
-import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { createServer as createHttpServer } from 'node:http';
-import { type AddressInfo, connect, createServer } from 'node:net';
-import { join } from 'node:path';
+import type { AddressInfo } from 'node:net';
 import { createInterface } from 'node:readline';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import type { ZodType } from 'zod';
@@ -14,8 +10,6 @@ import { verbs } from '../../src/services/verbs.ts';
 import { errorBody, event, ledgerEntry, sandbox as sandboxView } from '../../src/services/views.ts';
 import { eventually } from '../support/eventually.ts';
 import { outcomeOf, World } from './world.ts';
-
-const isRoot = process.getuid?.() === 0;
 
 let world: World;
 
@@ -71,18 +65,6 @@ for (const [args, schema] of DOCUMENTS) {
     expect(schema.safeParse(JSON.parse(stdout)).error).toBeUndefined();
   });
 }
-
-test('the settings can be looked at where no daemon runs, and none is started', async () => {
-  const home = join(world.dir, 'nowhere');
-  const env = { HUTCH_HOME: home, HUTCH_SANDBOX_CPUS: '3' };
-  const { code, stdout } = await world.run(['config', 'show', '--json'], { env });
-  expect(code).toBe(0);
-  const { values } = verbs['config.get'].output.parse(JSON.parse(stdout));
-  expect(values.find(({ key }) => key === 'sandbox.cpus')).toEqual({ key: 'sandbox.cpus', value: 3, source: 'HUTCH_SANDBOX_CPUS' });
-  const running = verbs['config.get'].output.parse(JSON.parse((await world.run(['config', 'show', '--json'])).stdout));
-  expect(values.map(({ key }) => key)).toEqual(running.values.map(({ key }) => key));
-  expect(existsSync(home)).toBe(false);
-});
 
 test('what has no document of the API’s says what it did, or that it has no --json', async () => {
   expect(await world.run(['rm', '--json', '-f', 'missing'])).toMatchObject({ code: 0, stdout: '', stderr: '' });
@@ -327,160 +309,6 @@ test('logs --tail shows the last lines, --timestamps their time, --boot the cons
   await world.ok('rm', '-f', 'say');
 });
 
-test('forward carries many connections to a port inside', async () => {
-  const guestPort = 7777;
-  await world.ok('exec', '-d', 'box', '--', 'busybox', 'nc', '-ll', '-p', String(guestPort), '-e', 'cat');
-  const child = world.spawn(['forward', '--json', 'box', `0:${guestPort}`]);
-  const done = outcomeOf(child);
-  const [line] = (await once(createInterface({ input: child.stdout }), 'line')) as [string];
-  const { port } = JSON.parse(line) as { port: number };
-  await eventually('the server inside', async () => (await talk(port, 'up?')) === 'up?');
-  // Four at a time: that server's queue of callers is a short one.
-  for (let round = 0; round < 5; round += 1) {
-    const texts = Array.from({ length: 4 }, (_, at) => `hello ${round} ${at} `.repeat(5_000));
-    const answers = await Promise.all(texts.map((text) => talk(port, text)));
-    expect(answers.map((answer, at) => answer === texts[at])).toEqual([true, true, true, true]);
-  }
-  child.kill('SIGINT');
-  expect((await done).code).toBe(130);
-});
-
-test('forward refuses a sandbox that does not run: nothing would ever answer', async () => {
-  await world.ok('create', '--no-start', '--name', 'asleep');
-  expect(await world.run(['forward', 'asleep', '0:80'])).toMatchObject({
-    code: 4,
-    stdout: '',
-    stderr: 'error: sandbox asleep does not run: it is created\nhint: start it with: hutch start asleep\n',
-  });
-  await world.ok('rm', 'asleep');
-});
-
-test('a port of a sandbox that runs is published, opened in the browser where there is a screen, and taken away again', async () => {
-  const guestPort = 7778;
-  await world.ok('exec', '-d', 'box', '--', 'busybox', 'nc', '-ll', '-p', String(guestPort), '-e', 'cat');
-  const shown = join(world.dir, 'shown');
-  const opener = join(world.dir, 'screen');
-  await mkdir(opener);
-  await writeFile(join(opener, 'xdg-open'), `#!/bin/sh\necho "$1" > ${shown}\n`, { mode: 0o755 });
-  const screen = { DISPLAY: ':0', PATH: `${opener}:${world.env['PATH']}` };
-
-  const url = (await world.run(['open', 'box', String(guestPort)], { env: screen })).stdout.trim();
-  const hostPort = Number(/^http:\/\/127\.0\.0\.1:(\d+)\/$/.exec(url)?.[1]);
-  await eventually('the server inside', async () => (await talk(hostPort, 'up?')) === 'up?');
-  expect(existsSync(shown), 'nobody looks: no terminal').toBe(false);
-  const terminal = spawn('script', ['-qec', `${process.execPath} ${world.bundle} open box ${guestPort}`, '/dev/null'], {
-    env: { ...world.env, ...screen },
-    stdio: ['ignore', 'pipe', 'inherit'],
-  });
-  const [said] = (await once(terminal.stdout, 'data')) as [Buffer];
-  expect(said.toString().trim(), 'the same port as before').toBe(url);
-  await eventually('the browser', async () => existsSync(shown) && (await readFile(shown, 'utf8')).trim() === url);
-
-  expect(await world.ok('ports', 'add', 'box', `127.0.0.2:0:${guestPort}`)).toMatch(new RegExp(`^127\\.0\\.0\\.2:\\d+ -> ${guestPort}$`));
-  expect(await world.ok('ports', 'box')).toContain(`127.0.0.1:${hostPort}, 127.0.0.2:`);
-  await world.ok('ports', 'rm', 'box', `${hostPort}:${guestPort}`);
-  await expect(talk(hostPort, 'up?')).rejects.toThrow();
-  expect(await world.ok('ports', 'ls', 'box')).toMatch(/ 127\.0\.0\.2:\d+$/m);
-  await world.ok('ports', 'rm', 'box', String(guestPort));
-  expect(await world.ok('ports', 'ls', 'box')).not.toContain('127.0.0.');
-  const { code, stderr } = await world.run(['ports', 'rm', 'box', String(guestPort)]);
-  expect({ code, stderr }).toEqual({
-    code: EXIT_CODES.notFound.code,
-    stderr: expect.stringContaining(`no published port with guestPort ${guestPort}`),
-  });
-  expect((await world.run(['ports', 'add', 'box', 'none'])).code).toBe(2);
-});
-
-test('forward brings a unix socket of the sandbox to one of this machine, and puts it away', async () => {
-  const { id } = JSON.parse(await world.ok('inspect', '--json', 'box')) as { id: string };
-  // The root of a sandbox of the backend for tests is a directory of this machine: the server may be ours.
-  symlinkSync(join(world.home, 'data/sandboxes', id, 'vm/root'), join(world.dir, 'root')); // the whole path is too long for a socket
-  await using server = createServer({ allowHalfOpen: true }, (socket) => socket.pipe(socket));
-  server.listen(join(world.dir, 'root/tmp/echo.sock'));
-  await once(server, 'listening');
-  const path = join(world.dir, 'echo.sock');
-  const forward = async (to: string) => {
-    const child = world.spawn(['forward', '--json', 'box', `${path}:${to}`]);
-    const done = outcomeOf(child);
-    const [line] = (await once(createInterface({ input: child.stdout }), 'line')) as [string];
-    return { child, done, told: JSON.parse(line) as object };
-  };
-  const first = await forward('/tmp/echo.sock');
-  expect(first.told).toEqual({ path, guestPath: '/tmp/echo.sock' });
-  expect(statSync(path).mode & 0o777).toBe(0o600);
-  expect(await talk(path, 'hello '.repeat(20_000))).toBe('hello '.repeat(20_000));
-  const taken = await world.run(['forward', 'box', `${path}:/tmp/echo.sock`]);
-  expect([taken.code, taken.stderr.split('\n')[0]]).toEqual([EXIT_CODES.conflict.code, `error: ${path} exists`]);
-  first.child.kill('SIGKILL');
-  await expect(first.done).rejects.toThrow('killed');
-  expect(existsSync(path)).toBe(true);
-  const second = await forward('/tmp/echo.sock'); // what a killed one has left is in nobody's way
-  expect(await talk(path, 'again')).toBe('again');
-  second.child.kill('SIGINT');
-  expect((await second.done).code).toBe(130);
-  expect(existsSync(path)).toBe(false);
-  for (const wrong of ['/run/x', 'web:80', '80:web', './x:0', ':80']) {
-    const { code, stderr } = await world.run(['forward', 'box', wrong]);
-    expect([code, stderr], wrong).toEqual([EXIT_CODES.usage.code, expect.stringContaining(`'${wrong}' is no pair`)]);
-  }
-});
-
-test('a misspelt variable, or a file that is wrong by now, is told also while a daemon runs', async () => {
-  const env = { HUTCH_SANDBOX_MEMROY: '2G' };
-  for (const [args, code] of [
-    [['ls'], 2],
-    [['run', '--rm', '--', 'true'], 125],
-    [['config', 'show'], 2],
-  ] as const) {
-    expect(await world.run(args, { env })).toMatchObject({
-      code,
-      stderr: 'error: HUTCH_SANDBOX_MEMROY: there is no such setting\nhint: did you mean HUTCH_SANDBOX_MEMORY?\n',
-    });
-  }
-  const file = join(world.home, 'config.toml');
-  try {
-    await writeFile(file, '[sandbox]\ncpus = 2\n');
-    expect((await world.run(['config', 'show'])).stderr).toContain('changed since the daemon was started: sandbox.cpus (');
-    await writeFile(file, '[sandbox]\nmemory = 512\n');
-    const { code, stderr } = await world.run(['config', 'show']);
-    expect([code, stderr]).toEqual([2, expect.stringContaining(`${file}:2: sandbox.memory: 512 has no unit`)]);
-  } finally {
-    await rm(file, { force: true });
-  }
-});
-
-test('our own HUTCH_SANDBOX_ variables hold for what we make, whatever the daemon has read; a flag wins', async () => {
-  const made = async (env: Readonly<Record<string, string>>, ...flags: string[]) => {
-    const { code, stdout } = await world.run(['create', '--json', '--no-start', ...flags], { env });
-    if (code !== 0) return errorBody.parse(JSON.parse(stdout)).message;
-    const sandbox = sandboxView.parse(JSON.parse(stdout));
-    await world.ok('rm', sandbox.name);
-    return [sandbox.shape.memoryMiB, sandbox.shape.cpus, sandbox.timeoutMs, sandbox.network];
-  };
-  const env = { HUTCH_SANDBOX_MEMORY: '1G', HUTCH_SANDBOX_CPUS: '2', HUTCH_SANDBOX_TIMEOUT: '1m', HUTCH_SANDBOX_NETWORK: 'none' };
-  expect(await made(env)).toEqual([1024, 2, 60_000, 'none']);
-  expect(await made(env, '--memory', '256M', '--cpus', '1', '--timeout', '2m')).toEqual([256, 1, 120_000, 'none']);
-  expect(await made({ HUTCH_SANDBOX_MEMORY: '512' })).toBe('HUTCH_SANDBOX_MEMORY: 512 has no unit');
-  expect(await made({ HUTCH_SANDBOX_NETWORK: 'lan' })).toBe("HUTCH_SANDBOX_NETWORK is one of none, allow, allow-lan, not 'lan'");
-});
-
-test('a file in the place of HUTCH_HOME is named as what it is', async () => {
-  const { code, stderr } = await world.run(['ls'], { env: { HUTCH_HOME: world.bundle } });
-  expect([code, stderr]).toEqual([EXIT_CODES.failed.code, expect.stringContaining(`${world.bundle}/data: ENOTDIR`)]);
-});
-
-async function talk(at: number | string, text: string): Promise<string> {
-  const socket = typeof at === 'number' ? connect({ port: at, host: '127.0.0.1' }) : connect(at);
-  let answer = '';
-  socket.on('error', () => {}); // told by what is missing
-  socket.on('data', (chunk) => {
-    answer += chunk.toString();
-  });
-  socket.end(text);
-  await once(socket, 'close');
-  return answer;
-}
-
 test('an operation’s id leads to what it did', async () => {
   const { stderr, stdout } = await world.run(['stats', '--no-stream', 'nobody']);
   expect(stdout).toBe('');
@@ -501,43 +329,6 @@ test('who asked is told by the name of its key, and in JSON by its id as well', 
     expect(shown).toMatch(/ owner +/);
     expect(shown).not.toContain(own?.id);
   }
-});
-
-test('the daemon can be stopped, told about, and started again; sandboxes go on', async () => {
-  expect(await world.ok('daemon', 'stop')).toContain('sandboxes go on');
-  const status = await world.run(['daemon', 'status']);
-  expect(status.code).toBe(EXIT_CODES.unavailable.code);
-  expect((await world.run(['ls'], { env: { HUTCH_NO_START: '1' } })).code).toBe(EXIT_CODES.unavailable.code);
-  expect((await world.run(['version'])).stdout).toContain('none runs');
-  await world.ok('daemon', 'start');
-  expect(await world.ok('ls')).toMatch(/web +running/);
-  expect(await world.ok('daemon', 'logs', '-n', '1')).toContain('{');
-});
-
-test.skipIf(!isRoot)('daemon stop ends where nobody asks how a process has ended, as in a container', async () => {
-  await using own = await World.make();
-  // The first process of a container: it waits for its own children alone.
-  const script = `const { execFileSync } = require('node:child_process');
-    for (const verb of ['start', 'stop']) execFileSync(process.execPath, [${JSON.stringify(own.bundle)}, 'daemon', verb]);`;
-  const first = spawn('unshare', ['--pid', '--fork', '--mount-proc', process.execPath, '-e', script], { env: own.env, cwd: own.dir });
-  expect((await outcomeOf(first, ['daemon', 'stop'])).code).toBe(0);
-});
-
-test('a port that is taken is told at once, not after a wait for another daemon', async () => {
-  const server = createServer();
-  server.listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as { port: number };
-  // So short a time that a command which waits is killed; the wait was 30 s.
-  const child = world.spawn(['ls'], { env: { HUTCH_HOME: join(world.dir, 'busy'), HUTCH_DAEMON_LISTEN: `127.0.0.1:${port}` } });
-  const { code, stderr } = await outcomeOf(child, ['ls'], 20_000).finally(() => server.close());
-  expect([code, stderr]).toEqual([EXIT_CODES.conflict.code, expect.stringContaining(`error: port ${port} is taken by `)]);
-});
-
-test('commands that start the daemon at the same time share one', async () => {
-  await world.ok('daemon', 'stop');
-  const codes = await Promise.all(Array.from({ length: 4 }, async () => (await world.run(['ls'])).code));
-  expect(codes).toEqual([0, 0, 0, 0]);
 });
 
 test('Ctrl-C while a sandbox is made cancels the operation, and nothing is left', async () => {
