@@ -1,12 +1,13 @@
 // What is put away and taken up again on a bad day: a file of it is damaged, another release wrote it, its machine dies before it runs, somebody is
 // in the middle of something, its time is over, the clock steps. It is refused with what is wrong, and whole again it goes on.
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { afterAll, afterEach, expect, test } from 'vitest';
 import { ApiError } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
 import { steppingClock } from './clock.ts';
 import { damaged, filesIn, removeAll, savedOf, snapshotOf } from './saved-files.ts';
+import { type Step, traced, unsynced } from './syncs.ts';
 import { expectInOrder, filesOf, isAlive, isLong, numbers, options, pidOf, seed, shellOf, startDaemon } from './world.ts';
 
 const TEST_MS = isLong ? 1_800_000 : 240_000;
@@ -70,6 +71,45 @@ test(`each file of a snapshot and of a suspended sandbox, with a bit flipped or 
   await daemon.call('snapshot.verify', { snapshot: 'second' });
   await daemon.call('sandbox.resume', { ref: 'web' });
   expect(await sh('web', 'cat /root/a /dev/shm/a')).toBe('two\ntwo\n');
+  await expectInOrder(daemon);
+});
+
+test('a snapshot is on the disk before it is on record, a suspended sandbox before its machine ends, and none of it goes too early', {
+  timeout: TEST_MS,
+}, async () => {
+  const { id } = await daemon.call('sandbox.create', { name: 'web', network: 'none' });
+  // Another disk than that of the template's, which is saved beside it.
+  await daemon.call('sandbox.restart', { ref: 'web' });
+  await sh('web', 'echo disk > /root/a; echo memory > /dev/shm/a');
+  const sandboxDir = join(daemon.home, 'data/sandboxes', id);
+  const own = (path: string): boolean => basename(path) !== 'base'; // of the template, which was synced when it was made
+  const record = join(daemon.home, 'data/hutch.db-wal');
+  const isRecorded = (step: Step): boolean => step.what === 'synced' && step.path === record;
+
+  const kept = await traced(daemon, [], () => daemon.call('snapshot.create', { ref: 'web', name: 'kept' }));
+  const { id: snapshotId } = await daemon.call('snapshot.get', { snapshot: 'kept' });
+  const snapshot = filesIn(snapshotOf(daemon, snapshotId)).filter(own);
+  expect(snapshot.length).toBeGreaterThan(5);
+  expect(unsynced(kept, kept.findLastIndex(isRecorded), snapshot, join(daemon.home, 'data/snapshots'))).toEqual([]);
+
+  const vmm = pidOf(daemon, id, 'vmm');
+  const suspended = await traced(daemon, [vmm], () => daemon.call('sandbox.suspend', { ref: 'web' }));
+  const died = suspended.findIndex((step) => step.what === 'died' && step.pid === vmm);
+  const saved = filesIn(savedOf(daemon, id)).filter(own);
+  expect(saved.map((path) => basename(path))).toContain('scratch.img');
+  expect(died).toBeGreaterThan(0);
+  const links = new Map([[join(savedOf(daemon, id), 'scratch.img'), join(sandboxDir, 'vm/scratch.img')]]);
+  const files = [...saved.map((path) => links.get(path) ?? path), join(sandboxDir, 'vm/disk.img')];
+  expect(unsynced(suspended, died, files, sandboxDir).filter((path) => path !== `${sandboxDir}/vm/`)).toEqual([]);
+  expect(suspended.findLastIndex(isRecorded)).toBeGreaterThan(died);
+
+  const woken = await traced(daemon, [], async () => {
+    await daemon.call('sandbox.resume', { ref: 'web' });
+    await eventually('what it went on from is gone', () => !existsSync(savedOf(daemon, id)));
+  });
+  const discarded = woken.findIndex((step) => step.what === 'unnamed' && step.path.startsWith(`${sandboxDir}/woken/`));
+  expect(discarded, JSON.stringify(woken)).toBeGreaterThan(woken.findIndex(isRecorded));
+  expect(await sh('web', 'cat /root/a /dev/shm/a')).toBe('disk\nmemory\n');
   await expectInOrder(daemon);
 });
 

@@ -22,7 +22,7 @@ import {
 } from './world.ts';
 
 const TEST_MS = isLong ? 3_600_000 : 120_000;
-const CYCLES = isLong ? 1_000 : 4;
+const CYCLES = isLong ? Number(process.env['HUTCH_TEST_CYCLES'] ?? 1_000) : 30;
 const POINTS = isLong ? 200 : 4;
 const OWN = { HUTCH_SANDBOX_BACKEND: 'qemu', HUTCH_SANDBOX_STOP_GRACE: '2s', HUTCH_SANDBOX_WARM: '0' };
 
@@ -126,9 +126,17 @@ const WRITE =
 const CHECK =
   'cd /root/tree && sha256sum --quiet -c /dev/shm/sums && cd /dev/shm/tree && sha256sum --quiet -c /dev/shm/sums && wc -l < /dev/shm/sums';
 
-test(`${CYCLES} random cycles lose nothing (seed ${seed})`, { timeout: TEST_MS }, async () => {
+/** The same in one, and what was before is checked first: a program costs a machine that has just been restored more than all else here. */
+const CHECK_AND_WRITE = `set -e; ${CHECK}; n=$1; head -c 20000 /dev/urandom > /root/tree/$n; cp /root/tree/$n /dev/shm/tree/$n
+  cd /root/tree; sha256sum $n >> /dev/shm/sums; cp /dev/shm/sums /root/sums; sync`;
+/** After a start anew: the disk has all of it, and memory has it again. */
+const FROM_DISK = 'mkdir /dev/shm/tree; cp /root/tree/* /dev/shm/tree/; cp /root/sums /dev/shm/sums';
+const KINDS = ['suspended', 'paused', 'killed', 'killed in a suspend', 'killed in a resume', 'timed out'] as const;
+/** In which a daemon is killed, a suspend or resume is under way for so long, at most. */
+const MOMENTS_MS = 400;
+
+test(`${CYCLES} random cycles lose nothing (seed ${seed})`, { timeout: isLong ? 3 * TEST_MS : 480_000 }, async () => {
   const random = numbers(seed);
-  const pick = <T>(from: readonly T[]): T => from[Math.floor(random.next().value * from.length)] as T;
   const said = {
     labels: { kept: 'yes' },
     timeoutMs: 3_600_000,
@@ -137,27 +145,44 @@ test(`${CYCLES} random cycles lose nothing (seed ${seed})`, { timeout: TEST_MS }
     restart: 'on-failure',
     undo: 0,
   } as const;
+  const pick = <T>(from: readonly T[]): T => from[Math.floor(random.next().value * from.length)] as T;
+  const state = async () => (await daemon.call('sandbox.get', { ref: 'tree' })).state;
+  const wake = () => daemon.call(pick(['sandbox.resume', 'sandbox.start'] as const), { ref: 'tree' });
+  const killedIn = async (under: () => Promise<unknown>): Promise<void> => {
+    const asked = under().catch(() => {});
+    await new Promise((resolve) => setTimeout(resolve, random.next().value * MOMENTS_MS));
+    await daemon.kill9();
+    await asked;
+    await daemon.startAgain();
+  };
   await daemon.call('sandbox.create', { name: 'tree', network: 'none', env: { KEPT: 'yes' }, ...said });
-  await sh('tree', 'mkdir -p /root/tree /dev/shm/tree; : > /dev/shm/sums');
-  let written = 0;
-  for (let cycle = 0; cycle < CYCLES; cycle += 1) {
-    const files = 1 + Math.floor(random.next().value * 3);
-    for (let nth = 0; nth < files; nth += 1) {
-      written += 1;
-      await daemon.run('tree', ['sh', '-c', WRITE, 'sh', String(written)]);
+  await sh('tree', 'mkdir -p /root/tree /dev/shm/tree; cd /root/tree; echo 0 | tee 0 > /dev/shm/tree/0; sha256sum 0 > /dev/shm/sums');
+  let starts = 1;
+  for (let cycle = 1; cycle <= CYCLES; cycle += 1) {
+    const what = pick(KINDS);
+
+    const where = `cycle ${cycle}, ${what}`;
+    const { exitCode, stdout, stderr } = await daemon.run('tree', ['sh', '-c', CHECK_AND_WRITE, 'sh', String(cycle)]);
+    expect([exitCode, stdout, stderr], `before ${where}`).toEqual([0, `${cycle}\n`, '']);
+    if (what === 'timed out') {
+      await daemon.call('sandbox.set', { ref: 'tree', timeoutMs: 1_000 });
+      await eventually(`its time is up: ${where}`, async () => (await state()) === 'stopped', 60_000);
+      await daemon.call('sandbox.set', { ref: 'tree', timeoutMs: said.timeoutMs });
+      await daemon.call('sandbox.start', { ref: 'tree' });
+      await sh('tree', FROM_DISK);
+      starts += 1;
+    } else {
+      if (what === 'paused') await daemon.call('sandbox.pause', { ref: 'tree' });
+      const suspend = () => daemon.call('sandbox.suspend', { ref: 'tree' });
+      if (what === 'killed in a suspend') await killedIn(suspend);
+      else await suspend();
+      if (what === 'killed') await killedIn(async () => {});
+      if (what === 'killed in a resume') await killedIn(wake);
+      if ((await state()) !== 'running') await wake();
     }
-    const what = pick(['suspend', 'suspend', 'paused', 'killed'] as const);
-    if (what === 'paused') await daemon.call('sandbox.pause', { ref: 'tree' });
-    await daemon.call('sandbox.suspend', { ref: 'tree' });
-    if (what === 'killed') {
-      await daemon.kill9();
-      await daemon.startAgain();
-    }
-    await daemon.call(pick(['sandbox.resume', 'sandbox.start'] as const), { ref: 'tree' });
-    expect(await sh('tree', CHECK), `after cycle ${cycle}, ${what}`).toBe(`${written}\n`);
-    expect(await daemon.call('sandbox.get', { ref: 'tree' }), `after cycle ${cycle}, ${what}`).toMatchObject({ ...said, startCount: 1 });
+    expect(await daemon.call('sandbox.get', { ref: 'tree' }), where).toMatchObject({ ...said, state: 'running', startCount: starts });
   }
-  expect(await sh('tree', 'echo $KEPT')).toBe('yes\n');
+  expect(await sh('tree', `${CHECK}; echo $KEPT`)).toBe(`${CYCLES + 1}\nyes\n`);
   await expectInOrder(daemon);
   await daemon.deleteAll();
 });

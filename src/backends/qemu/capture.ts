@@ -1,6 +1,6 @@
 // A machine that runs, or stands still, written down: what of its memory and disks differs from what is stored, and the
 // state of its devices, all of one instant.
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { z } from 'zod';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
@@ -121,9 +121,14 @@ export async function capture(op: Operation, config: QemuConfig, plan: SandboxPl
   if (how.what === 'memory') {
     using syncing = op.within(SYNC_MS, "writing the sandbox's disk");
     await host.sync(syncing, diskPath(plan));
-    if (running.own === 'vdc') await host.link(op, scratchDiskPath(plan), join(dir, SCRATCH));
+    if (running.own === 'vdc') {
+      await host.sync(syncing, scratchDiskPath(plan));
+      await host.link(op, scratchDiskPath(plan), join(dir, SCRATCH));
+    }
   }
   const sizes = await conclude(op, config, dir, running, stored, taken, state, how.lasts);
+  // Its name too, before there is nothing else.
+  if (how.afterwards === 'ends') await host.sync(op, dirname(dir));
   if (how.afterwards === 'goes on') {
     undo.move();
     await qmp[Symbol.asyncDispose]();
