@@ -39,6 +39,21 @@ const lazyTls: Esbuild.Plugin = {
   },
 };
 
+/** Of Node's modules those that take a while to load and that most verbs have no use for: each comes when something of it is used. */
+const lazyModules: Esbuild.Plugin = {
+  name: 'lazy-modules',
+  setup({ onResolve, onLoad }) {
+    onResolve({ filter: /^node:(?:fs\/promises|child_process|timers\/promises|readline\/promises|tty|os)$/ }, ({ path, namespace }) =>
+      namespace === 'lazy-module' ? { path, external: true } : { path, namespace: 'lazy-module' },
+    );
+    onLoad({ filter: /^/, namespace: 'lazy-module' }, async ({ path }) => {
+      const names = Object.keys((await import(path)) as object).filter((name) => name !== 'default');
+      const getters = names.map((name) => `get ${name}() { return require('${path}').${name}; }`);
+      return { contents: `module.exports = { ${getters.join(', ')} };` };
+    });
+  },
+};
+
 const common = {
   bundle: true,
   platform: 'node',
@@ -75,7 +90,8 @@ try {
     format: 'cjs',
     entryPoints: { hutch: 'src/cli/main.ts' },
     outExtension: { '.js': '.cjs' },
-    plugins: [lazyTls],
+    plugins: [lazyTls, lazyModules],
+    charset: 'ascii', // one byte a character: read, and looked up in the cache of compiled code, in less time
     supported: { 'dynamic-import': false }, // Node's loader of modules takes a while to begin; `require` is there
     define: { 'import.meta.url': '__ourUrl' },
     banner: { js: "const __ourUrl = require('node:url').pathToFileURL(__filename).href;" },

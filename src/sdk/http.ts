@@ -97,7 +97,10 @@ export class HttpClient implements Disposable {
             reject(cause);
             request.destroy();
           });
-      } else void send();
+      } else {
+        request.flushHeaders(); // the daemon begins while the body is still put together
+        void send();
+      }
     }
     const response = await promise;
     const status = response.statusCode ?? 0;

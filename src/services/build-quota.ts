@@ -17,7 +17,8 @@ export class BuildQuota {
   /** @throws HutchError `resource_exhausted` when its project has as many as it may. */
   async begin(op: Operation, id: BuildId, projectId: ProjectId): Promise<void> {
     const { store, host } = this.#core.deps;
-    await store.commit(op, [{ change: 'beginBuild', id, projectId, atMs: host.nowMs() }]);
+    // What a power cut takes from the record is a build that it ended.
+    await store.commit(op, [{ change: 'beginBuild', id, projectId, atMs: host.nowMs() }], 'relaxed');
   }
 
   /** What was no build does not count for its day. */

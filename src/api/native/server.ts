@@ -70,7 +70,8 @@ type Arrival = {
 
 export function newApi(services: ApiServices, options: ApiOptions): Api {
   const routes = newRoutes();
-  const description = JSON.stringify(openApi(options.version));
+  /** Made when it is first asked for: it takes longer than all else that a start does in this process. */
+  let description: string | null = null;
   const webSocketServer = (maxPayload: number) =>
     new WebSocketServer({ noServer: true, maxPayload, perMessageDeflate: false, clientTracking: false });
   const [anySockets, startSockets] = [webSocketServer(MESSAGE_BYTES_MAX), webSocketServer(FIRST_MESSAGE_BYTES_MAX)];
@@ -106,6 +107,7 @@ export function newApi(services: ApiServices, options: ApiOptions): Api {
       response.setHeader('Hutch-Op-Id', arrival.opId);
       if (url.pathname === '/openapi.json' && request.method === 'GET') {
         response.writeHead(200, { 'Content-Type': 'application/json' });
+        description ??= JSON.stringify(openApi(options.version));
         return void response.end(description);
       }
       const { name, verb, params } = verbOf(route, request, response);

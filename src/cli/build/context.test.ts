@@ -33,7 +33,7 @@ test('a context is in its archive as it lies on the disk: long names, names that
   }
   await writeFile(join(dir, '.dockerignore'), 'left\n');
   await symlink(`${long}/ziel-ü`, join(dir, 'link'));
-  const extra = { dockerfile: null, ignore: null, secrets: new Map(), settings: null };
+  const extra = { dockerfile: null, ignore: null, secrets: new Map(), settings: () => null };
   const pieces = await Array.fromAsync(contextOf(await sourceOf(dir, null), extra, new AbortController().signal));
   expect(Math.max(...pieces.map(({ byteLength }) => byteLength))).toBeLessThan(2 * 1024 * 1024);
   const out = join(root, 'out');

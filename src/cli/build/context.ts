@@ -2,11 +2,12 @@
 // on stdin, which may also be a Dockerfile alone. Before it stands what belongs to the build alone, under `.hutch-build/`.
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { createReadStream, lstatSync, readdirSync, readFileSync, readlinkSync, type Stats } from 'node:fs';
-import { mkdtemp, readFile, rm, stat } from 'node:fs/promises';
+import { createReadStream, lstatSync, readdirSync, readFileSync, readlinkSync, type Stats, statSync } from 'node:fs';
+import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, relative, resolve } from 'node:path';
 import { Readable } from 'node:stream';
+import { setImmediate as turn } from 'node:timers/promises';
 import { Ignored } from '../../domain/dockerignore.ts';
 import { HutchError } from '../../domain/errors.ts';
 import type { PackageSettings } from '../../domain/package-settings.ts';
@@ -28,7 +29,8 @@ export type Extra = {
   readonly dockerfile: Buffer | null;
   readonly ignore: Buffer | null;
   readonly secrets: ReadonlyMap<string, Buffer>;
-  readonly settings: PackageSettings | null;
+  /** Asked for once the request is on its way. */
+  readonly settings: () => PackageSettings | null | Promise<PackageSettings | null>;
 };
 
 export type ContextSource =
@@ -40,8 +42,25 @@ export type ContextSource =
 /** Addresses that git fetches from. Others that begin with http may be anything. */
 const GIT_URL = /^(?:(?:git|ssh|file):\/\/|git@[^/]+:|https?:\/\/[^#]+\.git\/?(?:#|$))/;
 
+/** What is small is read while nothing else goes on, here and below: a file costs a tenth of what asking for it later would. */
+function kindOf(path: string): Stats | null {
+  try {
+    return statSync(path);
+  } catch {
+    return null;
+  }
+}
+
+export function contentOrNull(path: string): Buffer | null {
+  try {
+    return readFileSync(path);
+  } catch {
+    return null;
+  }
+}
+
 /** `-`, `DIR`, `DIR#REVISION[:SUBDIRECTORY]` of a git repository, one without a working tree (`….git`), or the address of one. */
-export async function sourceOf(text: string, dockerfile: string | null): Promise<ContextSource> {
+export function sourceOf(text: string, dockerfile: string | null): ContextSource {
   if (text === '-') return { kind: 'stdin' };
   if (GIT_URL.test(text)) {
     const [, url = '', revision = '', below = ''] = /^([^#]+)(?:#([^:]*)(?::(.*))?)?$/.exec(text) ?? [];
@@ -49,13 +68,13 @@ export async function sourceOf(text: string, dockerfile: string | null): Promise
   }
   if (/^https?:\/\//.test(text))
     throw usage(`${text} is no git repository`, 'one ends with .git; an archive or a Dockerfile comes on stdin: curl URL | hutch build -');
-  const info = await stat(text).catch(() => null);
+  const info = kindOf(text);
   if (info?.isDirectory()) {
-    const isBare = /\.git\/?$/.test(text) && (await stat(join(text, 'HEAD')).catch(() => null)) !== null;
+    const isBare = /\.git\/?$/.test(text) && kindOf(join(text, 'HEAD')) !== null;
     return isBare ? { kind: 'git', path: text, revision: 'HEAD', below: '' } : { kind: 'directory', path: text, dockerfile };
   }
   const [, path = '', revision = '', below = ''] = /^(.+?)#([^:]*)(?::(.*))?$/.exec(text) ?? [];
-  if (path !== '' && (await stat(path).catch(() => null))?.isDirectory()) return { kind: 'git', path, revision: revision || 'HEAD', below };
+  if (path !== '' && kindOf(path)?.isDirectory()) return { kind: 'git', path, revision: revision || 'HEAD', below };
   throw usage(
     `${text} is no directory`,
     'give the directory with the Dockerfile: hutch build . ; or a tar archive on stdin: hutch build -',
@@ -63,7 +82,8 @@ export async function sourceOf(text: string, dockerfile: string | null): Promise
 }
 
 export async function* contextOf(source: ContextSource, extra: Extra, signal: AbortSignal): AsyncGenerator<Uint8Array> {
-  const own = ownEntries(extra);
+  await turn(); // to be connected
+  const own = ownEntries(extra, await extra.settings());
   if (own.byteLength > 0) yield own;
   switch (source.kind) {
     case 'directory':
@@ -80,7 +100,7 @@ export async function* contextOf(source: ContextSource, extra: Extra, signal: Ab
 }
 
 /** What belongs to the build alone: no archive by itself, as its end is missing. */
-function ownEntries({ dockerfile, ignore, secrets, settings }: Extra): Buffer {
+function ownEntries({ dockerfile, ignore, secrets }: Omit<Extra, 'settings'>, settings: PackageSettings | null): Buffer {
   const pieces: Buffer[] = [];
   const add = (name: string, content: Buffer) =>
     pieces.push(header({ type: 'file', path: `${OWN}/${name}`, mode: 0o600, sizeBytes: content.byteLength }), ...padded(content));
@@ -108,7 +128,7 @@ function padded(content: Buffer): readonly Buffer[] {
 }
 
 async function* directory(root: string, extra: Extra): AsyncGenerator<Uint8Array> {
-  yield* gathered(below(root, '', await ignoredIn(root, extra)));
+  yield* gathered(below(root, '', ignoredIn(root, extra)));
   yield TAR_END;
 }
 
@@ -132,11 +152,8 @@ async function* gathered(pieces: Iterable<Buffer | LargeFile>): AsyncGenerator<U
   if (bytes > 0) yield Buffer.concat(waiting);
 }
 
-async function ignoredIn(root: string, { ignore }: Extra): Promise<Ignored> {
-  const text =
-    ignore ??
-    (await readFile(join(root, 'Dockerfile.dockerignore')).catch(() => null)) ??
-    (await readFile(join(root, '.dockerignore')).catch(() => null));
+function ignoredIn(root: string, { ignore }: Extra): Ignored {
+  const text = ignore ?? contentOrNull(join(root, 'Dockerfile.dockerignore')) ?? contentOrNull(join(root, '.dockerignore'));
   return Ignored.parse(text?.toString() ?? '');
 }
 
@@ -145,7 +162,7 @@ const ALWAYS = new Set(['Dockerfile', 'dockerfile', '.dockerignore', 'Dockerfile
 
 type LargeFile = { readonly path: string; readonly sizeBytes: number };
 
-/** Read while nothing else goes on: a file costs a tenth of what asking for it later would, and most contexts are small ones. */
+/** Read while nothing else goes on: most contexts are small ones. */
 function* below(path: string, name: string, ignored: Ignored): Generator<Buffer | LargeFile> {
   for (const raw of readdirSync(path, { encoding: 'buffer' }).sort(Buffer.compare)) {
     const child = raw.toString('utf8');
@@ -283,7 +300,7 @@ async function* fromStdin(input: AsyncIterable<unknown>, extra: Extra): AsyncGen
   if (start.subarray(0, HEADER_BYTES).includes(0)) return yield* all();
   if (extra.dockerfile !== null)
     throw usage('what comes on stdin is no archive', 'give a context as a tar archive: tar c . | hutch build -f FILE -');
-  yield ownEntries({ dockerfile: await textOf(all()), ignore: null, secrets: new Map(), settings: null });
+  yield ownEntries({ dockerfile: await textOf(all()), ignore: null, secrets: new Map() }, null);
   yield TAR_END;
 }
 

@@ -1,12 +1,11 @@
 // hutch build: a Dockerfile and its context in, an image out; and the builds that were.
-import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { PackageSettings } from '../../domain/package-settings.ts';
 import { GIB, MIB, parseSize } from '../../domain/size.ts';
 import { errorFromBody } from '../../sdk/errors.ts';
 import type { Input, Output } from '../../services/verbs.ts';
 import { type Args, usage } from '../args.ts';
-import { contextOf, nameInContext, sourceOf } from '../build/context.ts';
+import { contentOrNull, contextOf, nameInContext, sourceOf } from '../build/context.ts';
 import { packageSettings } from '../build/package-settings.ts';
 import { ask, type Context, change } from '../context.ts';
 import { resumed } from '../follow.ts';
@@ -28,21 +27,15 @@ type Progress = 'plain' | 'tty' | 'json' | 'quiet';
 export async function build(context: Context, args: Args): Promise<number> {
   const place = args.first();
   const file = args.value('file');
-  const source = await sourceOf(place, file ?? null);
+  const source = sourceOf(place, file ?? null);
   const isLocal = source.kind === 'directory';
   if (file === '-' && source.kind === 'stdin') throw usage('the Dockerfile and the context cannot both come on stdin');
   const name = file === undefined || file === '-' ? undefined : isLocal ? (nameInContext(place, file) ?? undefined) : file;
   const isSent = file === '-' || (isLocal && file !== undefined);
-  const dockerfile = !isSent
-    ? null
-    : file === '-'
-      ? await stdin()
-      : await readFile(file ?? '').catch((cause: unknown) => fail(`${file} cannot be read`, cause));
-  const ignore = isLocal && file !== undefined && file !== '-' ? await readFile(`${file}.dockerignore`).catch(() => null) : null;
-  if (isLocal && file === undefined)
-    await readFile(join(place, 'Dockerfile')).catch(
-      async () => await readFile(join(place, 'dockerfile')).catch((cause: unknown) => fail(`there is no Dockerfile in ${place}`, cause)),
-    );
+  const dockerfile = !isSent ? null : file === '-' ? await stdin() : readOr(file ?? '', `${file} cannot be read`);
+  const ignore = isLocal && file !== undefined && file !== '-' ? contentOrNull(`${file}.dockerignore`) : null;
+  if (isLocal && file === undefined && contentOrNull(join(place, 'Dockerfile')) === null)
+    readOr(join(place, 'dockerfile'), `there is no Dockerfile in ${place}`);
   const input: Input<'build.start'> = {
     ...(name === undefined ? {} : { dockerfile: name }),
     ...(args.values('tag').length === 0 ? {} : { tag: [...args.values('tag')] }),
@@ -54,8 +47,8 @@ export async function build(context: Context, args: Args): Promise<number> {
     ...(args.value('memory') === undefined ? {} : { memoryMiB: mebibytes('memory', args.value('memory') ?? '') }),
     ...(args.value('disk') === undefined ? {} : { diskMiB: mebibytes('disk', args.value('disk') ?? '') }),
   };
-  const settings = args.has('no-package-settings') ? null : await ownSettings(context, args);
-  const extra = { dockerfile, ignore, secrets: await secretsOf(context, args.values('secret')), settings };
+  const settings = () => (args.has('no-package-settings') ? null : ownSettings(context, args));
+  const extra = { dockerfile, ignore, secrets: secretsOf(context, args.values('secret')), settings };
   const { signal } = context.interrupts;
   context.progress.show({ step: 'sending the context', detail: place });
   const sent = new Sent(contextOf(source, extra, signal));
@@ -99,9 +92,10 @@ async function ownSettings({ env, io }: Context, args: Args): Promise<PackageSet
   return settings;
 }
 
-function fail(message: string, cause: unknown): never {
-  void cause;
-  throw usage(message, 'give the directory with the Dockerfile, or the Dockerfile with -f');
+function readOr(path: string, message: string): Buffer {
+  const content = contentOrNull(path);
+  if (content === null) throw usage(message, 'give the directory with the Dockerfile, or the Dockerfile with -f');
+  return content;
 }
 
 export async function stdin(): Promise<Buffer> {
@@ -123,7 +117,7 @@ function mebibytes(flag: string, text: string): number {
   return Number(parsed.value / MIB);
 }
 
-async function secretsOf({ env }: Context, given: readonly string[]): Promise<ReadonlyMap<string, Buffer>> {
+function secretsOf({ env }: Context, given: readonly string[]): ReadonlyMap<string, Buffer> {
   const secrets = new Map<string, Buffer>();
   for (const text of given) {
     const fields = new Map(text.split(',').map((part) => [part.slice(0, part.indexOf('=')), part.slice(part.indexOf('=') + 1)]));
@@ -135,9 +129,11 @@ async function secretsOf({ env }: Context, given: readonly string[]): Promise<Re
       );
     const from = fields.get('src') ?? fields.get('source');
     const variable = fields.get('env') ?? (from === undefined ? id : undefined);
-    if (from !== undefined)
-      secrets.set(id, await readFile(from).catch(() => Promise.reject(usage(`--secret id=${id}: ${from} cannot be read`))));
-    else {
+    if (from !== undefined) {
+      const content = contentOrNull(from);
+      if (content === null) throw usage(`--secret id=${id}: ${from} cannot be read`);
+      secrets.set(id, content);
+    } else {
       const value = env[variable ?? ''];
       if (value === undefined) throw usage(`--secret id=${id}: the variable ${variable} is not set`);
       secrets.set(id, Buffer.from(value));
