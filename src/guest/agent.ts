@@ -63,6 +63,8 @@ export type Configuration = {
   readonly directories?: readonly { readonly target: string; readonly readOnly: boolean }[];
   readonly hosts?: readonly (readonly [address: string, name: string])[];
   readonly log?: { readonly bytesMax: number; readonly files: number };
+  /** Of one that goes on from memory: the answer says what it has (`Configured.found`). */
+  readonly look?: boolean;
 };
 
 export type Agent = Disposable & {

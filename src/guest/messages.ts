@@ -62,7 +62,12 @@ export const hello = z.object({
 });
 export type Hello = z.output<typeof hello>;
 
-export const configured = z.object({ tookMs: whole, warnings: z.array(text).max(64) });
+/** What a machine that goes on from memory has, by its own programs' view: its boot id (null: it shows none), host keys, hooks. */
+const found = z.object({ bootId: maybe(text), hostKeys: z.boolean(), hooks: z.boolean() });
+export type Found = z.output<typeof found>;
+
+/** `found`: null where it was not asked for, and from an agent of an older release. */
+export const configured = z.object({ tookMs: whole, warnings: z.array(text).max(64), found: maybe(found) });
 export type Configured = z.output<typeof configured>;
 
 export const clock = z.object({ clockMs: timeMs });

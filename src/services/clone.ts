@@ -7,6 +7,7 @@ import { newId } from '../domain/ids.ts';
 import type { PublishedPort } from '../domain/published-port.ts';
 import { newSandbox, type Sandbox, type SandboxSpec, type SnapshotSource } from '../domain/sandbox.ts';
 import type { Agent } from '../guest/agent.ts';
+import type { Found } from '../guest/messages.ts';
 import type { Operation } from '../host/operation.ts';
 import { type BringUp, type Configured, configurationOf, putDown, type Terminal, type Up } from './bring-up.ts';
 import type { Call } from './call.ts';
@@ -144,11 +145,11 @@ export async function goOn(
   const started = await start(op);
   using limited = op.within(CONFIGURE_MS, 'making a clone itself');
   const agent = await reachStarted(limited, what.sandbox.spec.name, run);
-  const cut = { cutConnections: started.network !== null };
-  const configuration = { ...configurationOf(host, what, started, run.backend), ...cut };
+  const ofMemory = { cutConnections: started.network !== null, look: true };
+  const configuration = { ...configurationOf(host, what, started, run.backend), ...ofMemory };
   const { bootId = null, ...goingOn } = configuration;
-  await tellGuest(limited, host, run, agent, as === 'itself' ? goingOn : configuration); // its boot goes on
-  await becomeItself(limited, run, agent, as === 'itself' ? null : bootId);
+  const found = await tellGuest(limited, host, run, agent, as === 'itself' ? goingOn : configuration); // its boot goes on
+  await becomeItself(limited, run, agent, as === 'itself' ? null : bootId, found);
   if (started.network !== null && link === 'up') await run.backend.linkUp(limited, run.plan);
   undo.move();
   return { started, startedAtMs };
@@ -181,18 +182,24 @@ exit 0
  * What the agent's `configure` does not do, or an agent of an older release has not done. A program costs a guest that has just been
  * restored more than all else here, so none is run that has nothing to do. `bootId` null: it keeps the one that it has.
  */
-async function becomeItself(op: Operation, run: Run, agent: Agent, bootId: string | null): Promise<void> {
+async function becomeItself(op: Operation, run: Run, agent: Agent, bootId: string | null, found: Found | null): Promise<void> {
   using limited = op.within(IDENTITY_MS, 'giving a clone its own identity');
-  const [shown, hasKeys, hasHooks] = await Promise.all([
-    bootId === null ? null : bootIdOf(limited, agent),
-    bootId !== null && hasAny(limited, agent, TOLD.keys, /^ssh_host_/),
-    hasAny(limited, agent, TOLD.hooks, /^[^.]/),
-  ]);
+  const { bootId: shown, hostKeys, hooks } = found ?? (await lookedFor(limited, agent));
   // A kernel in user space shows none.
   if (bootId !== null && shown !== null && shown !== bootId) await bindBootId(limited, run, agent, bootId);
-  const script = `${hasKeys ? NEW_KEYS : ''}${hasHooks ? TELL : ''}`;
+  const script = `${bootId !== null && hostKeys ? NEW_KEYS : ''}${hooks ? TELL : ''}`;
   // Of each start another: the guest may remember that of an earlier one.
   if (script !== '') await inGuest(limited, run, `identity-${op.id}`, ['sh', '-c', script]);
+}
+
+/** By an agent that an older release has put there, which tells nothing of it by itself. */
+async function lookedFor(op: Operation, agent: Agent): Promise<Found> {
+  const [bootId, hostKeys, hooks] = await Promise.all([
+    bootIdOf(op, agent),
+    hasAny(op, agent, TOLD.keys, /^ssh_host_/),
+    hasAny(op, agent, TOLD.hooks, /^[^.]/),
+  ]);
+  return { bootId, hostKeys, hooks };
 }
 
 /** What its programs see; null: there is none. */

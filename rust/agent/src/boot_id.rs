@@ -5,7 +5,7 @@ use rustix::io::{Errno, pwrite};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use std::os::fd::OwnedFd;
 
-const PLACE: &str = "/proc/sys/kernel/random/boot_id";
+pub const PLACE: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The file that is bound, from the first time on: it moves with `/proc` from root to root.
 #[derive(Debug, Default)]

@@ -186,12 +186,14 @@ impl Agent {
             boot_id: self.boot_id.clone(),
             before: self.before.clone(),
         };
+        let looks = p.bool_or("look", false)?;
         let device = identity.disk.as_ref().map_or(String::new(), |disk| disk.device.clone());
         let notes = self.notes.clone();
         self.configuring = true;
         let began = self.pool.run(move || {
             let result = apply(&identity, scene);
-            notes.post(move |agent| agent.applied(ticket, settings, &device, result, started));
+            let found = if looks { crate::found::look() } else { Value::Nil };
+            notes.post(move |agent| agent.applied(ticket, settings, &device, result.map(|applied| (applied, found)), started));
         });
         if began.is_err() {
             self.configuring = false;
@@ -214,11 +216,11 @@ impl Agent {
         ticket: Ticket,
         settings: crate::settings::Settings,
         device: &str,
-        result: Result<Applied, Fault>,
+        result: Result<(Applied, Value), Fault>,
         started: Instant,
     ) {
         self.configuring = false;
-        let outcome: Outcome = result.map(|applied| {
+        let outcome: Outcome = result.map(|(applied, found)| {
             self.settings = settings;
             self.make_working_directory();
             self.machine.volumes = applied.before.volumes.iter().map(|volume| volume.target.clone()).collect();
@@ -228,7 +230,7 @@ impl Agent {
             }
             let took = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
             let warnings = applied.warnings.iter().map(|warning| warning.as_str().into()).collect();
-            self.configured = Value::map([("tookMs", took.into()), ("warnings", Value::Array(warnings))]);
+            self.configured = Value::map([("tookMs", took.into()), ("warnings", Value::Array(warnings)), ("found", found)]);
             self.configured.clone()
         });
         self.finish(ticket, &outcome);

@@ -14,6 +14,7 @@ pub mod dispatch;
 pub mod etc;
 pub mod fault;
 pub mod files;
+pub mod found;
 pub mod identity;
 pub mod itself;
 pub mod jobs;
