@@ -46,16 +46,21 @@ export async function layDisk(
   if (owner !== null) await host.chown(op, path, owner.uid, owner.gid);
 }
 
+/** What was removed from it goes back to this machine, whoever mounts it, or stays for what is written next. */
+export type Removed = 'gives-back' | 'keeps';
+
 export class DiskSeeds {
   readonly #host: Host;
   readonly #dir: string;
+  readonly #removed: Removed;
   readonly #seeds = new Map<number, Promise<readonly SparsePiece[]>>();
   #swept: Promise<void> | undefined;
 
   /** `dir` lies on a disk: only there can the file system tell where a file has data. */
-  constructor(host: Host, dir: string) {
+  constructor(host: Host, dir: string, removed: Removed = 'keeps') {
     this.#host = host;
     this.#dir = dir;
+    this.#removed = removed;
   }
 
   /** Makes `path` a new disk of that size; on failure there is none. */
@@ -100,8 +105,11 @@ export class DiskSeeds {
     });
     await host.truncate(op, path, sizeBytes);
     using limited = op.within(60_000, 'mke2fs');
-    const { exitCode, stderr } = await host.run(limited, ['mke2fs', ...MKFS_OPTIONS, path]);
-    if (exitCode !== 0) throw op.error('internal', `mke2fs failed: ${new TextDecoder().decode(stderr).trim()}`);
+    const programs = [['mke2fs', ...MKFS_OPTIONS, path], ...(this.#removed === 'gives-back' ? [['tune2fs', '-o', 'discard', path]] : [])];
+    for (const argv of programs) {
+      const { exitCode, stderr } = await host.run(limited, argv);
+      if (exitCode !== 0) throw op.error('internal', `${argv[0]} failed: ${new TextDecoder().decode(stderr).trim()}`);
+    }
     return await dataPieces(op, host, path, sizeBytes);
   }
 }

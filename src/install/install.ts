@@ -151,7 +151,8 @@ async function parents(op: Operation, { host, layout, places }: Scene, before: I
 async function notesOf(op: Operation, scene: Scene, wish: InstallWish, record: InstallRecord): Promise<readonly string[]> {
   const { host, layout, env } = scene;
   const notes: string[] = [];
-  if (layout.root !== '') return [`another root: nothing was started; on that machine: systemctl enable --now hutchd`];
+  if (layout.root !== '')
+    return [`another root: nothing was started${wish.service === 'none' ? '' : '; on that machine: systemctl enable --now hutchd'}`];
   const path = (env['PATH'] ?? '').split(':');
   const bin = layout.command.replace(/\/[^/]+$/, '');
   if (!path.includes(bin)) notes.push(`${bin} is not in PATH: add it, or call ${layout.command}`);

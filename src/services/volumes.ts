@@ -22,7 +22,7 @@ const RELEASE_MS = 60_000;
 export function volumeVerbs(core: Core): Pick<Handlers, Verbs> {
   const { deps, turns } = core;
   const { host, store, settings, places } = deps;
-  const seeds = new DiskSeeds(host, volumesDir(places));
+  const seeds = new DiskSeeds(host, volumesDir(places), 'gives-back');
 
   async function found(call: Call, text: string): Promise<Volume> {
     const volume = await findVolume(deps, call, text);

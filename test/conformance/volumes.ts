@@ -4,6 +4,7 @@ import { open, readFile, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { expect, test } from 'vitest';
+import { eventually } from '../support/eventually.ts';
 import { refusal, type Subject } from './subject.ts';
 
 const MIB = 2 ** 20;
@@ -42,6 +43,13 @@ export function volumes(subject: Subject): void {
     ];
     for (const ask of refused)
       expect(await refusal(ask())).toMatchObject({ code: 'failed_precondition', message: expect.stringContaining(first.name) });
+    // What is removed from it is this machine's again.
+    const takes = async (): Promise<number> => (await daemon.call('volume.get', { volume: 'kept' })).allocatedBytes;
+    const little = await takes();
+    await subject.sh(first.id, 'head -c 8000000 /dev/urandom > /srv/kept/big; sync');
+    expect(await takes()).toBeGreaterThan(little + 7 * MIB);
+    await subject.sh(first.id, 'rm /srv/kept/big; sync');
+    await eventually('the room is given back', async () => (await takes()) < little + 3 * MIB, 30_000);
     await subject.remove(first.id);
     expect(await refusal(daemon.call('volume.grow', { volume: 'kept', sizeMiB: 32 }))).toMatchObject({
       message: expect.stringContaining('only grow'),
