@@ -3,6 +3,7 @@
 // image that has none, the whole file system as one layer. What has none lies beside that as it is (image-bundle.ts).
 import { join } from 'node:path';
 import type { ImageConfig } from '../domain/image.ts';
+import { parseImageReference, shownReference } from '../domain/image-reference.ts';
 import { padding } from '../domain/tar-entry.ts';
 import { TAR_END } from '../domain/tar-header.ts';
 import type { Host } from '../host/host.ts';
@@ -109,7 +110,7 @@ export async function* exportImages(
 
 /** As the list of docker save has it. */
 function savedOf({ config, layers, names }: Content & Pick<Named, 'names'>): object {
-  return { Config: blobPath(digestOf(config)), RepoTags: [...names], Layers: layers.map(({ digest }) => blobPath(digest)) };
+  return { Config: blobPath(digestOf(config)), RepoTags: names.flatMap(taggedOf), Layers: layers.map(({ digest }) => blobPath(digest)) };
 }
 
 /** As it came, else as one layer. `packed`: whether that one is to be small rather than soon there. */
@@ -210,8 +211,18 @@ export function saidBy({ env, entrypoint, command, workdir, user, stopSignal, ex
   };
 }
 
+/** As docker load wants it: with a tag, which a name that Hutch gave has not, nor one that is a digest. */
+function taggedOf(name: string): readonly string[] {
+  const reference = parseImageReference(name);
+  return reference === null || reference.digest !== null ? [] : [shownReference(reference)];
+}
+
+/** As docker save has them, with the whole name. A bare word stays one, which is a name of this machine alone. */
 function annotationsOf(name: string): Record<string, string> {
-  return { 'io.containerd.image.name': name, 'org.opencontainers.image.ref.name': name.slice(name.lastIndexOf(':') + 1) };
+  const reference = /[:/]/.test(name) ? parseImageReference(name) : null;
+  if (reference === null || reference.tag === null) return { 'io.containerd.image.name': name, 'org.opencontainers.image.ref.name': name };
+  const { registry, repository, tag } = reference;
+  return { 'io.containerd.image.name': `${registry}/${repository}:${tag}`, 'org.opencontainers.image.ref.name': tag };
 }
 
 /** A registry may have given one in Docker's form; it stays what it is. */

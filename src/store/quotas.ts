@@ -152,7 +152,10 @@ function requireRoom({ db, stamp }: Tx, projectId: ProjectId, wanted: Partial<Us
   throw new HutchError({
     code: 'resource_exhausted',
     message: `the quota ${name} of project ${project}${whose} is ${bounds[name]}${unit}: ${use[name]} are in use, and ${wanted[name]} more are wanted`,
-    hint: 'ask for less, or remove what is not needed; what is used shows: hutch quotas ls',
+    hint:
+      name === 'buildsPerDay'
+        ? 'each counts for 24 hours; what is used shows: hutch quotas ls'
+        : 'ask for less, or remove what is not needed; what is used shows: hutch quotas ls',
   });
 }
 

@@ -1,6 +1,8 @@
 // hutch build, as people type it, in real sandboxes of both kinds; and file by file against the Docker Engine.
 import { execFileSync } from 'node:child_process';
 import { mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { gzipSync } from 'node:zlib';
@@ -290,6 +292,10 @@ test('a context is a directory, a revision of a repository here or elsewhere, or
   const url = `file://${dir}`;
   const commit = git('rev-parse', 'v1').slice(0, 9);
   expect([await built(url), await built(`${url}#${commit}`), await built(`${url}#main:sub`)]).toEqual([head, first, below]);
+  // A server of files, with no git behind them.
+  git('update-server-info');
+  await using served = await serveFiles(join(dir, '.git'));
+  expect([await built(`${served.url}/x.git`), await built(`${served.url}/x.git#v1`)]).toEqual([head, first]);
   expect(await built('-', gzipSync(await contextTar(dir)))).toBe(there);
   await built('-', 'FROM base:1\nCOPY <<EOF /f\nthree\nEOF\n');
   for (const [place, said] of [
@@ -302,3 +308,21 @@ test('a context is a directory, a revision of a repository here or elsewhere, or
   }
   expect(await readdir(cloned)).toEqual([]);
 });
+
+/** Below `URL/x.git`. */
+async function serveFiles(dir: string): Promise<AsyncDisposable & { readonly url: string }> {
+  const server = createServer(async (request, response) => {
+    const path = new URL(request.url ?? '', 'http://x').pathname.replace(/^\/x\.git\//, '');
+    const content = await readFile(join(dir, path)).catch(() => null);
+    if (content === null) response.statusCode = 404;
+    response.end(content);
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  return {
+    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+    async [Symbol.asyncDispose]() {
+      server.closeAllConnections();
+      await new Promise((resolve) => server.close(resolve));
+    },
+  };
+}

@@ -8,7 +8,7 @@ import { gzipSync, zstdCompressSync } from 'node:zlib';
 import { expect, test } from 'vitest';
 import { testOperation } from '../support/operation.ts';
 import { digestOf, image, type MadeImage, member, TYPES, tar } from './archives.ts';
-import { type Place, place, treeOf } from './place.ts';
+import { type Place, place, readTree, treeOf } from './place.ts';
 import { fakeRegistry } from './registry.ts';
 
 const op = testOperation();
@@ -98,6 +98,21 @@ test('what is exported is read by skopeo, as an OCI layout and as docker save wr
   } = await other.library.import(op, createReadStream(saved));
   expect(theirs?.names).toEqual(['team/web:2']);
   expect(theirs?.image.rootDigest).toBe(first.image.rootDigest);
+});
+
+test('docker load is given names with a tag, and containerd whole ones', async () => {
+  await using here = await place();
+  const [first] = (await here.library.import(op, chunks(layout(MADE)))).images;
+  if (first === undefined) throw new Error('nothing was imported');
+  const { digest } = first.image.record;
+  const archive = await readTree(await exported(here, digest, ['debian', 'web:1', '127.0.0.1:5000/web:2', `web@${digest}`]));
+  const said = (path: string) => JSON.parse(archive.get(path)?.content.toString() ?? '');
+  expect(said('manifest.json')).toMatchObject([{ RepoTags: ['debian:latest', 'web:1', '127.0.0.1:5000/web:2'] }]);
+  const named = said('index.json').manifests.map(({ annotations }: { annotations: Record<string, string> }) => Object.values(annotations));
+  expect(named.slice(1, 3)).toEqual([
+    ['docker.io/library/web:1', '1'],
+    ['127.0.0.1:5000/web:2', '2'],
+  ]);
 });
 
 test('a name of one’s own is for one image, however many names it has in the archive; of two none is kept', {

@@ -225,7 +225,10 @@ async function* fetched(
     const fetch = ['-C', path, 'fetch', '--quiet', '--no-tags'];
     // A server may give no part of a history, or no commit by its number: then all of it comes.
     await git([...fetch, '--depth=1', '--end-of-options', url, revision], signal, url).catch(async (error: unknown) => {
-      if (signal.aborted || !/^[0-9a-f]{7,64}$/.test(revision)) throw error;
+      const isCommit = /^[0-9a-f]{7,64}$/.test(revision);
+      const givesAll = error instanceof Error && error.message.includes('dumb http transport'); // files alone, without git behind them
+      if (signal.aborted || !(isCommit || givesAll)) throw error;
+      if (!isCommit) return await git([...fetch, '--end-of-options', url, revision], signal, url);
       await git([...fetch, '--end-of-options', url, '+refs/heads/*:refs/heads/*'], signal, url);
       await git(['-C', path, 'update-ref', 'FETCH_HEAD', revision], signal, url);
     });
