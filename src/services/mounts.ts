@@ -38,7 +38,12 @@ export async function resolveMounts(
     const why = targetRefusal(mount.target);
     if (why !== null) throw op.error('invalid_argument', `mounts.${at}.target ${why}; it is ${mount.target}`);
     if (isVolume(mount)) {
-      const { id, name } = await findVolume(deps, call, mount.source);
+      const { id, name } = await findVolume(deps, call, mount.source).catch((cause: unknown) => {
+        if (!(cause instanceof HutchError) || cause.code !== 'not_found') throw cause;
+        const hint =
+          'make it: hutch volume create NAME; a directory of this machine begins with / or ./; see what there is: hutch volume ls';
+        throw op.error('not_found', cause.message, { hint, cause });
+      });
       if (mounts.some(({ volumeId }) => volumeId === id)) throw op.error('invalid_argument', `mounts: volume ${name} is mounted twice`);
       mounts.push({ ...mount, source: name, volumeId: id });
       continue;
