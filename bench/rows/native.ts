@@ -58,7 +58,7 @@ export async function fileRows(bench: Bench, backend: string, sandbox: Sandbox):
     await way(
       'push a file',
       () => writeRate(sandbox, mebibytes),
-      'The file is on the disk at the end, synced, and replaces the old one whole; the bytes of the baseline go through one socket, and stay nowhere. In a container of a local Engine the client writes into the file that the daemon lends it; elsewhere they go through the client, the daemon and the agent: three sockets. Bound by the file, and not by the way to it: a program alone takes 170 ms of the processor for 512 MiB of the cache’s pages, which is 0.6 of the baseline’s rate before the first byte is on the disk, and the sync as long again. Past the cache (O_DIRECT) it takes 65 ms of the processor, but waits for the disk throughout, which gives no more in all: 740 MiB/s, and 470 to 530 with cache and sync, both beside other work.',
+      'The file is on the disk at the end, synced, and replaces the old one whole; the bytes of the baseline go through one socket, and stay nowhere. In a container of a local Engine the client writes into the file that the daemon lends it; elsewhere they go through the client, the daemon and the agent: three sockets. Bound by the file, and not by the way to it: a program alone takes 170 ms of the processor for 512 MiB of the cache’s pages, which is 0.6 of the baseline’s rate before the first byte is on the disk, and the sync as long again. Past the cache (O_DIRECT) it takes 65 ms of the processor, but waits for the disk throughout, which gives no more in all: 740 MiB/s, and 470 to 530 with cache and sync, both beside other work. On gVisor more than half of the processor time of that is the kernel’s in user space (3.3 of 6.1 s for 512 MiB, nearly all of it in the host’s kernel).',
     ),
     await pair({
       what: `${backend}: push a file, ${mebibytes} MiB`,
@@ -74,7 +74,7 @@ export async function fileRows(bench: Bench, backend: string, sandbox: Sandbox):
     await way(
       'pull a file',
       () => readRate(sandbox, mebibytes),
-      'In a container of a local Engine the client reads the file that the daemon lends it, four pieces of 1 MiB at once, each into memory of its own, where the baseline uses the same again: new memory is more than half of the processor time (512 MiB into the same buffer take 42 ms of it, into new ones 90), with pieces of 256 KiB to 4 MiB, and cut from one of 16, alike. Elsewhere through the agent, the daemon and the client: three sockets where the baseline has one.',
+      'In a container of a local Engine the client reads the file that the daemon lends it, four pieces of 1 MiB at once, each into memory of its own, where the baseline uses the same again: new memory is more than half of the processor time (512 MiB into the same buffer take 42 ms of it, into new ones 90), with pieces of 256 KiB to 4 MiB, and cut from one of 16, alike. Elsewhere through the agent, the daemon and the client: three sockets where the baseline has one. On gVisor more than half of the processor time of that is the kernel’s in user space, as with a push (2.2 of 3.9 s).',
     ),
   ];
 }
