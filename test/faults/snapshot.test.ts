@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { afterAll, afterEach, expect, test } from 'vitest';
 import { eventually } from '../support/eventually.ts';
 import { removeAll, snapshotOf, sumOf } from './saved-files.ts';
-import { expectInOrder, isLong, numbers, options, seed, shellOf, startDaemon } from './world.ts';
+import { expectInOrder, isLong, numbers, options, pidOf, seed, shellOf, startDaemon } from './world.ts';
 
 const TEST_MS = isLong ? 3_600_000 : 300_000;
 const OWN = { HUTCH_SANDBOX_BACKEND: 'qemu', HUTCH_SANDBOX_STOP_GRACE: '2s', HUTCH_SANDBOX_WARM: '0' };
@@ -177,6 +177,82 @@ test('a snapshot of a paused, a suspended and a stopped sandbox, and children of
   for (const name of ['stopped', 'suspended', 'paused'])
     await daemon.call('snapshot.remove', { snapshot: name, cascade: true }).catch(() => {});
   expect(kept()).toEqual([]);
+});
+
+/** Of one sandbox, in order, those of one instant together. */
+async function changesOf(id: string): Promise<readonly string[]> {
+  const changes: { readonly atMs: number; readonly said: string[] }[] = [];
+  for await (const line of daemon.lines('ledger.list', {})) {
+    const { kind, reason, sandboxId, atMs } = line as LedgerEntry;
+    if (!kind.startsWith('vm.') || sandboxId !== id) continue;
+    const last = changes.at(-1);
+    if (last?.atMs === atMs) last.said.push(`${kind} ${reason}`);
+    else changes.push({ atMs, said: [`${kind} ${reason}`] });
+  }
+  return changes.map(({ said }) => said.join(', '));
+}
+
+type LedgerEntry = Record<'kind' | 'reason' | 'sandboxId', string> & { readonly atMs: number };
+
+test('the ledger has each change once and at one instant, through forks, suspends, restores and snapshots, whoever dies', {
+  timeout: TEST_MS,
+}, async () => {
+  const { id } = await daemon.call('sandbox.create', { name: 'web', network: 'none' });
+  const kept = await daemon.call('snapshot.create', { ref: 'web', name: 'kept' });
+  await sh('web', 'head -c 3000000 /dev/urandom > /root/a; sync');
+  const twice = await daemon.call('snapshot.create', { ref: 'web', name: 'twice' });
+  const { children } = await daemon.call('sandbox.fork', { ref: 'web', namePrefix: 'kid' });
+  const kid = children[0]?.sandbox.id ?? '';
+  await daemon.call('sandbox.suspend', { ref: 'web' });
+  await daemon.kill9();
+  await daemon.startAgain(options(OWN));
+  await daemon.call('sandbox.suspend', { ref: 'web' }); // it is, and that is all
+  await daemon.call('sandbox.resume', { ref: 'web' });
+  process.kill(pidOf(daemon, id, 'vmm'), 'SIGKILL');
+  await daemon.until(id, 'stopped');
+  await daemon.call('sandbox.stop', { ref: 'web' });
+  await daemon.call('sandbox.start', { ref: 'web' });
+  await daemon.call('sandbox.restore', { ref: 'web', snapshot: 'kept' });
+  // Of two who remove it one does.
+  await Promise.allSettled([1, 2].map(() => daemon.call('snapshot.remove', { snapshot: twice.id })));
+  // A daemon that dies in the commit of a change, before and after it.
+  for (const when of ['before', 'after']) {
+    await daemon.terminate();
+    await daemon.startAgain(options({ ...OWN, HUTCH_TEST_STORE_FAULT: `die-${when}:1:applyEvent` }));
+    await daemon.call('sandbox.stop', { ref: 'kid-1', force: true }).catch(() => {});
+    await daemon.kill9();
+    await daemon.startAgain(options(OWN));
+    await daemon.call('sandbox.stop', { ref: 'kid-1', force: true });
+    await daemon.call('sandbox.start', { ref: 'kid-1' });
+  }
+  for (const ref of ['web', 'kid-1']) await daemon.call('sandbox.delete', { ref, force: true });
+  expect(await changesOf(id)).toEqual([
+    'vm.storage.start boot, vm.compute.start boot',
+    'vm.compute.stop hibernate',
+    'vm.compute.start hibernate-wake',
+    'vm.compute.stop stop-crash',
+    'vm.compute.start restart',
+    'vm.compute.stop restore',
+    'vm.storage.stop restore, vm.storage.start restore, vm.compute.start restore',
+    'vm.compute.stop stop-user',
+    'vm.storage.stop vm-rm',
+  ]);
+  // One daemon died before it had recorded what it did: the next one found it dead. The other had, and nothing was done again.
+  expect(await changesOf(kid)).toEqual([
+    'vm.storage.start clone, vm.compute.start clone',
+    'vm.compute.stop stop-crash',
+    'vm.compute.start restart',
+    'vm.compute.stop stop-user',
+    'vm.compute.start restart',
+    'vm.compute.stop stop-user',
+    'vm.storage.stop vm-rm',
+  ]);
+  expect((await snapshotLedger()).filter(([, snapshotId]) => [kept.id, twice.id].some((each) => each === snapshotId))).toEqual([
+    ['snap.storage.start null', kept.id, kept.ownBytes],
+    ['snap.storage.start null', twice.id, twice.ownBytes],
+    ['snap.storage.stop snap-rm', twice.id, twice.ownBytes],
+  ]);
+  await expectInOrder(daemon);
 });
 
 test('a policy removes snapshots, says why, and leaves what something stands on', { timeout: TEST_MS }, async () => {

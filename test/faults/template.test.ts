@@ -1,13 +1,17 @@
 // Templates over real machines: what is built is what sandboxes start from, the one before serves until it is, and whatever goes
 // wrong with a build leaves it serving.
+import { execFile } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 import { afterAll, afterEach, expect, test } from 'vitest';
 import type { Input, Output } from '../../src/services/verbs.ts';
 import { DaemonUnderTest } from '../support/daemon-under-test.ts';
 import { eventually as soon } from '../support/eventually.ts';
 import { all, expectInOrder, expectNoLeaks, isLong, options, seed, shellOf } from './world.ts';
 
+const run = promisify(execFile);
 const TEST_MS = isLong ? 3_600_000 : 180_000;
 const IMAGE = 'debian';
 /** A bound against what hangs, not for a busy machine. */
@@ -106,6 +110,44 @@ test('the first sandbox of a template starts from it: files, processes and memor
   await daemon.call('template.remove', { template: 'web', force: true });
   expect(await sh('mine', 'cat /srv/version')).toBe('one\n');
   expect((await daemon.call('snapshot.list', { all: true })).snapshots).toEqual([]);
+  await expectInOrder(daemon);
+});
+
+/** In that many files of what templates begin with. Memory is mostly zeros: each is the end of a line to this grep. */
+async function filesWith(text: string): Promise<number> {
+  const dirs = ['data/snapshots', 'data/templates'].map((dir) => join(daemon.home, dir));
+  const found = await run('grep', ['-rlazF', text, ...dirs], { env: { ...process.env, LC_ALL: 'C' } }).catch((error: unknown) => {
+    if ((error as { code?: unknown }).code === 1) return { stdout: '' }; // in none
+    throw error;
+  });
+  return found.stdout.split('\n').filter(Boolean).length;
+}
+
+test('scrub hooks run before a template is written down, and secrets of its sandboxes are in no file of it', {
+  timeout: TEST_MS,
+}, async () => {
+  const random = () => randomBytes(16).toString('hex');
+  const [plain, hidden] = [random(), random()];
+  const hook = 'rm /root/token /dev/shm/token';
+  await built('web', {
+    // In two halves: what is looked for is in the memory of the guest, and in no record of what was asked for.
+    start: script(
+      `mkdir -p /etc/hutch/scrub.d; printf "#!/bin/sh\\n${hook}\\n" > /etc/hutch/scrub.d/10; chmod +x /etc/hutch/scrub.d/10
+       echo fetched > /root/token; echo fetched > /dev/shm/token
+       printf %s%s ${plain.slice(0, 16)} ${plain.slice(16)} > /dev/shm/plain; exec sleep 987654`,
+    ),
+    ready: { path: '/dev/shm/plain' },
+    scrub: true,
+  });
+  expect(await filesWith(plain), 'what is in its memory is found').toBeGreaterThan(0);
+  await daemon.call('sandbox.create', { template: 'web', name: 'mine', secrets: { HIDDEN: hidden } });
+  const left = await sh(
+    'mine',
+    'echo $HIDDEN | tee /root/hidden > /dev/shm/hidden; sync; cat /root/token /dev/shm/token 2>/dev/null || echo none',
+  );
+  expect(left).toBe('none\n');
+  expect(await sh('mine', 'cat /root/hidden')).toBe(`${hidden}\n`);
+  expect(await filesWith(hidden)).toBe(0);
   await expectInOrder(daemon);
 });
 
