@@ -2,7 +2,7 @@
 // nothing that one of them does is seen by another.
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { readdirSync, readFileSync } from 'node:fs';
+import { readdirSync, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, expect, test } from 'vitest';
@@ -119,6 +119,49 @@ test(`${CHILDREN} children of a running sandbox are like it, and like no other w
   await daemon.call('snapshot.remove', { snapshot: ofChild });
   await expectInOrder(daemon);
   await daemon.deleteAll();
+});
+
+/** Of what a running child has mapped: what each layer of its memory takes on the disk, oldest first. */
+function layersOf(id: string): readonly number[] {
+  const found = readdirSync(join(daemon.home, 'data/sandboxes', id), { recursive: true, encoding: 'utf8' });
+  const layers = found.flatMap((path) => {
+    const number = /memory-[0-9a-f]{32}\/(\d+)$/.exec(path)?.[1];
+    return number === undefined
+      ? []
+      : [{ number: Number(number), bytes: statSync(join(daemon.home, 'data/sandboxes', id, path)).blocks * 512 }];
+  });
+  return layers.sort((a, b) => a.number - b.number).map(({ bytes }) => bytes);
+}
+
+test('a fork soon after another one writes down what has changed since, and its child has all of it', { timeout: TEST_MS }, async () => {
+  const MIB = 1024 * 1024;
+  const { id } = await daemon.call('sandbox.create', { name: 'again', network: 'none' });
+  const make = (name: string, mebibytes: number) => `head -c ${mebibytes * MIB} /dev/urandom > /dev/shm/${name}`;
+  await sh('again', `${make('stays', 24)}; ${make('partly', 24)}; ${make('goes', 8)}; sha256sum /dev/shm/* > /root/sums`);
+  const childOf = async (nth: number) => {
+    const { children } = await daemon.call('sandbox.fork', { ref: 'again', namePrefix: `nth-${nth}` });
+    const [child] = children;
+    if (child === undefined) throw new Error('no child was made');
+    expect(await sh(child.sandbox.name, 'sha256sum -c --quiet /root/sums && echo well')).toBe('well\n');
+    const layers = layersOf(child.sandbox.id);
+    await daemon.call('sandbox.delete', { ref: child.sandbox.id, force: true });
+    return layers;
+  };
+  const first = await childOf(1);
+  expect(first.reduce((sum, bytes) => sum + bytes, 0)).toBeGreaterThan(50 * MIB);
+  const change = `rm -f /dev/shm/goes; ${make('new', 1)}; ${make('few', 1)}; dd if=/dev/shm/few of=/dev/shm/partly bs=4096 seek=77 conv=notrunc status=none`;
+  await sh('again', `${change}; sha256sum /dev/shm/* > /root/sums`);
+  const second = await childOf(2);
+  expect(second.slice(0, first.length)).toEqual(first);
+  expect(second).toHaveLength(first.length + 1);
+  expect(second.at(-1)).toBeLessThan(30 * MIB);
+  // Whoever else has memory written down breaks the chain: the next fork counts on nothing.
+  await daemon.call('snapshot.create', { ref: 'again', name: 'between' });
+  await sh('again', `${change}; sha256sum /dev/shm/* > /root/sums`);
+  expect(await childOf(3)).toHaveLength(first.length);
+  // With the sandbox all of it goes.
+  await daemon.call('sandbox.delete', { ref: id, force: true });
+  expect(readdirSync(join(daemon.home, 'data/sandboxes'))).not.toContain(id);
 });
 
 test('hutch fork --exec runs in each child, and says what failed where', { timeout: TEST_MS }, async () => {

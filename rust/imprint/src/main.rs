@@ -2,8 +2,9 @@
 //! it as a new layer.
 //!
 //! ```text
-//! hutch-imprint take [--before] [--passing] {--memory PID FILE DIR BYTES LAYER MAPPED | --disk FILE DIR BYTES LAYER}...
+//! hutch-imprint take [--before] [--passing] [--noted] [--keep] {--memory PID FILE DIR BYTES LAYER MAPPED | --disk FILE DIR BYTES LAYER}...
 //! hutch-imprint lay DIR BYTES FILE     makes FILE what is stored in DIR
+//! hutch-imprint forget PID FILE BYTES  what `--keep` left in a memory goes
 //! hutch-imprint hash FILE...           a line for each
 //! hutch-imprint data FILE...           where there is more than holes: lines of FROM UNTIL, and an empty one after each file
 //! ```
@@ -16,6 +17,8 @@
 //! machine stands still then. Without it, it stands still from the start. It takes what (still) differs, says `taken`:
 //! the machine may go on. Then it writes all to the disk, reads it for its checksum, and says a line of JSON for each memory
 //! and disk. With `--passing`, what is taken is there as long as this host runs: it says those lines at once, without checksums.
+//! With `--keep` the kernel goes on noting what is written to the memory. `--noted`: it does since the last layer in DIR was taken with
+//! `--keep`, and no other take of that memory was begun since; then only what was written is looked at.
 mod hash;
 mod layers;
 mod map;
@@ -30,7 +33,7 @@ use std::fs::File;
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use take::{Again, Lasting, Take};
+use take::{Again, Lasting, Notes, Take};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -40,6 +43,10 @@ fn main() -> ExitCode {
         ["lay", dir, bytes, file] => number(bytes).and_then(|bytes| {
             let layers = Layers::open(Path::new(dir), bytes)?;
             layers.lay_out(Path::new(file), bytes).map_err(|error| format!("{file}: {error}"))
+        }),
+        ["forget", pid, file, bytes] => number(bytes).and_then(|bytes: u64| {
+            Source::process(number(pid)?, Path::new(file))?.forget_writes(bytes.div_ceil(map::PAGE));
+            Ok(())
         }),
         ["hash", files @ ..] => files.iter().try_for_each(|file| {
             let hash = hash_of(Path::new(file)).map_err(|error| format!("{file}: {error}"))?;
@@ -66,10 +73,19 @@ fn take_all(words: &[&str]) -> Result<(), String> {
         ["--before", rest @ ..] => (true, rest),
         _ => (false, words),
     };
-    let (lasting, mut rest) = match words {
+    let (lasting, words) = match words {
         ["--passing", rest @ ..] => (Lasting::No, rest),
         _ => (Lasting::Yes, words),
     };
+    let (are_there, words) = match words {
+        ["--noted", rest @ ..] => (true, rest),
+        _ => (false, words),
+    };
+    let (go_on, mut rest) = match words {
+        ["--keep", rest @ ..] => (true, rest),
+        _ => (false, words),
+    };
+    let notes = Notes { are_there, go_on };
     let mut takes: Vec<(PathBuf, Take)> = Vec::new();
     while !rest.is_empty() {
         let (dir, bytes, layer, mapped, source);
@@ -86,7 +102,7 @@ fn take_all(words: &[&str]) -> Result<(), String> {
             }
             _ => return Err(format!("what is meant by {}?", rest.join(" "))),
         }
-        takes.push((dir.to_owned(), Take::new(Layers::open(dir, bytes)?, source, layer, mapped)?));
+        takes.push((dir.to_owned(), Take::new(Layers::open(dir, bytes)?, source, layer, mapped, notes)?));
     }
     if is_before {
         pass(&mut takes, Again::Yes)?;

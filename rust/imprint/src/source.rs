@@ -84,6 +84,21 @@ impl Source {
         }
     }
 
+    /// As `note_writes`, where that was asked for and kept, with what was written since.
+    pub fn noted_writes(&self, pages: u64) -> Option<(Writes, Vec<Run>)> {
+        match self {
+            Source::Process { pid, start } => Writes::resume(*pid, *start, pages * PAGE),
+            Source::File(_) => None,
+        }
+    }
+
+    /// What was written is not noted any more.
+    pub fn forget_writes(&self, pages: u64) {
+        if let Source::Process { pid, start } = self {
+            Writes::forget(*pid, *start, pages * PAGE);
+        }
+    }
+
     /// Fills `into` with the pages from `first` on; beyond a file's end are zeros.
     pub fn read(&self, first: u64, into: &mut [u8]) -> io::Result<()> {
         match self {

@@ -33,6 +33,16 @@ pub struct Take {
     /// What the last pass found to be touched, and who notes what is written since; none where nobody does.
     touched: Vec<Run>,
     writes: Option<Writes>,
+    notes: Notes,
+}
+
+/// What becomes of the kernel's notes of what was written, beyond one take.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct Notes {
+    /// The last layer that is stored is of the moment since which they tell.
+    pub are_there: bool,
+    /// They go on, from the last pass.
+    pub go_on: bool,
 }
 
 /// Whether there is another pass.
@@ -75,21 +85,31 @@ fn pieces(runs: &[Run]) -> Vec<Piece> {
 }
 
 impl Take {
-    pub fn new(layers: Layers, source: Source, number: u32, mapped: u32) -> Result<Take, String> {
+    pub fn new(layers: Layers, source: Source, number: u32, mapped: u32, notes: Notes) -> Result<Take, String> {
         let path = layers.dir.join(number.to_string());
         let made = File::options().read(true).write(true).create_new(true).open(&path);
         let file = made.map_err(|error| format!("{}: {error}", path.display()))?;
         file.set_len(layers.pages * PAGE).map_err(|error| format!("{}: {error}", path.display()))?;
-        Ok(Take { layers, source, number, file, mapped, own: Vec::new(), touched: Vec::new(), writes: None })
+        Ok(Take { layers, source, number, file, mapped, own: Vec::new(), touched: Vec::new(), writes: None, notes })
     }
 
     /// Writes what differs now. Called again, it writes what has changed since; with `Again::Yes` that is made ready for.
     pub fn pass(&mut self, again: Again) -> io::Result<()> {
+        let mut noted = None;
         if again == Again::Yes && self.writes.is_none() {
-            self.writes = self.source.note_writes(self.layers.pages);
+            if self.notes.are_there
+                && let Some((writes, written)) = self.source.noted_writes(self.layers.pages)
+            {
+                self.writes = Some(writes);
+                // What the one before has stored, and is in memory no more, was given back since.
+                self.touched = self.later();
+                noted = Some(written);
+            } else {
+                self.writes = self.source.note_writes(self.layers.pages);
+            }
+        } else if !(self.own.is_empty() && self.touched.is_empty()) {
+            noted = self.writes.as_ref().map(Writes::since).transpose()?;
         }
-        let is_first = self.own.is_empty() && self.touched.is_empty();
-        let noted = if is_first { None } else { self.writes.as_ref().map(Writes::since).transpose()? };
         let touched = self.source.touched(self.layers.pages)?;
         let candidates = match noted {
             // What was given back to the host is what was mapped there again.
@@ -185,7 +205,10 @@ impl Take {
 
     /// After the last pass: the map; with `Lasting::Yes` all of it is on the disk then.
     pub fn finish(mut self, lasting: Lasting) -> io::Result<Taken> {
-        self.writes = None;
+        // Else a page that is noted costs its next writer a fault for nothing.
+        if let Some(writes) = self.writes.take().filter(|_| self.notes.go_on) {
+            writes.keep();
+        }
         let synced = |file: &File| if lasting == Lasting::Yes { file.sync_all() } else { Ok(()) };
         self.join_runs()?;
         self.file.set_permissions(fs::Permissions::from_mode(MODE))?;
@@ -283,7 +306,7 @@ mod tests {
             let mut memory = Memory::of(&base, PAGES);
             live(&mut memory, &mut dice);
             let source = Source::process(std::process::id() as i32, &path).unwrap();
-            let mut take = Take::new(Layers::open(&place.0, PAGES * PAGE).unwrap(), source, 1, 0).unwrap();
+            let mut take = Take::new(Layers::open(&place.0, PAGES * PAGE).unwrap(), source, 1, 0, Notes::default()).unwrap();
             let is_noted = seed % 2 == 0;
             take.pass(if is_noted { Again::Yes } else { Again::No }).unwrap();
             assert_eq!(take.writes.is_some(), is_noted && memory.has_faults() && release() >= vec![6, 7], "notes of {seed}");
@@ -296,6 +319,56 @@ mod tests {
             for page in 0..PAGES {
                 assert!(stored.view.page(page) == memory.page(page), "page {page} of seed {seed}");
             }
+        }
+    }
+
+    /// Each take after the first one looks only at what was written since the one before; where nothing is noted, at everything.
+    #[test]
+    fn what_is_taken_again_is_the_memory_of_that_moment() {
+        for seed in 0..6 {
+            let place = Place(std::env::temp_dir().join(format!("hutch-imprint-again-{}-{seed}", std::process::id())));
+            fs::create_dir(&place.0).unwrap();
+            let path = place.0.join("base");
+            let base = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+            base.set_len(PAGES * PAGE).unwrap();
+            for page in (0..PAGES).filter(|page| page % 3 > 0) {
+                base.write_all_at(&[page as u8; PAGE as usize], page * PAGE).unwrap();
+            }
+            let mut dice = Dice(100 + seed);
+            let mut memory = Memory::of(&base, PAGES);
+            let mut looked_at = Vec::new();
+            for number in 1..5 {
+                (0..if number == 1 { 4 } else { 1 }).for_each(|_| live(&mut memory, &mut dice));
+                let source = Source::process(std::process::id() as i32, &path).unwrap();
+                // The third finds no notes, and must not count on any.
+                if number == 3 {
+                    source.forget_writes(PAGES);
+                }
+                let notes = Notes { are_there: number > 1, go_on: true };
+                let mut take = Take::new(Layers::open(&place.0, PAGES * PAGE).unwrap(), source, number, 0, notes).unwrap();
+                take.pass(Again::Yes).unwrap();
+                live(&mut memory, &mut dice);
+                take.catch_up().unwrap();
+                live(&mut memory, &mut dice);
+                take.pass(Again::No).unwrap();
+                looked_at.push(take.finish(Lasting::No).unwrap().pages);
+                let stored = Layers::open(&place.0, PAGES * PAGE).unwrap();
+                for page in 0..PAGES {
+                    assert!(stored.view.page(page) == memory.page(page), "page {page} of take {number} of seed {seed}");
+                }
+            }
+            // Nothing was written since, so nothing is looked at: not even a page of which something else is stored.
+            let run = *Layers::open(&place.0, PAGES * PAGE).unwrap().runs.last().unwrap();
+            let stored = place.0.join(run.layer.to_string());
+            fs::set_permissions(&stored, fs::Permissions::from_mode(0o600)).unwrap();
+            let other = File::options().write(true).open(&stored).unwrap();
+            other.write_all_at(&[77; PAGE as usize], run.first * PAGE).unwrap();
+            let source = Source::process(std::process::id() as i32, &path).unwrap();
+            let notes = Notes { are_there: true, go_on: false };
+            let mut take = Take::new(Layers::open(&place.0, PAGES * PAGE).unwrap(), source, 5, 0, notes).unwrap();
+            take.pass(Again::Yes).unwrap();
+            let is_noted = memory.has_faults() && release() >= vec![6, 7];
+            assert_eq!(take.own.is_empty(), is_noted, "seed {seed}, after {looked_at:?}");
         }
     }
 }

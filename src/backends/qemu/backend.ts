@@ -25,6 +25,7 @@ import { createSandbox } from './create.ts';
 import { chooseDisks } from './drives.ts';
 import { type Emulator, EmulatorFinder } from './emulator.ts';
 import { endFiles } from './files.ts';
+import { KeptMemories } from './kept.ts';
 import { endWork, findLeaks } from './leaks.ts';
 import { NIC_ID, volumePlaces } from './machine.ts';
 import { withPanic } from './panic.ts';
@@ -77,6 +78,7 @@ export function newQemuBackend(config: QemuConfig): Backend {
   let cpu: HostCpu | undefined;
 
   const bundles = new Bundles(config);
+  const kept = new KeptMemories(config);
 
   type Shaped = Pick<SandboxPlan, 'shape' | 'boot' | 'volumes' | 'mounts'> & { readonly mounted?: Mounted };
   type Taken = Pick<StartInput, 'emulator' | 'machine' | 'fingerprint'> & { readonly template: Template };
@@ -179,9 +181,8 @@ export function newQemuBackend(config: QemuConfig): Backend {
       },
       async save(op, plan, dir) {
         await letGo(plan);
-        const { dead } = await capture(op, config, plan, dir, {
-          ...{ what: 'memory', since: null, afterwards: 'ends', before: false, lasts: true },
-        });
+        const how = { what: 'memory', since: null, afterwards: 'ends', before: false, lasts: true } as const;
+        const { dead } = await capture(op, config, plan, dir, how, kept);
         if (dead === null) throw new Error('a machine that was to end goes on');
         return await withPanic(op, host, plan, dead);
       },
@@ -193,7 +194,7 @@ export function newQemuBackend(config: QemuConfig): Backend {
         const before = what !== 'disk';
         const { stillMs, ownBytes, apparentBytes } =
           saved === undefined
-            ? await capture(op, config, plan, dir, { what, since, afterwards: 'goes on', before, lasts })
+            ? await capture(op, config, plan, dir, { what, since, afterwards: 'goes on', before, lasts }, kept)
             : await captureSaved(op, config, plan, dir, { since, saved, lasts });
         return { stillMs, ownBytes, apparentBytes };
       },
@@ -266,6 +267,7 @@ export function newQemuBackend(config: QemuConfig): Backend {
     pause: (op, plan) => commanded(op, plan, 'stop'),
     resume: (op, plan) => commanded(op, plan, 'cont'),
     async kill(op, plan, how) {
+      kept.drop(plan);
       const dead = await killVmm(op, host, plan.runDir, how);
       await endFiles(op, config, plan);
       return await withPanic(op, host, plan, dead);
@@ -277,6 +279,7 @@ export function newQemuBackend(config: QemuConfig): Backend {
     ended: async (op, plan) => await withPanic(op, host, plan, await vmmEnded(op, host, plan.runDir)),
     networkLost: async (op, plan) => (await companionEnded(op, host, plan.runDir)) !== null,
     async cleanUp(op, plan) {
+      kept.drop(plan);
       await letGo(plan);
       await endFiles(op, config, plan);
       await allOf([

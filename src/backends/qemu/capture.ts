@@ -23,6 +23,7 @@ import {
 import { type QemuConfig, QMP_COMMAND_MS, RELEASE_MS } from './config.ts';
 import { dialVmm, IGNORE_SHARED, migrated } from './control.ts';
 import { type Taken, take } from './imprint.ts';
+import type { Kept, KeptMemories } from './kept.ts';
 import { STATE_BYTES_MAX } from './manifest.ts';
 import { diskPath, qmpSocketPath, SOCKETS, scratchDiskPath, stateSocketPath } from './paths.ts';
 import { openQmp, type Qmp } from './qmp.ts';
@@ -58,7 +59,14 @@ export type Captured = {
  * Writes to `dir`, which must not be there. On failure the machine goes on as it was, and `dir` is gone.
  * @throws HutchError `failed_precondition` for a machine that was started by an older version of Hutch.
  */
-export async function capture(op: Operation, config: QemuConfig, plan: SandboxPlan, dir: string, how: Capture): Promise<Captured> {
+export async function capture(
+  op: Operation,
+  config: QemuConfig,
+  plan: SandboxPlan,
+  dir: string,
+  how: Capture,
+  keptMemories: KeptMemories,
+): Promise<Captured> {
   const { host, imprintPath } = config;
   if (imprintPath === undefined) throw op.error('unimplemented', 'this backend has no program that writes machines down');
   await using undo = new AsyncDisposableStack();
@@ -79,7 +87,16 @@ export async function capture(op: Operation, config: QemuConfig, plan: SandboxPl
   }
   const running = how.lasts ? await settled(op, config, plan, noted) : noted;
   releasing((late) => host.remove(late, dir));
-  const stored = await prepare(op, config, plan, dir, running, how);
+  const origin = { evidence, mapped: running.memory, bytes: running.fingerprint.memoryMiB * 1024 * 1024 };
+  // Whoever takes memory has the kernel note anew what is written.
+  const kept = how.what === 'disk' ? null : await keptMemories.take(plan, origin);
+  if (kept !== null) releasing((late) => host.remove(late, kept.dir));
+  const earlierOne = kept?.usable === true && !how.lasts && kept.layers.length < CHAIN_MAX ? kept : null;
+  const keeps = how.what !== 'disk' && !how.lasts && how.afterwards === 'goes on';
+  if (keeps) releasing((late) => keptMemories.forget(late, origin));
+  const stored = await prepare(op, config, plan, dir, running, how, earlierOne);
+  // All that is wanted of it has one more name.
+  if (kept !== null) await host.remove(op, kept.dir);
 
   const qmp = undo.use(await control(op, host, plan));
   const status = await statusOf(op, qmp);
@@ -99,7 +116,13 @@ export async function capture(op: Operation, config: QemuConfig, plan: SandboxPl
     host,
     imprintPath,
     {
-      memory: how.what === 'disk' ? null : { pid: evidence.pid, mapped: join(running.memory.dir, BASE), ...stored.memory },
+      memory:
+        how.what === 'disk'
+          ? null
+          : {
+              ...{ pid: evidence.pid, mapped: join(running.memory.dir, BASE), ...stored.memory },
+              ...{ noted: earlierOne !== null, keep: keeps },
+            },
       disks: stored.disks,
       lasts: how.lasts,
     },
@@ -126,10 +149,11 @@ export async function capture(op: Operation, config: QemuConfig, plan: SandboxPl
       await host.link(op, scratchDiskPath(plan), join(dir, SCRATCH));
     }
   }
-  const sizes = await conclude(op, config, dir, running, stored, taken, state, how.lasts);
+  const { memory, ...sizes } = await conclude(op, config, dir, running, stored, taken, state, how.lasts);
   // Its name too, before there is nothing else.
   if (how.afterwards === 'ends') await host.sync(op, dirname(dir));
   if (how.afterwards === 'goes on') {
+    if (keeps && memory !== null) await keptMemories.keep(op, plan, origin, { dir: join(dir, stored.memoryName), layers: memory.layers });
     undo.move();
     await qmp[Symbol.asyncDispose]();
     return { stillMs, ...sizes, dead: null };
@@ -187,17 +211,19 @@ async function prepare(
   dir: string,
   running: Running,
   how: Capture,
+  kept: Kept | null,
 ): Promise<Prepared> {
   const memoryName = newMemoryName(host);
   const memoryDir = join(dir, memoryName);
   await host.makeDir(op, dir, 0o700);
   const since = how.since === null ? null : await earlier(op, host, how.since, running, how.what);
-  const memoryLayers = since?.memory?.layers ?? running.memory.layers;
+  const memoryLayers = since?.memory?.layers ?? kept?.layers ?? running.memory.layers;
   if (how.what !== 'disk') await host.makeDir(op, memoryDir, 0o711);
   if (how.what === 'disk') {
     // It has none.
   } else if (since?.memory != null && how.since !== null)
     await linkStore(op, host, join(how.since, since.memory.dir), memoryDir, since.memory);
+  else if (kept !== null) await linkStore(op, host, kept.dir, memoryDir, { layers: [...kept.layers] });
   else await linkStore(op, host, running.memory.dir, memoryDir, running.memory);
   const { disks, diskLayers } =
     how.what === 'memory' ? { disks: [], diskLayers: [] } : await disksInto(op, host, dir, disksOf(plan, running.own), since, how.since);
@@ -313,7 +339,7 @@ async function conclude(
   taken: Awaited<ReturnType<typeof take>>,
   state: Uint8Array,
   lasts: boolean,
-): Promise<Pick<Captured, 'ownBytes' | 'apparentBytes'>> {
+): Promise<Pick<Captured, 'ownBytes' | 'apparentBytes'> & Pick<Manifest, 'memory'>> {
   const { memory } = stored;
   const hasMemory = state.byteLength > 0;
   const first = hasMemory ? 1 : 0; // what was taken, in order: the memory, the disks
@@ -337,6 +363,7 @@ async function conclude(
   const base = hasMemory ? ((await host.stat(op, join(memory.dir, BASE)))?.allocatedBytes ?? 0) : 0;
   const layers = [memoryStore, disk, scratch].flatMap((store) => store?.layers ?? []);
   return {
+    memory: memoryStore,
     ownBytes: taken.reduce((sum, { bytes }) => sum + bytes, state.byteLength),
     apparentBytes: layers.reduce((sum, { bytes }) => sum + bytes, state.byteLength + base),
   };
@@ -407,12 +434,12 @@ async function restingDisk(
     started: { network: null, disk: { device: '/dev/vdb', sizeBytes: 0 } },
     memory: { dir: '', base: '', layers: [] },
   };
-  const stored = await prepare(op, config, plan, dir, nowhere, how);
+  const stored = await prepare(op, config, plan, dir, nowhere, how, null);
   const still = { before: false, begin: async () => {}, end: async () => {} };
   const taken = await take(op, host, imprintPath, { memory: null, disks: stored.disks, lasts: how.lasts }, still);
-  const sizes = await conclude(op, config, dir, nowhere, stored, taken, new Uint8Array(), how.lasts);
+  const { ownBytes, apparentBytes } = await conclude(op, config, dir, nowhere, stored, taken, new Uint8Array(), how.lasts);
   undo.move();
-  return { stillMs: 0, ...sizes, dead: null };
+  return { stillMs: 0, ownBytes, apparentBytes, dead: null };
 }
 
 const MAP_BYTES_MAX = 64 * 1024 * 1024;

@@ -16,6 +16,10 @@ export type MemoryToTake = {
   readonly layer: number;
   /** Layers up to this one are mapped by the process itself. */
   readonly mappedLayers: number;
+  /** The last layer that is stored was taken with `keep`, and no memory of this process was taken since. */
+  readonly noted: boolean;
+  /** The kernel goes on noting what is written. */
+  readonly keep: boolean;
 };
 export type DiskToTake = { readonly path: string; readonly dir: string; readonly bytes: number; readonly layer: number };
 
@@ -42,6 +46,8 @@ export async function take(
   const { memory, disks, lasts } = what;
   const argv = [
     ...[program, 'take', ...(still.before ? ['--before'] : []), ...(lasts ? [] : ['--passing'])],
+    ...(memory?.noted === true ? ['--noted'] : []),
+    ...(memory?.keep === true ? ['--keep'] : []),
     ...(memory === null
       ? []
       : ['--memory', memory.pid, memory.mapped, memory.dir, memory.bytes, memory.layer, memory.mappedLayers].map(String)),

@@ -44,13 +44,13 @@ export async function makeMemoryDir(op: Operation, host: Host, { dataDir }: Sand
   return dir;
 }
 
-/** Of a process that is dead. What they lie in may be on its way out itself. */
-export async function removeMemoryDirs(op: Operation, host: Host, { dataDir }: SandboxPlan): Promise<void> {
+/** Of a process that is dead, or all but the one that it has mapped. What they lie in may be on its way out itself. */
+export async function removeMemoryDirs(op: Operation, host: Host, { dataDir }: SandboxPlan, except: string | null = null): Promise<void> {
   const names = await host.list(op, dataDir).catch((cause: unknown) => {
     if (cause instanceof HutchError && cause.code === 'not_found') return [];
     throw cause;
   });
-  for (const name of names) if (MEMORY.test(name)) await host.remove(op, join(dataDir, name));
+  for (const name of names) if (MEMORY.test(name) && join(dataDir, name) !== except) await host.remove(op, join(dataDir, name));
 }
 
 export async function writeRunning(op: Operation, host: Host, { runDir }: SandboxPlan, note: Running): Promise<void> {
