@@ -65,7 +65,7 @@ async function builds(bench: Bench): Promise<readonly Row[]> {
         baselineName: '`docker build`, everything cached',
         target: `≤ ${CACHED_FACTOR}×`,
         meets: (ratio) => ratio <= CACHED_FACTOR,
-        note: 'Both from the command to its exit. Bound by the start of the program, which is Node’s; what the daemon does for it are a few files read and one written.',
+        note: 'Both from the command to its exit. Bound by the start of the program: Node alone takes 28 ms of it, and its modules for HTTP and ours come after. The daemon waits one after the other for its database, its record and each step’s entry in the cache, which are read and synced on the disk. The certificates of this machine, 220 kB, go along each time.',
       },
       ...taken.cached,
     ),

@@ -211,7 +211,7 @@ async function archives(bench: Bench): Promise<readonly Row[]> {
         baselineName: '`docker load`',
         target: `≤ ${IMPORT_FACTOR}×`,
         meets: (ratio) => ratio <= IMPORT_FACTOR,
-        note: 'The archive’s layers are not packed. `docker load` writes their files and leaves them to the page cache; ours is packed, whole and synced on the disk, and the layers as they came are kept for export beside it: three times the bytes are written. Each layer is read twice: once to be copied and hashed, once to be packed, while the next one is copied and synced.',
+        note: 'The archive’s layers are not packed. `docker load` writes their files and leaves them to the page cache; ours is packed, whole and synced on the disk, and the layers as they came are kept for export beside it: with the archive itself, which is received first, as its list comes last, and what is packed of each layer before they are put together, four times the bytes are written, and two of these are synced. Each byte is hashed four times, on one thread: as it is kept, as it is packed, and then for its layer and for the whole.',
       },
       taken.load,
       taken.imported,

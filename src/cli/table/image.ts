@@ -222,7 +222,8 @@ export const imageVerbs: readonly Verb[] = [
         examples: [{ line: 'hutch image sbom python:3.13-slim > python.spdx.json', about: '' }],
         flags: [],
         positionals: [IMAGE],
-        notes: 'Read from the image’s own databases; nothing of it is run. A database of rpm is named, and not read.',
+        notes:
+          'Read from the image’s own databases; nothing of it is run. Of rpm that is the database in SQLite\n(since 2020); an older one is named, and not read.',
         load: async () => (await images()).sbom,
       },
       {

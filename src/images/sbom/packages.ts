@@ -1,8 +1,10 @@
 // Packages, as the databases of package managers in an image's own file system name them. Pure. What an image says of
 // itself is hostile: every text has a bound and no control characters, and what makes no sense is left out.
 
+import { rpmPackages } from './rpm.ts';
+
 export type Found = {
-  readonly kind: 'deb' | 'apk' | 'pypi' | 'npm';
+  readonly kind: 'deb' | 'apk' | 'rpm' | 'pypi' | 'npm';
   readonly name: string;
   readonly version: string;
   readonly architecture: string | null;
@@ -15,7 +17,7 @@ const TEXT_CHARS_MAX = 256;
 const LINE_CHARS_MAX = 4_096;
 const HEADER_LINES_MAX = 1_000;
 
-export type Database = { readonly kind: Found['kind'] | 'rpm' | 'os-release'; readonly bytesMax: number };
+export type Database = { readonly kind: Found['kind'] | 'old-rpm' | 'os-release'; readonly bytesMax: number };
 
 const MIB = 2 ** 20;
 const PLACES: readonly (readonly [pattern: RegExp, database: Database])[] = [
@@ -23,7 +25,8 @@ const PLACES: readonly (readonly [pattern: RegExp, database: Database])[] = [
   [/^(usr\/)?lib\/apk\/db\/installed$/, { kind: 'apk', bytesMax: 64 * MIB }],
   [/\/[^/]+\.(dist-info\/METADATA|egg-info\/PKG-INFO|egg-info)$/, { kind: 'pypi', bytesMax: MIB }],
   [/(^|\/)node_modules\/(@[^/]+\/)?[^/]+\/package\.json$/, { kind: 'npm', bytesMax: MIB }],
-  [/^(var\/lib|usr\/lib\/sysimage)\/rpm\/(rpmdb\.sqlite|Packages(\.db)?)$/, { kind: 'rpm', bytesMax: 0 }],
+  [/^(var\/lib|usr\/lib\/sysimage)\/rpm\/rpmdb\.sqlite$/, { kind: 'rpm', bytesMax: 128 * MIB }],
+  [/^(var\/lib|usr\/lib\/sysimage)\/rpm\/Packages(\.db)?$/, { kind: 'old-rpm', bytesMax: 0 }],
   [/^(etc|usr\/lib)\/os-release$/, { kind: 'os-release', bytesMax: 64 * 1024 }],
 ];
 
@@ -32,7 +35,14 @@ export function databaseAt(path: string): Database | null {
   return PLACES.find(([pattern]) => pattern.test(path))?.[1] ?? null;
 }
 
-export function packagesIn(kind: Found['kind'], path: string, content: Buffer): readonly Found[] {
+/** Null: it is none of those. */
+export function packagesIn(kind: Found['kind'], path: string, content: Buffer): readonly Found[] | null {
+  if (kind === 'rpm') {
+    const packages = rpmPackages(content);
+    return (
+      packages?.flatMap(({ name, version, architecture, license }) => found('rpm', path, name, version, architecture, license)) ?? null
+    );
+  }
   const text = content.toString('utf8');
   switch (kind) {
     case 'deb':

@@ -49,7 +49,7 @@ async function search(op: Operation, host: Host, tar: string): Promise<Searched>
     const path = Buffer.from(entry.path.replace(/^(\.?\/)+/, ''), 'latin1').toString('utf8');
     const database = entry.type === 'file' ? databaseAt(path) : null;
     if (database === null) continue;
-    if (database.kind === 'rpm') {
+    if (database.kind === 'old-rpm') {
       notes.push(`the database of rpm at ${path} was not read`);
       continue;
     }
@@ -63,7 +63,11 @@ async function search(op: Operation, host: Host, tar: string): Promise<Searched>
     for await (const part of reader.content()) parts.push(Buffer.from(part));
     const content = Buffer.concat(parts);
     if (database.kind === 'os-release') distribution ??= distributionOf(content);
-    else found.push(...packagesIn(database.kind, path, content).slice(0, PACKAGES_MAX - found.length));
+    else {
+      const packages = packagesIn(database.kind, path, content);
+      if (packages === null) notes.push(`the database of ${database.kind} at ${path} was not read`);
+      else found.push(...packages.slice(0, PACKAGES_MAX - found.length));
+    }
   }
   return { found: unique(found), distribution, notes };
 }
@@ -133,6 +137,15 @@ function purlOf({ kind, name, version, architecture }: Found, distribution: stri
       return `pkg:deb/${distribution ?? 'debian'}/${encodeURIComponent(name)}${at}${arch}`;
     case 'apk':
       return `pkg:apk/${distribution ?? 'alpine'}/${encodeURIComponent(name)}${at}${arch}`;
+    case 'rpm': {
+      const [, epoch, rest = ''] = /^(?:(\d+):)?(.*)$/s.exec(version) ?? [];
+      const more = [
+        ...(architecture === null ? [] : [`arch=${encodeURIComponent(architecture)}`]),
+        ...(epoch === undefined ? [] : [`epoch=${epoch}`]),
+      ];
+      const said = more.length === 0 ? '' : `?${more.join('&')}`;
+      return `pkg:rpm/${distribution ?? 'redhat'}/${encodeURIComponent(name)}@${encodeURIComponent(rest)}${said}`;
+    }
     case 'pypi':
       return `pkg:pypi/${encodeURIComponent(name.toLowerCase().replaceAll('_', '-'))}${at}`;
     default:
