@@ -173,6 +173,7 @@ test('diff and bring --patch show what was changed inside, without what was chan
 
 test('what changed here is copied again, and what both sides changed is refused by name', async () => {
   await prepared('/work/c');
+  const temporary = await inside('/work/c', 'ls -A /tmp');
   await inside('/work/c', 'echo theirs > theirs; ls > before');
   await writeFile(join(repo, 'README'), 'second\n');
   await unlink(join(repo, 'src/run.sh'));
@@ -193,6 +194,7 @@ test('what changed here is copied again, and what both sides changed is refused 
   ).toBe('second\nxtheirs\nout\ntwo');
   const again = await world.json<{ incremental: boolean; files: number }>('workspace', 'prepare', 'box', repo);
   expect(again).toMatchObject({ incremental: true, files: 0 });
+  expect(await inside('/work/c', 'ls -A /tmp')).toBe(temporary);
   // Both sides.
   await inside('/work/c', 'echo theirs > README');
   await writeFile(join(repo, 'README'), 'third\n');

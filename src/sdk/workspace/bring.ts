@@ -9,7 +9,7 @@ import type { Workspace } from '../../domain/sandbox.ts';
 import type { Sandbox } from '../sandbox.ts';
 import { unbundle } from './bundle.ts';
 import { type GitOptions, git, gitLine, INERT } from './git.ts';
-import { lastLine } from './inside.ts';
+import { bothOrFail, lastLine } from './inside.ts';
 import { downloadBundle } from './sent.ts';
 import { IDENTITY, lookAtRepository, type Repository, split } from './source.ts';
 
@@ -168,12 +168,6 @@ async function take(sandbox: Sandbox, workspace: Workspace, repository: Reposito
     await remove();
     throw error;
   }
-}
-
-/** Both have ended when this does, however: one of them writes where the other's failure would clean up. */
-async function bothOrFail<A, B>(a: Promise<A>, b: Promise<B>): Promise<[A, B]> {
-  await Promise.allSettled([a, b]);
-  return await Promise.all([a, b]);
 }
 
 /** Bare, ours, and with the user's objects behind its own. */

@@ -6,7 +6,7 @@ import type { Sandbox } from '../sandbox.ts';
 import { git } from './git.ts';
 import { inSandbox, lastLine, type Recorded } from './inside.ts';
 import { type Repository, split } from './source.ts';
-import { UNSEEN, unseenName } from './unseen.ts';
+import { HAS_UNSEEN, UNSEEN, unseenName } from './unseen.ts';
 
 /** By names as latin1, so that each byte is a character. */
 export type Changes = {
@@ -62,7 +62,7 @@ git diff --no-ext-diff --no-renames --ignore-submodules=all --name-only -z refs/
   printf '//\\0' && git ls-files -z --others -- "$@" || exit 1
 ${UNSEEN}
 printf '//\\0'
-unseen "$(mktemp)" | tr '\\n' '\\0'
+! ${HAS_UNSEEN} || unseen | tr '\\n' '\\0'
 `;
 
 /** More are not named to the sandbox: it looks everywhere. To look at a few takes it no time, however many there are. */

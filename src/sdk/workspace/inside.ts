@@ -12,3 +12,9 @@ export function inSandbox({ user, signal }: { readonly user?: string | undefined
 export function lastLine(text: string): string {
   return text.trim().split('\n').at(-1)?.slice(0, 500) ?? '';
 }
+
+/** Both have ended when this does, however: one of them writes where the other's failure would clean up. */
+export async function bothOrFail<A, B>(a: Promise<A>, b: Promise<B>): Promise<[A, B]> {
+  await Promise.allSettled([a, b]);
+  return await Promise.all([a, b]);
+}

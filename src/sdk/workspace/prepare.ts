@@ -6,7 +6,7 @@ import type { Output } from '../../services/verbs.ts';
 import type { Sandbox } from '../sandbox.ts';
 import { changesSince, refuseConflicts } from './conflicts.ts';
 import { makeGuestGit, UNFINISHED_FILE } from './guest-git.ts';
-import { inSandbox, lastLine, type Recorded } from './inside.ts';
+import { bothOrFail, inSandbox, lastLine, type Recorded } from './inside.ts';
 import { baseOf, type Contents, listContents, lookAtRepository, type Mode, type Repository } from './source.ts';
 import { tarOf } from './tar.ts';
 import { noteUnseen, unseenOf } from './unseen.ts';
@@ -119,15 +119,23 @@ async function copy(
   const { root: repoRoot, name: repoName, sourcePath, headCommit, branch } = repository;
   const workspace = { sourcePath, repoRoot, repoName, guestPath, mode, includesUntracked, headCommit, branch, baseCommit: base.commit };
   const changes = before === null ? null : await changesSince(sandbox, repository, before, base.commit, torn ?? [], signal);
-  if (torn === null) {
+  const only = changes === null ? null : new Set(changes.changed.keys());
+  // What changed is put together here while the sandbox looks at its side: nothing is written there before both are done.
+  const look = async (): Promise<void> => {
+    if (torn !== null) return;
     if (before === null || changes === null) await refuseOccupied(sandbox, guestPath, options);
     else await refuseConflicts(sandbox, before, repository, changes, options);
-  }
-  const only = changes === null ? null : new Set(changes.changed.keys());
-  const contents = await listContents(repository, { mode, includeUntracked: includesUntracked, only }, signal);
+  };
+  const gather = async (own: AsyncDisposableStack) => {
+    const contents = await listContents(repository, { mode, includeUntracked: includesUntracked, only }, signal);
+    if (before !== null && isSame(before, workspace) && torn === null) return { contents, staged: null };
+    return { contents, staged: own.use(await makeGuestGit(repository, { mode, base, contents, before }, signal)) };
+  };
+  await using own = new AsyncDisposableStack();
+  if (before === null) await look(); // at once, and all that there is takes long to gather
+  const [{ contents, staged }] = await bothOrFail(gather(own), before === null ? Promise.resolve() : look());
   const warnings = warningsOf(contents, only);
-  if (before !== null && isSame(before, workspace) && torn === null) return { workspace, files: 0, bytes: 0, torn: [], warnings };
-  await using staged = await makeGuestGit(repository, { mode, base, contents, before }, signal);
+  if (staged === null) return { workspace, files: 0, bytes: 0, torn: [], warnings };
   onProgress({ step: 'copying' });
   if (before === null) await makeGuestPath(sandbox, guestPath, options);
   const as = options.user === undefined ? {} : { user: options.user };

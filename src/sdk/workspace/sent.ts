@@ -8,7 +8,7 @@ import type { Sandbox } from '../sandbox.ts';
 import { REFS_FILE } from './guest-git.ts';
 import { inSandbox, lastLine } from './inside.ts';
 import { IDENTITY } from './source.ts';
-import { UNSEEN, unseenName } from './unseen.ts';
+import { HAS_UNSEEN, UNSEEN, unseenName } from './unseen.ts';
 
 const BUNDLE_BYTES_MAX = 16 * 1024 * 1024 * 1024;
 const LEFT_OUT_MAX = 10;
@@ -29,7 +29,7 @@ nl='
 has() { [ -e ".git/$1" ] || { [ -e .git/packed-refs ] && grep -q " $1$" .git/packed-refs; }; }
 has refs/hutch/base || exit 5
 ${UNSEEN}
-unseen "$(mktemp)" | head -n ${UNSEEN_MAX} | sed 's/^/unseen: /' >&2
+! ${HAS_UNSEEN} || unseen | head -n ${UNSEEN_MAX} | sed 's/^/unseen: /' >&2
 set -ef
 
 status=$(GIT_OPTIONAL_LOCKS=0 git -c core.fsmonitor=false status --porcelain=v2 --branch --untracked-files=all --ignore-submodules=none --no-renames)

@@ -51,11 +51,12 @@ export async function lookAtRepository(path: string, signal?: AbortSignal): Prom
       hint: dubious ? `git config --global --add safe.directory ${sourcePath}` : 'begin one with: git init; or copy files with: hutch cp',
     });
   }
-  const [root = '', common = ''] = (
-    await gitLine(['rev-parse', '--path-format=absolute', '--show-toplevel', '--git-common-dir'], at)
-  ).split('\n');
-  const head = await git(['rev-parse', '--verify', '--quiet', 'HEAD^{commit}'], { ...at, accepts: [1, 128] });
-  const branch = await git(['symbolic-ref', '--quiet', '--short', 'HEAD'], { ...at, accepts: [1] });
+  const [places, head, branch] = await Promise.all([
+    gitLine(['rev-parse', '--path-format=absolute', '--show-toplevel', '--git-common-dir'], at),
+    git(['rev-parse', '--verify', '--quiet', 'HEAD^{commit}'], { ...at, accepts: [1, 128] }),
+    git(['symbolic-ref', '--quiet', '--short', 'HEAD'], { ...at, accepts: [1] }),
+  ]);
+  const [root = '', common = ''] = places.split('\n');
   return {
     sourcePath,
     root,
@@ -79,11 +80,13 @@ export async function listContents(
   signal?: AbortSignal,
 ): Promise<Contents> {
   const at = { cwd: repository.root, signal };
+  const filters = filteredPaths(at);
+  filters.catch(() => {}); // told where it is waited for
   const staged = split(await git(['ls-files', '-z', '--stage'], at));
   const submodules = staged
     .filter((line) => line.subarray(0, 7).toString() === '160000 ')
     .map((line) => line.subarray(line.indexOf(9) + 1).toString('utf8'));
-  if (mode === 'metadata_only') return { files: [], missing: 0, skipped: [], submodules, filtered: await filteredPaths(at) };
+  if (mode === 'metadata_only') return { files: [], missing: 0, skipped: [], submodules, filtered: await filters };
   const listings = [split(await git(['ls-files', '-z', '--cached', '--recurse-submodules'], at))];
   if (includeUntracked || mode === 'full_copy') listings.push(split(await git(['ls-files', '-z', '--others', '--exclude-standard'], at)));
   if (mode === 'full_copy') listings.push(split(await git(['ls-files', '-z', '--others', '--ignored', '--exclude-standard'], at)));
@@ -105,7 +108,7 @@ export async function listContents(
       else skipped.push(path);
     }
   }
-  return { files, missing, skipped, submodules, filtered: await filteredPaths(at) };
+  return { files, missing, skipped, submodules, filtered: await filters };
 }
 
 export type Base = {

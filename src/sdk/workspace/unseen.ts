@@ -8,15 +8,18 @@ import type { Contents } from './source.ts';
 /** In the sandbox's `.git`: size, time and path of each; of several lines about one file, any may be what it is. */
 const NOTES = '.git/hutch-unseen';
 
-/** Prints each path that is not as it was noted, or gone, of the directory that it is run in. Its one argument is a new file's name. */
+/** Whether anything was noted in the directory that it is run in: mostly not, and then no program need be started for it. */
+export const HAS_UNSEEN = `[ -s ${NOTES} ]`;
+
+/** Prints each path that is not as it was noted, or gone, of the directory that it is run in. */
 export const UNSEEN = `
 unseen() {
-  [ -s ${NOTES} ] || return 0
-  cut -d' ' -f3- ${NOTES} | LC_ALL=C sort -u > "$1"
-  tr '\\n' '\\0' < "$1" | xargs -0 stat -c '%s %Y %n' -- > "$1.now" 2>/dev/null || :
-  LC_ALL=C grep -vxFf ${NOTES} "$1.now" | cut -d' ' -f3- || :
-  cut -d' ' -f3- "$1.now" | LC_ALL=C grep -vxFf - "$1" || :
-  rm -f "$1" "$1.now"
+  names=$(mktemp)
+  cut -d' ' -f3- ${NOTES} | LC_ALL=C sort -u > "$names"
+  tr '\\n' '\\0' < "$names" | xargs -0 stat -c '%s %Y %n' -- > "$names.now" 2>/dev/null || :
+  LC_ALL=C grep -vxFf ${NOTES} "$names.now" | cut -d' ' -f3- || :
+  cut -d' ' -f3- "$names.now" | LC_ALL=C grep -vxFf - "$names" || :
+  rm -f "$names" "$names.now"
 }`;
 
 /** Of those that are copied. A name with a newline is not noted. */
