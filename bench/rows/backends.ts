@@ -87,7 +87,7 @@ async function docker(bench: Bench): Promise<readonly Row[]> {
         baselineName: '`docker run --rm IMAGE true`',
         target: `≤ ${RUN_FACTOR}×`,
         meets: (ratio) => ratio <= RUN_FACTOR,
-        note: 'The Engine makes, starts, stops and removes a container in both, and its start of one (runc, mounts, a shim) is the greater part of either. Ours waits for the record of each step to be on the disk, and asks the Engine ten times more how the container is; the other starts a program of 40 MB. What the container has used is read from its cgroup at its end: asked of the Engine, which takes its figures once a second, it was two thirds of a life (3.1 times the baseline). Measured in turn on a machine with 15 others at work on its two processors: 0.65 to 0.86 times in six runs.',
+        note: 'The Engine makes, starts, stops and removes a container in both, and its start of one (runc, mounts, a shim) is the greater part of either. Ours waits for the record of each step to be on the disk, and asks the Engine about ten times how the container is; the other starts a program of 40 MB. What the container has used is read from its cgroup at its end: asked of the Engine, which takes its figures once a second, it was two thirds of a life (3.1 times the baseline). In turn with the baseline on a machine with a load of 15 on two processors: 0.65 to 0.86 times in four runs.',
       },
       runBase,
       runOurs,
