@@ -8,6 +8,7 @@ import type { ErrorCode } from '../../domain/errors.ts';
 import { HutchError } from '../../domain/errors.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
+import { pause } from '../wait.ts';
 import { API_MAX, API_MIN, type DockerEnvironment, PING_MS, REQUEST_MS, SSH_PING_MS } from './config.ts';
 import { type Endpoint, findEndpoint } from './endpoint.ts';
 import { notReached, notTrusted, tlsCode } from './reach.ts';
@@ -24,6 +25,10 @@ export type Ask = {
   readonly content?: { readonly type: string; readonly chunks: AsyncIterable<Uint8Array> };
 };
 
+/** An answer that takes longer may be none: then the Engine is asked whether it is there at all, and again each time. */
+const HANG_MS = 2_000;
+/** What one that hung has for its first word. */
+const AGAIN_MS = 1_000;
 const ANSWER_BYTES_MAX = 16 * 1024 * 1024;
 const MESSAGE_CHARS_MAX = 600;
 
@@ -43,6 +48,8 @@ export class Engine {
   #endpoint: Endpoint | null = null;
   /** `/v1.41`; asked anew after the Engine was away: another one may have come back. */
   #version: string | null = null;
+  /** It let the last ping wait in vain. */
+  #hangs = false;
 
   /** `sshDir`: where connections by ssh are shared, in sockets of this user alone. */
   constructor(host: Host, env: DockerEnvironment, sshDir: string | null = null) {
@@ -74,12 +81,22 @@ export class Engine {
 
   /** @throws HutchError `unavailable` when it is away, or hangs. */
   async ping(op: Operation): Promise<void> {
-    const ms = await this.pingMs(op);
+    await this.#hello(op);
+  }
+
+  /** Its first word. One that hung has less time for it, where a connection takes none. */
+  async #hello(op: Operation): Promise<{ readonly answer: IncomingMessage; readonly said: string }> {
+    const usual = await this.pingMs(op);
+    const ms = this.#hangs && usual === PING_MS ? AGAIN_MS : usual;
     using limited = op.within(ms, 'Docker');
     try {
-      await collect(limited, await this.#exchange(limited, { method: 'GET', path: '/_ping' }, ''));
+      const answer = await this.#exchange(limited, { method: 'GET', path: '/_ping' }, '');
+      const said = await collect(limited, answer);
+      this.#hangs = false;
+      return { answer, said };
     } catch (cause) {
       if (op.signal.aborted || !limited.signal.aborted) throw cause;
+      this.#hangs = true;
       throw op.error('unavailable', `the Docker Engine has not answered in ${ms / 1_000} s`, {
         hint: 'does it hang? see: docker info',
         cause,
@@ -105,9 +122,7 @@ export class Engine {
 
   async #versioned(op: Operation): Promise<string> {
     if (this.#version !== null) return this.#version;
-    using limited = op.within(await this.pingMs(op), 'Docker');
-    const answer = await this.#exchange(limited, { method: 'GET', path: '/_ping' }, '');
-    const said = await collect(limited, answer);
+    const { answer, said } = await this.#hello(op);
     const endpoint = await this.endpoint(op);
     if (endpoint.kind === 'tcp' && endpoint.tls === null && /HTTP request to an HTTPS server/i.test(said)) {
       throw op.error('failed_precondition', `the Docker Engine at ${endpoint.address} wants TLS (from ${endpoint.source})`, {
@@ -126,10 +141,32 @@ export class Engine {
   }
 
   async #send(op: Operation, ask: Ask): Promise<IncomingMessage> {
-    const answer = await this.#exchange(op, ask, await this.#versioned(op));
+    if (this.#hangs) await this.ping(op);
+    const version = await this.#versioned(op);
+    const over = new AbortController();
+    const hung = new AbortController();
+    void this.#watch({ ...op, signal: AbortSignal.any([op.signal, over.signal]) }, hung);
+    let answer: IncomingMessage;
+    try {
+      answer = await this.#exchange({ ...op, signal: AbortSignal.any([op.signal, hung.signal]) }, ask, version);
+    } finally {
+      over.abort();
+    }
     const status = answer.statusCode ?? 0;
     if (status < 400) return answer;
     throw refused(op, ask, status, await collect(op, answer));
+  }
+
+  /** Aborts `hung` when the Engine does not even answer a ping: nobody waits for what it was asked. Ends with the operation. */
+  async #watch(op: Operation, hung: AbortController): Promise<void> {
+    try {
+      for (;;) {
+        await pause(op, HANG_MS);
+        await this.ping(op);
+      }
+    } catch (cause) {
+      if (!op.signal.aborted) hung.abort(cause);
+    }
   }
 
   async #exchange(op: Operation, ask: Ask, prefix: string): Promise<IncomingMessage> {
