@@ -133,7 +133,10 @@ test(`the parent is ended in the middle of a fork (seed ${seed})`, { timeout: TE
   }
 });
 
-/** Two connections, one that talks and one that waits to hear something; what becomes of them is in a file. */
+/**
+ * Two connections, one that talks and one that waits to hear something; what becomes of them is in a file. The one that
+ * waits has talked once: passt was seen to reset one on which nothing had been said.
+ */
 const CONNECTED = `
 import socket, threading, time
 def note(line):
@@ -149,6 +152,7 @@ def talk():
 def listen():
     try:
         s = socket.create_connection(('${PUBLIC}', ${ECHO_PORT}), 30)
+        s.sendall(b'y'); s.recv(1); s.settimeout(None)
         note('listen: waits')
         note('listen: over' if s.recv(1) == b'' else 'listen: heard')
     except OSError as error: note('listen: ' + type(error).__name__)
