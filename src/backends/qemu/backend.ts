@@ -27,7 +27,7 @@ import { type Emulator, EmulatorFinder } from './emulator.ts';
 import { endFiles } from './files.ts';
 import { KeptMemories } from './kept.ts';
 import { endWork, findLeaks } from './leaks.ts';
-import { NIC_ID, volumePlaces } from './machine.ts';
+import { volumePlaces, WIRE_ID } from './machine.ts';
 import { withPanic } from './panic.ts';
 import { agentSocketPath, diskPath, freshMarkPath, qmpSocketPath, scratchDiskPath } from './paths.ts';
 import { newPortable } from './portable.ts';
@@ -238,7 +238,8 @@ export function newQemuBackend(config: QemuConfig): Backend {
       },
     },
     async linkUp(op, plan) {
-      const link = { name: NIC_ID, up: true };
+      // Both ends.
+      const link = { name: WIRE_ID, up: true };
       const kept = controls.get(plan.id);
       if (kept === undefined) return void (await command(op, host, qmpSocketPath(plan), 'set_link', link));
       try {

@@ -70,6 +70,8 @@ const EMPTY_DISK = { driver: 'null-co', size: 1024 * 1024, 'read-zeroes': true }
 
 export const AGENT_PORT = 'hutch.agent.0';
 const FILES_PORT = 'hutch.files.0';
+/** The other end of its link. */
+export const WIRE_ID = 'net0';
 export const NIC_ID = 'nic0';
 export const DISK_NODES = ['vdb', 'vdc'] as const;
 /** As many as a machine has places for; what is not taken of them is empty. */
@@ -123,7 +125,7 @@ export function machineArgs(shape: MachineShape, files: MachineFiles, wire: Wire
     ...['-chardev', `socket,id=agent,server=on,wait=off,path=${SOCKETS.agent}`],
     ...['-device', `virtserialport,chardev=agent,nr=1,name=${AGENT_PORT}`],
     ...(shape.directories ? filesArgs(files.filesSocket) : []),
-    ...['-netdev', JSON.stringify(netdev(wire)), '-device', `virtio-net-device,netdev=net0,id=${NIC_ID}`],
+    ...['-netdev', JSON.stringify(netdev(wire)), '-device', `virtio-net-device,netdev=${WIRE_ID},id=${NIC_ID}`],
     // What the guest has freed goes back to the host. Its pages then hold anything, not zeros: the guest is told of no poison, and
     // one that would count on zeros (init_on_free) reports none.
     ...['-device', 'virtio-balloon-device,free-page-reporting=on,page-poison=off'],
@@ -170,11 +172,11 @@ function roleArgs(role: Role): string[] {
 function netdev(wire: Wire): object {
   switch (wire.kind) {
     case 'unconnected':
-      return { type: 'hubport', id: 'net0', hubid: 0 };
+      return { type: 'hubport', id: WIRE_ID, hubid: 0 };
     case 'passt':
-      return { type: 'stream', id: 'net0', server: false, addr: { type: 'fd', str: String(PAIR_FD) } };
+      return { type: 'stream', id: WIRE_ID, server: false, addr: { type: 'fd', str: String(PAIR_FD) } };
     case 'user':
-      return { type: 'user', id: 'net0' };
+      return { type: 'user', id: WIRE_ID };
     default:
       return wire satisfies never;
   }

@@ -16,7 +16,7 @@ import { dialVmm, dialWhenThere, IGNORE_SHARED, migrated } from './control.ts';
 import type { ChosenDisks } from './drives.ts';
 import type { Emulator } from './emulator.ts';
 import { endFiles, guestDirectories, startFiles } from './files.ts';
-import { type MachineShape, machineArgs, NIC_ID, VOLUME_NODES, type VolumeDrive, type Wire } from './machine.ts';
+import { type MachineShape, machineArgs, NIC_ID, VOLUME_NODES, type VolumeDrive, WIRE_ID, type Wire } from './machine.ts';
 import { startMark } from './panic.ts';
 import { bootLogPath, diskPath, incomingSocketPath, qmpSocketPath, SOCKETS, scratchDiskPath, socketDir, vmmLogPath } from './paths.ts';
 import { openQmp, type Qmp } from './qmp.ts';
@@ -265,15 +265,20 @@ async function connect(op: Operation, config: QemuConfig, plan: SandboxPlan): Pr
   return await openQmp(limited, await dialWhenThere(limited, host, qmpSocketPath(plan), alive));
 }
 
-/** By itself QEMU tells the network where the machine is as soon as its state is loaded, under an address that is not its own. */
-const SILENT = { 'announce-rounds': 0 } as const;
+/**
+ * By itself QEMU tells the network where the machine is as soon as its state is loaded, and four times more within a second, under an address
+ * that is not its own. Once is the least, as with none QEMU 7.2 crashes when it ends; so that goes nowhere. What the state says of the link is
+ * the device's, therefore it is the other end that is down until the machine has its link.
+ */
+const SILENT = { rounds: { 'announce-rounds': 1 }, link: { name: WIRE_ID, up: false } } as const;
 
 async function load(op: Operation, config: QemuConfig, plan: SandboxPlan, qmp: Qmp, state: Uint8Array): Promise<void> {
   using limited = op.within(QMP_READY_MS, "loading the machine's state");
   const path = incomingSocketPath(plan);
   await Promise.all([
     qmp.execute(limited, 'migrate-set-capabilities', IGNORE_SHARED),
-    qmp.execute(limited, 'migrate-set-parameters', SILENT),
+    qmp.execute(limited, 'set_link', SILENT.link),
+    qmp.execute(limited, 'migrate-set-parameters', SILENT.rounds),
     qmp.execute(limited, 'migrate-incoming', { uri: `unix:${SOCKETS.incoming}` }),
   ]);
   const stream = await dialVmm(limited, config.host, path);
