@@ -5,7 +5,13 @@ import type { SandboxId } from '../domain/ids.ts';
 import type { Host, UnixListener } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 
-type Door = { readonly listener: Promise<UnixListener>; current: Duplex | null; early: Duplex | null };
+type Door = {
+  readonly listener: Promise<UnixListener>;
+  current: Duplex | null;
+  early: Duplex | null;
+  /** Resolves when somebody comes, whoever asked for him. */
+  readonly came: PromiseWithResolvers<void>;
+};
 
 export class AgentDoors {
   readonly #host: Host;
@@ -25,7 +31,15 @@ export class AgentDoors {
     const door = this.#doors.get(id);
     if (door === undefined) throw op.error('internal', `the door of sandbox ${id} is not open`);
     const listener = await door.listener;
-    if (door.early === null || door.early.destroyed) door.early = await listener.accept(op);
+    if (door.early !== null && !door.early.destroyed) return;
+    const settled = new AbortController();
+    const waiting = { ...op, signal: AbortSignal.any([op.signal, settled.signal]) };
+    const accepted = listener.accept(waiting).then((stream) => {
+      door.early = stream;
+    });
+    accepted.catch(() => {}); // heard by the race, or called off
+    // Who dials at the same time may have been given the one who came.
+    await Promise.race([accepted, door.came.promise]).finally(() => settled.abort());
   }
 
   /** The next stream to the agent; opens the door where that was not done yet. */
@@ -37,6 +51,7 @@ export class AgentDoors {
     door.early = null;
     const stream = early === null || early.destroyed ? await listener.accept(op) : early;
     door.current = stream;
+    door.came.resolve();
     return stream;
   }
 
@@ -63,7 +78,7 @@ export class AgentDoors {
     const known = this.#doors.get(id);
     if (known !== undefined) return known;
     const listener = this.#host.listenUnix(op, path, mode);
-    const door = { listener, current: null, early: null };
+    const door = { listener, current: null, early: null, came: Promise.withResolvers<void>() };
     this.#doors.set(id, door);
     listener.catch(() => this.#doors.delete(id)); // who asked hears it; the next one tries again
     return door;

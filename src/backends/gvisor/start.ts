@@ -108,6 +108,8 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
   releasing((late) => host.remove(late, plan.runDir));
   releasing((late) => network.close(late, networkPlan(plan)));
   releasing(() => doors.close(plan.id));
+  // Whoever asked for the agent too early has opened one there, which would stay open where nobody can come to.
+  await doors.close(plan.id);
   await host.remove(op, plan.runDir);
   await makePlaces(op, config, plan);
   const [taken, link, cgroupsPath] = await allOf([

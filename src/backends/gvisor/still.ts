@@ -44,7 +44,9 @@ export class Replacements {
       const wasUnder = this.#under.has(id);
       const found = await wait();
       await this.#under.get(id);
-      if (!wasUnder && this.#counts.get(id) === before) return found;
+      // Forgotten: it has ended for good, and whatever has that id by now is not what was waited for. To look at it would call off its start.
+      const now = this.#counts.get(id);
+      if (!wasUnder && (now === before || now === undefined)) return found;
     }
   }
 
