@@ -166,8 +166,12 @@ function reportOf(path: string): string | null {
   }
 }
 
+const ACTIONS = ['die-before', 'die-after', 'fail', 'hang'] as const;
+
 for (const [index, one] of CASES.entries()) {
-  for (const [at, action] of (['die-before', 'die-after', 'fail', 'hang'] as const).entries()) {
+  for (const [at, action] of ACTIONS.entries()) {
+    // Half of them in each run, others from one run to the next: each starts three daemons.
+    if (!isLong && (seed + index + at) % 2 === 1) continue;
     test(
       `${one.verb}: ${action} at ${isLong ? 'every' : 'some'} call (seed ${seed})`,
       async () => {

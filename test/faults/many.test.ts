@@ -8,10 +8,12 @@ import { eventually } from '../support/eventually.ts';
 import { createAtOnce } from './at-once.ts';
 import { expectInOrder, expectNoLeaks, isLong, numbers, rssKiB, seed, startDaemon, works } from './world.ts';
 
-const RESTORES = isLong ? 300 : 30;
-const BOOTS = isLong ? 100 : 10;
+const RESTORES = isLong ? 300 : 15;
+const BOOTS = isLong ? 100 : 4;
 const AT_ONCE = isLong ? 50 : 12;
 const ROUNDS = isLong ? 40 : 4;
+/** Commands that are answered while the flood goes on; each takes a second or more under emulation. */
+const FLOODED = isLong ? 20 : 8;
 const FLAT_KIB = 48 * 1024;
 
 let daemon: DaemonUnderTest;
@@ -126,7 +128,7 @@ test('a guest that floods while nobody reads leaves the daemon as small as it wa
     client.socket.pause();
   }
   // Everybody else is served meanwhile, and each round gives the flood time to pile up.
-  for (let count = 0; count < 20; count += 1) {
+  for (let count = 0; count < FLOODED; count += 1) {
     await works(daemon, id);
     expect(rssKiB(daemon.pid) - before).toBeLessThan(FLAT_KIB);
   }

@@ -8,7 +8,9 @@
 //   HUTCH_TEST_COUNT=VERB HUTCH_TEST_COUNT_REPORT=PATH   how many calls its operations made, at the end
 //   HUTCH_TEST_ARMED=PATH                           a file that says the two faults when it comes, or HUTCH_TEST_POINTS=VERB:
 //                                                   at which points of its operations a death leaves something else, a line each
-// Image, kernel and initramfs are those of this checkout, linked in; templates and all else are its own.
+//   HUTCH_TEST_NO_TEMPLATE=1                        its first sandbox boots a machine, as a new user's does
+// Image, kernel and initramfs are those of this checkout, linked in; templates are copies of what was booted for another test, and
+// all else is its own.
 import { appendFileSync, copyFileSync, linkSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import { Socket } from 'node:net';
 import { join, resolve } from 'node:path';
@@ -22,6 +24,7 @@ import type { Store } from '../../src/store/contract.ts';
 import { whenArmed } from '../support/armed.ts';
 import { countCalls, describeCall, type FaultyHost, hostWithFault, watchCalls } from '../support/host-faults.ts';
 import { storeWithFault } from '../support/store-faults.ts';
+import { seedTemplates } from '../support/templates.ts';
 
 const { env } = process;
 const home = env['HUTCH_HOME'];
@@ -33,6 +36,7 @@ const armed = env['HUTCH_TEST_ARMED'];
 // HUTCH_TEST_BARE=1: a machine on which nothing has been prepared
 for (const name of env['HUTCH_TEST_BARE'] === undefined ? ['images', 'kernels', 'initramfs'] : [])
   linkTree(resolve(import.meta.dirname, '../../.tools/data', name), join(home, 'data', name));
+if (env['HUTCH_TEST_BARE'] === undefined && env['HUTCH_TEST_NO_TEMPLATE'] === undefined) seedTemplates(home);
 
 const path = env['HUTCH_TEST_PATH'];
 const real = nodeHost(path === undefined ? {} : { env: { PATH: path } });

@@ -6,6 +6,7 @@ import { expect } from 'vitest';
 import { DaemonUnderTest, type SandboxView, type StartOptions } from '../support/daemon-under-test.ts';
 import { DockerEngine } from '../support/docker-engine.ts';
 import { eventually } from '../support/eventually.ts';
+import { keepTemplates } from '../support/templates.ts';
 
 export const seed = Number(process.env['HUTCH_TEST_SEED'] ?? 1);
 export const isLong = process.env['HUTCH_TEST_LONG'] !== undefined;
@@ -19,6 +20,7 @@ export async function startDaemon(env: Readonly<Record<string, string>> = {}): P
   const daemon = await DaemonUnderTest.start(options(env));
   const { id } = await daemon.call('sandbox.create', { network: 'none' });
   await daemon.call('sandbox.delete', { ref: id, force: true });
+  keepTemplates(daemon.home);
   return daemon;
 }
 
@@ -48,6 +50,7 @@ export async function startWorld(backend: BackendName): Promise<World | string> 
   if (why !== null) return why;
   const { id } = await daemon.call('sandbox.create', { network: 'none' });
   await daemon.call('sandbox.delete', { ref: id, force: true });
+  keepTemplates(daemon.home);
   const kept = undo.move();
   return {
     backend,
