@@ -92,6 +92,15 @@ export async function appendStream(op: Operation, path: string, chunks: AsyncIte
   return total;
 }
 
+export function writeAt(op: Operation, path: string, offset: number, bytes: Uint8Array): Promise<void> {
+  return heed(op, `write to ${path}`, async () => {
+    await using file = await fs.open(path, 'r+');
+    for (let done = 0; done < bytes.byteLength; ) {
+      done += (await file.write(bytes, done, bytes.byteLength - done, offset + done)).bytesWritten;
+    }
+  });
+}
+
 export function readRange(op: Operation, path: string, offset: number, length: number): Promise<Uint8Array> {
   return heed(op, `read ${path}`, async () => {
     await using file = await fs.open(path, 'r');

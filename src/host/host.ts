@@ -130,6 +130,8 @@ export type Host = {
   appendFile(op: Operation, path: string, content: Uint8Array): Promise<void>;
   /** At the end of the file, made (0600) if there is none; the next chunk is asked for when the last one is written. Gives their bytes. */
   appendStream(op: Operation, path: string, chunks: AsyncIterable<Uint8Array>): Promise<number>;
+  /** In place of what the file has at `offset`; `not_found` where there is none. Durable only after `sync`. */
+  writeAt(op: Operation, path: string, offset: number, bytes: Uint8Array): Promise<void>;
   /** Fewer bytes than `length` where the file ends before. */
   readRange(op: Operation, path: string, offset: number, length: number): Promise<Uint8Array>;
   /** Chunks from `offset` to the end of the file as it is then; `in-place`: each is valid until the next is asked for. */

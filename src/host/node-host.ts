@@ -32,6 +32,7 @@ export function nodeHost(options: NodeHostOptions = {}): Host {
     writeFileAtomic: files.writeFileAtomic,
     appendFile: files.appendFile,
     appendStream: files.appendStream,
+    writeAt: files.writeAt,
     readRange: files.readRange,
     readStream: files.readStream,
     stat: files.stat,

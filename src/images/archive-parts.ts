@@ -5,6 +5,7 @@ import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { ArchiveError, shown } from './archive-error.ts';
 import { digestOf } from './digest.ts';
+import type { KnownLayer } from './layers/map.ts';
 import { hashed } from './layers/pack.ts';
 import { packingOf } from './layers/unpack.ts';
 import { blobPath } from './oci/layout-tar.ts';
@@ -17,18 +18,23 @@ const PART =
   /^(manifest\.json|index\.json|oci-layout|hutch\.json|blobs\/sha256\/[0-9a-f]{64}|[0-9a-f]{64}\.json|[0-9a-f]{64}\/layer\.tar|[0-9a-f]{64}\.tar)$/;
 export const TAR_TYPE = 'application/vnd.oci.image.layer.v1.tar';
 
-type Part = { readonly offset: number; readonly length: number } | { readonly link: string };
-export type ArchiveParts = {
-  /** Where the archive lies, unpacked. */
+export type Place = {
   readonly file: string;
-  readonly parts: ReadonlyMap<string, Part>;
+  readonly offset: number;
+  readonly length: number;
+  /** What its bytes were when they came, in hexadecimal; null for one that has no file to itself. */
+  readonly sha256: string | null;
+  /** What was packed of it as a layer, for whoever asks first. */
+  readonly packed?: () => Promise<KnownLayer | null>;
 };
+export type Part = Place | { readonly link: string };
+export type ArchiveParts = { readonly parts: ReadonlyMap<string, Part> };
 
-/** Where the parts of images lie in it, and the digest of the whole, unpacked. */
-export async function scan(chunks: AsyncIterable<Uint8Array>): Promise<{ found: ReadonlyMap<string, Part>; diffId: string }> {
+/** Where the parts of images lie in it once it is unpacked as `file`, and the digest of the whole, unpacked. */
+export async function scan(chunks: AsyncIterable<Uint8Array>, file = ''): Promise<{ found: ReadonlyMap<string, Part>; diffId: string }> {
   const hash = createHash('sha256');
   await using reader = new TarReader(hashed(chunks, hash));
-  const found = await partsOfArchive(reader);
+  const found = await partsOfArchive(reader, (offset, length) => ({ file, offset, length, sha256: null }));
   await reader.drain();
   return { found, diffId: `sha256:${hash.digest('hex')}` };
 }
@@ -36,17 +42,21 @@ export async function scan(chunks: AsyncIterable<Uint8Array>): Promise<{ found: 
 /** As `scan`, of a file that is not packed: the content of its parts is passed over. */
 export async function partsIn(op: Operation, host: Host, file: string, sizeBytes: number): Promise<ReadonlyMap<string, Part>> {
   await using reader = new TarReader({ sizeBytes, from: (offset) => host.readStream(op, file, offset, 'in-place') });
-  return await partsOfArchive(reader);
+  return await partsOfArchive(reader, (offset, length) => ({ file, offset, length, sha256: null }));
 }
 
-async function partsOfArchive(reader: TarReader): Promise<ReadonlyMap<string, Part>> {
+/** `placed` is asked for each part before its content is read. @throws ArchiveError for what is no archive, or an empty one. */
+export async function partsOfArchive(
+  reader: TarReader,
+  placed: (offset: number, length: number) => Place,
+): Promise<ReadonlyMap<string, Part>> {
   const found = new Map<string, Part>();
   let entries = 0;
   for (let entry = await reader.next(); entry !== null; entry = await reader.next()) {
     entries += 1;
     const path = entry.path.replace(/^(\.?\/)+/, '');
     if (!PART.test(path) || found.size >= PARTS_MAX) continue;
-    if (entry.type === 'file' && entry.sparse === null) found.set(path, { offset: reader.offset, length: entry.sizeBytes });
+    if (entry.type === 'file' && entry.sparse === null) found.set(path, placed(reader.offset, entry.sizeBytes));
     // An older `docker save` writes a layer that two images share once.
     if (entry.type === 'symlink') found.set(path, { link: join('/', path, '..', entry.link).slice(1) });
   }
@@ -63,9 +73,9 @@ export async function readBlob(op: Operation, host: Host, archive: ArchiveParts,
 
 /** @throws ArchiveError for one that is not there, or larger than `bytesMax`. */
 export async function readPart(op: Operation, host: Host, archive: ArchiveParts, path: string, bytesMax: number): Promise<Buffer> {
-  const { offset, length } = partOf(archive, path);
+  const { file, offset, length } = partOf(archive, path);
   if (length > bytesMax) throw new ArchiveError(`${shown(path)} in it has ${length} bytes; at most ${bytesMax} are read`);
-  return Buffer.from(await host.readRange(op, archive.file, offset, length));
+  return Buffer.from(await host.readRange(op, file, offset, length));
 }
 
 /** @throws ArchiveError for what is no JSON, too. */
@@ -79,7 +89,7 @@ export async function readJson(op: Operation, host: Host, archive: ArchiveParts,
 }
 
 /** @throws ArchiveError for one that is not there. */
-export function partOf({ parts }: ArchiveParts, path: string): { readonly offset: number; readonly length: number } {
+export function partOf({ parts }: ArchiveParts, path: string): Place {
   let part = parts.get(path.replace(/^\.\//, ''));
   if (part !== undefined && 'link' in part) part = parts.get(part.link);
   if (part === undefined || 'link' in part) throw new ArchiveError(`${shown(path)} is not in it`);

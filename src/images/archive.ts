@@ -7,7 +7,20 @@ import { parseImageReference, requireImageReference, shownReference } from '../d
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { ArchiveError, shown } from './archive-error.ts';
-import { type ArchiveParts, mediaTypeOf, partOf, partsIn, range, readBlob, readJson, readPart, scan, TAR_TYPE } from './archive-parts.ts';
+import {
+  type ArchiveParts,
+  mediaTypeOf,
+  type Place,
+  partOf,
+  partsIn,
+  range,
+  readBlob,
+  readJson,
+  readPart,
+  scan,
+  TAR_TYPE,
+} from './archive-parts.ts';
+import { receiveArchive } from './archive-receive.ts';
 import type { Blobs } from './blobs.ts';
 import { BUILD_LIMITS, type BuildLimits, buildImage, type LayerToBuild, named } from './build.ts';
 import { bounded } from './chunks.ts';
@@ -75,37 +88,51 @@ export async function importImages(
   const { host, blobs, limits = BUILD_LIMITS } = parts;
   await using staged = await blobs.stage(op, `import-${op.id}`);
   await host.makeDir(op, staged.path, SHARED_DIR_MODE);
-  const file = join(staged.path, 'archive');
-  await host.appendStream(op, file, told(op, bounded(source, ARCHIVE_BYTES_MAX), 'receiving', null));
-  const sizeBytes = (await host.stat(op, file))?.sizeBytes ?? 0;
+  const coming = told(op, bounded(source, ARCHIVE_BYTES_MAX), 'receiving', null);
+  await using received = await receiveArchive(op, parts, coming, staged.path, limits);
   const what = 'the archive';
   return await named(op, what, async () => {
-    const disk = await tarOfDisk(op, host, file, staged.path, limits.layerBytesMax);
-    if (disk !== null) {
-      const { diffId } = await scan(unpacked(op, host, disk, limits.layerBytesMax));
+    const opened = hasImages(received.parts) ? received.parts : await openWhole(op, parts, await received.whole(), staged.path, limits);
+    if ('root' in opened) {
       await requireNames(op, parts, name === null ? [] : [name], what, NOT_SIGNED);
-      return { images: [{ image: await importRoot(op, parts, disk, diffId), names: [] }], kernels: [] };
+      return { images: [{ image: await importRoot(op, parts, opened.root, opened.diffId), names: [] }], kernels: [] };
     }
-    const isPacked = packingOf(await host.readRange(op, file, 0, MAGIC_BYTES)) !== 'none';
-    const { found, diffId } = isPacked
-      ? await scan(told(op, unpacked(op, host, file, limits.layerBytesMax), 'reading', null))
-      : { found: await partsTold(op, host, file, sizeBytes), diffId: null };
-    if (!found.has('manifest.json') && !(found.has('index.json') && found.has('oci-layout'))) {
-      await requireNames(op, parts, name === null ? [] : [name], what, NOT_SIGNED);
-      return { images: [{ image: await importRoot(op, parts, file, diffId), names: [] }], kernels: [] };
-    }
-    const plain = isPacked ? join(staged.path, 'unpacked') : file;
-    if (plain !== file) await host.appendStream(op, plain, unpacked(op, host, file, limits.layerBytesMax));
-    const archive = { file: plain, parts: found, name };
+    const archive = { parts: opened, name };
     const own = await ownImages(op, host, archive);
     const kernels = await importKernels(op, parts, archive, taken);
     const images = [
       ...(await importOwn(op, parts, archive, own)),
-      ...(found.has('manifest.json') ? await importSaved(op, parts, archive, own) : await importLayout(op, parts, archive, own)),
+      ...(opened.has('manifest.json') ? await importSaved(op, parts, archive, own) : await importLayout(op, parts, archive, own)),
     ];
     if (images.length + kernels.length === 0) throw new ArchiveError('there is no image in it');
     return { images: eachOnce(images), kernels };
   });
+}
+
+function hasImages(parts: ArchiveParts['parts'] | null): parts is ArchiveParts['parts'] {
+  return parts !== null && (parts.has('manifest.json') || (parts.has('index.json') && parts.has('oci-layout')));
+}
+
+type Root = { readonly root: string; readonly diffId: string | null };
+
+/** What has not been looked into on its way, in `file`: packed, a disk image, or a root file system. */
+async function openWhole(
+  op: Operation,
+  { host }: ImportParts,
+  file: string,
+  dir: string,
+  { layerBytesMax }: BuildLimits,
+): Promise<ArchiveParts['parts'] | Root> {
+  const disk = await tarOfDisk(op, host, file, dir, layerBytesMax);
+  if (disk !== null) return { root: disk, diffId: (await scan(unpacked(op, host, disk, layerBytesMax))).diffId };
+  const isPacked = packingOf(await host.readRange(op, file, 0, MAGIC_BYTES)) !== 'none';
+  const plain = isPacked ? join(dir, 'unpacked') : file;
+  const { found, diffId } = isPacked
+    ? await scan(told(op, unpacked(op, host, file, layerBytesMax), 'reading', null), plain)
+    : { found: await partsTold(op, host, file), diffId: null };
+  if (!hasImages(found)) return { root: file, diffId };
+  if (plain !== file) await host.appendStream(op, plain, unpacked(op, host, file, layerBytesMax));
+  return found;
 }
 
 /** Those beside the images of `hutch image export --kernel`. */
@@ -144,7 +171,8 @@ async function* told(op: Operation, chunks: AsyncIterable<Uint8Array>, detail: s
   }
 }
 
-async function partsTold(op: Operation, host: Host, file: string, sizeBytes: number): Promise<ArchiveParts['parts']> {
+async function partsTold(op: Operation, host: Host, file: string): Promise<ArchiveParts['parts']> {
+  const sizeBytes = (await host.stat(op, file))?.sizeBytes ?? 0;
   op.progress({ step: IMPORT_STEP, detail: 'reading', done: 0, total: sizeBytes, unit: 'bytes' });
   return await partsIn(op, host, file, sizeBytes);
 }
@@ -362,36 +390,45 @@ class KeptLayers implements AsyncDisposable {
 
   async add(layer: LayerInArchive): Promise<void> {
     const { host } = this.#parts;
-    const { offset, length } = partOf(this.#archive, layer.path);
-    const mediaType = mediaTypeOf(await host.readRange(this.#op, this.#archive.file, offset, Math.min(MAGIC_BYTES, length)));
+    const place = partOf(this.#archive, layer.path);
+    const mediaType = mediaTypeOf(await host.readRange(this.#op, place.file, place.offset, Math.min(MAGIC_BYTES, place.length)));
     // One that is not packed is what it is unpacked.
-    const digest = layer.digest ?? (mediaType === TAR_TYPE ? layer.diffId : await this.#digestOf(offset, length));
-    const file = this.#last.then(() => this.#keep(layer, digest, offset, length));
+    const digest = layer.digest ?? (mediaType === TAR_TYPE ? layer.diffId : `sha256:${place.sha256 ?? (await this.#sha256Of(place))}`);
+    let hashedNow = false;
+    const file = this.#last.then(() =>
+      this.#keep(layer, digest, place, () => {
+        hashedNow = mediaType === TAR_TYPE;
+      }),
+    );
     file.catch(() => {}); // heard where it is used
     this.#last = file;
-    this.layers.push({ digest, sizeBytes: length, diffId: layer.diffId, mediaType, file });
+    const packed = layer.diffId === `sha256:${place.sha256}` ? place.packed : undefined;
+    this.layers.push({
+      ...{ digest, sizeBytes: place.length, diffId: layer.diffId, mediaType, file, hashedNow: () => hashedNow },
+      ...(packed === undefined ? {} : { packed }),
+    });
   }
 
-  async #digestOf(offset: number, length: number): Promise<string> {
+  async #sha256Of({ file, offset, length }: Place): Promise<string> {
     const hash = createHash('sha256');
-    for await (const chunk of range(this.#op, this.#parts.host, this.#archive.file, offset, length)) hash.update(chunk);
-    return `sha256:${hash.digest('hex')}`;
+    for await (const chunk of range(this.#op, this.#parts.host, file, offset, length)) hash.update(chunk);
+    return hash.digest('hex');
   }
 
-  async #keep({ path, what, digest: said }: LayerInArchive, digest: string, offset: number, length: number): Promise<string> {
+  async #keep({ path, what, digest: said }: LayerInArchive, digest: string, place: Place, onHashed: () => void): Promise<string> {
     if (this.#isOver) throw new Error('the image is not made any more');
     const { host, blobs } = this.#parts;
-    return await blobs.get(this.#op, digest, length, async (shared, staged) => {
-      const hash = createHash('sha256');
-      const chunks = range(shared, host, this.#archive.file, offset, length);
-      await host.appendStream(shared, staged, hashed(chunks, hash));
-      const found = `sha256:${hash.digest('hex')}`;
-      if (found === digest) return;
-      throw new ArchiveError(
-        said === null
-          ? `its layer ${shown(path)} is not what ${shown(what)} says: its content is ${found}`
-          : `${shown(path)} is not what its name says: its digest is ${found}`,
-      );
+    return await blobs.get(this.#op, digest, place.length, async (shared, staged) => {
+      const found = `sha256:${place.sha256 ?? (await copied(shared, host, place, staged))}`;
+      if (found !== digest)
+        throw new ArchiveError(
+          said === null
+            ? `its layer ${shown(path)} is not what ${shown(what)} says: its content is ${found}`
+            : `${shown(path)} is not what its name says: its digest is ${found}`,
+        );
+      // It has a file to itself already.
+      if (place.sha256 !== null) await host.link(shared, place.file, staged);
+      onHashed();
     });
   }
 
@@ -400,6 +437,13 @@ class KeptLayers implements AsyncDisposable {
     this.#isOver = true;
     await this.#last.catch(() => {});
   }
+}
+
+/** Gives what it has copied, in hexadecimal. */
+async function copied(op: Operation, host: Host, { file, offset, length }: Place, to: string): Promise<string> {
+  const hash = createHash('sha256');
+  await host.appendStream(op, to, hashed(range(op, host, file, offset, length), hash));
+  return hash.digest('hex');
 }
 
 /** Those that are names, in the short form. */

@@ -1,10 +1,9 @@
 // From layers to an image that sandboxes boot: each layer is packed as it is read, or taken from an image that
 // has it already; one file system is made of them (docs/decisions/0027-layers-are-packed-once.md) and
 // moved into place whole. Needs no root, and no file of the image is ever made on this machine.
-import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import { setTimeout as sleep, setImmediate as turn } from 'node:timers/promises';
-import { HutchError } from '../domain/errors.ts';
+import type { HutchError } from '../domain/errors.ts';
 import type { ImageConfig } from '../domain/image.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
@@ -23,13 +22,13 @@ import {
   type PreparedImage,
   ROOTFS,
 } from './image.ts';
+import { Joined, NotAsItWas } from './layers/join.ts';
 import { type KnownLayer, keepMap, knownMaps, openMap } from './layers/map.ts';
 import { PackFailed, packLayer } from './layers/pack.ts';
 import { TREE_LIMITS, Tree, type TreeLimits } from './layers/tree.ts';
 import { unpacked } from './layers/unpack.ts';
 import { type ImagePaths, SHARED_DIR_MODE, SHARED_FILE_MODE, unlessDamaged } from './layout.ts';
-import type { PackedLayer } from './squashfs/format.ts';
-import { squashfsOf, TooManyOwners } from './squashfs/write.ts';
+import { DATA_AT, squashfsOf, TooManyOwners } from './squashfs/write.ts';
 
 export const STEP = 'pull';
 const ENTRIES_PER_TURN = 2_000;
@@ -45,6 +44,10 @@ export const BUILD_LIMITS: BuildLimits = { ...TREE_LIMITS, layerBytesMax: 72 * 1
 export type LayerToBuild = OciSource['layers'][number] & {
   /** Resolves when the layer lies in a file, whole and checked. */
   readonly file: Promise<string>;
+  /** Once it does: whether it is not packed, and its bytes were hashed on their way into that file just now. */
+  readonly hashedNow?: () => boolean;
+  /** What was packed of it on its way in, for whoever asks first; null where nothing was. Its content is that of `diffId`. */
+  readonly packed?: () => Promise<KnownLayer | null>;
 };
 
 export type ImageToBuild = {
@@ -153,27 +156,51 @@ type Making = {
 
 /** The root file system, with what is known of its layers beside it. */
 async function rootOf(op: Operation, making: Making, layersHere: 'reuse' | 'ignore'): Promise<Root> {
-  const { host, paths, image, out, limits } = making;
-  const tree = new Tree(limits);
+  const { host, paths, image, out } = making;
   const here = layersHere === 'reuse' ? await knownMaps(op, host, paths) : new Map<string, string>();
-  const layers: KnownLayer[] = [];
-  for (const [at, layer] of image.layers.entries()) {
-    const dir = here.get(layer.diffId);
-    const known = dir === undefined ? null : await openMap(op, host, dir, layer.diffId);
-    layers.push(
-      known === null ? await readLayer(op, making, tree, at, layer) : await named(op, image.what, () => applied(tree, at, known)),
-    );
-  }
-  await Promise.all(image.layers.map(({ file }) => file)); // also those whose content was here: they are kept for others
-  op.progress({ step: image.step ?? STEP, detail: 'writing' });
   try {
-    return await named(op, image.what, () => written(op, making, tree, layers));
+    return await named(op, image.what, () => written(op, making, here, layersHere));
   } catch (error) {
     if (!(error instanceof NotAsItWas)) throw error;
     op.log.warn({ path: error.path }, 'an image has changed on disk; its layers are read anew');
     await host.remove(op, join(out, ROOTFS));
     return await rootOf(op, making, 'ignore');
   }
+}
+
+/** `here`: where the maps of layers lie that other images have. */
+async function written(op: Operation, making: Making, here: ReadonlyMap<string, string>, layersHere: 'reuse' | 'ignore'): Promise<Root> {
+  const { host, image, out, limits } = making;
+  const tree = new Tree(limits);
+  const layers: KnownLayer[] = [];
+  await using joined = new Joined(op, host, join(out, ROOTFS));
+  for (const [at, layer] of image.layers.entries()) {
+    const dir = here.get(layer.diffId);
+    const there = dir === undefined ? null : await openMap(op, host, dir, layer.diffId);
+    const known = there ?? (layersHere === 'reuse' ? await layer.packed?.() : null) ?? null;
+    const read =
+      known === null ? await readLayer(op, making, tree, at, layer) : await named(op, layerName(image, at), () => applied(tree, at, known));
+    layers.push(read);
+    joined.add(read.packed, there === null);
+  }
+  await Promise.all(image.layers.map(({ file }) => file)); // also those whose content was here: they are kept for others
+  op.progress({ step: image.step ?? STEP, detail: 'writing' });
+  const parts = await squashfsOf(
+    tree,
+    layers.map(({ packed }) => packed),
+  );
+  const { sha256, sums } = await joined.finish(parts);
+  let offset = DATA_AT;
+  for (const [at, { packed, entries }] of layers.entries()) {
+    const { diffId = '' } = image.layers[at] ?? {};
+    await keepMap(op, host, out, diffId, { packed: { ...packed, offset }, entries, sha256: sums[at] ?? '' });
+    offset += packed.bytes;
+  }
+  return { sha256, sizeBytes: parts.sizeBytes };
+}
+
+function layerName({ layers, what }: ImageToBuild, at: number): string {
+  return `layer ${at + 1} of ${layers.length} of ${what}`;
 }
 
 async function readLayer(
@@ -183,11 +210,22 @@ async function readLayer(
   at: number,
   layer: LayerToBuild,
 ): Promise<KnownLayer> {
-  const name = `layer ${at + 1} of ${image.layers.length} of ${image.what}`;
+  const name = layerName(image, at);
   const file = await layer.file;
   op.progress({ step: image.step ?? STEP, detail: `reading layer ${at + 1} of ${image.layers.length}` });
   const source = unpacked(op, host, file, limits.layerBytesMax);
-  const { packed, diffId, entries } = await named(op, name, () => packLayer(op, host, tree, at, source, join(out, `layer-${at}`)));
+  // Of what is not packed, the digest by which it came is this one.
+  const isKnown = layer.hashedNow?.() === true && layer.digest === layer.diffId;
+  const { packed, diffId, entries } = await named(op, name, () =>
+    packLayer(
+      op,
+      host,
+      (ordinal, entry) => tree.apply(at, ordinal, entry),
+      source,
+      join(out, `layer-${at}`),
+      isKnown ? layer.diffId : null,
+    ),
+  );
   if (diffId !== layer.diffId) throw op.error('failed_precondition', `${name} is not what the image says: its content is ${diffId}`);
   return { packed, entries };
 }
@@ -198,72 +236,6 @@ async function applied(tree: Tree, at: number, known: KnownLayer): Promise<Known
     if (ordinal % ENTRIES_PER_TURN === 0) await turn();
   }
   return known;
-}
-
-/** A layer that was to be taken from another image is not what it was there. */
-class NotAsItWas extends Error {
-  readonly path: string;
-  constructor(path: string) {
-    super(`${path} has changed`);
-    this.path = path;
-  }
-}
-
-async function written(op: Operation, { host, image, out }: Making, tree: Tree, layers: readonly KnownLayer[]): Promise<Root> {
-  const { head, tables, sizeBytes } = await squashfsOf(
-    tree,
-    layers.map(({ packed }) => packed),
-  );
-  const hash = createHash('sha256');
-  const sums: string[] = [];
-  await host.appendStream(
-    op,
-    join(out, ROOTFS),
-    (async function* () {
-      hash.update(head);
-      yield head;
-      for (const { packed } of layers) {
-        const own = createHash('sha256');
-        for await (const chunk of dataOf(op, host, packed)) {
-          own.update(chunk);
-          hash.update(chunk);
-          yield chunk;
-        }
-        const sum = own.digest('hex');
-        if (packed.sha256 !== null && packed.sha256 !== sum) throw new NotAsItWas(packed.path);
-        sums.push(sum);
-      }
-      for (const table of tables) {
-        hash.update(table);
-        yield table;
-      }
-    })(),
-  );
-  let offset = head.byteLength;
-  for (const [at, { packed, entries }] of layers.entries()) {
-    const { diffId = '' } = image.layers[at] ?? {};
-    await keepMap(op, host, out, diffId, { packed: { ...packed, offset }, entries, sha256: sums[at] ?? '' });
-    offset += packed.bytes;
-    await host.remove(op, join(out, `layer-${at}`));
-  }
-  return { sha256: hash.digest('hex'), sizeBytes };
-}
-
-async function* dataOf(op: Operation, host: Host, { path, offset, bytes, sha256 }: PackedLayer): AsyncGenerator<Uint8Array> {
-  let left = bytes;
-  try {
-    for await (const chunk of left === 0 ? [] : host.readStream(op, path, offset, 'in-place')) {
-      const part = chunk.subarray(0, left);
-      left -= part.byteLength;
-      yield part;
-      if (left === 0) return;
-    }
-  } catch (error) {
-    // Another image's, which may be removed at any time.
-    if (sha256 !== null && error instanceof HutchError && error.code === 'not_found') throw new NotAsItWas(path);
-    throw error;
-  }
-  if (left > 0) throw new NotAsItWas(path);
 }
 
 function listsOf({ entrypoint, command, exposedPorts }: ImageConfig) {

@@ -111,10 +111,10 @@ export async function takeOwnImage(op: Operation, parts: BroughtParts, archive: 
   await using staged = await blobs.stage(op, `import-own-${op.id}-${own.slice(7, 19)}`);
   await host.makeDir(op, staged.path, SHARED_DIR_MODE);
   const taken = async (of: string, name: string, bytesMax: number): Promise<string> => {
-    const { offset, length } = partOf(archive, blobPath(of));
+    const { file, offset, length } = partOf(archive, blobPath(of));
     if (length > bytesMax) throw new ArchiveError(`the ${name} in it has ${length} bytes; at most ${bytesMax} are read`);
     const path = join(staged.path, name);
-    await host.appendStream(op, path, range(op, host, archive.file, offset, length));
+    await host.appendStream(op, path, range(op, host, file, offset, length));
     await host.chmod(op, path, SHARED_FILE_MODE); // its reader has no rights
     return path;
   };

@@ -1,4 +1,4 @@
-// One layer, read once: what it says goes to the tree, and the content of its files to tar2sqfs, under no name
+// One layer, read once: what it says goes to whoever asks, and the content of its files to tar2sqfs, under no name
 // but the number of its entry. No file of an image is ever made on this machine but the packed result.
 // The same layer gives the same bytes.
 import { createHash, type Hash } from 'node:crypto';
@@ -12,17 +12,14 @@ import { PACK_OPTIONS } from '../pack.ts';
 import type { PackedLayer } from '../squashfs/format.ts';
 import { readPacked } from '../squashfs/read.ts';
 import { TarReader } from '../tar/reader.ts';
-import type { Tree } from './tree.ts';
 
 /** A layer, unpacked, from its beginning. */
 export type LayerSource = AsyncIterable<Uint8Array>;
 
 /** So many entries are looked at before others get their turn. */
 const ENTRIES_PER_TURN = 2_000;
-/** Small files go out together: a write for each header would cost more than its content. */
-const CHUNK_BYTES = 128 * 1024;
-/** From here on a copy would cost more than a write. */
-const LARGE_BYTES = 32 * 1024;
+/** Files go out together: a write costs more than to copy what it takes. */
+const CHUNK_BYTES = 256 * 1024;
 /** A directory of tar2sqfs's is a list. */
 const FILES_PER_DIRECTORY = 1_024;
 const OUTPUT_BYTES_MAX = 1024 * 1024;
@@ -47,17 +44,21 @@ export class PackFailed extends Error {
   }
 }
 
+/**
+ * `onEntry` is told of each entry before its content is read, and may throw. `known`: the layer's digest, unpacked, where somebody has
+ * made sure of it.
+ */
 export async function packLayer(
   op: Operation,
   host: Host,
-  tree: Tree,
-  layer: number,
+  onEntry: (ordinal: number, entry: TarEntry) => void,
   source: LayerSource,
   out: string,
+  known: string | null = null,
 ): Promise<LayerRead> {
   const hash = createHash('sha256');
   const entries: TarEntry[] = [];
-  const contents = gathered(contentsOf(tree, layer, hashed(source, hash), entries));
+  const contents = gathered(contentsOf(onEntry, known === null ? hashed(source, hash) : source, entries));
   const { exitCode, stderr } = await host.run(op, ['tar2sqfs', ...PACK_OPTIONS, '--no-xattr', out], {
     input: contents,
     outputBytesMax: OUTPUT_BYTES_MAX,
@@ -66,15 +67,19 @@ export async function packLayer(
     const { freeBytes } = await host.fileSystem(op, dirname(out));
     throw new PackFailed(new TextDecoder().decode(stderr), freeBytes < FULL_BYTES);
   }
-  return { packed: await readPacked(op, host, out), diffId: `sha256:${hash.digest('hex')}`, entries };
+  return { packed: await readPacked(op, host, out), diffId: known ?? `sha256:${hash.digest('hex')}`, entries };
 }
 
-async function* contentsOf(tree: Tree, layer: number, source: LayerSource, entries: TarEntry[]): AsyncGenerator<Uint8Array> {
+async function* contentsOf(
+  onEntry: (ordinal: number, entry: TarEntry) => void,
+  source: LayerSource,
+  entries: TarEntry[],
+): AsyncGenerator<Uint8Array> {
   await using reader = new TarReader(source);
   for (let ordinal = 0; ; ordinal += 1) {
     const entry = await reader.next();
     if (entry === null) break;
-    tree.apply(layer, ordinal, entry);
+    onEntry(ordinal, entry);
     entries.push(entry);
     if (ordinal % ENTRIES_PER_TURN === 0) await turn();
     if (entry.type !== 'file' || entry.sizeBytes === 0) continue;
@@ -117,14 +122,14 @@ async function* gathered(chunks: AsyncIterable<Uint8Array>): AsyncGenerator<Uint
   const buffer = Buffer.allocUnsafeSlow(CHUNK_BYTES);
   let filled = 0;
   for await (const chunk of chunks) {
-    if (chunk.byteLength > CHUNK_BYTES - filled || chunk.byteLength >= LARGE_BYTES) {
-      if (filled > 0) yield buffer.subarray(0, filled);
+    for (let at = 0; at < chunk.byteLength; ) {
+      const taken = Math.min(chunk.byteLength - at, CHUNK_BYTES - filled);
+      buffer.set(chunk.subarray(at, at + taken), filled);
+      filled += taken;
+      at += taken;
+      if (filled < CHUNK_BYTES) continue;
+      yield buffer;
       filled = 0;
-    }
-    if (chunk.byteLength >= LARGE_BYTES) yield chunk;
-    else {
-      buffer.set(chunk, filled);
-      filled += chunk.byteLength;
     }
   }
   if (filled > 0) yield buffer.subarray(0, filled);

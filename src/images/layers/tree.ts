@@ -73,7 +73,7 @@ export class Tree {
   /** One entry of a layer; layers come in order, and so do the entries of each. */
   apply(layer: number, ordinal: number, entry: TarEntry): void {
     this.#layer = layer;
-    this.#count(entry);
+    this.count(entry);
     const parts = partsOf(entry.path);
     const name = parts.pop();
     if (name === undefined) this.#applyRoot(entry);
@@ -96,7 +96,8 @@ export class Tree {
     parent.children.set(name, { inode: newInode(entry, entry.type, layer, ordinal), layer });
   }
 
-  #count(entry: TarEntry): void {
+  /** Against the bounds alone. @throws ArchiveError beyond them. */
+  count(entry: TarEntry): void {
     this.#entries += 1;
     if (this.#entries > this.#limits.entriesMax) throw new ArchiveError(`it has more than ${this.#limits.entriesMax} entries`);
     let bytes = entry.path.length + entry.link.length;

@@ -1,0 +1,297 @@
+// An archive on its way in. Of one that is not packed, what is large and may be a layer goes into a file of its own, and
+// is hashed while it comes: it becomes a blob as it is, and is not copied out of the archive again. A layer that is not packed
+// is packed for its image while the next one comes. All else goes into one file. Whatever does not read as an archive is as it came in the end: what is wrong with it, others say.
+import { createHash, type Hash } from 'node:crypto';
+import { join } from 'node:path';
+import type { TarEntry } from '../domain/tar-entry.ts';
+import type { Host } from '../host/host.ts';
+import type { Operation } from '../host/operation.ts';
+import { ArchiveError } from './archive-error.ts';
+import { type Part, type Place, partsOfArchive, range } from './archive-parts.ts';
+import { type KnownLayer, knownMaps } from './layers/map.ts';
+import { PackFailed, packLayer } from './layers/pack.ts';
+import { Tree, type TreeLimits } from './layers/tree.ts';
+import { packingOf, unpacked } from './layers/unpack.ts';
+import type { ImagePaths } from './layout.ts';
+import { TarReader } from './tar/reader.ts';
+
+/** What is smaller is read out of the archive sooner than it has a file of its own. */
+const OWN_FILE_BYTES_MIN = 1024 * 1024;
+const OWN_FILES_MAX = 1_024;
+const BUFFER_BYTES = 1024 * 1024;
+const MAGIC_BYTES = 6;
+/** Where every tar archive of today says what it is, POSIX's and GNU's. */
+const USTAR = { text: 'ustar', offset: 257 };
+
+export type ReceiveParts = { readonly host: Host; readonly paths: ImagePaths };
+export type ReceiveLimits = TreeLimits & { readonly layerBytesMax: number };
+
+/** Whoever has it disposes it: then nothing of it is being packed any more. */
+export type Received = AsyncDisposable & {
+  /** Null for what is packed, or no archive. */
+  readonly parts: ReadonlyMap<string, Part> | null;
+  /** All of it in one file, as it came. */
+  whole(): Promise<string>;
+};
+
+/** Into `dir`. @throws what `source` throws. */
+export async function receiveArchive(
+  op: Operation,
+  parts: ReceiveParts,
+  source: AsyncIterable<Uint8Array>,
+  dir: string,
+  limits: ReceiveLimits,
+): Promise<Received> {
+  await using undo = new AsyncDisposableStack();
+  const splitter = undo.use(new Splitter(op, parts, dir, limits));
+  const chunks = source[Symbol.asyncIterator]();
+  try {
+    const found = await partsAsTheyCome(splitter, chunks);
+    await splitter.takeRest(chunks);
+    await splitter.finish();
+    const kept = undo.move();
+    return {
+      ...{ parts: found === null ? null : splitter.placed(found), whole: () => splitter.whole() },
+      [Symbol.asyncDispose]: () => kept.disposeAsync(),
+    };
+  } finally {
+    await chunks.return?.();
+  }
+}
+
+async function partsAsTheyCome(splitter: Splitter, chunks: AsyncIterator<Uint8Array>): Promise<ReadonlyMap<string, Part> | null> {
+  try {
+    await using reader = new TarReader({ [Symbol.asyncIterator]: () => splitter.looked(chunks) });
+    const parts = await partsOfArchive(reader, (offset, length) => splitter.place(offset, length));
+    await reader.drain();
+    return parts;
+  } catch (error) {
+    if (error instanceof ArchiveError && error !== splitter.failure) return null;
+    throw error;
+  }
+}
+
+/** What lies where, in the order of the archive. */
+type Own = {
+  readonly offset: number;
+  readonly length: number;
+  readonly file: string;
+  readonly hash: Hash;
+  sha256: string;
+  packed: Promise<KnownLayer | null> | null;
+};
+
+class Splitter implements AsyncDisposable {
+  readonly #op: Operation;
+  readonly #host: Host;
+  readonly #paths: ImagePaths;
+  readonly #limits: ReceiveLimits;
+  readonly #dir: string;
+  readonly #file: string;
+  readonly #owns: Own[] = [];
+  /** The chunk that is looked at, and how much of the archive lies before it. */
+  #chunk: Uint8Array = Buffer.alloc(0);
+  #before = 0;
+  #isPacked = false;
+  /** How many of `#owns` are whole. */
+  #done = 0;
+  #plainBytes = 0;
+  #buffers = [Buffer.allocUnsafeSlow(BUFFER_BYTES), Buffer.allocUnsafeSlow(BUFFER_BYTES)] as const;
+  #filled = 0;
+  #into: string;
+  #writing: Promise<void> = Promise.resolve();
+  #syncing: Promise<void> = Promise.resolve();
+  #packing: Promise<unknown> = Promise.resolve();
+  #isOver = false;
+  failure: unknown = null;
+
+  constructor(op: Operation, { host, paths }: ReceiveParts, dir: string, limits: ReceiveLimits) {
+    this.#op = op;
+    this.#host = host;
+    this.#paths = paths;
+    this.#limits = limits;
+    this.#dir = dir;
+    this.#file = join(dir, 'archive');
+    this.#into = this.#file;
+  }
+
+  /** For the reader: when it asks for the next one, it has said all that begins in the one before. */
+  looked(chunks: AsyncIterator<Uint8Array>): AsyncIterator<Uint8Array> {
+    return { next: () => this.#next(chunks) };
+  }
+
+  async #next(chunks: AsyncIterator<Uint8Array>): Promise<IteratorResult<Uint8Array>> {
+    try {
+      await this.#take();
+      if (this.#isPacked) return { done: true, value: undefined };
+      const { done, value } = await chunks.next();
+      if (done === true) return { done: true, value: undefined };
+      this.#chunk = value;
+      // Less than that is no archive either way.
+      this.#isPacked = this.#before === 0 && value.byteLength >= MAGIC_BYTES && isPacked(value);
+      return this.#isPacked ? { done: true, value: undefined } : { done: false, value };
+    } catch (error) {
+      this.failure = error;
+      throw error;
+    }
+  }
+
+  /** Of a part: asked before its content is looked at. */
+  place(offset: number, length: number): Place {
+    const own = length >= OWN_FILE_BYTES_MIN && this.#owns.length < OWN_FILES_MAX;
+    const file = own ? join(this.#dir, `part-${this.#owns.length}`) : this.#file;
+    if (own) this.#owns.push({ offset, length, file, hash: createHash('sha256'), sha256: '', packed: null });
+    return { file, offset, length, sha256: null };
+  }
+
+  /** Without looking at it: what is packed, or no archive. */
+  async takeRest(chunks: AsyncIterator<Uint8Array>): Promise<void> {
+    for (;;) {
+      await this.#take();
+      const { done, value } = await chunks.next();
+      if (done === true) return;
+      this.#chunk = value;
+    }
+  }
+
+  /** The chunk goes where it belongs. */
+  async #take(): Promise<void> {
+    const chunk = this.#chunk;
+    for (let at = 0; at < chunk.byteLength; ) {
+      const own = this.#owns[this.#done];
+      const offset = this.#before + at;
+      const isIn = own !== undefined && offset >= own.offset;
+      const end = own === undefined ? Number.POSITIVE_INFINITY : isIn ? own.offset + own.length : own.offset;
+      const piece = chunk.subarray(at, Math.min(chunk.byteLength, at + end - offset));
+      at += piece.byteLength;
+      if (!isIn) this.#plainBytes += piece.byteLength;
+      else own.hash.update(piece);
+      await this.#put(isIn ? own.file : this.#file, piece);
+      if (isIn && this.#before + at === end) await this.#end(own);
+    }
+    this.#before += chunk.byteLength;
+    this.#chunk = Buffer.alloc(0);
+  }
+
+  async #end(own: Own): Promise<void> {
+    own.sha256 = own.hash.digest('hex');
+    this.#done += 1;
+    await this.#flush();
+    const written = this.#writing;
+    // It is kept in most cases, and then the disk has begun already; whoever keeps it syncs it.
+    this.#syncing = this.#syncing.then(() => written).then(() => this.#host.sync(this.#op, own.file));
+    this.#syncing.catch(() => {}); // heard by whoever syncs it
+    own.packed = this.#packing.then(() => written).then(() => this.#pack(own));
+    own.packed.catch(() => {}); // heard by whoever asks for it
+    this.#packing = own.packed.catch(() => {});
+  }
+
+  /** Null for what is no layer, or no good one: whoever reads it then says why. */
+  async #pack({ file, sha256 }: Own): Promise<KnownLayer | null> {
+    const [op, host] = [this.#op, this.#host];
+    const start = Buffer.from(await host.readRange(op, file, USTAR.offset, USTAR.text.length));
+    if (this.#isOver || start.toString('latin1') !== USTAR.text) return null;
+    if ((await knownMaps(op, host, this.#paths)).has(`sha256:${sha256}`)) return null;
+    const counts = new Tree(this.#limits);
+    const count = (_: number, entry: TarEntry): void => {
+      if (this.#isOver) throw new ArchiveError('nobody waits for it');
+      counts.count(entry);
+    };
+    try {
+      return await packLayer(op, host, count, unpacked(op, host, file, this.#limits.layerBytesMax), `${file}.packed`, `sha256:${sha256}`);
+    } catch (error) {
+      if (error instanceof PackFailed || isOfArchive(error)) return null;
+      throw error;
+    }
+  }
+
+  async #put(into: string, piece: Uint8Array): Promise<void> {
+    if (into !== this.#into) await this.#flush();
+    this.#into = into;
+    for (let at = 0; at < piece.byteLength; ) {
+      const taken = Math.min(piece.byteLength - at, BUFFER_BYTES - this.#filled);
+      this.#buffers[0].set(piece.subarray(at, at + taken), this.#filled);
+      this.#filled += taken;
+      at += taken;
+      if (this.#filled === BUFFER_BYTES) await this.#flush();
+    }
+  }
+
+  /** One buffer is written while the other is filled. */
+  async #flush(): Promise<void> {
+    await this.#writing;
+    if (this.#filled === 0) return;
+    const [full, empty] = this.#buffers;
+    this.#writing = this.#host.appendFile(this.#op, this.#into, full.subarray(0, this.#filled));
+    this.#writing.catch(() => {}); // heard at the next flush
+    this.#buffers = [empty, full];
+    this.#filled = 0;
+  }
+
+  async finish(): Promise<void> {
+    await this.#flush();
+    await this.#writing;
+    if (this.#plainBytes === 0) await this.#host.appendFile(this.#op, this.#file, Buffer.alloc(0));
+  }
+
+  /** Nothing of ours is under way any more. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#isOver = true;
+    await this.#writing.catch(() => {});
+    await this.#syncing.catch(() => {});
+    await this.#packing;
+  }
+
+  /** The same, by where they lie now: the offsets of those without a file of their own are in `file`. */
+  placed(parts: ReadonlyMap<string, Part>): ReadonlyMap<string, Part> {
+    const owns = new Map(this.#owns.map((own) => [own.file, own]));
+    return new Map(
+      [...parts].map(([path, part]): [string, Part] => {
+        if ('link' in part) return [path, part];
+        const own = owns.get(part.file);
+        if (own !== undefined) return [path, { ...part, offset: 0, sha256: own.sha256, packed: () => takePacked(own) }];
+        const elsewhere = this.#owns.reduce((sum, { offset, length }) => (offset < part.offset ? sum + length : sum), 0);
+        return [path, { ...part, offset: part.offset - elsewhere }];
+      }),
+    );
+  }
+
+  async whole(): Promise<string> {
+    const [first] = this.#owns;
+    if (first === undefined) return this.#file;
+    const [op, host] = [this.#op, this.#host];
+    const whole = join(this.#dir, 'whole');
+    let [at, plainAt] = [0, 0];
+    for (const { offset, length, file } of this.#owns) {
+      if (offset > at) await host.appendStream(op, whole, range(op, host, this.#file, plainAt, offset - at));
+      plainAt += offset - at;
+      // Of one that is cut off, what came.
+      if ((await host.stat(op, file)) !== null) await host.appendStream(op, whole, range(op, host, file, 0, length));
+      at = offset + length;
+    }
+    await host.appendStream(op, whole, range(op, host, this.#file, plainAt, Math.max(0, this.#plainBytes - plainAt)));
+    return whole;
+  }
+}
+
+/** Once: its file goes to whoever has it. */
+function takePacked(own: Own): Promise<KnownLayer | null> {
+  const { packed } = own;
+  own.packed = null;
+  return packed ?? Promise.resolve(null);
+}
+
+function isOfArchive(error: unknown): boolean {
+  for (let at: unknown = error, depth = 0; at instanceof Error && depth < 4; at = at.cause, depth += 1)
+    if (at instanceof ArchiveError) return true;
+  return false;
+}
+
+function isPacked(start: Uint8Array): boolean {
+  try {
+    return packingOf(start) !== 'none';
+  } catch (error) {
+    if (error instanceof ArchiveError) return true;
+    throw error;
+  }
+}
