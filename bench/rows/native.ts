@@ -31,8 +31,11 @@ while left > 0:
 print(time.perf_counter() - began)
 `;
 
+/** What bounds them. */
+export type FileNotes = { readonly push: string; readonly pull: string };
+
 /** A file into the sandbox and out of it, against as many bytes between two processes in it. */
-export async function fileRows(bench: Bench, backend: string, sandbox: Sandbox): Promise<readonly Row[]> {
+export async function fileRows(bench: Bench, backend: string, sandbox: Sandbox, notes: FileNotes): Promise<readonly Row[]> {
   const mebibytes = bench.pick({ quick: 4, usual: 512, long: 512 });
   await sandbox.files.write('/root/raw.py', RAW);
   const raw = async (): Promise<number> => mebibytes / Number(await execOk(sandbox, ['python3', '/root/raw.py', String(mebibytes * MIB)]));
@@ -55,11 +58,7 @@ export async function fileRows(bench: Bench, backend: string, sandbox: Sandbox):
       note,
     });
   return [
-    await way(
-      'push a file',
-      () => writeRate(sandbox, mebibytes),
-      'The file is on the disk at the end, synced, and replaces the old one whole; the bytes of the baseline go through one socket, and stay nowhere. In a container of a local Engine the client writes into the file that the daemon lends it; elsewhere they go through the client, the daemon and the agent: three sockets. Bound by the file, and not by the way to it: a program alone takes 170 ms of the processor for 512 MiB of the cache’s pages, which is 0.6 of the baseline’s rate before the first byte is on the disk, and the sync as long again. Past the cache (O_DIRECT) it takes 65 ms of the processor, but waits for the disk throughout, which gives no more in all: 740 MiB/s, and 470 to 530 with cache and sync, both beside other work. On gVisor more than half of the processor time of that is the kernel’s in user space (3.3 of 6.1 s for 512 MiB, nearly all of it in the host’s kernel).',
-    ),
+    await way('push a file', () => writeRate(sandbox, mebibytes), notes.push),
     await pair({
       what: `${backend}: push a file, ${mebibytes} MiB`,
       unit: 'MiB/s',
@@ -71,11 +70,7 @@ export async function fileRows(bench: Bench, backend: string, sandbox: Sandbox):
       candidate: () => writeRate(sandbox, mebibytes),
       note: 'As many bytes on the same disk, synced, by a program inside that is sent nothing. Bytes that stay on a disk cannot be as quick as bytes that stay nowhere: the cache’s pages alone take longer than the socket.',
     }),
-    await way(
-      'pull a file',
-      () => readRate(sandbox, mebibytes),
-      'In a container of a local Engine the client reads the file that the daemon lends it, four pieces of 1 MiB at once, each into memory of its own, where the baseline uses the same again: new memory is more than half of the processor time (512 MiB into the same buffer take 42 ms of it, into new ones 90), with pieces of 256 KiB to 4 MiB, and cut from one of 16, alike. Elsewhere through the agent, the daemon and the client: three sockets where the baseline has one. On gVisor more than half of the processor time of that is the kernel’s in user space, as with a push (2.2 of 3.9 s).',
-    ),
+    await way('pull a file', () => readRate(sandbox, mebibytes), notes.pull),
   ];
 }
 

@@ -321,6 +321,9 @@ export type Snapshots = {
   digest(op: Operation, dir: string): Promise<string>;
 };
 
+/** `shown`: mount points in the sandbox at which the root's own directory of that name is seen, `/` among them. */
+export type RootOnHost = { readonly path: string; readonly shown: readonly string[] };
+
 export type Backend = {
   readonly name: BackendName;
   readonly needs: BootNeed;
@@ -374,6 +377,12 @@ export type Backend = {
 
   /** Of a sandbox that runs. What is built takes its layers from there; absent where nothing can be built. */
   layerAccess?(op: Operation, plan: SandboxPlan): Promise<LayerAccess>;
+
+  /**
+   * Where this host sees the root of one that runs, if it mounts and serves that itself; null where it does not. What others change
+   * there, the sandbox knows the size of only when it is told.
+   */
+  rootOnHost?(op: Operation, plan: SandboxPlan): Promise<RootOnHost | null>;
 
   /** Where this host sees a descriptor of the agent's, if it does. */
   descriptorPath?(op: Operation, plan: SandboxPlan, descriptor: number): Promise<string | null>;

@@ -21,6 +21,20 @@ export function borrowFile(op: Operation, path: string, access: 'read' | 'write'
 }
 
 async function open(path: string, access: 'read' | 'write'): Promise<BorrowedFile | null> {
+  const file = await openPlain(path, access);
+  if (file === null) return null;
+  await using undo = new AsyncDisposableStack();
+  undo.use(file);
+  const stat = await file.stat({ bigint: true });
+  const kept = undo.move();
+  return {
+    ...{ path: ownPath(file), device: String(stat.dev), inode: String(stat.ino) },
+    [Symbol.asyncDispose]: () => kept.disposeAsync(),
+  };
+}
+
+/** A regular file on a file system that holds nothing but files; null where it is none, or is not to be had. */
+export async function openPlain(path: string, access: 'read' | 'write'): Promise<fs.FileHandle | null> {
   // Without waiting: it may be a pipe, until it was looked at.
   const flags = (access === 'read' ? constants.O_RDONLY : constants.O_WRONLY) | constants.O_NONBLOCK | constants.O_NOCTTY;
   let file: fs.FileHandle;
@@ -32,9 +46,11 @@ async function open(path: string, access: 'read' | 'write'): Promise<BorrowedFil
   }
   await using undo = new AsyncDisposableStack();
   undo.use(file);
-  const own = `/proc/${process.pid}/fd/${file.fd}`;
-  const stat = await file.stat({ bigint: true });
-  if (!stat.isFile() || !PLAIN.has(fileSystemName((await fs.statfs(own)).type))) return null;
-  const kept = undo.move();
-  return { path: own, device: String(stat.dev), inode: String(stat.ino), [Symbol.asyncDispose]: () => kept.disposeAsync() };
+  if (!(await file.stat()).isFile() || !PLAIN.has(fileSystemName((await fs.statfs(ownPath(file))).type))) return null;
+  undo.move();
+  return file;
+}
+
+function ownPath({ fd }: fs.FileHandle): string {
+  return `/proc/${process.pid}/fd/${fd}`;
 }

@@ -83,6 +83,17 @@ export type TlsOptions = {
 /** `path`: a descriptor of ours, for whoever may look into this process; `device` and `inode` are what must be found there. */
 export type BorrowedFile = AsyncDisposable & { readonly path: string; readonly device: string; readonly inode: string };
 
+/** Positions and sizes in bytes. Disposing it waits for what is under way. */
+export type InsideFile = AsyncDisposable & {
+  stat(): Promise<{ readonly sizeBytes: number; readonly mode: number; readonly uid: number; readonly gid: number }>;
+  /** How many bytes came; fewer than there is room for at its end. */
+  read(into: Uint8Array, at: number): Promise<number>;
+  /** All of them; how many bytes that were. */
+  write(chunks: readonly Uint8Array[], at: number): Promise<number>;
+  /** Waits for the disk. */
+  sync(): Promise<void>;
+};
+
 export type FileSystemInfo = { readonly totalBytes: number; readonly freeBytes: number; readonly type: string };
 
 /**
@@ -170,6 +181,8 @@ export type Host = {
   writeSparse(op: Operation, path: string, sizeBytes: number, pieces: SparsePieces): Promise<void>;
   /** A regular file that another process has open, by its path in /proc; null where it is none, or is not to be had. */
   borrowFile(op: Operation, path: string, access: 'read' | 'write'): Promise<BorrowedFile | null>;
+  /** A regular file below a directory whose content is not trusted; no symlink below it is followed. Null where it is not to be had. */
+  openInside(op: Operation, root: string, path: string, access: 'read' | 'write'): Promise<InsideFile | null>;
   /** fsync of a file or a directory. */
   sync(op: Operation, path: string): Promise<void>;
   fileSystem(op: Operation, path: string): Promise<FileSystemInfo>;

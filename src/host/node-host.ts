@@ -6,6 +6,7 @@ import { cloneFile } from './copy.ts';
 import * as files from './files.ts';
 import type { Host } from './host.ts';
 import { request } from './http.ts';
+import { openInside } from './inside.ts';
 import { listenUnix } from './listen.ts';
 import { lockFile } from './lock.ts';
 import { isAlive, kill, processRef, processTraffic, processUse, which } from './proc.ts';
@@ -51,6 +52,7 @@ export function nodeHost(options: NodeHostOptions = {}): Host {
     cloneFile: (op, from, to) => cloneFile(op, runHere, from, to),
     writeSparse,
     borrowFile,
+    openInside,
     sync: files.sync,
     fileSystem: files.fileSystem,
     sha256: files.sha256,

@@ -6,6 +6,7 @@ import type { Awaken } from './awaken.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import type { Handlers } from './handlers.ts';
+import { readOnHost, writeOnHost } from './host-files.ts';
 import { borrow, closeLater, nothingMore } from './lending.ts';
 import { entryView, pathText } from './present.ts';
 import type { Run } from './run.ts';
@@ -32,11 +33,9 @@ export function fileVerbs(core: Core, awaken: Awaken): Pick<Handlers, FileVerbs>
     return await core.runs.agent(call.op, await awaken.resolve(call, ref));
   }
 
-  /** With its run, for a client that may be lent a file; null where it may not. */
-  async function lenderOf(call: Call, ref: string): Promise<Run | null> {
-    if (call.lend === null) return null;
-    const run = core.runs.of(call.op, await awaken.resolve(call, ref));
-    return run.backend.descriptorPath === undefined ? null : run;
+  /** For a client that may be lent a file; null where it may not. */
+  function lenderOf(call: Call, run: Run): Run | null {
+    return call.lend === null || run.backend.descriptorPath === undefined ? null : run;
   }
 
   /** What a file is, and its bytes: none where the client has been lent it. Null: it has to be read as ever. */
@@ -54,9 +53,13 @@ export function fileVerbs(core: Core, awaken: Awaken): Pick<Handlers, FileVerbs>
   return {
     'file.read': async (call, { ref, ...spec }) => {
       const agent = await agentOf(call, ref);
-      const run = await lenderOf(call, ref);
-      const { entry, bytes } =
-        (run === null ? null : await readLent(call, agent, run, spec)) ?? (await agent.file.read(call.op, defined(spec)));
+      const run = core.runs.of(call.op, await awaken.resolve(call, ref));
+      const lender = lenderOf(call, run);
+      const carried = () =>
+        run.backend.rootOnHost === undefined
+          ? agent.file.read(call.op, defined(spec))
+          : readOnHost(core.deps.host, call.op, run, agent, defined(spec));
+      const { entry, bytes } = (lender === null ? null : await readLent(call, agent, lender, spec)) ?? (await carried());
       return {
         contentType: 'application/octet-stream',
         headers: { 'Hutch-Entry': encodeURIComponent(JSON.stringify(entryView(entry))) },
@@ -65,9 +68,11 @@ export function fileVerbs(core: Core, awaken: Awaken): Pick<Handlers, FileVerbs>
     },
     'file.write': async (call, { ref, ...spec }, source) => {
       const agent = await agentOf(call, ref);
-      const run = await lenderOf(call, ref);
-      if (run === null) {
+      const run = core.runs.of(call.op, await awaken.resolve(call, ref));
+      if (lenderOf(call, run) === null) {
         call.lend?.(null);
+        if (run.backend.rootOnHost !== undefined)
+          return entryView(await writeOnHost(core.deps.host, call.op, run, agent, defined(spec), source));
         return entryView(await agent.file.write(call.op, defined(spec), source));
       }
       await using held = new AsyncDisposableStack();

@@ -9,6 +9,7 @@ import type { LinkedProcess } from '../guest/linked-process.ts';
 import type { Exit } from '../guest/messages.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Call } from './call.ts';
+import { HostFiles } from './host-files.ts';
 import { KeptPlaces } from './kept-places.ts';
 
 /** An agent answers a dial at once, or it hangs. */
@@ -54,6 +55,8 @@ export class Run implements Disposable {
   #frozen: Disposable | null = null;
   /** Of clients that were lost. */
   readonly places = new KeptPlaces();
+  /** Of clients that read or write large files. */
+  readonly hostFiles = new HostFiles();
   #held: { readonly process: LinkedProcess; readonly release: () => void } | null = null;
 
   constructor(plan: SandboxPlan, backend: Backend, op: Operation, over: AbortController) {
@@ -118,6 +121,7 @@ export class Run implements Disposable {
   died(): void {
     this.#death.abort();
     this.link.end();
+    void this.hostFiles.close();
   }
 
   /** Aborts at its proven death. */
@@ -171,6 +175,8 @@ export class Run implements Disposable {
     await settleDeleted(op, await this.link.agent(op));
     await backend.closeDoor(op, this.#plan);
     this.#frozen = await this.link.letGo(op, RECONNECT_MS);
+    // Of its disk, too, which its process takes along.
+    await this.hostFiles.close();
   }
 
   thaw(): void {
@@ -201,6 +207,7 @@ export class Run implements Disposable {
     this.places[Symbol.dispose]();
     this.#over.abort();
     this.link.close();
+    void this.hostFiles.close();
     this.thaw();
   }
 }

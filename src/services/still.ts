@@ -31,6 +31,7 @@ export async function inStillness<T>(core: Core, call: Call, sandbox: Sandbox, w
         hint: `let it go on with: hutch resume ${sandbox.spec.name}`,
       });
     if (leaves) await run.freezeAlone(call.op);
+    using _still = await run.hostFiles.hold();
     return await work();
   } finally {
     if (leaves && sandbox.state !== 'paused') run.thaw();

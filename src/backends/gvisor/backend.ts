@@ -12,6 +12,7 @@ import { type Backend, rootFiles, type SandboxPlan } from '../backend.ts';
 import { DiskTraffic } from '../disk-traffic.ts';
 import { Agents } from './agents.ts';
 import { Bases } from './base.ts';
+import { ROOTS_OWN } from './bundle.ts';
 import { Cgroups } from './cgroup.ts';
 import { command, isWhole, type SaveParts, saveSandbox } from './checkpoint.ts';
 import { type GvisorConfig, RELEASE_MS } from './config.ts';
@@ -163,6 +164,11 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
       // Its disk is mounted in its own namespace alone.
       const tool = ['nsenter', '--target', `${now.pid}`, '--mount', '--', config.agentPath];
       return { where: 'host', tool, upper: await layers.upperOf(op, plan), merged: rootDir(plan) };
+    },
+    async rootOnHost(op, plan) {
+      if (host.uid !== 0) return null;
+      const now = await processes.inspect(op, plan);
+      return now.alive ? { path: `/proc/${now.pid}/root${rootDir(plan)}`, shown: ROOTS_OWN } : null;
     },
     pause: async (op, plan) => void (await command(op, await reach(op), plan, 'pause')),
     resume: async (op, plan) => void (await command(op, await reach(op), plan, 'resume')),

@@ -30,6 +30,9 @@ const CAPABILITIES = [
   ...['SYS_NICE', 'SYS_PACCT', 'SYS_PTRACE', 'SYS_RAWIO', 'SYS_RESOURCE', 'SYS_TIME', 'SYS_TTY_CONFIG', 'WAKE_ALARM'],
 ].map((name) => `CAP_${name}`);
 
+/** In the sandbox: mount points at which its root's own directory of that name is seen. */
+export const ROOTS_OWN = ['/', '/tmp'] as const;
+
 export function bundleConfig(spec: BundleSpec): object {
   const { rootPath, cgroupsPath, netnsPath } = spec;
   return {

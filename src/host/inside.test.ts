@@ -1,0 +1,44 @@
+import { execFileSync } from 'node:child_process';
+import { mkdir, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { testOperation } from '../../test/support/operation.ts';
+import { openInside } from './inside.ts';
+
+let dir: string;
+let root: string;
+beforeAll(async () => {
+  dir = await mkdtemp('/var/tmp/hutch-inside-'); // /tmp may lie in memory
+  root = join(dir, 'root');
+  await mkdir(join(root, 'deep/er'), { recursive: true });
+  await writeFile(join(dir, 'secret'), 'of the host');
+  await writeFile(join(root, 'deep/er/file'), 'what is in it');
+});
+afterAll(() => rm(dir, { recursive: true, force: true }));
+
+test('a file below a directory is read and written where it lies', async () => {
+  const op = testOperation();
+  await using into = await openInside(op, root, '/deep/er/file', 'write');
+  expect(await into?.write([Buffer.from('of '), Buffer.from('two')], 13)).toBe(6);
+  await into?.sync();
+  await using from = await openInside(op, root, '/deep/er/file', 'read');
+  expect(await from?.stat()).toMatchObject({ sizeBytes: 19, uid: process.getuid?.() });
+  const read = Buffer.alloc(64);
+  expect(await from?.read(read, 5)).toBe(14);
+  expect(read.subarray(0, 14).toString()).toBe('is in itof two');
+  expect(await readFile(join(root, 'deep/er/file'), 'utf8')).toBe('what is in itof two');
+});
+
+test('no path below a directory leads out of it, through a symlink or up, and nothing but a plain file is had', async () => {
+  await symlink(join(dir, 'secret'), join(root, 'last'));
+  await symlink(dir, join(root, 'way'));
+  await symlink('er/file', join(root, 'deep/near'));
+  execFileSync('mkfifo', [join(root, 'pipe')]);
+  const paths = ['/last', '/way/secret', '/deep/near', '/../secret', '/deep/../deep/er/file', '/deep/./er/file', '//deep/er/file', '/pipe'];
+  for (const path of [...paths, '/deep', '/', '', 'deep/er/file', '/deep/er/file/', '/none', '/deep/er/file/x', '/d'.repeat(200)]) {
+    for (const access of ['read', 'write'] as const)
+      expect(await openInside(testOperation(), root, path, access), `${path} ${access}`).toBe(null);
+  }
+  expect(await openInside(testOperation(), join(dir, 'none'), '/deep/er/file', 'read')).toBe(null);
+  expect(await openInside(testOperation(), '/proc', '/self/status', 'read')).toBe(null);
+});
