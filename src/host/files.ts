@@ -34,6 +34,8 @@ export function readFile(op: Operation, path: string, bytesMax: number): Promise
       total += bytesRead;
       if (total > bytesMax) throw tooLarge(op, path, bytesMax);
       chunks.push(chunk.subarray(0, bytesRead));
+      // There was room for one byte more than it said that it has, and none came.
+      if (total === size && bytesRead < chunk.byteLength) return Buffer.concat(chunks);
     }
   });
 }

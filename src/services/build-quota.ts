@@ -27,6 +27,7 @@ export class BuildQuota {
     await this.#end(late, id, 'never-began');
   }
 
+  /** What a power cut takes of it, the next start of a daemon says again. */
   async ended(op: Operation, id: BuildId): Promise<void> {
     await this.#end(op, id, 'ended');
   }
@@ -49,7 +50,7 @@ export class BuildQuota {
   async #end(op: Operation, id: BuildId, how: 'ended' | 'never-began'): Promise<void> {
     const { store, host } = this.#core.deps;
     await store
-      .commit(op, [{ change: 'endBuild', id, atMs: host.nowMs(), how }])
+      .commit(op, [{ change: 'endBuild', id, atMs: host.nowMs(), how }], how === 'ended' ? 'relaxed' : 'durable')
       .catch((cause: unknown) => op.log.error({ build: id, err: cause }, 'a build that is over counts until the daemon starts again'));
   }
 }

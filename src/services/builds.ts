@@ -88,7 +88,11 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     throw op.error('failed_precondition', 'this daemon keeps no images');
   }
 
-  const cacheOf = (op: Operation) => new BuildCache(host, join(root, 'cache'), library(op).blobs);
+  let cache: BuildCache | null = null;
+  const cacheOf = (op: Operation): BuildCache => {
+    cache ??= new BuildCache(host, join(root, 'cache'), library(op).blobs);
+    return cache;
+  };
 
   async function turn(op: Operation): Promise<Disposable> {
     if (slots > 0) slots -= 1;
@@ -150,16 +154,20 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
       ...{ createdAtMs: host.nowMs(), endedAtMs: null, opId: core.operations.ownId() },
     };
     await host.makeDir(op, records.dirOf(id), 0o700);
-    await records.write(op, record);
+    // What is cached is looked up meanwhile; nobody hears of the build before it is on record, and nothing is made.
+    const recorded = records.write(op, record);
+    recorded.catch(() => {}); // heard below, and by the build
     undo.move();
     const failure = (failing: Operation, error: unknown): HutchError => {
       const told = asHutchError(failing, work?.context ?? null, error);
       return asked.reworded?.(failing, told) ?? told;
     };
-    carryOut(caller, record, { staged, failure, ...(asked.over === undefined ? {} : { over: asked.over }) }, async (own, now) => {
-      const image = work === null ? null : await build(own, now, work);
+    carryOut(caller, record, { staged, recorded, failure, ...(asked.over === undefined ? {} : { over: asked.over }) }, async (own, now) => {
+      const image = work === null ? null : await build(own, now, work, recorded);
+      await recorded;
       return { image, snapshot: (await asked.next?.(own, now, image)) ?? null };
     });
+    await recorded;
     return record;
   }
 
@@ -218,6 +226,8 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     record: BuildRecord,
     of: {
       readonly staged: AsyncDisposable | null;
+      /** Its record, as it began. */
+      readonly recorded: Promise<void>;
       readonly failure: (op: Operation, error: unknown) => HutchError;
       readonly over?: () => void;
     },
@@ -255,6 +265,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
           now.record = { ...now.record, endedAtMs: host.nowMs() };
           using late = op.releasing(RELEASE_MS);
           await log.flush();
+          await of.recorded.catch(() => {}); // or the end would be overwritten by the beginning
           // Each is on the disk before it is told; neither needs the other.
           await Promise.all([
             records
@@ -271,7 +282,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
       .catch(() => of.over?.()); // it is in its record
   }
 
-  async function build(call: Call, now: Running, work: Work): Promise<NonNullable<BuildRecord['image']>> {
+  async function build(call: Call, now: Running, work: Work, recorded: Promise<void>): Promise<NonNullable<BuildRecord['image']>> {
     const { op, caller } = call;
     const { context, plan, staging, args, input } = work;
     const images = library(op);
@@ -285,7 +296,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     const epoch = args.get('SOURCE_DATE_EPOCH');
     const parts: StageParts = {
       sandbox: { core, handlers, caller, buildId: now.record.id, staging },
-      ...{ cache, context, dockerfile: plan.dockerfile, globals: plan.globals, log: now.log },
+      ...{ cache, recorded, context, dockerfile: plan.dockerfile, globals: plan.globals, log: now.log },
       request: {
         ...{ args, noCache: input.noCache ?? false },
         shape: { cpus: input.cpus, memoryMiB: input.memoryMiB, diskMiB: input.diskMiB },

@@ -1,7 +1,9 @@
 // What earlier builds made, by key: a layer, or nothing. A file for each, so that a crash leaves whole ones; a layer that is gone
-// makes its entry as good as absent.
+// makes its entry as good as absent. What was read once is kept in memory: an entry says nothing that can go stale but its layer, which
+// is looked at each time.
 import { join } from 'node:path';
 import * as z from 'zod';
+import { HutchError } from '../../domain/errors.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { Blobs } from '../blobs.ts';
@@ -10,6 +12,8 @@ import type { Key } from './keys.ts';
 import type { LayerRef } from './layers.ts';
 
 const ENTRY_BYTES_MAX = 64 * 1024;
+/** Of some hundred bytes each. */
+const KEPT_MAX = 4_096;
 const NAME = /^[0-9a-f]{64}\.json$/;
 
 const entrySchema = z.strictObject({
@@ -35,6 +39,8 @@ export class BuildCache {
   readonly #host: Host;
   readonly #dir: string;
   readonly #blobs: Blobs;
+  /** The one that was asked for last is the last. */
+  readonly #kept = new Map<Key, CacheEntry>();
 
   constructor(host: Host, dir: string, blobs: Blobs) {
     this.#host = host;
@@ -43,15 +49,23 @@ export class BuildCache {
   }
 
   async get(op: Operation, key: Key): Promise<CacheEntry | null> {
-    const path = this.#path(key);
-    if ((await this.#host.stat(op, path)) === null) return null;
-    const entry = await this.#read(op, path);
+    const entry = this.#kept.get(key) ?? (await this.#read(op, this.#path(key)));
     if (entry === null) return null;
     const isHere = entry.layer === null || (await this.#blobs.has(op, entry.layer.digest, entry.layer.sizeBytes));
-    return isHere ? entry : null;
+    if (!isHere) return null;
+    this.#keep(key, entry);
+    return entry;
+  }
+
+  #keep(key: Key, entry: CacheEntry): void {
+    this.#kept.delete(key);
+    this.#kept.set(key, entry);
+    const [oldest] = this.#kept.keys();
+    if (this.#kept.size > KEPT_MAX && oldest !== undefined) this.#kept.delete(oldest);
   }
 
   async put(op: Operation, key: Key, entry: CacheEntry): Promise<void> {
+    this.#kept.delete(key);
     await this.#host.makeDir(op, this.#dir, 0o700);
     await this.#host.writeFileAtomic(op, this.#path(key), JSON.stringify(entry), 0o600);
   }
@@ -69,6 +83,7 @@ export class BuildCache {
 
   /** All of it. Gives how many entries there were. */
   async clear(op: Operation): Promise<number> {
+    this.#kept.clear();
     const names = (await listOr(op, this.#host, this.#dir)).filter((name) => NAME.test(name));
     for (const name of names) await this.#host.remove(op, join(this.#dir, name));
     return names.length;
@@ -84,6 +99,7 @@ export class BuildCache {
       return parsed.success ? parsed.data : null;
     } catch (error) {
       if (op.signal.aborted) throw error;
+      if (error instanceof HutchError && error.code === 'not_found') return null;
       op.log.warn({ path, cause: error }, 'an entry of the build cache cannot be read; the step is done again');
       return null;
     }
