@@ -7,7 +7,8 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, expect, test } from 'vitest';
 import { eventually } from '../support/eventually.ts';
-import { all, COUNT, expectInOrder, isLong, options, shellOf, startDaemon } from './world.ts';
+import { atPoints } from './points.ts';
+import { all, COUNT, expectInOrder, isLong, numbers, seed, shellOf, startDaemon } from './world.ts';
 
 const TEST_MS = isLong ? 3_600_000 : 300_000;
 const CHILDREN = isLong ? 20 : 2;
@@ -184,19 +185,16 @@ test('hutch fork --exec runs in each child, and says what failed where', { timeo
   await daemon.deleteAll();
 });
 
-test('a daemon that is killed in a fork leaves the parent running, and nothing else', { timeout: TEST_MS }, async () => {
+test(`a daemon that is killed in a fork leaves the parent running, and nothing else (seed ${seed})`, { timeout: TEST_MS }, async () => {
   await daemon.call('sandbox.create', { name: 'web', network: 'none' });
   await sh('web', 'echo here > /dev/shm/a');
-  for (const n of isLong ? Array.from({ length: 80 }, (_, index) => index + 1) : [25]) {
-    await daemon.terminate();
-    await daemon.startAgain(options({ ...OWN, HUTCH_TEST_FAULT: `die-after:${n}:sandbox.fork` }));
-    await daemon.call('sandbox.fork', { ref: 'web' }).catch(() => {});
-    await daemon.kill9();
-    await daemon.startAgain(options(OWN));
-    expect(await sh('web', 'cat /dev/shm/a'), `after call ${n}`).toBe('here\n');
+  const of = { verbs: [['sandbox.fork', 80]], samples: 1, random: numbers(seed) } as const;
+  await atPoints(daemon, OWN, of, async ({ fault, strike }) => {
+    await strike(() => daemon.call('sandbox.fork', { ref: 'web' }));
+    expect(await sh('web', 'cat /dev/shm/a'), fault).toBe('here\n');
     for (const { name } of await all(daemon)) if (name !== 'web') await daemon.call('sandbox.delete', { ref: name, force: true });
     await expectInOrder(daemon);
-  }
+  });
   await daemon.deleteAll();
 });
 

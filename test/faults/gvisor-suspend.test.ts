@@ -4,6 +4,7 @@ import { existsSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
 import { eventually } from '../support/eventually.ts';
+import { atPoints } from './points.ts';
 import {
   all,
   COUNTER,
@@ -22,7 +23,7 @@ import {
 } from './world.ts';
 
 const TEST_MS = isLong ? 3_600_000 : 120_000;
-const POINTS = isLong ? 200 : 4;
+const SAMPLES = 4;
 const OWN = { HUTCH_SANDBOX_BACKEND: 'gvisor', HUTCH_SANDBOX_STOP_GRACE: '2s' };
 
 const daemon = await startDaemon(OWN);
@@ -170,33 +171,23 @@ test('what gVisor could not save is found before it is asked to, and the sandbox
   await daemon.deleteAll();
 });
 
-async function restart(more: Readonly<Record<string, string>> = {}): Promise<void> {
-  await daemon.terminate();
-  await daemon.startAgain(options({ ...OWN, ...more }));
-}
-
 /** Calls to the host that each makes, about. */
-const CALLS = { 'sandbox.suspend': 90, 'sandbox.resume': 60, 'sandbox.fork': 160 } as const;
-const VERBS = ['sandbox.suspend', 'sandbox.resume', 'sandbox.fork'] as const;
+const CALLS = [
+  ['sandbox.suspend', 90],
+  ['sandbox.resume', 60],
+  ['sandbox.fork', 160],
+] as const;
 
 test(`the daemon is killed, or the host fails, at ${isLong ? 'every' : 'some'} point of what saves a sandbox of gVisor (seed ${seed})`, {
   timeout: TEST_MS,
 }, async () => {
-  const random = numbers(seed + 1);
   await daemon.call('sandbox.create', { name: 'tree', network: 'none' });
   let written = 0;
-  for (let point = 0; point < POINTS; point += 1) {
-    const verb = VERBS[point % VERBS.length] ?? 'sandbox.fork';
-    const action = ['die-before', 'die-after', 'fail'][Math.floor(random.next().value * 3)];
-    const n = isLong ? 1 + Math.floor(point / VERBS.length) : 1 + Math.floor(random.next().value * CALLS[verb]);
-    const fault = `${action}:${n}:${verb}`;
+  await atPoints(daemon, OWN, { verbs: CALLS, samples: SAMPLES, random: numbers(seed + 1) }, async ({ verb, fault, strike }) => {
     written += 1;
     await sh('tree', `echo ${written} | tee /root/a > /dev/shm/a`);
     if (verb === 'sandbox.resume') await daemon.call('sandbox.suspend', { ref: 'tree' });
-    await restart({ HUTCH_TEST_FAULT: fault });
-    await daemon.call(verb, { ref: 'tree' }).catch(() => {});
-    await daemon.kill9();
-    await daemon.startAgain(options(OWN));
+    await strike(() => daemon.call(verb as (typeof CALLS)[number][0], { ref: 'tree' }));
     const { state } = await daemon.call('sandbox.get', { ref: 'tree' });
     expect(verb === 'sandbox.fork' ? ['running'] : ['running', 'suspended'], `${fault}\n${(await daemon.log()).slice(-3_000)}`).toContain(
       state,
@@ -205,6 +196,6 @@ test(`the daemon is killed, or the host fails, at ${isLong ? 'every' : 'some'} p
     expect(await sh('tree', 'cat /root/a /dev/shm/a'), fault).toBe(`${written}\n${written}\n`);
     for (const { name } of await all(daemon)) if (name !== 'tree') await daemon.call('sandbox.delete', { ref: name, force: true });
     await expectInOrder(daemon);
-  }
+  });
   await daemon.deleteAll();
 });

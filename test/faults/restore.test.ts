@@ -6,6 +6,7 @@ import { basename, join } from 'node:path';
 import { afterAll, afterEach, expect, test } from 'vitest';
 import type { SandboxView } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
+import { atPoints } from './points.ts';
 import { damaged, filesIn, removeAll, snapshotOf } from './saved-files.ts';
 import {
   COUNTER,
@@ -24,7 +25,6 @@ import {
 const TEST_MS = isLong ? 3_600_000 : 180_000;
 const OWN = { HUTCH_SANDBOX_BACKEND: 'qemu', HUTCH_SANDBOX_STOP_GRACE: '2s', HUTCH_SANDBOX_WARM: '0' };
 const BACKENDS = ['qemu', 'gvisor'] as const;
-const POINTS = isLong ? 250 : 1;
 
 const daemon = await startDaemon(OWN);
 afterAll(() => daemon[Symbol.asyncDispose]());
@@ -167,24 +167,14 @@ for (const backend of BACKENDS) {
   test(`${backend}: the daemon is killed, or the host fails, at ${isLong ? 'every' : 'some'} point of a restore (seed ${seed})`, {
     timeout: TEST_MS,
   }, async () => {
-    const random = numbers(seed + 2);
     await daemon.call('sandbox.create', { backend, name: 'web', network: 'none' });
     await sh('web', 'echo then > /dev/shm/a; echo then > /root/a; sync');
     await daemon.call('snapshot.create', { ref: 'web', name: 'ready' });
-    for (let point = 0; point < POINTS; point += 1) {
-      const action = ['die-before', 'die-after', 'fail'][isLong ? point % 3 : Math.floor(random.next().value * 3)];
-      const n = isLong ? 1 + Math.floor(point / 3) : 1 + Math.floor(random.next().value * 70);
-      const fault = `${action}:${n}:sandbox.restore`;
+    const of = { verbs: [['sandbox.restore', 70]], samples: 1, random: numbers(seed + 2) } as const;
+    await atPoints(daemon, OWN, of, async ({ action, fault, strike }) => {
       await sh('web', 'echo now > /dev/shm/a; echo now > /root/a; sync');
       const { id } = (await daemon.call('sandbox.get', { ref: 'web' })) as SandboxView;
-      await daemon.terminate();
-      await daemon.startAgain(options({ ...OWN, HUTCH_TEST_FAULT: fault }));
-      const done = await daemon.call('sandbox.restore', { ref: 'web', snapshot: 'ready' }).then(
-        () => true,
-        () => false,
-      );
-      await daemon.kill9();
-      await daemon.startAgain(options(OWN));
+      const done = await strike(() => daemon.call('sandbox.restore', { ref: 'web', snapshot: 'ready' }));
       const state = async () => (await daemon.call('sandbox.get', { ref: 'web' })).state;
       // A host that failed after the end of its process: it is stopped, with the disk that it had.
       if (action === 'fail' && (await state()) === 'stopped') {
@@ -198,7 +188,7 @@ for (const backend of BACKENDS) {
       await eventually(`nothing is left of ${fault}`, async () => leftOf(id).length === 0);
       await daemon.call('snapshot.verify', { snapshot: 'ready' });
       await expectInOrder(daemon);
-    }
+    });
   });
 }
 

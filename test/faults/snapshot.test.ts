@@ -4,12 +4,18 @@ import { existsSync, readdirSync, readFileSync, statSync, truncateSync, writeFil
 import { join } from 'node:path';
 import { afterAll, afterEach, expect, test } from 'vitest';
 import { eventually } from '../support/eventually.ts';
+import { atPoints } from './points.ts';
 import { removeAll, snapshotOf, sumOf } from './saved-files.ts';
 import { expectInOrder, isLong, numbers, options, pidOf, seed, shellOf, startDaemon } from './world.ts';
 
 const TEST_MS = isLong ? 3_600_000 : 300_000;
 const OWN = { HUTCH_SANDBOX_BACKEND: 'qemu', HUTCH_SANDBOX_STOP_GRACE: '2s', HUTCH_SANDBOX_WARM: '0' };
-const POINTS = isLong ? 200 : 2;
+const SAMPLES = 2;
+/** Calls to the host that each makes, about. */
+const CALLS = [
+  ['snapshot.create', 45],
+  ['sandbox.create', 45],
+] as const;
 const MIB = 1024 * 1024;
 
 const daemon = await startDaemon(OWN);
@@ -306,23 +312,16 @@ test(`a bit that is flipped, or a file that is cut, is found (seed ${seed})`, { 
 test(`the daemon is killed, or the host fails, at ${isLong ? 'every' : 'some'} point of a snapshot and of what begins with it (seed ${seed})`, {
   timeout: TEST_MS,
 }, async () => {
-  const random = numbers(seed + 1);
   await daemon.call('sandbox.create', { name: 'web', network: 'none' });
   await sh('web', 'echo here > /dev/shm/a');
   await daemon.call('snapshot.create', { ref: 'web', name: 'good' });
-  for (let point = 0; point < POINTS; point += 1) {
-    const verb = point % 2 === 0 ? 'snapshot.create' : 'sandbox.create';
-    const action = ['die-before', 'die-after', 'fail'][Math.floor(random.next().value * 3)];
-    const n = isLong ? 1 + Math.floor(point / 2) : 1 + Math.floor(random.next().value * 45);
-    const fault = `${action}:${n}:${verb}`;
-    await daemon.terminate();
-    await daemon.startAgain(options({ ...OWN, HUTCH_TEST_FAULT: fault }));
-    await (verb === 'snapshot.create'
-      ? daemon.call(verb, { ref: 'web', name: 'maybe' })
-      : daemon.call(verb, { from: 'good', name: 'maybe' })
-    ).catch(() => {});
-    await daemon.kill9();
-    await daemon.startAgain(options(OWN));
+  const of = { verbs: CALLS, samples: SAMPLES, random: numbers(seed + 1) };
+  await atPoints(daemon, OWN, of, async ({ verb, fault, strike }) => {
+    await strike(() =>
+      verb === 'snapshot.create'
+        ? daemon.call(verb, { ref: 'web', name: 'maybe' })
+        : daemon.call('sandbox.create', { from: 'good', name: 'maybe' }),
+    );
     expect(await sh('web', 'cat /dev/shm/a'), fault).toBe('here\n');
     const { snapshots } = await daemon.call('snapshot.list', {});
     expect(kept(), fault).toEqual(snapshots.map(({ id }) => id).sort());
@@ -330,5 +329,5 @@ test(`the daemon is killed, or the host fails, at ${isLong ? 'every' : 'some'} p
     if (snapshots.length > 1) await daemon.call('snapshot.remove', { snapshot: 'maybe' });
     await daemon.call('sandbox.delete', { ref: 'maybe', force: true }).catch(() => {});
     await expectInOrder(daemon);
-  }
+  });
 });

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
 import { ApiError } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
+import { atPoints } from './points.ts';
 import {
   all,
   COUNTER,
@@ -23,7 +24,12 @@ import {
 
 const TEST_MS = isLong ? 3_600_000 : 120_000;
 const CYCLES = isLong ? Number(process.env['HUTCH_TEST_CYCLES'] ?? 1_000) : 30;
-const POINTS = isLong ? 200 : 4;
+const SAMPLES = 4;
+/** Calls to the host that each makes, about. */
+const CALLS = [
+  ['sandbox.suspend', 45],
+  ['sandbox.resume', 50],
+] as const;
 const OWN = { HUTCH_SANDBOX_BACKEND: 'qemu', HUTCH_SANDBOX_STOP_GRACE: '2s', HUTCH_SANDBOX_WARM: '0' };
 
 const daemon = await startDaemon(OWN);
@@ -228,35 +234,23 @@ function directory(kind: string): string[] {
   return existsSync(dir) ? readdirSync(dir) : [];
 }
 
-async function restart(more: Readonly<Record<string, string>> = {}): Promise<void> {
-  await daemon.terminate();
-  await daemon.startAgain(options({ ...OWN, ...more }));
-}
-
 test(`the daemon is killed, or the host fails, at ${isLong ? 'every' : 'some'} point of a suspend and of a resume (seed ${seed})`, {
-  timeout: TEST_MS,
+  timeout: isLong ? 2 * TEST_MS : TEST_MS,
 }, async () => {
-  const random = numbers(seed + 1);
   await daemon.call('sandbox.create', { name: 'tree', network: 'none' });
   await sh('tree', 'mkdir -p /root/tree /dev/shm/tree; : > /dev/shm/sums');
   let written = 0;
-  for (let point = 0; point < POINTS; point += 1) {
-    const verb = point % 2 === 0 ? 'sandbox.suspend' : 'sandbox.resume';
-    const action = ['die-before', 'die-after', 'fail'][Math.floor(random.next().value * 3)];
-    const n = isLong ? 1 + Math.floor(point / 2) : 1 + Math.floor(random.next().value * (verb === 'sandbox.suspend' ? 45 : 50));
-    const fault = `${action}:${n}:${verb}`;
+  const of = { verbs: CALLS, samples: SAMPLES, random: numbers(seed + 1) };
+  await atPoints(daemon, OWN, of, async ({ verb, fault, strike }) => {
     written += 1;
     await daemon.run('tree', ['sh', '-c', WRITE, 'sh', String(written)]);
     if (verb === 'sandbox.resume') await daemon.call('sandbox.suspend', { ref: 'tree' });
-    await restart({ HUTCH_TEST_FAULT: fault });
-    await daemon.call(verb, { ref: 'tree' }).catch(() => {});
-    await daemon.kill9();
-    await daemon.startAgain(options(OWN));
+    await strike(() => daemon.call(verb as 'sandbox.suspend' | 'sandbox.resume', { ref: 'tree' }));
     const { state } = await daemon.call('sandbox.get', { ref: 'tree' });
     expect(['running', 'suspended'], fault).toContain(state);
     if (state === 'suspended') await daemon.call('sandbox.resume', { ref: 'tree' });
     expect(await sh('tree', CHECK), fault).toBe(`${written}\n`);
     await expectInOrder(daemon);
-  }
+  });
   await daemon.deleteAll();
 });
