@@ -11,6 +11,8 @@ const ACTIONS = ['die-after', 'fail'] as const;
 type Action = (typeof ACTIONS)[number];
 /** One that makes more has not ended. */
 const CALLS_MAX = 400;
+/** The last of the daemon's log, where something is wrong. */
+const LOG_CHARS = 4_000;
 
 export type Point = {
   readonly verb: string;
@@ -47,21 +49,20 @@ export async function atPoints(
   const one = async (verb: string, action: Action, n: number): Promise<boolean> => {
     const fault = `${action}:${n}:${verb}`;
     let hit: string | null = null;
-    await at({
-      verb,
-      action,
-      fault,
-      async strike(act) {
-        armWith(armed, { HUTCH_TEST_FAULT: fault });
-        const done = await act().then(
-          () => true,
-          () => false,
-        );
-        hit = existsSync(report) ? readFileSync(report, 'utf8').trim().slice(0, 200) : null;
-        await daemon.kill9();
-        await fresh();
-        return done;
-      },
+    const strike = async (act: () => Promise<unknown>): Promise<boolean> => {
+      armWith(armed, { HUTCH_TEST_FAULT: fault });
+      const done = await act().then(
+        () => true,
+        () => false,
+      );
+      hit = existsSync(report) ? readFileSync(report, 'utf8').trim().slice(0, 200) : null;
+      await daemon.kill9();
+      await fresh();
+      return done;
+    };
+    await at({ verb, action, fault, strike }).catch(async (cause: unknown) => {
+      const why = cause instanceof Error ? cause.message : String(cause);
+      throw new Error(`after ${fault} (${hit}): ${why}\n${(await daemon.log()).slice(-LOG_CHARS)}`, { cause });
     });
     if (isLong) process.stdout.write(`${fault}: ${hit ?? 'not reached'}\n`);
     return hit !== null;

@@ -170,7 +170,7 @@ for (const backend of BACKENDS) {
     await daemon.call('sandbox.create', { backend, name: 'web', network: 'none' });
     await sh('web', 'echo then > /dev/shm/a; echo then > /root/a; sync');
     await daemon.call('snapshot.create', { ref: 'web', name: 'ready' });
-    const of = { verbs: [['sandbox.restore', 70]], samples: 1, random: numbers(seed + 2) } as const;
+    const of = { verbs: [['sandbox.restore', 150]], samples: 1, random: numbers(seed + 2) } as const;
     await atPoints(daemon, OWN, of, async ({ action, fault, strike }) => {
       await sh('web', 'echo now > /dev/shm/a; echo now > /root/a; sync');
       const { id } = (await daemon.call('sandbox.get', { ref: 'web' })) as SandboxView;
@@ -181,7 +181,7 @@ for (const backend of BACKENDS) {
         await daemon.call('sandbox.start', { ref: 'web' });
         expect(await sh('web', 'cat /root/a'), fault).toBe('now\n');
       }
-      await eventually(`it runs after ${fault}`, async () => (await state()) === 'running');
+      await eventually(`it runs after ${fault}`, async () => (await state()) === 'running', 60_000); // all of it once more
       const found = await sh('web', 'cat /root/a /dev/shm/a 2>/dev/null || true');
       expect(done ? ['then\nthen\n'] : ['then\nthen\n', 'now\nnow\n', 'now\n'], fault).toContain(found);
       if (action !== 'fail') expect(found, fault).not.toBe('now\n'); // nothing of its memory is lost

@@ -1,12 +1,14 @@
 // Sandboxes of one instant, kept under a name: what is made from them is as it was then and as no other, nothing of them is lost
 // or left behind, and what has been damaged is found.
-import { existsSync, readdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { execFile } from 'node:child_process';
+import { existsSync, readdirSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 import { afterAll, afterEach, expect, test } from 'vitest';
 import { eventually } from '../support/eventually.ts';
 import { atPoints } from './points.ts';
 import { removeAll, snapshotOf, sumOf } from './saved-files.ts';
-import { expectInOrder, isLong, numbers, options, pidOf, seed, shellOf, startDaemon } from './world.ts';
+import { COUNT, countOf, expectInOrder, isLong, numbers, options, pidOf, seed, shellOf, startDaemon } from './world.ts';
 
 const TEST_MS = isLong ? 3_600_000 : 300_000;
 const OWN = { HUTCH_SANDBOX_BACKEND: 'qemu', HUTCH_SANDBOX_STOP_GRACE: '2s', HUTCH_SANDBOX_WARM: '0' };
@@ -17,6 +19,7 @@ const CALLS = [
   ['sandbox.create', 45],
 ] as const;
 const MIB = 1024 * 1024;
+const run = promisify(execFile);
 
 const daemon = await startDaemon(OWN);
 afterAll(() => daemon[Symbol.asyncDispose]());
@@ -138,6 +141,72 @@ test('what is made from a snapshot is as the sandbox was, and like no other', { 
     ...own.map(({ id: which, ownBytes }) => ['snap.storage.start null', which, ownBytes]),
     ...own.toReversed().map(({ id: which, ownBytes }) => ['snap.storage.stop snap-rm', which, ownBytes]),
   ]);
+  await expectInOrder(daemon);
+});
+
+/**
+ * Files come, are renamed and go without an end: what the file system has in memory is never all that is on its disk. And a number that
+ * is written past that memory, to the disk itself, is always the one that its program has in its own.
+ */
+const CHURN = `
+import mmap, os, time
+os.makedirs('/root/churn', exist_ok=True); os.chdir('/root/churn')
+def put(path, text):
+    with open(path, 'w') as file: file.write(text)
+disk = os.open('/root/number', os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+block = mmap.mmap(-1, 4096)
+i = 0
+while True:
+    block[:20] = b'%020d' % i; os.pwritev(disk, [block], 0)
+    put('new', 'x' * (i * 1237 % 30000)); os.rename('new', str(i % 900))
+    if i % 3 == 0 and os.path.exists(str(i * 7 % 900)): os.unlink(str(i * 7 % 900))
+    if i % 4 == 0: os.sync()
+    put('/dev/shm/count', '%d\\n' % i); time.sleep(0.003)
+    os.preadv(disk, [block], 0)
+    if int(block[:20]) != i: put('/dev/shm/wrong', '%d is on the disk, %d in memory' % (int(block[:20]), i))
+    i += 1
+`;
+
+/** What its disk is after its machine has lost its power, with its journal written into it. */
+async function fsck(id: string): Promise<readonly [number, string]> {
+  const copy = join(daemon.home, `${id}.img`);
+  try {
+    await run('cp', ['--sparse=always', join(daemon.home, 'data/sandboxes', id, 'vm/disk.img'), copy]);
+    await run('e2fsck', ['-y', '-E', 'journal_only', copy]);
+    return await run('e2fsck', ['-fn', copy]).then(
+      () => [0, ''] as const,
+      (error: { code: number; stdout: string }) => [error.code, error.stdout] as const,
+    );
+  } finally {
+    rmSync(copy, { force: true });
+  }
+}
+
+async function beginAt(ref: string): Promise<{ readonly id: string }> {
+  const { id: from } = await daemon.call('snapshot.create', { ref });
+  return await daemon.call('sandbox.create', { from, name: 'begun' });
+}
+
+test('memory and disk are of one instant: what is on the disk is what its program wrote last, and fsck finds nothing wrong', {
+  timeout: TEST_MS,
+}, async () => {
+  const busy = await daemon.call('sandbox.create', { name: 'busy', network: 'none', main: { argv: ['python3', '-c', CHURN] } });
+  await sh('busy', 'until [ -s /dev/shm/count ]; do sleep 0.1; done');
+  await eventually('it writes', async () => (await countOf(sh, 'busy')) > 60);
+  const { children } = await daemon.call('sandbox.fork', { ref: 'busy', namePrefix: 'kid' });
+  // A snapshot is taken as a fork is: in a long run alone.
+  const begun = isLong ? [await beginAt('busy')] : [];
+  await daemon.call('sandbox.suspend', { ref: 'busy' });
+  await daemon.call('sandbox.resume', { ref: 'busy' });
+  for (const { id } of [...children.map(({ sandbox }) => sandbox), ...begun, busy]) {
+    // What is clean in its memory is read from its disk again.
+    const before = Number(await sh(id, `echo 3 > /proc/sys/vm/drop_caches; ${COUNT}`));
+    await eventually('it goes on', async () => (await countOf(sh, id)) > before + 20);
+    // What it has in memory meets its disk.
+    expect(await sh(id, 'sync; cat /dev/shm/wrong 2>/dev/null || true')).toBe('');
+    await daemon.call('sandbox.stop', { ref: id, force: true });
+    expect(await fsck(id)).toEqual([0, '']);
+  }
   await expectInOrder(daemon);
 });
 

@@ -1,7 +1,10 @@
 // Sandboxes that are put away and taken up again: nothing of them is lost, whatever happens to daemon, machine and disk.
+import { randomBytes } from 'node:crypto';
 import { existsSync, readdirSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
+import { tar } from '../images/archives.ts';
+import { readTree } from '../images/place.ts';
 import { ApiError } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
 import { atPoints } from './points.ts';
@@ -132,11 +135,11 @@ const WRITE =
 const CHECK =
   'cd /root/tree && sha256sum --quiet -c /dev/shm/sums && cd /dev/shm/tree && sha256sum --quiet -c /dev/shm/sums && wc -l < /dev/shm/sums';
 
-/** The same in one, and what was before is checked first: a program costs a machine that has just been restored more than all else here. */
-const CHECK_AND_WRITE = `set -e; ${CHECK}; n=$1; head -c 20000 /dev/urandom > /root/tree/$n; cp /root/tree/$n /dev/shm/tree/$n
-  cd /root/tree; sha256sum $n >> /dev/shm/sums; cp /dev/shm/sums /root/sums; sync`;
-/** After a start anew: the disk has all of it, and memory has it again. */
-const FROM_DISK = 'mkdir /dev/shm/tree; cp /root/tree/* /dev/shm/tree/; cp /root/sums /dev/shm/sums';
+/** Both are looked at from outside, byte by byte: a program costs a machine that has just been restored more than all else here. */
+const TREES = { disk: '/root/tree', memory: '/dev/shm/tree' } as const;
+const FILE_BYTES = 20_000;
+/** Written over from then on, with others. */
+const FILES_MAX = 50;
 const KINDS = ['suspended', 'paused', 'killed', 'killed in a suspend', 'killed in a resume', 'timed out'] as const;
 /** In which a daemon is killed, a suspend or resume is under way for so long, at most. */
 const MOMENTS_MS = 400;
@@ -162,20 +165,45 @@ test(`${CYCLES} random cycles lose nothing (seed ${seed})`, { timeout: isLong ? 
     await daemon.startAgain();
   };
   await daemon.call('sandbox.create', { name: 'tree', network: 'none', env: { KEPT: 'yes' }, ...said });
-  await sh('tree', 'mkdir -p /root/tree /dev/shm/tree; cd /root/tree; echo 0 | tee 0 > /dev/shm/tree/0; sha256sum 0 > /dev/shm/sums');
+  const written = new Map<string, Buffer>();
+  const put = async (path: string, files: ReadonlyMap<string, Buffer>): Promise<void> => {
+    const body = tar(...[...files].map(([name, content]) => ({ path: name, content })));
+    const { status, body: answer } = await daemon.send(
+      'PUT',
+      `/v1/sandboxes/tree/archive?${new URLSearchParams({ path, mkdirs: 'true' })}`,
+      { body },
+    );
+    expect([status, status === 200 ? '' : String(answer)]).toEqual([200, '']);
+  };
+  const write = async (cycle: number): Promise<void> => {
+    const file = new Map([[String(cycle % FILES_MAX), randomBytes(FILE_BYTES)]]);
+    for (const [name, content] of file) written.set(name, content);
+    for (const path of Object.values(TREES)) await put(path, file);
+  };
+  const expectAll = async (when: string): Promise<void> => {
+    for (const path of Object.values(TREES)) {
+      const { status, body } = await daemon.send('GET', `/v1/sandboxes/tree/archive?${new URLSearchParams({ path })}`);
+      expect(status, when).toBe(200);
+      const found = [...(await readTree(body))].filter(([, { type }]) => type === 'file');
+      expect(found.map(([name]) => basename(name)).sort(), when).toEqual([...written.keys()].sort());
+      for (const [name, { content }] of found)
+        expect(content.equals(written.get(basename(name)) ?? Buffer.alloc(0)), `${name} in ${path}, ${when}`).toBe(true);
+    }
+  };
   let starts = 1;
+  await write(0);
   for (let cycle = 1; cycle <= CYCLES; cycle += 1) {
     const what = pick(KINDS);
-
     const where = `cycle ${cycle}, ${what}`;
-    const { exitCode, stdout, stderr } = await daemon.run('tree', ['sh', '-c', CHECK_AND_WRITE, 'sh', String(cycle)]);
-    expect([exitCode, stdout, stderr], `before ${where}`).toEqual([0, `${cycle}\n`, '']);
+    await expectAll(`before ${where}`);
+    await write(cycle);
     if (what === 'timed out') {
+      await sh('tree', 'sync');
       await daemon.call('sandbox.set', { ref: 'tree', timeoutMs: 1_000 });
       await eventually(`its time is up: ${where}`, async () => (await state()) === 'stopped', 60_000);
       await daemon.call('sandbox.set', { ref: 'tree', timeoutMs: said.timeoutMs });
       await daemon.call('sandbox.start', { ref: 'tree' });
-      await sh('tree', FROM_DISK);
+      await put(TREES.memory, written); // the disk has all of it still
       starts += 1;
     } else {
       if (what === 'paused') await daemon.call('sandbox.pause', { ref: 'tree' });
@@ -188,7 +216,8 @@ test(`${CYCLES} random cycles lose nothing (seed ${seed})`, { timeout: isLong ? 
     }
     expect(await daemon.call('sandbox.get', { ref: 'tree' }), where).toMatchObject({ ...said, state: 'running', startCount: starts });
   }
-  expect(await sh('tree', `${CHECK}; echo $KEPT`)).toBe(`${CYCLES + 1}\nyes\n`);
+  await expectAll('at the end');
+  expect(await sh('tree', 'echo $KEPT')).toBe('yes\n');
   await expectInOrder(daemon);
   await daemon.deleteAll();
 });
