@@ -53,6 +53,15 @@ function ledgerOf(...events: SandboxEvent[]): readonly string[] {
 
 const MADE = '10 vm.storage.start boot';
 
+test('what is deleted while it runs ends and goes at one instant', () => {
+  expect(ledgerOf(start(20), end(30, 28), { ...remove(60), diedAtMs: 28 } as SandboxEvent)).toEqual([
+    MADE,
+    '20 vm.compute.start boot',
+    '28 vm.compute.stop stop-user',
+    '28 vm.storage.stop vm-rm',
+  ]);
+});
+
 test('start, stop, start, delete', () => {
   expect(ledgerOf(start(20), end(30), start(40), end(50), remove(60))).toEqual([
     MADE,

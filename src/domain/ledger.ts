@@ -123,7 +123,7 @@ export function ledgerEntries(before: Sandbox | null, after: Sandbox, event: San
     case 'deleted':
       return [
         ...(event.process === null ? [] : closing(before, after, event.process.reason, event.process.diedAtMs ?? atMs, event.process)),
-        draft(after, 'vm.storage.stop', 'vm-rm', atMs, {}),
+        draft(after, 'vm.storage.stop', 'vm-rm', Math.min(atMs, Math.max(event.diedAtMs ?? atMs, before.createdAtMs)), {}),
       ];
     case 'changed': {
       if (sameSize(before.spec.shape, after.spec.shape)) return [];

@@ -209,8 +209,11 @@ export type SandboxEvent = Stamp &
     /** It had no main process, and has one now. */
     | { readonly type: 'begun'; readonly main: MainProcess }
     | { readonly type: 'prepared'; readonly workspace: Workspace }
-    /** Everything the sandbox had on the host is gone. `process` says what proved its process dead, where one was open. */
-    | { readonly type: 'deleted'; readonly process: ProcessEnd | null }
+    /**
+     * Everything the sandbox had on the host is gone. `process` says what proved its process dead, where one was open; `diedAtMs` when the
+     * process died that was ended for it: its storage is billed until then as well.
+     */
+    | { readonly type: 'deleted'; readonly process: ProcessEnd | null; readonly diedAtMs?: number }
   );
 
 /** `diedAtMs` absent: at the moment of the event, as when this very operation killed it. */

@@ -1,5 +1,5 @@
 // The two ways in which the making of a sandbox ends: it is on record and runs, or nothing of it is left but its logs.
-import { type Sandbox, type SnapshotSource, transition } from '../domain/sandbox.ts';
+import { newSandbox, type Sandbox, type SnapshotSource, transition } from '../domain/sandbox.ts';
 import type { BringUp, Up } from './bring-up.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
@@ -35,9 +35,11 @@ export async function started(core: Core, supervisor: Supervisor, call: Call, of
     ...(up === undefined ? {} : { up }),
     async record(bareEvent) {
       const event = source === undefined ? bareEvent : { ...bareEvent, source };
-      const running = transition(bare, event);
+      const { id, projectId, spec } = bare;
+      const born = newSandbox({ id, projectId, spec, atMs: event.atMs, opId: op.id }); // one change, at one instant
+      const running = transition(born, event);
       if ('illegal' in running) throw new Error('a new sandbox cannot be started');
-      const changes = [...creation(intentId, bare, source), { change: 'applyEvent', sandboxId: bare.id, event }] as const;
+      const changes = [...creation(intentId, born, source), { change: 'applyEvent', sandboxId: id, event }] as const;
       const [, , sandbox] = await call.conclude(changes, await core.presenter.sandbox(running, op.id));
       return sandbox;
     },

@@ -39,6 +39,8 @@ const ENDING_MS = 60_000;
 const LAST_LOG_MS = 2_000;
 /** After the proof of death: how long the guest's last word about the main process may take. */
 const LAST_WORD_MS = 300;
+/** Since its end: its own are the last. */
+const EVENTS_LOOKED_AT = 20;
 
 /** In the sandbox's turn. Gives the sandbox as it is then; one that does not run stays as it is. */
 export async function takeDown(core: Core, call: Call, run: Run, wish: Wish): Promise<Sandbox> {
@@ -181,7 +183,7 @@ export async function recordEnd(
       : { detail: { signal: main.exit.signal, stdoutBytes: main.exit.stdoutBytes, stderrBytes: main.exit.stderrBytes } }),
   } as const;
   if (!isGone && isDeletedAtItsEnd(sandbox, how)) {
-    const event = { type: 'deleted', atMs: nowMs, opId: call.op.id, process: null } as const;
+    const event = { type: 'deleted', atMs: nowMs, opId: call.op.id, process: null, diedAtMs } as const;
     // Whoever hears of it may publish the same ports. Its user is freed when nothing of it is left.
     const release = { change: 'releasePorts', sandboxId } as const;
     const [, gone] = await call.commit([ending, { change: 'applyEvent', sandboxId, event }, release, ...removal]);
@@ -255,9 +257,11 @@ export async function removeSandbox(
           ...(end.ended.diedAtMs === null ? {} : { diedAtMs: end.ended.diedAtMs }),
         } as const);
   const intents = await recorded;
+  const diedAtMs = await endedBy(core, call, sandbox);
+  const died = diedAtMs === null ? {} : { diedAtMs };
   const [after] = await call.commit(
     [
-      { change: 'applyEvent', sandboxId: sandbox.id, event: { type: 'deleted', atMs: deps.host.nowMs(), opId: op.id, process } },
+      { change: 'applyEvent', sandboxId: sandbox.id, event: { type: 'deleted', atMs: deps.host.nowMs(), opId: op.id, process, ...died } },
       { change: 'releaseUid', sandboxId: sandbox.id },
       { change: 'releasePorts', sandboxId: sandbox.id },
       ...intents.map((id) => ({ change: 'finishIntent', id }) as const),
@@ -268,6 +272,13 @@ export async function removeSandbox(
   await core.publisher.released(sandbox.id);
   core.sandboxes.changed(after);
   return after;
+}
+
+/** When its process died, where that was this call's doing: both are one change, at one instant. */
+async function endedBy({ deps }: Core, { op }: Call, { id: sandboxId }: Sandbox): Promise<number | null> {
+  const events = await deps.store.query('lastEvents', { sandboxId, limit: EVENTS_LOOKED_AT });
+  const diedAtMs = events.findLast(({ type, opId }) => type === 'sandbox.ended' && opId === op.id)?.detail['diedAtMs'];
+  return typeof diedAtMs === 'number' ? diedAtMs : null;
 }
 
 /** What one that was deleted at its end still has on the host, and then its user and what says that this is to be done. */

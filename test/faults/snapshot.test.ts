@@ -309,8 +309,7 @@ test('the ledger has each change once and at one instant, through forks, suspend
     'vm.compute.start restart',
     'vm.compute.stop restore',
     'vm.storage.stop restore, vm.storage.start restore, vm.compute.start restore',
-    'vm.compute.stop stop-user',
-    'vm.storage.stop vm-rm',
+    'vm.compute.stop stop-user, vm.storage.stop vm-rm',
   ]);
   // One daemon died before it had recorded what it did: the next one found it dead. The other had, and nothing was done again.
   expect(await changesOf(kid)).toEqual([
@@ -319,8 +318,7 @@ test('the ledger has each change once and at one instant, through forks, suspend
     'vm.compute.start restart',
     'vm.compute.stop stop-user',
     'vm.compute.start restart',
-    'vm.compute.stop stop-user',
-    'vm.storage.stop vm-rm',
+    'vm.compute.stop stop-user, vm.storage.stop vm-rm',
   ]);
   expect((await snapshotLedger()).filter(([, snapshotId]) => [kept.id, twice.id].some((each) => each === snapshotId))).toEqual([
     ['snap.storage.start null', kept.id, kept.ownBytes],
