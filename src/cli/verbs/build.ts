@@ -7,6 +7,7 @@ import type { Input, Output } from '../../services/verbs.ts';
 import { type Args, usage } from '../args.ts';
 import { contentOrNull, contextOf, nameInContext, sourceOf } from '../build/context.ts';
 import { packageSettings } from '../build/package-settings.ts';
+import { percentDone } from '../build/percent.ts';
 import { ask, type Context, change } from '../context.ts';
 import { resumed } from '../follow.ts';
 import { forEachRef } from '../many.ts';
@@ -162,9 +163,10 @@ export async function follow(context: Context, begun: Build, progress: Progress,
   context.interrupts.signal.addEventListener('abort', onInterrupt, { once: true });
   if (context.interrupts.signal.aborted) onInterrupt();
   const plain = plainLines();
+  const percent = percentDone(begun.stepsTotal);
   try {
     if (!isOver || progress !== 'quiet')
-      for await (const line of logLines(context, id, !isOver, null)) await show(context, line, progress, plain);
+      for await (const line of logLines(context, id, !isOver, null)) await show(context, line, progress, plain, percent(line));
   } catch (error) {
     if (!isCancelled) throw error;
   } finally {
@@ -190,12 +192,21 @@ function logLines(context: Context, build: string, following: boolean, from: num
   });
 }
 
-async function show({ io, progress: line }: Context, said: Line, progress: Progress, plain: (said: Line) => string): Promise<void> {
+async function show(
+  { io, progress: line }: Context,
+  said: Line,
+  progress: Progress,
+  plain: (said: Line) => string,
+  percent: number,
+): Promise<void> {
   if (progress === 'quiet') return;
   if (progress === 'json') return await io.out(`${JSON.stringify(said)}\n`);
-  if (progress === 'tty' && said.type === 'output') return line.show({ step: safe(said.stage), detail: safe(said.text) });
+  const now = () => line.show({ step: `${percent} % ${safe(said.stage)}`, detail: safe(said.text) });
+  if (progress === 'tty' && said.type === 'output') return now();
   if (progress === 'tty') line.clear();
   await io.err(plain(said));
+  // A step may say nothing for long.
+  if (progress === 'tty' && said.type === 'step') now();
 }
 
 /**
