@@ -81,14 +81,6 @@ export class BuildCache {
     return digests;
   }
 
-  /** All of it. Gives how many entries there were. */
-  async clear(op: Operation): Promise<number> {
-    this.#kept.clear();
-    const names = (await listOr(op, this.#host, this.#dir)).filter((name) => NAME.test(name));
-    for (const name of names) await this.#host.remove(op, join(this.#dir, name));
-    return names.length;
-  }
-
   #path(key: Key): string {
     return join(this.#dir, `${key}.json`);
   }
