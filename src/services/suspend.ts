@@ -133,12 +133,19 @@ export class Suspension {
       }),
     );
     const { pid, startTicks } = started.evidence;
+    const beganMs = host.monotonicMs();
+    // Its guest is told while the disk writes the record: if that fails, its process is ended.
+    const telling = this.#tell(op, sandbox, run, started);
+    telling.catch(() => {}); // awaited below
     const after = await this.#recordWoken(call, sandbox, startedAtMs, `pid ${pid}, started at tick ${startTicks}`);
+    const recordedMs = host.monotonicMs();
     // It runs, and is on record: from here on nothing is undone.
     undo.move();
     this.#core.sandboxes.changed(after);
     this.#supervisor.adopt(run, after);
-    await this.#makeItself(call, after, run, started, intent.id);
+    await this.#makeItself(call, after, telling, intent.id);
+    const stagesMs = { ...started.stagesMs, recorded: recordedMs - beganMs, told: host.monotonicMs() - recordedMs };
+    op.log.debug({ sandbox: run.id, stagesMs }, 'a suspended sandbox goes on');
     return after;
   }
 
@@ -161,17 +168,14 @@ export class Suspension {
     return after;
   }
 
-  async #makeItself(call: Call, sandbox: Sandbox, run: Run, started: Pick<Started, 'network' | 'disk'>, intentId: number): Promise<void> {
-    const { op } = call;
+  /** Of one that is on record as running. `telling`: see `#tell`. */
+  async #makeItself(call: Call, sandbox: Sandbox, telling: Promise<void>, intentId: number): Promise<void> {
     const { host, store } = this.#core.deps;
-    try {
-      await this.#tell(op, sandbox, run, started);
-    } finally {
-      // It is on record that it went on: nobody comes back to what was saved, also if it has died since.
-      using late = op.releasing(RELEASE_MS);
-      await host.remove(late, this.#placesOf(sandbox).woken);
-    }
-    await store.commit(op, [{ change: 'finishIntent', id: intentId }], 'relaxed');
+    // Nobody comes back to what was saved, also if it has died since.
+    using late = call.op.releasing(RELEASE_MS);
+    const [told, removed] = await Promise.allSettled([telling, host.remove(late, this.#placesOf(sandbox).woken)]);
+    for (const each of [told, removed]) if (each.status === 'rejected') throw each.reason;
+    await store.commit(call.op, [{ change: 'finishIntent', id: intentId }], 'relaxed');
   }
 
   /** The guest is told what time it is and gets fresh entropy, then its network is let in. */
@@ -302,7 +306,7 @@ export class Suspension {
   /** After it was adopted: the last daemon died before its guest was told what it is to know, or that could not be recorded. */
   async finishTelling(call: Call, sandbox: Sandbox, run: Run, intentId: number): Promise<void> {
     const started = await run.backend.checkpoints?.again?.(call.op, run.plan);
-    if (started !== undefined) await this.#makeItself(call, sandbox, run, started, intentId);
+    if (started !== undefined) await this.#makeItself(call, sandbox, this.#tell(call.op, sandbox, run, started), intentId);
   }
 
   #intent(kind: 'suspend' | 'wake', { id, projectId }: Sandbox) {

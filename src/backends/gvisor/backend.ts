@@ -107,8 +107,21 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
 
   const takeUp = (op: Operation, plan: SandboxPlan, dir: string, beforeRunning = async (_op: Operation): Promise<void> => {}) =>
     kept.during(async () => {
-      await checkSaved(op, host, dir, { now: await now(op, plan), imprintPath: null });
-      return await startSandbox(op, parts(plan), plan, { checkpointDir: dir, isSame: false, beforeRunning });
+      const checking = now(op, plan).then((fingerprint) => checkSaved(op, host, dir, { now: fingerprint, imprintPath: null }));
+      checking.catch(() => {}); // awaited before anything of it runs, and where its place cannot be made
+      try {
+        return await startSandbox(op, parts(plan), plan, {
+          ...{ checkpointDir: dir, isSame: false },
+          async beforeRunning(late) {
+            await checking;
+            await beforeRunning(late);
+          },
+        });
+      } catch (error) {
+        // What is wrong with what was saved says more than what came of it.
+        await checking;
+        throw error;
+      }
     });
 
   return {

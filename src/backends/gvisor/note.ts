@@ -23,8 +23,13 @@ const note = z.union([
 export type Note = Omit<z.infer<typeof note>, keyof Ground> & { readonly ground: Ground };
 
 export async function writeNote(op: Operation, host: Host, { runDir }: SandboxPlan, { ground, ...content }: Note): Promise<void> {
-  const bytes = new TextEncoder().encode(JSON.stringify(note.parse({ ...content, ...ground })));
-  await host.writeSparse(op, join(runDir, NOTE), bytes.byteLength, [{ offset: 0, bytes }]);
+  await writePassing(op, host, join(runDir, NOTE), JSON.stringify(note.parse({ ...content, ...ground })));
+}
+
+/** A file (0600) of which nobody wants to know after this boot: it is whole or not there, and no disk is waited for. */
+export async function writePassing(op: Operation, host: Host, path: string, content: string): Promise<void> {
+  const bytes = new TextEncoder().encode(content);
+  await host.writeSparse(op, path, bytes.byteLength, [{ offset: 0, bytes }]);
 }
 
 /** Null for one that was started by a version of Hutch that wrote none. */

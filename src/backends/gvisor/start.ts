@@ -20,7 +20,7 @@ import { bundleConfig } from './bundle.ts';
 import type { Cgroups } from './cgroup.ts';
 import { ARRIVE_MS, type GvisorConfig, RELEASE_MS } from './config.ts';
 import type { LayerArgs, Layers } from './layer.ts';
-import { writeNote } from './note.ts';
+import { writeNote, writePassing } from './note.ts';
 import type { Overs } from './over.ts';
 import {
   AGENT_SOCKET,
@@ -122,8 +122,9 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
   const lent = [agentPath];
   // Each is seen over a file of its name.
   await allOf(lent.map((path) => host.appendFile(op, join(linkDir(plan), basename(path)), new Uint8Array())));
-  await host.writeFileAtomic(
+  await writePassing(
     op,
+    host,
     `${plan.runDir}/config.json`,
     JSON.stringify(
       bundleConfig({
@@ -140,7 +141,6 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
         netnsPath: guest === null ? null : netnsPath(plan),
       }),
     ),
-    0o600,
   );
   const input = keptOver === undefined ? taken : { ...taken, overPath: keptOver };
   const { image, ground, overPath } = input;
@@ -212,7 +212,7 @@ async function nameCheckpoint(op: Operation, host: Host, plan: SandboxPlan, dir:
   const own = takenUpDir(plan);
   await host.remove(op, own);
   await host.makeDir(op, own, 0o700);
-  await host.writeFileAtomic(op, join(own, BOOT), host.bootId(), 0o600);
+  await writePassing(op, host, join(own, BOOT), host.bootId());
   try {
     await host.link(op, join(dir, CHECKPOINT), join(own, CHECKPOINT));
   } catch (error) {
