@@ -211,7 +211,7 @@ async function archives(bench: Bench): Promise<readonly Row[]> {
         baselineName: '`docker load`',
         target: `≤ ${IMPORT_FACTOR}×`,
         meets: (ratio) => ratio <= IMPORT_FACTOR,
-        note: 'The archive’s layers are not packed. `docker load` writes their files and leaves them to the page cache; ours is packed, whole and synced on the disk, and the layers as they came are kept for export beside it. While the archive comes, each layer goes into a file of its own, which is hashed on the way and becomes what is kept, and is packed while the next one comes; what is packed goes into the image’s file at once. So a byte is written once as it came and twice packed, and hashed once as it came and twice packed. Bound by one thread of JavaScript, one of tar2sqfs, and the last sync. Before, the archive was received first, and each layer was copied out of it and read again: 1.4 times what `docker load` took.',
+        note: 'The archive’s layers are not packed. `docker load` writes their files and leaves them to the page cache; ours is packed, whole and synced on the disk, and the layers as they came are kept for export beside it. While the archive comes, each layer goes into a file of its own, which is hashed on the way and becomes what is kept, and is packed while the next one comes; what is packed goes into the image’s file at once. So a byte is written once as it came and twice packed, and hashed once as it came and twice packed. Bound by one thread of JavaScript, one of tar2sqfs, and the last sync. Before, the archive was received first, and each layer was copied out of it and read again: 1.4 times what `docker load` took, and twice the processor time of now.',
       },
       taken.load,
       taken.imported,
