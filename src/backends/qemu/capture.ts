@@ -1,6 +1,7 @@
 // A machine that runs, or stands still, written down: what of its memory and disks differs from what is stored, and the
 // state of its devices, all of one instant.
 import { dirname, join } from 'node:path';
+import { setTimeout } from 'node:timers/promises';
 import { z } from 'zod';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
@@ -32,6 +33,9 @@ import { inspectVmm, killVmm } from './vmm.ts';
 
 /** One that writes much, to a slow disk. */
 const SYNC_MS = 5 * 60_000;
+/** One that has been killed is gone by then. */
+const LIVES_MS = 5_000;
+const LOOK_EVERY_MS = 20;
 
 export type Capture = {
   /** `memory`: the disk stays where it is. */
@@ -159,10 +163,22 @@ export async function capture(
     return { stillMs, ...sizes, dead: null };
   }
   // It is written down: from here on it is dead or alive, but not lost.
-  const dead = await killVmm(op, host, plan.runDir, 'now');
+  const dead = await killVmm(op, host, plan.runDir, 'now').catch((cause: unknown) => endedAllTheSame(op, host, plan, cause));
   undo.move();
   await qmp[Symbol.asyncDispose]();
   return { stillMs: host.monotonicMs() - stoodSinceMs, ...sizes, dead };
+}
+
+/** It may have been killed, and only the word of it is missing: what was saved is then all that there is. @throws `cause` where it lives. */
+async function endedAllTheSame(op: Operation, host: Host, plan: SandboxPlan, cause: unknown): Promise<Dead> {
+  using late = op.releasing(RELEASE_MS);
+  const until = host.monotonicMs() + LIVES_MS;
+  for (;;) {
+    const now = await inspectVmm(late, host, plan.runDir).catch(() => null);
+    if (now?.alive === false) return now;
+    if (host.monotonicMs() > until) throw cause;
+    await setTimeout(LOOK_EVERY_MS);
+  }
 }
 
 /**
