@@ -28,12 +28,14 @@ test('what is started again, by policy, cause and exit code', () => {
     'on-failure exited 1',
     'on-failure exited null',
     'on-failure crashed',
+    'on-failure host-stopped',
     'on-failure host-reboot',
     'always exited 0',
     'always exited 1',
     'always exited null',
     'always crashed',
     'always guest-shutdown',
+    'always host-stopped',
     'always host-reboot',
   ]);
 });

@@ -8,14 +8,14 @@ export const LASTED_MS = 10_000;
 
 /**
  * Whether it is to be started by itself. What somebody stopped, and what its own limits stopped, stays as it is; a host that went
- * down is a failure.
+ * down is a failure, and so is an Engine that was stopped under it.
  */
 export function wantsRestart(sandbox: Sandbox): sandbox is Sandbox & { readonly state: 'stopped' } {
   const { restart = 'no', held } = sandbox.spec;
   if (sandbox.state !== 'stopped' || restart === 'no' || held === true) return false;
   const { cause, exitCode } = sandbox.ended;
   if (cause === 'stopped' || cause === 'timeout' || cause === 'idle') return false;
-  if (restart === 'always' || cause === 'crashed' || cause === 'host-reboot') return true;
+  if (restart === 'always' || cause === 'crashed' || cause === 'host-stopped' || cause === 'host-reboot') return true;
   return cause === 'exited' && exitCode !== 0;
 }
 

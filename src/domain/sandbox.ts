@@ -124,6 +124,7 @@ export const END_CAUSES = [
   'idle', // nobody had touched it for as long as it may be left alone
   'crashed', // the VMM or runtime ended by itself
   'guest-shutdown', // the guest powered itself off
+  'host-stopped', // somebody on the host asked what it runs in to end, and not us: `docker stop`, an Engine that is stopped
   'host-reboot', // the host is not the one it ran on any more
 ] as const;
 export type EndCause = (typeof END_CAUSES)[number];

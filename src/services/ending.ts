@@ -25,6 +25,8 @@ export function endingWords(backend: string, ended: What, when: string, who: Who
       return `${carrierOf(backend)} ended by itself${at}${oom}`;
     case 'guest-shutdown':
       return `it shut itself down from inside${at}${code}`;
+    case 'host-stopped':
+      return `${backend === 'docker' ? 'its Docker Engine, or somebody who uses that,' : 'somebody on this machine'} stopped ${carrierOf(backend)}${at}${oom}${code}`;
     case 'host-reboot':
       return `the host went down or was restarted under it${at === '' ? '' : `, last seen alive${at}`}`;
   }

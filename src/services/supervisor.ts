@@ -15,7 +15,7 @@ import { mirror } from './mirror.ts';
 import { watchNetwork } from './network-loss.ts';
 import { pause } from './pause.ts';
 import type { Run } from './run.ts';
-import { atMost, clearAway, type Dead, recordEnd, removeSandbox, takeDown } from './take-down.ts';
+import { atMost, clearAway, type Dead, isStoppedOutside, recordEnd, removeSandbox, STOPPED_OUTSIDE, takeDown } from './take-down.ts';
 
 /** Between tries to reach a guest that does not answer. */
 const RETRY_MS = 1_000;
@@ -363,6 +363,7 @@ export function ownCaller(core: Pick<Core, 'deps'>): Caller {
 /** Why it ended, as far as its process and its guest tell. */
 export function causeOf(run: Run, dead: Dead): { readonly cause: EndCause; readonly actor: string } {
   if (dead.proof === 'boot-id') return { cause: 'host-reboot', actor: 'host' };
+  if (isStoppedOutside(dead) && run.ending === null) return STOPPED_OUTSIDE;
   if (run.mainEnd !== null) return { cause: 'exited', actor: 'guest' };
   if (run.ending !== null && performance.now() < run.ending.untilMs) return { cause: run.ending.cause, actor: run.ending.actor };
   // A kernel that panics resets its machine: for the VMM that is an end like any other.

@@ -144,6 +144,15 @@ export async function atMost(op: Operation, promise: Promise<unknown>, ms: numbe
   }
 }
 
+/** What the agent ends with when somebody outside of the sandbox asked it to, and nobody else had before. */
+const EXIT_TERMINATED = 143;
+export const STOPPED_OUTSIDE = { cause: 'host-stopped', actor: 'host' } as const;
+
+/** Whether it was not us, nor anybody in it, who asked it to end. Where the agent is what ends, its exit code says so. */
+export function isStoppedOutside({ proof, exitCode }: Dead): boolean {
+  return (proof === 'engine' || proof === 'exit.json') && exitCode === EXIT_TERMINATED;
+}
+
 /** The commit of an end: state, ledger and event. */
 export async function recordEnd(
   core: Core,
@@ -159,15 +168,17 @@ export async function recordEnd(
   const beat = dead.diedAtMs === null ? await store.query('heartbeat', { bootId: how.bootId ?? host.bootId() }) : null;
   const diedAtMs = deathTimeMs(sandbox, { diedAtMs: dead.diedAtMs, lastBeatMs: beat?.atMs ?? null, nowMs });
   const main = run?.mainEnd ?? null;
+  // Its main process was asked to end with all others: that it did is not why. (A runtime that we start ourselves we end by a signal too.)
+  const { cause, actor } = how.cause === 'exited' && dead.proof === 'engine' && isStoppedOutside(dead) ? STOPPED_OUTSIDE : how;
   const ended: Ended = {
-    cause: how.cause,
+    cause,
     exitCode: main?.exitCode ?? null,
     oomKilled: (main?.oomKilled ?? false) || dead.oomKilled,
-    actor: how.actor,
+    actor,
     // A clock that was stepped back ends nothing before it began.
     atMs: Math.max(sandbox.openComputeSinceMs ?? 0, Math.min(nowMs, main?.atMs ?? diedAtMs)),
   };
-  const reason = how.cause === 'crashed' || how.cause === 'host-reboot' ? 'stop-crash' : 'stop-user';
+  const reason = ['crashed', 'host-stopped', 'host-reboot'].includes(cause) ? 'stop-crash' : 'stop-user';
   const isGone = dead.proof === 'removed';
   const removal =
     isGone || how.removesItself !== true || !sandbox.spec.autoRemove

@@ -70,6 +70,11 @@ test.each([
     'web is stopped: its kernel in user space ended by itself 5 seconds ago (evidence: exit.json: runsc ended with 134).',
   ],
   [ended('guest-shutdown'), [], 'web is stopped: it shut itself down from inside 5 seconds ago.'],
+  [
+    { ...ended('host-stopped'), spec: { name: 'web', backend: 'docker' } },
+    [event('sandbox.ended', { evidence: 'engine: the container ended with 143' })],
+    'web is stopped: its Docker Engine, or somebody who uses that, stopped its container 5 seconds ago (evidence: engine: the container ended with 143).',
+  ],
   [ended('host-reboot'), [], 'web is stopped: the host went down or was restarted under it, last seen alive 5 seconds ago.'],
   [
     of({ state: 'error', cause: 'its process could not be ended', openComputeSinceMs: 1 }),

@@ -69,7 +69,7 @@ export function endedOf({ detail, actor, atMs }: EventRecord): Ended {
 }
 
 /** Ends for which nobody asked: there the machine's own end is the explanation; elsewhere it would look like the command's. */
-const BY_ITSELF: ReadonlySet<Ended['cause']> = new Set(['crashed', 'guest-shutdown', 'host-reboot']);
+const BY_ITSELF: ReadonlySet<Ended['cause']> = new Set(['crashed', 'guest-shutdown', 'host-stopped', 'host-reboot']);
 
 const CAUSES: ReadonlySet<unknown> = new Set(END_CAUSES);
 

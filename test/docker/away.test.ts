@@ -32,10 +32,18 @@ test('an Engine that is stopped, killed and restarted: calls fail as unavailable
   await engine.startAgain();
   const { id: second } = await daemon.call('sandbox.create', {});
   await world.gone(second);
+  const { id: busy } = await daemon.call('sandbox.create', { main: { argv: ['sleep', '1000'] } });
 
   await engine.stop();
   await engine.startAgain();
-  await eventually('the end that came with the Engine’s to be known', async () => (await world.state(id)) === 'stopped', 30_000);
+  for (const each of [id, busy]) {
+    await eventually('the end that came with the Engine’s to be known', async () => (await world.state(each)) === 'stopped', 30_000);
+    expect((await daemon.call('sandbox.get', { ref: each })).ended).toMatchObject({ cause: 'host-stopped', actor: 'host' });
+  }
+  expect((await daemon.call('why.get', { ref: busy })).sentence).toMatch(
+    /its Docker Engine, or somebody who uses that, stopped its container/,
+  );
+  await world.gone(busy);
   await daemon.call('sandbox.start', { ref: id });
   expect((await daemon.run(id, ['echo', 'back'])).stdout).toBe('back\n');
   await world.gone(id);

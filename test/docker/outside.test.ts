@@ -28,6 +28,23 @@ test('a container that somebody else removed puts its sandbox in error with the 
   expect(await world.state(running.id)).toBe('deleted');
 });
 
+test('a container that somebody stops is told as stopped from outside, one that ends itself is not', async () => {
+  const { daemon, engine } = world;
+  const main = { argv: ['sh', '-c', 'trap "exit 3" TERM; while :; do sleep 0.1; done'] };
+  const [stopped, itself] = await Promise.all([daemon.call('sandbox.create', { main }), daemon.call('sandbox.create', {})]);
+  await engine.ask('POST', `/containers/${(await world.container(stopped.id)).Id}/stop`);
+  await eventually('its end to be known', async () => (await world.state(stopped.id)) === 'stopped');
+  expect((await daemon.call('sandbox.get', { ref: stopped.id })).ended).toMatchObject({
+    cause: 'host-stopped',
+    actor: 'host',
+    exitCode: 3,
+  });
+  await daemon.exec(itself.id, { argv: ['sh', '-c', 'kill -TERM 1'] });
+  await eventually('the other end to be known', async () => (await world.state(itself.id)) === 'stopped');
+  expect((await daemon.call('sandbox.get', { ref: itself.id })).ended).toMatchObject({ cause: 'guest-shutdown', actor: 'guest' });
+  await world.gone(stopped.id, itself.id);
+});
+
 test('one that somebody else renamed is still found, and one that was paused goes on when it is unpaused', async () => {
   const { daemon, engine } = world;
   const { id } = await daemon.call('sandbox.create', {});

@@ -18,7 +18,7 @@ use crate::timers::{Timer, Timers};
 use crate::users::Users;
 use crate::wire::decoder::Decoder;
 use crate::wire::value::Value;
-use hutch_sys::{Credentials, SignalFd};
+use hutch_sys::{Credentials, Sent, SignalFd};
 use rustix::event::epoll;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
@@ -233,7 +233,8 @@ impl Agent {
     }
 
     /// Runs until the end of the machine, or of the process.
-    pub fn run(&mut self) {
+    /// Until the end of all that is in its care; the exit code says whose wish that was.
+    pub fn run(&mut self) -> u8 {
         self.open_link();
         while !self.shutdown.is_over() {
             // A mistake of ours must not be the end of the machine: the connection is dropped, the loop goes on.
@@ -242,6 +243,7 @@ impl Agent {
                 self.disconnect("an unexpected failure");
             }
         }
+        self.shutdown.exit_code()
     }
 
     fn turn(&mut self) {
@@ -319,11 +321,11 @@ impl Agent {
         }
     }
 
-    fn signalled(&mut self, signal: i32) {
-        match signal {
+    fn signalled(&mut self, signal: Sent) {
+        match signal.number {
             17 => self.reap(),
             // A container is stopped by TERM; INT is what the kernel sends init for ctrl-alt-del.
-            _ => self.begin_shutdown(rustix::process::Signal::TERM, Duration::from_secs(10)),
+            _ => self.shutdown_asked(signal),
         }
     }
 

@@ -93,11 +93,10 @@ fn main() -> ExitCode {
             if let Some(directory) = log_directory {
                 agent.log_directories = vec![directory];
             }
-            agent.run();
+            ExitCode::from(agent.run())
         }
-        Err(errno) => return fail(&format!("the agent cannot start: {errno}")),
+        Err(errno) => fail(&format!("the agent cannot start: {errno}")),
     }
-    ExitCode::SUCCESS
 }
 
 /// Everything the agent does happens in this root.

@@ -6,12 +6,17 @@ use crate::signals::signal_of;
 use crate::timers::Timer;
 use crate::wire::fields::Fields;
 use crate::wire::value::Value;
+use hutch_sys::Sent;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use std::time::Duration;
 
 const GRACE_MS_MAX: u64 = 10 * 60 * 1000;
 /// After KILL only what the kernel cannot kill is left: it is not waited for longer.
 const AFTER_KILL: Duration = Duration::from_secs(2);
+/// For who is asked by a signal. Engines kill after ten seconds: what can still be done is done before.
+const ASKED_GRACE: Duration = Duration::from_secs(7);
+/// As a shell says of what TERM has ended.
+const EXIT_TERMINATED: u8 = 128 + 15;
 
 #[derive(Debug, Clone, Copy)]
 pub enum Ending {
@@ -25,11 +30,18 @@ pub struct Shutdown {
     next: Option<Ending>,
     under_way: bool,
     over: bool,
+    /// Neither the daemon nor anybody in here asked for it: whoever runs the container from outside.
+    from_outside: bool,
 }
 
 impl Shutdown {
     pub fn is_over(&self) -> bool {
         self.over
+    }
+
+    /// Tells the host an end that somebody outside wished for from one that was wished for in here.
+    pub fn exit_code(&self) -> u8 {
+        if self.from_outside { EXIT_TERMINATED } else { 0 }
     }
 
     pub fn take_ending(&mut self) -> Option<Ending> {
@@ -52,6 +64,11 @@ impl Agent {
         }
         self.shutdown.next = Some(Ending::LetGo { reconnect });
         Ok(Value::Nil)
+    }
+
+    pub fn shutdown_asked(&mut self, signal: Sent) {
+        self.shutdown.from_outside |= !self.shutdown.under_way && signal.from_outside;
+        self.begin_shutdown(Signal::TERM, ASKED_GRACE);
     }
 
     pub fn begin_shutdown(&mut self, signal: Signal, grace: Duration) {

@@ -16,6 +16,6 @@ pub use cache::is_cached;
 pub use device::{ENTROPY_BYTES_MAX, add_entropy, block_device_bytes, resize_ext4, set_hardware_address};
 pub use packet::bare_resets;
 pub use reset::{acknowledge_reset, acknowledge_reset_in};
-pub use signal::{SignalFd, block_signals, signal_everybody};
+pub use signal::{Sent, SignalFd, block_signals, signal_everybody};
 pub use spawn::{Credentials, Program, SpawnFailure, SpawnStage, spawn};
 pub use thread::{Scheduling, close_inherited, limit_heap, own_mounts, own_network, set_file_user, set_scheduling};

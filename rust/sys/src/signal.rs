@@ -7,6 +7,14 @@ use std::ptr;
 /// Delivers the given signals by reading; they stay blocked in every thread started later.
 pub struct SignalFd(OwnedFd);
 
+/// One that was sent to this process.
+#[derive(Debug, Clone, Copy)]
+pub struct Sent {
+    pub number: i32,
+    /// Who sent it has no process id among ours: the kernel, or somebody outside of our PID namespace.
+    pub from_outside: bool,
+}
+
 fn set_of(signals: &[i32]) -> libc::sigset_t {
     // SAFETY: sigemptyset initialises the set before it is used.
     unsafe {
@@ -43,8 +51,8 @@ impl SignalFd {
         }
     }
 
-    /// The next pending signal's number, if there is one.
-    pub fn next(&self) -> Option<i32> {
+    /// The next pending signal, if there is one.
+    pub fn next(&self) -> Option<Sent> {
         let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
         let wanted = mem::size_of::<libc::signalfd_siginfo>();
         // SAFETY: the buffer has the size that is given; it is read only when it was filled.
@@ -53,7 +61,9 @@ impl SignalFd {
             if usize::try_from(got) != Ok(wanted) {
                 return None;
             }
-            i32::try_from(info.assume_init().ssi_signo).ok()
+            let info = info.assume_init();
+            let number = i32::try_from(info.ssi_signo).ok()?;
+            Some(Sent { number, from_outside: info.ssi_pid == 0 })
         }
     }
 }
