@@ -26,7 +26,15 @@ async function found(whyNoKvm: string | null, ends = 0) {
     cellPath: path,
     whyNoKvm: async () => whyNoKvm,
   } as unknown as GvisorConfig;
-  const runtime = { path, version: '1', platforms: ['kvm', 'ptrace'], options: [], canIgnoreCgroups: false, hasPanicLog: false };
+  const runtime = {
+    path,
+    version: '1',
+    platforms: ['kvm', 'ptrace'],
+    options: [],
+    always: [],
+    canIgnoreCgroups: false,
+    hasPanicLog: false,
+  };
   const rights = {
     argv: (argv: readonly string[]) => argv,
     argvOf: (_pid: number, argv: readonly string[]) => argv,

@@ -90,7 +90,7 @@ async function tryOut(
   await host.makeDir(op, join(dir, 'root'), 0o711);
   await host.writeFileAtomic(op, join(dir, 'config.json'), JSON.stringify(probeConfig(cellPath)), 0o600);
   const options = ['--root', join(dir, 'state'), `--platform=${platform}`, '--network=none'];
-  const unlimited = runtime.canIgnoreCgroups ? ['--ignore-cgroups'] : [];
+  const unlimited = [...runtime.always, ...(runtime.canIgnoreCgroups ? ['--ignore-cgroups'] : [])];
   try {
     using limited = op.within(PROBE_MS, 'a program of a moment');
     const argv = rights.argv([runtime.path, ...options, ...unlimited, 'run', '-bundle', dir, name]);

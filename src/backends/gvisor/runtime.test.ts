@@ -29,6 +29,7 @@ test('options are taken from what the release says that it has', () => {
     version: '0.0~20221219.0',
     platforms: ['kvm', 'ptrace'],
     options: ['--host-uds=open', '--overlay2=none', '--net-raw', '--cpu-num-from-quota'],
+    always: [],
     canIgnoreCgroups: true,
     hasPanicLog: true,
   });
@@ -38,12 +39,13 @@ test('options are taken from what the release says that it has', () => {
 const recorded = (release: string): string =>
   readFileSync(join(import.meta.dirname, '../../../test/vectors/runsc', `flags-${release}.txt`), 'utf8');
 
-test('whole help texts are understood: of the release in Debian, and of one of 2025', () => {
+test('whole help texts are understood: of the release in Debian, and of ones of 2025 and 2026', () => {
   expect(runtimeOf('runsc', 'runsc version 0.0~20221219.0\nspec: 1.0.2-dev\n', recorded('20221219'))).toEqual({
     path: 'runsc',
     version: '0.0~20221219.0',
     platforms: ['kvm', 'ptrace'],
     options: ['--host-uds=open', '--overlay2=none', '--net-raw', '--cpu-num-from-quota'],
+    always: [],
     canIgnoreCgroups: true,
     hasPanicLog: true,
   });
@@ -52,6 +54,16 @@ test('whole help texts are understood: of the release in Debian, and of one of 2
     version: '20250205.0',
     platforms: ['systrap', 'kvm', 'ptrace'],
     options: ['--host-uds=open', '--overlay2=none', '--directfs=false', '--net-raw', '--cpu-num-from-quota'],
+    always: [],
+    canIgnoreCgroups: true,
+    hasPanicLog: true,
+  });
+  expect(runtimeOf('runsc', 'runsc version release-20260905.0\nspec: 1.2.1\n', recorded('20260905'))).toEqual({
+    path: 'runsc',
+    version: '20260905.0',
+    platforms: ['systrap', 'kvm', 'ptrace'],
+    options: ['--host-uds=open', '--overlay2=none', '--directfs=false', '--net-raw', '--cpu-num-from-quota'],
+    always: ['--gofer-network-namespace=new'],
     canIgnoreCgroups: true,
     hasPanicLog: true,
   });

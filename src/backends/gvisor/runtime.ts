@@ -11,6 +11,8 @@ export type Runtime = {
   readonly platforms: readonly string[];
   /** Given with every sandbox. */
   readonly options: readonly string[];
+  /** Given with whatever it runs, also for a moment. */
+  readonly always: readonly string[];
   readonly canIgnoreCgroups: boolean;
   /** Whether its kernel's last words can be kept; else they are lost. */
   readonly hasPanicLog: boolean;
@@ -77,6 +79,8 @@ export function runtimeOf(path: string, version: string, help: string): Runtime 
       ...(has('net-raw') ? ['--net-raw'] : []),
       ...(has('cpu-num-from-quota') ? ['--cpu-num-from-quota'] : []),
     ],
+    // By itself it keeps a namespace for all gofers to come, mounted in its state directory, which could not be removed then.
+    always: has('gofer-network-namespace') ? ['--gofer-network-namespace=new'] : [],
     canIgnoreCgroups: has('ignore-cgroups'),
     hasPanicLog: has('panic-log'),
   };

@@ -327,6 +327,7 @@ function runtimeArgs(
   const { runtime, platform } = input;
   return [
     ...[runtime.path, '--root', stateDir(plan), `--platform=${platform.name}`, `--network=${guest === null ? 'none' : 'sandbox'}`],
+    ...runtime.always,
     ...runtime.options,
     ...(cgroupsPath === null && runtime.canIgnoreCgroups ? ['--ignore-cgroups'] : []),
     // Beside what the runtime itself says: both only append.
