@@ -28,13 +28,17 @@ chroot "$root" useradd --create-home --shell /bin/bash --groups kvm dev
 mkdir -p "$root/var/lib/systemd/linger"
 touch "$root/var/lib/systemd/linger/dev"
 
-# Who installs: a user with sudo, and packages without a network. passt is there, to be taken away and installed again.
+# Who installs: a user with sudo, and packages without a network. passt is there, to be taken away and installed again; Docker and
+# runsc are installed by the scenario that wants them, as a daemon would look for them in all others.
 chroot "$root" useradd --create-home --shell /bin/bash --groups kvm,sudo ops
 echo 'ops ALL=(ALL) NOPASSWD: ALL' >"$root/etc/sudoers.d/ops"
 chmod 440 "$root/etc/sudoers.d/ops"
 repository=$root/var/lib/lab-packages
 mkdir -p "$repository"
 (cd "$repository" && APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-get -qq download passt)
+APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-get clean
+APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-get -qq install --yes --no-install-recommends --download-only docker.io runsc
+mv "$root"/var/cache/apt/archives/*.deb "$repository"
 for package in "$repository"/*.deb; do
   dpkg-deb --field "$package"
   printf 'Filename: ./%s\nSize: %s\nSHA256: %s\n\n' "${package##*/}" "$(stat -c %s "$package")" "$(sha256sum "$package" | cut -d' ' -f1)"

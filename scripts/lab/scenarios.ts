@@ -7,15 +7,15 @@ import { expect, show, step } from './steps.ts';
 export type Scenario = { readonly name: string; readonly long?: true; readonly run: () => Promise<void> };
 
 /** A Hutch of its own in `home`, with the kernel and image that were prepared outside; on /data without a copy. */
-const seeded = (data: string): string => `mkdir -p ${data} && chmod 711 ${data} && cp -a --reflink=auto /data/seed/. ${data}/`;
+export const seeded = (data: string): string => `mkdir -p ${data} && chmod 711 ${data} && cp -a --reflink=auto /data/seed/. ${data}/`;
 /** The machine that the first scenario booted, so that no other need boot it once more. */
 const withTemplate = (data: string): string =>
   `{ test ! -e /data/h/data/templates || cp -a --reflink=auto /data/h/data/templates ${data}/; }`;
-const at = (home: string): string => `export HUTCH_HOME=${home} HUTCH_DAEMON_LISTEN=off`;
+export const at = (home: string): string => `export HUTCH_HOME=${home} HUTCH_DAEMON_LISTEN=off`;
 export const HERE = at('/data/h');
 export const begun = `test -e /data/h/data || { mkdir -p /data/h && chmod 711 /data/h && ${seeded('/data/h/data')}; }`;
 /** Sandboxes, daemon and data: all gone, and nothing left that no sandbox owns. */
-const emptied = (home: string): string =>
+export const emptied = (home: string): string =>
   `ids=$(./hutch ls -q) && { [ -z "$ids" ] || ./hutch rm -f $ids; } && ./hutch doctor --leaks && ./hutch daemon stop && rm -rf ${home}`;
 const NOBODY = 'pgrep -a "qemu|hutch|passt" | grep -v guest-service || echo none';
 

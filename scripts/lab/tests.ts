@@ -1,6 +1,7 @@
 // `./dev lab test`: runs the scenarios in order on one outer VM. Prints "lab: ok NAME" or "lab: FAILED NAME"
 // for each, which is what `./dev test` counts. With --long what was said is kept in docs/test-runs.md.
 import { conformanceScenario } from './conformance.ts';
+import { containerScenarios } from './containers.ts';
 import { installedScenarios } from './installed.ts';
 import { down, livingPid, up } from './machine.ts';
 import { record } from './record.ts';
@@ -18,7 +19,13 @@ type Options = {
 };
 
 export async function runLabTests({ long, suite, filter, seed }: Options): Promise<boolean> {
-  const known = [...scenarios, ...savedScenarios, ...installedScenarios, conformanceScenario({ seed, all: suite, long: suite && long })];
+  const known = [
+    ...scenarios,
+    ...savedScenarios,
+    ...installedScenarios,
+    ...containerScenarios,
+    conformanceScenario({ seed, all: suite, long: suite && long }),
+  ];
   const wanted = filter === '' ? known.filter((one) => long || one.long !== true) : known.filter(({ name }) => name.includes(filter));
   if (wanted.length === 0)
     throw new Error(`no scenario of the lab has "${filter}" in its name:\n${known.map(({ name }) => name).join('\n')}`);
