@@ -83,7 +83,7 @@ const QEMU: Own = {
   called: 'QEMU',
   files: 2_000,
   runs: 3,
-  note: 'Fewer files, as it takes longer. Each file is made and written in one round trip to a program on this machine, and read in two; without hardware virtualization most of the time is the emulator’s, for the changes of process in the guest that a round trip takes, where its own disk has the page cache (docs/decisions/0033). On a busy machine the 50 ms for which the guest believes what it was told are over after a few files, and each then takes half a round trip more. Tried: a list of names that the guest keeps for 50 ms, so that what is not there is not asked for; writing ahead; attributes with each answer.',
+  note: 'Fewer files, as it takes longer. Each file is made in one round trip to a program on this machine, and written in none; reading them in the order of their list takes one round trip for each 25 that are listed and each 64 that are read. Without hardware virtualization most of the rest is the emulator’s, for the changes of process in the guest that a question takes, also one that the agent answers: three for each file that is made, where its own disk has the page cache (docs/decisions/0033, 0047). The kernel tells what others change, so that the guest believes what it was told for 5 s.',
 };
 
 /** Against the sandbox's own disk. */

@@ -6,7 +6,15 @@ import { parseDuration } from '../domain/duration.ts';
 import { type FileSync, parseFileSync } from '../domain/file-sync.ts';
 import { parseMount } from '../domain/mount.ts';
 import { parsePublish } from '../domain/published-port.ts';
-import { BACKENDS, IDLE_ACTIONS, type IdleAction, NETWORK_MODES, RESTART_POLICIES, type RestartPolicy } from '../domain/sandbox.ts';
+import {
+  BACKENDS,
+  IDLE_ACTIONS,
+  type IdleAction,
+  NETWORK_MODES,
+  type NetworkMode,
+  RESTART_POLICIES,
+  type RestartPolicy,
+} from '../domain/sandbox.ts';
 import { bytesToMiB, MIB, type ParsedText, parseSize } from '../domain/size.ts';
 import type { Input } from '../services/verbs.ts';
 import { type Args, usage } from './args.ts';
@@ -28,10 +36,10 @@ const ENV_FILE_BYTES_MAX = 8 * 1024 * 1024;
 
 /** What `create` and `run` share; the main process is the verb's own. */
 export async function createSpec(context: Context, args: Args): Promise<CreateInput> {
-  const [image, cpus, memory, disk, timeout, network, backend] = (
-    ['image', 'cpus', 'memory', 'disk', 'timeout', 'network', 'backend'] as const
-  ).map((flag) => wanted(context, args, flag));
-  if (args.has('no-net') && args.has('allow-lan')) throw usage('--no-net and --allow-lan exclude each other');
+  const [image, cpus, memory, disk, timeout, backend] = (['image', 'cpus', 'memory', 'disk', 'timeout', 'backend'] as const).map((flag) =>
+    wanted(context, args, flag),
+  );
+  const network = networkOf(context, args);
   if (args.has('rm') && (args.value('restart') ?? 'no') !== 'no') throw usage('--rm and --restart exclude each other');
   const env = await environment(context, args);
   const secrets = await secretsOf(args);
@@ -60,11 +68,21 @@ export async function createSpec(context: Context, args: Args): Promise<CreateIn
     ...(fileSync.length === 0 ? {} : { fileSync }),
     ...(mounts.length === 0 ? {} : { mounts }),
     ...(devices.length === 0 ? {} : { devices }),
-    ...(network === undefined ? {} : { network: oneOf(network, NETWORK_MODES) }),
-    ...(args.has('no-net') ? { network: 'none' as const } : args.has('allow-lan') ? { network: 'allow-lan' as const } : {}),
+    ...(network === undefined ? {} : { network }),
     ...(args.has('rm') ? { autoRemove: true } : {}),
     ...policies(args),
   };
+}
+
+/** Three flags say one thing. */
+function networkOf(context: Context, args: Args): NetworkMode | undefined {
+  const said = [...(args.value('net') === undefined ? [] : ['net']), ...['no-net', 'allow-lan'].filter((flag) => args.has(flag))];
+  if (said.length > 1) throw usage(`--${said[0]} and --${said[1]} exclude each other`);
+  if (args.has('no-net')) return 'none';
+  if (args.has('allow-lan')) return 'allow-lan';
+  const net = args.value('net');
+  const mode = net === undefined ? ofVariable(context, args, 'network') : { text: net, what: '--net' };
+  return mode === undefined ? undefined : oneOf(mode, NETWORK_MODES);
 }
 
 /** A path begins with a dot, a slash or a tilde, and is taken from where we stand; anything else is the name of a volume. */
@@ -137,8 +155,11 @@ type Wanted = { readonly text: string; readonly what: string };
 
 /** The flag, else our own variable of the configuration: the daemon has read its own when it started, which may be long ago. */
 function wanted(context: Pick<Context, 'env'>, args: Args, flag: string): Wanted | undefined {
-  const given = flag === 'network' ? undefined : args.value(flag);
-  if (given !== undefined) return { text: given, what: `--${flag}` };
+  const given = args.value(flag);
+  return given === undefined ? ofVariable(context, args, flag) : { text: given, what: `--${flag}` };
+}
+
+function ofVariable(context: Pick<Context, 'env'>, args: Args, flag: string): Wanted | undefined {
   // A snapshot or a template says all of it itself; what is typed beside it is refused there.
   if (args.value('from') !== undefined || args.value('template') !== undefined) return undefined;
   const variable = `HUTCH_SANDBOX_${flag.toUpperCase()}`;

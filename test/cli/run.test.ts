@@ -31,15 +31,26 @@ test('run prints the output of a command, apart on both streams, and ends with i
   expect({ code, stdout, stderr }).toEqual({ code: 3, stdout: 'out\n', stderr: 'err\n' });
 });
 
+test('which network a sandbox has is said once, and in words that there are', async () => {
+  const said = async (...flags: string[]): Promise<string> => {
+    const { code, stderr } = await world.run(['create', ...flags]);
+    expect(code).toBe(2);
+    return stderr;
+  };
+  expect(await said('--net', 'none', '--allow-lan')).toContain('--net and --allow-lan exclude each other');
+  expect(await said('--no-net', '--allow-lan')).toContain('--no-net and --allow-lan exclude each other');
+  expect(await said('--net', 'bridge')).toMatch(/--net.*allow, allow-lan/s);
+});
+
 test('after run --rm the name is free again', async () => {
   for (let time = 0; time < 3; time += 1) expect((await world.run(['run', '--rm', '--name', 'again', '--', 'true'])).code).toBe(0);
   expect((await world.ok('ls', '-q')).split('\n')).toHaveLength(1);
 });
 
 test('run without --rm leaves a stopped sandbox with its code and its log', async () => {
-  expect((await world.run(['run', '--name', 'job', '--', 'sh', '-c', 'echo done; exit 5'])).code).toBe(5);
-  const { state, ended } = await world.json<{ state: string; ended: { exitCode: number } }>('inspect', 'job');
-  expect({ state, exitCode: ended.exitCode }).toEqual({ state: 'stopped', exitCode: 5 });
+  expect((await world.run(['run', '--net', 'none', '--name', 'job', '--', 'sh', '-c', 'echo done; exit 5'])).code).toBe(5);
+  const { state, ended, network } = await world.json<{ state: string; ended: { exitCode: number }; network: string }>('inspect', 'job');
+  expect({ state, exitCode: ended.exitCode, network }).toEqual({ state: 'stopped', exitCode: 5, network: 'none' });
   expect(await world.ok('logs', 'job')).toBe('done');
   expect(await world.ok('wait', 'job')).toBe('5');
   await world.ok('rm', 'job');

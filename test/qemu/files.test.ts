@@ -3,7 +3,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
-import { lstat, mkdir, mkdtemp, readdir, readFile, realpath, rm, symlink, writeFile } from 'node:fs/promises';
+import { link, lstat, mkdir, mkdtemp, readdir, readFile, realpath, rm, symlink, utimes, writeFile } from 'node:fs/promises';
 import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -15,7 +15,11 @@ const PROGRAM = join(import.meta.dirname, '../../prebuilt/x86_64/hutch-files');
 const OPCODES = {
   ...{ lookup: 1, getattr: 3, setattr: 4, readlink: 5, symlink: 6, mknod: 8, mkdir: 9, unlink: 10, rmdir: 11, rename: 12, link: 13 },
   ...{ open: 14, read: 15, write: 16, statfs: 17, fsync: 20, init: 26, opendir: 27, readdir: 28, create: 35, fallocate: 43, lseek: 46 },
+  ...{ readdirplus: 44, inside: 0x4855_0002, tell: 0x4855_0003 },
 } as const;
+/** In place of a request's number. */
+const CHANGED = (3n << 62n) | 1n;
+const AHEAD = (3n << 62n) | 2n;
 const ERRNO = {
   EPERM: 1,
   ENOENT: 2,
@@ -40,6 +44,8 @@ class Guest implements AsyncDisposable {
   readonly #child: ChildProcess;
   readonly #socket: Socket;
   readonly #replies = new Map<bigint, (reply: Reply) => void>();
+  /** What it was told without having asked. */
+  readonly told: { readonly unique: bigint; readonly body: Buffer }[] = [];
   #unique = 0n;
   #unread = Buffer.alloc(0);
 
@@ -105,10 +111,10 @@ class Guest implements AsyncDisposable {
     while (this.#unread.byteLength >= 20 && this.#unread.byteLength >= 4 + this.#unread.readUInt32LE(4)) {
       const length = this.#unread.readUInt32LE(4);
       const unique = this.#unread.readBigUInt64LE(12);
-      this.#replies.get(unique)?.({
-        errno: Math.abs(this.#unread.readInt32LE(8)),
-        body: Buffer.from(this.#unread.subarray(20, 4 + length)),
-      });
+      const body = Buffer.from(this.#unread.subarray(20, 4 + length));
+      const waits = this.#replies.get(unique);
+      if (waits === undefined) this.told.push({ unique, body });
+      else waits({ errno: Math.abs(this.#unread.readInt32LE(8)), body });
       this.#replies.delete(unique);
       this.#unread = this.#unread.subarray(4 + length);
     }
@@ -241,4 +247,111 @@ test('whatever it is sent, nothing outside is touched, and it answers or ends', 
   // What has no length that a message can have ends it, and it takes no memory for it first.
   guest.send(Buffer.concat([numbers(0, 0xffff_fff0), randomBytes(64)]));
   await guest.ended();
+});
+
+const create = (name: string): Buffer => Buffer.concat([numbers(0o102, 0o100_644, 0, 0), text(name)]);
+const written = (content: string): Buffer =>
+  Buffer.concat([Buffer.alloc(16), numbers(content.length, 0, 0, 0, 2, 0), Buffer.from(content)]);
+const reading = Buffer.concat([Buffer.alloc(16), numbers(4096, 0), Buffer.alloc(16)]);
+/** For how long what leads there is believed, and what it is like; in ms. */
+const holdsMs = ({ body }: Reply): readonly [number, number] => [
+  Number(body.readBigUInt64LE(16)) * 1000 + body.readUInt32LE(32) / 1e6,
+  Number(body.readBigUInt64LE(24)) * 1000 + body.readUInt32LE(36) / 1e6,
+];
+
+test('a guest that hears what others change believes for longer what it was told, and hears of that alone', async () => {
+  await using guest = await Guest.start();
+  await writeFile(join(guest.dir, 'old'), '1');
+  const before = holdsMs(await guest.ask('lookup', ROOT_NODE, text('old')));
+  await guest.ask('inside', 0n, numbers(0, 0, 1));
+  /** All of it, told behind everything that was done before. */
+  const heard = async (): Promise<readonly string[]> => {
+    const { body } = await guest.ask('tell', 0n, Buffer.alloc(0));
+    expect(body.byteLength).toBe(4);
+    const all = guest.told.splice(0).filter(({ unique }) => unique === CHANGED);
+    const said = all.map(({ body: told }) => `${told.readBigUInt64LE(0)} ${told.readBigUInt64LE(8)} ${told.toString('latin1', 16)}`);
+    return [...new Set(said)].toSorted();
+  };
+  const old = await guest.ask('lookup', ROOT_NODE, text('old'));
+  const [name, attributes] = holdsMs(old);
+  expect(Math.min(name, attributes)).toBeGreaterThan(Math.max(...before));
+  const inner = nodeIn(await guest.ask('lookup', ROOT_NODE, text('inner')));
+  // By itself, nothing of it.
+  const made = nodeIn(await guest.ask('create', ROOT_NODE, create('own')));
+  await guest.ask('write', made, written('of its own'));
+  await guest.ask('rename', ROOT_NODE, Buffer.concat([Buffer.from([Number(inner), 0, 0, 0, 0, 0, 0, 0]), text('own', 'moved')]));
+  await guest.ask('mkdir', inner, Buffer.concat([numbers(0o755, 0), text('deep')]));
+  await guest.ask('setattr', inner, Buffer.concat([numbers(1, 0), Buffer.alloc(60), numbers(0o700), Buffer.alloc(16)]));
+  await guest.ask('unlink', inner, text('moved'));
+  await guest.ask('rmdir', inner, text('deep'));
+  expect(await heard()).toEqual([]);
+  // More files than are kept open: those that are closed for others were not changed by anybody.
+  for (let nth = 0; nth < 300; nth += 1) {
+    const one = nodeIn(await guest.ask('create', inner, create(`${nth}`)));
+    await guest.ask('write', one, written('x'));
+  }
+  expect(await heard()).toEqual([]);
+  // By others.
+  await writeFile(join(guest.dir, 'old'), '22');
+  await writeFile(join(guest.dir, 'inner/new'), '');
+  await rm(join(guest.dir, 'inner/7'));
+  expect(await heard()).toEqual([`0 ${inner} 7`, `0 ${inner} new`, `${nodeIn(old)} 0 `].toSorted());
+  // One with another name is changed by that one without a word.
+  await link(join(guest.dir, 'old'), join(guest.outside, 'twin'));
+  expect(holdsMs(await guest.ask('lookup', ROOT_NODE, text('old')))[1]).toBe(before[1]);
+  expect((await guest.ask('tell', 0n, Buffer.alloc(0))).body.readUInt32LE(0)).toBeGreaterThan(0);
+});
+
+test('who reads small files in the order of their list is sent the next ones, of what may be read and has settled', async () => {
+  await using guest = await Guest.start();
+  await guest.ask('inside', 0n, numbers(0, 0, 1));
+  const here = join(guest.dir, 'inner');
+  for (let nth = 0; nth < 40; nth += 1) await writeFile(join(here, `${nth}`), `content ${nth}`);
+  await writeFile(join(here, 'big'), Buffer.alloc(5000));
+  await symlink('/etc/passwd', join(here, 'link'));
+  const [directory] = [nodeIn(await guest.ask('lookup', ROOT_NODE, text('inner')))];
+  const handle = (await guest.ask('opendir', directory, numbers(0, 0))).body.readBigUInt64LE(0);
+  const names = new Map<string, string>();
+  const order: { name: string; node: bigint }[] = [];
+  for (let offset = 0n; ; ) {
+    const from = Buffer.alloc(16);
+    from.writeBigUInt64LE(handle, 0);
+    from.writeBigUInt64LE(offset, 8);
+    const { body } = await guest.ask('readdirplus', directory, Buffer.concat([from, numbers(4096, 0), Buffer.alloc(16)]));
+    if (body.byteLength === 0) break;
+    for (let at = 0; at < body.byteLength; ) {
+      const length = body.readUInt32LE(at + 144);
+      const name = body.toString('latin1', at + 152, at + 152 + length);
+      offset = body.readBigUInt64LE(at + 136);
+      if (!name.startsWith('.')) order.push({ name, node: body.readBigUInt64LE(at) });
+      names.set(`${body.readBigUInt64LE(at)}`, name);
+      at += 152 + Math.ceil(length / 8) * 8;
+    }
+  }
+  expect(order).toHaveLength(42);
+  const files = order.filter(({ name }) => /^\d+$/.test(name));
+  // Written just now, they may be written again in the same moment of the file system’s clock.
+  const sent = async (): Promise<readonly { readonly name: string | undefined; readonly content: string }[]> => {
+    await guest.ask('tell', 0n, Buffer.alloc(0));
+    await guest.ask('tell', 0n, Buffer.alloc(0));
+    const ahead = guest.told.splice(0).filter(({ unique }) => unique === AHEAD);
+    return ahead.map(({ body }) => ({ name: names.get(`${body.readBigUInt64LE(8)}`), content: body.toString('latin1', 16) }));
+  };
+  const old = new Date(Date.now() - 60_000);
+  for (const { name } of files) await utimes(join(here, name), old, old);
+  const [young] = files.slice(3);
+  await writeFile(join(here, `${young?.name}`), 'young');
+  const got = new Map<string, string>();
+  let asked = 0;
+  for (const { name, node } of files) {
+    if (got.has(name)) continue;
+    got.set(name, (await guest.ask('read', node, reading)).body.toString());
+    asked += 1;
+    for (const { name: other, content } of await sent()) {
+      expect([young?.name, 'big', 'link']).not.toContain(other);
+      got.set(`${other}`, content);
+    }
+  }
+  expect(asked).toBeLessThan(files.length / 2);
+  for (const { name } of files) expect(got.get(name)).toBe(name === young?.name ? 'young' : `content ${name}`);
 });

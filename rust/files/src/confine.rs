@@ -86,6 +86,11 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_chmod,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_renameat,
+    // word of what others change
+    libc::SYS_inotify_add_watch,
+    libc::SYS_inotify_rm_watch,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
     // memory, time, and an end
     libc::SYS_brk,
     libc::SYS_mmap,

@@ -18,6 +18,7 @@ pub struct Files {
     clock: u64,
     directories: HashMap<u64, OwnedFd>,
     next: u64,
+    closed: Vec<u64>,
 }
 
 impl Files {
@@ -31,14 +32,25 @@ impl Files {
     pub fn keep(&mut self, node: u64, file: OwnedFd, is_writable: bool) {
         if self.open.len() >= FILES_MAX && !self.open.contains_key(&node) {
             let oldest = self.open.iter().min_by_key(|(_, open)| open.used).map(|(node, _)| *node);
-            oldest.and_then(|node| self.open.remove(&node));
+            if let Some(oldest) = oldest {
+                self.close(oldest);
+            }
         }
         self.clock += 1;
-        self.open.insert(node, Open { file, is_writable, used: self.clock });
+        if self.open.insert(node, Open { file, is_writable, used: self.clock }).is_some() {
+            self.closed.push(node);
+        }
+    }
+
+    /// Of which the kernel says that somebody has closed them, who was this program.
+    pub fn take_closed(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.closed)
     }
 
     pub fn close(&mut self, node: u64) {
-        self.open.remove(&node);
+        if self.open.remove(&node).is_some() {
+            self.closed.push(node);
+        }
     }
 
     pub fn open_directory(&mut self, fd: OwnedFd) -> Result<u64, Errno> {

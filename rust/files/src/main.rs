@@ -8,15 +8,19 @@
 //! four bytes that say of which directory (from 0). The guest is hostile: whatever it sends, nothing outside of the directories is
 //! looked at, no device is made, no set-user-id bit set, and of what is read-only nothing is changed.
 #![deny(unsafe_code)]
+mod ahead;
 mod confine;
 mod files;
+mod listing;
 mod nodes;
 mod operations;
 #[allow(unsafe_code)]
 mod sys;
 mod tree;
+mod watch;
 mod wire;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{AtFlags, CWD, Mode, Uid, chmodat, chownat};
 use rustix::net::sockopt::socket_peercred;
 use std::ffi::{OsStr, OsString};
@@ -103,6 +107,14 @@ fn converse(mut stream: UnixStream, trees: &mut [Tree]) -> Result<(), String> {
     let mut filled = 0;
     let mut replies = Vec::new();
     loop {
+        let (is_asked, is_changed) = wait(&stream, trees)?;
+        if is_changed {
+            tell(trees, &mut replies);
+            send(&mut stream, &mut replies)?;
+        }
+        if !is_asked {
+            continue;
+        }
         let free = buffer.get_mut(filled..).unwrap_or_default();
         let count = stream.read(free).map_err(|error| error.to_string())?;
         if count == 0 {
@@ -120,6 +132,13 @@ fn converse(mut stream: UnixStream, trees: &mut [Tree]) -> Result<(), String> {
             }
         }
         send(&mut stream, &mut replies)?;
+        // What was asked for is on its way before this is looked for.
+        for (mount, tree) in trees.iter_mut().enumerate() {
+            for sent in ahead::look_ahead(tree) {
+                replies.extend(message(mount as u32, AHEAD, &Ok(sent)));
+            }
+        }
+        send(&mut stream, &mut replies)?;
         buffer.copy_within(done..filled, 0);
         filled -= done;
     }
@@ -127,8 +146,34 @@ fn converse(mut stream: UnixStream, trees: &mut [Tree]) -> Result<(), String> {
 
 /// What was asked together is answered together, up to so much.
 const REPLIES_BYTES: usize = 64 * 1024;
-/// In place of the number of a request: what a directory is like now.
+/// In place of the number of a request: what a directory is like now, what others have changed, and what will be asked for next.
 const SEEN: u64 = 3 << 62;
+const CHANGED: u64 = SEEN | 1;
+const AHEAD: u64 = SEEN | 2;
+
+/// Whether the guest has asked for something, and whether others have changed something.
+fn wait(stream: &UnixStream, trees: &[Tree]) -> Result<(bool, bool), String> {
+    let mut fds = vec![PollFd::new(stream, PollFlags::IN)];
+    for fd in trees.iter().filter_map(|tree| tree.watches.fd()) {
+        fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    }
+    match poll(&mut fds, None) {
+        Ok(_) => {}
+        Err(rustix::io::Errno::INTR) => return Ok((false, false)),
+        Err(errno) => return Err(errno.to_string()),
+    }
+    let has = |fd: &PollFd<'_>| !fd.revents().is_empty();
+    Ok((fds.first().is_some_and(has), fds.iter().skip(1).any(has)))
+}
+
+/// What others have changed.
+fn tell(trees: &mut [Tree], replies: &mut Vec<u8>) {
+    for (mount, tree) in trees.iter_mut().enumerate() {
+        for changed in tree.changes(&[]) {
+            replies.extend(message(mount as u32, CHANGED, &Ok(changed)));
+        }
+    }
+}
 
 fn send(stream: &mut UnixStream, replies: &mut Vec<u8>) -> Result<(), String> {
     stream.write_all(replies).map_err(|error| error.to_string())?;
@@ -150,13 +195,33 @@ fn whole(bytes: &[u8]) -> Result<Option<&[u8]>, String> {
 fn answer(bytes: &[u8], trees: &mut [Tree]) -> Option<Vec<u8>> {
     let mut fields = Fields(bytes);
     let mount = fields.u32().ok()?;
-    let tree = trees.get_mut(mount as usize)?;
     let header = fields.header().ok()?;
-    let answer = operations::answer(tree, &header, &mut fields)?;
-    let reply = message(mount, header.unique, &answer);
-    // In front of it, as whoever has its answer may ask for the other at once.
-    match answer.ok().and_then(|_| operations::seen(tree, &header)) {
-        Some(seen) => Some([message(mount, SEEN, &Ok(seen)), reply].concat()),
-        None => Some(reply),
+    let mut out = Vec::new();
+    if header.opcode == operations::TELL {
+        tell(trees, &mut out);
+        let left_ms = trees.iter().map(Tree::unheard_ms).max().unwrap_or(0);
+        out.extend(message(mount, header.unique, &Ok(left_ms.to_le_bytes().to_vec())));
+        return Some(out);
     }
+    let tree = trees.get_mut(mount as usize)?;
+    tree.ahead.asked(header.unique);
+    let mut touched = watch::touches(tree, &header, Fields(fields.0));
+    let answer = operations::answer(tree, &header, &mut fields);
+    for closed in tree.files.take_closed() {
+        touched.extend(tree.nodes.names(closed).unwrap_or_default().iter().cloned());
+    }
+    // In front of the answer, as whoever has it may ask for the other at once.
+    if !touched.is_empty() {
+        for changed in tree.changes(&touched) {
+            out.extend(message(mount, CHANGED, &Ok(changed)));
+        }
+    }
+    let Some(answer) = answer else { return Some(out) };
+    if answer.is_ok()
+        && let Some(seen) = operations::seen(tree, &header)
+    {
+        out.extend(message(mount, SEEN, &Ok(seen)));
+    }
+    out.extend(message(mount, header.unique, &answer));
+    Some(out)
 }

@@ -1,22 +1,22 @@
 //! What a guest can ask for, and how it is done.
+use crate::listing;
 use crate::nodes::Identity;
-use crate::tree::{Tree, VALID_MS, identity};
+use crate::tree::{Tree, identity};
 use crate::wire::{Answer, DATA_BYTES_MAX, Fields, Header, NAME_BYTES_MAX, Out, entry, init};
 use rustix::fs::{
-    AtFlags, FallocateFlags, FileType, Mode, OFlags, RawDir, RenameFlags, SeekFrom, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
+    AtFlags, FallocateFlags, FileType, Mode, OFlags, RenameFlags, SeekFrom, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
     fallocate, fdatasync, fstat, fstatvfs, fsync, ftruncate, linkat, mkdirat, mknodat, openat, readlinkat, renameat_with, seek,
-    statat, symlinkat, unlinkat, utimensat,
+    symlinkat, unlinkat, utimensat,
 };
 use rustix::io::{Errno, ReadWriteFlags, pread, pwrite, pwritev2};
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 
-const LISTING_BYTES: usize = 32 * 1024;
 /// Of our own, which no kernel sends: all names in a directory, and who the owner here is inside.
 const NAMES: u32 = 0x4855_0001;
 const INSIDE: u32 = 0x4855_0002;
-const NAMES_MAX: usize = 8192;
-const NAMES_BYTES_MAX: usize = 256 * 1024;
+/// All that was changed here until now is told, and how long the guest may still be wrong after that.
+pub const TELL: u32 = 0x4855_0003;
 /// What a guest may set on a file: no set-user-id, no set-group-id.
 const FILE_MODE: u32 = 0o1777;
 const DIRECTORY_MODE: u32 = 0o3777;
@@ -30,7 +30,7 @@ pub fn answer(tree: &mut Tree, header: &Header, fields: &mut Fields<'_>) -> Opti
             forget(tree, node, fields.u64().unwrap_or(0));
             return None;
         }
-        3 => tree.place(node).and_then(|place| fstat(&place)).and_then(|stat| tree.attributes(stat)),
+        3 => get_attributes(tree, node),
         4 => set_attributes(tree, node, fields),
         5 => read_link(tree, node),
         6 => make_symlink(tree, header, fields),
@@ -45,19 +45,16 @@ pub fn answer(tree: &mut Tree, header: &Header, fields: &mut Fields<'_>) -> Opti
         17 => file_system(tree, node),
         20 => synchronize(tree, node, fields),
         26 => init(fields),
-        27 => open_directory(tree, node),
-        28 => list(tree, node, fields, false),
-        44 => list(tree, node, fields, true),
+        27 => listing::open_directory(tree, node),
+        28 => listing::list(tree, node, fields, false),
+        44 => listing::list(tree, node, fields, true),
         29 => fields.u64().map(|handle| {
             tree.files.close_directory(handle);
             Vec::new()
         }),
         35 => create(tree, header, fields),
-        NAMES => names(tree, node),
-        INSIDE => fields.u32().and_then(|uid| Ok((uid, fields.u32()?))).map(|(uid, gid)| {
-            tree.be_inside(uid, gid);
-            Vec::new()
-        }),
+        NAMES => listing::names(tree, node),
+        INSIDE => inside(tree, fields),
         30 => fields.u64().and_then(|handle| fsync(tree.files.directory(handle)?)).map(|()| Vec::new()),
         38 => Ok(Vec::new()),
         42 => {
@@ -78,11 +75,18 @@ pub fn seen(tree: &mut Tree, header: &Header) -> Option<Vec<u8>> {
     if !matches!(header.opcode, 6 | 8..=11 | 13 | 35) {
         return None;
     }
-    let stat = fstat(tree.place(header.node).ok()?).ok()?;
-    let attributes = tree.attributes(stat).ok()?;
+    let attributes = get_attributes(tree, header.node).ok()?;
     let mut out = Out::default();
     out.u64(header.unique).u64(header.node).bytes(&attributes);
     Some(out.done())
+}
+
+/// Who does not say that he hears what others change was made before that could be said.
+fn inside(tree: &mut Tree, fields: &mut Fields<'_>) -> Answer {
+    let (uid, gid) = (fields.u32()?, fields.u32()?);
+    tree.be_inside(uid, gid);
+    tree.is_told = fields.u32().is_ok_and(|hears| hears == 1);
+    Ok(Vec::new())
 }
 
 fn lookup(tree: &mut Tree, parent: u64, fields: &mut Fields<'_>) -> Answer {
@@ -92,15 +96,26 @@ fn lookup(tree: &mut Tree, parent: u64, fields: &mut Fields<'_>) -> Answer {
         // Remembered, for as long as what is there.
         Err(Errno::NOENT) => {
             let mut out = Out::default();
-            entry(&mut out, 0, VALID_MS, None);
+            let valid_ms = tree.valid_ms(tree.watches.has(parent));
+            entry(&mut out, 0, valid_ms, valid_ms, None);
             Ok(out.done())
         }
         other => other,
     }
 }
 
+fn get_attributes(tree: &mut Tree, node: u64) -> Answer {
+    let place = tree.place(node)?;
+    if FileType::from_raw_mode(fstat(&place)?.st_mode) == FileType::Directory {
+        tree.hears_of(node, &place);
+    }
+    let stat = fstat(&place)?;
+    tree.attributes(node, stat)
+}
+
 fn forget(tree: &mut Tree, node: u64, count: u64) {
     if tree.nodes.forget(node, count) {
+        tree.watches.remove(node);
         tree.files.close(node);
     }
 }
@@ -184,7 +199,7 @@ fn set_attributes(tree: &mut Tree, node: u64, fields: &mut Fields<'_>) -> Answer
         utimensat(&place, c"", &times, AtFlags::EMPTY_PATH)?;
     }
     let stat = fstat(&place)?;
-    tree.attributes(stat)
+    tree.attributes(node, stat)
 }
 
 fn read_link(tree: &Tree, node: u64) -> Answer {
@@ -232,10 +247,11 @@ fn make_file(
     header: &Header,
 ) -> Result<(), Errno> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    tree.hears_of(header.node, directory);
     let made = openat(directory, name, flags, permissions)?;
     tree.give(directory, name, header)?;
     let stat = fstat(&made)?;
-    let id = tree.enter(out, header.node, name, stat)?;
+    let id = tree.enter(out, directory, header.node, name, stat)?;
     tree.files.keep(id, made, true);
     Ok(())
 }
@@ -254,7 +270,7 @@ fn create(tree: &mut Tree, header: &Header, fields: &mut Fields<'_>) -> Answer {
             if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
                 return Err(Errno::EXIST);
             }
-            let id = tree.enter(&mut out, header.node, name, stat)?;
+            let id = tree.enter(&mut out, &directory, header.node, name, stat)?;
             if flags.contains(OFlags::TRUNC) {
                 ftruncate(file(tree, id, true)?, 0)?;
             }
@@ -267,25 +283,6 @@ fn create(tree: &mut Tree, header: &Header, fields: &mut Fields<'_>) -> Answer {
 }
 
 const KEEP_CACHE: u32 = 2;
-
-/// So that the guest knows what is not there. `TOOBIG`: more than are worth it.
-fn names(tree: &Tree, node: u64) -> Answer {
-    let directory = tree.reopen(&tree.directory(node)?, OFlags::RDONLY | OFlags::DIRECTORY)?;
-    let mut out = Out::default();
-    let mut buffer = Vec::with_capacity(LISTING_BYTES);
-    let mut entries = RawDir::new(&directory, buffer.spare_capacity_mut());
-    let mut count = 0;
-    while let Some(found) = entries.next() {
-        let found = found?;
-        let name = found.file_name().to_bytes();
-        count += 1;
-        if count > NAMES_MAX || out.0.len() + name.len() > NAMES_BYTES_MAX {
-            return Err(Errno::TOOBIG);
-        }
-        out.u16(u16::try_from(name.len()).unwrap_or(0)).bytes(name);
-    }
-    Ok(out.done())
-}
 
 fn make_directory(tree: &mut Tree, header: &Header, fields: &mut Fields<'_>) -> Answer {
     tree.for_change()?;
@@ -354,6 +351,9 @@ fn link(tree: &mut Tree, parent: u64, fields: &mut Fields<'_>) -> Answer {
 
 fn read(tree: &mut Tree, node: u64, fields: &mut Fields<'_>) -> Answer {
     let (_handle, offset, size) = (fields.u64()?, fields.u64()?, fields.u32()?);
+    if let (0, Some((parent, name))) = (offset, tree.nodes.names(node)?.first()) {
+        tree.ahead.read(*parent, name);
+    }
     let mut bytes = vec![0; (size as usize).min(DATA_BYTES_MAX)];
     let file = file(tree, node, false)?;
     let mut done = 0;
@@ -433,52 +433,4 @@ fn seek_data(tree: &mut Tree, node: u64, fields: &mut Fields<'_>) -> Answer {
     };
     let found = seek(file(tree, node, false)?, to)?;
     Ok(Out::default().u64(found).done())
-}
-
-fn open_directory(tree: &mut Tree, node: u64) -> Answer {
-    let place = tree.directory(node)?;
-    let opened = tree.reopen(&place, OFlags::RDONLY | OFlags::DIRECTORY)?;
-    let handle = tree.files.open_directory(opened)?;
-    Ok(Out::default().u64(handle).u32(0).u32(0).done())
-}
-
-/// As many entries as fit. With `plus` each is looked up too.
-fn list(tree: &mut Tree, node: u64, fields: &mut Fields<'_>, plus: bool) -> Answer {
-    let (handle, offset, size) = (fields.u64()?, fields.u64()?, fields.u32()?);
-    let room = (size as usize).min(DATA_BYTES_MAX);
-    let directory = rustix::io::fcntl_dupfd_cloexec(tree.files.directory(handle)?, 3)?;
-    seek(&directory, SeekFrom::Start(offset))?;
-    let mut out = Out(Vec::with_capacity(room));
-    let mut buffer = Vec::with_capacity(LISTING_BYTES);
-    let mut entries = RawDir::new(&directory, buffer.spare_capacity_mut());
-    while let Some(found) = entries.next() {
-        let found = found?;
-        let name = found.file_name().to_bytes();
-        let padded = name.len().next_multiple_of(8);
-        if out.0.len() + 24 + padded + if plus { 128 } else { 0 } > room {
-            break;
-        }
-        if plus {
-            enter_listed(tree, &mut out, &directory, node, name)?;
-        }
-        let kind = match found.file_type() {
-            FileType::Unknown => 0,
-            kind => (kind.as_raw_mode() & 0o170_000) >> 12,
-        };
-        out.u64(found.ino()).u64(found.next_entry_cookie()).u32(name.len() as u32).u32(kind).bytes(name);
-        out.bytes([0; 8].get(..padded - name.len()).unwrap_or_default());
-    }
-    Ok(out.done())
-}
-
-/// One that is gone by now, and the directory itself, are only named.
-fn enter_listed(tree: &mut Tree, out: &mut Out, directory: &OwnedFd, node: u64, name: &[u8]) -> Result<(), Errno> {
-    let stat = if name == b"." || name == b".." { None } else { statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).ok() };
-    match stat {
-        Some(stat) => tree.enter(out, node, name, stat).map(|_| ()),
-        None => {
-            entry(out, 0, 0, None);
-            Ok(())
-        }
-    }
 }

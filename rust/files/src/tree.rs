@@ -1,16 +1,23 @@
 //! One directory that is served: every path is looked up from it anew, beneath it, through no symlink.
+use crate::ahead::Ahead;
 use crate::files::Files;
 use crate::nodes::{Identity, Nodes, ROOT};
+use crate::watch::Watches;
 use crate::wire::{Answer, Header, Out, Seen, attributes_answer, entry};
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Stat, Uid, fstat, open, openat, openat2, readlinkat, statat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid, fstat, fstatfs, open, openat, openat2, readlinkat, statat,
+};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-/// How long the guest may go on without asking again: what is changed on this machine is seen by then.
-pub const VALID_MS: u32 = 50;
+/// How long the guest may go on without asking again of what it hears when it changes.
+pub const VALID_MS: u32 = 5_000;
+/// The same of what others may change without a word (`watch.rs`).
+pub const VALID_UNHEARD_MS: u32 = 50;
 const NOBODY: u32 = 65_534;
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 const PLACE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -26,6 +33,14 @@ pub struct Tree {
     inside: (u32, u32),
     pub nodes: Nodes,
     pub files: Files,
+    pub watches: Watches,
+    pub ahead: Ahead,
+    /// The guest hears what others change.
+    pub is_told: bool,
+    /// Of the directory, unless other machines have it too, of whose changes no word comes.
+    pub own_device: Option<u64>,
+    /// Until when the guest may believe something of which no word comes.
+    unheard_until: Instant,
     /// Small numbers for devices: files of different ones must not have the same inode inside.
     devices: HashMap<u64, u64>,
 }
@@ -46,7 +61,24 @@ impl Tree {
         let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
         let own = if uid.is_root() { None } else { Some((uid.as_raw(), gid.as_raw())) };
         let nodes = Nodes::new(identity(&stat));
-        Ok(Tree { root, descriptors, read_only, own, inside: (0, 0), nodes, files: Files::default(), devices: HashMap::new() })
+        let (files, watches, ahead, devices) = (Files::default(), Watches::new(), Ahead::default(), HashMap::new());
+        let (is_told, unheard_until) = (false, Instant::now());
+        let own_device = (!is_shared(&root)).then_some(stat.st_dev);
+        Ok(Tree {
+            root,
+            descriptors,
+            read_only,
+            own,
+            inside: (0, 0),
+            nodes,
+            files,
+            watches,
+            ahead,
+            is_told,
+            own_device,
+            unheard_until,
+            devices,
+        })
     }
 
     pub fn top(&self) -> BorrowedFd<'_> {
@@ -140,25 +172,78 @@ impl Tree {
         statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// The guest refers to it from now on.
-    pub fn enter(&mut self, out: &mut Out, parent: u64, name: &[u8], stat: Stat) -> Result<u64, Errno> {
+    /// The guest refers to it from now on. Of the directory it is in it has been asked before whether word comes.
+    pub fn enter(&mut self, out: &mut Out, directory: &OwnedFd, parent: u64, name: &[u8], mut stat: Stat) -> Result<u64, Errno> {
         let id = self.nodes.found(identity(&stat), parent, name)?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+            && !self.watches.has(id)
+            && let Ok(itself) = openat(directory, name, PLACE | OFlags::DIRECTORY, Mode::empty())
+            && fstat(&itself).is_ok_and(|found| identity(&found) == identity(&stat))
+            && self.hears_of(id, &itself)
+        {
+            stat = fstat(&itself)?;
+        }
+        let valid_ms = self.valid_ms(self.watches.has(parent));
+        let attributes_ms = self.attributes_ms(id, &stat);
         let seen = self.seen(stat);
-        entry(out, id, VALID_MS, Some(&seen));
+        entry(out, id, valid_ms, attributes_ms, Some(&seen));
         Ok(id)
     }
 
+    pub fn valid_ms(&mut self, is_heard: bool) -> u32 {
+        if is_heard {
+            return VALID_MS;
+        }
+        let until = Instant::now() + Duration::from_millis(VALID_UNHEARD_MS.into());
+        self.unheard_until = self.unheard_until.max(until);
+        VALID_UNHEARD_MS
+    }
+
+    /// A file with names elsewhere is changed there without a word.
+    fn attributes_ms(&mut self, id: u64, stat: &Stat) -> u32 {
+        let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        let by_name = |(parent, _): &(u64, Vec<u8>)| self.watches.has(*parent);
+        let is_heard = if is_directory {
+            self.watches.has(id)
+        } else {
+            stat.st_nlink == 1 && self.nodes.names(id).is_ok_and(|names| names.first().is_some_and(by_name))
+        };
+        self.valid_ms(is_heard)
+    }
+
+    /// What the guest believes may be wrong for as long as it believes it.
+    pub fn told_for_moments(&mut self) {
+        self.unheard_until = Instant::now() + Duration::from_millis(VALID_MS.into());
+    }
+
+    /// How long that may be so still, in ms.
+    pub fn unheard_ms(&self) -> u32 {
+        let left = self.unheard_until.saturating_duration_since(Instant::now());
+        if left.is_zero() { 0 } else { u32::try_from(left.as_millis()).unwrap_or(VALID_MS) + 1 }
+    }
+
     pub fn entered(&mut self, directory: &OwnedFd, parent: u64, name: &[u8]) -> Answer {
+        self.hears_of(parent, directory);
         let stat = self.look(directory, name)?;
         let mut out = Out::default();
-        self.enter(&mut out, parent, name, stat)?;
+        self.enter(&mut out, directory, parent, name, stat)?;
         Ok(out.done())
     }
 
-    pub fn attributes(&mut self, stat: Stat) -> Answer {
+    pub fn attributes(&mut self, id: u64, stat: Stat) -> Answer {
+        let valid_ms = self.attributes_ms(id, &stat);
         let seen = self.seen(stat);
-        Ok(attributes_answer(VALID_MS, &seen))
+        Ok(attributes_answer(valid_ms, &seen))
     }
+}
+
+/// File systems of a network, and those of a program: NFS, SMB, 9p, Ceph, AFS, GFS2, OCFS2, FUSE.
+const SHARED: [u64; 10] =
+    [0x6969, 0xff53_4d42, 0xfe53_4d42, 0x517b, 0x0102_1997, 0x00c3_6400, 0x5346_414f, 0x0116_1970, 0x7461_636f, 0x6573_5546];
+
+fn is_shared(directory: &OwnedFd) -> bool {
+    // Where that is not known, it may be.
+    fstatfs(directory).map_or(true, |found| SHARED.contains(&(found.f_type as u64 & 0xffff_ffff)))
 }
 
 pub fn identity(stat: &Stat) -> Identity {

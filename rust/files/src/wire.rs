@@ -122,9 +122,9 @@ fn low(nanoseconds: u64) -> u32 {
 }
 
 /// Zero for a name that is not there, which may be remembered too.
-pub fn entry(out: &mut Out, node: u64, valid_ms: u32, seen: Option<&Seen>) {
-    let (seconds, nanoseconds) = valid(valid_ms);
-    out.u64(node).u64(0).u64(seconds).u64(seconds).u32(nanoseconds).u32(nanoseconds);
+pub fn entry(out: &mut Out, node: u64, valid_ms: u32, attributes_ms: u32, seen: Option<&Seen>) {
+    let (name, attributes_hold) = (valid(valid_ms), valid(attributes_ms));
+    out.u64(node).u64(0).u64(name.0).u64(attributes_hold.0).u32(name.1).u32(attributes_hold.1);
     match seen {
         Some(seen) => attributes(out, seen),
         None => {
@@ -149,16 +149,14 @@ const ASYNC_READ: u32 = 1;
 const BIG_WRITES: u32 = 1 << 5;
 const AUTO_INVALIDATE: u32 = 1 << 12;
 const READDIRPLUS: u32 = 1 << 13;
-const READDIRPLUS_AUTO: u32 = 1 << 14;
 const NO_OPEN: u32 = 1 << 17;
 const PARALLEL_DIRECTORIES: u32 = 1 << 18;
 const MAX_PAGES: u32 = 1 << 22;
 
-/// What both sides can: `FUSE_INIT`. No cache of writes: what is written is on this machine when the write returns.
+/// What both sides can: `FUSE_INIT`. A list of names has what they are with it, as whoever lists them mostly looks at them next. No cache of writes: what is written is on this machine when the write returns.
 pub fn init(fields: &mut Fields<'_>) -> Answer {
     let (major, minor, readahead, flags) = (fields.u32()?, fields.u32()?, fields.u32()?, fields.u32()?);
-    let wanted =
-        ASYNC_READ | BIG_WRITES | AUTO_INVALIDATE | READDIRPLUS | READDIRPLUS_AUTO | NO_OPEN | PARALLEL_DIRECTORIES | MAX_PAGES;
+    let wanted = ASYNC_READ | BIG_WRITES | AUTO_INVALIDATE | READDIRPLUS | NO_OPEN | PARALLEL_DIRECTORIES | MAX_PAGES;
     if major != MAJOR || minor < MINOR_MIN || flags & NO_OPEN == 0 {
         return Err(Errno::PROTO);
     }

@@ -11,9 +11,9 @@ import { allOf } from '../wait.ts';
 import type { QemuConfig } from './config.ts';
 
 const text = new TextEncoder();
-/** What QEMU itself may take: its heap, its code cache under emulation, thread stacks; and its passt. */
+/** What QEMU itself may take: its heap, its code cache under emulation, thread stacks; its passt, and what serves directories. */
 const OVERHEAD_MIB = 768;
-/** Threads of QEMU and of its I/O pool, and passt. */
+/** Threads of QEMU and of its I/O pool, passt, and what serves directories. */
 const TASKS_MAX = 512;
 const CPU_PERIOD_US = 100_000;
 /** Beside the guest's processors: QEMU's own threads. */
@@ -57,14 +57,28 @@ export async function makeCgroups(op: Operation, config: QemuConfig, plan: Sandb
 }
 
 /**
- * Puts the VMM into them. To join a cgroup takes the kernel 10 to 20 ms, which it mostly sleeps: so
+ * Puts the VMM and what works for it into them. To join a cgroup takes the kernel 10 to 20 ms, which it mostly sleeps: so
  * this is done while the VMM gets ready, not before it is executed.
  */
-export async function joinCgroups(op: Operation, config: QemuConfig, plan: Pick<SandboxPlan, 'id'>, pid: number): Promise<void> {
-  const joining = dirsOf(config, plan).map((dir) => config.host.appendFile(op, join(dir, 'cgroup.procs'), text.encode(`${pid}`)));
+export async function joinCgroups(
+  op: Operation,
+  config: QemuConfig,
+  plan: Pick<SandboxPlan, 'id'>,
+  pids: readonly number[],
+): Promise<void> {
+  const joinOne = (dir: string, pid: number): Promise<void> => config.host.appendFile(op, join(dir, 'cgroup.procs'), text.encode(`${pid}`));
+  const joining = dirsOf(config, plan).flatMap((dir) => pids.map((pid) => joinOne(dir, pid)));
   await allOf(joining).catch((cause: unknown) => {
     if (errnoOf(cause) !== 'ESRCH') throw cause;
     throw op.error('unavailable', 'QEMU ended while starting', { cause });
+  });
+}
+
+/** Of one that will not end: so that they can be removed. */
+export async function leaveCgroups(op: Operation, config: QemuConfig, pid: number): Promise<void> {
+  const tops = (config.cgroups ?? []).map((parent) => join(dirname(parent), 'cgroup.procs'));
+  await allOf(tops.map((top) => config.host.appendFile(op, top, text.encode(`${pid}`)))).catch((cause: unknown) => {
+    if (errnoOf(cause) !== 'ESRCH') throw cause;
   });
 }
 

@@ -8,6 +8,7 @@ import { inspectShim, startShim } from '../../host/shim.ts';
 import type { GuestDirectory, SandboxPlan } from '../backend.ts';
 import { tailOf } from '../dead.ts';
 import { pause } from '../wait.ts';
+import { leaveCgroups } from './cgroup.ts';
 import type { Owner, QemuConfig } from './config.ts';
 import { FILES_SOCKET, FILES_SOCKET_BESIDE, filesDir, filesLogPath, filesSocketPath } from './paths.ts';
 import { killVmm } from './vmm.ts';
@@ -20,8 +21,11 @@ const LOOKS_PER_INSPECTION = 10;
 /** What it says of a directory that is not what its path said a moment ago. */
 const REPLACED = /hutch-files: (\/.*): (?:it was replaced|.*\(os error \d+\)|No such file or directory|Not a directory)/;
 
+/** Where the VMM connects to it, and its process. */
+export type Files = { readonly socket: string; readonly pid: number };
+
 /** Null where nothing is to be served. @throws HutchError `failed_precondition` when a directory is not what it was. */
-export async function startFiles(op: Operation, config: QemuConfig, plan: SandboxPlan, vmm: Owner | null): Promise<string | null> {
+export async function startFiles(op: Operation, config: QemuConfig, plan: SandboxPlan, vmm: Owner | null): Promise<Files | null> {
   const { host, filesPath, shimPath } = config;
   const { mounts = [] } = plan;
   if (mounts.length === 0) return null;
@@ -32,12 +36,12 @@ export async function startFiles(op: Operation, config: QemuConfig, plan: Sandbo
   await host.remove(op, filesLogPath(plan));
   const peer = vmm === null ? [] : ['--peer', `${vmm.uid}`];
   const served = mounts.flatMap(({ source, readOnly }) => [readOnly ? '--dir-ro' : '--dir', source]);
-  await startShim(op, host, shimPath, {
+  const { child } = await startShim(op, host, shimPath, {
     ...{ dir, cwd: dir, logPath: filesLogPath(plan), runAs: null, cgroups: [], also: [], awaitSockets: [] },
     argv: [filesPath, '--listen', FILES_SOCKET, ...peer, ...served],
   });
   await untilReady(op, host, plan);
-  return FILES_SOCKET_BESIDE;
+  return { socket: FILES_SOCKET_BESIDE, pid: child.pid };
 }
 
 async function untilReady(op: Operation, host: Host, plan: SandboxPlan): Promise<void> {
@@ -58,8 +62,9 @@ async function whyNot(op: Operation, host: Host, plan: SandboxPlan): Promise<Hut
   });
 }
 
-/** Its VMM is dead, so it is about to end by itself; one that hangs is not waited for. */
-export async function endFiles(op: Operation, { host }: QemuConfig, plan: SandboxPlan): Promise<void> {
+/** Its VMM is dead, so it is about to end by itself; one that hangs is not waited for, and keeps no cgroup. */
+export async function endFiles(op: Operation, config: QemuConfig, plan: SandboxPlan): Promise<void> {
+  const { host } = config;
   if ((await host.stat(op, filesDir(plan))) === null) return;
   try {
     await killVmm(op, host, filesDir(plan), 'now');
@@ -67,6 +72,8 @@ export async function endFiles(op: Operation, { host }: QemuConfig, plan: Sandbo
     // It may be in the middle of a call to a file system that does not answer: then it ends when that does.
     if (!(cause instanceof HutchError) || cause.code !== 'deadline_exceeded' || op.signal.aborted) throw cause;
     op.log.warn({ sandbox: plan.id, cause }, 'the program that serves directories does not end');
+    const evidence = await inspectShim(op, host, filesDir(plan));
+    if (evidence.alive) await leaveCgroups(op, config, evidence.pid);
   }
 }
 

@@ -66,7 +66,7 @@ export async function startSandbox(
   const taken = take(op);
   const dirMade = removeMemoryDirs(op, host, plan).then(() => makeMemoryDir(op, host, plan));
   const vmmUser = taken.then(({ machine }) => vmmOwner(op, config, machine, plan));
-  const [input, disks, link, memoryDir, memory, library, runAs, filesSocket] = await allOf([
+  const [input, disks, link, memoryDir, memory, library, runAs, serving] = await allOf([
     taken,
     taken.then(({ chooseDisks }) => chooseDisks(op)),
     places.then(() => config.network.wire(op, networkPlan(plan))),
@@ -93,7 +93,7 @@ export async function startSandbox(
     imagePath: machineFiles(op, plan.boot).imagePath,
     disks: disks.drives,
     volumes: await openVolumes(op, config, plan),
-    filesSocket,
+    filesSocket: serving?.socket ?? null,
   };
   const { evidence, rulesGeneration } = await startVmm(op, host, config.shimPath, {
     runDir: plan.runDir,
@@ -116,7 +116,9 @@ export async function startSandbox(
   // Whatever fails first where it has died, its death is the reason.
   const [, , qmp] = await allOf([
     config.network.admit(op, networkPlan(plan), seenRules(link, rulesGeneration)),
-    makeCgroups(op, config, plan).then(() => joinCgroups(op, config, plan, evidence.pid)),
+    makeCgroups(op, config, plan).then(() =>
+      joinCgroups(op, config, plan, serving === null ? [evidence.pid] : [evidence.pid, serving.pid]),
+    ),
     resumed,
   ]).catch(async (error: unknown) => Promise.reject(await explained(op, config, plan, error)));
   stages.done('admitted');
@@ -127,7 +129,7 @@ export async function startSandbox(
     evidence,
     ...given,
     ...(plan.volumes === undefined ? {} : { volumes: plan.volumes.map(asGuestSees) }),
-    ...(filesSocket === null ? {} : { directories: guestDirectories(plan) }),
+    ...(serving === null ? {} : { directories: guestDirectories(plan) }),
     stagesMs: stages.tookMs,
   };
 }

@@ -1,5 +1,5 @@
 // Verbs that start something: run, create, exec, shell, attach.
-import { IDLE_ACTIONS, RESTART_POLICIES } from '../../domain/sandbox.ts';
+import { IDLE_ACTIONS, NETWORK_MODES, RESTART_POLICIES } from '../../domain/sandbox.ts';
 import type { Flag, Positional, Verb } from '../verb.ts';
 import { WORKSPACE_FLAGS } from './workspace.ts';
 
@@ -97,8 +97,9 @@ const CREATE: readonly Flag[] = [
     about: 'Put files of our home into its home when it is made, 0600 unless a mode is given; see also hutch sync',
   },
   ...POLICIES,
-  { name: 'no-net', about: 'No network' },
-  { name: 'allow-lan', about: 'Reach private addresses too' },
+  { name: 'net', value: 'MODE', choices: NETWORK_MODES, about: 'allow: the internet; allow-lan: private addresses too; none' },
+  { name: 'no-net', about: 'No network: --net none' },
+  { name: 'allow-lan', about: 'Reach private addresses too: --net allow-lan' },
   { name: 'label', short: 'l', value: 'K[=V]', repeats: true, about: 'A label' },
   { name: 'backend', value: 'NAME', choices: BACKENDS, about: `What runs it: ${BACKENDS.join(', ')}` },
 ];

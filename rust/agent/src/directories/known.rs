@@ -11,11 +11,11 @@
 //! Messages go and come in order and are done one after another, so whatever is asked later sees what was written before.
 use super::port::PREFIX;
 use rustix::io::Errno;
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-/// As long as the guest's kernel believes what it was told (`VALID_MS` of `hutch-files`).
-pub const VALID: Duration = Duration::from_millis(50);
+/// The longest for which the guest's kernel believes what it was told (`VALID_MS` of `hutch-files`).
+pub const VALID: Duration = Duration::from_secs(5);
 /// Until the names of a directory are asked for again that has too many.
 const RESTS: Duration = Duration::from_secs(1);
 const HEADER: usize = 40;
@@ -38,19 +38,31 @@ const UNLINK: u32 = 10;
 const RMDIR: u32 = 11;
 const RENAME: u32 = 12;
 const LINK: u32 = 13;
+const READ: u32 = 15;
 const WRITE: u32 = 16;
 const FSYNC: u32 = 20;
 const CREATE: u32 = 35;
+const FALLOCATE: u32 = 43;
 const RENAME2: u32 = 45;
 /// Our own, to `hutch-files` alone.
 const NAMES: u32 = 0x4855_0001;
 const INSIDE: u32 = 0x4855_0002;
+const TELL: u32 = 0x4855_0003;
 /// Set in what no kernel has asked.
 const OURS: u64 = 1 << 63;
 /// What a directory is like now, by itself, in front of the answer to the request that changed it.
 const SEEN: u64 = OURS | 1 << 62;
-/// Where attributes say for how long they hold: nanoseconds.
-const HOLDS: std::ops::Range<usize> = REPLY_HEADER + 8..REPLY_HEADER + 12;
+/// What others have changed, and what is in a file that will be read next.
+const CHANGED: u64 = SEEN | 1;
+const AHEAD: u64 = SEEN | 2;
+/// Set in what asks to be told of changes.
+const TELLS: u64 = OURS | 1 << 61;
+/// Where attributes say for how long they hold, in seconds and nanoseconds.
+const HOLDS: std::ops::Range<usize> = REPLY_HEADER..REPLY_HEADER + 12;
+/// The same of an entry, for attributes.
+const ENTRY_HOLDS: [usize; 2] = [24, 36];
+/// Files that are read at a time, and what is sent after them.
+const READS_MAX: usize = 32;
 
 /// What becomes of a request.
 #[derive(Debug, PartialEq, Eq)]
@@ -59,6 +71,23 @@ pub enum Next {
     Answer(Vec<u8>),
     /// It is sent, `also` behind it, and the kernel is told `answer` already.
     Send { also: Option<Vec<u8>>, answer: Option<Vec<u8>> },
+}
+
+/// What becomes of a message of the host.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Said {
+    /// The kernel waits for it.
+    Answer,
+    Nothing,
+    Changed(Vec<u8>),
+    Content {
+        changes: u64,
+        body: Vec<u8>,
+    },
+    Told {
+        number: u64,
+        left_ms: u32,
+    },
 }
 
 #[derive(Debug)]
@@ -106,6 +135,10 @@ pub struct Known {
     directories: HashMap<u64, Names>,
     /// Attributes of directories as an answer has them, and since when they hold.
     seen: HashMap<u64, (Instant, Vec<u8>)>,
+    /// Of all that this machine has changed: what was asked before the last one says nothing of what is now.
+    changes: u64,
+    /// The last reads, and how many changes there had been by then.
+    reads: VecDeque<(u64, u64)>,
     /// Of names.
     count: usize,
     /// Our own requests so far.
@@ -129,8 +162,15 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes)
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+pub fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     bytes.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes)
+}
+
+/// No longer than anything is believed.
+fn held_at(bytes: &[u8], seconds: usize, nanoseconds: usize) -> Option<Duration> {
+    let held =
+        Duration::from_secs(u64_at(bytes, seconds)?).saturating_add(Duration::from_nanos(u32_at(bytes, nanoseconds)?.into()));
+    Some(held.min(VALID))
 }
 
 fn text_at(bytes: &[u8], at: usize) -> Option<&[u8]> {
@@ -168,6 +208,16 @@ impl Known {
         if let Some((directory, name)) = request.makes() {
             self.add(directory, name);
             self.seen.remove(&directory);
+        }
+        match request.opcode {
+            READ => {
+                if self.reads.len() >= READS_MAX {
+                    self.reads.pop_front();
+                }
+                self.reads.push_back((request.unique, self.changes));
+            }
+            SETATTR | MKNOD | UNLINK | RMDIR | RENAME | LINK | WRITE | CREATE | FALLOCATE | RENAME2 => self.changes += 1,
+            _ => {}
         }
         match request.opcode {
             // What nobody answers there: open, flush, access, attributes by name, locks, ioctl, and what is newer.
@@ -212,9 +262,11 @@ impl Known {
 
     fn attributes(&mut self, request: &Request<'_>, now: Instant) -> Option<Vec<u8>> {
         let (at, attributes) = self.seen.get(&request.node)?;
-        let left = VALID.checked_sub(now.saturating_duration_since(*at)).filter(|left| !left.is_zero())?;
         let mut answer = reply(request.unique, 0, attributes);
-        answer.get_mut(HOLDS)?.copy_from_slice(&left.subsec_nanos().to_le_bytes());
+        let held = held_at(&answer, HOLDS.start, HOLDS.start + 8)?;
+        let left = held.checked_sub(now.saturating_duration_since(*at)).filter(|left| !left.is_zero())?;
+        let holds = [left.as_secs().to_le_bytes().as_slice(), &left.subsec_nanos().to_le_bytes()].concat();
+        answer.get_mut(HOLDS)?.copy_from_slice(&holds);
         Some(answer)
     }
 
@@ -264,14 +316,31 @@ impl Known {
         Next::Send { also: None, answer: None }
     }
 
-    /// Whether the kernel waits for it.
-    pub fn answered(&mut self, message: &mut [u8], now: Instant) -> bool {
-        let (Some(errno), Some(unique)) = (u32_at(message, 4), u64_at(message, 8)) else { return false };
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    pub fn answered(&mut self, message: &mut [u8], now: Instant) -> Said {
+        let (Some(errno), Some(unique)) = (u32_at(message, 4), u64_at(message, 8)) else { return Said::Nothing };
         let errno = errno as i32;
         let body = message.get(REPLY_HEADER..).unwrap_or_default();
-        if unique == SEEN {
-            self.see(body);
-            return false;
+        match unique {
+            SEEN => {
+                self.see(body);
+                return Said::Nothing;
+            }
+            CHANGED => {
+                self.changed(body);
+                return Said::Changed(body.to_vec());
+            }
+            AHEAD => {
+                let found = u64_at(body, 0).and_then(|read| self.reads.iter().find(|(unique, _)| *unique == read));
+                return found.map_or(Said::Nothing, |(_, changes)| Said::Content { changes: *changes, body: body.to_vec() });
+            }
+            unique if unique & TELLS == TELLS => {
+                return Said::Told { number: unique & !TELLS, left_ms: u32_at(body, 0).unwrap_or(0) };
+            }
+            _ => {}
         }
         match self.asked.remove(&unique) {
             Some(Asked::Lookup { parent }) => {
@@ -284,7 +353,8 @@ impl Known {
                     self.open(node);
                     if let Some(made) = self.directories.get_mut(&node) {
                         self.count -= made.names.len();
-                        *made = Names { until: Some(at + VALID), ..Names::default() };
+                        let holds = held_at(body, ENTRY_HOLDS[0], ENTRY_HOLDS[1]).unwrap_or_default();
+                        *made = Names { until: Some(at + holds), ..Names::default() };
                     }
                 }
             }
@@ -301,7 +371,7 @@ impl Known {
                     }
                     crate::console::say("a write to a directory of the host has failed after its program went on");
                 }
-                return false;
+                return Said::Nothing;
             }
             Some(Asked::Synchronize { node }) => {
                 if let Some(failed) = self.failed.remove(&node).filter(|_| errno == 0)
@@ -313,7 +383,21 @@ impl Known {
             Some(Asked::Names { directory, at }) => self.named(unique, directory, at, errno, body, now),
             Some(Asked::Change { .. }) | None => {}
         }
-        unique & OURS == 0
+        if unique & OURS == 0 { Said::Answer } else { Said::Nothing }
+    }
+
+    /// By others.
+    fn changed(&mut self, body: &[u8]) {
+        let (Some(node), Some(directory), Some(name)) = (u64_at(body, 0), u64_at(body, 8), body.get(16..)) else { return };
+        if node == 0 && directory == 0 {
+            self.seen.clear();
+            self.directories.clear();
+            self.count = 0;
+            return;
+        }
+        self.seen.remove(&node);
+        self.seen.remove(&directory);
+        self.add(directory, name);
     }
 
     fn see(&mut self, body: &[u8]) {
@@ -344,18 +428,26 @@ impl Known {
             *known = Names { rests: Some(now + RESTS), ..Names::default() };
             return;
         }
+        let Some((valid_ms, rest)) = names.split_first_chunk::<4>() else { return };
+        let valid = Duration::from_millis(u32::from_le_bytes(*valid_ms).into()).min(VALID);
+        names = rest;
         while let Some((length, rest)) = names.split_first_chunk::<2>() {
             let Some((name, rest)) = rest.split_at_checked(usize::from(u16::from_le_bytes(*length))) else { break };
             self.count += usize::from(known.names.insert(name.to_vec()));
             names = rest;
         }
-        known.until = Some(at + VALID);
+        known.until = Some(at + valid);
     }
 }
 
-/// What opens a connection: who the owner on the host is inside.
+/// Asks what others have changed by now.
+pub fn tell(number: u64) -> Vec<u8> {
+    message(TELL, TELLS | number, 0, &[])
+}
+
+/// What opens a connection: who the owner on the host is inside, and that it is heard here what others change.
 pub fn inside(index: usize, (uid, gid): (u32, u32)) -> Vec<u8> {
-    let mut opening = message(INSIDE, OURS, 0, &[uid.to_le_bytes(), gid.to_le_bytes()].concat());
+    let mut opening = message(INSIDE, OURS, 0, &[uid, gid, 1].map(u32::to_le_bytes).concat());
     super::port::address(&mut opening, index);
     opening
 }

@@ -4,18 +4,22 @@
 //! When the port closes, every connection is ended: who uses the directories is told so (`ENOTCONN`), and nothing is ever
 //! written below them instead.
 mod known;
+mod notices;
 mod port;
 
 use crate::console::say;
 use crate::fault::{Fault, describe};
-use known::{Known, Next, VALID};
+use known::{Known, Next, Said};
+use notices::{Notice, WAITING_MAX};
 use port::{PREFIX, Port, whole};
 use rustix::fs::{Mode, OFlags, open, statfs};
 use rustix::io::{Errno, read, write};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,23 +27,44 @@ use std::time::{Duration, Instant};
 const MESSAGE_BYTES_MAX: usize = (1 << 20) + 8192;
 const STACK_BYTES: usize = 64 * 1024;
 
-/// When the kernel was last told something of the host, in ms of the clock that never stands; 0: never.
-static TOLD_MS: AtomicU64 = AtomicU64::new(0);
+/// The host says within that time what was changed there, or nobody waits for it any more.
+const TOLD: Duration = known::VALID;
 
-fn now_ms() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
+/// Who waits to be told what was changed, by the numbers of what they have asked.
+struct Waiting {
+    port: Arc<Port>,
+    by_request: Mutex<(u64, HashMap<u64, Sender<u32>>)>,
+    /// Nothing will be said any more.
+    is_over: AtomicBool,
 }
 
-/// Waits until the kernel believes nothing any more that it was told before: a program that is started now sees what was changed on
-/// the host before somebody asked for it.
-pub fn settle() {
-    let told = TOLD_MS.load(Ordering::Relaxed);
-    let since = Duration::from_millis(now_ms().saturating_sub(told));
-    // A millisecond more, as those are rounded.
-    if let Some(left) = (VALID + Duration::from_millis(1)).checked_sub(since).filter(|_| told != 0) {
-        thread::sleep(left);
+static WAITING: OnceLock<Waiting> = OnceLock::new();
+
+impl Waiting {
+    fn by_request(&self) -> MutexGuard<'_, (u64, HashMap<u64, Sender<u32>>)> {
+        self.by_request.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn ask(&self) -> Option<(u64, Receiver<u32>)> {
+        let (said, hears) = channel();
+        let mut asked = self.by_request();
+        asked.0 += 1;
+        let number = asked.0;
+        asked.1.insert(number, said);
+        drop(asked);
+        self.port.send(&known::tell(number)).ok()?;
+        Some((number, hears))
+    }
+}
+
+/// Waits until the kernel believes nothing any more that the host knows to be different: a program that is started now sees what was
+/// changed there before somebody asked for it.
+pub fn settle() {
+    let Some(waiting) = WAITING.get().filter(|waiting| !waiting.is_over.load(Ordering::Relaxed)) else { return };
+    let Some((number, hears)) = waiting.ask() else { return };
+    let left_ms = hears.recv_timeout(TOLD).unwrap_or(0);
+    waiting.by_request().1.remove(&number);
+    thread::sleep(Duration::from_millis(left_ms.into()).min(known::VALID));
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,13 +111,21 @@ pub fn attach(directories: &[Directory], owner: (u32, u32)) -> Result<(), Fault>
         port.send(&known::inside(at, owner)).map_err(|errno| failed("their port", errno))?;
     }
     let mounted = Arc::new(mounted);
+    let (notices, told) = sync_channel(WAITING_MAX);
+    let all = Arc::clone(&mounted);
+    spawn(move || notices::tell(&told, &all))?;
     for index in 0..mounted.len() {
         let (port, mounted) = (Arc::clone(&port), Arc::clone(&mounted));
         spawn(move || ask(&port, &mounted, index))?;
     }
     let all = Arc::clone(&mounted);
+    let hears = Arc::clone(&port);
     spawn(move || {
-        let errno = answer(&port, &all);
+        let errno = answer(&hears, &all, &notices);
+        if let Some(waiting) = WAITING.get() {
+            waiting.is_over.store(true, Ordering::Relaxed);
+            waiting.by_request().1.clear();
+        }
         say(&format!("the directories of the host are gone: {}", describe(errno)));
         for Mounted { target, .. } in all.iter() {
             // It is busy, so it stays, and every use of it fails from now on.
@@ -103,6 +136,7 @@ pub fn attach(directories: &[Directory], owner: (u32, u32)) -> Result<(), Fault>
     for Mounted { target, .. } in mounted.iter() {
         statfs(target.as_str()).map_err(|errno| failed(target, errno))?;
     }
+    let _ = WAITING.set(Waiting { port, by_request: Mutex::default(), is_over: AtomicBool::new(false) });
     Ok(())
 }
 
@@ -163,9 +197,11 @@ fn ask(port: &Port, mounted: &[Mounted], index: usize) {
 }
 
 /// What comes back, to the kernel whose directory it is of; until the port ends.
-fn answer(port: &Port, mounted: &[Mounted]) -> Errno {
+fn answer(port: &Port, mounted: &[Mounted], notices: &SyncSender<Notice>) -> Errno {
     let mut buffer = vec![0; PREFIX + MESSAGE_BYTES_MAX];
     let mut filled = 0;
+    // When something was left untold, as too much waited.
+    let mut untold = None;
     loop {
         match port.read(buffer.get_mut(filled..).unwrap_or_default()) {
             Ok(count) => filled += count,
@@ -178,15 +214,34 @@ fn answer(port: &Port, mounted: &[Mounted]) -> Errno {
             }
             let Some(message) = buffer.get_mut(done + PREFIX..filled).and_then(|rest| rest.get_mut(..length)) else { break };
             if let Some(one) = mounted.get(index) {
-                // One that nobody waits for any more is refused, and that is all.
-                if one.known().answered(message, Instant::now()) {
-                    TOLD_MS.store(now_ms(), Ordering::Relaxed);
-                    let _ = write(&one.kernel, message);
+                let said = one.known().answered(message, Instant::now());
+                match said {
+                    // One that nobody waits for any more is refused, and that is all.
+                    Said::Answer => drop(write(&one.kernel, message)),
+                    Said::Nothing => {}
+                    Said::Changed(body) => {
+                        if notices.try_send(Notice::Changed { mount: index, body }).is_err() {
+                            untold = Some(Instant::now());
+                        }
+                    }
+                    Said::Content { changes, body } => drop(notices.try_send(Notice::Content { mount: index, changes, body })),
+                    Said::Told { number, left_ms } => told(notices, number, left_ms, untold),
                 }
             }
             done += PREFIX + length;
         }
         buffer.copy_within(done..filled, 0);
         filled -= done;
+    }
+}
+
+/// Behind all that was to be told. What was left untold is believed for as long as all that is.
+fn told(notices: &SyncSender<Notice>, number: u64, left_ms: u32, untold: Option<Instant>) {
+    let Some(said) = WAITING.get().and_then(|waiting| waiting.by_request().1.remove(&number)) else { return };
+    let valid_ms = u32::try_from(known::VALID.as_millis()).unwrap_or(u32::MAX);
+    let is_untold = untold.is_some_and(|since| since.elapsed() < known::VALID);
+    let left_ms = if is_untold { valid_ms } else { left_ms };
+    if let Err(TrySendError::Full(Notice::Reached { said, .. })) = notices.try_send(Notice::Reached { said, left_ms }) {
+        let _ = said.send(valid_ms);
     }
 }
