@@ -108,11 +108,18 @@ test('a shim that is killed takes its sandbox with it', async () => {
 });
 
 test('a guest that powers itself off is no crash', async () => {
+  const { id } = await daemon.call('sandbox.create', {});
+  const asked = daemon.run(id, ['kill', '-TERM', '1']).catch(() => null); // its answer may be lost with the guest
+  expect((await daemon.until(id, 'stopped')).ended).toMatchObject({ cause: 'guest-shutdown', actor: 'guest' });
+  await asked;
+});
+
+test('an agent that somebody on the host asks to end was stopped from outside', async () => {
   const made = await daemon.call('sandbox.create', {});
   const { vmm } = await pidsOf(made);
   const [agent] = (await readFile(`/proc/${vmm}/task/${vmm}/children`, 'utf8')).trim().split(' ').map(Number);
   process.kill(agent ?? 0, 'SIGTERM');
-  expect((await daemon.until(made.id, 'stopped')).ended).toMatchObject({ cause: 'guest-shutdown', actor: 'guest' });
+  expect((await daemon.until(made.id, 'stopped')).ended).toMatchObject({ cause: 'host-stopped', actor: 'host' });
 });
 
 test('an agent that hangs is unavailable in time, stops nobody else, and can be forced to stop', async () => {

@@ -163,7 +163,8 @@ async function save(
   const saver = join(dir, SAVER);
   const logPath = join(saver, 'log');
   await host.makeDir(op, saver, 0o700);
-  const argv = rights.argvOf(pid, [runtime.path, '--root', stateDir(plan), 'checkpoint', `--image-path=${dir}`, plan.id]);
+  const asked = ['checkpoint', ...runtime.saving, `--image-path=${dir}`, plan.id];
+  const argv = rights.argvOf(pid, [runtime.path, '--root', stateDir(plan), ...asked]);
   // Once it has begun it is not called off: it would end what it saves.
   using limited = op.releasing(SAVE_MS);
   await startShim(limited, host, shimPath, {

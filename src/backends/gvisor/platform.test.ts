@@ -32,6 +32,7 @@ async function found(whyNoKvm: string | null, ends = 0) {
     platforms: ['kvm', 'ptrace'],
     options: [],
     always: [],
+    saving: [],
     canIgnoreCgroups: false,
     hasPanicLog: false,
   };

@@ -13,6 +13,8 @@ export type Runtime = {
   readonly options: readonly string[];
   /** Given with whatever it runs, also for a moment. */
   readonly always: readonly string[];
+  /** Given with what saves a sandbox. */
+  readonly saving: readonly string[];
   readonly canIgnoreCgroups: boolean;
   /** Whether its kernel's last words can be kept; else they are lost. */
   readonly hasPanicLog: boolean;
@@ -48,18 +50,21 @@ export class RuntimeFinder {
     const path = await host.which(op, this.#name);
     if (path === null) throw op.error('failed_precondition', `${this.#name} is not installed`, { hint: HINT });
     using limited = op.within(COMMAND_MS, 'asking runsc what it can do');
-    const [version, flags] = await Promise.all([host.run(limited, [path, '--version']), host.run(limited, [path, 'flags'])]);
-    const said = new TextDecoder().decode(version.stdout);
-    const help = new TextDecoder().decode(flags.stdout) + new TextDecoder().decode(flags.stderr);
-    const runtime = runtimeOf(path, said, help);
+    const ask = async (...args: string[]): Promise<string> => {
+      const { stdout, stderr } = await host.run(limited, [path, ...args]);
+      return new TextDecoder().decode(stdout) + new TextDecoder().decode(stderr);
+    };
+    const [version, help, saving] = await Promise.all([ask('--version'), ask('flags'), ask('flags', 'checkpoint')]);
+    const runtime = runtimeOf(path, version, help, saving);
     if ('lacking' in runtime) throw op.error('failed_precondition', `${path} cannot be used: ${runtime.lacking}`, { hint: HINT });
     return runtime;
   }
 }
 
-/** From what `runsc --version` and `runsc flags` say. */
-export function runtimeOf(path: string, version: string, help: string): Runtime | { readonly lacking: string } {
-  const about = (option: string): string | null => new RegExp(`^\\s*-{1,2}${option}\\b[^\\n]*\\n?[^\\n]*`, 'm').exec(help)?.[0] ?? null;
+/** From what `runsc --version`, `runsc flags` and `runsc flags checkpoint` say. */
+export function runtimeOf(path: string, version: string, help: string, savingHelp: string): Runtime | { readonly lacking: string } {
+  const about = (option: string, text = help): string | null =>
+    new RegExp(`^\\s*-{1,2}${option}\\b[^\\n]*\\n?[^\\n]*`, 'm').exec(text)?.[0] ?? null;
   const has = (option: string): boolean => about(option) !== null;
   const sockets = has('host-uds') ? '--host-uds=open' : has('fsgofer-host-uds') ? '--fsgofer-host-uds' : null;
   if (sockets === null) return { lacking: 'it does not let a sandbox connect to a socket of the host' };
@@ -81,6 +86,8 @@ export function runtimeOf(path: string, version: string, help: string): Runtime 
     ],
     // By itself it keeps a namespace for all gofers to come, mounted in its state directory, which could not be removed then.
     always: has('gofer-network-namespace') ? ['--gofer-network-namespace=new'] : [],
+    // In one file, as older releases do by themselves: without it newer ones write three, of which the memory's is as large as the memory.
+    saving: about('compression', savingHelp)?.includes('flate-best-speed') ? ['--compression=flate-best-speed'] : [],
     canIgnoreCgroups: has('ignore-cgroups'),
     hasPanicLog: has('panic-log'),
   };
