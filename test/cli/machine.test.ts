@@ -12,7 +12,7 @@ const MIB = 1_048_576;
 
 beforeAll(async () => {
   world = await World.make(MACHINES);
-  const child = world.spawn(['create', '--name', 'box']); // boots once, for the template
+  const child = world.spawn(['create', '--name', 'box'], { env: { HUTCH_TEST_NO_TEMPLATE: '1' } }); // boots once, for the template
   child.stdin.end();
   const { code, stderr } = await outcomeOf(child, ['create'], FIRST_MS);
   expect(code, stderr).toBe(0);

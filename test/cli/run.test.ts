@@ -331,6 +331,7 @@ test('attach shows what comes from then on, and says where the rest is when ther
   await eventually('the first line', async () => (await world.ok('logs', 'late')) === 'early');
   const { code, stdout } = await world.run(['attach', 'late'], { input: 'word\n' });
   expect({ code, stdout }).toEqual({ code: 3, stdout: 'got word\n' });
+  expect(await world.ok('wait', 'late')).toBe('3'); // who was attached hears of the end before all of it is over
   const over = await world.run(['attach', 'late']);
   expect(over).toMatchObject({ code: 125, stdout: '' });
   expect(over.stderr).toMatch(/^error: sandbox late is stopped; its main process ended with 3\nhint: see what it wrote: hutch logs late/);

@@ -37,11 +37,12 @@ test('options are taken from what the release says that it has', () => {
 });
 
 /** What a release really says, all of it. */
-const recorded = (text: string): string =>
-  readFileSync(join(import.meta.dirname, '../../../test/vectors/runsc', `${text}.txt`), 'utf8');
+const recorded = (text: string): string => readFileSync(join(import.meta.dirname, '../../../test/vectors/runsc', `${text}.txt`), 'utf8');
 
 test('whole help texts are understood: of the release in Debian, and of ones of 2025 and 2026', () => {
-  expect(runtimeOf('runsc', 'runsc version 0.0~20221219.0\nspec: 1.0.2-dev\n', recorded('flags-20221219'), recorded('checkpoint-20221219'))).toEqual({
+  expect(
+    runtimeOf('runsc', 'runsc version 0.0~20221219.0\nspec: 1.0.2-dev\n', recorded('flags-20221219'), recorded('checkpoint-20221219')),
+  ).toEqual({
     path: 'runsc',
     version: '0.0~20221219.0',
     platforms: ['kvm', 'ptrace'],
@@ -61,7 +62,9 @@ test('whole help texts are understood: of the release in Debian, and of ones of 
     canIgnoreCgroups: true,
     hasPanicLog: true,
   });
-  expect(runtimeOf('runsc', 'runsc version release-20260905.0\nspec: 1.2.1\n', recorded('flags-20260905'), recorded('checkpoint-20260905'))).toEqual({
+  expect(
+    runtimeOf('runsc', 'runsc version release-20260905.0\nspec: 1.2.1\n', recorded('flags-20260905'), recorded('checkpoint-20260905')),
+  ).toEqual({
     path: 'runsc',
     version: '20260905.0',
     platforms: ['systrap', 'kvm', 'ptrace'],
