@@ -25,6 +25,7 @@ const ENDED_MS = 30_000;
 
 /** Set by Ctrl-C: what measures ends at its next step, and releases what it has made. */
 const interruption = new AbortController();
+export const interrupted = interruption.signal;
 
 export function interrupt(): void {
   interruption.abort(new Error('interrupted'));

@@ -11,7 +11,7 @@ import type { Sandbox } from '../../src/sdk/sandbox.ts';
 import { DockerEngine } from '../../test/support/docker-engine.ts';
 import type { Bench, Measurement } from '../context.ts';
 import { judge, type Row, timed } from '../harness.ts';
-import { execOk, mustRun, Place, processes } from '../place.ts';
+import { execOk, interrupted, mustRun, Place, processes } from '../place.ts';
 import { freePort, isAnswered, owned } from './reach.ts';
 
 const CONNECTIONS = 16;
@@ -19,6 +19,7 @@ const REQUESTS = { docker: 10_000, gvisor: 4_000, qemu: 2_000 } as const;
 const REQUESTS_QUICK = 64;
 const GUEST_PORT = 8000;
 const READY_MS = 30_000;
+const LOAD_MS = 300_000;
 const ASK = Buffer.from('GET / HTTP/1.1\r\nHost: bench\r\n\r\n');
 const BODY_BYTES = 128;
 const HEAD = `HTTP/1.1 200 OK\r\nContent-Length: ${BODY_BYTES}\r\n\r\n`;
@@ -36,6 +37,9 @@ async def main():
     await s.serve_forever()
 asyncio.run(main())`;
 
+/** One packet to the gateway. */
+const SPEAK = 'import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b"x", ("192.0.0.1", 9))';
+
 type Backend = keyof typeof REQUESTS;
 type Load = { readonly perSecond: number; readonly p99Ms: number };
 type Address = { readonly host: string; readonly port: number };
@@ -48,8 +52,11 @@ async function load(port: number, requests: number): Promise<Load> {
     await Promise.all(
       Array.from({ length: CONNECTIONS }, async () => {
         const socket = connect({ host: '127.0.0.1', port, noDelay: true });
-        await once(socket, 'connect');
-        for (let nth = 0; nth < each; nth += 1) latencies.push(await timed(() => answered(socket)));
+        const closed = new AbortController();
+        socket.once('close', () => closed.abort(new Error(`port ${port} closed a connection before it had answered`)));
+        const signal = AbortSignal.any([closed.signal, interrupted, AbortSignal.timeout(LOAD_MS)]);
+        await once(socket, 'connect', { signal });
+        for (let nth = 0; nth < each; nth += 1) latencies.push(await timed(() => answered(socket, signal)));
         socket.destroy();
       }),
     );
@@ -58,10 +65,10 @@ async function load(port: number, requests: number): Promise<Load> {
   return { perSecond: (latencies.length / tookMs) * 1_000, p99Ms: sorted[Math.floor(sorted.length * 0.99)] ?? 0 };
 }
 
-async function answered(socket: Socket): Promise<void> {
+async function answered(socket: Socket, signal: AbortSignal): Promise<void> {
   socket.write(ASK);
   for (let left = ANSWER_BYTES; left > 0; ) {
-    const [chunk] = (await once(socket, 'data')) as [Buffer];
+    const [chunk] = (await once(socket, 'data', { signal })) as [Buffer];
     left -= chunk.byteLength;
   }
 }
@@ -104,6 +111,8 @@ async function admitAnswers(port: number): Promise<void> {
 async function addressOf(backend: Backend, sandbox: Sandbox, forwarded: number): Promise<Address> {
   if (backend === 'docker') return { host: (await execOk(sandbox, ['hostname', '-I'])).trim().split(' ')[0] ?? '', port: GUEST_PORT };
   await admitAnswers(forwarded);
+  // passt sends nothing into a machine whose card it has not heard of yet.
+  await execOk(sandbox, ['python3', '-c', SPEAK]);
   return { host: '127.0.0.1', port: forwarded };
 }
 

@@ -85,7 +85,8 @@ test(
   () => {
     const before = ours();
     const names = chosen();
-    const { stdout, stderr } = bench('--quick', '--json', ...names);
+    const { stdout, stderr, status, signal } = bench('--quick', '--json', ...names);
+    expect({ status, signal }, stderr).toEqual({ status: 0, signal: null });
     const { rows, failed } = JSON.parse(stdout) as Printed;
     expect(failed, stderr).toEqual([]);
     for (const what of names.flatMap((name) => ROWS[name] ?? [])) {
