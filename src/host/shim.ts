@@ -178,12 +178,19 @@ async function callOff(op: Operation, host: Host, dir: string): Promise<void> {
 
 /** Alive, or dead and by what proof. It calls off a start that has not happened yet. */
 export async function inspectShim(op: Operation, host: Host, dir: string): Promise<ShimEvidence> {
-  let shim = await readRecord(op, host, join(dir, 'shim.json'), shimRecord);
-  if (shim === null) {
-    if (await takeTicket(op, host, dir)) return unseen('never-started');
-    // A shim writes shim.json before it takes its ticket: what is not there now will never be.
-    shim = await readRecord(op, host, join(dir, 'shim.json'), shimRecord);
-  }
+  const shim = await readRecord(op, host, join(dir, 'shim.json'), shimRecord);
+  if (shim !== null) return await evidenceOf(op, host, dir, shim);
+  if (await takeTicket(op, host, dir)) return unseen('never-started');
+  // A shim writes shim.json before it takes its ticket: what is not there now will never be.
+  return await look(op, host, dir);
+}
+
+/** The same for who waits for an end: by the time it looks, the next start may have begun there, which is not its to call off. */
+async function look(op: Operation, host: Host, dir: string): Promise<ShimEvidence> {
+  return await evidenceOf(op, host, dir, await readRecord(op, host, join(dir, 'shim.json'), shimRecord));
+}
+
+async function evidenceOf(op: Operation, host: Host, dir: string, shim: ShimRecord | null): Promise<ShimEvidence> {
   const seen = await seenExit(op, host, dir); // after the beginning, as the end is written last
   if (seen !== null) return seen;
   if (shim === null) return unseen('never-started');
@@ -241,7 +248,7 @@ function unseen(proof: 'pid-gone' | 'boot-id' | 'never-started'): ShimDead {
 export async function shimEnded(op: Operation, host: Host, dir: string): Promise<ShimDead> {
   for (;;) {
     const heard = await hearUntilTheEnd(op, host, join(dir, 'shim.sock'));
-    const now = await inspectShim(op, host, dir);
+    const now = await look(op, host, dir);
     if (!now.alive) return await recorded(op, host, dir, now);
     // It lives and its shim hung up, turned us away or is dead: the kernel is about to end it, or it is stuck.
     await pause(op, heard === 'hung up' ? RETRY_MS : LOOK_EVERY_MS);

@@ -101,6 +101,16 @@ test('whoever asks before the shim came calls the start off for good', async () 
   expect([await fs.readdir(place.dir), await processesWith(marker)]).toEqual([[], []]);
 });
 
+test('whoever waits for the end of an earlier process calls off no start that came after it', async () => {
+  await using place = await newPlace();
+  const ticket = `start-${'0'.repeat(32)}`;
+  await fs.writeFile(join(place.dir, ticket), '');
+  expect(await shimEnded(op, host, place.dir)).toMatchObject({ alive: false });
+  const args = ['--dir', place.dir, '--log', place.logPath, '--ticket', ticket, '--', 'true'];
+  expect((await host.run(op, [SHIM, ...args])).exitCode).toBe(0);
+  expect(await shimEnded(op, host, place.dir)).toMatchObject({ proof: 'exit.json', exitCode: 0 });
+});
+
 test('asked at any moment of a start, the answer stays true', async () => {
   for (let round = 0; round < 30; round += 1) {
     await using place = await newPlace();

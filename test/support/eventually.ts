@@ -1,6 +1,6 @@
 // Waits for what has no event to wait for.
 
-const EVENTUALLY_MS = 15_000;
+const EVENTUALLY_MS = 30_000;
 const LOOK_EVERY_MS = 10;
 
 /** Looks until `check` is true; after `deadlineMs` fails with what it waited for. */

@@ -44,7 +44,7 @@ export class Replacements {
       const wasUnder = this.#under.has(id);
       const found = await wait();
       await this.#under.get(id);
-      // Forgotten: it has ended for good, and whatever has that id by now is not what was waited for. To look at it would call off its start.
+      // Forgotten: it has ended for good, and whatever has that id by now is not what was waited for.
       const now = this.#counts.get(id);
       if (!wasUnder && (now === before || now === undefined)) return found;
     }
