@@ -3,6 +3,7 @@
 // file system that holds nothing but files is had.
 import { constants } from 'node:fs';
 import * as fs from 'node:fs/promises';
+import { after } from '../domain/pieces.ts';
 import { openPlain } from './borrow.ts';
 import { heed } from './errors.ts';
 import type { InsideFile } from './host.ts';
@@ -78,18 +79,4 @@ function insideFile(file: fs.FileHandle): InsideFile {
     // What runs goes on to its end first.
     [Symbol.asyncDispose]: () => file.close(),
   };
-}
-
-/** What is left of them behind so many bytes. */
-function after(chunks: readonly Uint8Array[], bytes: number): readonly Uint8Array[] {
-  let skip = bytes;
-  const rest: Uint8Array[] = [];
-  for (const chunk of chunks) {
-    if (skip >= chunk.byteLength) skip -= chunk.byteLength;
-    else {
-      rest.push(chunk.subarray(skip));
-      skip = 0;
-    }
-  }
-  return rest;
 }

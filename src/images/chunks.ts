@@ -3,9 +3,12 @@ import { ArchiveError } from './archive-error.ts';
 
 const CHUNK_BYTES = 256 * 1024;
 
-/** Few large writes. Pieces are copied: what a reader gives is valid until its next step, and who reads this may hold the last one still. */
-export async function* gathered(chunks: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
-  let buffer = Buffer.allocUnsafe(CHUNK_BYTES);
+/**
+ * Few large writes. Pieces are copied: what a reader gives is valid until its next step, and who reads this may hold the last one
+ * still. `in-place` is for who does not: all are in the same memory, each valid until the next step.
+ */
+export async function* gathered(chunks: AsyncIterable<Uint8Array>, memory: 'fresh' | 'in-place' = 'fresh'): AsyncGenerator<Uint8Array> {
+  let buffer = Buffer.allocUnsafeSlow(CHUNK_BYTES);
   let filled = 0;
   for await (const chunk of chunks) {
     for (let at = 0; at < chunk.byteLength; ) {
@@ -15,7 +18,7 @@ export async function* gathered(chunks: AsyncIterable<Uint8Array>): AsyncGenerat
       at += taken;
       if (filled < CHUNK_BYTES) continue;
       yield buffer;
-      buffer = Buffer.allocUnsafe(CHUNK_BYTES);
+      if (memory === 'fresh') buffer = Buffer.allocUnsafeSlow(CHUNK_BYTES);
       filled = 0;
     }
   }

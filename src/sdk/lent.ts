@@ -4,6 +4,7 @@ import { constants } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import type { ClientRequest, IncomingMessage } from 'node:http';
 import { HutchError } from '../domain/errors.ts';
+import { after } from '../domain/pieces.ts';
 import type { Address } from './address.ts';
 
 /** What is smaller goes with the request. */
@@ -168,20 +169,6 @@ async function fill(file: FileHandle, request: ClientRequest, content: AsyncIter
   } finally {
     await syncing;
   }
-}
-
-/** What is left of them behind so many bytes. */
-function after(chunks: readonly Uint8Array[], bytes: number): Uint8Array[] {
-  let skip = bytes;
-  const rest: Uint8Array[] = [];
-  for (const chunk of chunks) {
-    if (skip >= chunk.byteLength) skip -= chunk.byteLength;
-    else {
-      rest.push(chunk.subarray(skip));
-      skip = 0;
-    }
-  }
-  return rest;
 }
 
 /** The first part of a content that is as large as to be lent, or all of it. */

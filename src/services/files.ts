@@ -30,7 +30,12 @@ type FileVerbs =
 
 export function fileVerbs(core: Core, awaken: Awaken): Pick<Handlers, FileVerbs> {
   async function agentOf(call: Call, ref: string): Promise<Agent> {
-    return await core.runs.agent(call.op, await awaken.resolve(call, ref));
+    return (await runOf(call, ref)).agent;
+  }
+
+  async function runOf(call: Call, ref: string): Promise<{ readonly run: Run; readonly agent: Agent }> {
+    const sandbox = await awaken.resolve(call, ref);
+    return { run: core.runs.of(call.op, sandbox), agent: await core.runs.agent(call.op, sandbox) };
   }
 
   /** For a client that may be lent a file; null where it may not. */
@@ -52,8 +57,7 @@ export function fileVerbs(core: Core, awaken: Awaken): Pick<Handlers, FileVerbs>
 
   return {
     'file.read': async (call, { ref, ...spec }) => {
-      const agent = await agentOf(call, ref);
-      const run = core.runs.of(call.op, await awaken.resolve(call, ref));
+      const { run, agent } = await runOf(call, ref);
       const lender = lenderOf(call, run);
       const carried = () =>
         run.backend.rootOnHost === undefined
@@ -67,8 +71,7 @@ export function fileVerbs(core: Core, awaken: Awaken): Pick<Handlers, FileVerbs>
       };
     },
     'file.write': async (call, { ref, ...spec }, source) => {
-      const agent = await agentOf(call, ref);
-      const run = core.runs.of(call.op, await awaken.resolve(call, ref));
+      const { run, agent } = await runOf(call, ref);
       if (lenderOf(call, run) === null) {
         call.lend?.(null);
         if (run.backend.rootOnHost !== undefined)

@@ -8,6 +8,7 @@ import { padding, type TarEntry } from '../../domain/tar-entry.ts';
 import { TAR_END, tarHeader } from '../../domain/tar-header.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
+import { gathered } from '../chunks.ts';
 import { PACK_OPTIONS } from '../pack.ts';
 import type { PackedLayer } from '../squashfs/format.ts';
 import { readPacked } from '../squashfs/read.ts';
@@ -19,7 +20,6 @@ export type LayerSource = AsyncIterable<Uint8Array>;
 /** So many entries are looked at before others get their turn. */
 const ENTRIES_PER_TURN = 2_000;
 /** Files go out together: a write costs more than to copy what it takes. */
-const CHUNK_BYTES = 256 * 1024;
 /** A directory of tar2sqfs's is a list. */
 const FILES_PER_DIRECTORY = 1_024;
 const OUTPUT_BYTES_MAX = 1024 * 1024;
@@ -58,7 +58,7 @@ export async function packLayer(
 ): Promise<LayerRead> {
   const hash = createHash('sha256');
   const entries: TarEntry[] = [];
-  const contents = gathered(contentsOf(onEntry, known === null ? hashed(source, hash) : source, entries));
+  const contents = gathered(contentsOf(onEntry, known === null ? hashed(source, hash) : source, entries), 'in-place');
   const { exitCode, stderr } = await host.run(op, ['tar2sqfs', ...PACK_OPTIONS, '--no-xattr', out], {
     input: contents,
     outputBytesMax: OUTPUT_BYTES_MAX,
@@ -115,22 +115,4 @@ export async function* hashed(chunks: AsyncIterable<Uint8Array>, hash: Hash): As
     hash.update(chunk);
     yield chunk;
   }
-}
-
-/** In the same memory each time: what it yields is valid until the next step. */
-async function* gathered(chunks: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
-  const buffer = Buffer.allocUnsafeSlow(CHUNK_BYTES);
-  let filled = 0;
-  for await (const chunk of chunks) {
-    for (let at = 0; at < chunk.byteLength; ) {
-      const taken = Math.min(chunk.byteLength - at, CHUNK_BYTES - filled);
-      buffer.set(chunk.subarray(at, at + taken), filled);
-      filled += taken;
-      at += taken;
-      if (filled < CHUNK_BYTES) continue;
-      yield buffer;
-      filled = 0;
-    }
-  }
-  if (filled > 0) yield buffer.subarray(0, filled);
 }
