@@ -232,8 +232,7 @@ impl Agent {
         }
     }
 
-    /// Runs until the end of the machine, or of the process.
-    /// Until the end of all that is in its care; the exit code says whose wish that was.
+    /// Runs until the end of all that is in its care; the exit code says whose wish that was.
     pub fn run(&mut self) -> u8 {
         self.open_link();
         while !self.shutdown.is_over() {

@@ -13,6 +13,7 @@ mod confine;
 mod files;
 mod listing;
 mod nodes;
+mod opcode;
 mod operations;
 #[allow(unsafe_code)]
 mod sys;
@@ -197,7 +198,7 @@ fn answer(bytes: &[u8], trees: &mut [Tree]) -> Option<Vec<u8>> {
     let mount = fields.u32().ok()?;
     let header = fields.header().ok()?;
     let mut out = Vec::new();
-    if header.opcode == operations::TELL {
+    if header.opcode == opcode::TELL {
         tell(trees, &mut out);
         let left_ms = trees.iter().map(Tree::unheard_ms).max().unwrap_or(0);
         out.extend(message(mount, header.unique, &Ok(left_ms.to_le_bytes().to_vec())));

@@ -1,6 +1,7 @@
 //! What a guest can ask for, and how it is done.
 use crate::listing;
 use crate::nodes::Identity;
+use crate::opcode;
 use crate::tree::{Tree, identity};
 use crate::wire::{Answer, DATA_BYTES_MAX, Fields, Header, NAME_BYTES_MAX, Out, entry, init};
 use rustix::fs::{
@@ -12,11 +13,6 @@ use rustix::io::{Errno, ReadWriteFlags, pread, pwrite, pwritev2};
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// Of our own, which no kernel sends: all names in a directory, and who the owner here is inside.
-const NAMES: u32 = 0x4855_0001;
-const INSIDE: u32 = 0x4855_0002;
-/// All that was changed here until now is told, and how long the guest may still be wrong after that.
-pub const TELL: u32 = 0x4855_0003;
 /// What a guest may set on a file: no set-user-id, no set-group-id.
 const FILE_MODE: u32 = 0o1777;
 const DIRECTORY_MODE: u32 = 0o3777;
@@ -25,45 +21,45 @@ const DIRECTORY_MODE: u32 = 0o3777;
 pub fn answer(tree: &mut Tree, header: &Header, fields: &mut Fields<'_>) -> Option<Answer> {
     let node = header.node;
     Some(match header.opcode {
-        1 => lookup(tree, node, fields),
-        2 => {
+        opcode::LOOKUP => lookup(tree, node, fields),
+        opcode::FORGET => {
             forget(tree, node, fields.u64().unwrap_or(0));
             return None;
         }
-        3 => get_attributes(tree, node),
-        4 => set_attributes(tree, node, fields),
-        5 => read_link(tree, node),
-        6 => make_symlink(tree, header, fields),
-        8 => make_node(tree, header, fields),
-        9 => make_directory(tree, header, fields),
-        10 => remove(tree, node, fields, AtFlags::empty()),
-        11 => remove(tree, node, fields, AtFlags::REMOVEDIR),
-        12 => fields.u64().and_then(|to| rename(tree, node, to, 0, fields)),
-        13 => link(tree, node, fields),
-        15 => read(tree, node, fields),
-        16 => write(tree, node, fields),
-        17 => file_system(tree, node),
-        20 => synchronize(tree, node, fields),
-        26 => init(fields),
-        27 => listing::open_directory(tree, node),
-        28 => listing::list(tree, node, fields, false),
-        44 => listing::list(tree, node, fields, true),
-        29 => fields.u64().map(|handle| {
+        opcode::GETATTR => get_attributes(tree, node),
+        opcode::SETATTR => set_attributes(tree, node, fields),
+        opcode::READLINK => read_link(tree, node),
+        opcode::SYMLINK => make_symlink(tree, header, fields),
+        opcode::MKNOD => make_node(tree, header, fields),
+        opcode::MKDIR => make_directory(tree, header, fields),
+        opcode::UNLINK => remove(tree, node, fields, AtFlags::empty()),
+        opcode::RMDIR => remove(tree, node, fields, AtFlags::REMOVEDIR),
+        opcode::RENAME => fields.u64().and_then(|to| rename(tree, node, to, 0, fields)),
+        opcode::LINK => link(tree, node, fields),
+        opcode::READ => read(tree, node, fields),
+        opcode::WRITE => write(tree, node, fields),
+        opcode::STATFS => file_system(tree, node),
+        opcode::FSYNC => synchronize(tree, node, fields),
+        opcode::INIT => init(fields),
+        opcode::OPENDIR => listing::open_directory(tree, node),
+        opcode::READDIR => listing::list(tree, node, fields, false),
+        opcode::READDIRPLUS => listing::list(tree, node, fields, true),
+        opcode::RELEASEDIR => fields.u64().map(|handle| {
             tree.files.close_directory(handle);
             Vec::new()
         }),
-        35 => create(tree, header, fields),
-        NAMES => listing::names(tree, node),
-        INSIDE => inside(tree, fields),
-        30 => fields.u64().and_then(|handle| fsync(tree.files.directory(handle)?)).map(|()| Vec::new()),
-        38 => Ok(Vec::new()),
-        42 => {
+        opcode::CREATE => create(tree, header, fields),
+        opcode::NAMES => listing::names(tree, node),
+        opcode::INSIDE => inside(tree, fields),
+        opcode::FSYNCDIR => fields.u64().and_then(|handle| fsync(tree.files.directory(handle)?)).map(|()| Vec::new()),
+        opcode::DESTROY => Ok(Vec::new()),
+        opcode::BATCH_FORGET => {
             forget_many(tree, fields);
             return None;
         }
-        43 => allocate(tree, node, fields),
-        45 => rename_with(tree, node, fields),
-        46 => seek_data(tree, node, fields),
+        opcode::FALLOCATE => allocate(tree, node, fields),
+        opcode::RENAME2 => rename_with(tree, node, fields),
+        opcode::LSEEK => seek_data(tree, node, fields),
         // A release, and what a kernel does by itself once it was told that it is not there: open, flush, access, attributes,
         // locks, interrupts.
         _ => Err(Errno::NOSYS),
@@ -72,7 +68,8 @@ pub fn answer(tree: &mut Tree, header: &Header, fields: &mut Fields<'_>) -> Opti
 
 /// What the directory is like now in which a request has changed something; behind the request's number and its own.
 pub fn seen(tree: &mut Tree, header: &Header) -> Option<Vec<u8>> {
-    if !matches!(header.opcode, 6 | 8..=11 | 13 | 35) {
+    use opcode::{CREATE, LINK, MKDIR, MKNOD, RMDIR, SYMLINK, UNLINK};
+    if !matches!(header.opcode, SYMLINK | MKNOD | MKDIR | UNLINK | RMDIR | LINK | CREATE) {
         return None;
     }
     let attributes = get_attributes(tree, header.node).ok()?;

@@ -2,6 +2,7 @@
 //!
 //! Not heard of: a file by a name elsewhere, and what lies on another file system or on one of the network. That is told for a moment
 //! alone (`VALID_UNHEARD_MS`). What a program writes through a map of memory is heard when it closes the file.
+use crate::opcode;
 use crate::tree::Tree;
 use crate::wire::{Fields, Header};
 use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init, remove_watch};
@@ -158,20 +159,20 @@ pub fn touches(tree: &Tree, header: &Header, mut fields: Fields<'_>) -> Vec<(u64
     let fields = &mut fields;
     let mut named = |skipped: usize| Some((node, fields.take(skipped).and_then(|_| fields.text()).ok()?.to_vec()));
     match header.opcode {
-        4 | 16 | 43 => known(node),
-        6 | 10 | 11 => named(0).into_iter().collect(),
-        8 | 35 => {
+        opcode::SETATTR | opcode::WRITE | opcode::FALLOCATE => known(node),
+        opcode::SYMLINK | opcode::UNLINK | opcode::RMDIR => named(0).into_iter().collect(),
+        opcode::MKNOD | opcode::CREATE => {
             // One that is there already is opened, and perhaps made empty.
             named(16).into_iter().collect()
         }
-        9 => named(8).into_iter().collect(),
-        13 => {
+        opcode::MKDIR => named(8).into_iter().collect(),
+        opcode::LINK => {
             let (linked, name) = (fields.u64().unwrap_or(0), fields.text().unwrap_or_default());
             known(linked).into_iter().chain([(node, name.to_vec())]).collect()
         }
-        12 | 45 => {
+        opcode::RENAME | opcode::RENAME2 => {
             let to = fields.u64().unwrap_or(0);
-            let _ = if header.opcode == 45 { fields.take(8) } else { Ok(&[][..]) };
+            let _ = if header.opcode == opcode::RENAME2 { fields.take(8) } else { Ok(&[][..]) };
             let (name, new_name) = (fields.text().unwrap_or_default(), fields.text().unwrap_or_default());
             vec![(node, name.to_vec()), (to, new_name.to_vec())]
         }
