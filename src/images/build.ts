@@ -27,7 +27,7 @@ import { type KnownLayer, keepMap, knownMaps, openMap } from './layers/map.ts';
 import { PackFailed, packLayer } from './layers/pack.ts';
 import { TREE_LIMITS, Tree, type TreeLimits } from './layers/tree.ts';
 import { unpacked } from './layers/unpack.ts';
-import { type ImagePaths, SHARED_DIR_MODE, SHARED_FILE_MODE, unlessDamaged } from './layout.ts';
+import { type ImagePaths, SHARED_DIR_MODE, SHARED_FILE_MODE, unlessDamaged, writeStaged } from './layout.ts';
 import { DATA_AT, squashfsOf, TooManyOwners } from './squashfs/write.ts';
 
 export const STEP = 'pull';
@@ -90,8 +90,8 @@ export async function buildImage(
   const { sha256, sizeBytes } = await rootOf(op, { host, paths, image, out, limits }, 'reuse');
   const configBytes = image.describedBy?.(sha256) ?? image.configBytes;
   const digest = image.describedBy === undefined ? image.digest : digestOf(configBytes);
-  await host.writeFileAtomic(op, join(out, OCI_CONFIG), configBytes, SHARED_FILE_MODE);
-  if (image.manifest !== null) await host.writeFileAtomic(op, join(out, OCI_MANIFEST), image.manifest.bytes, SHARED_FILE_MODE);
+  await writeStaged(op, host, join(out, OCI_CONFIG), configBytes);
+  if (image.manifest !== null) await writeStaged(op, host, join(out, OCI_MANIFEST), image.manifest.bytes);
   const guest = image.guestFile === undefined ? null : await addGuest(op, host, out, image.guestFile);
   if (image.initrdFile !== undefined) await added(op, host, image.initrdFile, join(out, INITRD));
   // Another process may have been quicker, or be at it now: one looks and moves at a time.
@@ -191,9 +191,11 @@ async function written(op: Operation, making: Making, here: ReadonlyMap<string, 
   );
   const { sha256, sums } = await joined.finish(parts);
   let offset = DATA_AT;
+  const kept = new Set<string>(); // an image may have one layer twice
   for (const [at, { packed, entries }] of layers.entries()) {
     const { diffId = '' } = image.layers[at] ?? {};
-    await keepMap(op, host, out, diffId, { packed: { ...packed, offset }, entries, sha256: sums[at] ?? '' });
+    if (!kept.has(diffId)) await keepMap(op, host, out, diffId, { packed: { ...packed, offset }, entries, sha256: sums[at] ?? '' });
+    kept.add(diffId);
     offset += packed.bytes;
   }
   return { sha256, sizeBytes: parts.sizeBytes };

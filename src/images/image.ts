@@ -9,7 +9,7 @@ import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { idOfDigest } from './digest.ts';
 import { type GivenFile, givenFile, unchanged } from './given.ts';
-import { commit, type ImagePaths, listOr, SHARED_FILE_MODE, unlessDamaged } from './layout.ts';
+import { commit, type ImagePaths, listOr, SHARED_FILE_MODE, unlessDamaged, writeStaged } from './layout.ts';
 
 const hex64 = z.string().regex(/^[0-9a-f]{64}$/);
 
@@ -120,7 +120,8 @@ export async function commitImage(
   dir: string,
   manifest: ImageManifest,
 ): Promise<PreparedImage> {
-  await writeManifest(op, host, dir, manifest);
+  await host.remove(op, join(dir, MANIFEST)); // of a try before
+  await writeStaged(op, host, join(dir, MANIFEST), manifestBytes(manifest));
   await commit(op, host, dir, imageDir(paths, digestOf(manifest)), manifest.inPlace === true ? [] : [ROOTFS]);
   return preparedOf(paths, manifest);
 }
@@ -135,12 +136,12 @@ export async function changeManifest(
 ): Promise<PreparedImage> {
   const dir = imageDir(paths, digest);
   const manifest = change(await readManifest(op, host, dir));
-  await writeManifest(op, host, dir, manifest);
+  await host.writeFileAtomic(op, join(dir, MANIFEST), manifestBytes(manifest), SHARED_FILE_MODE);
   return preparedOf(paths, manifest);
 }
 
-async function writeManifest(op: Operation, host: Host, dir: string, manifest: ImageManifest): Promise<void> {
-  await host.writeFileAtomic(op, join(dir, MANIFEST), `${JSON.stringify(manifest, null, 2)}\n`, SHARED_FILE_MODE);
+function manifestBytes(manifest: ImageManifest): Buffer {
+  return Buffer.from(`${JSON.stringify(manifest, null, 2)}\n`);
 }
 
 /**

@@ -138,13 +138,21 @@ async function sweep(op: Operation, host: Host, dir: string, keep: RegExp): Prom
   }
 }
 
-/** Moves a finished directory into place for good. One that is there already has the same content. */
+/** A file of a directory in staging, where none is: on the disk once `commit` has moved that directory into place, and not before. */
+export async function writeStaged(op: Operation, host: Host, path: string, content: Uint8Array): Promise<void> {
+  await host.appendFile(op, path, content);
+  await host.chmod(op, path, SHARED_FILE_MODE);
+}
+
+/**
+ * Moves a finished directory into place for good, with all that lies directly in it, and `files`, on the disk. One that is there already
+ * has the same content.
+ */
 export async function commit(op: Operation, host: Host, from: string, to: string, files: readonly string[]): Promise<void> {
-  for (const file of files) {
-    await host.chmod(op, join(from, file), SHARED_FILE_MODE);
-    await host.sync(op, join(from, file));
-  }
-  await host.sync(op, from);
+  await Promise.all(files.map((file) => host.chmod(op, join(from, file), SHARED_FILE_MODE)));
+  // At once: the file system then writes its journal once for all of them, not once for each.
+  const paths = new Set([...files, ...(await host.list(op, from))].map((file) => join(from, file)));
+  await Promise.all([...paths, from].map((path) => host.sync(op, path)));
   await host.makeDir(op, join(to, '..'), SHARED_DIR_MODE);
   if ((await host.stat(op, to)) !== null) await host.remove(op, to);
   await host.rename(op, from, to);

@@ -10,7 +10,7 @@ import type { TarEntry } from '../../domain/tar-entry.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import { ROOTFS } from '../image.ts';
-import { type ImagePaths, listOr, SHARED_FILE_MODE } from '../layout.ts';
+import { type ImagePaths, listOr, writeStaged } from '../layout.ts';
 import type { PackedFile, PackedLayer } from '../squashfs/format.ts';
 
 /** Of one layer. A larger one is read anew. */
@@ -63,7 +63,7 @@ export async function keepMap(
     entries: entries.map((entry, ordinal) => rowOf(entry, files.get(ordinal))),
   };
   const packedMap = await pack(JSON.stringify(said));
-  if (packedMap.byteLength <= FILE_BYTES_MAX) await host.writeFileAtomic(op, join(dir, nameOf(diffId)), packedMap, SHARED_FILE_MODE);
+  if (packedMap.byteLength <= FILE_BYTES_MAX) await writeStaged(op, host, join(dir, nameOf(diffId)), packedMap);
 }
 
 function rowOf({ type, path, link, xattrs, ...said }: TarEntry, file: PackedFile | undefined): z.input<typeof entryRow> {
