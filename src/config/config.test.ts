@@ -61,7 +61,10 @@ test('without a file, variables or flags there are the defaults', async () => {
     roles: { vm: null, vm_key: null },
     projects: new Map(),
     limits: { sandboxes: 1_000, cpus: 64, memory: 262_144, disk: 131_072, free: 1_024 },
-    retention: { events: 7_776_000_000, operations: 2_592_000_000, deleted: 2_592_000_000, templates: 1_209_600_000 },
+    retention: {
+      ...{ events: 7_776_000_000, operations: 2_592_000_000, deleted: 2_592_000_000, templates: 1_209_600_000 },
+      ...{ cache: 2_592_000_000, cache_size: 20_480 },
+    },
   });
   expect(values.every(({ source, key }) => source === 'default' && LEAVES.get(key) !== undefined)).toBe(true);
 });

@@ -238,6 +238,18 @@ export const KEYS = {
       minMs: 3_600_000,
       maxMs: 10 * YEAR_MS,
     }),
+    cache: durationLeaf({
+      fallback: '30d',
+      about: 'How long layers of no image, steps and cache mounts of builds stay that nothing has used',
+      minMs: 3_600_000,
+      maxMs: 10 * YEAR_MS,
+    }),
+    cache_size: mebibytesLeaf({
+      fallback: '20G',
+      about: 'What those take at most; what was not used for longest goes first',
+      min: 64,
+      max: 134_217_728,
+    }),
   },
 } as const satisfies Record<string, Record<string, Leaf<never> | Leaf<unknown>>>;
 

@@ -45,6 +45,8 @@ export const VARIABLES: readonly string[] = [
   'HUTCH_RETENTION_OPERATIONS',
   'HUTCH_RETENTION_DELETED',
   'HUTCH_RETENTION_TEMPLATES',
+  'HUTCH_RETENTION_CACHE',
+  'HUTCH_RETENTION_CACHE_SIZE',
 ];
 
 /** HUTCH_ names that are no configuration: places, credentials, what children of a fork are told, and what belongs to tests. */

@@ -277,6 +277,8 @@ function settingsOf(config: Config, values: Settings['values'], uids: UidRange |
       operationsMs: retention.operations,
       deletedMs: retention.deleted,
       templatesMs: retention.templates,
+      cacheMs: retention.cache,
+      cacheMiBMax: retention.cache_size,
     },
     uids,
     values: values.map(({ key, value, source }) => ({ key, value, source })),

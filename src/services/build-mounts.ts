@@ -239,9 +239,10 @@ export class Mounted implements AsyncDisposable {
     this.#undo.push(async () => lock[Symbol.dispose]());
     const file = join(cacheDir, `${id}.tar`);
     await this.#place(op, target, null);
-    if ((await host.stat(op, file)) !== null)
+    if ((await host.stat(op, file)) !== null) {
+      await host.chmod(op, file, 0o600); // its last change is its last use
       await agent.tar.unpack(op, { path: target, preserveOwner: true, user: '0' }, host.readStream(op, file));
-    else if (mount.from !== null)
+    } else if (mount.from !== null)
       await agent.tar.unpack(op, { path: target, preserveOwner: true, user: '0' }, (await bind(mount)).archive());
     if (mount.mode !== null) await agent.file.chmod(op, { path: target, mode: mount.mode, user: '0' });
     if (mount.uid !== 0 || mount.gid !== 0)

@@ -23,6 +23,7 @@ import type { ImageLibrary } from '../images/library.ts';
 import { parseConfig, runConfig } from '../images/oci/manifest.ts';
 import { PAGE_ROWS_MAX } from '../store/contract.ts';
 import { baseImage } from './build-base.ts';
+import { type BuildCacheKeeping, newBuildCacheKeeping } from './build-cache.ts';
 import { BuildLog } from './build-log.ts';
 import { Locks } from './build-mounts.ts';
 import { BuildQuota } from './build-quota.ts';
@@ -68,8 +69,7 @@ export type Builds = Pick<Handlers, BuildVerbs> & {
   readonly records: BuildRecords;
   /** At the start of a daemon: what the last one was building has failed, and its sandboxes go. */
   reconcile(op: Operation): Promise<void>;
-  /** Layers that the cache of builds has. */
-  cachedLayers(op: Operation): Promise<ReadonlySet<string>>;
+  readonly kept: BuildCacheKeeping;
 };
 
 export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' | 'sandbox.delete'>): Builds {
@@ -436,7 +436,9 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
         cursor = page.nextCursor;
       }
     },
-    cachedLayers: async (op) => await cacheOf(op).layers(op),
+    kept: newBuildCacheKeeping(core, {
+      ...{ cache: cacheOf, library, mountsDir: join(root, 'mounts'), isBuilding: () => running.size > 0 },
+    }),
   };
 }
 

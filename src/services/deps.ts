@@ -73,6 +73,9 @@ export type Settings = {
     readonly operationsMs: number;
     readonly deletedMs: number;
     readonly templatesMs: number;
+    /** Of what lies here only to save work later. */
+    readonly cacheMs: number;
+    readonly cacheMiBMax: number;
   };
   /** For `config.get`: each value and where it came from. */
   readonly values: readonly { readonly key: string; readonly value: unknown; readonly source: string }[];

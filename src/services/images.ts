@@ -9,6 +9,7 @@ import type { Operation } from '../host/operation.ts';
 import type { PreparedImage } from '../images/image.ts';
 import type { ImageLibrary } from '../images/library.ts';
 import { PAGE_ROWS_MAX, type Store } from '../store/contract.ts';
+import type { BuildCacheKeeping } from './build-cache.ts';
 import type { Call } from './call.ts';
 import { dropCommitted } from './committed.ts';
 import type { Core } from './core.ts';
@@ -24,7 +25,7 @@ const MOUNTS_TRIED_MAX = 4;
 /** But for the one that is about a sandbox (commit.ts), and those about files of this machine (registered.ts). */
 type ImageVerbs = Exclude<Extract<keyof Handlers, `image.${string}`>, 'image.commit' | 'image.register' | 'image.promote'>;
 
-export function imageVerbs(core: Core, cachedLayers: (op: Operation) => Promise<ReadonlySet<string>>): Pick<Handlers, ImageVerbs> {
+export function imageVerbs(core: Core, buildCache: BuildCacheKeeping): Pick<Handlers, ImageVerbs> {
   const { store, host } = core.deps;
 
   const library = (op: Operation): ImageLibrary => imageLibrary(core, op);
@@ -65,14 +66,6 @@ export function imageVerbs(core: Core, cachedLayers: (op: Operation) => Promise<
     const using = await users();
     const leased = new Set((await store.query('leases', { atMs: host.nowMs() })).map(({ assetId }) => assetId));
     return (await store.query('images', {})).filter(({ id, names }) => names.length === 0 && !using.has(id) && !leased.has(id));
-  }
-
-  async function layersKept(op: Operation, but: ReadonlySet<ImageId>): Promise<Set<string>> {
-    const kept = new Set<string>();
-    for (const { id, digest } of await store.query('images', {})) {
-      if (!but.has(id)) for (const layer of await library(op).layers(op, digest)) kept.add(layer.digest);
-    }
-    return kept;
   }
 
   /** Digests of the root file systems of images; every sandbox that is not deleted, and every one that is being made, keeps its image. */
@@ -192,17 +185,22 @@ export function imageVerbs(core: Core, cachedLayers: (op: Operation) => Promise<
     'image.usage': async ({ op }) => {
       const images = await store.query('images', {});
       const free = await unused();
-      const kept = await layersKept(op, new Set());
+      const kept = await layersKept(core, op, new Set());
       const layers = await library(op).blobs.list(op);
       const loose = layers.filter(({ digest }) => !kept.has(digest));
-      const cached = await cachedLayers(op);
+      const cached = await buildCache.cachedLayers(op);
+      const mounts = await buildCache.mounts(op);
       const unpacked = (await Promise.all(core.deps.backends.map(async ({ roots: own }) => (await own?.list(op)) ?? []))).flat();
       const roots = await rootsKept(op, new Set());
       const cache = loose.filter(({ digest }) => cached.has(digest));
       return {
         images: { count: images.length, bytes: sum(images.filter(isOurs)), reclaimableBytes: sum(free.filter(isOurs)) },
         layers: { count: layers.length - cache.length, bytes: sum(layers) - sum(cache), reclaimableBytes: sum(loose) - sum(cache) },
-        buildCache: { count: cache.length, bytes: sum(cache), reclaimableBytes: sum(cache) },
+        buildCache: {
+          count: cache.length + mounts.length,
+          bytes: sum(cache) + sum(mounts),
+          reclaimableBytes: sum(cache) + sum(mounts),
+        },
         unpacked: {
           count: unpacked.length,
           bytes: sum(unpacked),
@@ -210,20 +208,33 @@ export function imageVerbs(core: Core, cachedLayers: (op: Operation) => Promise<
         },
       };
     },
-    'image.prune': async ({ op }, { dryRun, layers }) => {
+    'image.prune': async ({ op }, { dryRun, layers, stale }) => {
       const really = dryRun !== true;
+      if (stale === true) {
+        const gone = await buildCache.sweep(op, await layersKept(core, op, new Set()), really);
+        return {
+          ...{ images: [], unpacked: [], bytes: sum(gone) },
+          layers: gone.flatMap(({ kind, name, sizeBytes, why }) => (kind === 'layer' ? [{ digest: name, sizeBytes, why }] : [])),
+          mounts: gone.flatMap(({ kind, name, sizeBytes, why }) => (kind === 'mount' ? [{ name, sizeBytes, why }] : [])),
+        };
+      }
       const gone: NamedImage[] = [];
       for (const image of await unused()) {
         if (!really || (await dropped(op, image))) gone.push(image);
       }
-      const kept = layers === true ? new Set<string>() : await layersKept(op, new Set(gone.map(({ id }) => id)));
-      const loose = await library(op).dropLayers(op, kept, really);
+      const ofImages = await layersKept(core, op, new Set(gone.map(({ id }) => id)));
+      const cached = await buildCache.cachedLayers(op);
+      const loose = await library(op).dropLayers(op, layers === true ? new Set() : ofImages, really);
+      const mounts = await buildCache.clear(op, really);
+      const whyOf = (digest: string) =>
+        ofImages.has(digest) ? 'all layers are to go' : cached.has(digest) ? 'only later builds need it' : 'no image has it';
       const unpacked = await dropUnpacked(op, new Set(gone.map(({ id }) => id)), really);
       return {
-        images: gone.map(({ id, digest, sizeBytes }) => ({ id, digest, sizeBytes })),
-        layers: loose.map((layer) => ({ ...layer })),
-        unpacked,
-        bytes: sum(gone.filter(isOurs)) + sum(loose) + sum(unpacked),
+        images: gone.map(({ id, digest, sizeBytes }) => ({ id, digest, sizeBytes, why: 'it has no name, no sandbox and no lease' })),
+        layers: loose.map((layer) => ({ ...layer, why: whyOf(layer.digest) })),
+        unpacked: unpacked.map((root) => ({ ...root, why: 'its image is no more' })),
+        mounts: mounts.map(({ name, sizeBytes }) => ({ name, sizeBytes, why: 'a cache mount: only later builds need it' })),
+        bytes: sum(gone.filter(isOurs)) + sum(loose) + sum(unpacked) + sum(mounts),
       };
     },
     'image.verify': async ({ op }, { image: text }) => {
@@ -283,6 +294,15 @@ export function imageVerbs(core: Core, cachedLayers: (op: Operation) => Promise<
       throw error;
     }
   }
+}
+
+/** Digests of the layers of all images but these. */
+export async function layersKept(core: Core, op: Operation, but: ReadonlySet<ImageId>): Promise<Set<string>> {
+  const kept = new Set<string>();
+  for (const { id, digest } of await core.deps.store.query('images', {})) {
+    if (!but.has(id)) for (const layer of await imageLibrary(core, op).layers(op, digest)) kept.add(layer.digest);
+  }
+  return kept;
 }
 
 export function imageLibrary({ deps }: Core, op: Operation): ImageLibrary {

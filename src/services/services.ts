@@ -111,9 +111,9 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
   const idle = watchIdle(core, supervisor, suspension);
   const awaken = new Awaken(core, suspension);
   const builds = newBuilds(core, lifecycle);
-  const { reconcile: reconcileBuilds, cachedLayers, begin: _begin, records: _records, ...buildVerbs } = builds;
+  const { reconcile: reconcileBuilds, kept: buildCache, begin: _begin, records: _records, ...buildVerbs } = builds;
   const { keeper, ...templates }: UserTemplates = templateVerbs(core, lifecycle, builds);
-  const images = imageVerbs(core, cachedLayers);
+  const images = imageVerbs(core, buildCache);
   const kernels = kernelVerbs(core);
   const execs = execVerbs(core, awaken);
   const reach = reachVerbs(core, awaken);
@@ -169,7 +169,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
         await keeper.sweep(call);
         await core.warm.begin(call.op, (op, id) => keeper.kindOf(op, id));
       });
-      housekeeping = startHousekeeping(core, keeper);
+      housekeeping = startHousekeeping(core, keeper, buildCache);
       void keeper.lookAtAll();
     },
     async close(graceMs) {

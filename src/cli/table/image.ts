@@ -266,11 +266,17 @@ export const imageVerbs: readonly Verb[] = [
         summary: 'Remove images without a name and a user, and layers of no image',
         examples: [
           { line: 'hutch image prune --dry-run', about: 'only say what would go' },
+          { line: 'hutch image prune --stale --dry-run', about: 'what the daemon is about to remove by itself, and why' },
           { line: 'hutch image prune --layers', about: 'all layers: they are pulled again where they are wanted' },
         ],
         flags: [
           { name: 'dry-run', about: 'Remove nothing' },
           { name: 'layers', about: 'All layers, those of images that stay too' },
+          {
+            name: 'stale',
+            about:
+              'Only what the daemon removes by itself: what nothing has used for retention.cache, or is more than retention.cache_size',
+          },
         ],
         positionals: [],
         load: async () => (await images()).prune,

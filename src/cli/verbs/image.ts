@@ -172,17 +172,18 @@ export async function usage(context: Context, _args: Args): Promise<number> {
 
 export async function prune(context: Context, args: Args): Promise<number> {
   const dryRun = args.has('dry-run');
-  const answer = await change(context, 'image.prune', { dryRun, layers: args.has('layers') });
+  const answer = await change(context, 'image.prune', { dryRun, layers: args.has('layers'), stale: args.has('stale') });
   if (context.json) {
     await context.io.out(json(answer));
     return 0;
   }
   const lines = [
-    ...answer.images.map(({ id, sizeBytes }) => [id, roughSize(sizeBytes)]),
-    ...answer.layers.map(({ digest, sizeBytes }) => [digest, roughSize(sizeBytes)]),
-    ...answer.unpacked.map(({ digest, sizeBytes }) => [`${digest} (unpacked)`, roughSize(sizeBytes)]),
+    ...answer.images.map(({ id, sizeBytes, why }) => [id, roughSize(sizeBytes), why]),
+    ...answer.layers.map(({ digest, sizeBytes, why }) => [digest, roughSize(sizeBytes), why]),
+    ...answer.unpacked.map(({ digest, sizeBytes, why }) => [`${digest} (unpacked)`, roughSize(sizeBytes), why]),
+    ...answer.mounts.map(({ name, sizeBytes, why }) => [name.slice(0, 12), roughSize(sizeBytes), why]),
   ];
-  if (lines.length > 0) await context.io.out(table([dryRun ? 'WOULD GO' : 'REMOVED', 'SIZE'], lines));
+  if (lines.length > 0) await context.io.out(table([dryRun ? 'WOULD GO' : 'REMOVED', 'SIZE', 'WHY'], lines));
   await context.io.out(`${roughSize(answer.bytes)} ${dryRun ? 'would be freed' : 'freed'}\n`);
   return 0;
 }

@@ -12,8 +12,11 @@ import type { Key } from './keys.ts';
 import type { LayerRef } from './layers.ts';
 
 const ENTRY_BYTES_MAX = 64 * 1024;
+/** A use is put down that often: a build that is all cached writes nothing. */
+const USED_EVERY_MS = 20 * 60_000;
 /** Of some hundred bytes each. */
 const KEPT_MAX = 4_096;
+const ENTRY_MODE = 0o600;
 const NAME = /^[0-9a-f]{64}\.json$/;
 
 const entrySchema = z.strictObject({
@@ -41,6 +44,8 @@ export class BuildCache {
   readonly #blobs: Blobs;
   /** The one that was asked for last is the last. */
   readonly #kept = new Map<Key, CacheEntry>();
+  /** Wall clock, in ms: when the use of an entry was put down last. */
+  readonly #usedAtMs = new Map<Key, number>();
 
   constructor(host: Host, dir: string, blobs: Blobs) {
     this.#host = host;
@@ -54,6 +59,7 @@ export class BuildCache {
     const isHere = entry.layer === null || (await this.#blobs.has(op, entry.layer.digest, entry.layer.sizeBytes));
     if (!isHere) return null;
     this.#keep(key, entry);
+    await this.#used(op, key);
     return entry;
   }
 
@@ -61,24 +67,51 @@ export class BuildCache {
     this.#kept.delete(key);
     this.#kept.set(key, entry);
     const [oldest] = this.#kept.keys();
-    if (this.#kept.size > KEPT_MAX && oldest !== undefined) this.#kept.delete(oldest);
+    if (this.#kept.size > KEPT_MAX && oldest !== undefined) {
+      this.#kept.delete(oldest);
+      this.#usedAtMs.delete(oldest);
+    }
+  }
+
+  /** The time of its file's last change is that of its last use. */
+  async #used(op: Operation, key: Key): Promise<void> {
+    const nowMs = this.#host.nowMs();
+    if (nowMs - (this.#usedAtMs.get(key) ?? 0) < USED_EVERY_MS) return;
+    this.#usedAtMs.set(key, nowMs);
+    await this.#host.chmod(op, this.#path(key), ENTRY_MODE).catch((cause: unknown) => {
+      op.signal.throwIfAborted();
+      op.log.debug({ key, cause }, 'the use of a step of a build is not put down');
+    });
   }
 
   async put(op: Operation, key: Key, entry: CacheEntry): Promise<void> {
     this.#kept.delete(key);
     await this.#host.makeDir(op, this.#dir, 0o700);
-    await this.#host.writeFileAtomic(op, this.#path(key), JSON.stringify(entry), 0o600);
+    await this.#host.writeFileAtomic(op, this.#path(key), JSON.stringify(entry), ENTRY_MODE);
   }
 
   /** The digests of all layers that an entry has. */
   async layers(op: Operation): Promise<ReadonlySet<string>> {
-    const digests = new Set<string>();
+    return new Set((await this.entries(op)).flatMap(({ entry }) => (entry.layer === null ? [] : [entry.layer.digest])));
+  }
+
+  /** `usedAtMs`: wall clock, as of its file. */
+  async entries(op: Operation): Promise<readonly { readonly key: Key; readonly entry: CacheEntry; readonly usedAtMs: number }[]> {
+    const found = [];
     for (const name of await listOr(op, this.#host, this.#dir)) {
       if (!NAME.test(name)) continue;
-      const entry = await this.#read(op, join(this.#dir, name));
-      if (entry?.layer != null) digests.add(entry.layer.digest);
+      const path = join(this.#dir, name);
+      const [info, entry] = [await this.#host.stat(op, path), await this.#read(op, path)];
+      if (info === null || entry === null) continue;
+      found.push({ key: name.slice(0, 64) as Key, entry, usedAtMs: Number(info.changedNs / 1_000_000n) });
     }
-    return digests;
+    return found;
+  }
+
+  async drop(op: Operation, key: Key): Promise<void> {
+    this.#kept.delete(key);
+    this.#usedAtMs.delete(key);
+    await this.#host.remove(op, this.#path(key));
   }
 
   #path(key: Key): string {

@@ -236,11 +236,15 @@ export const imageVerbs = {
     input: z.strictObject({
       dryRun: flag.optional().describe('only say what would go'),
       layers: flag.optional().describe('all layers: they are pulled again where they are wanted'),
+      stale: flag.optional().describe('only what the daemon removes by itself: what nothing has used for long, or is more than the bound'),
     }),
     output: z.object({
-      images: z.array(z.object({ id: z.string(), digest: z.string(), sizeBytes: z.number() })),
-      layers: z.array(z.object({ digest: z.string(), sizeBytes: z.number() })),
-      unpacked: z.array(z.object({ digest: z.string(), sizeBytes: z.number() })).describe('by gVisor, of images that are no more'),
+      images: z.array(z.object({ id: z.string(), digest: z.string(), sizeBytes: z.number(), why: z.string() })),
+      layers: z.array(z.object({ digest: z.string(), sizeBytes: z.number(), why: z.string() })),
+      unpacked: z
+        .array(z.object({ digest: z.string(), sizeBytes: z.number(), why: z.string() }))
+        .describe('by gVisor, of images that are no more'),
+      mounts: z.array(z.object({ name: z.string(), sizeBytes: z.number(), why: z.string() })).describe('cache mounts of builds'),
       bytes: z.number(),
     }),
     errors: [],
