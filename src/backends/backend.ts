@@ -127,6 +127,8 @@ export type ProcessEvidence =
       readonly diedAtMs: number | null;
       /** What the guest's kernel panicked of, as its console says, where that ended it. */
       readonly panic?: string;
+      /** Whoever is outside of it, and not Hutch, asked for this end, where that is known otherwise than by the exit code: in words. */
+      readonly askedBy?: string;
     };
 
 export type HostUse = { readonly pssBytes: number; readonly cpuUs: number; readonly diskAllocatedBytes: number };

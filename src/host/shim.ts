@@ -79,6 +79,8 @@ export type ShimDead = {
   readonly signal: string | null;
   readonly oomKilled: boolean;
   readonly diedAtMs: number | null;
+  /** When what has ended was started, by the clock of its own `diedAtMs`. */
+  readonly startedAtMs?: number;
 };
 /** The same shape as a backend's ProcessEvidence. */
 export type ShimEvidence = ShimAlive | ShimDead;
@@ -234,6 +236,7 @@ async function seenExit(op: Operation, host: Host, dir: string): Promise<ShimDea
     signal: exit.signal,
     oomKilled: exit.oomKilled ?? false,
     diedAtMs: exit.endedAtMs,
+    startedAtMs: exit.startedAtMs,
   };
 }
 

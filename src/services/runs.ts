@@ -4,7 +4,7 @@ import { HutchError } from '../domain/errors.ts';
 import type { SandboxId } from '../domain/ids.ts';
 import { newOpId, type OpId } from '../domain/ids.ts';
 import type { Mount } from '../domain/mount.ts';
-import type { Sandbox, SandboxSpec } from '../domain/sandbox.ts';
+import type { Sandbox, SandboxSpec, SandboxState } from '../domain/sandbox.ts';
 import type { Agent } from '../guest/agent.ts';
 import { type Log, newOperation, type Operation } from '../host/operation.ts';
 import { backendOf, type Deps, placesOf, volumePath } from './deps.ts';
@@ -95,10 +95,12 @@ export class Runs {
     }
     const run = this.#runs.get(sandbox.id);
     if (sandbox.state !== 'running' || run === undefined) {
-      const hint =
-        sandbox.state === 'deleted'
-          ? 'it cannot be brought back'
-          : `${sandbox.state === 'suspended' ? 'let it go on with: hutch resume' : 'start it with: hutch start'} ${name}`;
+      const hints: Partial<Record<SandboxState, string>> = {
+        deleted: 'it cannot be brought back',
+        suspended: `let it go on with: hutch resume ${name}`,
+        error: `see what helps: hutch why ${name}`,
+      };
+      const hint = hints[sandbox.state] ?? `start it with: hutch start ${name}`;
       const state = sandbox.state === 'error' ? `in error: ${sandbox.cause}` : sandbox.state;
       throw op.error('failed_precondition', `sandbox ${name} does not run: it is ${state}`, { hint });
     }

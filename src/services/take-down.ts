@@ -148,9 +148,13 @@ export async function atMost(op: Operation, promise: Promise<unknown>, ms: numbe
 const EXIT_TERMINATED = 143;
 export const STOPPED_OUTSIDE = { cause: 'host-stopped', actor: 'host' } as const;
 
-/** Whether it was not us, nor anybody in it, who asked it to end. Where the agent is what ends, its exit code says so. */
-export function isStoppedOutside({ proof, exitCode }: Dead): boolean {
-  return (proof === 'engine' || proof === 'exit.json') && exitCode === EXIT_TERMINATED;
+/**
+ * Whether it was not us, nor anybody in it, who asked it to end. Where the agent is what ends, its exit code says so; of a runtime that
+ * knows nothing of that, the signal.
+ */
+export function isStoppedOutside({ proof, exitCode, signal, askedBy }: Dead): boolean {
+  if (askedBy !== undefined) return true;
+  return (proof === 'engine' || proof === 'exit.json') && (exitCode === EXIT_TERMINATED || signal === 'SIGTERM');
 }
 
 /** The commit of an end: state, ledger and event. */
@@ -233,10 +237,11 @@ async function release(core: Core, op: Operation, run: Run): Promise<void> {
   }
 }
 
-export function describeDeath({ proof, exitCode, signal, panic }: Dead, backend: string): string {
+export function describeDeath({ proof, exitCode, signal, panic, askedBy }: Dead, backend: string): string {
   if (proof !== 'exit.json' && proof !== 'engine') return proof;
   // Not "exit code": that is the main process's.
   const how = `${proof}: ${programOf(backend)} ended ${signal === null ? `with ${exitCode ?? 'an unknown code'}` : `by signal ${signal}`}`;
+  if (askedBy !== undefined) return `${how}; asked to by ${askedBy}`;
   return panic === undefined ? how : `${how}; the guest's kernel panicked: ${panic}`;
 }
 

@@ -27,7 +27,7 @@ export function survival(subject: Subject): void {
   };
   const kindsOf = async (id: string) => (await entriesOf(id)).map(({ kind, reason }) => `${kind} ${reason}`);
 
-  test('survival: a process that is killed is a crash, with evidence, and can be started again', async () => {
+  test('survival: a process that is killed is a crash, with evidence, and can be started again; one that is asked to end was stopped from outside', async () => {
     const { id } = await subject.make();
     await subject.sh(id, 'echo kept > /root/file; sync');
     process.kill(await subject.pidOf(id), 'SIGKILL');
@@ -36,6 +36,11 @@ export function survival(subject: Subject): void {
     expect(stop).toMatchObject({ reason: 'stop-crash', evidence: expect.stringMatching(/SIGKILL|137|pid-gone/) });
     await daemon.call('sandbox.start', { ref: id });
     expect(await subject.sh(id, 'cat /root/file')).toBe('kept\n');
+    // The reference's is unshare(1), which ignores it.
+    if (subject.name !== 'reference') {
+      process.kill(await subject.pidOf(id), 'SIGTERM');
+      expect((await daemon.until(id, 'stopped')).ended).toMatchObject({ cause: 'host-stopped', actor: 'host' });
+    }
     await subject.remove(id);
   });
 

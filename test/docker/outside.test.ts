@@ -39,6 +39,10 @@ test('a container that somebody stops is told as stopped from outside, one that 
     actor: 'host',
     exitCode: 3,
   });
+  await daemon.call('sandbox.start', { ref: stopped.id });
+  await engine.ask('POST', `/containers/${(await world.container(stopped.id)).Id}/kill`);
+  await eventually('its second end to be known', async () => (await world.state(stopped.id)) === 'stopped');
+  expect((await daemon.call('sandbox.get', { ref: stopped.id })).ended).toMatchObject({ cause: 'host-stopped', actor: 'host' });
   await daemon.exec(itself.id, { argv: ['sh', '-c', 'kill -TERM 1'] });
   await eventually('the other end to be known', async () => (await world.state(itself.id)) === 'stopped');
   expect((await daemon.call('sandbox.get', { ref: itself.id })).ended).toMatchObject({ cause: 'guest-shutdown', actor: 'guest' });

@@ -120,6 +120,17 @@ test('an end is told at once and proven, whoever ended it', async () => {
   }
 });
 
+test('a VMM that somebody asks to end is told from a guest that turns itself off', async () => {
+  await using plan = await created();
+  const { evidence } = await it.backend.start(op, plan);
+  process.kill(evidence.pid, 'SIGTERM');
+  const said = expect.stringContaining(`signal 15 of pid ${process.pid} (`);
+  expect(await it.backend.ended(op, plan)).toMatchObject({ proof: 'exit.json', exitCode: 0, askedBy: said });
+  using agent = await configuredAgent(op, it, plan, await it.backend.start(op, plan));
+  await agent.shutdown(op, { graceMs: 0 });
+  expect(await it.backend.ended(op, plan)).not.toHaveProperty('askedBy');
+});
+
 test('a VMM that is stopped hangs nobody, and can still be killed', async () => {
   await using plan = await created();
   const { evidence } = await it.backend.start(op, plan);

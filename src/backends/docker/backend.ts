@@ -242,7 +242,7 @@ export function newDockerBackend(config: DockerConfig): Backend {
         if (!(error instanceof HutchError && ['conflict', 'not_found'].includes(error.code))) throw error;
       });
       using limited = op.within(KILL_FORCE_MS, 'the container to end');
-      const dead = await known.ended(limited, plan);
+      const dead = await known.killed(limited, plan);
       await hangUp(plan);
       return dead;
     },

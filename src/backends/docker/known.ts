@@ -13,7 +13,7 @@ import type { Duties } from './duties.ts';
 import { waitForEnd } from './ended.ts';
 import type { Engine } from './engine.ts';
 import type { EngineEvents } from './events.ts';
-import { evidenceOf } from './evidence.ts';
+import { askedToEnd, evidenceOf } from './evidence.ts';
 import { markPath } from './paths.ts';
 
 const mark = z.strictObject({ containerId: z.string().regex(/^[0-9a-f]{64}$/), reach: z.enum(['mounted', 'attached']) });
@@ -75,10 +75,18 @@ export class KnownContainers {
 
   async inspect(op: Operation, plan: SandboxPlan): Promise<ProcessEvidence> {
     const { container, made } = await this.find(op, plan);
-    return await evidenceOf(op, this.#parts.host, container, made);
+    const evidence = await evidenceOf(op, this.#parts.host, container, made);
+    return evidence.alive || container === null ? evidence : await askedToEnd(op, this.#parts.engine, container, evidence);
   }
 
+  /** Also who asked for it: of one that nobody here has killed. */
   async ended(op: Operation, plan: SandboxPlan): Promise<Dead> {
+    const dead = await this.killed(op, plan);
+    const { container } = await this.find(op, plan);
+    return container === null ? dead : await askedToEnd(op, this.#parts.engine, container, dead);
+  }
+
+  async killed(op: Operation, plan: SandboxPlan): Promise<Dead> {
     const known = await this.markOf(op, plan);
     // Without one there is nothing that could end.
     if (known === null) return (await this.#look(op, plan)).evidence as Dead;

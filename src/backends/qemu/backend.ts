@@ -11,6 +11,7 @@ import { companionEnded, rulesGeneration, shimRef } from '../../host/shim.ts';
 import { seenRules } from '../../network/network.ts';
 import { surroundings } from '../../network/surroundings.ts';
 import { type Backend, type Mounted, machineFiles, type SandboxPlan, type Started } from '../backend.ts';
+import type { Dead } from '../dead.ts';
 import { DiskSeeds } from '../disk.ts';
 import { allOf } from '../wait.ts';
 import { type Accelerated, findAcceleration, giveUpKvm } from './acceleration.ts';
@@ -38,6 +39,7 @@ import { readRunning, removeMemoryDirs } from './running.ts';
 import { networkPlan, type StartInput, startSandbox } from './start.ts';
 import { type Template, TemplateShelf } from './template.ts';
 import { type HostCpu, templateRecipe } from './template-key.ts';
+import { withTermination } from './terminated.ts';
 import { inspectVmm, killVmm, vmmEnded } from './vmm.ts';
 
 const SAMENESS = { false: 'everything', brought: 'machine', true: 'size' } as const satisfies Record<string, Sameness>;
@@ -61,6 +63,11 @@ export function newQemuBackend(config: QemuConfig): Backend {
   const commanded = async (op: Operation, plan: SandboxPlan, name: string): Promise<void> => {
     await letGo(plan);
     await command(op, host, qmpSocketPath(plan), name);
+  };
+  /** With what the logs say of an end that was not ours. */
+  const explained = async (op: Operation, plan: SandboxPlan, dead: Dead & { readonly startedAtMs?: number }): Promise<Dead> => {
+    const told = await withTermination(op, host, plan, dead);
+    return told.askedBy === undefined ? await withPanic(op, host, plan, told) : told;
   };
   /** Asked once; a failure is asked again. */
   let asking: Promise<Accelerated> | undefined;
@@ -275,9 +282,9 @@ export function newQemuBackend(config: QemuConfig): Backend {
     },
     async inspect(op, plan) {
       const now = await inspectVmm(op, host, plan.runDir);
-      return now.alive ? now : await withPanic(op, host, plan, now);
+      return now.alive ? now : await explained(op, plan, now);
     },
-    ended: async (op, plan) => await withPanic(op, host, plan, await vmmEnded(op, host, plan.runDir)),
+    ended: async (op, plan) => await explained(op, plan, await vmmEnded(op, host, plan.runDir)),
     networkLost: async (op, plan) => (await companionEnded(op, host, plan.runDir)) !== null,
     async cleanUp(op, plan) {
       kept.drop(plan);
