@@ -63,7 +63,7 @@ const ROWS: Readonly<Record<string, readonly string[]>> = {
   'first-exec': ['first exec in an image'],
   builds: ['everything cached', 'the last one changed, gVisor', 'the last one changed, QEMU'],
 };
-const SAMPLES = 4;
+const SAMPLES = 2;
 const seed = Number(process.env['HUTCH_TEST_SEED'] ?? 1);
 
 /** In turn by the seed: neighbours in the table are measured in different runs. */

@@ -8,8 +8,8 @@ import { eventually } from '../support/eventually.ts';
 import { createAtOnce } from './at-once.ts';
 import { expectInOrder, expectNoLeaks, isLong, numbers, rssKiB, seed, startDaemon, works } from './world.ts';
 
-const RESTORES = isLong ? 300 : 15;
-const BOOTS = isLong ? 100 : 4;
+const RESTORES = isLong ? 300 : 10;
+const BOOTS = isLong ? 100 : 2;
 const AT_ONCE = isLong ? 50 : 12;
 const ROUNDS = isLong ? 40 : 4;
 /** Commands that are answered while the flood goes on; each takes a second or more under emulation. */

@@ -158,13 +158,17 @@ describe('a template that is not what was built is built again:', () => {
     truncateSync(path, Math.floor(statSync(path).size / 2));
   }
 
-  test.each([
+  const damages: readonly (readonly [string, () => void])[] = [
     ['a flipped bit in its memory', () => flip(join(directory(), 'memory'))],
     ['half of its memory', () => halve(join(directory(), 'memory'))],
     ['a flipped bit in its state', () => flip(join(directory(), 'state'))],
     ['half of its manifest', () => halve(join(directory(), 'manifest.json'))],
     ['no memory at all', () => rmSync(join(directory(), 'memory'))],
-  ])('%s', { timeout: 180_000 }, async (_name, damage) => {
+  ];
+  // Each boots a machine anew: a short run takes two, chosen by the seed.
+  const done = damages.filter((_damage, nth) => isLong || [0, 2].includes((nth + seed) % damages.length));
+
+  test.each(done)('%s', { timeout: 180_000 }, async (_name, damage) => {
     const before = readFileSync(join(directory(), 'manifest.json'), 'latin1');
     damage();
     const { id } = await daemon.call('sandbox.create', {});
