@@ -4,6 +4,7 @@ import type { Backend, BootNeed } from '../backends/backend.ts';
 import { HutchError } from '../domain/errors.ts';
 import { ENGINE_REFERENCE, type Image, type Kernel, OWN_KERNEL, REGISTERED } from '../domain/image.ts';
 import { parseImageReference, shownReference } from '../domain/image-reference.ts';
+import { resolveDigest } from '../domain/reference.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import type { DownloadEnv } from '../images/apt.ts';
@@ -135,17 +136,21 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
     if (boot.files.kind !== 'engine' && boot.image.detail[REGISTERED] === undefined) known.set(key, boot);
   }
 
-  /** By id, digest or name; the name as it was written, or in the short form. */
+  /** By id, name, or digest as lists show it; the name as it was written, or in the short form. */
   async function onRecord(name: string): Promise<Image | undefined> {
     const reference = parseImageReference(name);
     const short = reference === null ? name : shownReference(reference);
     const images = await store.query('images', {});
-    return images.find(({ id, digest, names }) => id === name || digest === name || names.includes(name) || names.includes(short));
+    return (
+      images.find(({ id, names }) => id === name || names.includes(name) || names.includes(short)) ??
+      resolveDigest(name, images) ??
+      undefined
+    );
   }
 
   /** What is here by another project: it is asked of its registry as if it were not, under the rules of who asks. */
   async function brought(op: Operation, name: string, { id, digest }: Image): Promise<Image> {
-    if (name === id || name === digest) {
+    if (name === id || resolveDigest(name, [{ digest }]) !== null) {
       throw op.error('permission_denied', `image ${name} was brought here by another project, and yours has rules of its own`, {
         hint: 'bring it under these, by its name: hutch image pull NAME',
       });

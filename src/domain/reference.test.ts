@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { isName, newId } from './ids.ts';
-import { type Candidate, requireReference, resolveReference } from './reference.ts';
+import { type Candidate, requireReference, resolveDigest, resolveReference } from './reference.ts';
 
 const web = { id: 'sbx7k3m9p2q4r6t8v0xz', name: 'web' };
 const webTwo = { id: 'sbx7k3aaaaaaaaaaaaaa', name: 'web-2' };
@@ -94,4 +94,12 @@ test('a prefix finds exactly what a slower search finds', () => {
       expect(found).toEqual(expected);
     }),
   );
+});
+
+test('a digest is meant by its first digits, as lists show them, if by these alone', () => {
+  const [first, second] = [`sha256:0123456789ab${'0'.repeat(52)}`, `sha256:01234567ffff${'1'.repeat(52)}`];
+  const all = [{ digest: first }, { digest: second }, { digest: null }];
+  for (const text of [first, '0123456789ab', 'sha256:0123456789a', '012345678']) expect(resolveDigest(text, all)?.digest, text).toBe(first);
+  for (const text of ['012345', '01234', 'sha256:', '', 'sha512:0123456789ab', '0123456789AB', 'ab', `${first}0`])
+    expect(resolveDigest(text, all), text).toBeNull();
 });

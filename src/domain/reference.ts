@@ -16,6 +16,17 @@ export type Resolved<T extends Candidate> =
   | { readonly outcome: 'ambiguous'; readonly matches: readonly T[] }
   | { readonly outcome: 'none' };
 
+/** Hexadecimal digits of a digest, from its beginning: twelve are what lists show. */
+const DIGEST = /^(?:sha256:)?([0-9a-f]{6,64})$/;
+
+/** What has that digest, or is the only one whose digest begins so. */
+export function resolveDigest<T extends { readonly digest: string | null }>(text: string, candidates: readonly T[]): T | null {
+  const hex = DIGEST.exec(text)?.[1];
+  if (hex === undefined) return null;
+  const [only, ...more] = candidates.filter(({ digest }) => digest?.startsWith(`sha256:${hex}`) === true);
+  return more.length === 0 ? (only ?? null) : null;
+}
+
 /** `candidates` holds at least everything that could match; it may hold more. */
 export function resolveReference<T extends Candidate>(text: string, candidates: readonly T[]): Resolved<T> {
   const exact = candidates.find(({ id }) => id === text) ?? candidates.find(({ name }) => name === text);

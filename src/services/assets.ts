@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { HutchError } from '../domain/errors.ts';
 import { isId, newId } from '../domain/ids.ts';
 import type { Lease } from '../domain/records.ts';
-import { requireReference } from '../domain/reference.ts';
+import { requireReference, resolveDigest } from '../domain/reference.ts';
 import type { Operation } from '../host/operation.ts';
 import { idOfDigest } from '../images/digest.ts';
 import { imageDir } from '../images/image.ts';
@@ -132,8 +132,8 @@ export function assetVerbs(core: Core, handlers: Pick<Handlers, 'image.remove' |
 
   async function find(op: Operation, text: string): Promise<Asset> {
     const assets = await all(op);
-    const byDigest = assets.find(({ digest }) => digest === text);
-    if (byDigest !== undefined) return byDigest;
+    const byDigest = resolveDigest(text, assets);
+    if (byDigest !== null) return byDigest;
     // A name may be a kernel's version and an image's at once: here only ids count.
     const candidates = assets.map((asset) => ({ id: asset.id, name: null, asset }));
     return requireReference('asset', text, candidates).asset;

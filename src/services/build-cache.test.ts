@@ -11,7 +11,7 @@ import { BuildCache } from '../images/build/cache.ts';
 import type { Key } from '../images/build/keys.ts';
 import { imagePaths } from '../images/layout.ts';
 import type { ImageLibrary } from '../images/library.ts';
-import { type Kept, newBuildCacheKeeping, staleOf } from './build-cache.ts';
+import { type Kept, newBuildCacheKeeping, staleOf, unusedSince } from './build-cache.ts';
 import type { Core } from './core.ts';
 
 const HOUR_MS = 3_600_000;
@@ -108,4 +108,13 @@ test('what goes by age does not count for the bound, and a step without bytes ne
   const all = [each('old', 0, 90), each('new', 10 * HOUR_MS, 60), each('between', 8 * HOUR_MS, 40), each('nothing', 7 * HOUR_MS, 0)];
   const stale = staleOf([...all, each('more', 6 * HOUR_MS, 1)], { nowMs: 12 * HOUR_MS, unusedMs: 11 * HOUR_MS, bytesMax: 100 });
   expect(stale.map(({ name }) => name)).toEqual(['more', 'old']);
+});
+
+test('an image without a name goes when it came, and was last used, long enough ago', () => {
+  const images = [
+    { id: 'old', createdAtMs: 10 },
+    { id: 'used', createdAtMs: 10 },
+    { id: 'new', createdAtMs: 30 },
+  ];
+  expect(unusedSince(images, [{ id: 'used', atMs: 25 }], 20).map(({ id }) => id)).toEqual(['old']);
 });

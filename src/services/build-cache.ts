@@ -1,5 +1,5 @@
 // What lies here only to save work later: layers that no image has, steps of builds, and their cache mounts. Each is removed when nothing
-// has used it for `retention.cache`, and what was not used for longest when all take more than `retention.cache_size`. Always true:
+// has used it for `retention.cache` (as are images without a name that nothing uses), and what was not used for longest when all take more than `retention.cache_size`. Always true:
 // nothing goes that was used within the last hour, or while something is built.
 import { join } from 'node:path';
 import type { Operation } from '../host/operation.ts';
@@ -42,6 +42,16 @@ export function staleOf(
     } else bytes += each.sizeBytes;
   }
   return stale;
+}
+
+/** Those that came, and were last used, before `beforeMs`. */
+export function unusedSince<T extends { readonly id: string; readonly createdAtMs: number }>(
+  all: readonly T[],
+  uses: readonly { readonly id: string; readonly atMs: number }[],
+  beforeMs: number,
+): readonly T[] {
+  const usedAtMs = new Map(uses.map(({ id, atMs }) => [id, atMs]));
+  return all.filter(({ id, createdAtMs }) => Math.max(createdAtMs, usedAtMs.get(id) ?? 0) <= beforeMs);
 }
 
 export type BuildCacheKeeping = {

@@ -1,10 +1,9 @@
 // What the daemon does while nobody asks: says that it is alive (the time of a crash is known by that),
 // drops records and logs whose time is over, and sees whether its data directory is still there.
 import type { Operation } from '../host/operation.ts';
-import type { BuildCacheKeeping } from './build-cache.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
-import { layersKept } from './images.ts';
+import type { Handlers } from './handlers.ts';
 import { newPlaceWatch } from './lost-place.ts';
 import { ownCaller } from './supervisor.ts';
 import type { TemplateKeeper } from './template/keeper.ts';
@@ -19,7 +18,7 @@ const LAST_LOGS_MAX = 256;
 const FAILED_LOGS_MS = 7 * 24 * 60 * 60_000;
 const FAILED_LOGS_MAX = 64;
 
-export function startHousekeeping(core: Core, keeper: TemplateKeeper, buildCache: BuildCacheKeeping): Disposable {
+export function startHousekeeping(core: Core, keeper: TemplateKeeper, images: Pick<Handlers, 'image.prune'>): Disposable {
   const guarded = (what: string, work: (op: Operation, call: Call) => Promise<void>) => () =>
     void core.operations
       .run({ verb: 'daemon.housekeeping', caller: ownCaller(core), reads: true }, (call) => work(call.op, call))
@@ -34,7 +33,7 @@ export function startHousekeeping(core: Core, keeper: TemplateKeeper, buildCache
     await pruneLogs(core, op);
     await pruneTemplates(core, op);
     await tidyBackends(core, op);
-    if (core.deps.images !== null) await pruneCache(core, op, buildCache);
+    if (core.deps.images !== null) await pruneCache(call, images);
     await keeper.sweep(call);
     await keeper.lookAtAll();
   });
@@ -86,9 +85,12 @@ async function pruneTemplates(core: Core, op: Operation): Promise<void> {
 }
 
 /** What lies here only to save work later. */
-async function pruneCache(core: Core, op: Operation, buildCache: BuildCacheKeeping): Promise<void> {
-  for (const { kind, name, sizeBytes, why } of await buildCache.sweep(op, await layersKept(core, op, new Set()), true))
-    op.log.info({ kind, name, sizeBytes, why }, 'what was kept for later builds and pulls is removed');
+async function pruneCache(call: Call, images: Pick<Handlers, 'image.prune'>): Promise<void> {
+  const gone = await images['image.prune'](call, { stale: true });
+  for (const { id, sizeBytes, why } of gone.images)
+    call.op.log.info({ image: id, sizeBytes, why }, 'an image that nobody wants is removed');
+  for (const { digest, sizeBytes, why } of gone.layers) call.op.log.info({ layer: digest, sizeBytes, why }, 'a layer is removed');
+  for (const { name, sizeBytes, why } of gone.mounts) call.op.log.info({ mount: name, sizeBytes, why }, 'a cache mount is removed');
 }
 
 /** Of releases of Hutch that nothing saved goes on with any more. */

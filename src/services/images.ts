@@ -4,12 +4,12 @@ import { HutchError } from '../domain/errors.ts';
 import type { ImageId } from '../domain/ids.ts';
 import { ENGINE_REFERENCE, type NamedImage, REGISTERED } from '../domain/image.ts';
 import { HUB, type ImageReference, parseImageReference, requireImageReference, shownReference } from '../domain/image-reference.ts';
-import { requireReference } from '../domain/reference.ts';
+import { requireReference, resolveDigest } from '../domain/reference.ts';
 import type { Operation } from '../host/operation.ts';
 import type { PreparedImage } from '../images/image.ts';
 import type { ImageLibrary } from '../images/library.ts';
 import { PAGE_ROWS_MAX, type Store } from '../store/contract.ts';
-import type { BuildCacheKeeping } from './build-cache.ts';
+import { type BuildCacheKeeping, unusedSince } from './build-cache.ts';
 import type { Call } from './call.ts';
 import { dropCommitted } from './committed.ts';
 import type { Core } from './core.ts';
@@ -211,9 +211,16 @@ export function imageVerbs(core: Core, buildCache: BuildCacheKeeping): Pick<Hand
     'image.prune': async ({ op }, { dryRun, layers, stale }) => {
       const really = dryRun !== true;
       if (stale === true) {
-        const gone = await buildCache.sweep(op, await layersKept(core, op, new Set()), really);
+        const old: NamedImage[] = [];
+        const beforeMs = host.nowMs() - core.deps.settings.retention.cacheMs;
+        for (const image of unusedSince(await unused(), await store.query('assetUses', {}), beforeMs))
+          if (!really || (await dropped(op, image))) old.push(image);
+        const gone = await buildCache.sweep(op, await layersKept(core, op, new Set(old.map(({ id }) => id))), really);
+        const why = 'it has no name, and nothing has used it for retention.cache';
         return {
-          ...{ images: [], unpacked: [], bytes: sum(gone) },
+          images: old.map(({ id, digest, sizeBytes }) => ({ id, digest, sizeBytes, why })),
+          unpacked: [],
+          bytes: sum(old.filter(isOurs)) + sum(gone),
           layers: gone.flatMap(({ kind, name, sizeBytes, why }) => (kind === 'layer' ? [{ digest: name, sizeBytes, why }] : [])),
           mounts: gone.flatMap(({ kind, name, sizeBytes, why }) => (kind === 'mount' ? [{ name, sizeBytes, why }] : [])),
         };
@@ -310,7 +317,7 @@ export function imageLibrary({ deps }: Core, op: Operation): ImageLibrary {
   throw op.error('failed_precondition', 'this daemon keeps no images');
 }
 
-/** By id, digest or name, else by a prefix of its id. */
+/** By name, by digest as lists show it, else by id or a prefix of that. */
 export async function findImage(store: Store, text: string): Promise<{ readonly image: NamedImage; readonly name: string | null }> {
   const images = await store.query('images', {});
   const reference = parseImageReference(text);
@@ -319,8 +326,8 @@ export async function findImage(store: Store, text: string): Promise<{ readonly 
     const name = image.names.find((own) => names.has(own));
     if (name !== undefined) return { image, name };
   }
-  const byDigest = images.find(({ digest }) => digest === text);
-  if (byDigest !== undefined) return { image: byDigest, name: null };
+  const byDigest = resolveDigest(text, images);
+  if (byDigest !== null) return { image: byDigest, name: null };
   const { image } = requireReference(
     'image',
     text,

@@ -4,7 +4,7 @@ import type { Backend } from '../backends/backend.ts';
 import { HutchError } from '../domain/errors.ts';
 import type { KernelId } from '../domain/ids.ts';
 import type { Kernel } from '../domain/image.ts';
-import { requireReference } from '../domain/reference.ts';
+import { requireReference, resolveDigest } from '../domain/reference.ts';
 import type { Operation } from '../host/operation.ts';
 import type { PreparedKernel } from '../images/kernel.ts';
 import type { KernelConfig } from '../images/kernel-config.ts';
@@ -197,8 +197,11 @@ export function kernelLibrary({ deps }: Core, op: Operation): KernelLibrary {
 
 /** By id, digest or version, else by a prefix of either. */
 function find(text: string, kernels: readonly PreparedKernel[]): PreparedKernel {
-  const byDigest = kernels.find(({ record }) => record.digest === text);
-  if (byDigest !== undefined) return byDigest;
+  const byDigest = resolveDigest(
+    text,
+    kernels.map((kernel) => ({ digest: kernel.record.digest, kernel })),
+  );
+  if (byDigest !== null) return byDigest.kernel;
   const same = kernels.filter(({ record }) => record.version === text);
   if (same.length > 1) {
     throw new HutchError({

@@ -169,7 +169,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
         await keeper.sweep(call);
         await core.warm.begin(call.op, (op, id) => keeper.kindOf(op, id));
       });
-      housekeeping = startHousekeeping(core, keeper, buildCache);
+      housekeeping = startHousekeeping(core, keeper, images);
       void keeper.lookAtAll();
     },
     async close(graceMs) {

@@ -53,6 +53,9 @@ export async function importFile(context: Context, args: Args): Promise<number> 
   const lines = answer.images.map(({ digest, names }) => `${digest}${names.length === 0 ? '' : `  ${names.map(safe).join(' ')}`}\n`);
   lines.push(...answer.kernels.map(({ digest, version }) => `${digest}  kernel ${safe(version)}\n`));
   await context.io.out(context.json ? json(answer) : lines.join(''));
+  if (!context.json)
+    for (const { digest } of answer.images.filter(({ names }) => names.length === 0))
+      await context.io.err(`note: ${digest.slice(0, 19)} has no name; give it one with: hutch image tag ${digest.slice(0, 19)} NAME\n`);
   return 0;
 }
 
@@ -190,7 +193,7 @@ export async function prune(context: Context, args: Args): Promise<number> {
 
 export async function verify(context: Context, args: Args): Promise<number> {
   return await forEachRef(context, args.positionals, (image) => ask(context, 'image.verify', { image }), {
-    text: ({ digest, files }) => `${digest}: ${files} ${files === 1 ? 'file is' : 'files are'} what they were\n`,
+    text: ({ digest, files }) => `${digest}: ${files === 1 ? '1 file is what it was' : `${files} files are what they were`}\n`,
   });
 }
 
