@@ -194,7 +194,7 @@ test('a daemon begins while its Engine is away: what answers is what it was, wha
     async () => `${await states()}` === 'running,paused,running,stopped,error,deleted',
     30_000,
   ).catch(async () => expect(await states()).toEqual(['running', 'paused', 'running', 'stopped', 'error', 'deleted']));
-  expect((await daemon.call('sandbox.get', { ref: ids.dies })).ended).toMatchObject({ cause: 'crashed' });
+  expect((await daemon.call('sandbox.get', { ref: ids.dies })).ended).toMatchObject({ cause: 'host-stopped' });
   expect(await causeOf(ids.removed)).toMatch(/somebody else removed/);
   await eventually('what removes itself to be gone', async () => (await world.state(passing.id)) === 'deleted');
   for (const name of ['lives', 'unpaused'] as const) expect((await daemon.run(ids[name], ['echo', name])).stdout).toBe(`${name}\n`);

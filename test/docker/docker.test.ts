@@ -151,7 +151,7 @@ test('a container that dies tells its exit code and whether it ran out of memory
   await engine.ask('POST', `/containers/${Id}/kill?signal=KILL`);
   await eventually('the sandbox to be known as stopped', async () => (await world.state(id)) === 'stopped');
   expect(await daemon.call('sandbox.get', { ref: id })).toMatchObject({
-    ended: { cause: 'crashed', oomKilled: false },
+    ended: { cause: 'host-stopped', oomKilled: false },
     openComputeSinceMs: null,
   });
 
