@@ -56,7 +56,7 @@ test('an ambiguous reference lists what it may mean, an unknown one says where t
     expect.objectContaining({ code: 'conflict', message: `'7k3' may be any of 2: web (${web.id}), web-2 (${webTwo.id})` }),
   );
   expect(() => requireReference('sandbox', 'we', all)).toThrow(
-    expect.objectContaining({ code: 'not_found', hint: 'a prefix needs at least 3 characters' }),
+    expect.objectContaining({ code: 'not_found', hint: 'a prefix needs at least 3 characters; see what there is: hutch ls' }),
   );
   expect(() => requireReference('sandbox', 'a\u001b[2Jb', all)).toThrow("there is no sandbox 'a?[2Jb'");
 });

@@ -90,8 +90,8 @@ type Listed = keyof typeof LISTED_BY;
 
 function noneHint(what: Listed, text: string): string {
   const kind = ID_KINDS.find((known) => isId(known, text));
-  if (kind === undefined && text.length < PREFIX_CHARS_MIN) return `a prefix needs at least ${PREFIX_CHARS_MIN} characters`;
-  return `see what there is: ${LISTED_BY[what]}`;
+  const isShort = kind === undefined && text.length < PREFIX_CHARS_MIN;
+  return `${isShort ? `a prefix needs at least ${PREFIX_CHARS_MIN} characters; ` : ''}see what there is: ${LISTED_BY[what]}`;
 }
 
 /** Whatever was typed is said back, but not a megabyte of it, and nothing that drives a terminal. */

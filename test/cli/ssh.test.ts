@@ -249,6 +249,23 @@ test('a wrong key, a wrong host key and a sandbox that is not there are refused,
   await eventually('no connection is left', async () => !(await world.ok('ops', '--json')).includes('ssh.connect'));
 });
 
+test('who reads the output only in part ends the command, as a broken pipe does', async () => {
+  for (const [flags, command] of [
+    ['', 'trap "" HUP; yes'],
+    ['-tt', 'yes'],
+  ] as const) {
+    const reader = spawn('sh', ['-c', `ssh -F "${config}" ${flags} box.hutch '${command}' 2>/dev/null | head -1`], {
+      env: { ...world.env },
+    });
+    expect((await outcomeOf(reader)).stdout.trim()).toBe('y');
+  }
+  // What writes nothing more goes on.
+  const line = 'echo one; sleep 1; : > /tmp/went-on';
+  await outcomeOf(spawn('sh', ['-c', `ssh -F "${config}" box.hutch '${line}' | head -1`], { env: { ...world.env } }));
+  await eventually('it went on', async () => (await world.run(['exec', 'box', '--', 'test', '-e', '/tmp/went-on'])).code === 0);
+  await eventually('no connection is left', async () => !(await world.ok('ops', '--json')).includes('ssh.connect'));
+});
+
 test('many sessions at one time have each their own output', { timeout: isLong ? 600_000 : 120_000 }, async () => {
   const count = isLong ? 100 : 12;
   const all = await Promise.all(Array.from({ length: count }, (_, at) => using('ssh', ['box.hutch', `cat; echo ${at}`], `in ${at}\n`)));

@@ -200,6 +200,13 @@ test('--watch --two-way carries what is done on either side while it runs, also 
   await rm(join(dir, 'tree'), { recursive: true });
   await eventually('they are gone', async () => (await inside('test -e tree && echo there || true')) === '', DEADLINE_MS);
 
+  await world.ok('daemon', 'stop'); // which tells who asks that it ends
+  await inside('echo started again > again');
+  await eventually(
+    'it goes on',
+    async () => (await readFile(join(dir, 'again'), 'utf8').catch(() => '')) === 'started again\n',
+    DEADLINE_MS,
+  );
   await world.killDaemon();
   await writeFile(join(dir, 'README'), 'while it was away\n');
   await eventually('it has come back', async () => (await inside('cat README')) === 'while it was away', DEADLINE_MS);

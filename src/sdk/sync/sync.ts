@@ -2,7 +2,6 @@
 // again and again, as either side says that something has changed.
 import { HutchError } from '../../domain/errors.ts';
 import type { CallOptions } from '../client.ts';
-import { ConnectionError } from '../errors.ts';
 import { backOff } from '../retry.ts';
 import type { Sandbox } from '../sandbox.ts';
 import { Guest } from './guest.ts';
@@ -77,12 +76,14 @@ export async function syncDirectory(sandbox: Sandbox, dir: string, guestPath: st
   using watcher = watch ? new HereWatch(here.path, dirty) : null;
   using _ = { [Symbol.dispose]: () => ending.abort() };
   const { twoWay = false, removes = false, fileBytesMax = FILE_BYTES_MAX } = options;
+  const away = new Away(sandbox, signal, dirty);
   const round = new Round({ here, guest, memory, directions: { twoWay, removes }, fileBytesMax, dryRun, signal, watcher, tell });
   if (watch && twoWay) void watchGuest(sandbox, guest, dirty, AbortSignal.any([signal, ending.signal]));
   try {
     for (let rounds = 1; ; rounds += 1) {
       try {
         const again = await round.run(dirty.take());
+        away.over();
         for (const path of again) dirty.add(path);
         await telling;
         if (!dryRun) await writeMemory(statePath, memory);
@@ -90,7 +91,7 @@ export async function syncDirectory(sandbox: Sandbox, dir: string, guestPath: st
         if (watch && dirty.isEmpty) await tell({ type: 'alike' });
       } catch (error) {
         if (error instanceof Changed) dirty.add('');
-        else await comeBack(error, sandbox, signal, dirty);
+        else await away.comeBack(error);
       }
       if (watch) await dirty.wait(signal);
     }
@@ -101,25 +102,54 @@ export async function syncDirectory(sandbox: Sandbox, dir: string, guestPath: st
 
 const TOLD_MAX = 10_000;
 
-/** After a lost connection everything is looked at once more. @throws the error that is another one. */
-async function comeBack(error: unknown, sandbox: Sandbox, signal: AbortSignal, dirty: Dirty): Promise<void> {
-  if (!(error instanceof ConnectionError) || signal.aborted) throw error;
-  const since = performance.now();
-  for (let attempt = 1; ; attempt += 1) {
-    await backOff(attempt, signal);
-    try {
-      await sandbox.refresh({ signal });
-      return dirty.add('');
-    } catch (again) {
-      if (!(again instanceof ConnectionError) || signal.aborted || performance.now() - since > AWAY_MS) throw again;
+/** A daemon that is gone, ends or cannot reach the sandbox now: it is waited for, and then everything is looked at once more. */
+class Away {
+  readonly #sandbox: Sandbox;
+  readonly #signal: AbortSignal;
+  readonly #dirty: Dirty;
+  #sinceMs: number | null = null;
+  #attempt = 0;
+
+  constructor(sandbox: Sandbox, signal: AbortSignal, dirty: Dirty) {
+    this.#sandbox = sandbox;
+    this.#signal = signal;
+    this.#dirty = dirty;
+  }
+
+  /** It has done again what was asked of it. */
+  over(): void {
+    this.#sinceMs = null;
+    this.#attempt = 0;
+  }
+
+  /** @throws the error that is another one, or the last one when it has been away for too long. */
+  async comeBack(error: unknown): Promise<void> {
+    const signal = this.#signal;
+    this.#sinceMs ??= performance.now();
+    for (let last = error; ; ) {
+      const isAway = last instanceof HutchError && last.code === 'unavailable';
+      if (!isAway || signal.aborted || performance.now() - this.#sinceMs > AWAY_MS) throw last;
+      this.#attempt += 1;
+      await backOff(this.#attempt, signal);
+      try {
+        await this.#sandbox.refresh({ signal });
+        return this.#dirty.add('');
+      } catch (again) {
+        last = again;
+      }
     }
   }
 }
 
 async function watchGuest(sandbox: Sandbox, guest: Guest, dirty: Dirty, signal: AbortSignal): Promise<void> {
+  const away = new Away(sandbox, signal, dirty);
+  const onOpId = (): void => {
+    away.over();
+    dirty.add('');
+  };
   for (;;) {
     try {
-      const changes = sandbox.files.watch(guest.root, { ...guest.as, recursive: true, signal, onOpId: () => dirty.add('') });
+      const changes = sandbox.files.watch(guest.root, { ...guest.as, recursive: true, signal, onOpId });
       for await (const { kind, path, to } of changes) {
         if (kind === 'overflow') dirty.add('');
         for (const changed of [path, to]) {
@@ -132,10 +162,11 @@ async function watchGuest(sandbox: Sandbox, guest: Guest, dirty: Dirty, signal: 
       await backOff(5, signal);
     } catch (error) {
       if (signal.aborted) return;
-      if (!(error instanceof ConnectionError))
-        return dirty.fail(error instanceof Error ? error : new HutchError({ code: 'internal', message: String(error) }));
-      await comeBack(error, sandbox, signal, dirty).catch((again: unknown) => dirty.fail(again));
-      if (signal.aborted) return;
+      const failed = await away.comeBack(error).then(
+        () => null,
+        (again: unknown) => ({ again }),
+      );
+      if (failed !== null) return dirty.fail(failed.again);
     }
   }
 }

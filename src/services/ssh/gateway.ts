@@ -12,6 +12,7 @@ import type { Core } from '../core.ts';
 import type { Handlers, Tunnel } from '../handlers.ts';
 import { SshKeys } from './keys.ts';
 import { Outgoing } from './outgoing.ts';
+import { hearReadersGone } from './readers-gone.ts';
 import { piecesOf, type Served, taken, written } from './served.ts';
 import { serveSession } from './session.ts';
 
@@ -19,6 +20,8 @@ import { serveSession } from './session.ts';
 const OWN_USER = 'hutch';
 /** What Node's own library does, which OpenSSH has since 2013; its favourite would be done in JavaScript, ten times slower. */
 const ALGORITHMS = { cipher: ['aes128-gcm@openssh.com', 'aes256-gcm@openssh.com'] } satisfies Algorithms;
+/** OpenSSH's client says only to one that is called so that nobody reads what it is sent (readers-gone.ts). */
+const IDENT = 'OpenSSH_Hutch';
 const LOGIN_MS = 30_000;
 const TRIES_MAX = 6;
 /** What one connection may have open at a time: a flood is one client's own. */
@@ -50,7 +53,7 @@ export function sshVerbs(
       const outgoing = new Outgoing();
       const over = new AbortController();
       const alone: Operation = { ...op, signal: AbortSignal.any([op.signal, over.signal]) };
-      const server = new Server({ hostKeys: [host.privateKey], ident: 'hutch', algorithms: ALGORITHMS }, (client) =>
+      const server = new Server({ hostKeys: [host.privateKey], ident: IDENT, algorithms: ALGORITHMS }, (client) =>
         serveConnection({ ...call, op: alone }, client, allowed, { ref: sandbox.id, agent, handlers, name: sandbox.spec.name }),
       );
       server.on('error', (cause: Error) => op.log.debug({ cause }, 'a connection of SSH ended'));
@@ -87,6 +90,7 @@ function serveConnection(call: Call, client: Connection, allowed: ParsedKey, ser
   });
   client.on('ready', () => {
     clearTimeout(timer);
+    hearReadersGone(client);
     client.on('session', (accept, reject) => {
       if (channels >= CHANNELS_MAX) return reject();
       channels += 1;

@@ -5,6 +5,7 @@ import { HutchError } from '../../domain/errors.ts';
 import { LOGIN_SHELL, SHELL_LINE } from '../../domain/shells.ts';
 import type { Call } from '../call.ts';
 import type { ExecSession } from '../handlers.ts';
+import { READERS_GONE } from './readers-gone.ts';
 import { piecesOf, type Served, written } from './served.ts';
 import { serveSftp } from './sftp.ts';
 
@@ -43,10 +44,14 @@ export function serveSession(call: Call, session: Session, served: Served, user:
     serveSftp(call.op, accept(), served.agent, user, (path, seconds) => touch(call, served, user, path, seconds)),
   );
   session.on('close', over);
+  const output = { isRead: true };
+  session.on(READERS_GONE, () => {
+    output.isRead = false;
+  });
   const start = (accept: () => ServerChannel, argv: readonly string[]): void => {
     const channel = accept();
     channel.on('error', () => {});
-    run(call, channel, served, { argv: [...argv], env, user, terminal }, (session) => {
+    run(call, channel, served, { argv: [...argv], env, user, terminal, output }, (session) => {
       running = session;
     }).catch((cause: unknown) => fail(call, channel, served, cause));
   };
@@ -64,13 +69,15 @@ type Wanted = {
   readonly env: Readonly<Record<string, string>>;
   readonly user: string | null;
   readonly terminal: Terminal | null;
+  /** Whether its client still takes what it writes. */
+  readonly output: { readonly isRead: boolean };
 };
 
 async function run(
   call: Call,
   channel: ServerChannel,
   { ref, handlers }: Served,
-  { argv, env, user, terminal }: Wanted,
+  { argv, env, user, terminal, output }: Wanted,
   onStarted: (session: ExecSession) => void,
 ): Promise<void> {
   await using session = await handlers['exec.start'](call, {
@@ -94,9 +101,15 @@ async function run(
     await session.endInput();
   })();
   inward.catch(() => {}); // what reads nothing any more ends by itself
+  let isTold = false;
   for await (const item of session.items()) {
-    if (item.type === 'output') await written(item.channel === 'stdout' ? channel : channel.stderr, item.bytes);
-    else if (item.type === 'exit') {
+    if (item.type === 'output' && item.channel === 'stderr') await written(channel.stderr, item.bytes);
+    else if (item.type === 'output' && output.isRead) await written(channel, item.bytes);
+    else if (item.type === 'output') {
+      // As where a pipe breaks, or a terminal goes: not before it writes once more.
+      if (!isTold) session.signal(terminal === null ? 'PIPE' : 'HUP').catch(() => {}); // it has ended meanwhile
+      isTold = true;
+    } else if (item.type === 'exit') {
       exited = true;
       const { exitCode, signal, oomKilled, error } = item.exit;
       if (error !== null) await written(channel.stderr, Buffer.from(`hutch: ${error.message}\n`));
