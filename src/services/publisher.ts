@@ -98,7 +98,8 @@ export class Publisher {
     // The store says whose it is; a port that was named is proven at the start where nothing runs.
     const isReserved = wanted.hostPort !== 0 && [...(await this.#all()).values()].flat().some((port) => sharePort(port, wanted));
     for (let tries = 1; ; tries += 1) {
-      const port = !isReserved && (run !== null || wanted.hostPort === 0) ? await this.#hold(op, id, wanted) : wanted;
+      const isHeld = !isReserved && (run !== null || wanted.hostPort === 0);
+      const port = isHeld ? await this.#hold(op, id, wanted) : wanted;
       try {
         await this.#store.commit(op, [{ change: 'reservePorts', sandboxId: id, ports: [port] }]);
         (await this.#all()).set(id, [...before, port]);
@@ -106,7 +107,7 @@ export class Publisher {
         else this.#serve(run);
         return port;
       } catch (error) {
-        await this.#letGo(id, [port]);
+        if (isHeld) await this.#letGo(id, [port]); // else whoever has it answers there, maybe this very sandbox
         const isChoice = error instanceof HutchError && error.code === 'conflict' && wanted.hostPort === 0;
         if (!isChoice || tries === CHOICES_MAX) throw error;
       }

@@ -202,6 +202,9 @@ export function publish(subject: Subject): void {
         message: expect.stringContaining(ref === id ? 'this sandbox' : `sandbox ${name}`),
       });
     }
+    // The same port of this machine for another one inside: what it has goes on.
+    expect(await refusal(daemon.call('port.publish', { ref: id, ...one, guestPort: 81 }))).toMatchObject({ code: 'conflict' });
+    expect(await answers(one.hostPort), 'after the refusals').toBe(true);
     expect((await subject.get(second.id)).publish).toEqual([]);
     const kept = await daemon.call('port.publish', { ref: second.id, guestPort: 80 });
     expect(await answers(kept.hostPort), 'it does not run').toBe(false);
