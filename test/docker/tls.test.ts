@@ -78,7 +78,10 @@ test('over TLS a sandbox runs, is used, and is adopted, as it is over a socket',
   await daemon.call('sandbox.delete', { ref: id });
   expect(await engine.containers()).toEqual([]);
   const { backends } = await daemon.call('backends.list', {});
-  expect(backends.find(({ name }) => name === 'docker')?.can?.notes.join()).not.toMatch(/in the clear/);
+  const can = backends.find(({ name }) => name === 'docker')?.can;
+  expect(can?.notes.join()).not.toMatch(/in the clear/);
+  expect(can).toMatchObject({ hostDirectories: false, volumes: false, devices: false });
+  expect(can?.notes.join()).toContain(`devices: the Engine is reached at tcp://127.0.0.1:${port}`);
 });
 
 const asked = async (env: object): Promise<unknown> =>

@@ -38,7 +38,7 @@ export async function probeEngine(op: Operation, { config, engine, sight, whyNoV
     const { modes, notes } = await config.network.probe(op);
     const endpoint = await engine.endpoint(op);
     const isHere = endpoint.kind === 'unix' && (await sight.seesOurFiles(op));
-    const noVolumes = isHere ? await whyNoVolumes(op) : 'host directories, volumes: the Engine does not see the files of this machine';
+    const noVolumes = isHere ? await whyNoVolumes(op) : `host directories, volumes, devices: ${whyElsewhere(endpoint)}`;
     return {
       ok: true,
       can: {
@@ -52,6 +52,12 @@ export async function probeEngine(op: Operation, { config, engine, sight, whyNoV
     if (op.signal.aborted || !(error instanceof HutchError)) throw error;
     return { ok: false, why: error.message, hint: error.hint ?? 'see: hutch doctor' };
   }
+}
+
+/** One that is asked over a network may be on this machine, and see our directories; but nobody can tell whose devices and processes it has. */
+function whyElsewhere({ kind, address }: Endpoint): string {
+  if (kind === 'unix') return 'the Engine does not see the files of this machine';
+  return `the Engine is reached at ${address}; one on this machine has them over its unix socket`;
 }
 
 function capabilities(
