@@ -100,6 +100,13 @@ const UNLIKE = {
   'host key': 'cat /etc/ssh/ssh_host_test',
 } as const;
 
+/** Says at once that nobody may go there, where the link is up. */
+const REACH = `#!/usr/bin/env python3
+import socket
+try: socket.create_connection(("169.254.169.254", 80), 0.5)
+except OSError as error: print(type(error).__name__)
+`;
+
 test('children of a running sandbox of gVisor are like it, and like no other where they must not be', { timeout: TEST_MS }, async () => {
   const parent = await daemon.call('sandbox.create', {
     name: 'web',
@@ -111,7 +118,8 @@ test('children of a running sandbox of gVisor are like it, and like no other whe
     'web',
     `echo disk > /root/a; echo memory > /dev/shm/a; mkdir -p /etc/ssh /etc/hutch/after-restore.d; echo old > /etc/ssh/ssh_host_test
      printf '#!/bin/sh\\nod -An -tx1 -N8 /dev/urandom > /etc/ssh/ssh_host_test\\n' > /usr/bin/ssh-keygen
-     printf '#!/bin/sh\\nhostname > /root/told\\n' > /etc/hutch/after-restore.d/one; chmod +x /usr/bin/ssh-keygen /etc/hutch/after-restore.d/one`,
+     printf '#!/bin/sh\\nhostname > /root/told; /root/reach > /root/reached\\n' > /etc/hutch/after-restore.d/one
+     printf %s '${REACH}' > /root/reach; chmod +x /root/reach /usr/bin/ssh-keygen /etc/hutch/after-restore.d/one`,
   );
   const stream = await daemon.exec('web', { argv: ['sh', '-c', 'while :; do echo tick; sleep 0.1; done'] }, { execId: 'ticks' });
   await stream.sawOutput('tick');
@@ -135,6 +143,8 @@ test('children of a running sandbox of gVisor are like it, and like no other whe
   const own = (await sh('web', Object.values(UNLIKE).join('; '))).trim().split('\n');
   for (const [nth, name] of names.entries()) {
     expect(seen[nth]?.slice(0, 4)).toEqual(['disk', 'memory', name, 'p h']);
+    // No packet went anywhere before it was itself.
+    expect(await sh(name, 'cat /root/reached; /root/reach')).toBe('TimeoutError\nConnectionRefusedError\n');
     const count = await counted(name);
     await eventually('its main process goes on', async () => (await counted(name)) > count);
   }

@@ -16,6 +16,7 @@ import { ROOTS_OWN } from './bundle.ts';
 import { Cgroups } from './cgroup.ts';
 import { command, isWhole, type SaveParts, saveSandbox } from './checkpoint.ts';
 import { type GvisorConfig, RELEASE_MS } from './config.ts';
+import { openGate } from './gate.ts';
 import { Kept } from './kept.ts';
 import { Layers } from './layer.ts';
 import { findLeaks, runtimeOf } from './leaks.ts';
@@ -111,7 +112,7 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
       checking.catch(() => {}); // awaited before anything of it runs, and where its place cannot be made
       try {
         return await startSandbox(op, parts(plan), plan, {
-          ...{ checkpointDir: dir, isSame: false },
+          ...{ checkpointDir: dir, isSame: false, link: 'down' as const },
           async beforeRunning(late) {
             await checking;
             await beforeRunning(late);
@@ -147,9 +148,8 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
     },
     start: (op, plan) => startSandbox(op, parts(plan), plan, 'anew'),
     reshape: (op, plan) => layers.grow(op, plan),
-    async linkUp() {
-      // It is up from the start: nothing ran before the rules were there.
-    },
+    // Of one that was started anew it is up from the start: nothing but the agent ran before the rules were there.
+    linkUp: (op, plan) => openGate(op, host, plan),
     ahead: {
       ofSnapshots: false,
       async stamp(op, plan, how) {

@@ -43,6 +43,8 @@ export const AGENT_SOCKET = 'agent.sock';
 export const agentSocketPath = (dirs: Pick<Dirs, 'runDir'>): string => join(linkDir(dirs), AGENT_SOCKET);
 /** passt's, which is not root. */
 export const networkDir = (dirs: Pick<Dirs, 'runDir'>): string => join(dirs.runDir, 'net');
+/** What passt waits at before it carries anything (gate.ts). */
+export const gatePath = (dirs: Pick<Dirs, 'runDir'>): string => join(networkDir(dirs), 'gate');
 /** As the network names it. */
 export const passtLogPath = (dirs: Pick<Dirs, 'runDir'>): string => join(networkDir(dirs), 'passt.log');
 export const runtimeLogPath = (dirs: Pick<Dirs, 'logDir'>): string => join(dirs.logDir, 'vmm.log');

@@ -19,6 +19,7 @@ import type { Ground } from './base.ts';
 import { bundleConfig } from './bundle.ts';
 import type { Cgroups } from './cgroup.ts';
 import { ARRIVE_MS, type GvisorConfig, RELEASE_MS } from './config.ts';
+import { behindGate, makeGate } from './gate.ts';
 import type { LayerArgs, Layers } from './layer.ts';
 import { writeNote, writePassing } from './note.ts';
 import type { Overs } from './over.ts';
@@ -78,6 +79,8 @@ export type StartFrom =
       readonly checkpointDir: string;
       /** It is the same run of the sandbox: what was counted counts on. */
       readonly isSame: boolean;
+      /** `down`: no packet of it goes anywhere until `openGate`. */
+      readonly link: 'up' | 'down';
       /** At the last moment at which nothing of it has happened. */
       readonly beforeRunning: (op: Operation) => Promise<void>;
     };
@@ -112,11 +115,13 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
   await doors.close(plan.id);
   await host.remove(op, plan.runDir);
   await makePlaces(op, config, plan);
+  const isGated = from !== 'anew' && from.link === 'down' && plan.network !== 'none';
   const [taken, link, cgroupsPath] = await allOf([
     parts.take(op),
     network.wire(op, networkPlan(plan)),
     makeCgroups(op, cgroups, plan, from),
     doors.open(op, plan.id, agentSocketPath(plan), SOCKET_MODE),
+    isGated ? makeGate(op, host, plan) : Promise.resolve(),
   ]);
   const guest = guestOf(op, link);
   const lent = [agentPath];
@@ -158,7 +163,7 @@ export async function startSandbox(op: Operation, parts: StartParts, plan: Sandb
     ...{ dir: plan.runDir, logPath: runtimeLogPath(plan), runAs: null, cgroups: [], awaitSockets: [] },
     ...(input.rights.userId === null ? {} : { privileges: 'given-up-by-itself' as const }),
     ...(link.kind === 'passt'
-      ? { also: [[...link.argv, ...asUser(plan)]], pair: 'shared' as const, rules: 'asked' as const }
+      ? { also: [carrier(plan, link.argv, isGated)], pair: 'shared' as const, rules: 'asked' as const }
       : { also: [] }),
     argv: [
       config.cellPath,
@@ -299,8 +304,10 @@ function guestOf(op: Operation, link: Link): GuestAddress | null {
 }
 
 /** passt is started by root here, and changes to the sandbox's user by itself. */
-function asUser({ runAs }: SandboxPlan): readonly string[] {
-  return runAs === null ? [] : ['--runas', `${runAs.uid}:${runAs.gid}`];
+function carrier(plan: SandboxPlan, argv: readonly string[], isGated: boolean): readonly string[] {
+  const { runAs } = plan;
+  const asUser = runAs === null ? argv : [...argv, '--runas', `${runAs.uid}:${runAs.gid}`];
+  return isGated ? behindGate(plan, asUser) : asUser;
 }
 
 function cellArgs(plan: SandboxPlan, layer: LayerArgs, lent: readonly string[], guest: GuestAddress | null): readonly string[] {

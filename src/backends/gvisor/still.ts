@@ -187,6 +187,7 @@ export async function goOnAfterwards(op: Operation, parts: Pick<StillParts, 'sav
     await startSandbox(op, parts.start, plan, {
       checkpointDir: still,
       isSame: true,
+      link: 'up', // it is whose it was
       async beforeRunning(late) {
         await host.remove(late, gone);
         await host.rename(late, still, gone);
