@@ -240,7 +240,8 @@ export const KEYS = {
     }),
     cache: durationLeaf({
       fallback: '30d',
-      about: 'How long images without a name, layers of no image, steps and cache mounts of builds stay that nothing has used',
+      about:
+        'How long images whose name went to a newer one, layers of no image, steps and cache mounts of builds stay that nothing has used',
       minMs: 3_600_000,
       maxMs: 10 * YEAR_MS,
     }),

@@ -11,7 +11,7 @@ import { BuildCache } from '../images/build/cache.ts';
 import type { Key } from '../images/build/keys.ts';
 import { imagePaths } from '../images/layout.ts';
 import type { ImageLibrary } from '../images/library.ts';
-import { type Kept, newBuildCacheKeeping, staleOf, unusedSince } from './build-cache.ts';
+import { type Kept, lostItsName, newBuildCacheKeeping, staleOf, unusedSince } from './build-cache.ts';
 import type { Core } from './core.ts';
 
 const HOUR_MS = 3_600_000;
@@ -117,4 +117,12 @@ test('an image without a name goes when it came, and was last used, long enough 
     { id: 'new', createdAtMs: 30 },
   ];
   expect(unusedSince(images, [{ id: 'used', atMs: 25 }], 20).map(({ id }) => id)).toEqual(['old']);
+});
+
+test('an image that never had a name, or that nothing can make again, stays without one', () => {
+  const oci = { kind: 'oci', manifest: null, layers: [] } as const;
+  expect(lostItsName({ source: oci, record: { name: 'web:1' } })).toBe(true);
+  expect(lostItsName({ source: oci, record: { name: null } })).toBe(false);
+  expect(lostItsName({ source: { kind: 'file' }, record: { name: 'mine' } })).toBe(false);
+  expect(lostItsName(null), 'damaged').toBe(false);
 });

@@ -2,8 +2,10 @@
 // has used it for `retention.cache` (as are images without a name that nothing uses), and what was not used for longest when all take more than `retention.cache_size`. Always true:
 // nothing goes that was used within the last hour, or while something is built.
 import { join } from 'node:path';
+import type { Image } from '../domain/image.ts';
 import type { Operation } from '../host/operation.ts';
 import type { BuildCache } from '../images/build/cache.ts';
+import type { PreparedImage } from '../images/image.ts';
 import { listOr } from '../images/layout.ts';
 import type { ImageLibrary } from '../images/library.ts';
 import type { Core } from './core.ts';
@@ -42,6 +44,14 @@ export function staleOf(
     } else bytes += each.sizeBytes;
   }
   return stale;
+}
+
+/**
+ * Of one without a name: made under one, which another image has by now. What never had one is its owner's to remove, as is what was
+ * registered or made here: nothing may be able to make that again.
+ */
+export function lostItsName(made: (Pick<PreparedImage, 'source'> & { readonly record: Pick<Image, 'name'> }) | null): boolean {
+  return made?.source.kind === 'oci' && made.record.name !== null;
 }
 
 /** Those that came, and were last used, before `beforeMs`. */

@@ -9,7 +9,7 @@ import type { Operation } from '../host/operation.ts';
 import type { PreparedImage } from '../images/image.ts';
 import type { ImageLibrary } from '../images/library.ts';
 import { PAGE_ROWS_MAX, type Store } from '../store/contract.ts';
-import { type BuildCacheKeeping, unusedSince } from './build-cache.ts';
+import { type BuildCacheKeeping, lostItsName, unusedSince } from './build-cache.ts';
 import type { Call } from './call.ts';
 import { dropCommitted } from './committed.ts';
 import type { Core } from './core.ts';
@@ -214,9 +214,9 @@ export function imageVerbs(core: Core, buildCache: BuildCacheKeeping): Pick<Hand
         const old: NamedImage[] = [];
         const beforeMs = host.nowMs() - core.deps.settings.retention.cacheMs;
         for (const image of unusedSince(await unused(), await store.query('assetUses', {}), beforeMs))
-          if (!really || (await dropped(op, image))) old.push(image);
+          if (lostItsName(await library(op).open(op, image.digest)) && (!really || (await dropped(op, image)))) old.push(image);
         const gone = await buildCache.sweep(op, await layersKept(core, op, new Set(old.map(({ id }) => id))), really);
-        const why = 'it has no name, and nothing has used it for retention.cache';
+        const why = 'a newer image took its name, and nothing has used it for retention.cache';
         return {
           images: old.map(({ id, digest, sizeBytes }) => ({ id, digest, sizeBytes, why })),
           unpacked: [],
