@@ -91,7 +91,9 @@ export async function importImage(op: Operation, config: DockerConfig, engine: E
     },
     content: { type: 'application/x-tar', chunks: host.readStream(limited, tar) },
   });
-  await follow(limited, answer, root.imagePath);
+  await follow(limited, answer, 'load', (cause) =>
+    limited.error('internal', `the Docker Engine does not take the image: ${cause.message}`, { cause }),
+  );
   return name;
 }
 
@@ -128,7 +130,7 @@ export async function pullImage(
       .catch((cause: unknown) => {
         throw cannotPull(op, name, cause);
       });
-    await follow(limited, answer, name);
+    await follow(limited, answer, 'pull', (cause) => cannotPull(limited, name, cause));
   }
   const image = existing ?? (await findImage(limited, engine, name));
   if (image === null) throw op.error('not_found', `the Docker Engine pulled ${name}, and does not have it`);
@@ -171,15 +173,20 @@ function splitName(name: string): [repository: string, tag: string] {
 }
 
 /** Reads the Engine's report line by line; the last word on a failure is in it, not in the status. */
-async function follow(op: Operation, answer: AsyncIterable<Uint8Array>, what: string): Promise<void> {
+async function follow(
+  op: Operation,
+  answer: AsyncIterable<Uint8Array>,
+  step: 'pull' | 'load',
+  failed: (cause: HutchError) => unknown,
+): Promise<void> {
   for await (const line of lines(op, answer)) {
     const parsed = progressLine.safeParse(JSON.parse(line));
     if (!parsed.success) continue;
     const { status, id, error, progressDetail } = parsed.data;
-    if (error !== undefined) throw cannotPull(op, what, op.error('internal', error.replaceAll(/[^\x20-\x7e]+/g, ' ').slice(0, 500)));
+    if (error !== undefined) throw failed(op.error('internal', error.replaceAll(/[^\x20-\x7e]+/g, ' ').slice(0, 500)));
     if (status === undefined) continue;
     op.progress({
-      step: 'pull',
+      step,
       detail: [id, status]
         .filter((part) => part !== undefined)
         .join(' ')
