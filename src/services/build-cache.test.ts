@@ -120,7 +120,7 @@ test('an image without a name goes when it came, and was last used, long enough 
 });
 
 test('an image that never had a name, or that nothing can make again, stays without one', () => {
-  const oci = { kind: 'oci', manifest: null, layers: [] } as const;
+  const oci = { kind: 'oci' as const, manifest: null, layers: [] };
   expect(lostItsName({ source: oci, record: { name: 'web:1' } })).toBe(true);
   expect(lostItsName({ source: oci, record: { name: null } })).toBe(false);
   expect(lostItsName({ source: { kind: 'file' }, record: { name: 'mine' } })).toBe(false);
