@@ -213,5 +213,7 @@ test('doctor and version answer', async () => {
   expect(checks.map(({ name }) => name)).toEqual(
     expect.arrayContaining(['KVM', 'QEMU', 'passt', 'disk space', 'reflink', 'cgroups', 'SMT']),
   );
+  const { default: chosen } = await daemon.call('backends.list', {});
+  expect(checks.find(({ name }) => name === 'default backend')?.detail).toMatch(new RegExp(`^${chosen ?? 'none'}\\b`));
   expect(await daemon.call('daemon.version', {})).toMatchObject({ version: '0.1.0', apiVersion: 'v1', pid: daemon.pid });
 });
