@@ -134,6 +134,11 @@ export class WarmSandboxes {
     await this.#drain(pool);
   }
 
+  /** Resolves when none of that template is being made; the next one is begun later than who waits here goes on. */
+  async underWay(id: TemplateId): Promise<void> {
+    if (this.#making?.pool.templateId === id) await this.#making.member;
+  }
+
   /** Of one template: how many wait, and why they are fewer than they should be. */
   stateOf(id: TemplateId): { readonly ready: number; readonly why: string | null } {
     const pool = this.#templates.get(id);

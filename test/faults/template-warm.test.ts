@@ -17,7 +17,8 @@ const daemon = await DaemonUnderTest.start(
 );
 afterAll(async () => {
   await daemon.deleteAll();
-  await daemon.call('template.remove', { template: 'web', force: true });
+  for (const { id } of (await daemon.call('template.list', {})).templates)
+    await daemon.call('template.remove', { template: id, force: true });
   await daemon[Symbol.asyncDispose]();
 });
 const sh = shellOf(daemon);
@@ -128,6 +129,13 @@ test('a template that is built anew drains them, and none are kept where none ar
   await set(0, 0);
   expect(await waitingIds()).toEqual([]);
   await daemon.deleteAll();
-  await eventually('nothing of them is left', async () => (await daemon.processes()).filter((line) => line.includes('qemu')).length === 0);
+  const machines = async () => (await daemon.processes()).filter((line) => line.includes('qemu')).length;
+  await eventually('nothing of them is left', async () => (await machines()) === 0);
+  await expectNoLeaks(daemon);
+  // One that is being made for nobody does not keep it.
+  await set(4, 4);
+  await eventually('one is being made', async () => (await machines()) > 0);
+  expect(await daemon.call('template.remove', { template: 'web' })).toMatchObject({ name: 'web' });
+  await eventually('it goes too', async () => (await machines()) === 0);
   await expectNoLeaks(daemon);
 });

@@ -6,6 +6,7 @@ import type { Call } from '../call.ts';
 import type { Core } from '../core.ts';
 import { backendOf } from '../deps.ts';
 import type { Handlers } from '../handlers.ts';
+import { waitFor } from '../operations.ts';
 import { snapshotDir } from '../snapshots.ts';
 import type { Output, Parsed } from '../verbs.ts';
 import { type Recipe, TemplateBuilder } from './build.ts';
@@ -84,7 +85,13 @@ export function templateVerbs(core: Core, handlers: Pick<Handlers, 'sandbox.crea
       throw op.error('conflict', `template ${name} is being built (${building})`, {
         hint: `end that first: hutch image build-cancel ${building}`,
       });
-    using held = core.snapshotFiles.take(snapshotId);
+    let taken = core.snapshotFiles.take(snapshotId);
+    if (taken === null) {
+      // Maybe one that nobody has asked for: it goes with the template.
+      await waitFor(op, core.warm.underWay(id), 'a sandbox that is being made ready');
+      taken = core.snapshotFiles.take(snapshotId);
+    }
+    using held = taken;
     if (held === null)
       throw op.error('failed_precondition', `a sandbox is being made from template ${name} at this moment`, { hint: 'try again' });
     const [{ removed }] = await call.commit([{ change: 'removeTemplate', id, force: force ?? false, atMs: host.nowMs() }]);
