@@ -163,6 +163,20 @@ while True: time.sleep(60)
 /** Before its link goes up, and long enough for what talks each tenth of a second: when it was over, by the guest's clock. */
 const HOOK = `#!/bin/sh
 sleep 1; date +%s%3N > /dev/shm/told`;
+/** From one port, for as long as it is; what it hears goes into its log. */
+const DATAGRAMS = `
+import os, socket, threading, time
+s = socket.socket(type=socket.SOCK_DGRAM)
+s.bind(('0.0.0.0', 45671))
+name = os.environ['SAYS'].encode()
+def hear():
+    while True:
+        heard = s.recv(64)
+        with open('/dev/shm/log', 'a') as log: log.write(heard.decode() + '\\n')
+threading.Thread(target=hear, daemon=True).start()
+while True:
+    s.sendto(name, ('${PUBLIC}', ${ECHO_PORT}))
+    time.sleep(0.2)`;
 /** Clones of one that talks, beside the one that begins at a snapshot of it. */
 const TALKERS = isLong ? 20 : 2;
 const NEW = `import socket; s = socket.create_connection(('${PUBLIC}', ${ECHO_PORT}), 30); s.sendall(b'new'); print(s.recv(3).decode())`;
@@ -242,6 +256,34 @@ describe.runIf(process.getuid?.() === 0)('with a network', () => {
       expect(Math.min(...seen.map(({ atMs }) => atMs)), `${name} sends before it is itself`).toBeGreaterThan(told - WRONG_MS_MAX);
     }
     await expectInOrder(daemon);
+  });
+
+  test('what comes to a port that a sandbox sends from is its own: another that sends from the same one gets none of it', {
+    timeout: TEST_MS,
+  }, async () => {
+    await using _around = await neighbours();
+    const speaker = async (name: string, backend: 'qemu' | 'gvisor') =>
+      await daemon.call('sandbox.create', {
+        name,
+        backend,
+        network: 'allow',
+        env: { SAYS: name },
+        main: { argv: ['python3', '-c', DATAGRAMS] },
+      });
+    await speaker('one', 'qemu');
+    await said('one', /^(one\n){5}/);
+    await speaker('two', 'gvisor');
+    await daemon.call('sandbox.fork', { ref: 'one', namePrefix: 'kid' });
+    const heard = (await log('one')).length;
+    await eventually('one is answered as ever', async () => (await log('one')).length > heard + 40 * 'one\n'.length, 60_000);
+    expect(await log('one')).toMatch(/^(one\n)+$/);
+    expect(await log('two')).toBe('');
+    // Nobody uses it any more: who asks for it has it.
+    for (const ref of ['one', 'kid-1']) await daemon.call('sandbox.delete', { ref, force: true });
+    await said('two', /^(two\n){5}/);
+    expect(await log('two')).toMatch(/^(two\n)+$/);
+    await expectInOrder(daemon);
+    await daemon.deleteAll();
   });
 
   test('gvisor: nothing that a child sends is of its parent, and nobody’s connections are in the way', { timeout: TEST_MS }, async () => {

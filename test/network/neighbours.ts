@@ -14,7 +14,7 @@ import { testOperation } from '../support/operation.ts';
 const ALONE_MS = 120_000;
 export const CANARY = 'reached';
 
-/** Of a server in the namespace that gives back what it is sent, for as long as it is. */
+/** Of a server in the namespace that gives back what it is sent, for as long as it is; of a datagram too. */
 export const ECHO_PORT = 7;
 
 /** In the namespace: a private address, one of documentation's (public to every rule), the metadata address. */
@@ -59,7 +59,7 @@ export const REFUSED = [PUBLIC, METADATA, HOST_EXTRA];
 export const addressesIn = (stdout: string): readonly string[] => stdout.trim().split(' ').filter(Boolean);
 
 /** It ends with its parent, whose pipe it reads. */
-const SERVER = `process.stdin.resume().on('end', () => process.exit()); const { createServer } = require('node:net'); createServer((c) => { c.on('error', () => {}); c.pipe(c); }).listen(${ECHO_PORT}, '0.0.0.0', () => createServer((c) => { c.on('error', () => {}); c.end('${CANARY}'); }).listen(Number(process.argv[1]), '0.0.0.0', () => console.log('listening')))`;
+const SERVER = `process.stdin.resume().on('end', () => process.exit()); const echo = require('node:dgram').createSocket('udp4'); echo.on('message', (sent, from) => echo.send(sent, from.port, from.address)).bind(${ECHO_PORT}, '0.0.0.0'); const { createServer } = require('node:net'); createServer((c) => { c.on('error', () => {}); c.pipe(c); }).listen(${ECHO_PORT}, '0.0.0.0', () => createServer((c) => { c.on('error', () => {}); c.end('${CANARY}'); }).listen(Number(process.argv[1]), '0.0.0.0', () => console.log('listening')))`;
 
 export type Neighbours = AsyncDisposable & {
   readonly port: number;

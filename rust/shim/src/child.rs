@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 
+use crate::own_ports::share_no_ports;
 use crate::sys::{self, Forked};
 
 /// What every program of this shim gets.
@@ -19,6 +20,8 @@ pub struct Setting<'a> {
     pub oom_score_adj: &'a str,
     /// It runs a program that has more rights than its user, and gives such up itself.
     pub may_gain: bool,
+    /// It shares no port of this machine with another (own_ports.rs).
+    pub own_ports: bool,
 }
 
 /// A process that is ready and waits: it can be told of, and proven dead, before it does anything.
@@ -94,6 +97,9 @@ fn set_up(setting: &Setting<'_>, given: &[(RawFd, RawFd)], shim: i32) -> Result<
     sys::no_core_files().map_err(to("forbid core files"))?;
     if !setting.may_gain {
         sys::no_new_privileges().map_err(to("give up new privileges"))?;
+    }
+    if setting.own_ports {
+        share_no_ports().map_err(to("keep its ports to itself"))?;
     }
     if let Some((uid, gid)) = setting.ids {
         sys::set_ids(uid, gid).map_err(to("change the user"))?;

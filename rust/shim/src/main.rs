@@ -7,6 +7,7 @@ mod clients;
 mod descendants;
 mod log;
 mod options;
+mod own_ports;
 mod record;
 mod rules;
 mod start;

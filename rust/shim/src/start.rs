@@ -113,8 +113,16 @@ fn begin(options: &Options, dir: &RunDir, birth: &Birth) -> Result<(Programs, St
     let output = File::from(output);
     let oom_score_adj = oom_score_adj.trim();
     let Options { cgroups, cwd, .. } = options;
-    let setting =
-        Setting { null: &null, output: &output, cgroups, ids: ids_to_take(options.ids), cwd, oom_score_adj, may_gain: false };
+    let setting = Setting {
+        null: &null,
+        output: &output,
+        cgroups,
+        ids: ids_to_take(options.ids),
+        cwd,
+        oom_score_adj,
+        may_gain: false,
+        own_ports: false,
+    };
     let main =
         child::prepare(&options.argv, &Setting { may_gain: options.may_gain, ..setting }, &given).map_err(failed("fork"))?;
 
@@ -128,7 +136,7 @@ fn begin(options: &Options, dir: &RunDir, birth: &Birth) -> Result<(Programs, St
     let mut companions = Vec::new();
     for (index, argv) in options.also.iter().enumerate() {
         let given: &[_] = if index == 0 { &given_beside } else { &[] };
-        let waiting = child::prepare(argv, &setting, given).map_err(failed("fork"))?;
+        let waiting = child::prepare(argv, &Setting { own_ports: true, ..setting }, given).map_err(failed("fork"))?;
         companions.push(waiting.release().map_err(Failure::NotRun)?);
     }
     for socket in &options.sockets_awaited {

@@ -103,6 +103,14 @@ pub fn no_new_privileges() -> io::Result<()> {
 }
 
 /// SIGKILL when the parent dies. A change of ids clears it, so it is set again after one.
+/// For this process and what it becomes. Takes `no_new_privs`, or the right to do without.
+pub fn filter_calls(program: &mut [libc::sock_filter]) -> io::Result<()> {
+    let len = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let filter = libc::sock_fprog { len, filter: program.as_mut_ptr() };
+    // SAFETY: the kernel copies `len` steps of a program that lives until then.
+    check(unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter) }).map(drop)
+}
+
 pub fn die_with(parent: i32) -> io::Result<()> {
     prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong)?;
     // SAFETY: takes no arguments.
