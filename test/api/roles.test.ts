@@ -72,7 +72,7 @@ test('a connection that is only bytes says nothing before its client has, for wh
     await hutch.api.call('sandbox.get', { ref: 'box' });
     expect(said).toBe('');
     socket.write('SSH-2.0-stranger\r\n');
-    await eventually('it answers', () => said.startsWith('SSH-2.0-hutch\r\n'));
+    await eventually('it answers', () => said.startsWith('SSH-2.0-OpenSSH_Hutch\r\n'));
     socket.destroy();
     await expect(connectBare(hutch.api, { ref: 'none-such' })).rejects.toMatchObject({
       code: 'not_found',
