@@ -8,6 +8,7 @@ import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, statSync, utime
 import { createRequire } from 'node:module';
 import { join, resolve } from 'node:path';
 import type * as Esbuild from 'esbuild';
+import { lateModules } from './late-modules.ts';
 
 const root = resolve(import.meta.dirname, '..');
 const dist = join(root, 'dist');
@@ -96,7 +97,8 @@ try {
     define: { 'import.meta.url': '__ourUrl' },
     banner: { js: "const __ourUrl = require('node:url').pathToFileURL(__filename).href;" },
   });
-  await build({ ...common, entryPoints: { hutchd: 'src/daemon/main.ts', 'store-worker': 'src/store/worker.ts' } });
+  const entryPoints = { hutchd: 'src/daemon/main.ts', 'store-worker': 'src/store/worker.ts' };
+  await build({ ...common, entryPoints, plugins: [lateModules] });
 } catch {
   rmSync(fresh, { recursive: true, force: true });
   process.exit(1); // esbuild has said why
