@@ -61,7 +61,7 @@ export function assetVerbs(core: Core, handlers: Pick<Handlers, 'image.remove' |
       createdAtMs: record.createdAtMs,
       references: [
         ...(record.id === chosen ? [{ kind: 'default', what: 'sandboxes that name no kernel' } as const] : []),
-        ...users.filter(({ id }) => id === record.id).map(({ sandbox }): Reference => ({ kind: 'sandbox', what: sandbox })),
+        ...users.filter(({ id }) => id === record.id).map(({ kind, name }): Reference => ({ kind, what: name })),
         ...images.filter(({ id }) => id === record.id).map(({ image }): Reference => ({ kind: 'image', what: image })),
       ],
     }));
@@ -79,7 +79,7 @@ export function assetVerbs(core: Core, handlers: Pick<Handlers, 'image.remove' |
       createdAtMs: image.createdAtMs,
       references: [
         ...image.names.map((what): Reference => ({ kind: 'name', what })),
-        ...users.filter(({ id }) => id === image.id).map(({ sandbox }): Reference => ({ kind: 'sandbox', what: sandbox })),
+        ...users.filter(({ id }) => id === image.id).map(({ kind, name }): Reference => ({ kind, what: name })),
       ],
     }));
   }

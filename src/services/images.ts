@@ -8,7 +8,7 @@ import { requireReference, resolveDigest } from '../domain/reference.ts';
 import type { Operation } from '../host/operation.ts';
 import type { PreparedImage } from '../images/image.ts';
 import type { ImageLibrary } from '../images/library.ts';
-import { PAGE_ROWS_MAX, type Store } from '../store/contract.ts';
+import type { Store } from '../store/contract.ts';
 import { type BuildCacheKeeping, lostItsName, unusedSince } from './build-cache.ts';
 import type { Call } from './call.ts';
 import { dropCommitted } from './committed.ts';
@@ -16,7 +16,7 @@ import type { Core } from './core.ts';
 import { begunDownload } from './download.ts';
 import type { Download, Handlers } from './handlers.ts';
 import { preparedKernel } from './kernels.ts';
-import { imageView } from './present.ts';
+import { imageView, userText } from './present.ts';
 import type { Output } from './verbs.ts';
 
 /** Each that has it not costs a question. */
@@ -337,14 +337,10 @@ export async function findImage(store: Store, text: string): Promise<{ readonly 
 }
 
 /** Names of sandboxes by the image that they are made of. */
+/** By image, as `userText` says them. */
 export async function imageUsers(store: Store): Promise<ReadonlyMap<ImageId, readonly string[]>> {
-  const found = new Map<ImageId, string[]>();
-  for (let cursor: string | null = null; ; ) {
-    const page: Awaited<ReturnType<typeof store.query<'sandboxes'>>> = await store.query('sandboxes', { limit: PAGE_ROWS_MAX, cursor });
-    for (const { spec } of page.sandboxes) found.set(spec.imageId, [...(found.get(spec.imageId) ?? []), spec.name]);
-    if (page.nextCursor === null) return found;
-    cursor = page.nextCursor;
-  }
+  const users = Map.groupBy(await store.query('imageUsers', {}), ({ id }) => id);
+  return new Map([...users].map(([id, those]) => [id, those.map(userText)]));
 }
 
 export function taggable(name: string) {

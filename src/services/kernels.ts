@@ -13,6 +13,7 @@ import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import type { KernelChoice } from './deps.ts';
 import type { Handlers } from './handlers.ts';
+import { userText } from './present.ts';
 import type { Output } from './verbs.ts';
 
 type KernelVerbs = Extract<keyof Handlers, `kernel.${string}`>;
@@ -77,7 +78,7 @@ export function kernelVerbs(core: Core): Pick<Handlers, KernelVerbs> {
       packages: [...(record.detail['packages'] as KernelView['packages'])],
       config: { ...(record.detail['config'] as KernelConfig) },
       modules: [...(record.detail['modules'] as string[])],
-      usedBy: users.filter(({ id }) => id === record.id).map(({ sandbox }) => sandbox),
+      usedBy: users.filter(({ id }) => id === record.id).map(userText),
     }));
   }
 

@@ -9,7 +9,7 @@ import type { Sandbox } from '../domain/sandbox.ts';
 import { exitCode } from '../guest/exit-code.ts';
 import type { Entry, Exit, GuestPath } from '../guest/messages.ts';
 import { showPath } from '../guest/paths.ts';
-import type { Store } from '../store/contract.ts';
+import type { AssetUser, Store } from '../store/contract.ts';
 import type { Operations } from './operations.ts';
 import type { Publisher } from './publisher.ts';
 import * as view from './views.ts';
@@ -96,6 +96,11 @@ function sandboxView(sandbox: Sandbox, image: Image | null, busyOpId: string | n
     lastOpId: sandbox.lastOpId,
     busyOpId,
   };
+}
+
+/** A sandbox by its name alone, as people know it. */
+export function userText({ kind, name }: AssetUser): string {
+  return kind === 'sandbox' ? name : `${kind} ${name}`;
 }
 
 export function imageView(image: NamedImage, usedBy: readonly string[]): z.output<typeof view.image> {

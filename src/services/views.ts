@@ -88,7 +88,7 @@ export const image = z
     sizeBytes: z.number().describe('of the file system that sandboxes boot'),
     createdAtMs: timeMs.describe('when it came to this machine'),
     config: imageConfig,
-    usedBy: z.array(z.string()).describe('names of sandboxes'),
+    usedBy: z.array(z.string()).describe('names of sandboxes, and of what was kept of some: `snapshot NAME`, `template NAME`'),
     registered: z
       .array(z.object({ role: z.enum(['rootfs', 'kernel', 'modules', 'initrd']), path: z.string() }))
       .describe('the user’s files that it is made of; empty: Hutch has it all'),
@@ -111,7 +111,7 @@ export const kernel = z
       .record(z.string(), z.enum(['builtin', 'module', 'no']))
       .describe('options of its configuration, without CONFIG_; of one that does not say it, only what guests need'),
     modules: z.array(z.string()).describe('what guests load, in this order'),
-    usedBy: z.array(z.string()).describe('names of sandboxes'),
+    usedBy: z.array(z.string()).describe('names of sandboxes, and of what was kept of some: `snapshot NAME`, `template NAME`'),
   })
   .meta({ id: 'Kernel' });
 

@@ -259,6 +259,9 @@ export type SandboxFilter = {
   readonly labels?: readonly { readonly key: string; readonly value: string | null }[];
 };
 
+/** What an image or a kernel cannot be removed for: a sandbox that is not deleted, or what was kept of one. */
+export type AssetUser = { readonly kind: 'sandbox' | 'snapshot' | 'template'; readonly name: string };
+
 export type QueryMap = {
   sandbox: { args: { readonly id: SandboxId }; result: Sandbox | null };
   /** Newest first. `limit` ≤ PAGE_ROWS_MAX, which is the default; a page of large ones has fewer. The last has no `nextCursor`. */
@@ -313,7 +316,7 @@ export type QueryMap = {
   kernels: { args: Record<never, never>; result: readonly Kernel[] };
   defaultKernel: { args: Record<never, never>; result: KernelId | null };
   /** Names of the sandboxes that are not deleted, by the kernel that they boot. */
-  kernelUsers: { args: Record<never, never>; result: readonly { readonly id: KernelId; readonly sandbox: string }[] };
+  kernelUsers: { args: Record<never, never>; result: readonly (AssetUser & { readonly id: KernelId })[] };
   /** Kernels that images bring, with a name of each such image. */
   kernelImages: { args: Record<never, never>; result: readonly { readonly id: KernelId; readonly image: string }[] };
 
@@ -324,7 +327,7 @@ export type QueryMap = {
   keyByHash: { args: { readonly sha256: string }; result: ApiKey | null };
   keys: { args: { readonly projectId?: ProjectId }; result: readonly ApiKey[] };
 
-  imageUsers: { args: Record<never, never>; result: readonly { readonly id: ImageId; readonly sandbox: string }[] };
+  imageUsers: { args: Record<never, never>; result: readonly (AssetUser & { readonly id: ImageId })[] };
   /** Those that hold. */
   leases: { args: { readonly atMs: number }; result: readonly Lease[] };
   /** By asset. */

@@ -152,13 +152,25 @@ export function defaultKernel(db: Db): KernelId | null {
 }
 
 export function imageUsers(db: Db): QueryMap['imageUsers']['result'] {
-  const rows = db.all("SELECT image_id, name FROM sandboxes WHERE state <> 'deleted' ORDER BY name");
-  return rows.map((row) => ({ id: idColumn('img').parse(row['image_id']), sandbox: String(row['name']) }));
+  return usersBy(db, 'image_id').map(({ id, ...user }) => ({ id: idColumn('img').parse(id), ...user }));
 }
 
 export function kernelUsers(db: Db): QueryMap['kernelUsers']['result'] {
-  const rows = db.all("SELECT kernel_id, name FROM sandboxes WHERE kernel_id IS NOT NULL AND state <> 'deleted' ORDER BY name");
-  return rows.map((row) => ({ id: idColumn('krn').parse(row['kernel_id']), sandbox: String(row['name']) }));
+  return usersBy(db, 'kernel_id').map(({ id, ...user }) => ({ id: idColumn('krn').parse(id), ...user }));
+}
+
+const userRow = z.object({ id: z.string(), kind: z.enum(['sandbox', 'snapshot', 'template']), name: z.string() });
+
+/** All that `refuseUsed` would name, but for sandboxes that are being made. */
+function usersBy(db: Db, column: 'image_id' | 'kernel_id'): readonly z.infer<typeof userRow>[] {
+  const rows = db.all(
+    `SELECT ${column} AS id, 'sandbox' AS kind, name FROM sandboxes WHERE ${column} IS NOT NULL AND state <> 'deleted'
+     UNION ALL SELECT s.${column}, 'template', t.name FROM templates t JOIN snapshots s ON s.id = t.snapshot_id WHERE s.${column} IS NOT NULL
+     UNION ALL SELECT ${column}, 'snapshot', coalesce(name, id) FROM snapshots
+       WHERE ${column} IS NOT NULL AND id NOT IN (SELECT snapshot_id FROM templates WHERE snapshot_id IS NOT NULL)
+     ORDER BY kind, name`,
+  );
+  return rows.map((row) => userRow.parse(row));
 }
 
 export function readImage(db: Db, id: ImageId): NamedImage | null {

@@ -60,6 +60,10 @@ test('what is made from a snapshot is as the sandbox was, and like no other', { 
   );
   const first = await daemon.call('snapshot.create', { ref: 'web', name: 'ready' });
   expect(first).toMatchObject({ name: 'ready', sandboxId: id, parentId: null, contents: 'memory and disk', usedBy: [] });
+  const [image] = (await daemon.call('image.list', {})).images;
+  expect(image?.usedBy).toContain('snapshot ready');
+  const rootfs = (await daemon.call('asset.list', { kind: 'rootfs' })).assets.find((asset) => asset.id === image?.id);
+  expect(rootfs?.references).toContainEqual({ kind: 'snapshot', what: 'ready' });
   expect(first.stillMs).toBeGreaterThan(0);
   expect(await daemon.call('snapshot.get', { snapshot: 'ready' })).not.toHaveProperty('stillMs'); // it stands still no more
   await expect(daemon.call('snapshot.create', { ref: 'web', name: 'ready' })).rejects.toThrow(/taken by snapshot/);

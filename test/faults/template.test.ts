@@ -97,6 +97,8 @@ test('the first sandbox of a template starts from it: files, processes and memor
   expect(await sh('other', 'env; cat /proc/*/environ | tr "\\0" "\\n"')).not.toContain('HIDDEN');
   expect(await sh('mine', 'cat /etc/machine-id')).not.toBe(await sh('other', 'cat /etc/machine-id'));
   expect((await daemon.call('template.get', { template: 'web' })).usedBy.toSorted()).toEqual(['mine', 'other']);
+  const [image] = (await daemon.call('image.list', {})).images;
+  expect(image?.usedBy).toEqual(expect.arrayContaining(['mine', 'other', 'template web']));
 
   const refused = async (input: Input<'sandbox.create'>): Promise<string> =>
     await daemon.call('sandbox.create', input).then(String, String);

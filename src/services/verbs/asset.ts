@@ -33,7 +33,9 @@ const assetView = z
     lastUsedAtMs: timeMs.nullable().describe('when a sandbox last had it; looking at it is no use'),
     labels: z.record(z.string(), z.string()),
     references: z
-      .array(z.object({ kind: z.enum(['sandbox', 'name', 'image', 'default', 'lease', 'daemon']), what: z.string() }))
+      .array(
+        z.object({ kind: z.enum(['sandbox', 'snapshot', 'template', 'name', 'image', 'default', 'lease', 'daemon']), what: z.string() }),
+      )
       .describe('what keeps it; counted when it is asked for'),
     leases: z.array(lease),
   })
