@@ -409,7 +409,7 @@ npm_failed() {
 
 prepare_bundle() {
   if [ -f "$root/dist/stamp" ] && [ -f "$root/dist/hutch.cjs" ] &&
-    [ -z "$(find "$root/src" "$root/scripts/bundle.ts" "$root/package-lock.json" -newer "$root/dist/stamp" -print -quit)" ]; then
+    [ -z "$(find "$root/src" "$root/scripts/bundle.ts" "$root/scripts/late-modules.ts" "$root/package-lock.json" -newer "$root/dist/stamp" -print -quit)" ]; then
     return 0
   fi
   [ -f "$root/dist/stamp" ] && updated=yes || updated=no

@@ -26,6 +26,7 @@ const COPIED = [
   'docs/cli.md',
   'scripts/setup.sh',
   'scripts/bundle.ts',
+  'scripts/late-modules.ts',
   'scripts/node',
   'package.json',
   'package-lock.json',
