@@ -4,6 +4,7 @@ import { spawnSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
+import { BLOCKS, blockOf, isWithin } from '../../src/domain/users.ts';
 import { DaemonUnderTest } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
 import { all, expectInOrder, expectNoLeaks, isAlive, isLong, mainOutput, numbers, options, pidOf, seed, works } from './world.ts';
@@ -297,12 +298,11 @@ export async function warmSandboxes(backend: 'qemu' | 'gvisor'): Promise<void> {
     async () => {
       const id = await warmId();
       const uid = Number(/^Uid:\s+(\d+)/m.exec(readFileSync(`/proc/${pidOf(daemon, id, 'passt')}/status`, 'utf8'))?.[1]);
-      const table = rules().find((line) => {
-        const first = Number(/^table inet hutch_uids_(\d+)$/.exec(line)?.[1]);
-        return first <= uid && uid < first + 4_096;
-      });
-      expect(table).toBeDefined();
-      spawnSync('nft', ['delete', ...(table ?? '').split(' ')]);
+      // Its own: another daemon may have the block beside it.
+      const first = BLOCKS.find((candidate) => isWithin(blockOf(candidate), uid));
+      const table = `table inet hutch_uids_${first}`;
+      expect(rules()).toContain(table);
+      spawnSync('nft', ['delete', ...table.split(' ')]);
       expect(rules()).not.toContain(table);
       expect((await daemon.call('sandbox.create', {})).id).toBe(id);
       expect(rules()).toContain(table);
