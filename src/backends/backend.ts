@@ -206,8 +206,6 @@ export type Checkpoints = {
  * id that no sandbox has yet, and its guest is configured twice. Absent where that is not offered.
  */
 export type Ahead = {
-  /** Also those that go on where a snapshot is. */
-  readonly ofSnapshots: boolean;
   /**
    * Names all that a start would take now: what was started when the name was another is stale. Null: something of it is
    * not there. Never makes anything. `goes on`: a start from a snapshot, which is another matter.

@@ -151,12 +151,11 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
     // Of one that was started anew it is up from the start: nothing but the agent ran before the rules were there.
     linkUp: (op, plan) => openGate(op, host, plan),
     ahead: {
-      ofSnapshots: false,
       async stamp(op, plan, how) {
-        if (how === 'goes on') return null;
         const { runtime, platform } = await find(op);
         const { imageDigest } = rootFiles(op, plan.boot);
-        const agent = await host.stat(op, config.agentPath);
+        // What goes on in memory has the agent that was saved with it.
+        const agent = how === 'goes on' ? null : await host.stat(op, config.agentPath);
         const outside = plan.network === 'none' ? '' : await surroundings(op, host);
         return JSON.stringify([runtime.version, platform.name, imageDigest, String(agent?.modifiedNs), outside]);
       },

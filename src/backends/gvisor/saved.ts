@@ -164,7 +164,10 @@ export async function refuseOther(
 
 function refuseDifference(op: Operation, saved: Fingerprint, now: Fingerprint): void {
   const why = difference(saved, now);
-  if (why !== null) throw op.error('failed_precondition', `what was saved cannot go on here: ${why}`);
+  if (why === null) return;
+  // The runtime has its network in its memory: it is that of then, or none, for good.
+  const hint = saved.network ? 'it goes on only with a network: without --no-net' : 'it goes on only without a network: --no-net';
+  throw op.error('failed_precondition', `what was saved cannot go on here: ${why}`, saved.network === now.network ? {} : { hint });
 }
 
 /** Not what is Hutch's own: any that is kept will do (agents.ts, over.ts). */

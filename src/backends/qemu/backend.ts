@@ -228,7 +228,6 @@ export function newQemuBackend(config: QemuConfig): Backend {
       digest: async (op, dir) => sha256(JSON.stringify(await bundles.check(op, dir, 'quick'))),
     },
     ahead: {
-      ofSnapshots: true,
       async stamp(op, plan, how) {
         const { recipe } = await recipeOf(op, plan);
         const [template, outside] = await allOf([

@@ -65,7 +65,7 @@ export function templateVerbs(core: Core, handlers: Pick<Handlers, 'sandbox.crea
       call.target(id);
       const made = await store.query('snapshot', { id: snapshotId });
       const backend = made === null ? null : backendOf(core.deps, op, made.spec.backend);
-      if (warm.max > 0 && backend?.ahead?.ofSnapshots !== true)
+      if (warm.max > 0 && backend?.ahead === undefined)
         throw op.error('failed_precondition', `the backend ${backend?.name} keeps no sandboxes of a template ready: none of ${name}`, {
           hint: 'take the backend qemu for it; what starts from a template is quick without as well',
         });

@@ -1,0 +1,3 @@
+import { readySandboxesOfTemplates } from './template-warm-tests.ts';
+
+await readySandboxesOfTemplates('gvisor');
