@@ -104,7 +104,7 @@ names_program() {
 
 dev_programs() {
   echo 'git:git shellcheck:shellcheck strace:strace expect:expect tmux:tmux ps:procps nft:nftables cpio:cpio lz4:lz4 zstd:zstd'
-  echo 'xz:xz-utils busybox:busybox-static socat:socat ip:iproute2 setpriv:util-linux newuidmap:uidmap cc:build-essential'
+  echo 'xz:xz-utils bzip2:bzip2 busybox:busybox-static socat:socat ip:iproute2 setpriv:util-linux newuidmap:uidmap cc:build-essential'
   echo 'qemu-img:qemu-utils /usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1:libfaketime'
   echo 'docker-registry:docker-registry skopeo:skopeo umoci:umoci openssl:openssl curl:curl fish:fish zsh:zsh'
   echo 'ssh:openssh-client rsync:rsync'

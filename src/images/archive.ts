@@ -35,6 +35,7 @@ import { packingOf, unpacked } from './layers/unpack.ts';
 import { type ImagePaths, SHARED_DIR_MODE, unlessDamaged } from './layout.ts';
 import { blobPath } from './oci/layout-tar.ts';
 import { CONFIG_BYTES_MAX, INDEX_DEPTH_MAX, LAYERS_MAX, ownPlatform, parseConfig, parseManifest, runConfig } from './oci/manifest.ts';
+import { unpackedOutside } from './outside-reader.ts';
 import { besideImages, imageIn, manifestsListed, readSignatures, signaturesFor } from './trust/archived.ts';
 import { keepSignatures } from './trust/kept.ts';
 import { type ImagePolicy, keysFor, refusalOfName } from './trust/policy.ts';
@@ -119,10 +120,12 @@ type Root = { readonly root: string; readonly diffId: string | null };
 async function openWhole(
   op: Operation,
   { host }: ImportParts,
-  file: string,
+  received: string,
   dir: string,
   { layerBytesMax }: BuildLimits,
 ): Promise<ArchiveParts['parts'] | Root> {
+  const outside = { from: received, to: join(dir, 'outside'), bytesMax: layerBytesMax, what: 'the archive' };
+  const file = (await unpackedOutside(op, host, outside)) ? outside.to : received;
   const disk = await tarOfDisk(op, host, file, dir, layerBytesMax);
   if (disk !== null) return { root: disk, diffId: (await scan(unpacked(op, host, disk, layerBytesMax))).diffId };
   const isPacked = packingOf(await host.readRange(op, file, 0, MAGIC_BYTES)) !== 'none';

@@ -15,26 +15,13 @@ import { type ImageManifest, imageConfigSchema, type PreparedImage } from './ima
 import { TREE_LIMITS } from './layers/tree.ts';
 import { unpacked } from './layers/unpack.ts';
 import { type ImagePaths, SHARED_DIR_MODE } from './layout.ts';
+import { readOutside } from './outside-reader.ts';
 
-const READ_MS = 15 * 60_000;
-const CPU_SECONDS_MAX = 600;
-const MEMORY_BYTES_MAX = 2 * 1024 ** 3;
 const HEAD_BYTES = 96;
 const MAGIC_BYTES = 6;
 const SQUASHFS = 'hsqs';
 /** By the number of the way in which it is packed: what the kernels that we boot read. */
 const PACKINGS = new Set([1, 4, 5, 6]);
-const NOBODY = [
-  'setpriv',
-  '--reuid=65534',
-  '--regid=65534',
-  '--clear-groups',
-  '--no-new-privs',
-  '--inh-caps=-all',
-  '--bounding-set=-all',
-  '--',
-];
-
 /** What an image of ours says beside its bytes. */
 export const broughtImageSchema = z.strictObject({ config: imageConfigSchema, createdAtMs: z.int().nonnegative() });
 export type BroughtImage = z.infer<typeof broughtImageSchema>;
@@ -85,7 +72,8 @@ export async function takeRootfs(
   await using staged = await blobs.stage(op, `make-brought-${op.id}`);
   await host.makeDir(op, staged.path, SHARED_DIR_MODE);
   const tar = join(staged.path, 'root.tar');
-  await readOut(op, host, path, tar, Math.min(bytesMax, limits.layerBytesMax));
+  const room = Math.min(bytesMax, limits.layerBytesMax);
+  await readOutside(op, host, ['sqfs2tar', '/dev/stdin'], { from: path, to: tar, bytesMax: room, what: 'the image in it' });
   const { diffId } = await scan(unpacked(op, host, tar, limits.layerBytesMax));
   const unsaid = JSON.stringify({ architecture: 'amd64', os: 'linux', rootfs: { type: 'layers', diff_ids: [diffId] } });
   const layer = { digest: diffId, diffId, sizeBytes: (await host.stat(op, tar))?.sizeBytes ?? 0 };
@@ -103,31 +91,6 @@ export async function takeRootfs(
     step: 'import',
   };
   return await buildImage(op, host, paths, blobs, image, { ...TREE_LIMITS, ...limits });
-}
-
-/** All that is in it, as a tar archive. The reader has what a user without any rights has, and bounds. */
-async function readOut(op: Operation, host: Host, from: string, to: string, bytesMax: number): Promise<void> {
-  using limited = op.within(READ_MS, 'reading an image that was brought');
-  const bounds = ['prlimit', `--fsize=${bytesMax}`, `--cpu=${CPU_SECONDS_MAX}`, `--as=${MEMORY_BYTES_MAX}`, '--core=0', '--'];
-  const command = [...(host.uid === 0 ? NOBODY : []), ...bounds, 'sqfs2tar', '/dev/stdin'];
-  // The shell only opens the files; all names are arguments of its own, never part of the command.
-  const { exitCode, stderr } = await host.run(limited, [
-    'sh',
-    '-c',
-    'in=$0 out=$1; shift; exec "$@" < "$in" > "$out"',
-    from,
-    to,
-    ...command,
-  ]);
-  if (exitCode === 0) return;
-  const words = new TextDecoder()
-    .decode(stderr)
-    .replace(/[^\x20-\x7e]+/g, ' ')
-    .trim()
-    .slice(0, 200);
-  if (/No space left/.test(words)) throw op.error('resource_exhausted', 'an image that was brought cannot be unpacked: the disk is full');
-  const why = /File size limit|File too large/.test(words) || exitCode === 128 + 25 ? 'it unpacks into more than there is room for' : words;
-  throw new ArchiveError(`the image in it is damaged: ${why === '' ? `its reader ended with ${exitCode}` : why}`);
 }
 
 /** Tells two images of one digest apart that say different things of themselves. */

@@ -31,6 +31,7 @@ import { TREE_LIMITS } from './layers/tree.ts';
 import { unpacked } from './layers/unpack.ts';
 import { type ImagePaths, SHARED_DIR_MODE, SHARED_FILE_MODE } from './layout.ts';
 import { CONFIG_BYTES_MAX } from './oci/manifest.ts';
+import { unpackedOutside } from './outside-reader.ts';
 
 const STEP = 'register';
 const MAGIC_BYTES = 6;
@@ -128,7 +129,11 @@ async function registerPacked(
   if (from.type === 'directory') {
     tar = join(staging, 'root.tar');
     await tarOfDirectory(op, host, from.path, tar);
-  } else tar = (await tarOfDisk(op, host, from.path, staging, limits.layerBytesMax)) ?? tar;
+  } else {
+    const outside = { from: from.path, to: join(staging, 'outside'), bytesMax: limits.layerBytesMax, what: from.path };
+    if (await unpackedOutside(op, host, outside)) tar = outside.to;
+    tar = (await tarOfDisk(op, host, tar, staging, limits.layerBytesMax)) ?? tar;
+  }
   const { diffId, found } = await scan(unpacked(op, host, tar, limits.layerBytesMax));
   if (tar === from.path && (found.has('manifest.json') || found.has('index.json'))) {
     throw new ArchiveError('it is an archive of images, and no root file system: hutch image import');

@@ -12,7 +12,6 @@ import { lookUp } from '../images/build/look.ts';
 import { variablesOf } from '../images/build/state.ts';
 import { expandText } from '../images/build/words.ts';
 import { type Inode, Tree } from '../images/layers/tree.ts';
-import { packingOf } from '../images/layers/unpack.ts';
 import { fetchedFile, nameInUrl, URL_SOURCE } from './build-fetch.ts';
 import { contentOf, contentsOf, sourceOf } from './build-sources.ts';
 import type { StageNow } from './build-stage-now.ts';
@@ -158,13 +157,16 @@ async function archiveOf(
   await host.appendStream(op, file, contentOf(layer, inode));
   const start = await host.readRange(op, file, 0, MAGIC_BYTES);
   if (!isPacked(start) && !isTar(await host.readRange(op, file, 257, 6))) return null;
-  packingOf(start); // what nothing here unpacks is refused, and not copied as it is
   const { unpacked } = await import('../images/layers/unpack.ts');
-  const { BUILD_LIMITS } = await import('../images/build.ts');
-  const open: LayerSource = () => unpacked(op, host, file, BUILD_LIMITS.layerBytesMax);
+  const { unpackedOutside } = await import('../images/outside-reader.ts');
+  const { layerBytesMax } = (await import('../images/build.ts')).BUILD_LIMITS;
   const tree = new Tree();
   const at = layers.length + archives.length;
+  const plain = `${file}.tar`;
+  let open: LayerSource = () => unpacked(op, host, file, layerBytesMax);
   try {
+    if (await unpackedOutside(op, host, { from: file, to: plain, bytesMax: layerBytesMax, what: 'an archive of ADD' }))
+      open = () => unpacked(op, host, plain, layerBytesMax);
     await applyLayer(tree, at, open);
   } catch (error) {
     // A file that is only packed, and no archive, is copied as it is.

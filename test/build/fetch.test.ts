@@ -1,4 +1,5 @@
-// ADD of a URL, through the proxy that the daemon has: what comes, under what name, and from where nothing does.
+// ADD: of a URL, through the proxy that the daemon has, what comes, under what name, and from where nothing does; and of local archives.
+import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
@@ -98,4 +99,22 @@ test('what cannot be fetched, is not what it must be, or lies on this machine en
     expect(stderr, line).toMatch(/error: Dockerfile:2: ADD: /);
   }
   expect(asked.filter((url) => url.includes('secret'))).toEqual([]);
+});
+
+test('ADD unpacks a local archive whichever way it is packed, and copies what is only packed, or damaged, as it is', {
+  timeout: 60_000,
+}, async () => {
+  const packed = (program: string, bytes: Buffer) => execFileSync(program, ['-c'], { input: bytes });
+  const words = packed('xz', Buffer.from('words'));
+  await writeFile(join(root, 'words.xz'), words);
+  await writeFile(join(root, 'cut.tar.xz'), packed('xz', tar({ path: 'cut', content: 'x' })).subarray(0, 90));
+  for (const program of ['gzip', 'zstd', 'xz', 'bzip2'])
+    await writeFile(join(root, `${program}.tar`), packed(program, tar({ path: program, mode: 0o4755, uid: 7, content: program })));
+  const { code, stderr } = await build('ADD *.tar words.xz cut.tar.xz /to/');
+  expect(code, stderr).toBe(0);
+  const { files } = await readSaved((await world.run(['image', 'export', 'fetched:1'])).bytes);
+  expect([...files.keys()].filter((path) => path.startsWith('to/')).sort()).toEqual(
+    ['bzip2', 'cut.tar.xz', 'gzip', 'words.xz', 'xz', 'zstd'].map((name) => `to/${name}`),
+  );
+  expect(files.get('to/xz')).toMatch(/^file 4755 7:0 /);
 });

@@ -1,6 +1,6 @@
 // Images in files, by skopeo and by ourselves: what one writes the other reads, and what is damaged is
 // refused as from a registry.
-import { spawnSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { createReadStream } from 'node:fs';
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -59,7 +59,14 @@ test('an OCI layout, plain, in gzip and in zstd, is the image that a registry gi
   registry.put('web', '1', MADE);
   await using pulling = await place();
   const pulled = await pulling.pull(`${registry.name}/web:1`);
-  for (const pack of [(bytes: Buffer) => bytes, (bytes: Buffer) => gzipSync(bytes), (bytes: Buffer) => zstdCompressSync(bytes)]) {
+  const by = (program: string) => (bytes: Buffer) => execFileSync(program, ['-c'], { input: bytes });
+  for (const pack of [
+    (bytes: Buffer) => bytes,
+    (bytes: Buffer) => gzipSync(bytes),
+    (bytes: Buffer) => zstdCompressSync(bytes),
+    by('xz'),
+    by('bzip2'),
+  ]) {
     await using here = await place();
     const {
       images: [imported],
@@ -166,7 +173,14 @@ test('an image whose layers are not kept is exported as one layer', async () => 
 });
 
 test('a root file system is an image of one layer, whichever way it is packed', async () => {
-  for (const pack of [(bytes: Buffer) => bytes, (bytes: Buffer) => gzipSync(bytes), (bytes: Buffer) => zstdCompressSync(bytes)]) {
+  const by = (program: string) => (bytes: Buffer) => execFileSync(program, ['-c'], { input: bytes });
+  for (const pack of [
+    (bytes: Buffer) => bytes,
+    (bytes: Buffer) => gzipSync(bytes),
+    (bytes: Buffer) => zstdCompressSync(bytes),
+    by('xz'),
+    by('bzip2'),
+  ]) {
     await using here = await place();
     const {
       images: [imported],
@@ -177,6 +191,15 @@ test('a root file system is an image of one layer, whichever way it is packed', 
     expect(tree.get('bin/tool')).toMatchObject({ mode: 0o4755, uid: 5 });
     await here.library.verify(op, imported.image.record.digest);
   }
+});
+
+test('an archive in xz that is damaged, or unpacks into too much, is refused, and leaves nothing', async () => {
+  await using here = await place({ limits: { layerBytesMax: 4 * 1024 ** 2 } });
+  const packed = (bytes: Buffer) => execFileSync('xz', ['-c'], { input: bytes });
+  const whole = packed(LOWER);
+  await expect(here.library.import(op, chunks(whole.subarray(0, whole.length - 8)))).rejects.toThrow(/damaged: xz: .*[Uu]nexpected end/);
+  await expect(here.library.import(op, chunks(packed(Buffer.alloc(8 * 1024 ** 2))))).rejects.toThrow(/more than there is room for/);
+  expect((await here.left()).staging).toEqual([]);
 });
 
 test('an archive that lies is refused, and leaves nothing in staging', { timeout: 60_000 }, async () => {

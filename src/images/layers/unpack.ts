@@ -18,10 +18,17 @@ export function packingOf(start: Uint8Array): Packing {
   const hex = Buffer.from(start).toString('hex');
   if (hex.startsWith('1f8b')) return 'gzip';
   if (hex.startsWith('28b52ffd') || /^5[0-9a-f]2a4d18/.test(hex)) return 'zstd';
-  if (hex.startsWith('fd377a585a00')) throw new ArchiveError('it is packed with xz; gzip and zstd are understood');
-  if (hex.startsWith('425a68')) throw new ArchiveError('it is packed with bzip2; gzip and zstd are understood');
+  const outside = outsidePackingOf(start);
+  if (outside !== null) throw new ArchiveError(`it is packed with ${outside}; gzip and zstd are understood`);
   if (hex.startsWith('514649fb')) throw new ArchiveError('it is a disk image (qcow2), and no archive');
   return 'none';
+}
+
+/** Forms that only a program of the machine unpacks; no layer may have them. */
+export function outsidePackingOf(start: Uint8Array): 'xz' | 'bzip2' | null {
+  const hex = Buffer.from(start).toString('hex');
+  if (hex.startsWith('fd377a585a00')) return 'xz';
+  return hex.startsWith('425a68') ? 'bzip2' : null;
 }
 
 /** What it yields is valid until the next step. @throws ArchiveError when it is damaged, or has more than `bytesMax`. */
