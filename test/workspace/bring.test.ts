@@ -152,6 +152,34 @@ test('what is copied again overwrites no file that the sandbox has, ignored or n
   expect(await readFile(join(repository.dir, 'README'), 'utf8')).toBe('hello\n');
 });
 
+test('what was brought back and merged is no conflict: the sandbox goes on from what is here', { timeout: TEST_MS }, async () => {
+  const path = '/work/round';
+  const again = () => world.run(['workspace', 'prepare', 'box', repository.dir]);
+  await prepare(path);
+  await inside(path, 'echo mine >> README; echo n > new; echo gone > old; git add .; git commit -qm own; echo unfinished >> README');
+  const refused = await again();
+  // Nothing has changed here, and it would not be refused for that.
+  expect(refused.stderr).toContain('bring them back, and merge them: hutch bring box');
+  await world.ok('bring', '--branch', 'work', 'box');
+  expect((await again()).stderr).toContain('they are here, on branch work: merge it');
+
+  repository.git('merge', '-q', 'work');
+  await writeFile(join(repository.dir, 'README'), 'further\n');
+  repository.git('rm', '-q', 'old');
+  repository.git('commit', '-qam', 'on from there');
+  expect(await again()).toMatchObject({ code: 0 });
+  expect(await inside(path, 'cat README new; ls; git log -1 --format=%s; git status --short')).toBe(
+    'further\nn\nREADME\nnew\nsrc\non from there',
+  );
+  // What it did since is its own.
+  await inside(path, 'echo again > README');
+  await writeFile(join(repository.dir, 'README'), 'further on\n');
+  expect((await again()).stderr).toContain('changed here and in box: README');
+  // A hash that is none of ours says nothing, whatever it looks like.
+  await inside(path, 'git checkout -q README; git update-ref refs/heads/main "$(git commit-tree -m forged HEAD^{tree})"');
+  expect((await again()).stderr).toContain('has commits of its own');
+});
+
 test('what a patch says commands no terminal, and in a pipe it is byte for byte', { timeout: TEST_MS }, async () => {
   await prepare('/work/screen');
   await inside('/work/screen', "printf 'title \\033]0;evil\\007 \\033[8mhidden\\n' > README");

@@ -106,34 +106,38 @@ type Copied = {
 /** What changes here all the time is told, and is as it was read the last time. */
 const COPIES_MAX = 3;
 
-/** `torn`: what the copy before this one has left so; null: there was none. */
+/** `torn`: what the copy before this one has left so; null: there was none. `merged`: `Since.merged`. */
 async function copy(
   sandbox: Sandbox,
   { repository, mode, includesUntracked, guestPath }: Wanted,
   before: Recorded | null,
   torn: readonly Buffer[] | null,
   options: PrepareOptions,
+  merged: readonly string[] = [],
 ): Promise<Copied> {
   const { signal, onProgress = () => {} } = options;
   await using base = await baseOf(repository, { includeUntracked: includesUntracked, mode }, signal);
   const { root: repoRoot, name: repoName, sourcePath, headCommit, branch } = repository;
   const workspace = { sourcePath, repoRoot, repoName, guestPath, mode, includesUntracked, headCommit, branch, baseCommit: base.commit };
-  const changes = before === null ? null : await changesSince(sandbox, repository, before, base.commit, torn ?? [], signal);
+  const since = { baseCommit: base.commit, torn: torn ?? [], merged };
+  const changes = before === null ? null : await changesSince(sandbox, repository, before, since, signal);
   const only = changes === null ? null : new Set(changes.changed.keys());
   // What changed is put together here while the sandbox looks at its side: nothing is written there before both are done.
-  const look = async (): Promise<void> => {
-    if (torn !== null) return;
-    if (before === null || changes === null) await refuseOccupied(sandbox, guestPath, options);
-    else await refuseConflicts(sandbox, before, repository, changes, options);
+  const look = async (): Promise<readonly string[]> => {
+    if (torn !== null) return [];
+    if (before !== null && changes !== null) return await refuseConflicts(sandbox, before, repository, { changes, merged }, options);
+    await refuseOccupied(sandbox, guestPath, options);
+    return [];
   };
   const gather = async (own: AsyncDisposableStack) => {
     const contents = await listContents(repository, { mode, includeUntracked: includesUntracked, only }, signal);
-    if (before !== null && isSame(before, workspace) && torn === null) return { contents, staged: null };
+    if (before !== null && isSame(before, workspace) && torn === null && merged.length === 0) return { contents, staged: null };
     return { contents, staged: own.use(await makeGuestGit(repository, { mode, base, contents, before }, signal)) };
   };
   await using own = new AsyncDisposableStack();
   if (before === null) await look(); // at once, and all that there is takes long to gather
-  const [{ contents, staged }] = await bothOrFail(gather(own), before === null ? Promise.resolve() : look());
+  const [{ contents, staged }, brought] = await bothOrFail(gather(own), before === null ? Promise.resolve([]) : look());
+  if (brought.length > 0) return await copy(sandbox, { repository, mode, includesUntracked, guestPath }, before, torn, options, brought);
   const warnings = warningsOf(contents, only);
   if (staged === null) return { workspace, files: 0, bytes: 0, torn: [], warnings };
   onProgress({ step: 'copying' });
