@@ -80,7 +80,7 @@ function whyNoKvm(qemu: Backend): GvisorConfig['whyNoKvm'] {
 }
 
 function imageLibrary(host: Host, places: Places, config: Config, env: Environment, rules: ImageRules): ImageLibrary {
-  const credentials = new Credentials(host, { HOME: env['HOME'], PATH: env['PATH'], DOCKER_CONFIG: env['DOCKER_CONFIG'] });
+  const credentials = new Credentials(host, env);
   const registry = new Registry({
     host,
     credentials,

@@ -150,6 +150,13 @@ function silent(op: Operation, url: URL, idleMs: number): HutchError {
   return op.error('unavailable', `${url.host} has sent nothing for ${Math.round(idleMs / 1000)} seconds`);
 }
 
+const UNTRUSTED = 'its certificate is signed by nobody who is trusted here';
+
+/** Whether a request failed because nobody who is trusted signed the server's certificate. */
+export function isUntrusted({ cause }: HutchError): boolean {
+  return cause instanceof Error && 'code' in cause && REASONS[String(cause.code)]?.[1] === UNTRUSTED;
+}
+
 const REASONS: Readonly<Record<string, [code: ErrorCode, reason: string]>> = {
   ENOTFOUND: ['unavailable', 'its name cannot be resolved'],
   EAI_AGAIN: ['unavailable', 'its name cannot be resolved now'],
@@ -158,6 +165,12 @@ const REASONS: Readonly<Record<string, [code: ErrorCode, reason: string]>> = {
   ETIMEDOUT: ['unavailable', 'it does not answer'],
   EHOSTUNREACH: ['unavailable', 'there is no way to it'],
   ENETUNREACH: ['unavailable', 'there is no way to it'],
+  UNABLE_TO_VERIFY_LEAF_SIGNATURE: ['unavailable', UNTRUSTED],
+  UNABLE_TO_GET_ISSUER_CERT_LOCALLY: ['unavailable', UNTRUSTED],
+  SELF_SIGNED_CERT_IN_CHAIN: ['unavailable', UNTRUSTED],
+  DEPTH_ZERO_SELF_SIGNED_CERT: ['unavailable', UNTRUSTED],
+  CERT_HAS_EXPIRED: ['unavailable', 'its certificate has expired'],
+  CERT_NOT_YET_VALID: ['unavailable', 'its certificate is not valid yet'],
 };
 
 function networkError(op: Operation, url: URL, error: unknown): HutchError {

@@ -134,7 +134,16 @@ export function assetVerbs(core: Core, handlers: Pick<Handlers, 'image.remove' |
     const assets = await all(op);
     const byDigest = resolveDigest(text, assets);
     if (byDigest !== null) return byDigest;
-    // A name may be a kernel's version and an image's at once: here only ids count.
+    const byId = assets.find(({ id }) => id === text);
+    if (byId !== undefined) return byId;
+    // Whole names only: a kernel's version may be an image's name, or a sandbox's, and so its disk's.
+    const named = assets.filter((asset) => isNamed(asset, text));
+    const [only] = named;
+    if (only !== undefined && named.length === 1) return only;
+    if (only !== undefined) {
+      const listed = named.map(({ kind, id }) => `${kind} ${id}`).join(', ');
+      throw op.error('conflict', `'${text}' is the name of several: ${listed}`, { hint: 'give the id' });
+    }
     const candidates = assets.map((asset) => ({ id: asset.id, name: null, asset }));
     return requireReference('asset', text, candidates).asset;
   }
@@ -224,6 +233,10 @@ export function assetVerbs(core: Core, handlers: Pick<Handlers, 'image.remove' |
       };
     },
   };
+}
+
+function isNamed({ name, references }: Asset, text: string): boolean {
+  return name === text || references.some(({ kind, what }) => kind === 'name' && what === text);
 }
 
 const WHY = {

@@ -115,7 +115,7 @@ test('labels are set, found and taken away, on a kernel too', { timeout: 180_000
   const id = await nameless();
   const [kernel] = await assets('--kind', 'kernel');
   expect(await world.ok('assets', 'label', id, 'stage=test', 'owner=me')).toBe('owner=me\nstage=test');
-  await world.ok('assets', 'label', kernel?.id ?? '', 'stage=test');
+  await world.ok('assets', 'label', kernel?.name ?? '', 'stage=test'); // as it is listed
   expect((await assets('-l', 'stage=test', '-l', 'owner')).map((asset) => asset.id)).toEqual([id]);
   expect((await assets('-l', 'stage=test')).map((asset) => asset.kind)).toEqual(['kernel', 'rootfs']);
   expect(await world.ok('assets', 'label', id, 'owner-', 'stage=done')).toBe('stage=done');
@@ -123,6 +123,17 @@ test('labels are set, found and taken away, on a kernel too', { timeout: 180_000
   expect([odd.code, odd.stderr]).toEqual([2, expect.stringContaining('is no label')]);
   await world.ok('image', 'rm', id);
   expect(await assets('-l', 'stage=done')).toEqual([]);
+});
+
+test('an asset is meant by its name where no other one has it', { timeout: 180_000 }, async () => {
+  await nameless();
+  const named = (name: string) => world.json<Asset>('assets', 'inspect', name);
+  expect((await named(`name-${made}:1`)).name).toBe(`name-${made}:1`);
+  await world.ok('create', '--name', 'debian');
+  const refused = await world.run(['assets', 'inspect', 'debian']);
+  expect([refused.code, refused.stderr]).toEqual([4, expect.stringMatching(/several: rootfs img\S+, disk sbx/)]);
+  await world.ok('rm', '-f', 'debian');
+  expect((await named('debian')).kind).toBe('rootfs');
 });
 
 test('of a collection and creations or pulls at once nothing that is made loses what it is made from', { timeout: 120_000 }, async () => {

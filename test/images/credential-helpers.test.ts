@@ -54,6 +54,17 @@ test('a login is kept by the helper that Docker uses for its registry, given bac
   expect(JSON.parse(await readFile(file, 'utf8'))).toEqual({ credHelpers: { 'registry.test:5000': 'keeper' }, other: 1 });
 });
 
+test('a helper has the environment of its user, and nothing of it that is Hutch’s own', async () => {
+  const { dir, PATH } = await helpers(
+    { cloud: `cat > /dev/null; printf '{"Username":"%s","Secret":"%s"}' "$AWS_PROFILE" "$HUTCH_API_KEY."` },
+    {
+      credsStore: 'cloud',
+    },
+  );
+  const credentials = new Credentials(nodeHost(), { HOME: dir, PATH, AWS_PROFILE: 'work', HUTCH_API_KEY: 'k' }, HELPER_MS);
+  expect(await credentials.of(op, 'registry.test')).toEqual({ username: 'work', password: '.' });
+});
+
 test('a token that a helper gives in place of a password is one; a helper that cannot forget says so', async () => {
   const token = `case "$1" in get) echo '{"Username":"<token>","Secret":"t0ken"}' ;; *) exit 1 ;; esac`;
   const { credentials } = await helpers({ token }, { credsStore: 'token' });

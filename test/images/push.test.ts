@@ -119,8 +119,16 @@ test('a certificate that the registry’s own authority has not signed is refuse
   const digest = await withImage(MADE, here);
   await expect(push(here, digest, `${name}/team/tls:1`)).rejects.toMatchObject({
     code: 'unavailable',
-    message: expect.stringMatching(/self-signed certificate/),
+    message: expect.stringMatching(/certificate is signed by nobody who is trusted here/),
+    hint: expect.stringContaining(`images.registry_ca = ["${name}=FILE.pem"]`),
   });
+  for (const [path, said] of [
+    [join(dir, 'nothing.pem'), /^images\.registry_ca: .*nothing\.pem/],
+    [join(dir, 'key.pem'), /^images\.registry_ca: .*key\.pem has no certificate in PEM/],
+  ] as const) {
+    await using wrong = await place({ caPaths: new Map([[name, path]]) });
+    await expect(wrong.pull(`${name}/any:1`)).rejects.toMatchObject({ code: 'failed_precondition', message: expect.stringMatching(said) });
+  }
 });
 
 test('connections that break in the middle of a push and a pull are made good, at Debian’s registry', { timeout: 60_000 }, async () => {

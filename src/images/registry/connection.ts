@@ -5,7 +5,7 @@ import * as z from 'zod';
 import { HutchError } from '../../domain/errors.ts';
 import { HUB } from '../../domain/image-reference.ts';
 import type { Host, HttpAnswer, HttpRequest } from '../../host/host.ts';
-import { isLoopbackName } from '../../host/http.ts';
+import { isLoopbackName, isUntrusted } from '../../host/http.ts';
 import type { Operation } from '../../host/operation.ts';
 import { LINK, LOOPBACK, type Nearness, nearnessOf, PUBLIC } from './address.ts';
 import { type Asked, jsonOf, loginHint, needsLogin, type Repository, readAll, refusalOf, statusError } from './answers.ts';
@@ -181,7 +181,7 @@ export class Connection {
     const trusted = await this.trusted(op, endpoint.registry);
     const sent = typeof body === 'function' ? body() : body;
     const { idleMs, slowMs } = this.#pace;
-    const answer = await this.#host.request(op, {
+    const request = {
       method: method ?? (sent === undefined ? 'GET' : 'POST'),
       url,
       headers: { 'User-Agent': 'hutch', ...headers },
@@ -189,7 +189,7 @@ export class Connection {
       ...(trusted === '' ? {} : { trusted }),
       anyCertificate: isOwn && endpoint.anyCertificate,
       proxy: this.#options.proxy,
-      mayConnect: (address) => {
+      mayConnect: (address: string) => {
         const nearness = nearnessOf(address);
         if (!isOwn) return mayLead(endpoint.nearness, nearness);
         if (nearness > endpoint.nearness) endpoint.nearness = nearness;
@@ -198,6 +198,11 @@ export class Connection {
       idleMs,
       // After an upload a registry may have much to do before it answers.
       ...(typeof sent === 'object' && 'chunks' in sent ? {} : { headMs: slowMs }),
+    };
+    const answer = await this.#host.request(op, request).catch((error: unknown) => {
+      if (!(error instanceof HutchError) || !isUntrusted(error)) throw error;
+      const hint = `name its authority in the configuration: images.registry_ca = ["${endpoint.registry}=FILE.pem"], or for all: images.ca = "/etc/ssl/certs/ca-certificates.crt"`;
+      throw op.error(error.code, error.message, { cause: error, hint });
     });
     return hurried(op, this.#host, answer, url.host, this.#pace);
   }
@@ -206,10 +211,23 @@ export class Connection {
   async trusted(op: Operation, registry: string | null): Promise<string> {
     const { caPath, caPaths } = this.#options;
     const texts: string[] = [];
-    for (const path of [caPath, registry === null ? null : caPaths?.get(registry)]) {
-      if (path != null) texts.push(Buffer.from(await this.#host.readFile(op, path, CA_BYTES_MAX)).toString());
+    for (const [key, path] of [
+      ['images.ca', caPath],
+      ['images.registry_ca', registry === null ? null : caPaths?.get(registry)],
+    ] as const) {
+      if (path != null) texts.push(await this.#certificates(op, key, path));
     }
     return texts.join('\n');
+  }
+
+  async #certificates(op: Operation, key: string, path: string): Promise<string> {
+    const bytes = await this.#host.readFile(op, path, CA_BYTES_MAX).catch((cause: unknown) => {
+      throw op.error('failed_precondition', `${key}: ${cause instanceof HutchError ? cause.message : String(cause)}`, { cause });
+    });
+    const text = Buffer.from(bytes).toString();
+    // A file of something else would be taken in silence, and then nobody be trusted.
+    if (!text.includes('-----BEGIN CERTIFICATE-----')) throw op.error('failed_precondition', `${key}: ${path} has no certificate in PEM`);
+    return text;
   }
 
   /** By TLS; without it only where that is allowed by name, or never leaves this machine. */

@@ -15,10 +15,10 @@ const HELPER_MS = 10_000;
 const HELPER = /^[A-Za-z0-9_.-]{1,64}$/;
 
 export type Login = { readonly username: string; readonly password: string } | { readonly identityToken: string };
-export type DockerHome = {
+/** Of the user whose logins they are. Credential helpers are looked for in its PATH first, and have it but for what is Hutch's own. */
+export type DockerHome = Readonly<Record<string, string | undefined>> & {
   readonly HOME?: string | undefined;
   readonly DOCKER_CONFIG?: string | undefined;
-  /** Where credential helpers are looked for first. */
   readonly PATH?: string | undefined;
 };
 
@@ -169,16 +169,20 @@ export class Credentials {
     using limited = op.within(this.#helperMs, `the credential helper ${helper}`);
     const { exitCode, stdout } = await this.#host.run(limited, [program, verb], {
       input: new TextEncoder().encode(input),
-      env: {
-        ...(this.#env.HOME === undefined ? {} : { HOME: this.#env.HOME }),
-        ...(this.#env.PATH === undefined ? {} : { PATH: this.#env.PATH }),
-      },
+      env: helperEnvironment(this.#env),
     });
     const said = new TextDecoder().decode(stdout);
     if (exitCode === 0) return said;
     if (NONE.test(said)) throw new HelperHasNone();
     throw op.error('failed_precondition', `the credential helper ${helper} failed to ${verb} a login`);
   }
+}
+
+/** Where its own keeper is it is told by the environment: the bus of a desktop, a profile of a cloud, the home of a keyring. */
+function helperEnvironment(env: DockerHome): Record<string, string> {
+  const isGiven = (entry: [string, string | undefined]): entry is [string, string] =>
+    entry[1] !== undefined && !entry[0].startsWith('HUTCH_');
+  return Object.fromEntries(Object.entries(env).filter(isGiven));
 }
 
 class HelperHasNone extends Error {}
