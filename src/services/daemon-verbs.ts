@@ -1,6 +1,6 @@
 // What the daemon says about itself and about the machine.
 import type { Core } from './core.ts';
-import { type Check, checkMachine } from './doctor.ts';
+import { checkMachine, chosen } from './doctor.ts';
 import type { Handlers } from './handlers.ts';
 import { findLeaks } from './leaks.ts';
 
@@ -23,8 +23,9 @@ export function daemonVerbs(
     },
 
     'doctor.check': async ({ op }) => {
-      const [machine, { preferred }] = await Promise.all([checkMachine(deps, op), core.templates.list(op)]);
-      const checks = [...machine, chosen(preferred), core.warm.check()];
+      const [machine, { preferred, probes }] = await Promise.all([checkMachine(deps, op), core.templates.list(op)]);
+      const works = probes.filter(([, { ok }]) => ok).map(([{ name }]) => name);
+      const checks = [...machine, chosen(preferred, works), core.warm.check()];
       return { ok: checks.every((check) => check.status !== 'missing'), checks };
     },
 
@@ -44,17 +45,5 @@ export function daemonVerbs(
       deps.stopDaemon();
       return {};
     },
-  };
-}
-
-/** What runs a sandbox for which none is named. */
-function chosen(preferred: string | null): Check {
-  const name = 'default backend';
-  if (preferred !== null) return { name, status: 'ok', detail: `${preferred}; another one: --backend, or sandbox.backend`, fix: null };
-  return {
-    name,
-    status: 'warning',
-    detail: 'none: what is configured does not work here',
-    fix: 'see the backends above; sandbox.backend chooses',
   };
 }

@@ -1,6 +1,6 @@
 import { spawnSync } from 'node:child_process';
 import { expect, test } from 'vitest';
-import { asRoot, closedTo, mitigation, networkOf, notNeeded, onXfs, withCommand, withoutDevice } from './doctor.ts';
+import { asRoot, chosen, closedTo, mitigation, networkOf, notNeeded, onXfs, withCommand, withoutDevice } from './doctor.ts';
 
 test('where sandboxes run one way, what another way lacks is a warning; what all of them need stays missing', () => {
   const status = (name: string, status: 'ok' | 'warning' | 'missing') => notNeeded({ name, status, detail: '', fix: null }).status;
@@ -10,6 +10,14 @@ test('where sandboxes run one way, what another way lacks is a warning; what all
     'warning',
   ]);
   expect([status('disk space', 'missing'), status('backend qemu', 'ok'), status('passt', 'warning')]).toEqual(['missing', 'ok', 'warning']);
+});
+
+test('what runs a sandbox that names no backend is told, and where none does, which one works when it is asked for', () => {
+  expect(chosen('qemu', ['qemu', 'docker'])).toMatchObject({ status: 'ok', detail: expect.stringMatching(/^qemu;/) });
+  // Configured, and away.
+  expect(chosen('docker', ['qemu'])).toMatchObject({ status: 'missing', detail: expect.stringMatching(/^docker, .* does not work here/) });
+  expect(chosen(null, ['docker'])).toMatchObject({ status: 'warning', detail: expect.stringContaining('--backend docker') });
+  expect(chosen(null, [])).toMatchObject({ status: 'warning', detail: expect.stringMatching(/^none works/) });
 });
 
 test('what keeps sandboxes from /dev/kvm is told with the command that lets them in', () => {

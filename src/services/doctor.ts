@@ -25,7 +25,7 @@ export async function checkMachine(deps: Deps, op: Operation): Promise<Check[]> 
         const probe = await backend.probe(checking);
         if (!probe.ok) return [withCommand({ name: `backend ${backend.name}`, status: 'missing', detail: probe.why, fix: probe.hint })];
         const { acceleration, networks, notes, limits, securityBoundary } = probe.can;
-        canRun ||= securityBoundary;
+        canRun ||= securityBoundary || backend.name === deps.settings.backend;
         const speed =
           acceleration === 'tcg'
             ? 'software emulation (CPU work is 5 to 17 times slower)'
@@ -98,6 +98,19 @@ export async function checkMachine(deps: Deps, op: Operation): Promise<Check[]> 
   );
   const found = checks.flat().map((check) => ({ ...check, fix: check.fix === null ? null : asRoot(check.fix, host.uid) }));
   return canRun ? found.map(notNeeded) : found;
+}
+
+/** What runs a sandbox for which none is named. `works`: the backends that do here. */
+export function chosen(preferred: string | null, works: readonly string[]): Check {
+  const check = (status: Check['status'], detail: string): Check => ({ name: 'default backend', status, detail, fix: null });
+  if (preferred !== null && works.includes(preferred)) return check('ok', `${preferred}; another one: --backend, or sandbox.backend`);
+  if (preferred !== null) return check('missing', `${preferred}, which is configured (sandbox.backend), does not work here: see above`);
+  const [asked] = works;
+  if (asked === undefined) return check('warning', 'none works here: see above');
+  return check(
+    'warning',
+    `none: ${asked} works where it is asked for (--backend ${asked}, or sandbox.backend), as it is no security boundary`,
+  );
 }
 
 /** Says why there is none: a package that is missing is a command away, a machine without a route is not. */

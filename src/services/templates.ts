@@ -58,18 +58,24 @@ export function newTemplates(deps: Deps): Templates {
       const [only] = backends;
       if (only !== undefined && backends.length === 1) return only; // its own error says more than a probe
       const reasons: string[] = [];
+      /** Works, and runs only what it is asked to run: what is no boundary. */
+      let asking: Backend | null = null;
       /** Works, but slowly: taken when nothing better does. */
       let slow: Backend | null = null;
       for (const backend of backends) {
         const probe = await probed(op, backend);
         if (!probe.ok) reasons.push(`${backend.name}: ${probe.why}`);
-        // What is no boundary runs only what it is asked to run.
-        else if (!probe.can.securityBoundary) reasons.push(`${backend.name}: only when asked for, as it is no security boundary`);
-        else if (probe.can.acceleration !== 'tcg') return backend;
+        else if (!probe.can.securityBoundary) {
+          asking ??= backend;
+          reasons.push(`${backend.name}: only when asked for, as it is no security boundary`);
+        } else if (probe.can.acceleration !== 'tcg') return backend;
         else slow ??= backend;
       }
       if (slow !== null) return slow;
-      throw op.error('failed_precondition', `no backend works on this machine (${reasons.join('; ')})`, { hint: 'see: hutch doctor' });
+      const how = asking === null ? '' : ' without being asked for';
+      throw op.error('failed_precondition', `no backend works on this machine${how} (${reasons.join('; ')})`, {
+        hint: asking === null ? 'see: hutch doctor' : `ask for it: --backend ${asking.name}, or sandbox.backend in the configuration`,
+      });
     },
 
     async network(op, backend, asked) {

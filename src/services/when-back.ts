@@ -59,6 +59,8 @@ export function whenBack(core: Core, { backend, signal, tasks }: { backend: Back
       left = await core.operations.run({ verb: 'daemon.reconcile', caller: ownCaller(core), reads: true }, (call) =>
         tryAll(core, call, left),
       );
+      // It answers, and yet cannot say: another one than was used, or it went away again.
+      if (left.length > 0) await pause(op, RETRY_MS.most);
     }
     op.log.info({ backend: backend.name, count: tasks.length }, 'an engine is back, and what was left in it is in order');
   };

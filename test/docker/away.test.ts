@@ -1,4 +1,6 @@
 // An Engine that is stopped, killed, frozen or lost, while the daemon runs and while it does not.
+import { readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
 import { eventually } from '../support/eventually.ts';
 import { DockerWorld, refused } from './world.ts';
@@ -217,4 +219,32 @@ test('a daemon begins while its Engine is away: what answers is what it was, wha
   await world.gone(...(['lives', 'paused', 'unpaused', 'dies', 'removed'] as const).map((name) => ids[name]));
   expect(await engine.containers()).toEqual([]);
   expect(await daemon.leaks()).toEqual([]);
+});
+
+test('a daemon that is started with another Engine than before knows that a container is not removed, and finds it when it is asked for in its own', {
+  timeout: 120_000,
+}, async () => {
+  const { daemon } = world;
+  const { id } = await daemon.call('sandbox.create', {});
+  await daemon.kill9();
+  const path = join(daemon.home, 'data/sandboxes', id, 'vm/container.json');
+  const mark = await readFile(path, 'utf8');
+  const elsewhere = { engine: { identity: 'another', address: 'tcp://10.0.0.9:2376' }, containerId: '0'.repeat(64) };
+  await writeFile(path, JSON.stringify({ ...JSON.parse(mark), ...elsewhere }));
+  await daemon.startAgain();
+  expect((await refused(daemon.call('sandbox.pause', { ref: id }))).body).toMatchObject({
+    code: 'unavailable',
+    message: expect.stringMatching(
+      /its container is in the Docker Engine at tcp:\/\/10\.0\.0\.9:2376, and unix:\S+ \(from DOCKER_HOST\) is asked/,
+    ),
+    hint: expect.stringContaining('DOCKER_HOST=tcp://10.0.0.9:2376'),
+  });
+  // Its agent answers all the same.
+  expect((await daemon.run(id, ['echo', 'here'])).stdout).toBe('here\n');
+  await writeFile(path, mark);
+  await daemon.kill9();
+  await daemon.startAgain();
+  await eventually('it to be found', async () => (await world.state(id)) === 'running', 30_000);
+  expect((await daemon.run(id, ['echo', 'there'])).stdout).toBe('there\n');
+  await world.gone(id);
 });

@@ -3,7 +3,7 @@
 // an error of ours with its own sentence in it.
 import { type IncomingMessage, request } from 'node:http';
 import type { Duplex } from 'node:stream';
-import type * as z from 'zod';
+import * as z from 'zod';
 import type { ErrorCode } from '../../domain/errors.ts';
 import { HutchError } from '../../domain/errors.ts';
 import type { Host } from '../../host/host.ts';
@@ -29,6 +29,8 @@ export type Ask = {
 const HANG_MS = 2_000;
 /** What one that hung has for its first word. */
 const AGAIN_MS = 1_000;
+/** `ID` alone is the same for two of one machine, of older releases. */
+const which = z.object({ ID: z.string(), DockerRootDir: z.string() });
 const ANSWER_BYTES_MAX = 16 * 1024 * 1024;
 const MESSAGE_CHARS_MAX = 600;
 
@@ -48,6 +50,8 @@ export class Engine {
   #endpoint: Endpoint | null = null;
   /** `/v1.41`; asked anew after the Engine was away: another one may have come back. */
   #version: string | null = null;
+  /** Which one it is; asked anew after it was away. */
+  #identity: string | null = null;
   /** It let the last ping wait in vain. */
   #hangs = false;
 
@@ -72,6 +76,14 @@ export class Engine {
     } catch (cause) {
       throw op.error('internal', `Docker's answer to ${ask.method} ${ask.path} is not understood`, { cause });
     }
+  }
+
+  /** Which Engine it is, of all that there are. `now`: another one may answer since it was asked. */
+  async identity(op: Operation, when: 'as known' | 'now' = 'as known'): Promise<string> {
+    if (this.#identity !== null && when === 'as known') return this.#identity;
+    const { ID, DockerRootDir } = await this.json(op, which, { method: 'GET', path: '/info' });
+    this.#identity = `${ID} ${DockerRootDir}`;
+    return this.#identity;
   }
 
   /** What its first word may take. */
@@ -258,6 +270,7 @@ export class Engine {
   /** Another Engine may come back, or be configured, with other certificates. */
   #forget(): void {
     this.#version = null;
+    this.#identity = null;
     this.#endpoint = null;
   }
 

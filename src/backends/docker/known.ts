@@ -16,7 +16,12 @@ import type { EngineEvents } from './events.ts';
 import { askedToEnd, evidenceOf } from './evidence.ts';
 import { markPath } from './paths.ts';
 
-const mark = z.strictObject({ containerId: z.string().regex(/^[0-9a-f]{64}$/), reach: z.enum(['mounted', 'attached']) });
+const mark = z.strictObject({
+  containerId: z.string().regex(/^[0-9a-f]{64}$/),
+  reach: z.enum(['mounted', 'attached']),
+  /** Which Engine made it, and where that was; not there in those of older releases. */
+  engine: z.strictObject({ identity: z.string(), address: z.string() }).optional(),
+});
 export type Mark = z.infer<typeof mark>;
 const MARK_BYTES_MAX = 4_096;
 
@@ -46,11 +51,16 @@ export class KnownContainers {
     return mark.parse(JSON.parse(new TextDecoder().decode(await host.readFile(op, markPath(plan), MARK_BYTES_MAX))));
   }
 
-  async mark(op: Operation, plan: SandboxPlan, made: Mark): Promise<void> {
-    await this.#parts.host.writeFileAtomic(op, markPath(plan), JSON.stringify(made), 0o600);
+  async mark(op: Operation, plan: SandboxPlan, made: Omit<Mark, 'engine'>): Promise<void> {
+    const { host, engine } = this.#parts;
+    const [identity, { address }] = [await engine.identity(op), await engine.endpoint(op)];
+    await host.writeFileAtomic(op, markPath(plan), JSON.stringify({ ...made, engine: { identity, address } }), 0o600);
   }
 
-  /** Ours, wherever it is and whatever it is called now; null where there is none. */
+  /**
+   * Ours, wherever it is and whatever it is called now; null where there is none.
+   * @throws HutchError `unavailable` where another Engine is asked than the one that made it: nothing is known of it then.
+   */
   async find(op: Operation, plan: SandboxPlan, size: 'with-size' | 'without' = 'without'): Promise<Found> {
     const { engine, instance } = this.#parts;
     const known = await this.markOf(op, plan);
@@ -60,7 +70,24 @@ export class KnownContainers {
         ? await unlessAway(findContainer(op, engine, containerName(plan), size), null)
         : await findContainer(op, engine, known.containerId, size);
     const container = found !== null && isOurs(found, plan.id, instance) ? found : null;
+    if (found === null) await this.#requireItsEngine(op, plan, known);
     return { container, made: known !== null, reach: known?.reach ?? 'mounted' };
+  }
+
+  /** A daemon may be started with another DOCKER_HOST or context: what that Engine does not have nobody has removed. */
+  async #requireItsEngine(op: Operation, plan: SandboxPlan, known: Mark | null): Promise<void> {
+    if (known?.engine === undefined) return;
+    const { engine } = this.#parts;
+    const { address, source } = await engine.endpoint(op);
+    // At its own address another one stands in its place: that has been made anew, without what was in it.
+    if (address === known.engine.address || (await engine.identity(op, 'now')) === known.engine.identity) return;
+    throw op.error(
+      'unavailable',
+      `its container is in the Docker Engine at ${known.engine.address}, and ${address} (from ${source}) is asked`,
+      {
+        hint: `hutch daemon stop, then go on with DOCKER_HOST=${known.engine.address}; if that Engine is no more: rm ${markPath(plan)}`,
+      },
+    );
   }
 
   /** @throws HutchError `failed_precondition` when it does not run. */
@@ -112,6 +139,7 @@ export class KnownContainers {
       if ((await host.stat(op, workDir)) !== null) await duties.note(op, plan.id, 'remove');
       return;
     }
+    if (container === null) await this.#requireItsEngine(op, plan, known);
     if (container === null || !isOurs(container, plan.id, instance)) return;
     try {
       await engine.call(op, { method: 'DELETE', path: `/containers/${container.Id}`, query: { force: true, v: true } }, START_MS);

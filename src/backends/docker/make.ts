@@ -82,6 +82,8 @@ export class Maker {
     await makeSocketDir(op, config, plan);
     await host.makeDir(op, plan.dataDir, 0o711);
     await makeVolumePlaces(op, config, plan);
+    // Known before there is something to be marked with it.
+    await engine.identity(op);
     // To the end, whoever gives up: the Engine would go on, and make what nobody has a mark of.
     using whole = op.releasing(START_MS);
     const { Id, Warnings } = await engine

@@ -8,6 +8,8 @@ import { json, safe } from '../output.ts';
 
 type Report = Output<'doctor.check'>;
 
+/** Of a check of a backend that works and is no boundary. */
+const ISOLATION = 'isolation of ';
 const MARKS = { ok: 'ok     ', warning: 'warning', missing: 'missing' } as const;
 
 export async function run(context: Context, args: Args): Promise<number> {
@@ -33,7 +35,10 @@ function text({ ok, checks }: Report): string {
     const mend = fix === null || status === 'ok' ? '' : `\n${' '.repeat(MARKS.ok.length + width + 4)}fix: ${safe(fix)}`;
     return `${MARKS[status]}  ${name.padEnd(width)}  ${safe(detail)}${mend}`;
   });
-  return `${lines.join('\n')}\n${ok ? '' : '\nSandboxes cannot run on this machine as it is.\n'}`;
+  // It works, and is taken only when it is asked for.
+  const asked = checks.find(({ name }) => name.startsWith(ISOLATION))?.name.slice(ISOLATION.length);
+  const how = asked === undefined ? 'Sandboxes cannot run on this machine as it is.' : `Sandboxes run here only with --backend ${asked}.`;
+  return `${lines.join('\n')}\n${ok ? '' : `\n${how}\n`}`;
 }
 
 async function leaks(context: Context): Promise<number> {
