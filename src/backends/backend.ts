@@ -350,6 +350,12 @@ export type Backend = {
    */
   awake?(op: Operation): Promise<void>;
 
+  /**
+   * Where an engine of others' carries the agent's stream: it answers. Asked when an agent is silent, of which that may be why.
+   * @throws HutchError `unavailable`.
+   */
+  carries?(op: Operation, plan: SandboxPlan): Promise<void>;
+
   /** Makes the private disk. On failure nothing is left. */
   create(op: Operation, plan: SandboxPlan): Promise<void>;
 

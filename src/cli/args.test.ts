@@ -34,6 +34,18 @@ test('the command begins at --, or at the first word that is no flag, and is lef
   expect(read(leaf, '-- -- x').command).toEqual(['--', 'x']);
 });
 
+test('a lone word where a name is made is not taken for a command, and both ways to say it are told', () => {
+  const makes: Leaf = { ...leaf, loneWord: 'name' };
+  for (const line of ['dev', 'dev --name x', '-t dev -e A=1', '--rm dev --env=A=1', 'dev -- ls'])
+    expect(() => read(makes, line), line).toThrow(expect.objectContaining({ code: 'invalid_argument' }));
+  expect(() => read(makes, '--rm dev -t')).toThrow(
+    expect.objectContaining({ hint: 'like: hutch try --name dev --rm -t; to run it: hutch try --rm -- dev -t' }),
+  );
+  for (const line of ['-- dev', 'sleep 1000', '/bin/dev', 'top -b', '--rm -- dev --name x', '--rm'])
+    expect(() => read(makes, line), line).not.toThrow();
+  expect(read(leaf, 'dev').command).toEqual(['dev']);
+});
+
 test('values are given by =, by the next word, or behind a short flag', () => {
   const args = read(leaf, '--name=a -e A=1 -eB=2 --env C=3 --env=D=4=5 x');
   expect(args.value('name')).toBe('a');

@@ -68,6 +68,7 @@ export function readArgs(path: string, leaf: Leaf, argv: readonly string[]): Arg
   const known = new Set(flags.map(({ name }) => name));
   if (values.has('help')) return new Args(known, values, positionals, []);
   const command = argv.slice(end);
+  if (leaf.loneWord === 'name' && argv[end - 1] !== '--') checkNoName(path, flags, argv.slice(0, end), command);
   checkCounts(path, leaf, positionals, command);
   return new Args(known, values, positionals, command);
 }
@@ -134,6 +135,22 @@ function unknownFlag(path: string, rawName: string, flags: readonly Flag[]): Hut
     : null;
   const hint = meant === null ? `see: hutch ${path} --help` : `did you mean --${meant}?`;
   return usage(`hutch ${path} has no flag ${rawName}`, hint);
+}
+
+/** `create dev` and `create dev --memory 2G`: not a command `dev`, which would end at once, with nobody there to be told. */
+function checkNoName(path: string, flags: readonly Flag[], before: readonly string[], [word, ...rest]: readonly string[]): void {
+  if (word === undefined || word.includes('/')) return;
+  const isOwn = (typed: string): boolean =>
+    flags.some(
+      ({ name, short }) => typed === `--${name}` || typed.startsWith(`--${name}=`) || (short !== undefined && typed === `-${short}`),
+    );
+  if (rest[0] !== undefined && rest[0] !== '--' && !isOwn(rest[0])) return;
+  const all = [...before, ...rest].join(' ');
+  const named = `hutch ${path} --name ${word}${all === '' ? '' : ` ${all}`}`;
+  throw usage(
+    `hutch ${path} takes no name without --name`,
+    `like: ${named}; to run it: hutch ${[path, ...before, '--', word, ...rest].join(' ')}`,
+  );
 }
 
 function checkCounts(path: string, leaf: Leaf, given: readonly string[], command: readonly string[]): void {

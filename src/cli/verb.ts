@@ -42,6 +42,8 @@ export type Leaf = {
   readonly positionals: readonly Positional[];
   /** Everything from here on is a command for the sandbox. */
   readonly command?: 'required' | 'optional';
+  /** It makes what has a name, and takes that by --name: a lone word that is not behind `--` is not taken for the command. */
+  readonly loneWord?: 'name';
   /** Failures are 125, so that they are not taken for the command's own code. */
   readonly passesExitCode?: boolean;
   /** What stands below the flags in help. */

@@ -17,6 +17,7 @@ import type { ExecItem, ExecSession, ExecStarted, Handlers } from './handlers.ts
 import type { Place } from './kept-places.ts';
 import { replayMain } from './main-replay.ts';
 import { waitFor } from './operations.ts';
+import { pause } from './pause.ts';
 import { exitView, pathText } from './present.ts';
 import type { Run } from './run.ts';
 import { reach } from './runs.ts';
@@ -26,6 +27,8 @@ type ExecVerbs = 'exec.start' | 'exec.attach' | 'exec.list' | 'exec.signal';
 
 /** Until the guest says that the command runs. */
 const START_MS = 20_000;
+/** A start that is answered later may wait for what carries its stream. */
+const SILENT_MS = 2_000;
 const END_MS = 5_000;
 
 export function execVerbs(core: Core, awaken: Awaken): Pick<Handlers, ExecVerbs> {
@@ -163,8 +166,10 @@ async function within(op: Operation, run: Run, sandbox: Sandbox, open: () => Pro
   await reach(op, sandbox.spec.name, run);
   const opening = open();
   using limited = op.within(START_MS, 'starting the command');
+  const settled = new AbortController();
   try {
-    return await waitFor(limited, opening, 'the guest');
+    const told = run.backend.carries === undefined ? opening : Promise.race([opening, carrierLost(limited, run, settled.signal)]);
+    return await waitFor(limited, told, 'the guest');
   } catch (cause) {
     opening.then(
       (late) => late[Symbol.dispose](),
@@ -172,7 +177,19 @@ async function within(op: Operation, run: Run, sandbox: Sandbox, open: () => Pro
     );
     if (op.signal.aborted || !limited.signal.aborted) throw cause;
     throw op.error('unavailable', `the agent of sandbox ${sandbox.spec.name} does not answer`, { cause });
+  } finally {
+    settled.abort();
   }
+}
+
+/** Fails when an engine that carries the agent's stream hangs while the agent is waited for; else it never ends, but with `settled`. */
+async function carrierLost(op: Operation, run: Run, settled: AbortSignal): Promise<never> {
+  const { promise: never } = Promise.withResolvers<never>();
+  while (!settled.aborted && !op.signal.aborted) {
+    await pause(op, SILENT_MS, settled).catch(() => {}); // its time is up: whoever waits says so
+    if (!settled.aborted && !op.signal.aborted) await run.backend.carries?.(op, run.plan);
+  }
+  return await never;
 }
 
 /** The same for a repeated request, so that its command runs once. */

@@ -144,6 +144,7 @@ export async function reach(op: Operation, name: string, run: Run): Promise<Agen
     return await run.link.agent(limited);
   } catch (cause) {
     if (op.signal.aborted) throw cause;
+    await run.backend.carries?.(op, run.plan);
     throw op.error('unavailable', `the agent of sandbox ${name} does not answer`, {
       hint: `look at it with: hutch why ${name}; restart it with: hutch restart ${name}`,
       cause,

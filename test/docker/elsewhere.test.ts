@@ -88,6 +88,21 @@ test('the agent is put in and speaks over the attached container: commands, file
   expect(await engine.containers()).toEqual([]);
 });
 
+test('an Engine that hangs while it carries the streams of agents is told as that, and what waits for them goes on when it is back', {
+  timeout: 120_000,
+}, async () => {
+  const { daemon, engine } = world;
+  const { id } = await daemon.call('sandbox.create', {});
+  const hangs = { code: 'unavailable', message: expect.stringMatching(/Docker Engine has not answered in \d s/) };
+  for (const call of [() => daemon.run(id, ['true']), () => daemon.call('sandbox.stats', { ref: id })]) {
+    engine.freeze();
+    expect((await refused(call())).body).toMatchObject(hangs);
+    engine.thaw();
+    await eventually('its agent to answer', async () => (await daemon.run(id, ['echo', 'on']).catch(() => null))?.stdout === 'on\n');
+  }
+  await daemon.call('sandbox.delete', { ref: id, force: true });
+});
+
 test('a container that runs is changed at once; what does not fit is refused, and changes nothing', { timeout: 120_000 }, async () => {
   const { daemon } = world;
   const { id } = await daemon.call('sandbox.create', { cpus: 1, memoryMiB: 256 });

@@ -4,24 +4,42 @@ import { Duplex } from 'node:stream';
 
 const HEADER_BYTES = 8;
 const STDOUT = 1;
+/** What was written and is not answered sooner may have gone to an Engine that hangs. */
+const SILENT_MS = 1_000;
 
-/** The stdout of it as a byte stream. What it says on stderr is dropped: nothing of ours is there. */
-export function attachedStream(raw: Duplex): Duplex {
+/**
+ * The stdout of it as a byte stream. What it says on stderr is dropped: nothing of ours is there.
+ * `whenSilent`: asked when something was written and nothing comes back; where it throws, the stream is lost.
+ */
+export function attachedStream(raw: Duplex, whenSilent: (signal: AbortSignal) => Promise<void>): Duplex {
   const parser = new Records();
+  const over = new AbortController();
+  let silence: NodeJS.Timeout | undefined;
+  const heard = (): void => {
+    clearTimeout(silence);
+    silence = undefined;
+  };
+  const look = (): void => {
+    whenSilent(over.signal).then(heard, (cause: unknown) => stream.destroy(cause instanceof Error ? cause : new Error(String(cause))));
+  };
   const stream = new Duplex({
     allowHalfOpen: false,
     read: () => void raw.resume(),
     write: (chunk: Buffer, _encoding, done) => {
+      silence ??= setTimeout(look, SILENT_MS).unref();
       if (raw.write(chunk)) done();
       else raw.once('drain', () => done());
     },
     final: (done) => raw.end(done),
     destroy: (error, done) => {
+      heard();
+      over.abort();
       raw.destroy();
       done(error);
     },
   });
   raw.on('data', (chunk: Buffer) => {
+    heard();
     for (const piece of parser.feed(chunk)) if (!stream.push(piece)) raw.pause();
   });
   raw.once('end', () => stream.push(null));

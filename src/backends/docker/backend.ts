@@ -4,7 +4,7 @@
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { HutchError } from '../../domain/errors.ts';
-import type { Operation } from '../../host/operation.ts';
+import { newOperation, type Operation } from '../../host/operation.ts';
 import { AgentDoors } from '../agent-door.ts';
 import type { Backend, SandboxPlan, Started } from '../backend.ts';
 import type { Dead } from '../dead.ts';
@@ -89,6 +89,10 @@ export function newDockerBackend(config: DockerConfig): Backend {
 
     async awake(op) {
       await engine.ping(op);
+    },
+
+    async carries(op, plan) {
+      if ((await known.markOf(op, plan))?.reach === 'attached') await engine.ping(op);
     },
 
     async create(op, plan) {
@@ -187,7 +191,7 @@ export function newDockerBackend(config: DockerConfig): Backend {
         path: `/containers/${mark.containerId}/attach`,
         query: { stream: true, stdin: true, stdout: true },
       });
-      const stream = attachedStream(raw);
+      const stream = attachedStream(raw, (signal) => engine.ping(newOperation({ id: op.id, actor: 'daemon', log: op.log, signal })));
       attached.set(plan.id, stream);
       return stream;
     },

@@ -26,9 +26,11 @@ export type Ask = {
 };
 
 /** An answer that takes longer may be none: then the Engine is asked whether it is there at all, and again each time. */
-const HANG_MS = 2_000;
+const HANG_MS = 1_000;
 /** What one that hung has for its first word. */
 const AGAIN_MS = 1_000;
+/** One that has said it before has at least this long, or so many times what it took: it may be far, or slow. */
+const WORD = { msMin: 2_000, times: 20 } as const;
 /** `ID` alone is the same for two of one machine, of older releases. */
 const which = z.object({ ID: z.string(), DockerRootDir: z.string() });
 const ANSWER_BYTES_MAX = 16 * 1024 * 1024;
@@ -54,6 +56,8 @@ export class Engine {
   #identity: string | null = null;
   /** It let the last ping wait in vain. */
   #hangs = false;
+  /** What its first word took at the least; null until it has said one. */
+  #wordMs: number | null = null;
 
   /** `sshDir`: where connections by ssh are shared, in sockets of this user alone. */
   constructor(host: Host, env: DockerEnvironment, sshDir: string | null = null) {
@@ -98,13 +102,14 @@ export class Engine {
 
   /** Its first word. One that hung has less time for it, where a connection takes none. */
   async #hello(op: Operation): Promise<{ readonly answer: IncomingMessage; readonly said: string }> {
-    const usual = await this.pingMs(op);
-    const ms = this.#hangs && usual === PING_MS ? AGAIN_MS : usual;
+    const ms = await this.#patienceMs(op);
     using limited = op.within(ms, 'Docker');
+    const askedMs = this.#host.monotonicMs();
     try {
       const answer = await this.#exchange(limited, { method: 'GET', path: '/_ping' }, '');
       const said = await collect(limited, answer);
       this.#hangs = false;
+      this.#wordMs = Math.min(this.#wordMs ?? Number.POSITIVE_INFINITY, this.#host.monotonicMs() - askedMs);
       return { answer, said };
     } catch (cause) {
       if (op.signal.aborted || !limited.signal.aborted) throw cause;
@@ -114,6 +119,14 @@ export class Engine {
         cause,
       });
     }
+  }
+
+  async #patienceMs(op: Operation): Promise<number> {
+    const usual = await this.pingMs(op);
+    if (usual !== PING_MS) return usual;
+    if (this.#hangs) return AGAIN_MS;
+    if (this.#wordMs === null) return PING_MS;
+    return Math.min(PING_MS, Math.max(WORD.msMin, Math.ceil((WORD.times * this.#wordMs) / 1_000) * 1_000));
   }
 
   /** For its effect. */
@@ -129,7 +142,8 @@ export class Engine {
 
   /** A connection that is ours after the Engine has agreed: HTTP's upgrade to raw bytes. */
   async hijack(op: Operation, ask: Ask): Promise<Duplex> {
-    return await this.#upgrade(op, ask, await this.#versioned(op));
+    const version = await this.#awakeVersion(op);
+    return await this.#unlessHung(op, (waiting) => this.#upgrade(waiting, ask, version));
   }
 
   async #versioned(op: Operation): Promise<string> {
@@ -153,20 +167,29 @@ export class Engine {
   }
 
   async #send(op: Operation, ask: Ask): Promise<IncomingMessage> {
-    if (this.#hangs) await this.ping(op);
-    const version = await this.#versioned(op);
-    const over = new AbortController();
-    const hung = new AbortController();
-    void this.#watch({ ...op, signal: AbortSignal.any([op.signal, over.signal]) }, hung);
-    let answer: IncomingMessage;
-    try {
-      answer = await this.#exchange({ ...op, signal: AbortSignal.any([op.signal, hung.signal]) }, ask, version);
-    } finally {
-      over.abort();
-    }
+    const version = await this.#awakeVersion(op);
+    const answer = await this.#unlessHung(op, (waiting) => this.#exchange(waiting, ask, version));
     const status = answer.statusCode ?? 0;
     if (status < 400) return answer;
     throw refused(op, ask, status, await collect(op, answer));
+  }
+
+  /** One that hung is asked whether it is back before anything else. */
+  async #awakeVersion(op: Operation): Promise<string> {
+    if (this.#hangs) await this.ping(op);
+    return await this.#versioned(op);
+  }
+
+  /** @throws HutchError `unavailable` when the Engine hangs before the answer has begun. */
+  async #unlessHung<T>(op: Operation, ask: (waiting: Operation) => Promise<T>): Promise<T> {
+    const over = new AbortController();
+    const hung = new AbortController();
+    void this.#watch({ ...op, signal: AbortSignal.any([op.signal, over.signal]) }, hung);
+    try {
+      return await ask({ ...op, signal: AbortSignal.any([op.signal, hung.signal]) });
+    } finally {
+      over.abort();
+    }
   }
 
   /** Aborts `hung` when the Engine does not even answer a ping: nobody waits for what it was asked. Ends with the operation. */

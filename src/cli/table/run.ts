@@ -147,6 +147,7 @@ export const runVerbs: readonly Verb[] = [
     ],
     positionals: [],
     command: 'optional',
+    loneWord: 'name',
     load: async () => (await import('../verbs/create.ts')).run,
   },
   {
