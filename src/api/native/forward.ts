@@ -262,7 +262,7 @@ class Liveness implements Disposable {
     const { address, role, monotonicMs, silentMs = SILENT_MS, pingMs = PING_MS } = this.#options;
     const silence = monotonicMs() - this.#heardMs;
     if (silence > silentMs) {
-      const message = `the daemon with the role ${role} has said nothing for ${Math.round(silence)} ms`;
+      const message = `the daemon with the role ${role} has said nothing for ${Math.round(silence / 1_000)} s`;
       for (const one of this.#waiting) one.abort(new HutchError({ code: 'deadline_exceeded', message }));
       return;
     }
