@@ -2,7 +2,7 @@
 import type { Operation } from '../host/operation.ts';
 import { CALL_MS, events, open, unary } from './calls.ts';
 import type { AgentConnection } from './connection.ts';
-import { nothing, type PortEvent, type PortInfo, portEvent, ports } from './messages.ts';
+import { type Arrived, arrivedEvent, listening, nothing, type PortEvent, type PortInfo, portEvent, ports } from './messages.ts';
 import type { AgentStream } from './stream.ts';
 
 export type AgentPorts = {
@@ -57,6 +57,22 @@ export function agentPorts(connection: AgentConnection): AgentPorts {
       return { ports: reply.ports, changes: events(op, connection, stream, ['opened', 'closed'], portEvent) };
     },
   };
+}
+
+/** A port of the sandbox's loopback that is answered here. Leaving the loop, or disposing it, ends it, with all that nobody has accepted. */
+export type GuestListener = { readonly port: number; readonly arrivals: AsyncGenerator<Arrived, void, undefined> };
+
+/** `port` 0: any that is free. @throws HutchError `conflict` where it is taken, `unimplemented` by an agent of an older release. */
+export async function listenInGuest(op: Operation, connection: AgentConnection, at: number): Promise<GuestListener> {
+  const { stream, reply } = await open(op, connection, 'listen', { port: at }, listening);
+  connection.stands(stream);
+  return { port: reply.port, arrivals: events(op, connection, stream, ['arrived'], arrivedEvent) };
+}
+
+/** One who has come to a port that is answered here. @throws HutchError `not_found` when it has gone since. */
+export async function acceptFromGuest(op: Operation, connection: AgentConnection, { id }: Pick<Arrived, 'id'>): Promise<GuestSocket> {
+  const { stream } = await open(op, connection, 'accept', { id }, nothing);
+  return new GuestSocket(stream);
 }
 
 /** What a published port needs of a connection into the sandbox: see `AgentStream`. */

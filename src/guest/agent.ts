@@ -3,12 +3,24 @@
 import type { Duplex } from 'node:stream';
 import type { Operation } from '../host/operation.ts';
 import { type AgentFiles, type AgentTar, agentFiles, agentTar } from './agent-files.ts';
-import { type AgentPorts, agentPorts, connectInGuest, flowInGuest, type GuestFlow, type GuestSocket, type Target } from './agent-ports.ts';
+import {
+  type AgentPorts,
+  acceptFromGuest,
+  agentPorts,
+  connectInGuest,
+  flowInGuest,
+  type GuestFlow,
+  type GuestListener,
+  type GuestSocket,
+  listenInGuest,
+  type Target,
+} from './agent-ports.ts';
 import { type AgentProcesses, agentProcesses } from './agent-process.ts';
 import { CALL_MS, events, open, unary } from './calls.ts';
 import { type AgentConnection, type ConnectOptions, connect } from './connection.ts';
 import {
   type AgentEvent,
+  type Arrived,
   agentEvent,
   type Configured,
   clock,
@@ -91,6 +103,9 @@ export type Agent = Disposable & {
   connect(op: Operation, target: Target): Promise<GuestSocket>;
   /** The same without waiting, for who carries bytes as they come. */
   flow(op: Operation, target: Target): GuestFlow;
+  /** A port of the sandbox's loopback that is answered here; 0: any that is free. */
+  listen(op: Operation, port: number): Promise<GuestListener>;
+  accept(op: Operation, arrived: Pick<Arrived, 'id'>): Promise<GuestSocket>;
   close(): void;
 };
 
@@ -129,6 +144,8 @@ export function agentOn(connection: AgentConnection): Agent {
     ports: agentPorts(connection),
     connect: (op, target) => connectInGuest(op, connection, target),
     flow: (op, target) => flowInGuest(op, connection, target),
+    listen: (op, port) => listenInGuest(op, connection, port),
+    accept: (op, arrived) => acceptFromGuest(op, connection, arrived),
     close: () => connection.close(),
     [Symbol.dispose]: () => connection.close(),
   };

@@ -192,6 +192,8 @@ const portInfo = z.object({
 export type PortInfo = z.output<typeof portInfo>;
 export const ports = z.object({ ports: z.array(portInfo).max(LIST_ENTRIES_MAX) });
 
+export const listening = z.object({ port });
+
 // Events. Each method has its own; the name is in `e`, and names that it does not know are ignored.
 
 function event<Name extends string, Shape extends z.ZodRawShape>(name: Name, shape: Shape) {
@@ -221,6 +223,9 @@ export type FileChange = z.output<typeof changeEvent>;
 
 export const portEvent = z.discriminatedUnion('e', [event('opened', portInfo.shape), event('closed', portInfo.shape)]);
 export type PortEvent = z.output<typeof portEvent>;
+
+export const arrivedEvent = event('arrived', { id: whole, address: z.string().max(64), port: z.int().min(0).max(65_535) });
+export type Arrived = z.output<typeof arrivedEvent>;
 
 /** The name of any event. */
 export const eventName = z.object({ e: z.string().max(64) });

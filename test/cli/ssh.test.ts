@@ -2,7 +2,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdir, readFile, stat, utimes, writeFile } from 'node:fs/promises';
-import { createConnection } from 'node:net';
+import { type AddressInfo, createConnection, createServer } from 'node:net';
 import { basename, join } from 'node:path';
 import { Duplex } from 'node:stream';
 import { afterAll, beforeAll, expect, test } from 'vitest';
@@ -108,6 +108,64 @@ test('ssh -L brings a port of the sandbox here', async () => {
   }
 });
 
+/** On the sandbox's loopback. */
+async function isListening(port: number): Promise<boolean> {
+  const hex = port.toString(16).toUpperCase().padStart(4, '0');
+  return (await world.ok('exec', 'box', '--', 'cat', '/proc/net/tcp')).includes(`0100007F:${hex} 00000000:0000 0A`);
+}
+
+test('ssh -R brings a port of this machine into the sandbox, as long as the connection lasts', async () => {
+  const asked: string[] = [];
+  const server = createServer((socket) => {
+    socket.on('error', () => {});
+    // To the end of what comes, and then as much back: both directions, each with an end of its own.
+    let said = '';
+    socket.setEncoding('utf8');
+    socket.on('data', (text: string) => {
+      said += text;
+    });
+    socket.on('end', () => {
+      asked.push(said);
+      socket.end(`${said.length} bytes came\n`);
+    });
+  });
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as AddressInfo;
+  const there = (at: string): string => `head -c 300000 /dev/zero | nc 127.0.0.1 ${at}`;
+  try {
+    const script = `${there('9107')}; for n in 1 2 3; do ${there('9107')} & done; wait`;
+    const answered = await using('ssh', ['-o', 'ExitOnForwardFailure=yes', '-R', `9107:127.0.0.1:${port}`, 'box.hutch', script]);
+    expect(answered, answered.stderr).toMatchObject({ code: 0, stdout: '300000 bytes came\n'.repeat(4), stderr: '' });
+    expect(asked.map((text) => text.length)).toEqual([300_000, 300_000, 300_000, 300_000]);
+    // It is gone with its connection.
+    expect(await isListening(9107)).toBe(false);
+    // Begun and taken back by the client while its connection goes on: one that the sandbox chooses, on the loopback whatever is asked.
+    const master = start('ssh', ['-N', '-M', '-S', 'master', 'box.hutch']);
+    try {
+      await eventually(
+        'the connection is there',
+        async () => (await using('ssh', ['-S', 'master', '-O', 'check', 'box.hutch'])).code === 0,
+      );
+      const asking = ['-S', 'master', '-R', `*:0:127.0.0.1:${port}`, 'box.hutch'];
+      const number = (await using('ssh', ['-O', 'forward', ...asking])).stdout.trim();
+      expect(await isListening(Number(number))).toBe(true);
+      expect(await world.ok('exec', 'box', '--', 'sh', '-c', there(number))).toBe('300000 bytes came');
+      const taken = ['-S', 'none', '-o', 'ExitOnForwardFailure=yes', '-R', `${number}:127.0.0.1:${port}`, 'box.hutch', 'true'];
+      expect(await using('ssh', taken)).toMatchObject({
+        code: 255,
+        stderr: expect.stringContaining('remote port forwarding failed'),
+      });
+      expect(await using('ssh', ['-O', 'cancel', ...asking])).toMatchObject({ code: 0, stderr: '' });
+      await eventually('it is taken back', async () => !(await isListening(Number(number))));
+    } finally {
+      master.kill();
+    }
+  } finally {
+    server.close();
+  }
+});
+
 test('ssh has the daemon’s own connection, and nothing of ours copies what is said; another client’s proxy does that', async () => {
   const copying = join(world.dir, 'copying_config');
   await writeFile(copying, `${await world.ok('ssh-config', '--stdio')}\n`);
@@ -138,7 +196,7 @@ test('ssh has the daemon’s own connection, and nothing of ours copies what is 
 });
 
 test('what is not offered is refused and the session goes on; a client that opens channel after channel has 64', async () => {
-  const refused = await using('ssh', ['-o', 'ExitOnForwardFailure=no', '-R', '0:127.0.0.1:9', 'box.hutch', 'echo here']);
+  const refused = await using('ssh', ['-o', 'ExitOnForwardFailure=no', '-R', '/tmp/s:127.0.0.1:9', 'box.hutch', 'echo here']);
   expect(refused).toMatchObject({ code: 0, stdout: 'here\n', stderr: expect.stringContaining('remote port forwarding failed') });
   const { Client } = (await import('ssh2')).default;
   const child = world.spawn(['ssh', '--stdio', 'box.hutch']);

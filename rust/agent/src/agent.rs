@@ -99,6 +99,8 @@ pub struct Agent {
     /// Counts connections: what belongs to an earlier one is dropped.
     pub connection: u64,
     pub streams: HashMap<u32, Stream>,
+    /// So many have come to a port that the host answers; the number of the last.
+    pub arrivals: u64,
     /// Streams that have something to send, each once.
     pub turns: VecDeque<u32>,
     pub pongs: VecDeque<[u8; 8]>,
@@ -154,6 +156,7 @@ impl Agent {
             output: Output::default(),
             connection: 0,
             streams: HashMap::new(),
+            arrivals: 0,
             turns: VecDeque::new(),
             pongs: VecDeque::new(),
             opening: None,

@@ -28,6 +28,18 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
+    pub fn new(socket: OwnedFd, connecting: bool) -> Tunnel {
+        Tunnel {
+            socket,
+            connecting,
+            readable: !connecting,
+            inbox: VecDeque::new(),
+            host_ended: false,
+            sealed: false,
+            peer_ended: false,
+        }
+    }
+
     /// Takes DATA; returns how many bytes the socket took at once.
     pub fn feed(&mut self, bytes: &[u8]) -> usize {
         let direct = if self.inbox.is_empty() && !self.connecting { self.write(bytes) } else { 0 };
@@ -173,15 +185,7 @@ impl Agent {
             Err(errno) => return Err(failed(errno)),
         };
         self.watch(socket.as_fd(), Token::Tunnel { stream: ticket.stream })?;
-        let tunnel = Tunnel {
-            socket,
-            connecting,
-            readable: !connecting,
-            inbox: VecDeque::new(),
-            host_ended: false,
-            sealed: false,
-            peer_ended: false,
-        };
+        let tunnel = Tunnel::new(socket, connecting);
         self.with_stream(ticket.stream, |stream| {
             stream.kind = Kind::Tunnel(Box::new(tunnel));
             if !connecting {
@@ -193,6 +197,9 @@ impl Agent {
 
     pub fn tunnel_event(&mut self, number: u32, flags: EventFlags) {
         let Some(stream) = self.streams.get_mut(&number) else { return };
+        if let Kind::Listener(_) = stream.kind {
+            return self.take_arrivals(number);
+        }
         let Kind::Tunnel(tunnel) = &mut stream.kind else { return };
         if tunnel.connecting {
             let failure = sockopt::socket_error(&tunnel.socket).and_then(|result| result).err();

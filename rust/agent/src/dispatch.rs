@@ -50,6 +50,8 @@ impl Agent {
             "ports.list" => self.ports_list(ticket),
             "ports.watch" => self.ports_watch(ticket),
             "connect" => self.connect(ticket, p),
+            "listen" => self.listen(ticket, p),
+            "accept" => self.accept(ticket, p),
             _ if method.starts_with("file.") || method.starts_with("tar.") => self.file_method(ticket, method, p),
             _ => Err(Fault::unimplemented(format!("this agent has no method {method}"))),
         }
@@ -79,5 +81,5 @@ impl Agent {
 
 /// Methods that mean the sandbox's own root: before it is there they would see the initramfs.
 fn needs_root(method: &str) -> bool {
-    ["process.", "file.", "tar.", "ports.", "connect"].iter().any(|prefix| method.starts_with(prefix))
+    ["process.", "file.", "tar.", "ports.", "connect", "listen", "accept"].iter().any(|prefix| method.starts_with(prefix))
 }

@@ -38,7 +38,7 @@ impl Fault {
         let code = match errno {
             Errno::NOENT | Errno::SRCH | Errno::NXIO | Errno::NODEV => "not_found",
             Errno::ACCESS | Errno::PERM | Errno::ROFS => "permission_denied",
-            Errno::EXIST | Errno::NOTEMPTY => "conflict",
+            Errno::EXIST | Errno::NOTEMPTY | Errno::ADDRINUSE => "conflict",
             Errno::NOTDIR | Errno::ISDIR | Errno::INVAL | Errno::LOOP | Errno::NAMETOOLONG | Errno::XDEV => "invalid_argument",
             Errno::NOSPC | Errno::DQUOT | Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN | Errno::FBIG => {
                 "resource_exhausted"
@@ -113,6 +113,8 @@ pub fn errno_name(errno: Errno) -> String {
         Errno::DQUOT => "EDQUOT",
         Errno::LIBBAD => "ELIBBAD",
         Errno::OPNOTSUPP => "EOPNOTSUPP",
+        Errno::ADDRINUSE => "EADDRINUSE",
+        Errno::ADDRNOTAVAIL => "EADDRNOTAVAIL",
         Errno::CONNREFUSED => "ECONNREFUSED",
         Errno::CONNRESET => "ECONNRESET",
         Errno::TIMEDOUT => "ETIMEDOUT",

@@ -12,7 +12,7 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-const FEATURES: [&str; 4] = ["warm", "resume", "tar", "ports"];
+const FEATURES: [&str; 5] = ["warm", "resume", "tar", "ports", "listen"];
 const WARM_PATHS_MAX: usize = 1_024;
 
 impl Agent {

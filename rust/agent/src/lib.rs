@@ -21,6 +21,7 @@ pub mod jobs;
 pub mod kernel;
 pub mod layer;
 pub mod link;
+pub mod listen;
 pub mod machine;
 pub mod memory_guard;
 pub mod metrics;

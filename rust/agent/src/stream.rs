@@ -4,6 +4,7 @@ use crate::connect::Tunnel;
 use crate::fault::{Fault, Outcome};
 use crate::files::stream::{FileReader, FileWriter};
 use crate::jobs::JobStream;
+use crate::listen::Listener;
 use crate::process::log::LogReader;
 use crate::wire::frame::{CREDIT_START_BYTES, FRAME_BYTES_MAX, FrameType, OUTPUT_CREDIT_START_BYTES};
 use crate::wire::value::Value;
@@ -31,6 +32,7 @@ pub enum Kind {
     Write(Box<FileWriter>),
     Job(JobStream),
     Tunnel(Box<Tunnel>),
+    Listener(Listener),
     /// `watchEvents`
     Events,
 }

@@ -3,7 +3,7 @@
 mod support;
 use hutch_agent::wire::value::Value;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use support::*;
 
@@ -220,6 +220,54 @@ fn a_tunnel_carries_bytes_both_ways_and_half_closes() {
     let refused =
         client.call("connect", Value::map([("tcp", Value::map([("port", port.into())]))])).expect_err("nobody is there");
     assert_eq!((text(&refused, "code"), text(&refused, "errno")), ("unavailable".to_owned(), "ECONNREFUSED".to_owned()));
+}
+
+/// A port inside that the host answers: bytes both ways, no more at a time than are taken, and gone with its stream.
+#[test]
+fn a_port_of_the_sandbox_is_answered_by_the_host() {
+    let agent = Agent::start();
+    let mut client = agent.accept();
+    let listener = client.open("listen", Value::map([("port", 0.into())]));
+    let port = number(&client.reply(listener).expect("listens"), "port") as u16;
+    let taken = client.call("listen", Value::map([("port", port.into())])).expect_err("it is taken");
+    assert_eq!(text(&taken, "errno"), "EADDRINUSE");
+    for nth in 0..40_u32 {
+        let peer = std::thread::spawn(move || {
+            let mut peer = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("connects");
+            peer.write_all(format!("from {nth}").as_bytes()).expect("writes");
+            peer.shutdown(std::net::Shutdown::Write).expect("ends");
+            let mut answer = String::new();
+            peer.read_to_string(&mut answer).expect("reads");
+            answer
+        });
+        let arrived = client.next_of(listener).message();
+        assert_eq!((text(&arrived, "e"), text(&arrived, "address")), ("arrived".to_owned(), "127.0.0.1".to_owned()));
+        let stream = client.open("accept", Value::map([("id", number(&arrived, "id").into())]));
+        client.reply(stream).expect("it is ours");
+        client.send(DATA, stream, b"answered");
+        client.send(END, stream, b"");
+        let rest = client.rest(stream);
+        assert_eq!((rest.data[0].as_slice(), rest.close), (format!("from {nth}").as_bytes(), Ok(Value::Nil)));
+        assert_eq!(peer.join().expect("the peer ends"), "answered");
+    }
+    // More than are told at a time: each that is taken makes room for the next.
+    let peers: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("connects")).collect();
+    let mut told = Vec::new();
+    for nth in 0..20 {
+        if told.len() == nth {
+            told.push(number(&client.next_of(listener).message(), "id"));
+        }
+        let stream = client.open("accept", Value::map([("id", told[nth].into())]));
+        client.reply(stream).expect("it is ours");
+        client.send(CANCEL, stream, b"");
+    }
+    drop(peers);
+    let nobody = client.call("accept", Value::map([("id", told[0].into())])).expect_err("it was taken");
+    assert_eq!(text(&nobody, "code"), "not_found");
+    client.send(CANCEL, listener, b"");
+    client.rest(listener);
+    let refused = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect_err("nobody listens");
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
 }
 
 /// A read that stops before all of it has come holds up nothing: its server says no more until it is answered.

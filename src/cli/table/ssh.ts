@@ -14,6 +14,13 @@ export const sshVerbs: readonly Verb[] = [
     ],
     flags: [
       { name: 'forward', short: 'L', value: 'PORTS', repeats: true, about: 'As ssh -L: [ADDRESS:]PORT:HOST:PORT' },
+      {
+        name: 'reverse',
+        short: 'R',
+        value: 'PORTS',
+        repeats: true,
+        about: 'As ssh -R: PORT:HOST:PORT, a port in the sandbox that this side answers',
+      },
       { name: 'user', short: 'u', value: 'USER', about: 'As whom, inside; default: the sandbox’s own user' },
       { name: 'tty', short: 't', about: 'Give a command a terminal' },
       { name: 'stdio', about: 'Only carry the connection on stdin and stdout: what ssh runs as its proxy' },

@@ -37,7 +37,7 @@ export async function run(context: Context, args: Args): Promise<number> {
     });
   }
   const options = Object.entries(await settings(context, 'passed')).flatMap(([key, value]) => ['-o', `${key}=${value}`]);
-  const forwards = args.values('forward').flatMap((text) => ['-L', text]);
+  const forwards = [...args.values('forward').flatMap((text) => ['-L', text]), ...args.values('reverse').flatMap((text) => ['-R', text])];
   const terminal = args.has('tty') ? ['-t'] : [];
   const user = args.value('user');
   const as = user === undefined ? [] : ['-l', user];

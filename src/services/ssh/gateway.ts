@@ -13,7 +13,8 @@ import type { Handlers, Tunnel } from '../handlers.ts';
 import { SshKeys } from './keys.ts';
 import { Outgoing } from './outgoing.ts';
 import { hearReadersGone } from './readers-gone.ts';
-import { piecesOf, type Served, taken, written } from './served.ts';
+import { serveRemotePorts } from './remote-ports.ts';
+import { carryBetween, type Served, taken } from './served.ts';
 import { serveSession } from './session.ts';
 
 /** Who logs in as this one is the sandbox's own user. */
@@ -91,21 +92,27 @@ function serveConnection(call: Call, client: Connection, allowed: ParsedKey, ser
   client.on('ready', () => {
     clearTimeout(timer);
     hearReadersGone(client);
-    client.on('session', (accept, reject) => {
-      if (channels >= CHANNELS_MAX) return reject();
+    const channel = (): Disposable | null => {
+      if (channels >= CHANNELS_MAX) return null;
       channels += 1;
-      serveSession(call, accept(), served, user, () => {
-        channels -= 1;
-      });
+      return {
+        [Symbol.dispose]: () => {
+          channels -= 1;
+        },
+      };
+    };
+    client.on('session', (accept, reject) => {
+      const room = channel();
+      if (room === null) return reject();
+      serveSession(call, accept(), served, user, () => room[Symbol.dispose]());
     });
     client.on('tcpip', (accept, reject, { destIP, destPort }) => {
-      if (channels >= CHANNELS_MAX) return reject();
-      channels += 1;
-      void carry(op, served.agent, { tcp: { port: destPort, host: destIP } }, accept, reject).finally(() => {
-        channels -= 1;
-      });
+      const room = channel();
+      if (room === null) return reject();
+      const to = { tcp: { port: destPort, host: destIP } };
+      void carry(op, served.agent, to, accept, reject).finally(() => room[Symbol.dispose]());
     });
-    client.on('request', (_accept, reject) => reject?.()); // ports of this side are not the sandbox's to open
+    serveRemotePorts({ op, agent: served.agent, client, channel });
   });
 }
 
@@ -133,18 +140,7 @@ async function carry(
     return reject();
   }
   using _held = socket;
-  const channel = accept();
-  channel.on('error', () => {});
-  const inward = (async () => {
-    for await (const chunk of piecesOf(channel)) await socket.write(op, chunk as Buffer);
-    socket.end();
-  })();
-  const outward = (async () => {
-    for await (const bytes of socket.bytes(op)) await written(channel, bytes);
-    channel.end();
-  })();
-  await Promise.allSettled([inward, outward]);
-  channel.destroy();
+  await carryBetween(op, socket, accept());
 }
 
 /** What it looks at of a socket, and a stream has not. */

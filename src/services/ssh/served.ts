@@ -1,7 +1,10 @@
 // What a connection of SSH is about, and how bytes are carried over its channels.
 import { Buffer } from 'node:buffer';
 import type { Duplex } from 'node:stream';
+import type { ServerChannel } from 'ssh2';
 import type { Agent } from '../../guest/agent.ts';
+import type { GuestSocket } from '../../guest/agent-ports.ts';
+import type { Operation } from '../../host/operation.ts';
 import type { Handlers } from '../handlers.ts';
 
 export type Served = {
@@ -36,4 +39,28 @@ export async function taken(stream: Writable, bytes: Uint8Array): Promise<void> 
     stream.on('drain', settle);
     stream.on('close', settle);
   });
+}
+
+/** Resolves when nothing waits in it, or it is closed. */
+async function allTaken(channel: ServerChannel): Promise<void> {
+  await new Promise<void>((resolve) => {
+    channel.once('close', () => resolve());
+    channel.write(Buffer.alloc(0), () => resolve());
+  });
+}
+
+/** Both ways, to the end of both: who has said all may still be answered. */
+export async function carryBetween(op: Operation, socket: GuestSocket, channel: ServerChannel): Promise<void> {
+  channel.on('error', () => {});
+  const inward = (async () => {
+    for await (const chunk of piecesOf(channel)) await socket.write(op, chunk as Buffer);
+    socket.end();
+  })();
+  const outward = (async () => {
+    for await (const bytes of socket.bytes(op)) await written(channel, bytes);
+    await allTaken(channel);
+    channel.eof(); // its `end` would close the other direction too
+  })();
+  await Promise.allSettled([inward, outward]);
+  channel.destroy();
 }
