@@ -88,8 +88,8 @@ export type InsideFile = AsyncDisposable & {
   stat(): Promise<{ readonly sizeBytes: number; readonly mode: number; readonly uid: number; readonly gid: number }>;
   /** How many bytes came; fewer than there is room for at its end. */
   read(into: Uint8Array, at: number): Promise<number>;
-  /** All of them; how many bytes that were. */
-  write(chunks: readonly Uint8Array[], at: number): Promise<number>;
+  /** All of it. Whole blocks of 4 KiB go past the host's cache where they lie in `wholePages`. */
+  write(block: Uint8Array, at: number): Promise<void>;
   /** Waits for the disk. */
   sync(): Promise<void>;
 };

@@ -3,7 +3,7 @@ import { mkdir, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promis
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { testOperation } from '../../test/support/operation.ts';
-import { openInside } from './inside.ts';
+import { openInside, wholePages } from './inside.ts';
 
 let dir: string;
 let root: string;
@@ -19,7 +19,7 @@ afterAll(() => rm(dir, { recursive: true, force: true }));
 test('a file below a directory is read and written where it lies', async () => {
   const op = testOperation();
   await using into = await openInside(op, root, '/deep/er/file', 'write');
-  expect(await into?.write([Buffer.from('of '), Buffer.from('two')], 13)).toBe(6);
+  await into?.write(Buffer.from('of two'), 13);
   await into?.sync();
   await using from = await openInside(op, root, '/deep/er/file', 'read');
   expect(await from?.stat()).toMatchObject({ sizeBytes: 19, uid: process.getuid?.() });
@@ -27,6 +27,19 @@ test('a file below a directory is read and written where it lies', async () => {
   expect(await from?.read(read, 5)).toBe(14);
   expect(read.subarray(0, 14).toString()).toBe('is in itof two');
   expect(await readFile(join(root, 'deep/er/file'), 'utf8')).toBe('what is in itof two');
+});
+
+test('whole blocks are written past the cache, and what is none of them as ever, wherever its memory begins', async () => {
+  await writeFile(join(root, 'blocks'), '');
+  await using file = await openInside(testOperation(), root, '/blocks', 'write');
+  const pages = wholePages(3 * 4096).fill(1);
+  await file?.write(pages, 0);
+  expect(execFileSync('fincore', ['-nb', '-o', 'RES', join(root, 'blocks')], { encoding: 'utf8' }).trim(), 'bytes in the cache').toBe('0');
+  await file?.write(Buffer.alloc(2 * 4096 + 1, 2).subarray(1), 4096); // whole, but of memory that no disk takes
+  await file?.write(pages.fill(3).subarray(0, 5), 3 * 4096);
+  await file?.sync();
+  const written = await readFile(join(root, 'blocks'));
+  expect([written.byteLength, ...[0, 4095, 4096, 12_287, 12_288, 12_292].map((at) => written[at])]).toEqual([12_293, 1, 1, 2, 2, 3, 3]);
 });
 
 test('no path below a directory leads out of it, through a symlink or up, and nothing but a plain file is had', async () => {

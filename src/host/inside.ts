@@ -3,7 +3,6 @@
 // file system that holds nothing but files is had.
 import { constants } from 'node:fs';
 import * as fs from 'node:fs/promises';
-import { after } from '../domain/pieces.ts';
 import { openPlain } from './borrow.ts';
 import { heed } from './errors.ts';
 import type { InsideFile } from './host.ts';
@@ -13,6 +12,8 @@ import type { Operation } from './operation.ts';
 const O_PATH = 0o10000000;
 /** Directories on the way. */
 const DEPTH_MAX = 128;
+/** Disks have blocks of this size, or of a part of it. */
+const DIRECT_BYTES = 4096;
 
 /** `path`: absolute, as seen from below `root`, with no `.` and `..`. Null where there is none, or it cannot be had. */
 export function openInside(op: Operation, root: string, path: string, access: 'read' | 'write'): Promise<InsideFile | null> {
@@ -30,7 +31,10 @@ async function open(root: string, path: string, access: 'read' | 'write'): Promi
   await using found = await find(root, names);
   if (found === null || !(await found.stat()).isFile()) return null;
   const file = await openPlain(through(found), access);
-  return file === null ? null : insideFile(file);
+  if (file === null) return null;
+  if (access === 'read') return insideFile(file, null);
+  const past = await fs.open(through(file), constants.O_WRONLY | constants.O_DIRECT).catch(() => null); // not every file system has it
+  return insideFile(file, past);
 }
 
 /** Each step from the directory before it: whatever is renamed meanwhile, it stays below the root. */
@@ -59,24 +63,44 @@ function through({ fd }: fs.FileHandle): string {
   return `/proc/${process.pid}/fd/${fd}`;
 }
 
-function insideFile(file: fs.FileHandle): InsideFile {
+/**
+ * `past`: the same file, written past the host's cache. Its pages cost the processor several times what the disk does, and more again
+ * on a machine that is one of many on another, which has to find the memory for them.
+ */
+function insideFile(file: fs.FileHandle, past: fs.FileHandle | null): InsideFile {
+  let direct = past;
   return {
     async stat() {
       const { size, mode, uid, gid } = await file.stat();
       return { sizeBytes: size, mode, uid, gid };
     },
     read: async (into, at) => (await file.read(into, 0, into.byteLength, at)).bytesRead,
-    async write(chunks, at) {
-      let written = 0;
-      for (let rest = chunks; rest.length > 0; ) {
-        const { bytesWritten } = await file.writev(rest, at + written);
-        written += bytesWritten;
-        rest = after(rest, bytesWritten);
+    async write(block, at) {
+      for (let written = 0; written < block.byteLength; ) {
+        const rest = block.subarray(written);
+        const isWhole = [rest.byteOffset, rest.byteLength, at + written].every((each) => each % DIRECT_BYTES === 0);
+        if (direct !== null && isWhole) {
+          try {
+            written += (await direct.write(rest, 0, rest.byteLength, at + written)).bytesWritten;
+            continue;
+          } catch (error) {
+            if (!(error instanceof Error && 'code' in error && error.code === 'EINVAL')) throw error;
+            direct = null; // not this file system, or not this memory
+          }
+        }
+        written += (await file.write(rest, 0, rest.byteLength, at + written)).bytesWritten;
       }
-      return written;
     },
     sync: () => file.datasync(),
     // What runs goes on to its end first.
-    [Symbol.asyncDispose]: () => file.close(),
+    async [Symbol.asyncDispose]() {
+      await Promise.all([file.close(), past?.close()]);
+    },
   };
+}
+
+/** Memory that a disk can be written from without a copy: it begins with a page. */
+export function wholePages(length: number): Uint8Array {
+  // What could grow lies in pages of its own; anything else is a part of the heap.
+  return new Uint8Array(new ArrayBuffer(length, { maxByteLength: length }));
 }

@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { giveBack, LARGE_BYTES_MAX, takeBuffer, withByteBefore } from './large-buffers.ts';
+import { giveBack, LARGE_BYTES_MAX, letGo, takeBuffer, withByteBefore } from './large-buffers.ts';
 
 test('a large buffer is handed out again only after it was given back, and once', () => {
   const first = takeBuffer(LARGE_BYTES_MAX);
@@ -30,4 +30,11 @@ test('what is not from here is copied, and cannot be given back', () => {
   expect(message.buffer).not.toBe(bytes.buffer);
   giveBack(bytes);
   expect(takeBuffer(LARGE_BYTES_MAX).buffer).not.toBe(bytes.buffer);
+});
+
+test('memory is let go of where all of it is these bytes’, and nowhere else', () => {
+  const whole = new Uint8Array(1024);
+  const part = new Uint8Array(1024).subarray(1);
+  for (const bytes of [whole, part]) letGo(bytes);
+  expect([whole.byteLength, part.byteLength]).toEqual([0, 1023]);
 });

@@ -4,6 +4,7 @@ import { Agent, type AgentOptions, type IncomingMessage, type RequestOptions, re
 import type { Socket } from 'node:net';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
+import { chunksOf } from '../domain/chunks.ts';
 import { HutchError } from '../domain/errors.ts';
 import { type Address, formatAddress } from './address.ts';
 import { ConnectionError, cancelled, errorFromBody } from './errors.ts';
@@ -138,7 +139,7 @@ export async function jsonBody(response: IncomingMessage, bytesMax = ERROR_BODY_
 /** The body as it comes; leaving the loop ends the connection. @throws ConnectionError when it breaks off before its end. */
 export async function* bodyBytes(response: IncomingMessage, signal?: AbortSignal): AsyncGenerator<Uint8Array, void, undefined> {
   try {
-    for await (const chunk of response) yield chunk as Uint8Array;
+    yield* chunksOf(response);
   } catch (cause) {
     if (signal?.aborted) throw cancelled(signal);
     const opId = opIdOf(response);
@@ -147,6 +148,8 @@ export async function* bodyBytes(response: IncomingMessage, signal?: AbortSignal
       cause,
       ...(opId === null ? {} : { opId }),
     });
+  } finally {
+    if (!response.readableEnded) response.destroy();
   }
 }
 

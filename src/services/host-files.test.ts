@@ -25,12 +25,12 @@ test('nothing is read or written while a disk is held, and nothing any more once
     write: async () => {
       calls.push('write');
       await writing.promise;
-      return calls.push('written');
+      calls.push('written');
     },
     sync: async () => {},
     [Symbol.asyncDispose]: async () => void calls.push('closed'),
   });
-  const written = file.write(op, [], 0);
+  const written = file.write(op, new Uint8Array(1), 0);
   const holding = files.hold().then((hold) => {
     calls.push('held');
     return hold;

@@ -11,13 +11,15 @@ import type { ReadSpec, WriteSpec } from '../guest/agent-files.ts';
 import type { Entry } from '../guest/messages.ts';
 import { abortError } from '../host/errors.ts';
 import type { Host, InsideFile } from '../host/host.ts';
-import { LARGE_BYTES_MAX, takeBuffer } from '../host/large-buffers.ts';
+import { wholePages } from '../host/inside.ts';
+import { LARGE_BYTES_MAX, letGo, takeBuffer } from '../host/large-buffers.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Run } from './run.ts';
 
 /** Smaller ones are there sooner than they are found. */
 const FROM_BYTES = 4 * 1024 * 1024;
-const WRITE_BYTES = 1024 * 1024;
+/** Each waits for the disk, which is the quicker the more it has at once. */
+const WRITE_BYTES = 4 * 1024 * 1024;
 /** So much is written before the disk is asked to begin with it. */
 const SYNC_EVERY_BYTES = 32 * 1024 * 1024;
 const PIECES_AHEAD = 4;
@@ -104,8 +106,8 @@ class HostFile implements AsyncDisposable {
     return this.#with(op, (file) => file.read(into, at));
   }
 
-  write(op: Operation, chunks: readonly Uint8Array[], at: number): Promise<number> {
-    return this.#with(op, (file) => file.write(chunks, at));
+  write(op: Operation, block: Uint8Array, at: number): Promise<void> {
+    return this.#with(op, (file) => file.write(block, at));
   }
 
   sync(op: Operation): Promise<void> {
@@ -286,17 +288,17 @@ async function* pieces(
 }
 
 /**
- * How many bytes it was. They are copied into two blocks that are used again: what is kept of the chunks themselves would grow old,
- * and cost the collector a round over the whole heap for every few megabytes.
+ * How many bytes it was. They are copied into two blocks that are used again, from which the disk takes them, and their own memory is
+ * let go of at once: left to the collector, it would cost a round over the whole heap for every few megabytes.
  */
 async function fill(op: Operation, file: HostFile, first: readonly Uint8Array[], rest: AsyncIterator<Uint8Array>): Promise<number> {
-  let [block, other] = [Buffer.allocUnsafeSlow(WRITE_BYTES), Buffer.allocUnsafeSlow(WRITE_BYTES)];
+  let [block, other] = [wholePages(WRITE_BYTES), wholePages(WRITE_BYTES)];
   let [held, at, synced] = [0, 0, 0];
   let writing: Promise<unknown> = Promise.resolve();
   let syncing: Promise<unknown> | null = null;
   const write = async (): Promise<void> => {
     await writing;
-    writing = file.write(op, [block.subarray(0, held)], at);
+    writing = file.write(op, block.subarray(0, held), at);
     writing.catch(() => {}); // told by who waits for it next
     at += held;
     held = 0;
@@ -319,6 +321,7 @@ async function fill(op: Operation, file: HostFile, first: readonly Uint8Array[],
       held += part.byteLength;
       if (held === WRITE_BYTES) await write();
     }
+    letGo(chunk);
   };
   try {
     for (const chunk of first) await take(chunk);

@@ -3,6 +3,7 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { Duplex } from 'node:stream';
 import { WebSocketServer } from 'ws';
+import { chunksOf } from '../../domain/chunks.ts';
 import { ERROR_CODES, HutchError } from '../../domain/errors.ts';
 import type { OpId } from '../../domain/ids.ts';
 import type { Log } from '../../host/operation.ts';
@@ -160,7 +161,7 @@ export function newApi(services: ApiServices, options: ApiOptions): Api {
           return sendJson(response, 200, (await services.operations.run(ask, (call) => handle(call, input))) ?? {});
         return await serveWithProgress(response, ask, (call) => handle(call, input));
       case 'upload': {
-        const source = request.iterator({ destroyOnReturn: false }) as AsyncIterable<Uint8Array>;
+        const source = chunksOf(request);
         return sendJson(response, 200, await services.operations.run(ask, (call) => handle(call, input, source)));
       }
       case 'download':
