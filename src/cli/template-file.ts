@@ -36,12 +36,11 @@ export function readTemplateFile(text: string, file: string, given: { readonly n
       `${file}: name is missing`,
       `name = "web" in it, or: hutch template build --name web ${dirname(file) === '.' ? file : '…'}`,
     );
-  const image = read.text('image');
-  if (image === undefined) throw usage(`${file}: image is missing`, 'what it begins with, like image = "python:3.13-slim"');
   const ready = readyOf(read);
   const start = read.command('start');
   return {
-    ...{ name, image },
+    name,
+    ...present('image', read.text('image')),
     ...present('kernel', read.text('kernel')),
     ...present('backend', read.word('backend', BACKENDS)),
     ...present('cpus', read.whole('cpus')),

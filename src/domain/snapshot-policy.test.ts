@@ -17,7 +17,7 @@ test('the newest of each sandbox stay, what is older goes, children before paren
   };
   expect(of({ keep: 1 })).toEqual([
     [],
-    ['b: 1 of web are newer, but snapshot c stands on it', 'a: 1 of web are newer, but snapshot b stands on it'],
+    ['b: 1 of web is newer, but snapshot c stands on it', 'a: 1 of web is newer, but snapshot b stands on it'],
   ]);
   expect(of({ keep: 0 })).toEqual([['c', 'b', 'd', 'a'], []]);
   expect(of({ olderThanMs: 8 })).toEqual([['d'], ['a: it is older than it may be, but snapshot b stands on it']]);

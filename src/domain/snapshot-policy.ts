@@ -49,7 +49,10 @@ export function judgeSnapshots<T extends PolicySnapshot>(
   }
   const staying = newestFirst
     .filter(({ id }) => wanted.has(id) && !going.has(id))
-    .map((snapshot) => ({ snapshot, why: `${wanted.get(snapshot.id)}, but ${holders(snapshot).join(', ')} stands on it` }));
+    .map((snapshot) => {
+      const held = holders(snapshot);
+      return { snapshot, why: `${wanted.get(snapshot.id)}, but ${held.join(', ')} ${held.length === 1 ? 'stands' : 'stand'} on it` };
+    });
   return { going: [...going.values()], staying };
 }
 
@@ -59,7 +62,7 @@ function reasons(newestFirst: readonly PolicySnapshot[], { keep, olderThanMs }: 
   for (const { id, sandboxId, spec, createdAtMs } of newestFirst) {
     const nth = (counts.get(sandboxId) ?? 0) + 1;
     counts.set(sandboxId, nth);
-    if (keep !== undefined && nth > keep) found.set(id, `${keep} of ${spec.name} are newer`);
+    if (keep !== undefined && nth > keep) found.set(id, `${keep} of ${spec.name} ${keep === 1 ? 'is' : 'are'} newer`);
     else if (olderThanMs !== undefined && nowMs - createdAtMs > olderThanMs) found.set(id, 'it is older than it may be');
   }
   return found;

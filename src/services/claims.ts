@@ -8,8 +8,8 @@ type Claim = 'pause' | 'suspend' | 'fork' | 'snapshot' | 'diskSnapshot' | 'hostD
 export class Claims {
   readonly #known = new Map<Backend, Capabilities>();
 
-  /** @throws HutchError `failed_precondition` when the backend does not claim it. */
-  async need(op: Operation, backend: Backend, claim: Claim): Promise<void> {
+  /** `hint`: what would do where it is wanted, if not what comes closest to it. @throws HutchError `failed_precondition` when the backend does not claim it. */
+  async need(op: Operation, backend: Backend, claim: Claim, hint?: string): Promise<void> {
     let can = this.#known.get(backend);
     if (can === undefined) {
       const probe = await backend.probe(op);
@@ -19,10 +19,13 @@ export class Claims {
     }
     if (can[claim]) return;
     throw op.error('failed_precondition', `the backend ${backend.name} cannot do this on this machine: ${claim}`, {
-      hint: instead(claim, can) ?? 'what each backend can do: hutch backends',
+      hint: hint ?? instead(claim, can) ?? 'what each backend can do: hutch backends',
     });
   }
 }
+
+/** Of one that nobody uses. */
+export const STOP_WHEN_IDLE = 'what nobody uses can be stopped there: --idle-action stop';
 
 /** What does work there, and comes closest. */
 function instead(claim: Claim, can: Capabilities): string | null {

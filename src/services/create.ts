@@ -8,7 +8,7 @@ import type { Operation } from '../host/operation.ts';
 import type { BringUp } from './bring-up.ts';
 import { BUILD_LABEL } from './build-sandbox.ts';
 import type { Call } from './call.ts';
-import { Claims } from './claims.ts';
+import { Claims, STOP_WHEN_IDLE } from './claims.ts';
 import type { Core } from './core.ts';
 import { creating } from './creating.ts';
 import { type Boot, backendOf, placesOf } from './deps.ts';
@@ -57,7 +57,7 @@ export function createVerb(core: Core, supervisor: Supervisor, usable: Usable): 
     const devices = await resolveDevices(deps, call, claims, backend, input.devices ?? []);
     // What is built is for others too: none of the owner's files may be in it.
     const fileSync = input.labels?.[BUILD_LABEL] === undefined ? await filesFor(deps, call, input.fileSync ?? []) : [];
-    if (input.idleAction === 'suspend') await claims.need(op, backend, 'suspend');
+    if (input.idleAction === 'suspend') await claims.need(op, backend, 'suspend', STOP_WHEN_IDLE);
     if ((input.undo ?? 0) > 0) requireUndo(deps, op, { name: input.name ?? 'without a name yet', backend: backend.name, mounts });
     const boot = await deps.boots.prepare(op, input.image ?? settings.image, backend, await kernelFor(core, op, backend, input.kernel));
     // One that is remembered has brought no image, so no name has moved.

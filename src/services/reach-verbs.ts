@@ -11,9 +11,10 @@ export function reachVerbs(
   return {
     'port.list': async ({ op, caller }, { ref }) => {
       const sandbox = await sandboxes.resolve(caller.projectId, ref);
-      const agent = await runs.agent(op, sandbox);
+      // Nobody listens in one that does not run; what is published stays reserved for it.
+      const ports = sandbox.state === 'running' ? await (await runs.agent(op, sandbox)).ports.list(op) : [];
       return {
-        ports: (await agent.ports.list(op)).map((port) => ({ ...port })),
+        ports: ports.map((port) => ({ ...port })),
         published: (await publisher.states(sandbox.id)).map((port) => ({ ...port })),
       };
     },

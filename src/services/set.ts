@@ -2,7 +2,7 @@
 import type { Capabilities } from '../backends/backend.ts';
 import { type Pending, type Sandbox, type Shape, type SpecChange, sameShape } from '../domain/sandbox.ts';
 import type { Call } from './call.ts';
-import { Claims } from './claims.ts';
+import { Claims, STOP_WHEN_IDLE } from './claims.ts';
 import type { Core } from './core.ts';
 import { checkLimits } from './create.ts';
 import { backendOf } from './deps.ts';
@@ -39,7 +39,7 @@ export function setVerb(core: Core, supervisor: Supervisor): Pick<Handlers, 'san
     const { spec } = sandbox;
     if (sandbox.state === 'deleted') throw op.error('failed_precondition', `sandbox ${sandbox.id} is deleted; it cannot be changed`);
     const change = policiesOf(call, sandbox, input);
-    if (input.idleAction === 'suspend') await claims.need(op, backendOf(deps, op, spec.backend), 'suspend');
+    if (input.idleAction === 'suspend') await claims.need(op, backendOf(deps, op, spec.backend), 'suspend', STOP_WHEN_IDLE);
     if ((input.undo ?? 0) > 0) requireUndo(deps, op, spec);
     const asked = machineOf(input);
     const changes = await judge(call, sandbox, asked);

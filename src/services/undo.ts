@@ -28,7 +28,13 @@ export function undoVerb(core: Core, restorer: Restorer): Pick<Handlers, 'sandbo
       call.target(id);
       return await turns.take(op, id, async () => {
         const sandbox = await sandboxes.get(op, id);
-        if (sandbox.state !== 'deleted') requireSnapshots(core.deps, op, sandbox.spec, 'what each backend can do: hutch backends');
+        if (sandbox.state !== 'deleted')
+          requireSnapshots(
+            core.deps,
+            op,
+            sandbox.spec,
+            `keep its disk before what may go wrong: hutch image commit ${sandbox.spec.name} NAME`,
+          );
         const [last, ...older] = await keptOf(core, id);
         if (last === undefined) throw nothingToUndo(op, sandbox);
         const after = await restorer.restore(call, sandbox, last, { forced: false });
@@ -56,7 +62,7 @@ function nothingToUndo(op: Operation, { spec, state }: Sandbox): Error {
 
 /** @throws HutchError `failed_precondition` where that could never be done. */
 export function requireUndo(deps: Deps, op: Operation, spec: Pick<SandboxSpec, 'name' | 'backend' | 'mounts'>): void {
-  requireSnapshots(deps, op, spec, 'leave out undo (--undo); what each backend can do: hutch backends');
+  requireSnapshots(deps, op, spec, 'leave out undo (--undo), or take a backend that makes snapshots: hutch backends');
   refuseMounted(op, { spec }, 'what is done there cannot be undone');
 }
 

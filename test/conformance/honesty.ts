@@ -114,6 +114,10 @@ export function honesty(subject: Subject): void {
         message: expect.stringMatching(/\bsuspend\b/),
         ...(can.pause ? { hint: expect.stringContaining('hutch pause') } : {}),
       });
+      expect(await refusal(daemon.call('sandbox.set', { ref: id, idleAction: 'suspend' }))).toMatchObject({
+        code: 'failed_precondition',
+        hint: expect.stringContaining('--idle-action stop'),
+      });
       expect((await subject.get(id)).state).toBe('running');
       return await subject.remove(id);
     }
@@ -213,10 +217,16 @@ export function honesty(subject: Subject): void {
         expect(told).toMatchObject(needs);
         expect(told.hint).not.toMatch(/set --undo/);
       }
+      expect(await refusal(daemon.call('template.build', { name: 'none' }))).toMatchObject({
+        code: 'failed_precondition',
+        hint: expect.stringContaining('hutch build'),
+      });
       expect((await subject.get(id)).state).toBe('running');
       return await subject.remove(id);
     }
     const snapshot = await taking;
+    const { machine } = await daemon.call('snapshot.get', { snapshot: snapshot.id });
+    expect(machine).toMatchObject(can.fork ? { cpus: (await subject.get(id)).shape.cpus } : {});
     const begun = await daemon.call('sandbox.create', { from: snapshot.id });
     expect(await subject.sh(begun.id, 'cat /root/kept')).toBe('kept\n');
     for (const made of [begun.id, id]) await subject.remove(made);

@@ -53,6 +53,7 @@ export function publish(subject: Subject): void {
     await daemon.call('sandbox.stop', { ref: id, force: true });
     expect(await answers(port), 'nobody answers for one that is stopped').toBe(false);
     expect(await portOf(id)).toBe(port);
+    expect(await daemon.call('port.list', { ref: id })).toEqual({ ports: [], published: [{ ...ports[0], problem: null }] });
     await daemon.call('sandbox.start', { ref: id });
     await eventually('it answers again', () => answers(port), 30_000);
     await subject.remove(id);

@@ -122,7 +122,8 @@ export const TABLE: Readonly<Partial<Record<VerbName, Row>>> = {
   'exec.attach': NEEDS_RUNNING,
   'exec.list': NEEDS_RUNNING,
   'exec.signal': NEEDS_RUNNING,
-  'port.list': NEEDS_RUNNING,
+  // What is published, in any case.
+  'port.list': ALWAYS,
   'port.watch': NEEDS_RUNNING,
   // Reserved whatever it does; answered at while it runs.
   'port.publish': { ...ALWAYS, deleted: refused },

@@ -341,7 +341,7 @@ test('a policy removes snapshots, says why, and leaves what something stands on'
   // Each stands on the one before.
   expect(dry).toMatchObject({
     removed: [],
-    stayed: [{ name: 'two', why: '1 of web are newer, but snapshot three stands on it' }, { name: 'one' }],
+    stayed: [{ name: 'two', why: '1 of web is newer, but snapshot three stands on it' }, { name: 'one' }],
   });
   await daemon.call('sandbox.create', { from: 'two', name: 'user', network: 'none' });
   const { removed, stayed, bytes } = await daemon.call('snapshot.prune', { keep: 0, sandbox: 'web' });

@@ -225,6 +225,10 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
         return { layer: 'upper' };
       },
       portable: newPortable(config),
+      async describe(op, dir) {
+        const read = await readSaved(op, host, dir);
+        return read.ok && read.saved.checkpoint !== null ? { ...read.saved.fingerprint } : {};
+      },
       async digest(op, dir) {
         const read = await readSaved(op, host, dir);
         if (!read.ok) throw op.error('failed_precondition', `what was saved cannot be used: ${read.why}`);

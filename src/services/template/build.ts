@@ -26,7 +26,9 @@ import { READY_MS_MAX } from '../verbs/template.ts';
 import type { Parsed } from '../verbs.ts';
 import { type Ready, type Stage, StartCommand, scrub, shownArgv, shownCheck, untilReady } from './ready.ts';
 
-export type Recipe = Omit<Parsed<'template.build'>, 'name' | 'noCache'>;
+export type Recipe = Omit<Parsed<'template.build'>, 'name' | 'noCache' | 'image'> & { readonly image: string };
+
+const WITHOUT_MEMORY = 'make an image, which has everything but the process that runs: hutch build';
 
 /** One that has a start command and no check has this: a command that cannot run has failed by then. */
 const SETTLED: Ready = { waitMs: 1_000, timeoutMs: READY_MS_MAX };
@@ -107,8 +109,7 @@ export class TemplateBuilder {
     const { core } = this.#parts;
     const { settings } = core.deps;
     const backend = await core.templates.backend(op, recipe.backend);
-    await this.#claims.need(op, backend, 'snapshot');
-    await this.#claims.need(op, backend, 'fork');
+    for (const claim of ['snapshot', 'fork'] as const) await this.#claims.need(op, backend, claim, WITHOUT_MEMORY);
     const { cpus, memoryMiB, diskMiB } = recipe;
     checkLimits(call, settings.limits, {
       ...{ cpus: cpus ?? settings.cpus, memoryMiB: memoryMiB ?? settings.memoryMiB, diskMiB: diskMiB ?? settings.diskMiB },

@@ -47,8 +47,8 @@ export function templateVerbs(core: Core, handlers: Pick<Handlers, 'sandbox.crea
 
   return {
     keeper,
-    'template.build': async (call, { name, noCache, ...recipe }) =>
-      viewOfBuild((await builder.begin(call, { name, recipe, of: null, noCache: noCache ?? false })).record),
+    'template.build': async (call, { name, noCache = false, image = core.deps.settings.image, ...rest }) =>
+      viewOfBuild((await builder.begin(call, { name, recipe: { ...rest, image }, of: null, noCache })).record),
     'template.list': async ({ caller }) => {
       const templates = [];
       for (const template of await store.query('templates', { projectId: caller.projectId })) templates.push(await viewOf(template));

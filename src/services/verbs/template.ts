@@ -76,6 +76,7 @@ export const templateVerbs = {
     path: '/v1/templates',
     summary: 'Build a template, or build it anew: what has the name serves until the new one is ready. Goes on as a build',
     input: recipe.extend({
+      image: recipe.shape.image.optional().describe('what it begins with; without, what a sandbox without one has'),
       name: z.string().min(1).max(63).describe('a DNS label, unique among templates'),
       noCache: z.boolean().optional().describe('do every step'),
     }),
