@@ -1,10 +1,11 @@
 // Every verb of the API as a typed call. It adds the key, the idempotency key and the retries, and
 // knows nothing of what the verbs mean. Always true: a call is sent again only when that cannot do
 // a thing twice, and never after its caller gave up.
+import type { IncomingMessage } from 'node:http';
 import type { Input, Output, VerbName } from '../services/verbs.ts';
 import type { Address } from './address.ts';
 import { ConnectionError, errorFromBody } from './errors.ts';
-import { type Answer, bodyBytes, HttpClient, jsonBody, opIdOf } from './http.ts';
+import { bodyBytes, HttpClient, jsonBody, opIdOf } from './http.ts';
 import { begun, LEND_FROM_BYTES, lentBytes, lentOf, mayBeLent } from './lent.ts';
 import { jsonLines } from './lines.ts';
 import { encodeRequest } from './request.ts';
@@ -212,7 +213,7 @@ export class ApiClient implements Disposable {
     options: UnaryOptions,
     content?: Uint8Array | AsyncIterable<Uint8Array>,
     how: 'send' | 'lend' = 'send',
-  ): Promise<Answer> {
+  ): Promise<IncomingMessage> {
     const { method, path, body } = encodeRequest(routes[verb], input as Record<string, unknown>);
     const response = await this.#http.send({
       method,

@@ -1,10 +1,14 @@
 // One HTTP exchange with the daemon, over its unix socket or TCP. Resolves with the head of a good
 // answer, its body still to be read; everything else is a HutchError. Retries are the caller's.
+import { Agent, type AgentOptions, type IncomingMessage, type RequestOptions, request as startRequest } from 'node:http';
+import type { Socket } from 'node:net';
+import { Readable } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
+import { chunksOf } from '../domain/chunks.ts';
 import { HutchError } from '../domain/errors.ts';
-import type { Address } from './address.ts';
-import { ConnectionError, cancelled, errorFromBody, unreachable } from './errors.ts';
-import type { NodeHttp } from './node-http.ts';
-import { PlainConnections } from './plain-exchange.ts';
+import { type Address, formatAddress } from './address.ts';
+import { ConnectionError, cancelled, errorFromBody } from './errors.ts';
+import { wroteLent } from './lent.ts';
 import { connectForBodies } from './reading.ts';
 
 const ERROR_BODY_BYTES_MAX = 1024 * 1024;
@@ -21,71 +25,102 @@ export type Exchange = {
   readonly unsentSignal?: AbortSignal | undefined;
 };
 
-/** What was answered: its head, and its body still to come. */
-export type Answer = AsyncIterable<Uint8Array> & {
-  readonly statusCode?: number | undefined;
-  /** Names in lower case. */
-  readonly headers: Readonly<Record<string, string | string[] | undefined>>;
-  /** What is left of the body is not wanted. */
-  resume(): unknown;
-};
+class UnixAgent extends Agent {
+  readonly #path: string;
+
+  constructor(path: string, options: AgentOptions) {
+    super(options);
+    this.#path = path;
+  }
+
+  override createConnection(): Socket {
+    return connectForBodies(this.#path);
+  }
+}
 
 export class HttpClient implements Disposable {
   readonly address: Address;
-  readonly #plain: PlainConnections | null;
-  #node: Promise<NodeHttp> | null = null;
+  readonly #agent: Agent;
 
   constructor(address: Address) {
     this.address = address;
-    this.#plain = address.type === 'unix' ? new PlainConnections(() => connectForBodies(address.path)) : null;
+    const options = { keepAlive: true, maxFreeSockets: 4 };
+    this.#agent = address.type === 'unix' ? new UnixAgent(address.path, options) : new Agent(options);
   }
 
   /** @throws ConnectionError when the daemon cannot be reached or is lost, HutchError as it says, `cancelled`. */
-  async send(exchange: Exchange): Promise<Answer> {
-    for (const asked of [exchange.signal, exchange.unsentSignal]) if (asked?.aborted) throw cancelled(asked);
-    const plain = exchange.lend === true ? null : this.#plain;
-    const response = plain === null ? await (await this.#withNode()).send(exchange) : await this.#sendPlain(plain, exchange);
+  async send(exchange: Exchange): Promise<IncomingMessage> {
+    const { method, path, headers, body = null, signal, unsentSignal } = exchange;
+    for (const asked of [signal, unsentSignal]) if (asked?.aborted) throw cancelled(asked);
+    const { address } = this;
+    const options: RequestOptions = {
+      method,
+      path,
+      headers,
+      agent: this.#agent,
+      // For TLS alone; Node would look whether the host is an address, by patterns that it compiles first.
+      ...(address.type === 'tcp' && address.tls ? {} : { servername: '' }),
+      ...(signal === undefined ? {} : { signal }),
+      ...(address.type === 'unix' ? { socketPath: address.path } : { host: address.host, port: address.port }),
+    };
+    const start = address.type === 'tcp' && address.tls ? (await import('node:https')).request : startRequest;
+    const { promise, resolve, reject } = Promise.withResolvers<IncomingMessage>();
+    // The agent is for clear text; a TLS connection uses Node's own.
+    const request = start(address.type === 'tcp' && address.tls ? { ...options, agent: undefined } : options);
+    if (unsentSignal !== undefined) {
+      const giveUp = (): void => {
+        if (request.socket?.connecting !== false) request.destroy(cancelled(unsentSignal));
+      };
+      unsentSignal.addEventListener('abort', giveUp, { once: true });
+      request.on('close', () => unsentSignal.removeEventListener('abort', giveUp));
+    }
+    request.on('response', resolve);
+    request.on('error', (cause: NodeJS.ErrnoException | HutchError) => {
+      if (cause instanceof HutchError) return reject(cause);
+      if (signal?.aborted) return reject(cancelled(signal));
+      reject(unreachable(address, cause));
+    });
+    if (body === null) request.end();
+    else if (typeof body === 'string' || (body instanceof Uint8Array && exchange.lend !== true)) request.end(body);
+    else {
+      const content = body instanceof Uint8Array ? Readable.from([body]) : body;
+      // A server may refuse before it has taken all: then its answer counts, not the broken pipe.
+      const send = () =>
+        pipeline(content, request).catch((cause: unknown) => {
+          if (request.destroyed) return;
+          request.destroy(cause instanceof Error ? cause : new Error(String(cause)));
+        });
+      if (exchange.lend === true) {
+        request.flushHeaders();
+        wroteLent(request, content)
+          .then((wrote) => (wrote ? undefined : send()))
+          .catch((cause: unknown) => {
+            reject(cause);
+            request.destroy();
+          });
+      } else {
+        request.flushHeaders(); // the daemon begins while the body is still put together
+        void send();
+      }
+    }
+    const response = await promise;
     const status = response.statusCode ?? 0;
     if (status >= 200 && status < 300) return response;
     throw errorFromBody(await jsonBody(response).catch(() => null), { status, opId: opIdOf(response) });
   }
 
-  async #sendPlain(plain: PlainConnections, { method, path, headers, body = null, signal, unsentSignal }: Exchange): Promise<Answer> {
-    const ends = new AbortController(); // takes the listeners away
-    const watcher = {
-      begun(end: (reason?: Error) => void, isConnecting: () => boolean): void {
-        signal?.addEventListener('abort', () => end(), ends);
-        unsentSignal?.addEventListener('abort', () => isConnecting() && end(cancelled(unsentSignal)), ends);
-      },
-      over: () => ends.abort(),
-    };
-    try {
-      return await plain.send({ method, path, headers, body }, watcher);
-    } catch (cause) {
-      if (cause instanceof HutchError) throw cause;
-      if (signal?.aborted) throw cancelled(signal);
-      throw unreachable(this.address, cause as NodeJS.ErrnoException);
-    }
-  }
-
-  #withNode(): Promise<NodeHttp> {
-    this.#node ??= import('./node-http.ts').then(({ NodeHttp: Client }) => new Client(this.address));
-    return this.#node;
-  }
-
   [Symbol.dispose](): void {
-    this.#plain?.[Symbol.dispose]();
-    this.#node?.then((node) => node[Symbol.dispose]()).catch(() => {});
+    this.#agent.destroy();
   }
 }
 
-export function opIdOf(response: Answer): string | null {
+export function opIdOf(response: IncomingMessage): string | null {
   const value = response.headers['hutch-op-id'];
   return typeof value === 'string' ? value : null;
 }
 
 /** The whole body as JSON. @throws ConnectionError when it breaks off. */
-export async function jsonBody(response: Answer, bytesMax = ERROR_BODY_BYTES_MAX): Promise<unknown> {
+export async function jsonBody(response: IncomingMessage, bytesMax = ERROR_BODY_BYTES_MAX): Promise<unknown> {
   const chunks: Uint8Array[] = [];
   let bytes = 0;
   for await (const chunk of bodyBytes(response)) {
@@ -102,9 +137,9 @@ export async function jsonBody(response: Answer, bytesMax = ERROR_BODY_BYTES_MAX
 }
 
 /** The body as it comes; leaving the loop ends the connection. @throws ConnectionError when it breaks off before its end. */
-export async function* bodyBytes(response: Answer, signal?: AbortSignal): AsyncGenerator<Uint8Array, void, undefined> {
+export async function* bodyBytes(response: IncomingMessage, signal?: AbortSignal): AsyncGenerator<Uint8Array, void, undefined> {
   try {
-    yield* response;
+    yield* chunksOf(response);
   } catch (cause) {
     if (signal?.aborted) throw cancelled(signal);
     const opId = opIdOf(response);
@@ -113,5 +148,25 @@ export async function* bodyBytes(response: Answer, signal?: AbortSignal): AsyncG
       cause,
       ...(opId === null ? {} : { opId }),
     });
+  } finally {
+    if (!response.readableEnded) response.destroy();
+  }
+}
+
+/** Refused and absent sockets were not reached; after a reset the request may have arrived. */
+export function unreachable(address: Address, cause: NodeJS.ErrnoException): ConnectionError {
+  const where = formatAddress(address);
+  switch (cause.code) {
+    case 'ENOENT':
+    case 'ECONNREFUSED':
+      return new ConnectionError(`no daemon answers at ${where}`, { sent: false, cause, hint: 'start it with: hutch daemon start' });
+    case 'EACCES':
+      return new ConnectionError(`the daemon at ${where} may not be used by this user`, {
+        sent: false,
+        cause,
+        hint: 'use it as the user who started it',
+      });
+    default:
+      return new ConnectionError(`the connection to the daemon at ${where} was lost`, { sent: true, cause });
   }
 }

@@ -2,11 +2,10 @@
 // through the connection. Only for who may look into the daemon; everybody else, and whoever is too late, gets the bytes.
 import { constants } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
-import type { ClientRequest } from 'node:http';
+import type { ClientRequest, IncomingMessage } from 'node:http';
 import { HutchError } from '../domain/errors.ts';
 import { after } from '../domain/pieces.ts';
 import type { Address } from './address.ts';
-import type { Answer } from './http.ts';
 
 /** What is smaller goes with the request. */
 export const LEND_FROM_BYTES = 1024 * 1024;
@@ -24,7 +23,7 @@ export function mayBeLent(address: Address): boolean {
 }
 
 /** As the head of an answer names it. */
-export function lentOf(response: Answer): Lent | null {
+export function lentOf(response: IncomingMessage): Lent | null {
   const found = /^(\/proc\/\d+\/fd\/\d+) (\d+) (\d+)$/.exec(String(response.headers['hutch-lent'] ?? ''));
   const [, path, device, inode] = found ?? [];
   return path === undefined || device === undefined || inode === undefined ? null : { path, device, inode };

@@ -17,7 +17,7 @@ export function connectForFrames(path: string, payloadBytesMax: number): Socket 
   return socket;
 }
 
-/** Read into one place as well: who reads an answer copies what it carries, and nothing else is kept of it. */
+/** Read into one place as well: Node's parser copies what an answer carries, and nothing else is kept of it. */
 export function connectForBodies(path: string): Socket {
   const buffer = Buffer.allocUnsafeSlow(READ_BYTES);
   const callback = (length: number): boolean => socket.emit('data', buffer.subarray(0, length)) || true;
