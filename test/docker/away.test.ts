@@ -56,45 +56,49 @@ test('an Engine that is killed in the middle of operations: each fails as unavai
 }, async () => {
   const { daemon, engine } = world;
   await using door = await world.throughDoor();
-  const [stopping, deleting, pausing, measured, starting] = (
-    await Promise.all(Array.from({ length: 5 }, (_, n) => daemon.call('sandbox.create', { name: `in-${n}`, start: n < 4 })))
-  ).map(({ id }) => id) as [string, string, string, string, string];
+  const [starting, stopping, deleting, pausing, measured, kept, resized, resting] = (
+    await Promise.all(Array.from({ length: 8 }, (_, n) => daemon.call('sandbox.create', { name: `in-${n}`, start: n > 0 })))
+  ).map(({ id }) => id) as [string, string, string, string, string, string, string, string];
+  await daemon.call('sandbox.pause', { ref: resting });
+  const running = [stopping, deleting, pausing, measured, kept, resized];
   const calls = {
     create: () => daemon.call('sandbox.create', { name: 'lost' }),
     start: () => daemon.call('sandbox.start', { ref: starting }),
     stop: () => daemon.call('sandbox.stop', { ref: stopping }),
     pause: () => daemon.call('sandbox.pause', { ref: pausing }),
     stats: () => daemon.call('sandbox.stats', { ref: measured }),
+    commit: () => daemon.call('image.commit', { ref: kept, name: 'kept' }),
+    set: () => daemon.call('sandbox.set', { ref: resized, memoryMiB: 256 }),
+    resume: () => daemon.call('sandbox.resume', { ref: resting }),
     delete: () => daemon.call('sandbox.delete', { ref: deleting, force: true }),
   };
   engine.freeze();
   const under = Object.entries(calls).map(async ([what, call]) => ({ what, error: await refused(call()) }));
-  await eventually('all of them to wait for the Engine', () => door.underWay.filter((line) => !/events/.test(line)).length >= 6);
+  await eventually(
+    'all of them to wait for the Engine',
+    () => door.underWay.filter((line) => !/events/.test(line)).length >= Object.keys(calls).length,
+  );
   expect((await daemon.run(measured, ['echo', 'alive'])).stdout).toBe('alive\n');
   await engine.kill9();
   for (const { what, error } of await Promise.all(under)) {
     expect(error.body, what).toMatchObject({ code: 'unavailable', retryable: true, message: expect.stringMatching(/Docker Engine/) });
   }
-  expect(await Promise.all([stopping, deleting, pausing, measured, starting].map((id) => world.state(id)))).toEqual([
-    ...Array.from({ length: 4 }, () => 'running'),
-    'created',
-  ]);
+  const states = (ids: readonly string[]) => Promise.all(ids.map((id) => world.state(id)));
+  expect(await states([starting, resting, ...running])).toEqual(['created', 'paused', ...running.map(() => 'running')]);
   await engine.startAgain();
   // It has ended what it found running: nobody told, and it is known all the same.
   await eventually('the ends that came with its start to be known', async () =>
-    (await Promise.all([stopping, deleting, pausing, measured].map((id) => world.state(id)))).every((now) => now === 'stopped'),
+    (await states([resting, ...running])).every((now) => now === 'stopped'),
   );
-  for (const ref of [stopping, deleting, pausing, measured]) await daemon.call('sandbox.start', { ref });
+  for (const ref of [resting, ...running]) await daemon.call('sandbox.start', { ref });
+  await daemon.call('sandbox.pause', { ref: resting });
   for (const [what, call] of Object.entries(calls)) await call().catch((error: unknown) => expect.fail(`${what}: ${String(error)}`));
-  expect(await Promise.all([stopping, deleting, pausing, measured, starting].map((id) => world.state(id)))).toEqual([
-    'stopped',
-    'deleted',
-    'paused',
-    'running',
-    'running',
-  ]);
+  expect(await states([stopping, deleting, pausing])).toEqual(['stopped', 'deleted', 'paused']);
+  expect(await states([starting, measured, kept, resized, resting])).toEqual(Array.from({ length: 5 }, () => 'running'));
+  expect((await daemon.call('sandbox.get', { ref: resized })).shape.memoryMiB).toBe(256);
   const { id: lost } = await daemon.call('sandbox.get', { ref: 'lost' });
-  await world.gone(stopping, pausing, measured, starting, lost);
+  await world.gone(stopping, pausing, measured, starting, kept, resized, resting, lost);
+  await daemon.call('image.remove', { image: 'kept' });
   expect(await engine.containers()).toEqual([]);
   expect(await daemon.leaks()).toEqual([]);
 });
