@@ -9,16 +9,25 @@ import { nodeHost } from '../../host/node-host.ts';
 import type { GvisorConfig } from './config.ts';
 import { findPlatform } from './platform.ts';
 
+/** What the machine is like, as a test changes it. `device`: whose mode /dev/kvm has. */
+type Now = { bootId: string; device: string; version: string };
+
 /** Finds the platform; gives it with the platforms that programs were really run under. */
-async function found(whyNoKvm: string | null, ends = 0) {
+async function found(
+  whyNoKvm: string | null,
+  ends = 0,
+  then: (tries: () => Promise<readonly string[]>, now: Now) => Promise<void> = async () => {},
+) {
   const dir = await mkdtemp(join(tmpdir(), 'hutch-platform-'));
   onTestFinished(() => rm(dir, { recursive: true }));
   const path = join(dir, 'runsc');
   await writeFile(path, `#!/bin/sh\necho "$*" >> ${dir}/calls\ncase "$*" in *platform=kvm*) exit 1;; esac\nexit ${ends}\n`);
   await chmod(path, 0o755);
   const host = nodeHost();
+  const now: Now = { bootId: host.bootId(), device: '/dev/null', version: '1' };
   const here: Partial<typeof host> = {
-    stat: async (op, file) => (file === '/dev/kvm' ? await host.stat(op, '/dev/null') : await host.stat(op, file)),
+    stat: async (op, file) => await host.stat(op, file === '/dev/kvm' ? now.device : file),
+    bootId: () => now.bootId,
   };
   const config = {
     host: Object.assign(Object.create(host) as typeof host, here),
@@ -26,27 +35,33 @@ async function found(whyNoKvm: string | null, ends = 0) {
     cellPath: path,
     whyNoKvm: async () => whyNoKvm,
   } as unknown as GvisorConfig;
-  const runtime = {
+  const runtime = () => ({
     path,
-    version: '1',
+    version: now.version,
     platforms: ['kvm', 'ptrace'],
     options: [],
     always: [],
     saving: [],
     canIgnoreCgroups: false,
     hasPanicLog: false,
-  };
+  });
   const rights = {
     argv: (argv: readonly string[]) => argv,
     argvOf: (_pid: number, argv: readonly string[]) => argv,
     cellArgs: [],
     userId: null,
   };
-  const platform = await findPlatform(testOperation(), config, runtime, rights);
-  const again = await findPlatform(testOperation(), config, runtime, rights);
-  expect(again).toMatchObject(platform);
-  const calls = await readFile(join(dir, 'calls'), 'utf8');
-  return { platform, tried: [...calls.matchAll(/--platform=(\w+)/g)].map((match) => match[1]) };
+  const find = () => findPlatform(testOperation(), config, runtime(), rights);
+  const platform = await find();
+  expect(await find()).toMatchObject(platform);
+  const tries = async () => [...(await readFile(join(dir, 'calls'), 'utf8')).matchAll(/--platform=(\w+)/g)].map((match) => match[1] ?? '');
+  const tried = await tries();
+  await then(async () => {
+    await writeFile(join(dir, 'calls'), '');
+    await find();
+    return await tries();
+  }, now);
+  return { platform, tried };
 }
 
 test('kvm is not tried where a guest is known not to run under it, and the answer says why; it is asked for once', async () => {
@@ -69,4 +84,15 @@ test.each([
 ] as const)('a program that ends with %i has seen that flag %s and processes %s', async (ends, automount, processes) => {
   const { platform } = await found('a small guest did not run', ends);
   expect(platform).toMatchObject({ name: 'ptrace', automount, processes });
+});
+
+test('what was found is kept until the host boots, the runtime is another one, or others may open /dev/kvm', async () => {
+  await found(null, 0, async (tries, now) => {
+    expect(await tries()).toEqual([]);
+    for (const change of [{ bootId: 'another' }, { version: '2' }, { device: '/etc/hostname' }]) {
+      Object.assign(now, change);
+      expect(await tries(), JSON.stringify(change)).toEqual(['kvm', 'ptrace']);
+      expect(await tries()).toEqual([]);
+    }
+  });
 });

@@ -1,9 +1,11 @@
 // How the runtime runs a sandbox's code: the best way that really does here. A way can be offered and
 // hang, so a program is run by each in turn, under a deadline. The answer is kept for this boot of the
-// host and this runtime.
+// host, this runtime, and who may open /dev/kvm.
 import { basename, dirname, join } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
 import { z } from 'zod';
 import { HutchError } from '../../domain/errors.ts';
+import { ownGroups } from '../../host/groups.ts';
 import type { Operation } from '../../host/operation.ts';
 import { type GvisorConfig, RELEASE_MS } from './config.ts';
 import type { Rights } from './rights.ts';
@@ -11,6 +13,7 @@ import type { Runtime } from './runtime.ts';
 
 /** A way that works takes a tenth of this on a busy machine. */
 const PROBE_MS = 10_000;
+const KVM_DEVICE = '/dev/kvm';
 const ANSWER_FILE = 'gvisor-platform.json';
 const ANSWER_BYTES_MAX = 16 * 1024;
 const WHY_CHARS_MAX = 400;
@@ -37,6 +40,7 @@ type Looked = Pick<Platform, 'automount' | 'processes'>;
 const answerSchema = z.strictObject({
   bootId: z.string().max(64),
   runtime: z.string().max(4096),
+  device: z.string().max(4096),
   name: z.string().max(32),
   notes: z.array(z.string().max(1024)).max(8),
   automount: z.enum(['taken', 'refused']),
@@ -46,10 +50,13 @@ const answerSchema = z.strictObject({
 /** @throws HutchError `failed_precondition` when none runs a program here. */
 export async function findPlatform(op: Operation, config: GvisorConfig, runtime: Runtime, rights: Rights): Promise<Platform> {
   const { host, workDir } = config;
-  const question = { bootId: host.bootId(), runtime: `${runtime.path} ${runtime.version}` };
+  const kvm = await host.stat(op, KVM_DEVICE);
+  // Who may open it changes without a boot, by the command that `doctor` names.
+  const device = kvm === null ? 'none' : `${(kvm.mode & 0o777).toString(8)} ${kvm.uid}:${kvm.gid} as ${await ownGroups(op, host)}`;
+  const question = { bootId: host.bootId(), runtime: `${runtime.path} ${runtime.version}`, device };
   const path = join(workDir, ANSWER_FILE);
   const known = await readAnswer(op, config, path);
-  if (known !== null && known.bootId === question.bootId && known.runtime === question.runtime) return known;
+  if (known !== null && isDeepStrictEqual(question, { bootId: known.bootId, runtime: known.runtime, device: known.device })) return known;
   const notes: string[] = [];
   for (const name of runtime.platforms) {
     const found = await tryOut(op, config, runtime, rights, name);
@@ -75,7 +82,7 @@ async function tryOut(
 ): Promise<Looked | { readonly why: string }> {
   const { host, cellPath } = config;
   if (platform === 'kvm') {
-    if ((await host.stat(op, '/dev/kvm')) === null) return { why: 'there is no /dev/kvm' };
+    if ((await host.stat(op, KVM_DEVICE)) === null) return { why: 'there is no /dev/kvm' };
     // A runtime that hangs under it burns a processor until the deadline: what is known already is not tried again.
     const why = await config.whyNoKvm(op);
     if (why !== null) return { why };
