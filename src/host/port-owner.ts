@@ -27,13 +27,19 @@ export async function portOwner(op: Operation, host: Host, port: number): Promis
   return null;
 }
 
+/** What has ended meanwhile, or is not ours to look into, holds nothing: a process, or one of its descriptors. */
 async function holds(op: Operation, host: Host, pid: string, inodes: ReadonlySet<string>): Promise<boolean> {
-  try {
-    for (const fd of await host.list(op, `/proc/${pid}/fd`)) if (inodes.has(await host.readLink(op, `/proc/${pid}/fd/${fd}`))) return true;
-  } catch {
-    if (op.signal.aborted) throw op.signal.reason;
-    // It has ended meanwhile, or is not ours to look into.
-  }
+  const unlessGone = async <T>(looking: Promise<T>, otherwise: T): Promise<T> => {
+    try {
+      return await looking;
+    } catch {
+      if (op.signal.aborted) throw op.signal.reason;
+      return otherwise;
+    }
+  };
+  const dir = `/proc/${pid}/fd`;
+  for (const fd of await unlessGone(host.list(op, dir), []))
+    if (inodes.has(await unlessGone(host.readLink(op, `${dir}/${fd}`), ''))) return true;
   return false;
 }
 
