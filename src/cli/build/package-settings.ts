@@ -140,13 +140,19 @@ async function trustOf(machine: Machine, files: readonly string[], authorities: 
     const found = namesIn(join(machine.root, dir), 'and-below');
     anchors.push(...found.filter((name) => /\.(crt|pem|cer)$/.test(name)).map((name) => `${dir}/${name}`));
   }
-  const own = certificatesIn([...authorities, ...texts(machine, [...new Set([...named, ...anchors])])]);
-  if (own.length === 0) return '';
   const [bundle] = texts(machine, BUNDLES);
+  const found = [...authorities, ...texts(machine, [...new Set([...named, ...anchors])])];
+  // Nearly always the bundle is what is named, and has the others already: then it is given as it is, and not looked through.
+  const others = certificatesIn(found.filter((text) => text !== bundle));
+  if (bundle !== undefined && others.every((one) => bundle.includes(one))) return found.some(hasCertificate) ? bundle : '';
+  const own = certificatesIn(found);
+  if (own.length === 0) return '';
   // Loaded where it is needed: all of TLS comes with it.
   const known = bundle === undefined ? (await import('node:tls')).rootCertificates : [bundle];
   return `${[...new Set([...certificatesIn(known), ...own])].join('\n')}\n`;
 }
+
+const hasCertificate = (text: string): boolean => text.includes('CERTIFICATE-----');
 
 function certificatesIn(found: readonly string[]): readonly string[] {
   return found.flatMap(
