@@ -66,6 +66,26 @@ test('an Engine that is too old, and one that hangs, are told apart from one tha
   hanging.close();
 });
 
+test.each([
+  ['1.41', '/v1.41/info'],
+  ['1.44', '/v1.44/info'],
+  // Newer than what this was written against, which it speaks too.
+  ['1.99', '/v1.47/info'],
+])('an Engine of API %s is asked at %s', async (version, path) => {
+  const socket = join(dir, 'docker.sock');
+  const asked: string[] = [];
+  const server = createServer(({ url = '' }, answer) => {
+    asked.push(url);
+    answer.setHeader('Api-Version', version).end('OK');
+  });
+  await new Promise<void>((resolve) => server.listen(socket, resolve));
+  const engine = new Engine(nodeHost(), { DOCKER_HOST: `unix://${socket}` });
+  await engine.call(op, ASK);
+  await engine.call(op, ASK);
+  expect(asked).toEqual(['/_ping', path, path]);
+  await new Promise((resolve) => server.close(resolve));
+});
+
 test('of requests that fail at once by ssh each says what ssh complained of', async () => {
   await writeFile(join(dir, 'ssh'), '#!/bin/sh\nexec 1>&-\n(sleep 0.2; echo "Permission denied (publickey)." >&2) &\nexit 255\n', {
     mode: 0o755,
