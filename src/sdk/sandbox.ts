@@ -143,7 +143,9 @@ export class Sandbox implements AsyncDisposable {
   }
 
   /** Keeps it as it is now, with its memory unless only its disk is asked for; it goes on. `Hutch.create({ from })` begins there. */
-  async snapshot(options: CallOptions & { readonly name?: string; readonly diskOnly?: boolean } = {}): Promise<SnapshotInfo> {
+  async snapshot(
+    options: CallOptions & { readonly name?: string; readonly diskOnly?: boolean; readonly scrub?: boolean } = {},
+  ): Promise<SnapshotInfo> {
     const { own, call } = split(options);
     return await this.#client.call('snapshot.create', { ...own, ref: this.id }, call);
   }

@@ -27,6 +27,7 @@ import { inGuest } from './in-guest.ts';
 import { refuseMounted } from './mounts.ts';
 import type { Restorer } from './restore.ts';
 import type { Run } from './run.ts';
+import { scrubSandbox } from './scrub.ts';
 import { inStillness } from './still.ts';
 import { removeUnknown } from './unknown.ts';
 import type { Output, Parsed } from './verbs.ts';
@@ -51,6 +52,8 @@ type Wanted = {
   readonly kind: SnapshotKind;
   /** Default: with memory, where there is one. */
   readonly diskOnly: boolean;
+  /** After its scrub hooks have run in it. */
+  readonly scrub?: boolean;
   /** Of one that is kept to undo: the command that comes next. */
   readonly before?: string;
   /** What who makes another one of it begins as; default: as that is. */
@@ -64,13 +67,13 @@ export function snapshotVerbs(core: Core, restorer: Restorer): Pick<Handlers, Sn
   const { store } = core.deps;
   const claims = new Claims();
   return {
-    'snapshot.create': async (call, { ref, name, diskOnly }) => {
+    'snapshot.create': async (call, { ref, name, diskOnly = false, scrub = false }) => {
       const { op, caller } = call;
       const { id } = await sandboxes.resolve(caller.projectId, ref);
       if (name !== undefined) await refuseTaken(core, call, name);
       call.target(id);
       return await turns.take(op, id, async () => {
-        const wanted = { name: name ?? null, kind: 'kept', diskOnly: diskOnly ?? false } as const;
+        const wanted = { name: name ?? null, kind: 'kept', diskOnly, scrub } as const;
         const { snapshot, stillMs } = await takeSnapshot(core, claims, call, await sandboxes.get(op, id), wanted);
         return { ...(await shown(core, snapshot)), stillMs };
       });
@@ -128,7 +131,7 @@ export async function takeSnapshot(
   claims: Claims,
   call: Call,
   sandbox: Sandbox,
-  { name, kind, diskOnly, before, spec = (own) => own, also = async () => [] }: Wanted,
+  { name, kind, diskOnly, scrub = false, before, spec = (own) => own, also = async () => [] }: Wanted,
 ): Promise<{ readonly snapshot: Snapshot; readonly stillMs: number }> {
   const { op } = call;
   const { host } = core.deps;
@@ -138,6 +141,7 @@ export async function takeSnapshot(
   const { backend } = run;
   const contents = await contentsOf(claims, op, sandbox, backend, diskOnly);
   await requireFreeSpace(op, core.deps);
+  if (scrub) await scrubSandbox(op, sandbox, run);
   const id = newId('snp', (count) => host.randomBytes(count));
   const dir = snapshotDir(core, id);
   await host.makeDir(op, snapshotsDir(core), 0o711);

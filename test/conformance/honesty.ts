@@ -229,8 +229,20 @@ export function honesty(subject: Subject): void {
     expect(machine).toMatchObject(can.fork ? { cpus: (await subject.get(id)).shape.cpus } : {});
     const begun = await daemon.call('sandbox.create', { from: snapshot.id });
     expect(await subject.sh(begun.id, 'cat /root/kept')).toBe('kept\n');
+    // What its hooks take out first is not in one, and one that fails keeps it from being taken.
+    const hook =
+      'mkdir -p /etc/hutch/scrub.d; printf "#!/bin/sh\\nrm /root/kept && echo taken out > /root/hooked\\n" > /etc/hutch/scrub.d/1';
+    await subject.sh(id, `${hook}; chmod 755 /etc/hutch/scrub.d/1`);
+    const scrubbed = await daemon.call('snapshot.create', { ref: id, diskOnly: true, scrub: true });
+    await daemon.call('sandbox.restore', { ref: begun.id, snapshot: scrubbed.id });
+    expect(await subject.sh(begun.id, 'cat /root/hooked; ls /root/kept 2>/dev/null || echo gone')).toBe('taken out\ngone\n');
+    expect(await refusal(daemon.call('snapshot.create', { ref: id, diskOnly: true, scrub: true }))).toMatchObject({
+      code: 'failed_precondition',
+      message: expect.stringContaining('/etc/hutch/scrub.d/1: exit code 1'),
+    });
+    expect((await daemon.call('snapshot.list', { sandbox: id })).snapshots).toHaveLength(2);
     for (const made of [begun.id, id]) await subject.remove(made);
-    await daemon.call('snapshot.remove', { snapshot: snapshot.id });
+    for (const { id: kept } of [scrubbed, snapshot]) await daemon.call('snapshot.remove', { snapshot: kept });
   });
 
   for (const mode of MODES) {

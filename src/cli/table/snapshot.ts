@@ -26,6 +26,7 @@ export const snapshotVerbs: readonly Verb[] = [
         flags: [
           { name: 'name', value: 'NAME', about: 'How the snapshot is called' },
           { name: 'disk-only', about: 'Without memory' },
+          { name: 'scrub', about: 'Run the executables in /etc/hutch/scrub.d of the sandbox first, as root' },
         ],
         positionals: [{ name: 'SANDBOX', takes: 'one', completes: 'sandbox' }],
         notes:

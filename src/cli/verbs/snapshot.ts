@@ -20,6 +20,7 @@ export async function create(context: Context, args: Args): Promise<number> {
     ref,
     ...(name === undefined ? {} : { name }),
     ...(args.has('disk-only') ? { diskOnly: true } : {}),
+    ...(args.has('scrub') ? { scrub: true } : {}),
   });
   await context.io.out(context.json ? json(made) : `${made.name ?? made.id}\n`);
   if (!context.json && made.stillMs > 0) await context.io.err(`${safe(ref)} stood still for ${Math.round(made.stillMs)} ms\n`);

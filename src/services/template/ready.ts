@@ -9,6 +9,7 @@ import { OWN_PROCESS } from '../bring-up.ts';
 import type { BuildLog } from '../build-log.ts';
 import type { Run } from '../run.ts';
 import { reach } from '../runs.ts';
+import { SCRUB, SCRUB_HOOKS, SCRUB_MS } from '../scrub.ts';
 import type { Parsed } from '../verbs.ts';
 
 export type Ready = NonNullable<Parsed<'template.build'>['ready']>;
@@ -18,7 +19,6 @@ export const START = 'start';
 const AGAIN_MS = 100;
 /** Beyond the time in which it must be so. */
 const LAST_TRY_MS = 30_000;
-const SCRUB_MS = 10 * 60_000;
 const WORDS_CHARS_MAX = 300;
 
 /** Of a template that is being built. */
@@ -114,21 +114,12 @@ async function tried(op: Operation, stage: Stage, ready: Ready, tries: number): 
   }
 }
 
-const HOOKS = '/etc/hutch/scrub.d';
-/** In the order of their names; the first that fails is the last. */
-const SCRUB = `
-for hook in ${HOOKS}/*; do
-  [ -f "$hook" ] && [ -x "$hook" ] || continue
-  echo "$hook"
-  "$hook" < /dev/null || { code=$?; echo "$hook: exit code $code"; exit "$code"; }
-done
-`;
-
 /** What must not be in any sandbox of it goes: by the hooks of its image. */
 export async function scrub(op: Operation, stage: Stage): Promise<void> {
   using limited = op.within(SCRUB_MS, 'the scrub hooks');
-  const { code, words } = await ran(limited, stage, 'scrub', ['sh', '-c', SCRUB], 'as-it-comes', 'root');
-  if (code !== 0) throw failed(op, stage, `the scrub hooks of template ${stage.name} in ${HOOKS}: exit code ${code}${lastWords(words)}`);
+  const { code, words } = await ran(limited, stage, 'scrub', SCRUB, 'as-it-comes', 'root');
+  if (code !== 0)
+    throw failed(op, stage, `the scrub hooks of template ${stage.name} in ${SCRUB_HOOKS}: exit code ${code}${lastWords(words)}`);
 }
 
 async function ran(

@@ -43,6 +43,7 @@ export const snapshotVerbs = {
       ref,
       name: name.optional(),
       diskOnly: z.boolean().optional().describe('without memory: what is made from it boots'),
+      scrub: z.boolean().optional().describe('run /etc/hutch/scrub.d/* in it first; it goes on without what they took out'),
     }),
     output: view.snapshot.extend({ stillMs: z.number().describe('how long the sandbox stood still') }),
     errors: [...alive, 'resource_exhausted'],
