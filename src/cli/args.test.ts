@@ -46,6 +46,13 @@ test('a lone word where a name is made is not taken for a command, and both ways
   expect(read(leaf, 'dev').command).toEqual(['dev']);
 });
 
+test('a flag of ours that went to the command is known, so that it can be told when there is no such program', () => {
+  const swallowed = (line: string): string | null => read(leaf, line).swallowed;
+  expect(swallowed('nosuch --name dev')).toBe('--name');
+  expect(swallowed('nosuch -x -t')).toBe('-t');
+  for (const line of ['-- nosuch --name dev', 'ls -l', '--name dev ls']) expect(swallowed(line), line).toBeNull();
+});
+
 test('values are given by =, by the next word, or behind a short flag', () => {
   const args = read(leaf, '--name=a -e A=1 -eB=2 --env C=3 --env=D=4=5 x');
   expect(args.value('name')).toBe('a');

@@ -9,6 +9,8 @@ export class Args {
   readonly positionals: readonly string[];
   /** What is to be run in the sandbox. */
   readonly command: readonly string[];
+  /** A flag of ours in a command that no `--` precedes: it is the command's, and may not have been meant for it. */
+  readonly swallowed: string | null;
   readonly #known: ReadonlySet<string>;
   readonly #values: ReadonlyMap<string, readonly string[]>;
 
@@ -17,11 +19,13 @@ export class Args {
     values: ReadonlyMap<string, readonly string[]>,
     positionals: readonly string[],
     command: readonly string[],
+    swallowed: string | null = null,
   ) {
     this.#known = known;
     this.#values = values;
     this.positionals = positionals;
     this.command = command;
+    this.swallowed = swallowed;
   }
 
   /** Whether a switch is on. */
@@ -68,9 +72,15 @@ export function readArgs(path: string, leaf: Leaf, argv: readonly string[]): Arg
   const known = new Set(flags.map(({ name }) => name));
   if (values.has('help')) return new Args(known, values, positionals, []);
   const command = argv.slice(end);
-  if (leaf.loneWord === 'name' && argv[end - 1] !== '--') checkNoName(path, flags, argv.slice(0, end), command);
+  const isOwn = (typed: string): boolean =>
+    flags.some(
+      ({ name, short }) => typed === `--${name}` || typed.startsWith(`--${name}=`) || (short !== undefined && typed === `-${short}`),
+    );
+  const isBare = argv[end - 1] !== '--';
+  if (leaf.loneWord === 'name' && isBare) checkNoName(path, isOwn, argv.slice(0, end), command);
   checkCounts(path, leaf, positionals, command);
-  return new Args(known, values, positionals, command);
+  const swallowed = isBare ? (command.slice(1).find(isOwn) ?? null) : null;
+  return new Args(known, values, positionals, command, swallowed);
 }
 
 type Tokens = ReturnType<typeof tokensOf>;
@@ -138,12 +148,8 @@ function unknownFlag(path: string, rawName: string, flags: readonly Flag[]): Hut
 }
 
 /** `create dev` and `create dev --memory 2G`: not a command `dev`, which would end at once, with nobody there to be told. */
-function checkNoName(path: string, flags: readonly Flag[], before: readonly string[], [word, ...rest]: readonly string[]): void {
+function checkNoName(path: string, isOwn: (typed: string) => boolean, before: readonly string[], [word, ...rest]: readonly string[]): void {
   if (word === undefined || word.includes('/')) return;
-  const isOwn = (typed: string): boolean =>
-    flags.some(
-      ({ name, short }) => typed === `--${name}` || typed.startsWith(`--${name}=`) || (short !== undefined && typed === `-${short}`),
-    );
   if (rest[0] !== undefined && rest[0] !== '--' && !isOwn(rest[0])) return;
   const all = [...before, ...rest].join(' ');
   const named = `hutch ${path} --name ${word}${all === '' ? '' : ` ${all}`}`;

@@ -76,6 +76,9 @@ test('a program that is not there is 127, one that cannot be executed 126', asyn
     expect(missing.stderr).toContain('no-such-program');
     expect((await world.run([...verb, '/etc'])).code).toBe(126);
   }
+  const behind = await world.run(['run', '--rm', 'no-such-program', '--no-net']);
+  expect(behind.code).toBe(127);
+  expect(behind.stderr).toContain('hint: --no-net went to no-such-program');
 });
 
 test('a failure of ours is 125, and names its operation', async () => {

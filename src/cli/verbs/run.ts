@@ -12,7 +12,7 @@ import { type Carried, carry } from '../carry.ts';
 import { type Context, change } from '../context.ts';
 import { exitOf } from '../exit-codes.ts';
 import { outcome } from '../outcome.ts';
-import { json } from '../output.ts';
+import { json, safe } from '../output.ts';
 import { createSpec, imageAsked } from '../spec.ts';
 import { type Stdio, stdioOf } from '../stdio.ts';
 import { parseDetachKeys } from '../terminal.ts';
@@ -22,6 +22,8 @@ type Sandbox = Output<'sandbox.create'>;
 
 /** The image that Hutch makes. */
 const OWN_IMAGE = 'debian';
+/** As a shell says that there is no such program. */
+const NOT_FOUND = 127;
 /** After Ctrl-C: how long its processes may take to end. */
 const STOP_GRACE_MS = 2_000;
 
@@ -51,7 +53,14 @@ export async function run(context: Context, args: Args): Promise<number> {
     await context.io.out(context.json ? json(sandbox) : `${sandbox.id}\n`);
     return 0;
   }
-  return await foreground(context, sandbox, stdio, detachKeys);
+  const code = await foreground(context, sandbox, stdio, detachKeys);
+  if (code === NOT_FOUND && args.swallowed !== null && !context.json) await context.io.err(behindCommand(args.swallowed, argv ?? []));
+  return code;
+}
+
+function behindCommand(flag: string, [program = '']: readonly string[]): string {
+  const how = `hutch run ${flag} … -- ${program}`;
+  return `hint: ${safe(`${flag} went to ${program}, as all that stands behind it; flags of hutch run stand before: ${how}`)}\n`;
 }
 
 /** A directory and `--` before the command: whose git repository is copied in. Alone only one like `.`: `/etc` may be a mistake for a program. */
