@@ -1,4 +1,5 @@
 import { expect, test } from 'vitest';
+import { wholePages } from './inside.ts';
 import { giveBack, LARGE_BYTES_MAX, letGo, takeBuffer, withByteBefore } from './large-buffers.ts';
 
 test('a large buffer is handed out again only after it was given back, and once', () => {
@@ -35,6 +36,7 @@ test('what is not from here is copied, and cannot be given back', () => {
 test('memory is let go of where all of it is these bytes’, and nowhere else', () => {
   const whole = new Uint8Array(1024);
   const part = new Uint8Array(1024).subarray(1);
-  for (const bytes of [whole, part]) letGo(bytes);
-  expect([whole.byteLength, part.byteLength]).toEqual([0, 1023]);
+  const pages = wholePages(8192);
+  for (const bytes of [whole, part, pages]) letGo(bytes);
+  expect([whole.byteLength, part.byteLength, pages.byteLength]).toEqual([0, 1023, 0]);
 });

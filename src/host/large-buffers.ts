@@ -43,5 +43,5 @@ export function withByteBefore(byte: number, bytes: Uint8Array): Uint8Array {
 /** Frees memory at once that is these bytes' alone, in place of the collector, whose rounds over the whole heap go by how much there is to be freed. */
 export function letGo(bytes: Uint8Array): void {
   const { buffer } = bytes;
-  if (buffer instanceof ArrayBuffer && buffer.byteLength === bytes.byteLength) buffer.transfer(0);
+  if (buffer instanceof ArrayBuffer && buffer.byteLength === bytes.byteLength) buffer.transferToFixedLength(0);
 }

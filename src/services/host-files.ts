@@ -335,5 +335,6 @@ async function fill(op: Operation, file: HostFile, first: readonly Uint8Array[],
     throw cause;
   } finally {
     await Promise.allSettled([writing, syncing]);
+    for (const each of [block, other]) letGo(each);
   }
 }
