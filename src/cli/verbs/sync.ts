@@ -25,7 +25,12 @@ export async function run(context: Context, args: Args): Promise<number> {
     },
   });
   if (!context.json) {
-    const parts = [`${result.up} up`, `${result.down} down`, `${result.removed} removed`, `${result.conflicts} conflicts`];
+    const parts = [
+      `${result.up} up`,
+      `${result.down} down`,
+      `${result.removed} removed`,
+      `${result.conflicts} ${result.conflicts === 1 ? 'conflict' : 'conflicts'}`,
+    ];
     const failed = result.failed === 0 ? '' : `, ${result.failed} failed`;
     await context.io.err(`${options.dryRun === true ? 'would be: ' : ''}${parts.join(', ')}${failed}; ${roughSize(bytes)}\n`);
   }

@@ -225,7 +225,9 @@ async function versionsHere(
     return new Map();
   const known = (await git(['cat-file', '-e', `${since}^{commit}`], { cwd: root, signal, accepts: [1, 128] })).code === 0;
   if (!known) return new Map();
-  const asked = ['log', '-m', '-z', '--format=', '--raw', '--no-abbrev', '--no-renames', `${since}..${headCommit}`, '--'];
+  // Neither gpg's words among them, nor another file's past.
+  const plain = ['-c', 'log.showSignature=false', '-c', 'log.follow=false'];
+  const asked = [...plain, 'log', '-m', '-z', '--format=', '--raw', '--no-abbrev', '--no-renames', `${since}..${headCommit}`, '--'];
   const at = { cwd: root, signal, env: { GIT_LITERAL_PATHSPECS: '1' } };
   const said = await git([...asked, ...paths.map((path) => Buffer.from(path, 'latin1').toString('utf8'))], at);
   const past = new Map<string, Blobs>();
