@@ -28,7 +28,7 @@ export async function inStillness<T>(core: Core, call: Call, sandbox: Sandbox, w
   try {
     if (leaves && sandbox.state === 'paused')
       throw call.op.error('failed_precondition', `sandbox ${sandbox.spec.name} is paused, and its agent must run for this`, {
-        hint: `let it go on with: hutch resume ${sandbox.spec.name}`,
+        hint: `let it go on with: hutch resume ${sandbox.spec.name}; or keep its disk alone, with --disk-only`,
       });
     if (leaves) await run.freezeAlone(call.op);
     using _still = await run.hostFiles.hold();
