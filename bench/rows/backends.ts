@@ -144,5 +144,5 @@ async function work(bench: Bench, sandbox: Sandbox): Promise<readonly Row[]> {
 
 export const BACKENDS: readonly Measurement[] = [
   { name: 'backends', about: 'Docker against the `docker` command', rows: docker },
-  { name: 'backends', about: 'gVisor against `runsc`', rows: gvisor },
+  { name: 'gvisor', about: 'gVisor against `runsc`', rows: gvisor },
 ];

@@ -37,17 +37,15 @@ const ROWS: Readonly<Record<string, readonly string[]>> = {
   stopped: ['stopped sandboxes: memory', 'stopped sandboxes: processor time'],
   loop: ['event loop'],
   boot: ['cold boot'],
-  backends: [
-    ...['docker: `run --rm`', 'docker: exec', 'docker, inside: CPU loop', 'docker: push a file', 'docker: pull a file'],
-    ...[
-      'gVisor: create, start, first exec',
-      'gVisor: create, start, first exec, one kept ready',
-      'gVisor: exec',
-      'gVisor: resume',
-      'gVisor, inside: small files',
-      'gVisor: push a file',
-      'gVisor: pull a file',
-    ],
+  backends: ['docker: `run --rm`', 'docker: exec', 'docker, inside: CPU loop', 'docker: push a file', 'docker: pull a file'],
+  gvisor: [
+    'gVisor: create, start, first exec',
+    'gVisor: create, start, first exec, one kept ready',
+    'gVisor: exec',
+    'gVisor: resume',
+    'gVisor, inside: small files',
+    'gVisor: push a file',
+    'gVisor: pull a file',
   ],
   workspace: [
     ...['workspace: prepare', 'workspace: prepare again', 'workspace: bring'],
