@@ -265,13 +265,19 @@ test('an Engine behind a real ssh server runs sandboxes, and goes on with them a
 
 test('where its networks are not on this machine, a sandbox gets none rather than one without rules', async () => {
   const { daemon } = world;
-  const error = await refused(daemon.call('sandbox.create', { network: 'allow' }));
-  expect(error.body).toMatchObject({
-    code: 'failed_precondition',
-    message: expect.stringMatching(/not on this machine/),
-    hint: expect.stringMatching(/--no-net/),
-  });
+  const { backends } = await daemon.call('backends.list', {});
+  const can = backends.find(({ name }) => name === 'docker')?.can;
+  expect(can?.networks).toEqual(['none']);
+  expect(can?.notes.join('\n')).toMatch(/no network: the networks of this Docker Engine are not on this machine/);
+  for (const network of ['allow', 'allow-lan'] as const)
+    expect((await refused(daemon.call('sandbox.create', { network }))).body).toMatchObject({
+      code: 'failed_precondition',
+      message: expect.stringMatching(/does not work on this machine/),
+      hint: expect.stringMatching(/--no-net/),
+    });
   expect(await world.engine.containers()).toEqual([]);
+  // Whoever looks leaves nothing.
+  expect((await world.engine.ask('GET', '/networks?filters={"type":["custom"]}')).body).toEqual([]);
 });
 
 /** The same with a signal that asks it to stop: an import takes none, a commit does. */

@@ -23,7 +23,7 @@ import { KnownContainers } from './known.ts';
 import { findLeaks, listOurs } from './leaks.ts';
 import { Maker, makeSocketDir, volumesOf } from './make.ts';
 import { requireMounted } from './mounted.ts';
-import { ensureNetwork, removeNetworks } from './networks.ts';
+import { ensureNetwork, removeNetworks, whyNoNetworks } from './networks.ts';
 import { agentSocketPath, logPath } from './paths.ts';
 import { probeEngine } from './probe.ts';
 import { Sight } from './sight.ts';
@@ -59,6 +59,16 @@ export function newDockerBackend(config: DockerConfig): Backend {
     }
   };
 
+  /** Which Engine it was found of that its networks are elsewhere: it is not asked again. */
+  let elsewhere: { readonly identity: string; readonly why: string } | null = null;
+  const whyNoNetworksOf = async (op: Operation): Promise<string | null> => {
+    const identity = await engine.identity(op);
+    if (elsewhere?.identity === identity) return elsewhere.why;
+    const why = await whyNoNetworks(op, config, engine);
+    elsewhere = why === null ? null : { identity, why };
+    return why;
+  };
+
   /** As the container's first process may open it: as root inside, which is root here, or nobody else can. */
   const socketMode = host.uid === 0 ? 0o600 : 0o666;
 
@@ -72,7 +82,7 @@ export function newDockerBackend(config: DockerConfig): Backend {
     name: 'docker',
     needs: 'root',
     processesBoundBy: 'backend',
-    probe: (op) => probeEngine(op, { config, engine, sight, whyNoVolumes: whyNot }),
+    probe: (op) => probeEngine(op, { config, engine, sight, whyNoVolumes: whyNot, whyNoNetworks: whyNoNetworksOf }),
 
     async fetchImage(op, reference) {
       return await pullImage(op, config, engine, reference);

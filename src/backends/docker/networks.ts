@@ -4,6 +4,7 @@ import * as z from 'zod';
 import { HutchError } from '../../domain/errors.ts';
 import type { NetworkMode } from '../../domain/sandbox.ts';
 import type { Operation } from '../../host/operation.ts';
+import { isAway } from './away.ts';
 import { type DockerConfig, LABEL } from './config.ts';
 import type { Engine } from './engine.ts';
 
@@ -42,6 +43,21 @@ export async function ensureNetwork(op: Operation, config: DockerConfig, engine:
     );
   }
   return name;
+}
+
+/**
+ * Null where its networks are on this machine, so that our rules hold for them. It is tried out, with the one that the first sandbox
+ * would have: where it is elsewhere nobody uses it, and it is removed.
+ */
+export async function whyNoNetworks(op: Operation, config: DockerConfig, engine: Engine): Promise<string | null> {
+  try {
+    await ensureNetwork(op, config, engine, 'allow');
+    return null;
+  } catch (error) {
+    if (!(error instanceof HutchError) || isAway(error)) throw error;
+    if (error.code === 'failed_precondition') await removeNetworks(op, config, engine);
+    return `no network: ${error.message}`;
+  }
 }
 
 async function make(op: Operation, { instance }: DockerConfig, engine: Engine, name: string, bridge: string) {

@@ -2,6 +2,7 @@
 import * as z from 'zod';
 import { HutchError } from '../../domain/errors.ts';
 import type { Operation } from '../../host/operation.ts';
+import type { NetworkAbilities } from '../../network/network.ts';
 import type { Backend, Capabilities, Enforcement } from '../backend.ts';
 import type { DockerConfig } from './config.ts';
 import type { Endpoint } from './endpoint.ts';
@@ -25,9 +26,14 @@ type ProbeParts = {
   readonly sight: Sight;
   /** Null where a disk in a file can be mounted on this machine. */
   readonly whyNoVolumes: (op: Operation) => Promise<string | null>;
+  /** Null where the Engine's networks are on this machine. */
+  readonly whyNoNetworks: (op: Operation) => Promise<string | null>;
 };
 
-export async function probeEngine(op: Operation, { config, engine, sight, whyNoVolumes }: ProbeParts): ReturnType<Backend['probe']> {
+export async function probeEngine(
+  op: Operation,
+  { config, engine, sight, whyNoVolumes, whyNoNetworks }: ProbeParts,
+): ReturnType<Backend['probe']> {
   try {
     // More than for its first word: that it hangs is then known to whoever asks next.
     const ms = 2 * (await engine.pingMs(op));
@@ -35,9 +41,9 @@ export async function probeEngine(op: Operation, { config, engine, sight, whyNoV
     if (answer.OSType !== 'linux') {
       return { ok: false, why: `the Docker Engine runs containers of ${answer.OSType}`, hint: 'use one that runs Linux containers' };
     }
-    const { modes, notes } = await config.network.probe(op);
     const endpoint = await engine.endpoint(op);
     const isHere = endpoint.kind === 'unix' && (await sight.seesOurFiles(op));
+    const { modes, notes } = await networksOf(op, config, isHere ? async () => null : whyNoNetworks);
     const noVolumes = isHere ? await whyNoVolumes(op) : `host directories, volumes, devices: ${whyElsewhere(endpoint)}`;
     return {
       ok: true,
@@ -52,6 +58,13 @@ export async function probeEngine(op: Operation, { config, engine, sight, whyNoV
     if (op.signal.aborted || !(error instanceof HutchError)) throw error;
     return { ok: false, why: error.message, hint: error.hint ?? 'see: hutch doctor' };
   }
+}
+
+/** What this machine can keep a sandbox from, of networks that are on it. */
+async function networksOf(op: Operation, { network }: DockerConfig, whyNot: ProbeParts['whyNoNetworks']): Promise<NetworkAbilities> {
+  const here = await network.probe(op);
+  const why = here.modes.includes('allow') ? await whyNot(op) : null;
+  return why === null ? here : { modes: ['none'], notes: [...here.notes, why] };
 }
 
 /** One that is asked over a network may be on this machine, and see our directories; but nobody can tell whose devices and processes it has. */
