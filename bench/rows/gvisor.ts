@@ -22,12 +22,12 @@ const FILES = {
     'that gives back what it does not use each costs its host a fault (a program that only writes them took 0.2 to 2.2 s of the processor, past the cache 0.03 to 0.08); and each ' +
     '20 MB of chunks cost the collector a round over the whole heap. Their memory is now let go of by hand: 2 rounds for 2 GiB where there were 75 for 1.5. What remains, 0.5 to 0.65 s of the ' +
     'processor in the daemon and 0.3 to 0.4 in the client, is the socket (a copy in, a copy out, HTTP’s own copy) and the copy into the 4 MiB; the disk works beside it. Beside other work, in pairs: ' +
-    '1.3 to 2.7 times the baseline; with 1 or 2 MiB at a time, or one sync at the end, 0.6 to 1.5. A program that does nothing but write so to such a disk gets 390 to 1260 MiB/s (the middle of five: 780); ' +
+    '1.3 to 2.7 times the baseline with a load of 5, 0.7 to 1.05 with one of 12 (0.55 through the cache in the same minutes); with 1 or 2 MiB at a time, or one sync at the end, 0.6 to 1.5. A program that does nothing but write so to such a disk gets 390 to 1260 MiB/s (the middle of five: 780); ' +
     'with 8 MiB, with two writes under way, or into a file that was made as large first, no more.',
   pull:
     'The daemon reads it where it lies on this host, four pieces of 256 KiB at once, and it goes through one socket, as the baseline does. The client takes more of the processor (0.75 s for ' +
     '512 MiB) than the daemon does (0.6): HTTP’s parser copies each chunk into memory of its own, which is the collector’s afterwards. It took 1.0 s with memory of its own for each read too ' +
-    '(now one place for all), and Node’s iterator, which copies chunks once more that came together: 26 rounds of the collector for each file, now 11. It is not lent the file itself, as with Docker: a ' +
+    '(now one place for all), and Node’s iterator, which copies chunks once more that came together: 26 rounds of the collector for each file, now 11; in turn with that, 1.2 times its rate and 0.7 of its processor time. It is not lent the file itself, as with Docker: a ' +
     'client that stops reading would hold the disk, and the sandbox could be neither suspended nor started. Not read past the cache: what a program inside has just written is in it.',
 };
 const PATH = 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
