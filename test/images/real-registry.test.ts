@@ -139,7 +139,7 @@ test('a certificate is looked at: one of nobody’s is refused, one of a given a
   const host = nodeHost();
   await expect(host.request(op, asked)).rejects.toMatchObject({
     code: 'unavailable',
-    message: expect.stringMatching(/self-signed certificate/),
+    message: expect.stringMatching(/signed by nobody who is trusted here/),
   });
   using answer = await host.request(op, { ...asked, trusted: await readFile(join(dir, 'cert.pem'), 'utf8') });
   expect(answer.status).toBe(401);
