@@ -54,19 +54,22 @@ function skopeo(...args: string[]): string {
   return stdout;
 }
 
+const by = (program: string) => (bytes: Buffer) => execFileSync(program, ['-c'], { input: bytes });
+/** Each way in which an archive may be packed, none at all among them. */
+const PACKINGS: readonly ((bytes: Buffer) => Buffer)[] = [
+  (bytes) => bytes,
+  (bytes) => gzipSync(bytes),
+  (bytes) => zstdCompressSync(bytes),
+  by('xz'),
+  by('bzip2'),
+];
+
 test('an OCI layout, plain, in gzip and in zstd, is the image that a registry gives', { timeout: 60_000 }, async () => {
   await using registry = await fakeRegistry();
   registry.put('web', '1', MADE);
   await using pulling = await place();
   const pulled = await pulling.pull(`${registry.name}/web:1`);
-  const by = (program: string) => (bytes: Buffer) => execFileSync(program, ['-c'], { input: bytes });
-  for (const pack of [
-    (bytes: Buffer) => bytes,
-    (bytes: Buffer) => gzipSync(bytes),
-    (bytes: Buffer) => zstdCompressSync(bytes),
-    by('xz'),
-    by('bzip2'),
-  ]) {
+  for (const pack of PACKINGS) {
     await using here = await place();
     const {
       images: [imported],
@@ -173,14 +176,7 @@ test('an image whose layers are not kept is exported as one layer', async () => 
 });
 
 test('a root file system is an image of one layer, whichever way it is packed', async () => {
-  const by = (program: string) => (bytes: Buffer) => execFileSync(program, ['-c'], { input: bytes });
-  for (const pack of [
-    (bytes: Buffer) => bytes,
-    (bytes: Buffer) => gzipSync(bytes),
-    (bytes: Buffer) => zstdCompressSync(bytes),
-    by('xz'),
-    by('bzip2'),
-  ]) {
+  for (const pack of PACKINGS) {
     await using here = await place();
     const {
       images: [imported],
