@@ -8,7 +8,7 @@ import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, statSync, utime
 import { createRequire } from 'node:module';
 import { join, resolve } from 'node:path';
 import type * as Esbuild from 'esbuild';
-import { lateModules } from './late-modules.ts';
+import { lateModules, OF_DAEMON } from './late-modules.ts';
 
 const root = resolve(import.meta.dirname, '..');
 const dist = join(root, 'dist');
@@ -40,20 +40,8 @@ const lazyTls: Esbuild.Plugin = {
   },
 };
 
-/** Of Node's modules those that take a while to load and that most verbs have no use for: each comes when something of it is used. */
-const lazyModules: Esbuild.Plugin = {
-  name: 'lazy-modules',
-  setup({ onResolve, onLoad }) {
-    onResolve({ filter: /^node:(?:fs\/promises|child_process|timers\/promises|readline\/promises|tty|os)$/ }, ({ path, namespace }) =>
-      namespace === 'lazy-module' ? { path, external: true } : { path, namespace: 'lazy-module' },
-    );
-    onLoad({ filter: /^/, namespace: 'lazy-module' }, async ({ path }) => {
-      const names = Object.keys((await import(path)) as object).filter((name) => name !== 'default');
-      const getters = names.map((name) => `get ${name}() { return require('${path}').${name}; }`);
-      return { contents: `module.exports = { ${getters.join(', ')} };` };
-    });
-  },
-};
+/** Of Node's modules those that most verbs have no use for. */
+const OF_CLI = /^node:(?:fs\/promises|child_process|timers\/promises|readline\/promises|tty|os)$/;
 
 const common = {
   bundle: true,
@@ -91,14 +79,14 @@ try {
     format: 'cjs',
     entryPoints: { hutch: 'src/cli/main.ts' },
     outExtension: { '.js': '.cjs' },
-    plugins: [lazyTls, lazyModules],
+    plugins: [lazyTls, lateModules(OF_CLI)],
     charset: 'ascii', // one byte a character: read, and looked up in the cache of compiled code, in less time
     supported: { 'dynamic-import': false }, // Node's loader of modules takes a while to begin; `require` is there
     define: { 'import.meta.url': '__ourUrl' },
     banner: { js: "const __ourUrl = require('node:url').pathToFileURL(__filename).href;" },
   });
   const entryPoints = { hutchd: 'src/daemon/main.ts', 'store-worker': 'src/store/worker.ts' };
-  await build({ ...common, entryPoints, plugins: [lateModules] });
+  await build({ ...common, entryPoints, plugins: [lateModules(OF_DAEMON)] });
 } catch {
   rmSync(fresh, { recursive: true, force: true });
   process.exit(1); // esbuild has said why

@@ -22,6 +22,7 @@ const MAGIC_BYTES = 6;
 const SQUASHFS = 'hsqs';
 /** By the number of the way in which it is packed: what the kernels that we boot read. */
 const PACKINGS = new Set([1, 4, 5, 6]);
+
 /** What an image of ours says beside its bytes. */
 export const broughtImageSchema = z.strictObject({ config: imageConfigSchema, createdAtMs: z.int().nonnegative() });
 export type BroughtImage = z.infer<typeof broughtImageSchema>;

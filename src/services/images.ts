@@ -336,8 +336,7 @@ export async function findImage(store: Store, text: string): Promise<{ readonly 
   return { image, name: null };
 }
 
-/** Names of sandboxes by the image that they are made of. */
-/** By image, as `userText` says them. */
+/** What an image is needed for, by image, as `userText` says it. */
 export async function imageUsers(store: Store): Promise<ReadonlyMap<ImageId, readonly string[]>> {
   const users = Map.groupBy(await store.query('imageUsers', {}), ({ id }) => id);
   return new Map([...users].map(([id, those]) => [id, those.map(userText)]));

@@ -3,7 +3,7 @@
 import { mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync } from 'node:fs';
 import { join, relative } from 'node:path';
 import { build } from 'esbuild';
-import { lateModules } from '../../scripts/late-modules.ts';
+import { lateModules, OF_DAEMON } from '../../scripts/late-modules.ts';
 
 const ROOT = join(import.meta.dirname, '../..');
 /** As deep as the sources are: they look for what lies beside them. */
@@ -35,7 +35,7 @@ export async function setup(): Promise<void> {
         ...Object.fromEntries(ENTRIES.map((entry) => [nameOf(entry), entry])),
       },
       format: 'esm',
-      plugins: [lateModules],
+      plugins: [lateModules(OF_DAEMON)],
       outExtension: { '.js': '.mjs' },
       external: ['bufferutil', 'utf-8-validate', 'cpu-features', './crypto/build/Release/sshcrypto.node'],
       banner: {
