@@ -344,3 +344,49 @@ pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 pub fn exists(path: &str) -> bool {
     Path::new(path).exists()
 }
+
+/// Parameters that are a path alone.
+pub fn at(path: &str) -> Value {
+    Value::map([("path", path.into())])
+}
+
+/// A call that takes bytes, within what it may be sent; how it ended.
+pub fn upload(client: &mut Client, method: &str, params: Value, content: &[u8]) -> Result<Value, Value> {
+    let stream = client.open(method, params);
+    let mut window = 262_144usize;
+    let mut rest = content;
+    while !rest.is_empty() {
+        let count = rest.len().min(60_000).min(window);
+        if count > 0 {
+            client.send(DATA, stream, &rest[..count]);
+            rest = &rest[count..];
+            window -= count;
+            continue;
+        }
+        let frame = client.next_of(stream);
+        match frame.kind {
+            CREDIT => window += u32::from_le_bytes(frame.payload.try_into().expect("four bytes")) as usize,
+            REPLY if frame.flag == 0 => {}
+            _ => return Err(frame.message()),
+        }
+    }
+    client.send(END, stream, b"");
+    loop {
+        let frame = client.next_of(stream);
+        match frame.kind {
+            CREDIT => {}
+            REPLY if frame.flag == 0 => {}
+            CLOSE if frame.flag == 0 => return Ok(frame.message()),
+            _ => return Err(frame.message()),
+        }
+    }
+}
+
+/// A call that gives bytes, and how it ended.
+pub fn download(client: &mut Client, method: &str, params: Value) -> Result<(Vec<u8>, Value), Value> {
+    let stream = client.open(method, params);
+    client.reply(stream)?;
+    let rest = client.rest(stream);
+    let [content, ..] = rest.data;
+    rest.close.map(|close| (content, close))
+}
