@@ -27,6 +27,7 @@ const PACKAGES = [
   'procps',
   'python-is-python3',
   'python3',
+  'rsync',
   'sudo',
   'tzdata',
   'vim-tiny',

@@ -226,7 +226,7 @@ test('rsync goes through it, and sends what has changed', async () => {
   await mkdir(at('synced/deep'), { recursive: true });
   await writeFile(at('synced/deep/one'), 'one\n', { mode: 0o751 });
   await writeFile(at('synced/two'), Buffer.alloc(300_000, 'two'));
-  // The image has none: the one of this machine, with its libraries.
+  // The reference backend’s root has none: the one of this machine, with its libraries.
   const { stdout: libraries } = await outcomeOf(spawn('ldd', ['/usr/bin/rsync']));
   const needed = libraries.split('\n').flatMap((line) => /(?:=> )?(\/\S+) \(0x/.exec(line)?.slice(1) ?? []);
   const loader = needed.find((path) => path.includes('/ld-'));

@@ -43,8 +43,8 @@ test('it is recorded by the digest of its file, with what its processes need', a
   await verifyImage(op, host, paths, image.record.digest);
 });
 
-test('it has python3, git, curl and what a person at a terminal expects', () => {
-  for (const program of ['python3', 'python', 'git', 'curl', 'top', 'ip', 'less', 'vi', 'vim', 'sudo', 'bash', 'apt-get']) {
+test('it has python3, git, curl, rsync and what a person at a terminal expects', () => {
+  for (const program of ['python3', 'python', 'git', 'curl', 'top', 'ip', 'less', 'rsync', 'vi', 'vim', 'sudo', 'bash', 'apt-get']) {
     const found = ['/usr/bin/', '/usr/sbin/', '/bin/', '/sbin/'].some((dir) => listing.has(dir + program));
     expect(found, program).toBe(true);
   }
