@@ -15,6 +15,7 @@ const RUN_MS = 60_000;
 /** The real backend, with the image and kernel of this checkout. */
 export const MACHINES = join(ROOT, 'test/faults/real-daemon.ts');
 
+export type WorldBackend = 'qemu' | 'gvisor';
 export type Result = { readonly code: number | null; readonly stdout: string; readonly stderr: string; readonly bytes: Buffer };
 export type RunOptions = { readonly input?: string | Uint8Array; readonly env?: Readonly<Record<string, string>>; readonly cwd?: string };
 
@@ -25,7 +26,7 @@ export class World implements AsyncDisposable {
   readonly env: Readonly<Record<string, string>>;
   readonly #children = new Set<ChildProcessWithoutNullStreams>();
 
-  private constructor(dir: string, daemon: string) {
+  private constructor(dir: string, daemon: string, backend: string) {
     this.dir = dir;
     this.home = join(dir, 'home');
     this.bundle = bundledCli();
@@ -36,16 +37,14 @@ export class World implements AsyncDisposable {
       HUTCH_HOME: this.home,
       HUTCH_DAEMON_LISTEN: 'off',
       HUTCH_SANDBOX_WARM: '0', // tests count processes
-      HUTCH_SANDBOX_BACKEND: 'qemu', // whatever else this machine can do
+      HUTCH_SANDBOX_BACKEND: backend, // whatever else this machine can do
       HUTCH_DEV_DAEMON: bundled(daemon),
-      // What runs sandboxes where several ways would: these tests are about virtual machines.
-      ...(daemon === MACHINES ? { HUTCH_SANDBOX_BACKEND: 'qemu' } : {}),
       NODE_COMPILE_CACHE: process.env['NODE_COMPILE_CACHE'] ?? join(dir, 'compile-cache'),
     };
   }
 
-  static async make(daemon: string = DAEMON): Promise<World> {
-    const world = new World(await mkdtemp(join(tmpdir(), 'hutch-cli-')), daemon);
+  static async make(daemon: string = DAEMON, backend: WorldBackend = 'qemu'): Promise<World> {
+    const world = new World(await mkdtemp(join(tmpdir(), 'hutch-cli-')), daemon, backend);
     await chmod(world.dir, 0o711); // machines run as users of their own and must pass through
     return world;
   }

@@ -1,10 +1,11 @@
 // What repositories do that people did not think of: a copy that is disturbed, work that lies on no branch, a repository within the
-// repository. By the CLI, with a real machine's own git.
+// repository. By the CLI, with a real sandbox's own git.
 import { spawnSync } from 'node:child_process';
 import { chmod, mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
 import { MACHINES, World } from '../cli/world.ts';
+import { backendOfRun } from './backend.ts';
 import { gitAt, TestRepository } from './repository.ts';
 
 /** A busy machine takes long for a machine that is emulated. */
@@ -14,7 +15,7 @@ let world: World;
 let repository: TestRepository;
 
 beforeAll(async () => {
-  world = await World.make(MACHINES);
+  world = await World.make(MACHINES, backendOfRun(1));
   await world.ok('create', '--name', 'box');
 });
 afterAll(async () => {

@@ -1,10 +1,11 @@
-// A git repository goes into a real machine and comes back: by the CLI, with the machine's own git, against repositories that
+// A git repository goes into a real sandbox and comes back: by the CLI, with the sandbox’s own git, against repositories that
 // people have and a machine that means harm.
 import { spawnSync } from 'node:child_process';
 import { appendFile, mkdir, readdir, readFile, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from 'vitest';
 import { MACHINES, World } from '../cli/world.ts';
+import { backendOfRun } from './backend.ts';
 import { gitAt, TestRepository } from './repository.ts';
 
 // A busy machine takes long for a machine that is emulated.
@@ -16,7 +17,7 @@ let here: string;
 let repo: string;
 
 beforeAll(async () => {
-  world = await World.make(MACHINES);
+  world = await World.make(MACHINES, backendOfRun(0));
   await world.ok('create', '--name', 'box');
 });
 afterAll(async () => {
