@@ -34,7 +34,17 @@ import { hashed } from './layers/pack.ts';
 import { packingOf, unpacked } from './layers/unpack.ts';
 import { type ImagePaths, SHARED_DIR_MODE, unlessDamaged } from './layout.ts';
 import { blobPath } from './oci/layout-tar.ts';
-import { CONFIG_BYTES_MAX, INDEX_DEPTH_MAX, LAYERS_MAX, ownPlatform, parseConfig, parseManifest, runConfig } from './oci/manifest.ts';
+import {
+  CONFIG_BYTES_MAX,
+  INDEX_DEPTH_MAX,
+  type Index,
+  LAYERS_MAX,
+  ownPlatform,
+  parseConfig,
+  parseManifest,
+  runConfig,
+  runsHere,
+} from './oci/manifest.ts';
 import { unpackedOutside } from './outside-reader.ts';
 import { besideImages, imageIn, manifestsListed, readSignatures, signaturesFor } from './trust/archived.ts';
 import { keepSignatures } from './trust/kept.ts';
@@ -240,7 +250,10 @@ async function importLayout(op: Operation, parts: ImportParts, archive: Archive,
   const signatures = await readSignatures(readerOf(op, parts, archive), listed);
   if (!('index' in top)) throw new ArchiveError('its index.json is no index');
   if (top.index.manifests.length > IMAGES_MAX) throw new ArchiveError(`it has more than ${IMAGES_MAX} images`);
-  const listedImages = top.index.manifests.filter(({ digest }) => !notImages.has(digest));
+  const listedImages = ofOwnPlatform(
+    op,
+    top.index.manifests.filter(({ digest }) => !notImages.has(digest)),
+  );
   requireOne(op, archive, new Set([...own.map(digestOfOwn), ...listedImages.map(({ digest }) => digest)]));
   const done: Imported[] = [];
   for (const { digest, mediaType, annotations = {} } of listedImages) {
@@ -273,6 +286,13 @@ async function importLayout(op: Operation, parts: ImportParts, archive: Archive,
     done.push({ image, names });
   }
   return done;
+}
+
+/** Some list what is for several machines side by side: what is not for this one is left out, where something is. */
+function ofOwnPlatform(op: Operation, listed: Index['manifests']): Index['manifests'] {
+  const own = listed.filter(({ platform }) => platform == null || runsHere(platform));
+  if (own.length === 0 && listed.length > 0) ownPlatform(op, { manifests: listed }, 'the archive');
+  return own;
 }
 
 /** Before anything of it is kept: a name for all of it is one image's. One image may be listed under several names. */

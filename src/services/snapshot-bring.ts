@@ -1,6 +1,7 @@
 // What came along with a snapshot: its image and its kernel, where they are not here. They go on record with the snapshot, in one commit, without a name; what
 // is of no use to it is not taken up.
 import type { KernelId } from '../domain/ids.ts';
+import { parseImageReference, shownReference } from '../domain/image-reference.ts';
 import type { SandboxSpec } from '../domain/sandbox.ts';
 import type { Operation } from '../host/operation.ts';
 import { ArchiveError, shown } from '../images/archive-error.ts';
@@ -44,11 +45,13 @@ export async function standingOf(core: Core, op: Operation, { image, kernel, bac
     ...(missing.kernel ? [`kernel ${kernel?.digest} (${plain(kernel?.version ?? '')})`] : []),
   ];
   const wanted = [...(missing.kernel ? [`--kernel ${kernel?.digest}`] : []), ...(missing.image ? [image.digest] : [])].join(' ');
+  const [name] = missing.image ? image.names.flatMap((text) => parseImageReference(text) ?? []) : [];
+  const pullable = name === undefined ? '' : `where its registry has it: hutch image pull ${shownReference(name)}; else `;
   throw op.error('failed_precondition', `the snapshot needs what is not here: ${named.join(' and ')}`, {
     hint:
       missing.image && !image.travels
         ? 'no other machine has that image: export or push the snapshot without --without-image, and it comes along'
-        : `where it was made: hutch image export -o needed.tar ${wanted}; here: hutch image import needed.tar`,
+        : `${pullable}where it was made: hutch image export -o needed.tar ${wanted}; here: hutch image import needed.tar`,
   });
 }
 

@@ -289,7 +289,8 @@ test(`what is damaged, lies or does not fit is refused, and leaves nothing (seed
     [whole, ofMemory],
   ] as const)
     for (const [change, why] of all) expect((await refused(there, await saying(from, change))).message).toMatch(why);
-  const { hint } = await refused(there, await saying(file, () => ({ image: { digest, names: [], travels: true } })));
+  const { hint } = await refused(there, await saying(file, () => ({ image: { digest, names: ['ghcr.io/owner/web:1'], travels: true } })));
+  expect(hint).toMatch(/^where its registry has it: hutch image pull ghcr\.io\/owner\/web:1; else/);
   expect(hint).toContain(`hutch image export -o needed.tar ${digest}`);
   const own = await refused(there, await saying(file, () => ({ image: { digest, names: [], travels: false } })));
   expect(own.hint).toMatch(/no other machine has that image/);

@@ -110,6 +110,29 @@ test('what is exported is read by skopeo, as an OCI layout and as docker save wr
   expect(theirs?.image.rootDigest).toBe(first.image.rootDigest);
 });
 
+test('of what is for several machines, side by side in an archive, what runs here is taken', async () => {
+  await using here = await place();
+  const arm = image([LOWER], { top: { architecture: 'arm64' } });
+  const listed = (made: MadeImage, os: string, architecture: string) => ({
+    mediaType: TYPES.manifest,
+    digest: digestOf(made.manifest),
+    size: made.manifest.byteLength,
+    platform: { os, architecture },
+  });
+  const archive = (...manifests: object[]) =>
+    layout(MADE, undefined, {
+      ...Object.fromEntries([...arm.blobs.values(), arm.manifest].map((bytes) => [`blobs/sha256/${digestOf(bytes).slice(7)}`, bytes])),
+      'index.json': Buffer.from(JSON.stringify({ schemaVersion: 2, manifests })),
+    });
+  const many = archive(listed(arm, 'linux', 'arm64'), listed(MADE, 'linux', 'amd64'), listed(arm, 'unknown', 'unknown'));
+  const { images } = await here.library.import(op, chunks(many), 'team/web:1');
+  expect(images.map(({ image: { record }, names }) => [record.digest, names])).toEqual([[digestOf(MADE.config), ['team/web:1']]]);
+  await expect(here.library.import(op, chunks(archive(listed(arm, 'linux', 'arm64'))))).rejects.toMatchObject({
+    code: 'failed_precondition',
+    message: 'the archive is not there for linux/amd64; it is for linux/arm64',
+  });
+});
+
 test('docker load is given names with a tag, and containerd whole ones', async () => {
   await using here = await place();
   const [first] = (await here.library.import(op, chunks(layout(MADE)))).images;

@@ -179,7 +179,7 @@ test('a login goes to its registry and the token server that this names, and nev
     if (path.startsWith('/token')) {
       tokens.push(request.headers.authorization);
       expect(path).toContain(encodeURIComponent('repository:private:pull'));
-      response.end(JSON.stringify({ access_token: 'good', expires_in: 300 }));
+      response.end(JSON.stringify({ token: null, access_token: 'good', expires_in: null }));
       return true;
     }
     if (path === '/v2/') return false;

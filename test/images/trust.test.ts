@@ -11,7 +11,7 @@ import { freePort } from '../support/free-port.ts';
 import { testOperation } from '../support/operation.ts';
 import { digestOf, image, TYPES, tar } from './archives.ts';
 import { place } from './place.ts';
-import { fakeRegistry } from './registry.ts';
+import { type FakeRegistry, fakeRegistry } from './registry.ts';
 import { signed } from './signed.ts';
 
 const MADE = image([tar({ path: 'a', content: 'a' })]);
@@ -170,4 +170,36 @@ test('a mirror is asked first; what it lacks, gives wrongly, or cannot give come
     await here.pull(`${registry.name}/team/web:1`);
     expect(registry.asked.length).toBeGreaterThan(2);
   }
+});
+
+test('mirrors are asked in their order, each with its own login and none with another’s', async () => {
+  await using registry = await fakeRegistry();
+  await using first = await fakeRegistry();
+  await using second = await fakeRegistry();
+  await using here = await place({ mirrors: [first, second].map(({ name }) => ({ of: registry.name, registry: name, prefix: '' })) });
+  const basic = (word: string) => `Basic ${Buffer.from(`me:${word}`).toString('base64')}`;
+  const wants = (of: FakeRegistry, word: string): void => {
+    of.answer = (request, response) => {
+      if (request.url === '/v2/' || request.headers.authorization === basic(word)) return false;
+      response.writeHead(401, { 'WWW-Authenticate': 'Basic realm="x"' }).end();
+      return true;
+    };
+  };
+  const said = (of: FakeRegistry) => [...new Set(of.secrets.flatMap(({ authorization }) => authorization ?? []))];
+  for (const [of, word] of [
+    [registry, 'origin'],
+    [first, 'nobody has it'],
+    [second, 'mirror'],
+  ] as const) {
+    of.put('web', '1', MADE);
+    wants(of, word);
+  }
+  await here.library.credentials.keep(testOperation(), registry.name, { username: 'me', password: 'origin' });
+  await here.library.credentials.keep(testOperation(), second.name, { username: 'me', password: 'mirror' });
+  await here.pull(`${registry.name}/web:1`);
+  expect(first.asked.length).toBeGreaterThan(0);
+  expect([said(first), said(second), registry.asked]).toEqual([[], [basic('mirror')], []]);
+  registry.put('only', '1', OTHER);
+  await here.pull(`${registry.name}/only:1`);
+  expect([said(first), said(second), said(registry)]).toEqual([[], [basic('mirror')], [basic('origin')]]);
 });

@@ -118,11 +118,15 @@ function checkKinds(op: Operation, { config, layers }: Manifest, what: string): 
   if (odd !== undefined) throw bad(op, `${what} has a layer of the type ${odd.mediaType.slice(0, 100)}, which is no file system`);
 }
 
+export function runsHere({ os, architecture }: z.infer<typeof platform>): boolean {
+  return os === 'linux' && architecture === 'amd64';
+}
+
 /** The one that runs here. */
-export function ownPlatform(op: Operation, { manifests }: Index, what: string): Descriptor {
+export function ownPlatform(op: Operation, { manifests }: Pick<Index, 'manifests'>, what: string): Descriptor {
   const images = manifests.filter(({ platform: of }) => of?.os !== 'unknown'); // attestations say that of themselves
   const own =
-    images.find(({ platform: of }) => of?.os === 'linux' && of.architecture === 'amd64') ??
+    images.find(({ platform: of }) => of != null && runsHere(of)) ??
     (images.length === 1 && images[0]?.platform == null ? images[0] : undefined);
   if (own !== undefined) return own;
   const there = [...new Set(images.map(({ platform: of }) => (of == null ? 'unknown' : `${of.os}/${of.architecture}`)))].join(', ');
@@ -135,8 +139,9 @@ export function parseConfig(op: Operation, bytes: Buffer, what: string): OciConf
   return config;
 }
 
-function architectureOf(op: Operation, { os, architecture }: OciConfig, what: string): Architecture {
-  if (os === 'linux' && architecture === 'amd64') return 'x86_64';
+function architectureOf(op: Operation, config: OciConfig, what: string): Architecture {
+  if (runsHere(config)) return 'x86_64';
+  const { os, architecture } = config;
   throw bad(op, `${what} is for ${os} on ${architecture}, which does not run here`);
 }
 

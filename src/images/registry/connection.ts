@@ -33,10 +33,11 @@ const TOKENS_MAX = 1_000;
 /** What a token is good for when nobody says. */
 const TOKEN_SECONDS = 60;
 
+// Some write null for what they do not say.
 const tokenAnswer = z.object({
-  token: z.string().max(TOKEN_BYTES_MAX).optional(),
-  access_token: z.string().max(TOKEN_BYTES_MAX).optional(),
-  expires_in: z.number().optional(),
+  token: z.string().max(TOKEN_BYTES_MAX).nullish(),
+  access_token: z.string().max(TOKEN_BYTES_MAX).nullish(),
+  expires_in: z.number().nullish(),
 });
 
 type Token = { readonly header: string; readonly untilMs: number };
@@ -315,7 +316,7 @@ export class Connection {
     if (answer.status !== 200) throw statusError(op, answer, `the token server ${url.host} answered ${answer.status}`);
     const parsed = tokenAnswer.safeParse(jsonOf(await readAll(op, answer, TOKEN_BYTES_MAX, `the answer of the token server ${url.host}`)));
     const token = parsed.success ? parsed.data.token || parsed.data.access_token : undefined;
-    if (!parsed.success || token === undefined || !/^[\x21-\x7e]+$/.test(token)) {
+    if (!parsed.success || token == null || !/^[\x21-\x7e]+$/.test(token)) {
       throw op.error('failed_precondition', `the token server ${url.host} gave no token`);
     }
     const seconds = Math.min(Math.max(parsed.data.expires_in ?? TOKEN_SECONDS, 1), 3_600);
