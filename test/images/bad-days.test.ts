@@ -142,6 +142,14 @@ test('on a full disk a pull and an import say so and leave nothing; with room th
   };
   await expect(here.library.import(op, archive())).rejects.toMatchObject({ code: 'resource_exhausted' });
   expect(await here.left()).toMatchObject({ staging: [], images: [] });
+  // The layer comes, and is written half: what packs it takes that away again, and says nothing of a full disk.
+  expect(spawnSync('mount', ['-o', 'remount,size=7m', dir.path]).status).toBe(0);
+  registry.put('half', '1', image([tar({ path: 'noise', content: randomBytes(4 * 2 ** 20) })]));
+  await expect(here.pull(`${registry.name}/half:1`)).rejects.toMatchObject({
+    code: 'resource_exhausted',
+    message: expect.stringMatching(/^layer 1 of 1 of .* cannot be packed: the disk is full$/),
+  });
+  expect(await here.left()).toMatchObject({ staging: [], images: [] });
   expect(spawnSync('mount', ['-o', 'remount,size=20m', dir.path]).status).toBe(0);
   const found = await here.pull(name);
   await verifyImage(op, here.host, here.library.paths, found.record.digest);

@@ -19,7 +19,6 @@ export type LayerSource = AsyncIterable<Uint8Array>;
 
 /** So many entries are looked at before others get their turn. */
 const ENTRIES_PER_TURN = 2_000;
-/** Files go out together: a write costs more than to copy what it takes. */
 /** A directory of tar2sqfs's is a list. */
 const FILES_PER_DIRECTORY = 1_024;
 const OUTPUT_BYTES_MAX = 1024 * 1024;
@@ -32,7 +31,7 @@ export type LayerRead = {
   readonly entries: readonly TarEntry[];
 };
 
-/** With so little left a disk is full, whatever tar2sqfs says: it knows of an "I/O error" alone. */
+/** What a disk that is full may still have. */
 const FULL_BYTES = 1024 * 1024;
 
 /** What tar2sqfs could not do. */
@@ -58,16 +57,26 @@ export async function packLayer(
 ): Promise<LayerRead> {
   const hash = createHash('sha256');
   const entries: TarEntry[] = [];
-  const contents = gathered(contentsOf(onEntry, known === null ? hashed(source, hash) : source, entries), 'in-place');
+  const given = { bytes: 0 };
+  const contents = counted(gathered(contentsOf(onEntry, known === null ? hashed(source, hash) : source, entries), 'in-place'), given);
   const { exitCode, stderr } = await host.run(op, ['tar2sqfs', ...PACK_OPTIONS, '--no-xattr', out], {
     input: contents,
     outputBytesMax: OUTPUT_BYTES_MAX,
   });
   if (exitCode !== 0) {
+    // It says "I/O error" of a full disk too, and takes away what it wrote: what is free now was less, by no more than it was given.
     const { freeBytes } = await host.fileSystem(op, dirname(out));
-    throw new PackFailed(new TextDecoder().decode(stderr), freeBytes < FULL_BYTES);
+    const said = new TextDecoder().decode(stderr);
+    throw new PackFailed(said, freeBytes < FULL_BYTES + (/I\/O error/.test(said) ? given.bytes : 0));
   }
   return { packed: await readPacked(op, host, out), diffId: known ?? `sha256:${hash.digest('hex')}`, entries };
+}
+
+async function* counted(chunks: AsyncIterable<Uint8Array>, given: { bytes: number }): AsyncGenerator<Uint8Array> {
+  for await (const chunk of chunks) {
+    given.bytes += chunk.byteLength;
+    yield chunk;
+  }
 }
 
 async function* contentsOf(
