@@ -14,8 +14,11 @@ import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import { placesOf } from './deps.ts';
 import type { Handlers } from './handlers.ts';
+import { requireOperator } from './operator.ts';
 import type { Output } from './verbs.ts';
 
+/** They are everybody's. */
+const CHANGED = 'assets are labelled, leased and collected';
 /** Of a lease that says no time and is no sandbox's. */
 const LEASE_MS = 86_400_000;
 
@@ -185,6 +188,7 @@ export function assetVerbs(core: Core, handlers: Pick<Handlers, 'image.remove' |
     },
     'asset.get': async ({ op }, { asset }) => await find(op, asset),
     'asset.label': async (call, { asset: text, set, remove }) => {
+      requireOperator(store, call, CHANGED);
       const asset = await find(call.op, text);
       call.target(asset.id);
       await recorded(call, asset);
@@ -193,6 +197,7 @@ export function assetVerbs(core: Core, handlers: Pick<Handlers, 'image.remove' |
       return await find(call.op, asset.id);
     },
     'asset.acquire': async (call, { asset: text, ttlMs, holder, sandbox }) => {
+      requireOperator(store, call, CHANGED);
       const { op, caller } = call;
       const asset = await find(op, text);
       call.target(asset.id);
@@ -211,15 +216,18 @@ export function assetVerbs(core: Core, handlers: Pick<Handlers, 'image.remove' |
       return viewOf(acquired);
     },
     'asset.renew': async (call, { lease, ttlMs }) => {
+      requireOperator(store, call, CHANGED);
       const nowMs = host.nowMs();
       const [renewed] = await call.commit([{ change: 'renewLease', id: leaseId(call.op, lease), atMs: nowMs, expiresAtMs: nowMs + ttlMs }]);
       return viewOf(renewed);
     },
     'asset.release': async (call, { lease }) => {
+      requireOperator(store, call, CHANGED);
       await call.commit([{ change: 'releaseLease', id: leaseId(call.op, lease) }]);
       return { id: lease };
     },
     'asset.collect': async (call, { unusedMs, dryRun }) => {
+      requireOperator(store, call, CHANGED);
       const before = host.nowMs() - unusedMs;
       const isOld = ({ createdAtMs, lastUsedAtMs }: Asset): boolean => Math.max(createdAtMs, lastUsedAtMs ?? 0) <= before;
       const gone: Asset[] = [];

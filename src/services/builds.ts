@@ -37,6 +37,7 @@ import type { Core } from './core.ts';
 import type { Handlers } from './handlers.ts';
 import { taggable } from './images.ts';
 import { waitFor } from './operations.ts';
+import { requireOwnNames } from './operator.ts';
 import type { Output, Parsed } from './verbs.ts';
 
 type BuildVerbs = Extract<keyof Handlers, `build.${string}`>;
@@ -108,6 +109,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
 
   async function start(call: Call, input: Parsed<'build.start'>, source: AsyncIterable<Uint8Array>): Promise<BuildView> {
     const tags = several(input.tag).map((tag) => shownReference(taggable(tag)));
+    await requireOwnNames(store, call, tags);
     const over = Promise.withResolvers<void>();
     const record = await begin(call, {
       ...{ input, source, names: tags, template: null, counts: true, stepsMore: 0, next: null },

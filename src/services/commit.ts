@@ -13,6 +13,7 @@ import type { Core } from './core.ts';
 import type { Handlers } from './handlers.ts';
 import { taggable } from './images.ts';
 import { refuseMounted } from './mounts.ts';
+import { requireOwnNames } from './operator.ts';
 import { imageView } from './present.ts';
 import { runOf } from './release.ts';
 
@@ -25,6 +26,7 @@ export function commitVerb(core: Core): Pick<Handlers, 'image.commit'> {
     'image.commit': async (call, { ref, name, withFiles = false }) => {
       const { op } = call;
       const wanted = name === undefined ? null : shownReference(taggable(name));
+      await requireOwnNames(deps.store, call, wanted === null ? [] : [wanted]);
       const { id } = await sandboxes.resolve(call.caller.projectId, ref);
       call.target(id);
       return await turns.take(op, id, async () => {

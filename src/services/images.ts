@@ -16,11 +16,14 @@ import type { Core } from './core.ts';
 import { begunDownload } from './download.ts';
 import type { Download, Handlers } from './handlers.ts';
 import { preparedKernel } from './kernels.ts';
+import { requireOperator, requireOwnImage, requireOwnNames } from './operator.ts';
 import { imageView, userText } from './present.ts';
 import type { Output } from './verbs.ts';
 
 /** Each that has it not costs a question. */
 const MOUNTS_TRIED_MAX = 4;
+/** The daemon has one of a registry, for all projects. */
+const LOGINS = 'logins of registries are kept and forgotten';
 
 /** But for the one that is about a sandbox (commit.ts), and those about files of this machine (registered.ts). */
 type ImageVerbs = Exclude<Extract<keyof Handlers, `image.${string}`>, 'image.commit' | 'image.register' | 'image.promote'>;
@@ -134,10 +137,12 @@ export function imageVerbs(core: Core, buildCache: BuildCacheKeeping): Pick<Hand
     'image.import': async (call, { name }, source) => {
       const { op } = call;
       const given = name === undefined ? null : shownReference(taggable(name));
+      await requireOwnNames(store, call, given === null ? [] : [given]);
       const { images: imported, kernels } = await library(op).import(op, source, given);
       if (kernels.length > 0) await call.commit(kernels.map(({ record }) => ({ change: 'putKernel', kernel: record }) as const));
       const images: Output<'image.import'>['images'] = [];
       for (const { image, names } of imported) {
+        await requireOwnNames(store, call, given === null ? names : []);
         const { id } = await record(call, once(op, image), given === null ? names : [given]);
         const stored = await store.query('image', { id });
         if (stored !== null) images.push(await shown(stored));
@@ -165,7 +170,9 @@ export function imageVerbs(core: Core, buildCache: BuildCacheKeeping): Pick<Hand
     'image.tag': async (call, { image: text, name }) => {
       const { image } = await find(text);
       call.target(image.id);
-      const [named] = await call.commit([{ change: 'nameImage', id: image.id, name: shownReference(taggable(name)), atMs: host.nowMs() }]);
+      const wanted = shownReference(taggable(name));
+      await requireOwnNames(store, call, [wanted]);
+      const [named] = await call.commit([{ change: 'nameImage', id: image.id, name: wanted, atMs: host.nowMs() }]);
       core.presenter.forgetImages();
       return await shown(named);
     },
@@ -173,6 +180,7 @@ export function imageVerbs(core: Core, buildCache: BuildCacheKeeping): Pick<Hand
       const { op } = call;
       const { image, name } = await find(text);
       call.target(image.id);
+      await requireOwnImage(store, call, image);
       if (name !== null && image.names.length > 1) {
         const [left] = await call.commit([{ change: 'unnameImage', id: image.id, name }]);
         core.presenter.forgetImages();
@@ -208,7 +216,9 @@ export function imageVerbs(core: Core, buildCache: BuildCacheKeeping): Pick<Hand
         },
       };
     },
-    'image.prune': async ({ op }, { dryRun, layers, stale }) => {
+    'image.prune': async (call, { dryRun, layers, stale }) => {
+      requireOperator(store, call, 'images, and what is kept of builds, are cleared up');
+      const { op } = call;
       const really = dryRun !== true;
       if (stale === true) {
         const old: NamedImage[] = [];
@@ -248,7 +258,9 @@ export function imageVerbs(core: Core, buildCache: BuildCacheKeeping): Pick<Hand
       const { image } = await find(text);
       return { id: image.id, digest: image.digest, files: await library(op).verify(op, image.digest) };
     },
-    'image.login': async ({ op }, { registry, username, password }) => {
+    'image.login': async (call, { registry, username, password }) => {
+      requireOperator(store, call, LOGINS);
+      const { op } = call;
       const name = registryOf(op, registry);
       const { registry: client, credentials } = library(op);
       await client.checkLogin(op, name, { username, password });
@@ -256,7 +268,9 @@ export function imageVerbs(core: Core, buildCache: BuildCacheKeeping): Pick<Hand
       client.forget(name);
       return { registry: name, keptIn };
     },
-    'image.logout': async ({ op }, { registry }) => {
+    'image.logout': async (call, { registry }) => {
+      requireOperator(store, call, LOGINS);
+      const { op } = call;
       const name = registryOf(op, registry);
       const wasKept = await library(op).credentials.forget(op, name);
       library(op).registry.forget(name);

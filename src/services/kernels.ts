@@ -13,12 +13,15 @@ import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import type { KernelChoice } from './deps.ts';
 import type { Handlers } from './handlers.ts';
+import { requireOperator } from './operator.ts';
 import { userText } from './present.ts';
 import type { Output } from './verbs.ts';
 
 type KernelVerbs = Extract<keyof Handlers, `kernel.${string}`>;
 type KernelView = Output<'kernel.get'>;
 
+/** All projects boot them. */
+const CHANGED = 'kernels are brought, chosen and removed';
 /** Tries to put on record what somebody removed between its making and that. */
 const TRIES_MAX = 3;
 
@@ -131,9 +134,12 @@ export function kernelVerbs(core: Core): Pick<Handlers, KernelVerbs> {
       const all = await kernelLibrary(core, op).here(op);
       return await one(op, find(kernel, all).record.digest);
     },
-    'kernel.pull': async (call, { wanted, makeDefault }) =>
-      await recorded(call, () => kernelLibrary(core, call.op).pull(call.op, wanted ?? null), makeDefault ?? false),
+    'kernel.pull': async (call, { wanted, makeDefault }) => {
+      requireOperator(store, call, CHANGED);
+      return await recorded(call, () => kernelLibrary(core, call.op).pull(call.op, wanted ?? null), makeDefault ?? false);
+    },
     'kernel.import': async (call, _input, source) => {
+      requireOperator(store, call, CHANGED);
       let isRead = false;
       return await recorded(
         call,
@@ -147,6 +153,7 @@ export function kernelVerbs(core: Core): Pick<Handlers, KernelVerbs> {
       );
     },
     'kernel.setDefault': async (call, { kernel }) => {
+      requireOperator(store, call, CHANGED);
       const { op } = call;
       const all = await kernelLibrary(core, op).here(op);
       const chosen = kernel === null ? null : find(kernel, all).record;
@@ -160,6 +167,7 @@ export function kernelVerbs(core: Core): Pick<Handlers, KernelVerbs> {
       return await one(op, now.record.digest);
     },
     'kernel.remove': async (call, { kernel }) => {
+      requireOperator(store, call, CHANGED);
       const { op } = call;
       const all = await kernelLibrary(core, op).here(op);
       const { record } = find(kernel, all);

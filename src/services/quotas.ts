@@ -2,10 +2,13 @@
 import type { ProjectId } from '../domain/ids.ts';
 import { type Bounds, type ProjectQuota, QUOTA_NAMES } from '../domain/quota.ts';
 import { requireReference } from '../domain/reference.ts';
-import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import type { Deps } from './deps.ts';
 import type { Handlers } from './handlers.ts';
+import { isOperator, requireOperator } from './operator.ts';
+
+/** Who has bounds may not set them. */
+const SET = 'quotas are set';
 
 /** What holds for a project, as every creation asks: kept until somebody changes a quota or a tier, which only this daemon does. */
 export class QuotaBounds {
@@ -34,12 +37,6 @@ type QuotaVerbs = Extract<keyof Handlers, `quota.${string}`>;
 export function quotaVerbs(core: Core): Pick<Handlers, QuotaVerbs> {
   const { store, host } = core.deps;
 
-  /** Who has bounds may not set them. */
-  function requireOperator({ op, caller }: Call): void {
-    if (caller.projectId === store.defaultProjectId) return;
-    throw op.error('permission_denied', 'quotas are set with a key of the project default');
-  }
-
   async function find(text: string) {
     const quotas = await store.query('quotas', { atMs: host.nowMs() });
     const candidates = quotas.map((quota) => ({ id: quota.projectId, name: quota.project, quota }));
@@ -54,13 +51,13 @@ export function quotaVerbs(core: Core): Pick<Handlers, QuotaVerbs> {
   });
 
   return {
-    'quota.list': async ({ caller }) => {
+    'quota.list': async (call) => {
       const quotas = await store.query('quotas', { atMs: host.nowMs() });
-      const isOperator = caller.projectId === store.defaultProjectId;
-      return { projects: quotas.filter(({ projectId }) => isOperator || projectId === caller.projectId).map(shown) };
+      const ofAll = isOperator(store, call);
+      return { projects: quotas.filter(({ projectId }) => ofAll || projectId === call.caller.projectId).map(shown) };
     },
     'quota.set': async (call, { project, tier, bounds }) => {
-      requireOperator(call);
+      requireOperator(store, call, SET);
       const before = await find(project);
       call.target(before.projectId);
       const own = merged(before.own, bounds);
@@ -70,7 +67,7 @@ export function quotaVerbs(core: Core): Pick<Handlers, QuotaVerbs> {
     },
     'quota.tiers': async () => ({ tiers: (await store.query('tiers', {})).map(({ name, bounds }) => ({ name, bounds: { ...bounds } })) }),
     'quota.setTier': async (call, { tier, bounds }) => {
-      requireOperator(call);
+      requireOperator(store, call, SET);
       const before = (await store.query('tiers', {})).find(({ name }) => name === tier);
       const now = merged(before?.bounds ?? {}, bounds);
       await call.commit([{ change: 'setTier', name: tier, bounds: now }]);
@@ -78,7 +75,7 @@ export function quotaVerbs(core: Core): Pick<Handlers, QuotaVerbs> {
       return { name: tier, bounds: { ...now } };
     },
     'quota.removeTier': async (call, { tier }) => {
-      requireOperator(call);
+      requireOperator(store, call, SET);
       await call.commit([{ change: 'removeTier', name: tier }]);
       return { name: tier };
     },

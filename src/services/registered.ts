@@ -4,11 +4,11 @@ import { REGISTERED } from '../domain/image.ts';
 import { shownReference } from '../domain/image-reference.ts';
 import type { Operation } from '../host/operation.ts';
 import { type GivenFile, given, resolved } from '../images/given.ts';
-import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import type { Handlers } from './handlers.ts';
 import { findImage, imageLibrary, imageUsers, taggable } from './images.ts';
 import { kernelHere, kernelLibrary } from './kernels.ts';
+import { requireOperator } from './operator.ts';
 import { imageView } from './present.ts';
 import type { Parsed } from './verbs.ts';
 
@@ -16,11 +16,6 @@ type Input = Parsed<'image.register'>;
 
 export function registeredVerbs(core: Core): Pick<Handlers, 'image.register' | 'image.promote'> {
   const { store, host } = core.deps;
-
-  function requireOperator({ op, caller }: Call): void {
-    if (caller.projectId === store.defaultProjectId) return;
-    throw op.error('permission_denied', 'files of this machine are registered with a key of the project default');
-  }
 
   /** The kernel that it is to boot, copied where it is a file, and that file. */
   async function kernelOf(op: Operation, { kernel, modules, kernelRef }: Input) {
@@ -50,7 +45,7 @@ export function registeredVerbs(core: Core): Pick<Handlers, 'image.register' | '
   return {
     'image.register': async (call, input) => {
       const { op } = call;
-      requireOperator(call);
+      requireOperator(store, call, 'files of this machine are registered');
       check(op, input);
       const name = shownReference(taggable(input.name));
       const kernel = await kernelOf(op, input);
@@ -78,7 +73,7 @@ export function registeredVerbs(core: Core): Pick<Handlers, 'image.register' | '
     },
     'image.promote': async (call, { image: text }) => {
       const { op } = call;
-      requireOperator(call);
+      requireOperator(store, call, 'files of this machine are registered');
       const { image } = await findImage(store, text);
       call.target(image.id);
       const { record } = await imageLibrary(core, op).promote(op, image.digest);

@@ -323,6 +323,8 @@ export type QueryMap = {
   projects: { args: Record<never, never>; result: readonly Project[] };
   /** Whether the project pulled, imported or built it, or makes its sandboxes' images. */
   isImageOf: { args: { readonly imageId: ImageId; readonly projectId: ProjectId }; result: boolean };
+  /** All projects that did. */
+  imageProjects: { args: { readonly imageId: ImageId }; result: readonly ProjectId[] };
   /** Revoked ones too: the caller says so. */
   keyByHash: { args: { readonly sha256: string }; result: ApiKey | null };
   keys: { args: { readonly projectId?: ProjectId }; result: readonly ApiKey[] };

@@ -35,7 +35,19 @@ import {
   updateOperation,
 } from './operations.ts';
 import { listPorts, releasePorts, reservePorts } from './ports.ts';
-import { beginBuild, boundsOf, endAllBuilds, endBuild, isImageOf, listQuotas, listTiers, removeTier, setQuota, setTier } from './quotas.ts';
+import {
+  beginBuild,
+  boundsOf,
+  endAllBuilds,
+  endBuild,
+  imageProjects,
+  isImageOf,
+  listQuotas,
+  listTiers,
+  removeTier,
+  setQuota,
+  setTier,
+} from './quotas.ts';
 import { finishRequest, openRequests, releaseRequest } from './requests.ts';
 import {
   applyChange,
@@ -133,6 +145,7 @@ export const QUERIES: { readonly [K in QueryName]: (db: Db, args: QueryMap[K]['a
   kernelImages,
   projects: listProjects,
   isImageOf,
+  imageProjects,
   keyByHash: (db, { sha256 }) => keyByHash(db, sha256),
   keys: listKeys,
   imageUsers,

@@ -190,6 +190,11 @@ export function isImageOf(db: Db, { imageId, projectId }: QueryMap['isImageOf'][
   return db.get('SELECT 1 FROM image_owners WHERE image_id = ? AND project_id = ?', imageId, projectId) !== undefined;
 }
 
+export function imageProjects(db: Db, { imageId }: QueryMap['imageProjects']['args']): readonly ProjectId[] {
+  const rows = db.all('SELECT project_id FROM image_owners WHERE image_id = ? ORDER BY project_id', imageId);
+  return rows.map((row) => idColumn('prj').parse(row['project_id']));
+}
+
 export function beginBuild(tx: Tx, { id, projectId, atMs }: ChangeMap['beginBuild']['args']): null {
   requireRoom(tx, projectId, { builds: 1, buildsPerDay: 1 });
   tx.db.run('DELETE FROM builds WHERE ended_at_ms IS NOT NULL AND begun_at_ms <= ?', atMs - DAY_MS);

@@ -213,6 +213,43 @@ test('a project has rules of its own, also for what another project brought', { 
   await world.ok('daemon', 'stop');
 });
 
+test('what all projects have here another project does not take away, move or clear up; what it alone brought it does', {
+  timeout: 120_000,
+}, async () => {
+  await world.ok('image', 'pull', app);
+  await world.ok('image', 'tag', app, 'shared:1');
+  const lease = await world.ok('assets', 'acquire', 'shared:1');
+  const env = { HUTCH_API_KEY: await world.ok('keys', 'create', '--project', 'others', 'other') };
+  const context = await mkdtemp(join(world.dir, 'context-'));
+  await writeFile(join(context, 'Dockerfile'), `FROM shared:1\nENV C=d\n`);
+  const theirs = await world.run(['image', 'import', '--name', 'theirs:1', '-'], { env, input: base });
+  expect(theirs.code, theirs.stderr).toBe(0);
+  const names = async () => (await world.json<{ images: { names: string[] }[] }>('image', 'ls')).images.flatMap((one) => one.names);
+  const before = await names();
+  for (const args of [
+    ['image', 'rm', 'shared:1'],
+    ['image', 'tag', 'theirs:1', 'shared:1'],
+    ['image', 'import', '--name', 'shared:1', '-'],
+    ['build', '-t', 'shared:1', context],
+    ['image', 'prune'],
+    ['image', 'logout', registry.name],
+    ['assets', 'release', lease],
+    ['assets', 'gc', '--unused', '0s'],
+    ['kernel', 'default', '--reset'],
+  ]) {
+    const { code, stderr } = await world.run(args, { env, input: base });
+    expect([code === 0, stderr], args.join(' ')).toEqual([
+      false,
+      expect.stringMatching(/with a key of the project default|choose another name/),
+    ]);
+  }
+  expect(await names()).toEqual(before);
+  expect(await world.run(['image', 'rm', 'theirs:1'], { env })).toMatchObject({ code: 0 });
+  await world.ok('assets', 'release', lease);
+  await world.ok('image', 'rm', 'shared:1');
+  await world.ok('keys', 'revoke', 'other');
+});
+
 test('what is nowhere is one sentence', { timeout: 60_000 }, async () => {
   const none = await world.run(['run', '--image', `${registry.name}/none:1`, '--', 'true']);
   expect([none.code, none.stderr]).toEqual([

@@ -215,7 +215,9 @@ test('a disk image that lies, or needs more than itself, is refused with one sen
   }
 });
 
-test('whatever bytes of a disk image are changed, it is read or refused with one sentence', { timeout: MUTATIONS * 60 + 120_000 }, async () => {
+test('whatever bytes of a disk image are changed, it is read or refused with one sentence', {
+  timeout: MUTATIONS * 60 + 120_000,
+}, async () => {
   const few = join(dir, 'few');
   await mkdir(join(few, 'etc/deep'), { recursive: true });
   for (let index = 0; index < 20; index += 1) await writeFile(join(few, 'etc', `name-${index}`), 'x'.repeat(index * 300));
