@@ -99,7 +99,7 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
       const kernel = choice?.kernel ?? null;
       if (name.includes('://')) return await fetched(op, name, backend);
       const remembered = known.get(keyOf(needs, name, kernel?.id ?? null));
-      const isOpen = remembered === undefined || (await rules.mayUse(op, remembered.image));
+      const isOpen = remembered === undefined || (await mayUse(op, remembered.image, name));
       if (remembered !== undefined && isOpen && (await isThere(op, host, remembered))) return remembered;
       if (name === DEFAULT_IMAGE) {
         // Whoever comes second waits for the first, and tries itself when the first was cancelled.
@@ -112,7 +112,7 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
         return boot;
       }
       const here = await onRecord(name);
-      const record = here === undefined ? await pulled(op, name) : (await rules.mayUse(op, here)) ? here : await brought(op, name, here);
+      const record = here === undefined ? await pulled(op, name) : (await mayUse(op, here, name)) ? here : await brought(op, name, here);
       const boot = await open(op, record, kernel?.digest ?? null, choice?.by ?? 'default', needs, 'get');
       // By its id only: names move.
       remember(keyOf(needs, boot.image.id, kernel?.id ?? null), boot);
@@ -148,11 +148,15 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
     );
   }
 
+  async function mayUse(op: Operation, image: Image, name: string): Promise<boolean> {
+    return await rules.mayUse(op, image, isItself(name, image) ? 'digest' : 'name');
+  }
+
   /** What is here by another project: it is asked of its registry as if it were not, under the rules of who asks. */
-  async function brought(op: Operation, name: string, { id, digest }: Image): Promise<Image> {
-    if (name === id || resolveDigest(name, [{ digest }]) !== null) {
-      throw op.error('permission_denied', `image ${name} was brought here by another project, and yours has rules of its own`, {
-        hint: 'bring it under these, by its name: hutch image pull NAME',
+  async function brought(op: Operation, name: string, image: Image): Promise<Image> {
+    if (isItself(name, image)) {
+      throw op.error('permission_denied', `image ${name} was brought here by another project`, {
+        hint: 'bring it for yours, by its name: hutch image pull NAME',
       });
     }
     return await pulled(op, name, 'is here by another project, and cannot be pulled for yours');
@@ -234,6 +238,10 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
     if (kernels === 'get') await store.commit(op, [{ change: 'putKernel', kernel: kernel.record }]);
     return await machine(op, image, kernel);
   }
+}
+
+function isItself(name: string, { id, digest }: Image): boolean {
+  return name === id || resolveDigest(name, [{ digest }]) !== null;
 }
 
 function keyOf(needs: BootNeed, image: string, kernelId: string | null): string {

@@ -9,11 +9,17 @@ import type { Store } from '../store/contract.ts';
 export type ImageRules = {
   /** For who asks; the daemon itself is under those for all. */
   of(op: Operation): Promise<ImagePolicy>;
-  /** Whether who asks may use an image that is here: its project brought it, or has no rules, or Hutch made it. */
-  mayUse(op: Operation, image: Image): Promise<boolean>;
+  /**
+   * Whether who asks may use an image that is here: its project brought it, or Hutch made it; or the operator's project brought it, and
+   * who asks is under no rules. `by`: a name may be anybody's word for it, an id or a digest is the image.
+   */
+  mayUse(op: Operation, image: Image, by: 'name' | 'digest'): Promise<boolean>;
 };
 
-export function imageRules(store: Store, { images, projects }: Pick<Config, 'images' | 'projects'>): ImageRules {
+export function imageRules(
+  store: Pick<Store, 'query' | 'defaultProjectId'>,
+  { images, projects }: Pick<Config, 'images' | 'projects'>,
+): ImageRules {
   const forAll = policyOf(images);
   const own = new Map(
     [...projects].map(([name, rules]) => [name, policyOf({ ...images, ...rules }, { name, has: (key) => key in rules })]),
@@ -29,13 +35,17 @@ export function imageRules(store: Store, { images, projects }: Pick<Config, 'ima
       if (own.size === 0) return forAll;
       return own.get((await asking(op))?.name ?? '') ?? forAll;
     },
-    async mayUse(op, image) {
+    async mayUse(op, image, by) {
+      if (isOfHutch(image)) return true;
+      const brought = await store.query('imageProjects', { imageId: image.id });
+      const isForAll = brought.length === 0 || brought.includes(store.defaultProjectId);
       // With the same rules for all, what one may have the others may.
-      if (own.size === 0 || isOfHutch(image)) return true;
+      if (own.size === 0 && isForAll) return true;
       const project = await asking(op);
-      const { allow, requireDigest, signed } = own.get(project?.name ?? '') ?? forAll;
-      if (project === undefined || allow.length + requireDigest.length + signed.length === 0) return true;
-      return await store.query('isImageOf', { imageId: image.id, projectId: project.id });
+      if (project === undefined || brought.includes(project.id)) return true;
+      const { allow, requireDigest, signed } = own.get(project.name) ?? forAll;
+      if (own.size > 0 && allow.length + requireDigest.length + signed.length > 0) return false;
+      return isForAll || (by === 'digest' && project.id === store.defaultProjectId);
     },
   };
 }

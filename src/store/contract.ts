@@ -321,9 +321,7 @@ export type QueryMap = {
   kernelImages: { args: Record<never, never>; result: readonly { readonly id: KernelId; readonly image: string }[] };
 
   projects: { args: Record<never, never>; result: readonly Project[] };
-  /** Whether the project pulled, imported or built it, or makes its sandboxes' images. */
-  isImageOf: { args: { readonly imageId: ImageId; readonly projectId: ProjectId }; result: boolean };
-  /** All projects that did. */
+  /** All projects that pulled, imported or built it. */
   imageProjects: { args: { readonly imageId: ImageId }; result: readonly ProjectId[] };
   /** Revoked ones too: the caller says so. */
   keyByHash: { args: { readonly sha256: string }; result: ApiKey | null };

@@ -186,10 +186,6 @@ export function ownImage(tx: Tx, id: ImageId, image: Image): void {
   tx.db.run('INSERT INTO image_owners (image_id, project_id) VALUES (?, ?)', id, projectId);
 }
 
-export function isImageOf(db: Db, { imageId, projectId }: QueryMap['isImageOf']['args']): boolean {
-  return db.get('SELECT 1 FROM image_owners WHERE image_id = ? AND project_id = ?', imageId, projectId) !== undefined;
-}
-
 export function imageProjects(db: Db, { imageId }: QueryMap['imageProjects']['args']): readonly ProjectId[] {
   const rows = db.all('SELECT project_id FROM image_owners WHERE image_id = ? ORDER BY project_id', imageId);
   return rows.map((row) => idColumn('prj').parse(row['project_id']));

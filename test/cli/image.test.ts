@@ -244,6 +244,17 @@ test('what all projects have here another project does not take away, move or cl
     ]);
   }
   expect(await names()).toEqual(before);
+  // What the operator brought they build on. Their word for an image is nobody else's: who asks for that name gets what the registry has.
+  const theirBuild = await world.run(['build', context], { env });
+  expect(theirBuild.code, theirBuild.stderr).toBe(0);
+  await writeFile(join(context, 'Dockerfile'), 'FROM theirs:1\nENV C=d\n');
+  expect((await world.run(['build', context])).stderr).toMatch(/'theirs:1' is here by another project, and cannot be pulled for yours/);
+  const [own, wanted] = [`${registry.name}/wanted:1`, image([base], { config: { Env: ['WANTED=1'] } })];
+  registry.put('wanted', '1', wanted);
+  expect(await world.run(['image', 'tag', 'theirs:1', own], { env })).toMatchObject({ code: 0 });
+  await writeFile(join(context, 'Dockerfile'), `FROM ${own}\nENV C=d\n`);
+  await world.ok('build', context);
+  expect((await world.json<{ digest: string }>('image', 'inspect', own)).digest).toBe(digestOf(wanted.config));
   expect(await world.run(['image', 'rm', 'theirs:1'], { env })).toMatchObject({ code: 0 });
   await world.ok('assets', 'release', lease);
   await world.ok('image', 'rm', 'shared:1');
