@@ -9,7 +9,7 @@ export function signed(
   repository: string,
   about: string,
   key: KeyObject,
-  said: { readonly digest?: string; readonly type?: string } = {},
+  said: { readonly digest?: string; readonly type?: string; readonly hash?: string } = {},
 ) {
   const payload = Buffer.from(
     JSON.stringify({
@@ -21,7 +21,7 @@ export function signed(
       optional: null,
     }),
   );
-  const signature = sign(key.asymmetricKeyType === 'ed25519' ? null : 'sha256', payload, key).toString('base64');
+  const signature = sign(key.asymmetricKeyType === 'ed25519' ? null : (said.hash ?? 'sha256'), payload, key).toString('base64');
   const config = Buffer.from('{}');
   const manifest = Buffer.from(
     JSON.stringify({

@@ -75,7 +75,11 @@ export async function requireSigned(
 }
 
 async function readKey(op: Operation, host: Host, path: string, rule: string): Promise<KeyObject> {
-  const pem = Buffer.from(await host.readFile(op, path, KEY_BYTES_MAX));
+  const pem = Buffer.from(
+    await host.readFile(op, path, KEY_BYTES_MAX).catch((cause: unknown) => {
+      throw op.error('failed_precondition', `${rule}: ${cause instanceof HutchError ? cause.message : String(cause)}`, { cause });
+    }),
+  );
   try {
     return createPublicKey(pem);
   } catch (cause) {
@@ -136,12 +140,18 @@ function signedDigest(payload: Buffer): string | null {
 }
 
 function isSignedBy(key: KeyObject, payload: Buffer, signature: Buffer): boolean {
-  const hash = key.asymmetricKeyType === 'ed25519' ? null : 'sha256';
   try {
-    return verify(hash, payload, key, signature);
+    return hashesOf(key).some((hash) => verify(hash, payload, key, signature));
   } catch {
     return false; // of another kind of key
   }
+}
+
+/** Older releases of cosign take SHA-256 for all keys, newer ones a hash as wide as the curve. */
+function hashesOf({ asymmetricKeyType, asymmetricKeyDetails }: KeyObject): readonly (string | null)[] {
+  if (asymmetricKeyType === 'ed25519') return [null];
+  const wide = { secp384r1: 'sha384', secp521r1: 'sha512' }[asymmetricKeyDetails?.namedCurve ?? ''];
+  return wide === undefined ? ['sha256'] : ['sha256', wide];
 }
 
 function jsonOf(bytes: Buffer): unknown {
