@@ -56,6 +56,11 @@ test('ssh runs a command with its input, both outputs and its code, as the user 
   expect(terminal.stdout).toMatch(/^\d+ \d+\r\n\/dev\/pts\/\d+\r\n$/);
   expect((await using('ssh', ['box.hutch'], 'echo from a shell; exit 3\n')).stdout).toBe('from a shell\n');
   expect(await world.run(['ssh', 'box', '--', 'echo', 'by', 'hutch'])).toMatchObject({ code: 0, stdout: 'by hutch\n' });
+  expect(await world.run(['ssh', '-u', 'root', 'box', '--', 'id', '-u'])).toMatchObject({ code: 0, stdout: exec.stdout });
+  expect(await world.run(['ssh', '-u', 'nobody-at-all', 'box', '--', 'true'])).toMatchObject({
+    code: 126,
+    stderr: expect.stringContaining('nobody-at-all'),
+  });
 });
 
 test('scp and sftp carry files both ways, whole, with mode and time', async () => {

@@ -36,12 +36,13 @@ export async function run(context: Context, args: Args): Promise<number> {
       hint: `start it with: hutch start ${name}`,
     });
   }
-  const options = Object.entries(await settings(context, 'passed')).flatMap(([key, value]) => ['-o', `${key}=${value}`]);
+  const user = args.value('user');
+  // Of what is said twice OpenSSH keeps the first (ssh_config(5)), so that a -l behind these would not be heard.
+  const given = { ...(await settings(context, 'passed')), ...(user === undefined ? {} : { User: user }) };
+  const options = Object.entries(given).flatMap(([key, value]) => ['-o', `${key}=${value}`]);
   const forwards = [...args.values('forward').flatMap((text) => ['-L', text]), ...args.values('reverse').flatMap((text) => ['-R', text])];
   const terminal = args.has('tty') ? ['-t'] : [];
-  const user = args.value('user');
-  const as = user === undefined ? [] : ['-l', user];
-  return await execute(['-F', 'none', ...options, ...forwards, ...terminal, ...as, `${id}${SUFFIX}`, '--', ...args.command]);
+  return await execute(['-F', 'none', ...options, ...forwards, ...terminal, `${id}${SUFFIX}`, '--', ...args.command]);
 }
 
 export async function config(context: Context, args: Args): Promise<number> {
