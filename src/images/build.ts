@@ -32,6 +32,8 @@ import { DATA_AT, squashfsOf, TooManyOwners } from './squashfs/write.ts';
 
 export const STEP = 'pull';
 const ENTRIES_PER_TURN = 2_000;
+/** Of layers: read, or written, beside each other. */
+const MAPS_AT_ONCE = 4;
 const PUBLISH_MS = 60_000;
 const PUBLISH_POLL_MS = 10;
 
@@ -174,9 +176,16 @@ async function written(op: Operation, making: Making, here: ReadonlyMap<string, 
   const tree = new Tree(limits);
   const layers: KnownLayer[] = [];
   await using joined = new Joined(op, host, join(out, ROOTFS));
+  const open = ({ diffId }: LayerToBuild) => {
+    const dir = here.get(diffId);
+    const opening = dir === undefined ? Promise.resolve(null) : openMap(op, host, dir, diffId);
+    opening.catch(() => {}); // heard below, where it comes to that
+    return opening;
+  };
+  const ahead = image.layers.slice(0, MAPS_AT_ONCE).map(open);
   for (const [at, layer] of image.layers.entries()) {
-    const dir = here.get(layer.diffId);
-    const there = dir === undefined ? null : await openMap(op, host, dir, layer.diffId);
+    const there = (await ahead.shift()) ?? null;
+    ahead.push(...image.layers.slice(at + MAPS_AT_ONCE, at + MAPS_AT_ONCE + 1).map(open));
     const known = there ?? (layersHere === 'reuse' ? await layer.packed?.() : null) ?? null;
     const read =
       known === null ? await readLayer(op, making, tree, at, layer) : await named(op, layerName(image, at), () => applied(tree, at, known));
@@ -191,13 +200,18 @@ async function written(op: Operation, making: Making, here: ReadonlyMap<string, 
   );
   const { sha256, sums } = await joined.finish(parts);
   let offset = DATA_AT;
-  const kept = new Set<string>(); // an image may have one layer twice
+  const maps = new Map<string, () => Promise<void>>(); // an image may have one layer twice
   for (const [at, { packed, entries }] of layers.entries()) {
     const { diffId = '' } = image.layers[at] ?? {};
-    if (!kept.has(diffId)) await keepMap(op, host, out, diffId, { packed: { ...packed, offset }, entries, sha256: sums[at] ?? '' });
-    kept.add(diffId);
+    const map = { packed: { ...packed, offset }, entries, sha256: sums[at] ?? '' };
+    if (!maps.has(diffId)) maps.set(diffId, () => keepMap(op, host, out, diffId, map));
     offset += packed.bytes;
   }
+  const waiting = maps.values();
+  const some = async () => {
+    for (const keep of waiting) await keep();
+  };
+  await Promise.all(Array.from({ length: MAPS_AT_ONCE }, some));
   return { sha256, sizeBytes: parts.sizeBytes };
 }
 

@@ -17,6 +17,27 @@ const BUILDS_KEPT = 200;
 /** A build that is under way in this daemon. */
 export type Running = { readonly log: BuildLog; readonly opId: OpId; record: BuildRecord };
 
+/** The record of a build as it began, written when it is asked for, and once: what comes out of the cache is over without it. */
+export class Beginning {
+  readonly #write: () => Promise<void>;
+  #writing: Promise<void> | null = null;
+
+  constructor(write: () => Promise<void>) {
+    this.#write = write;
+  }
+
+  readonly done = (): Promise<void> => {
+    this.#writing ??= this.#write();
+    return this.#writing;
+  };
+
+  /** It is not written from here on. */
+  async over(): Promise<void> {
+    this.#writing ??= Promise.resolve();
+    await this.#writing.catch(() => {}); // whoever asked for it has heard
+  }
+}
+
 export class BuildRecords {
   readonly running = new Map<BuildId, Running>();
   readonly #host: Host;
@@ -116,6 +137,14 @@ export class BuildRecords {
       }
       if (isLast) return;
       await waitFor(op, news ?? Promise.resolve(), 'more of the log');
+    }
+  }
+
+  /** Of a daemon that ended before their first record: nobody has heard of them. */
+  async forgetUnwritten(op: Operation): Promise<void> {
+    for (const name of await listOr(op, this.#host, this.#root)) {
+      if (!isId('bld', name) || this.running.has(name) || (await this.#host.stat(op, this.#recordPath(name))) !== null) continue;
+      await this.remove(op, name);
     }
   }
 

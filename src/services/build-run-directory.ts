@@ -16,15 +16,20 @@ const OURS = /^(hutch|hutch-build|hutch-layer|secrets|shm|user|udev|mount|creden
 export type RunChanges = { readonly removed: readonly string[]; readonly archive: AsyncIterable<Uint8Array> | null };
 
 export class RunDirectory {
-  #known: ReadonlyMap<string, string> = new Map();
+  /** Null: nobody has looked yet. */
+  #known: ReadonlyMap<string, string> | null = null;
 
   /** What is there is not a step's doing. */
   async note(op: Operation, agent: Agent): Promise<void> {
     this.#known = await entriesOf(op, agent);
   }
 
+  async noteFirst(op: Operation, agent: Agent): Promise<void> {
+    if (this.#known === null) await this.note(op, agent);
+  }
+
   async changes(op: Operation, agent: Agent): Promise<RunChanges> {
-    const before = this.#known;
+    const before = this.#known ?? new Map<string, string>();
     const now = await entriesOf(op, agent);
     this.#known = now;
     const removed = [...before.keys()].filter((path) => !now.has(path)).map((path) => `run/${path}`);

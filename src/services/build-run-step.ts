@@ -172,7 +172,7 @@ export class RunSteps implements AsyncDisposable {
       backend: await this.#now.parts.backend(op),
     });
     this.#sandbox = sandbox; // from here on it ends with the stage
-    await writeSettings(op, await sandbox.agent(op), this.#now.parts.lent);
+    await Promise.all([writeSettings(op, await sandbox.agent(op), this.#now.parts.lent), sandbox.bring(op, this.#now.root)]);
     return sandbox;
   }
 

@@ -57,6 +57,7 @@ export class StageSandbox implements AsyncDisposable {
   #applied: number;
   #processes = 0;
   #scan: Scan | null = null;
+  #lookedAtMs = Number.NEGATIVE_INFINITY;
 
   private constructor(parts: SandboxParts, id: SandboxId, run: Run, access: LayerAccess, applied: number) {
     this.#parts = parts;
@@ -106,7 +107,6 @@ export class StageSandbox implements AsyncDisposable {
     const sandbox = new StageSandbox(parts, id, run, access, how.applied);
     const agent = await sandbox.agent(op);
     await agent.file.mkdir(op, { path: BUILD_DIR, parents: true, mode: 0o755, user: '0' });
-    await sandbox.#runDirectory.note(op, agent);
     undo.move();
     return sandbox;
   }
@@ -117,11 +117,11 @@ export class StageSandbox implements AsyncDisposable {
 
   /** The layers of the stage that are not in it yet: made elsewhere, or by an earlier build. */
   async bring(op: Operation, root: StageRoot): Promise<void> {
-    if (this.#applied >= root.layers.length) return;
-    op.progress({ step: 'build', detail: 'taking over what is built already' });
-    const left = root.sources(op).slice(this.#applied);
-    const removals = await Promise.all(left.map(removalsOf));
     const agent = await this.agent(op);
+    const left = root.sources(op).slice(this.#applied);
+    if (left.length === 0) return await this.#runDirectory.noteFirst(op, agent);
+    op.progress({ step: 'build', detail: 'taking over what is built already' });
+    const removals = await Promise.all(left.map(removalsOf));
     // As many at once as no removal stands between.
     for (let from = 0; from < left.length; ) {
       const next = removals.findIndex((paths, at) => at > from && paths.length > 0);
@@ -147,6 +147,9 @@ export class StageSandbox implements AsyncDisposable {
 
   /** Runs a command to its end; its output as it comes. */
   async execute(op: Operation, command: Command, onOutput: (channel: 'stdout' | 'stderr', bytes: Uint8Array) => void): Promise<Exit> {
+    const { host } = this.#parts.core.deps;
+    const tooEarlyMs = this.#lookedAtMs + TICK_MS - host.monotonicMs();
+    if (tooEarlyMs > 0) await pause(tooEarlyMs);
     this.#processes += 1;
     using process = await this.#run.link.start(op, {
       id: `build-${this.#processes}`,
@@ -180,15 +183,13 @@ export class StageSandbox implements AsyncDisposable {
   ): Promise<LayerRef | null> {
     const { core, staging } = this.#parts;
     const agent = await this.agent(op);
-    await agent.sync(op);
     const before = this.#scan ?? new Map();
-    const after = await this.#look(op);
+    const [after, inRun] = await Promise.all([this.#look(op), this.#runDirectory.changes(op, agent)]);
     this.#scan = after;
     const own = outside.map((path) => path.replace(/^\/+/, ''));
     const isOutside = (path: string) =>
       NEVER_KEPT.has(path) || path.startsWith('run/') || own.some((each) => each !== '' && (path === each || path.startsWith(`${each}/`)));
     const diff = diffScans(before, after, isOutside);
-    const inRun = await this.#runDirectory.changes(op, agent);
     const changed = diff.changed.filter(({ path }) => path !== '');
     if (changed.length + diff.removed.length + inRun.removed.length === 0 && inRun.archive === null) return null;
     const file = join(staging.path, `changes-${this.id}-${this.#processes}.tar`);
@@ -236,7 +237,7 @@ export class StageSandbox implements AsyncDisposable {
       this.#access.where === 'host'
         ? await this.#onHost(op, this.#access.tool, ['list', upper, merged])
         : await this.tool(op, ['list', upper, merged], null);
-    await pause(TICK_MS);
+    this.#lookedAtMs = this.#parts.core.deps.host.monotonicMs();
     return parseScan(listed);
   }
 

@@ -17,8 +17,9 @@ export async function writeSettings(op: Operation, agent: Agent, { files }: Pack
   if (files.size === 0) return;
   await agent.file.mkdir(op, { path: SETTINGS_DIR, parents: true, mode: 0o755, user: '0' });
   // Whoever a command runs as reads them, as they would any configuration; the sandbox is this build's alone.
-  for (const [name, content] of files)
-    await agent.file.write(op, { path: `${SETTINGS_DIR}/${name}`, mode: 0o644, user: '0' }, oneChunk(content));
+  const write = (name: string, content: Uint8Array) =>
+    agent.file.write(op, { path: `${SETTINGS_DIR}/${name}`, mode: 0o644, user: '0' }, oneChunk(content));
+  await Promise.all([...files].map(([name, content]) => write(name, content)));
 }
 
 export class AptSources implements AsyncDisposable {

@@ -99,7 +99,7 @@ export class StageNow {
     const known = request.noCache ? null : await cache.get(op, key);
     let entry = known;
     if (entry === null) {
-      await this.parts.recorded;
+      await this.parts.recorded();
       const sinceMs = sandbox.core.deps.host.monotonicMs();
       const layer = await make();
       const nowMs = sandbox.core.deps.host.nowMs();

@@ -47,8 +47,8 @@ export type StageParts = {
     get(op: Operation, key: Key): Promise<CacheEntry | null>;
     put(op: Operation, key: Key, entry: CacheEntry): Promise<void>;
   };
-  /** Settles once the build is on record, which is before anything is made; what is cached need not wait for it. */
-  readonly recorded: Promise<void>;
+  /** Puts the build on record, which is before anything is made; what is cached need not wait for it. */
+  readonly recorded: () => Promise<void>;
   readonly context: BuildContext;
   readonly dockerfile: Dockerfile;
   readonly globals: Globals;

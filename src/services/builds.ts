@@ -28,7 +28,7 @@ import { BuildLog } from './build-log.ts';
 import { Locks } from './build-mounts.ts';
 import { BuildQuota } from './build-quota.ts';
 import type { BuildRecord } from './build-record.ts';
-import { BuildRecords, type Running, viewOfBuild } from './build-records.ts';
+import { Beginning, BuildRecords, type Running, viewOfBuild } from './build-records.ts';
 import { BUILD_LABEL, removeBuildSandbox } from './build-sandbox.ts';
 import { StageBuilder } from './build-stage.ts';
 import type { Built, StageParts } from './build-stage-parts.ts';
@@ -111,12 +111,12 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     const tags = several(input.tag).map((tag) => shownReference(taggable(tag)));
     await requireOwnNames(store, call, tags);
     const over = Promise.withResolvers<void>();
-    const record = await begin(call, {
+    const { record, recorded } = await accepted(call, {
       ...{ input, source, names: tags, template: null, counts: true, stepsMore: 0, next: null },
       over: over.resolve,
     });
-    if (input.waitMs === undefined) return viewOfBuild(record);
-    await overWithin(call, record, over.promise, input.waitMs);
+    if (input.waitMs !== undefined) await overWithin(call, record, over.promise, input.waitMs);
+    if (running.has(record.id)) await recorded();
     return viewOfBuild((await records.read(call.op, record.id)) ?? record);
   }
 
@@ -136,6 +136,16 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
   }
 
   async function begin(call: Call, asked: BuildAsked): Promise<BuildRecord> {
+    const { record, recorded } = await accepted(call, asked);
+    await recorded();
+    return record;
+  }
+
+  /** `recorded`: nobody hears of the build, and nothing is made, before that is done. What comes out of the cache is over by then. */
+  async function accepted(
+    call: Call,
+    asked: BuildAsked,
+  ): Promise<{ readonly record: BuildRecord; readonly recorded: () => Promise<void> }> {
     const { op, caller } = call;
     const { input, source } = asked;
     const args = argsOf(op, several(input.arg));
@@ -156,21 +166,24 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
       ...{ createdAtMs: host.nowMs(), endedAtMs: null, opId: core.operations.ownId() },
     };
     await host.makeDir(op, records.dirOf(id), 0o700);
-    // What is cached is looked up meanwhile; nobody hears of the build before it is on record, and nothing is made.
-    const recorded = records.write(op, record);
-    recorded.catch(() => {}); // heard below, and by the build
+    const beginning = new Beginning(() => records.write(op, record));
     undo.move();
     const failure = (failing: Operation, error: unknown): HutchError => {
       const told = asHutchError(failing, work?.context ?? null, error);
       return asked.reworded?.(failing, told) ?? told;
     };
-    carryOut(caller, record, { staged, recorded, failure, ...(asked.over === undefined ? {} : { over: asked.over }) }, async (own, now) => {
-      const image = work === null ? null : await build(own, now, work, recorded);
-      await recorded;
-      return { image, snapshot: (await asked.next?.(own, now, image)) ?? null };
-    });
-    await recorded;
-    return record;
+    carryOut(
+      caller,
+      record,
+      { staged, beginning, failure, ...(asked.over === undefined ? {} : { over: asked.over }) },
+      async (own, now) => {
+        const image = work === null ? null : await build(own, now, work, beginning.done);
+        if (asked.next === null) return { image, snapshot: null };
+        await beginning.done();
+        return { image, snapshot: await asked.next(own, now, image) };
+      },
+    );
+    return { record, recorded: beginning.done };
   }
 
   async function receive(
@@ -229,7 +242,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     of: {
       readonly staged: AsyncDisposable | null;
       /** Its record, as it began. */
-      readonly recorded: Promise<void>;
+      readonly beginning: Beginning;
       readonly failure: (op: Operation, error: unknown) => HutchError;
       readonly over?: () => void;
     },
@@ -267,7 +280,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
           now.record = { ...now.record, endedAtMs: host.nowMs() };
           using late = op.releasing(RELEASE_MS);
           await log.flush();
-          await of.recorded.catch(() => {}); // or the end would be overwritten by the beginning
+          await of.beginning.over(); // or the end would be overwritten by the beginning
           // Each is on the disk before it is told; neither needs the other.
           await Promise.all([
             records
@@ -284,7 +297,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
       .catch(() => of.over?.()); // it is in its record
   }
 
-  async function build(call: Call, now: Running, work: Work, recorded: Promise<void>): Promise<NonNullable<BuildRecord['image']>> {
+  async function build(call: Call, now: Running, work: Work, recorded: () => Promise<void>): Promise<NonNullable<BuildRecord['image']>> {
     const { op, caller } = call;
     const { context, plan, staging, args, input } = work;
     const images = library(op);
@@ -315,7 +328,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
         bases.set(name, found);
         return found;
       },
-      image: async (asking, built) => (await publish(asking, images, built, [], epoch)).digest,
+      image: async (asking, built) => (await publish(asking, images, built, [], { epoch, recorded })).digest,
       lent: deps.settings.packageSettings ? context.settings : NO_PACKAGE_SETTINGS,
       mounts: { cacheDir: join(root, 'mounts'), locks },
       ending: (ending) => {
@@ -349,7 +362,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
       const built = await parts.stage(plan.last.index);
       now.record = { ...now.record, step: 'packing the image' };
       op.progress({ step: 'build', detail: 'packing the image' });
-      const { digest, id, sizeBytes } = await publish(op, images, built, now.record.names, epoch);
+      const { digest, id, sizeBytes } = await publish(op, images, built, now.record.names, { epoch, recorded });
       now.log.note('build', `image ${digest}${now.record.names.length === 0 ? '' : `, named ${now.record.names.join(', ')}`}`);
       return { id, digest, sizeBytes };
     } finally {
@@ -358,7 +371,13 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
   }
 
   /** The image of a stage: made where it is not there, recorded, and named. */
-  async function publish(op: Operation, images: ImageLibrary, built: Built, names: readonly string[], epoch: string | undefined) {
+  async function publish(
+    op: Operation,
+    images: ImageLibrary,
+    built: Built,
+    names: readonly string[],
+    { epoch, recorded }: { readonly epoch: string | undefined; readonly recorded: () => Promise<void> },
+  ) {
     const layers = built.root.layers;
     const configBytes = Buffer.from(
       JSON.stringify({
@@ -374,6 +393,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     const digest = `sha256:${createHash('sha256').update(configBytes).digest('hex')}`;
     using _held = images.blobs.hold(layers.map((layer) => layer.digest));
     const there = await images.open(op, digest);
+    if (there === null) await recorded();
     const what = names[0] ?? digest.slice(0, 19);
     const image =
       there ??
@@ -420,6 +440,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     },
     async reconcile(op) {
       await quota.endAll(op);
+      await records.forgetUnwritten(op);
       for (const record of await records.all(op)) {
         if (record.state !== 'running' || running.has(record.id)) continue;
         const error = op

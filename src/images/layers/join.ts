@@ -10,6 +10,9 @@ import { DATA_AT, type Written } from '../squashfs/write.ts';
 /** So many bytes are left to be synced at the end, at most: the disk works while layers are packed. */
 const UNSYNCED_BYTES_MAX = 32 * 1024 * 1024;
 
+/** So little is on the disk as soon as the rest of an image. */
+const LATE_BYTES_MAX = 4 * 1024 * 1024;
+
 /** A layer that was to be taken from another image is not what it was there. */
 export class NotAsItWas extends Error {
   readonly path: string;
@@ -53,7 +56,8 @@ export class Joined implements AsyncDisposable {
     const [op, host, path] = [this.#op, this.#host, this.#path];
     await host.appendFile(op, path, Buffer.concat(tables));
     await host.writeAt(op, path, 0, head);
-    const [sha256] = await Promise.all([host.sha256(op, path), host.sync(op, path)]);
+    // Where little is left, it goes with the image's other files, when it is moved into place.
+    const [sha256] = await Promise.all([host.sha256(op, path), ...(this.#unsynced < LATE_BYTES_MAX ? [] : [host.sync(op, path)])]);
     return { sha256, sums: this.#sums };
   }
 
@@ -65,11 +69,12 @@ export class Joined implements AsyncDisposable {
   async #append(packed: PackedLayer, isOwn: boolean): Promise<void> {
     const [op, host] = [this.#op, this.#host];
     const hash = createHash('sha256');
-    await host.appendStream(
-      op,
-      this.#path,
-      this.#hashed(packed, (chunk) => hash.update(chunk)),
-    );
+    if (packed.bytes > 0)
+      await host.appendStream(
+        op,
+        this.#path,
+        this.#hashed(packed, (chunk) => hash.update(chunk)),
+      );
     const sum = hash.digest('hex');
     if (packed.sha256 !== null && packed.sha256 !== sum) throw new NotAsItWas(packed.path);
     this.#sums.push(sum);
