@@ -1,5 +1,5 @@
-// What `RUN --mount` lends to one command. Where nothing is, files lie in the sandbox's own layer and are taken away before it is
-// looked at; where something is, memory covers it. Either way none of it gets into a layer.
+// What `RUN --mount` lends to one command: laid out in a directory of the sandbox's own and mounted where it is wanted, and taken away
+// before the layer is looked at. None of it gets into a layer.
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import { HutchError } from '../domain/errors.ts';
@@ -10,9 +10,11 @@ import { keyOf } from '../images/build/keys.ts';
 import type { Mount } from '../images/build/mounts.ts';
 import type { BuildStaging } from '../images/build/staging.ts';
 import { oneChunk } from '../images/chunks.ts';
-import { pathsOf, type StageSandbox } from './build-sandbox.ts';
+import { BUILD_DIR, type StageSandbox } from './build-sandbox.ts';
 
 const SECRETS_DIR = '/run/secrets';
+/** In the sandbox, on its disk, as what is lent may be large: only root comes to it by this name. */
+const PLACE = '/.hutch-mounts';
 const SECRET_MODE = 0o400;
 const RELEASE_MS = 60_000;
 
@@ -72,6 +74,10 @@ export class Mounted implements AsyncDisposable {
   readonly #parts: MountParts;
   readonly #op: Operation;
   readonly #undo: Undo[] = [];
+  /** By their names, those of this command. */
+  readonly #caches = new Map<string, { readonly tree: string; readonly none: string }>();
+  #slots = 0;
+  #secrets = 0;
 
   private constructor(op: Operation, parts: MountParts) {
     this.#op = op;
@@ -81,8 +87,7 @@ export class Mounted implements AsyncDisposable {
   static async open(op: Operation, parts: MountParts): Promise<Mounted> {
     const mounted = new Mounted(op, parts);
     try {
-      for (const mount of parts.mounts) await mounted.#mount(op, mount);
-      if (parts.mounts.length > 0) await parts.sandbox.forgetLook();
+      await mounted.#mountAll(op);
       return mounted;
     } catch (error) {
       await mounted[Symbol.asyncDispose]();
@@ -102,13 +107,39 @@ export class Mounted implements AsyncDisposable {
     );
   }
 
+  /** Outer ones first: another may lie in one. Caches in the order of their names, or two steps would wait for each other. */
+  async #mountAll(op: Operation): Promise<void> {
+    const { mounts, locks, sandbox } = this.#parts;
+    if (mounts.length === 0) return;
+    for (const id of new Set(
+      mounts
+        .filter(({ type }) => type === 'cache')
+        .map((mount) => this.#cacheId(mount))
+        .sort(),
+    )) {
+      const lock = await locks.take(op, id);
+      this.#undo.push(async () => lock[Symbol.dispose]());
+    }
+    const depth = (mount: Mount) => this.#targetOf(mount).split('/').length;
+    for (const mount of mounts.toSorted((left, right) => depth(left) - depth(right))) await this.#mount(op, mount);
+    await sandbox.forgetLook();
+  }
+
   async #mount(op: Operation, mount: Mount): Promise<void> {
     if (mount.type === 'secret') return await this.#secret(op, mount);
-    const target = this.#absolute(mount.target ?? '/');
+    const target = this.#targetOf(mount);
     if (target === '/') throw this.#parts.fail('--mount: target=/ would hide the whole image');
-    if (mount.type === 'tmpfs') return await this.#cover(op, target, mount.sizeBytes);
+    if (mount.type === 'tmpfs') return await this.#tmpfs(op, target, mount.sizeBytes);
     if (mount.type === 'bind') return await this.#bind(op, mount, target);
     await this.#cache(op, mount, target);
+  }
+
+  #targetOf({ type, id, target }: Mount): string {
+    return this.#absolute(target ?? (type === 'secret' ? `${SECRETS_DIR}/${id}` : '/'));
+  }
+
+  #cacheId(mount: Mount): string {
+    return mount.id ?? this.#targetOf(mount);
   }
 
   #absolute(path: string): string {
@@ -138,13 +169,17 @@ export class Mounted implements AsyncDisposable {
     );
     if (mount.env !== null) this.env[mount.env] = value.toString();
     if (mount.env !== null && mount.target === null) return;
-    const path = mount.target === null ? `${SECRETS_DIR}/${id}` : this.#absolute(mount.target);
-    await this.#file(op, path, value, mount);
+    const path = this.#targetOf(mount);
+    if ((await this.#stat(op, path)) === null && path.startsWith('/run/')) return await this.#file(op, path, value, mount);
+    this.#secrets += 1;
+    const at = `${BUILD_DIR}/secret-${this.#secrets}`; // in memory
+    await this.#file(op, at, value, mount);
+    await this.#target(op, path, 'file');
+    await this.#over(op, ['bind', at], path);
   }
 
   async #file(op: Operation, path: string, content: Uint8Array, { mode, uid, gid }: Pick<Mount, 'mode' | 'uid' | 'gid'>): Promise<void> {
-    const { agent, fail } = this.#parts;
-    if ((await this.#stat(op, path)) !== null) throw fail(`--mount: there is a file already at ${path}; give another target`);
+    const { agent } = this.#parts;
     await this.#parents(op, path);
     this.outside.push(path);
     this.#undo.push(async (late) => await agent.file.remove(late, { path, recursive: false, user: '0' }).catch(ignoreMissing));
@@ -176,86 +211,111 @@ export class Mounted implements AsyncDisposable {
     }
   }
 
-  /** An empty directory at that path, for this command. */
-  async #place(op: Operation, target: string, sizeBytes: number | null): Promise<void> {
-    const { agent, sandbox, fail } = this.#parts;
+  /** Something to mount over: what the image has there, else made for this command. */
+  async #target(op: Operation, target: string, kind: 'file' | 'dir'): Promise<void> {
+    const { agent, fail } = this.#parts;
     const there = await this.#stat(op, target);
-    if (there !== null && there.type !== 'dir') throw fail(`--mount: ${target} is a file in the image; a directory is needed`);
-    if (there === null) {
-      await this.#parents(op, target);
-      await agent.file.mkdir(op, { path: target, parents: false, mode: 0o755, user: '0' });
-      this.#undo.push(async (late) => await agent.file.remove(late, { path: target, recursive: true, user: '0' }).catch(ignoreMissing));
-    } else if (await this.#isEmpty(op, target)) {
-      this.#undo.push(async (late) => void (await sandbox.tool(late, ['remove'], pathsOf([`${target}/.`]))));
-    } else return await this.#cover(op, target, sizeBytes);
+    if (there !== null && (there.type === 'dir') !== (kind === 'dir'))
+      throw fail(
+        `--mount: ${target} is a ${kind === 'dir' ? 'file' : 'directory'} in the image; a ${kind === 'dir' ? 'directory' : 'file'} is needed`,
+      );
+    if (there !== null) return;
+    await this.#parents(op, target);
     this.outside.push(target);
+    this.#undo.push(async (late) => await agent.file.remove(late, { path: target, recursive: true, user: '0' }).catch(ignoreMissing));
+    if (kind === 'dir') await agent.file.mkdir(op, { path: target, parents: false, mode: 0o755, user: '0' });
+    else await agent.file.write(op, { path: target, mode: 0o644, user: '0' }, oneChunk(new Uint8Array()));
   }
 
-  async #isEmpty(op: Operation, path: string): Promise<boolean> {
-    for await (const entries of this.#parts.agent.file.list(op, { path, depth: 1, user: '0' })) if (entries.length > 0) return false;
-    return true;
+  async #over(op: Operation, what: readonly string[], target: string): Promise<void> {
+    const { sandbox } = this.#parts;
+    await sandbox.tool(op, [...what, target], null);
+    this.#undo.push(async (late) => void (await sandbox.tool(late, ['uncover', target], null)));
   }
 
-  /** Memory over what is there. */
-  async #cover(op: Operation, target: string, sizeBytes: number | null): Promise<void> {
-    const { sandbox, fail } = this.#parts;
-    const there = await this.#stat(op, target);
-    if (there !== null && there.type !== 'dir') throw fail(`--mount: ${target} is a file in the image; a directory is needed`);
-    if (there === null) {
-      await this.#parents(op, `${target}/x`);
-    }
+  async #tmpfs(op: Operation, target: string, sizeBytes: number | null): Promise<void> {
+    await this.#target(op, target, 'dir');
+    const { sandbox } = this.#parts;
     const size = sizeBytes === null ? [] : [String(Math.max(1, Math.ceil(sizeBytes / 1024 ** 2)))];
     await sandbox.tool(op, ['tmpfs', target, ...size], null);
     this.#undo.push(async (late) => void (await sandbox.tool(late, ['uncover', target], null)));
   }
 
+  /** An empty directory out of everybody's way. */
+  async #slot(op: Operation): Promise<{ readonly tree: string; readonly none: string; readonly view: string }> {
+    const { agent } = this.#parts;
+    if (this.#slots === 0) {
+      this.outside.push(PLACE);
+      this.#undo.push(async (late) => await agent.file.remove(late, { path: PLACE, recursive: true, user: '0' }).catch(ignoreMissing));
+      await agent.file.mkdir(op, { path: PLACE, parents: false, mode: 0o700, user: '0' });
+    }
+    this.#slots += 1;
+    const [tree, none, view] = ['tree', 'none', 'view'].map((name) => `${PLACE}/${this.#slots}/${name}`) as [string, string, string];
+    for (const path of [tree, none, view]) await agent.file.mkdir(op, { path, parents: true, mode: 0o755, user: '0' });
+    return { tree, none, view };
+  }
+
   async #bind(op: Operation, mount: Mount, target: string): Promise<void> {
     const { agent, bind } = this.#parts;
     const { isFile, archive } = await bind(mount);
+    const { tree, none, view } = await this.#slot(op);
+    await agent.tar.unpack(op, { path: tree, preserveOwner: true, user: '0' }, archive());
     if (!isFile) {
-      await this.#place(op, target, null);
-      await agent.tar.unpack(op, { path: target, preserveOwner: true, user: '0' }, archive());
-      return;
+      await this.#target(op, target, 'dir');
+      if (mount.readOnly) await this.#within(op, target, tree);
+      return await this.#over(op, mount.readOnly ? ['view', tree, none] : ['bind', tree], target);
     }
-    if ((await this.#stat(op, target)) !== null)
-      throw this.#parts.fail(`--mount: there is a file already at ${target}; give another target`);
-    await this.#parents(op, target);
-    const beside = `${target}.hutch-mount`;
-    this.outside.push(target, beside);
-    await agent.file.mkdir(op, { path: beside, parents: false, mode: 0o700, user: '0' });
-    this.#undo.push(async (late) => {
-      for (const path of [target, beside]) await agent.file.remove(late, { path, recursive: true, user: '0' }).catch(ignoreMissing);
-    });
-    await agent.tar.unpack(op, { path: beside, preserveOwner: true, user: '0' }, archive());
-    await agent.file.rename(op, { from: `${beside}/file`, to: target, user: '0' });
+    await this.#target(op, target, 'file');
+    if (mount.readOnly) await this.#over(op, ['view', tree, none], view);
+    await this.#over(op, ['bind', `${mount.readOnly ? view : tree}/file`], target);
+  }
+
+  /** Where others are mounted in what nothing can be made in. */
+  async #within(op: Operation, target: string, tree: string): Promise<void> {
+    const { agent, mounts } = this.#parts;
+    for (const other of mounts) {
+      const path = this.#targetOf(other);
+      if (other.type === 'secret' || !path.startsWith(`${target}/`)) continue;
+      const at = `${tree}${path.slice(target.length)}`;
+      if ((await this.#stat(op, at)) === null) await agent.file.mkdir(op, { path: at, parents: true, mode: 0o755, user: '0' });
+    }
   }
 
   async #cache(op: Operation, mount: Mount, target: string): Promise<void> {
-    const { agent, host, cacheDir, locks, bind, staging } = this.#parts;
-    const id = createHash('sha256')
-      .update(mount.id ?? target)
-      .digest('hex');
-    const lock = await locks.take(op, mount.id ?? target);
-    this.#undo.push(async () => lock[Symbol.dispose]());
-    const file = join(cacheDir, `${id}.tar`);
-    await this.#place(op, target, null);
+    const { agent } = this.#parts;
+    const id = this.#cacheId(mount);
+    const { tree, none } = this.#caches.get(id) ?? (await this.#filled(op, mount, id));
+    if (mount.mode !== null) await agent.file.chmod(op, { path: tree, mode: mount.mode, user: '0' });
+    if (mount.uid !== 0 || mount.gid !== 0)
+      await agent.file.chown(op, { path: tree, owner: `${mount.uid}:${mount.gid}`, follow: true, user: '0' });
+    await this.#target(op, target, 'dir');
+    await this.#over(op, mount.readOnly ? ['view', tree, none] : ['bind', tree], target);
+  }
+
+  /** What a cache has, from the builds before; kept for those to come, however often it is mounted. */
+  async #filled(op: Operation, mount: Mount, id: string): Promise<{ readonly tree: string; readonly none: string }> {
+    const { agent, host, cacheDir, bind, staging, mounts } = this.#parts;
+    const slot = await this.#slot(op);
+    const { tree } = slot;
+    this.#caches.set(id, slot);
+    const name = createHash('sha256').update(id).digest('hex');
+    const file = join(cacheDir, `${name}.tar`);
     if ((await host.stat(op, file)) !== null) {
       await host.chmod(op, file, 0o600); // its last change is its last use
-      await agent.tar.unpack(op, { path: target, preserveOwner: true, user: '0' }, host.readStream(op, file));
+      await agent.tar.unpack(op, { path: tree, preserveOwner: true, user: '0' }, host.readStream(op, file));
     } else if (mount.from !== null)
-      await agent.tar.unpack(op, { path: target, preserveOwner: true, user: '0' }, (await bind(mount)).archive());
-    if (mount.mode !== null) await agent.file.chmod(op, { path: target, mode: mount.mode, user: '0' });
-    if (mount.uid !== 0 || mount.gid !== 0)
-      await agent.file.chown(op, { path: target, owner: `${mount.uid}:${mount.gid}`, follow: true, user: '0' });
-    if (mount.readOnly) return;
-    this.#undo.push(async (late, isGood) => {
-      if (!isGood) return;
-      const beside = join(staging.path, `cache-${id}.tar`);
-      await host.remove(late, beside);
-      await host.appendStream(late, beside, await agent.tar.pack(late, { path: target, user: '0' }));
-      await host.makeDir(late, cacheDir, 0o700);
-      await host.rename(late, beside, file);
-    });
+      await agent.tar.unpack(op, { path: tree, preserveOwner: true, user: '0' }, (await bind(mount)).archive());
+    const isWritten = mounts.some((other) => other.type === 'cache' && !other.readOnly && this.#cacheId(other) === id);
+    if (isWritten)
+      this.#undo.push(async (late, isGood) => {
+        if (!isGood) return;
+        const beside = join(staging.path, `cache-${name}.tar`);
+        await host.remove(late, beside);
+        await host.appendStream(late, beside, await agent.tar.pack(late, { path: tree, user: '0' }));
+        await host.makeDir(late, cacheDir, 0o700);
+        await host.rename(late, beside, file);
+      });
+    return slot;
   }
 }
 

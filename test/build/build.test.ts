@@ -121,6 +121,18 @@ RUN --mount=type=cache,target=/var/cache/x echo again >> /var/cache/x/count; cat
 RUN --mount=type=secret,id=token --mount=type=secret,id=token,target=/root/deep/.token --mount=type=secret,id=token,env=TOKEN \\
   test "$TOKEN" = "$(cat /run/secrets/token)" && test "$TOKEN" = "$(cat /root/deep/.token)" && echo "the token is $TOKEN" && touch /had-secret
 RUN --mount=type=bind,source=files,target=/bound --mount=type=bind,from=other,source=/other,target=/bound-file cat /bound/a.txt /bound-file > /from-bind
+RUN --mount=type=cache,id=nested,uid=1000,mode=0700,target=/bound/made/here --mount=type=bind,source=files,target=/bound \\
+  --mount=type=bind,from=other,source=/other,target=/opt/keep --mount=type=cache,id=nested,ro,target=/opt/old \\
+  --mount=type=secret,id=token,target=/etc/group,mode=0440,uid=1000 \\
+  for each in /bound/a.txt /bound/new /opt/keep /opt/old/new; do echo x > $each && exit 1; done; rm -r /bound/b && exit 2; \\
+  echo x > /bound/made/here/file && cat /opt/keep && grep . /etc/group && ls /opt/old > /read-only && stat -c '%a %u' /bound/made/here /etc/group >> /read-only
+WORKDIR /work
+USER app
+RUN --mount=source=files,target=. cat b/c.txt && ! echo x > b/new
+USER root
+RUN --mount=type=bind,rw,source=files,target=many --mount=type=bind,readwrite,source=files/a.txt,target=many/b/one \\
+  echo x > many/b/one && echo y > many/new && cat many/new many/b/one many/a.txt > /written
+RUN --mount=type=tmpfs,target=/memory,size=4m busybox dd if=/dev/zero of=/memory/much bs=1M count=9 || echo full > /was-full
 RUN --mount=type=tmpfs,target=/opt/old ls /opt/old > /listed; echo x > /opt/old/gone
 RUN --network=none test "$(grep -c : /proc/net/dev)" -le 1
 `;
@@ -135,9 +147,23 @@ RUN --network=none test "$(grep -c : /proc/net/dev)" -le 1
       const { files, layers, config } = await here.saved(`mounts-${backend}:1`);
       for (const part of [...layers, Buffer.from(JSON.stringify(config)), Buffer.from(first.stderr)])
         expect(part.includes(secret)).toBe(false);
-      expect([...files.keys()].filter((path) => /bound|var\/cache|root\/deep|run\/secrets|opt\/old\/gone/.test(path))).toEqual([]);
+      expect(
+        [...files.keys()].filter((path) =>
+          /bound|var\/cache|root\/deep|run\/secrets|opt\/old\/gone|many|hutch-mount|memory|made/.test(path),
+        ),
+      ).toEqual([]);
       expect(files.get('opt/old/one')).toMatch(/^file/);
-      for (const path of ['had-secret', 'from-bind', 'listed']) expect(files.get(path), path).toMatch(/^file/);
+      expect([files.get('opt/keep'), files.get('etc/group')].map((line) => line?.split(' ').slice(0, 3).join(' '))).toEqual([
+        'file 644 0:0',
+        'file 644 0:0',
+      ]);
+      for (const text of ['file\n700 1000\n440 1000\n', 'y\nx\nA\n'])
+        expect(
+          layers.some((layer) => layer.includes(text)),
+          text,
+        ).toBe(true);
+      for (const path of ['had-secret', 'from-bind', 'listed', 'read-only', 'written', 'was-full'])
+        expect(files.get(path), path).toMatch(/^file/);
       expect(layers.some((layer) => layer.includes('A\nfrom-other\n'))).toBe(true);
       const second = await build(`mounts-${backend}:2`);
       expect(second.code, second.stderr).toBe(0);

@@ -6,7 +6,9 @@
 //! hutch-agent --layer pack UPPER MERGED      a tar archive of the paths on stdin, each ended by NUL
 //! hutch-agent --layer remove                 removes the paths on stdin; `PATH/.` is all that is in a directory
 //! hutch-agent --layer kill                   ends every process but this one, init and the kernel's own
-//! hutch-agent --layer tmpfs PATH [MIB]       memory over a directory; `uncover PATH` takes it away
+//! hutch-agent --layer tmpfs PATH [MIB]       memory over a directory; `uncover PATH` takes it away, as what the next two mount
+//! hutch-agent --layer bind FROM PATH         a directory over a directory, or a file over a file
+//! hutch-agent --layer view FROM EMPTY PATH   a directory over a directory, read-only; EMPTY is one with nothing in it
 //! hutch-agent --layer alone UID:GID ARG…     runs a command without any network
 //! ```
 //!
@@ -17,7 +19,7 @@ use rustix::fs::{
     AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, lgetxattr, llistxattr, major, minor, open, readlinkat, statat, unlinkat,
 };
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -43,6 +45,8 @@ pub fn main(arguments: &[OsString]) -> Done {
         ["remove"] => remove(),
         ["kill"] => kill(),
         ["tmpfs", path, ..] => tmpfs(path, text.get(2).copied()),
+        ["bind", from, path] => mount_bind(*from, *path).map_err(said(path.as_bytes())),
+        ["view", from, empty, path] => view(from, empty, path),
         ["uncover", path] => unmount(*path, UnmountFlags::DETACH).map_err(said(path.as_bytes())),
         ["alone", user, _, ..] => alone(user, arguments.get(2..).unwrap_or_default()),
         _ => Err("unknown arguments".to_owned()),
@@ -353,6 +357,12 @@ fn tmpfs(path: &str, mib: Option<&str>) -> Done {
     let options = mib.and_then(|mib| mib.parse::<u32>().ok()).map_or_else(String::new, |mib| format!(",size={mib}m"));
     let options = std::ffi::CString::new(format!("mode=755{options}")).map_err(|_| "a NUL".to_owned())?;
     mount("tmpfs", path, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(options.as_c_str())).map_err(said(path.as_bytes()))
+}
+
+/// gVisor has no bind mount that is read-only, and an overlay is none without a second directory.
+fn view(from: &str, empty: &str, path: &str) -> Done {
+    let options = std::ffi::CString::new(format!("lowerdir={from}:{empty}")).map_err(|_| "a NUL".to_owned())?;
+    mount("overlay", path, "overlay", MountFlags::empty(), Some(options.as_c_str())).map_err(said(path.as_bytes()))
 }
 
 fn alone(user: &str, argv: &[OsString]) -> Done {

@@ -30,6 +30,8 @@ const REFUSED: readonly (readonly [text: string, said: RegExp])[] = [
   ['FROM a\nRUN --mount=type=cache true', /needs target/],
   ['FROM a\nRUN --mount=type=magic,target=/x true', /not known/],
   ['FROM a\nRUN --mount=type=tmpfs,target=/x,from=y true', /has no from/],
+  ['FROM a\nRUN --mount=type=cache,target=/x,sharing=often true', /sharing is shared, private, locked/],
+  ['FROM a\nRUN --mount=target=/x,ro,rw true', /exclude each other/],
   ['FROM a\nRUN --network=host true', /own network/],
   ['FROM a\nRUN --device=x true', /no device/],
   ['FROM a\nRUN <<EOF\necho', /never ended/],

@@ -26,6 +26,8 @@ const KEYS: Readonly<Record<Mount['type'], readonly string[]>> = {
   tmpfs: ['target', 'size'],
   secret: ['id', 'target', 'required', 'mode', 'uid', 'gid', 'env'],
 };
+/** All of them are kept: a cache is one command's at a time. */
+const SHARINGS = ['shared', 'private', 'locked'];
 const ALIASES: Readonly<Record<string, string>> = { dst: 'target', destination: 'target', src: 'source', ro: 'readonly', rw: 'readwrite' };
 
 export function parseMount(text: string, fail: (message: string) => DockerfileError): Mount {
@@ -47,6 +49,8 @@ export function parseMount(text: string, fail: (message: string) => DockerfileEr
   }
   const target = given.get('target') ?? null;
   if (target === null && type !== 'secret') throw fail(`--mount=type=${type} needs target=/PATH`);
+  const sharing = given.get('sharing') ?? 'shared';
+  if (!SHARINGS.includes(sharing)) throw fail(`--mount: sharing is ${SHARINGS.join(', ')}, not ${sharing.slice(0, 40)}`);
   const id = given.get('id') ?? null;
   if (type === 'secret' && id === null && target === null) throw fail('--mount=type=secret needs id=NAME');
   return {
@@ -55,7 +59,7 @@ export function parseMount(text: string, fail: (message: string) => DockerfileEr
     id,
     from: given.get('from') ?? null,
     source: given.get('source') ?? '/',
-    readOnly: type === 'bind' ? !truth(given.get('readwrite')) : truth(given.get('readonly')),
+    readOnly: isReadOnly(),
     required: truth(given.get('required')),
     env: given.get('env') ?? null,
     mode: number('mode', 8),
@@ -63,6 +67,13 @@ export function parseMount(text: string, fail: (message: string) => DockerfileEr
     gid: number('gid', 10) ?? 0,
     sizeBytes: sizeOf(given.get('size')),
   };
+
+  function isReadOnly(): boolean {
+    const [writes, reads] = [given.get('readwrite'), given.get('readonly')];
+    if (writes !== undefined && reads !== undefined) throw fail('--mount: readonly and readwrite exclude each other');
+    if (writes !== undefined) return !truth(writes);
+    return reads === undefined ? type === 'bind' : truth(reads);
+  }
 
   function number(key: string, radix: 8 | 10): number | null {
     const value = given.get(key);
@@ -81,7 +92,7 @@ export function parseMount(text: string, fail: (message: string) => DockerfileEr
 }
 
 function truth(value: string | undefined): boolean {
-  return value !== undefined && !/^(false|0)$/i.test(value);
+  return value !== undefined && !/^(false|f|0)$/i.test(value);
 }
 
 /** By commas outside of quotes, as in CSV. */
