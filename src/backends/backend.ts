@@ -245,10 +245,11 @@ export type SnapshotPlaces = {
 
 /** Snapshots that travel to another machine: all that one needs, whatever it has in common with others here. */
 export type Portable = {
-  /** What it is made of. `machine`: what `place` needs to know, as JSON; the same for the same snapshot. */
+  /** What it is made of. `machine`: what `place` needs to know, as JSON; the same for the same snapshot. `scratch`: for files that are made for this alone. */
   parts(
     op: Operation,
     dir: string,
+    scratch: string,
   ): Promise<{ readonly machine: Readonly<Record<string, unknown>>; readonly parts: readonly SnapshotPart[] }>;
   /**
    * Makes the directories in `dir`. `machine` may say anything: no name and no place of it is used. `imageDigest`: of the bytes that its memory knows;
@@ -267,6 +268,8 @@ export type Portable = {
 export type Forced = boolean | 'brought';
 
 export type Snapshots = {
+  /** What programs have written, and their kernel not yet put on its disk, is taken too: nobody has to ask for it in the guest. */
+  readonly takesUnwritten?: true;
   /**
    * Writes memory and disk of one instant to `dir`, which must not be there yet, or the disk alone; the sandbox goes on as it
    * was. What is in `since` already, an earlier snapshot, is not stored again. On failure `dir` is gone.
@@ -296,8 +299,11 @@ export type Snapshots = {
    * `forced`: also where it was made on another kind of machine.
    */
   start(op: Operation, plan: SandboxPlan, dir: string, how?: { readonly forced: Forced }): Promise<Started>;
-  /** Compares every file with what was written. @throws HutchError `failed_precondition` with what is wrong. */
-  check(op: Operation, dir: string): Promise<void>;
+  /**
+   * Compares it with what was written. `what is needed`: what tells soon whether it can be gone on with; where that is the same as
+   * every byte, every byte. @throws HutchError `failed_precondition` with what is wrong.
+   */
+  check(op: Operation, dir: string, how?: 'every byte' | 'what is needed'): Promise<void>;
   /**
    * Makes `path` its disk, an ext4 that nobody has mounted, as a sparse file; gives the directory at its top in which the private
    * layer lies. Absent where there is no such disk.
@@ -319,6 +325,10 @@ export type Snapshots = {
   ): Promise<void>;
   /** SHA-256 of all that was written, in hex. */
   digest(op: Operation, dir: string): Promise<string>;
+  /** Where `create` makes more than files: of a sandbox that went back, or did not, nothing but what is its own stays. Again is as once. */
+  settle?(op: Operation, plan: SandboxPlan): Promise<void>;
+  /** Where `take` makes more than files: what it made for directories that are gone goes. @throws HutchError `unavailable`. */
+  sweep?(op: Operation): Promise<void>;
 };
 
 /** `shown`: mount points in the sandbox at which the root's own directory of that name is seen, `/` among them. */

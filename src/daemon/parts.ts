@@ -125,7 +125,10 @@ function gvisorBackend(host: Host, places: Places, prebuilt: string, network: Ne
 function dockerBackend(host: Host, { dataDir, runDir }: Places, env: Environment, agentPath: string): Backend {
   const instance = ownName(dataDir, '-');
   const network = bridgeNetwork({ host, table: bridgeTableOf(dataDir), bridges: bridgesOf(dataDir) });
-  return newDockerBackend({ host, env, agentPath, workDir: `${dataDir}/docker`, runRoot: `${runDir}/sandboxes`, instance, network });
+  return newDockerBackend({
+    ...{ host, env, agentPath, instance, network },
+    ...{ workDir: `${dataDir}/docker`, snapshotsDir: `${dataDir}/snapshots`, runRoot: `${runDir}/sandboxes` },
+  });
 }
 
 function networkOf(host: Host, users: Users | null, config: Config): Network {

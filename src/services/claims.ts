@@ -10,17 +10,25 @@ export class Claims {
 
   /** `hint`: what would do where it is wanted, if not what comes closest to it. @throws HutchError `failed_precondition` when the backend does not claim it. */
   async need(op: Operation, backend: Backend, claim: Claim, hint?: string): Promise<void> {
-    let can = this.#known.get(backend);
-    if (can === undefined) {
-      const probe = await backend.probe(op);
-      if (!probe.ok) return;
-      can = probe.can;
-      this.#known.set(backend, can);
-    }
-    if (can[claim]) return;
+    const can = await this.#of(op, backend);
+    if (can === null || can[claim]) return;
     throw op.error('failed_precondition', `the backend ${backend.name} cannot do this on this machine: ${claim}`, {
       hint: hint ?? instead(claim, can) ?? 'what each backend can do: hutch backends',
     });
+  }
+
+  /** False also where it does not work. */
+  async has(op: Operation, backend: Backend, claim: Claim): Promise<boolean> {
+    return (await this.#of(op, backend))?.[claim] === true;
+  }
+
+  async #of(op: Operation, backend: Backend): Promise<Capabilities | null> {
+    const known = this.#known.get(backend);
+    if (known !== undefined) return known;
+    const probe = await backend.probe(op);
+    if (!probe.ok) return null;
+    this.#known.set(backend, probe.can);
+    return probe.can;
   }
 }
 
@@ -30,6 +38,8 @@ export const STOP_WHEN_IDLE = 'what nobody uses can be stopped there: --idle-act
 /** What does work there, and comes closest. */
 function instead(claim: Claim, can: Capabilities): string | null {
   if (claim === 'suspend' && can.pause) return 'keep it in memory: hutch pause';
+  if (claim === 'fork' && can.snapshot)
+    return 'begin others with its disk: hutch snapshot create --disk-only --name NAME SANDBOX, then: hutch fork NAME';
   if (claim === 'fork' && can.diskSnapshot) return 'keep its disk as an image, and start others from that: hutch image commit';
   if (claim === 'snapshot' && can.diskSnapshot)
     return 'keep its disk as an image: hutch image commit SANDBOX NAME, then: hutch run --image NAME';

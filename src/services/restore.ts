@@ -16,7 +16,7 @@ import { type BringUp, putDown } from './bring-up.ts';
 import type { Call } from './call.ts';
 import { goOn } from './clone.ts';
 import type { Core } from './core.ts';
-import { type Boot, placesOf, savedDir } from './deps.ts';
+import { type Boot, backendOf, placesOf, savedDir } from './deps.ts';
 import { requireFreeSpace } from './free-space.ts';
 import { beginningOf } from './from-snapshot.ts';
 import { refuseMounted, requireMounts } from './mounts.ts';
@@ -112,7 +112,7 @@ export class Restorer {
     await requireFreeSpace(op, deps);
     op.progress({ step: 'comparing the snapshot with what was written' });
     const snapshots = snapshotsOf(this.#core, op, snapshot);
-    await snapshots.check(op, snapshotDir(this.#core, snapshot.id));
+    await snapshots.check(op, snapshotDir(this.#core, snapshot.id), 'what is needed');
     const { boot } = await beginningOf(this.#core, op, snapshot, spec, forced);
     const uid = deps.settings.uids === null ? null : await deps.store.query('uid', { sandboxId: sandbox.id });
     return { snapshot, spec, boot, snapshots, forced, uid };
@@ -222,6 +222,7 @@ export class Restorer {
     try {
       await host.remove(op, staged);
       if (sandbox.state === 'running') await Promise.all([host.remove(op, replaced), host.remove(op, saved)]);
+      await this.#settled(op, sandbox);
       await store.commit(op, [{ change: 'finishIntent', id: intentId }], 'relaxed');
     } catch (cause) {
       op.log.warn({ sandbox: sandbox.id, cause }, 'a restore left something behind');
@@ -253,7 +254,16 @@ export class Restorer {
 
   async #untouched(op: Operation, sandbox: Sandbox, intentId: number): Promise<void> {
     await this.#core.deps.host.remove(op, this.#placesOf(sandbox).staged);
+    await this.#settled(op, sandbox);
     await this.#core.deps.store.commit(op, [{ change: 'finishIntent', id: intentId }], 'relaxed');
+  }
+
+  /** What its backend made for it beside files, and is not its own now. */
+  async #settled(op: Operation, sandbox: Sandbox): Promise<void> {
+    const settle = backendOf(this.#core.deps, op, sandbox.spec.backend).snapshots?.settle;
+    if (settle === undefined || sandbox.state === 'deleted') return;
+    using run = this.#core.runs.make(op, sandbox, { kind: 'gone' }, null);
+    await settle(op, run.plan);
   }
 
   async #meant({ detail }: Intent): Promise<Pick<Snapshot, 'id' | 'sandboxId'>> {

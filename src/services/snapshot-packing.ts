@@ -26,16 +26,17 @@ export type PackedSnapshot = AsyncDisposable & {
 
 /** @throws HutchError `failed_precondition` for one that is damaged, or of a backend whose snapshots stay where they are. */
 export async function packSnapshot(core: Core, op: Operation, snapshot: Snapshot, carry: Carry): Promise<PackedSnapshot> {
+  await requireImage(core, op, snapshot);
   using _reading = readSnapshotFiles(core, op, snapshot);
   const dir = snapshotDir(core, snapshot.id);
   const snapshots = snapshotsOf(core, op, snapshot);
   const portable = requirePortable(op, snapshots.portable, snapshot.spec.backend);
   await requireFreeSpace(op, core.deps);
   op.progress({ step: 'comparing with what was written' });
-  await snapshots.check(op, dir);
-  const { machine, parts: own } = await portable.parts(op, dir);
+  await snapshots.check(op, dir, 'what is needed');
   await using undo = new AsyncDisposableStack();
   const staged = undo.use(await stagingFor(core, op, 'export'));
+  const { machine, parts: own } = await portable.parts(op, dir, staged.dir);
   const along = await carried(core, op, snapshot, carry, staged.dir);
   const parts = [...own, ...(along?.parts ?? [])];
   const said: PartSaid[] = [];
@@ -49,6 +50,20 @@ export async function packSnapshot(core: Core, op: Operation, snapshot: Snapshot
   const artifact = artifactOf(await configOf(core, op, snapshot, { machine, parts: said, brings: along?.brings ?? null }), packed);
   const owned = undo.move();
   return { artifact, parts: packed, names: said.map(({ name }) => name), [Symbol.asyncDispose]: () => owned.disposeAsync() };
+}
+
+/** What only an Engine of others' has, no other machine finds by what is written down of it. */
+async function requireImage({ deps: { store } }: Core, op: Operation, { spec, name, id }: Snapshot): Promise<void> {
+  const image = await store.query('image', { id: spec.imageId });
+  const reference = image?.detail[ENGINE_REFERENCE];
+  if (reference === undefined) return;
+  throw op.error(
+    'failed_precondition',
+    `snapshot ${name ?? id} stands on an image of the Docker Engine (${String(reference)}), and stays there`,
+    {
+      hint: 'one that stands on an image of Hutch travels: hutch image pull REF, then hutch run --backend docker --image REF',
+    },
+  );
 }
 
 /** A directory for what is on its way, gone when it is disposed. */

@@ -194,7 +194,7 @@ export async function writeDown(
   using held = head === null ? null : core.snapshotFiles.read(head.id);
   const standsOn = head === null || held === null || !(await isThere(core, op, head)) ? null : head;
   // What was written in it and not to its disk yet is in its memory; a disk alone must have it.
-  if (contents === 'disk') await putOnDisk(op, sandbox, run, 'needed');
+  if (contents === 'disk' && snapshots.takesUnwritten !== true) await putOnDisk(op, sandbox, run, 'needed');
   const since = standsOn === null ? null : snapshotDir(core, standsOn.id);
   const saved = sandbox.state === 'suspended' && contents !== 'disk' ? { saved: savedDir(core.deps.places, sandbox.id) } : {};
   const take = () => snapshots.take(op, run.plan, dir, { what: contents, since, ...saved });
@@ -241,7 +241,8 @@ async function contentsOf(claims: Claims, op: Operation, sandbox: Sandbox, backe
   refuseMounted(op, sandbox, 'no snapshot would have it');
   await claims.need(op, backend, 'snapshot');
   if (backend.snapshots === undefined) throw new Error(`the backend ${backend.name} claims snapshot, and makes none`);
-  if (contents !== 'disk') await claims.need(op, backend, 'fork');
+  if (contents !== 'disk')
+    await claims.need(op, backend, 'fork', `without its memory it can be kept: hutch snapshot create --disk-only ${name}`);
   return contents;
 }
 
@@ -309,6 +310,7 @@ export async function removeSnapshots(core: Core, call: Call, snapshot: Snapshot
   // Out of the record: whatever comes, nobody finds it any more.
   using late = op.releasing(REMOVE_MS);
   for (const { id } of removed) await host.remove(late, snapshotDir(core, id));
+  await sweepBackends(core, late, new Set(removed.map(({ spec }) => spec.backend)));
   return removed;
 }
 
@@ -368,6 +370,17 @@ export async function sweepSnapshots(core: Core, op: Operation): Promise<void> {
     await store.commit(op, [{ change: 'removeSnapshot', id, cascade: false, atMs: host.nowMs() }], 'relaxed');
   const known = new Set<string>((await store.query('snapshots', {})).map(({ id }) => id));
   await removeUnknown(op, host, dir, known);
+  await sweepBackends(core, op, new Set(core.deps.backends.map(({ name }) => name)));
+}
+
+/** What snapshots whose directories are gone had elsewhere. What stays goes with the next, or with the next start of the daemon. */
+export async function sweepBackends({ deps }: Pick<Core, 'deps'>, op: Operation, names: ReadonlySet<string>): Promise<void> {
+  for (const { name, snapshots } of deps.backends) {
+    if (!names.has(name)) continue;
+    await snapshots
+      ?.sweep?.(op)
+      .catch((cause: unknown) => op.log.warn({ backend: name, cause }, 'what a snapshot had elsewhere stays for now'));
+  }
 }
 
 /** Names of the sandboxes that were made from each. */

@@ -11,7 +11,7 @@ import { backendOf, type Deps } from './deps.ts';
 import type { Handlers } from './handlers.ts';
 import { refuseMounted } from './mounts.ts';
 import type { Restorer } from './restore.ts';
-import { removeSnapshots, snapshotDir, takeSnapshot } from './snapshots.ts';
+import { removeSnapshots, snapshotDir, sweepBackends, takeSnapshot } from './snapshots.ts';
 
 /** A command is not held up for longer. */
 const KEEP_MS = 60_000;
@@ -88,7 +88,8 @@ export async function keepForUndo(core: Core, call: Call, sandbox: Sandbox, argv
       const now = await core.sandboxes.get(limited, sandbox.id);
       if (now.state !== 'running') return;
       const before = argv.join(' ').slice(0, BEFORE_CHARS_MAX);
-      await takeSnapshot(core, claims, keep, now, { name: null, kind: 'undo', diskOnly: false, before });
+      const diskOnly = !(await claims.has(limited, backendOf(core.deps, limited, now.spec.backend), 'fork'));
+      await takeSnapshot(core, claims, keep, now, { name: null, kind: 'undo', diskOnly, before });
       await dropUndo(core, limited, sandbox.id, most);
     });
   });
@@ -114,11 +115,12 @@ async function keptOf(core: Core, sandboxId: SandboxId): Promise<readonly Snapsh
 /** All but the newest `keep`. One that is in use goes with the next. */
 export async function dropUndo(core: Core, op: Operation, sandboxId: SandboxId, keep: number): Promise<void> {
   const { store, host } = core.deps;
-  for (const { id } of (await keptOf(core, sandboxId)).slice(keep)) {
+  for (const { id, spec } of (await keptOf(core, sandboxId)).slice(keep)) {
     using taken = core.snapshotFiles.take(id);
     if (taken === null) continue;
     await store.commit(op, [{ change: 'removeSnapshot', id, cascade: false, atMs: host.nowMs() }], 'relaxed');
     using late = op.releasing(REMOVE_MS);
     await host.remove(late, snapshotDir(core, id));
+    await sweepBackends(core, late, new Set([spec.backend]));
   }
 }

@@ -134,7 +134,7 @@ export function honesty(subject: Subject): void {
       expect(await refusal(daemon.call('sandbox.fork', { ref: id }))).toMatchObject({
         code: 'failed_precondition',
         message: expect.stringMatching(/\bfork\b/),
-        ...(can.diskSnapshot ? { hint: expect.stringContaining('hutch image commit') } : {}),
+        ...(can.snapshot ? { hint: expect.stringContaining('hutch snapshot create --disk-only') } : {}),
       });
       expect((await subject.get(id)).state).toBe('running');
       return await subject.remove(id);
@@ -182,7 +182,7 @@ export function honesty(subject: Subject): void {
     const kept = [
       ...(can.suspend ? [() => daemon.call('sandbox.suspend', { ref: id })] : []),
       ...(can.fork ? [() => daemon.call('sandbox.fork', { ref: id })] : []),
-      ...(can.fork ? [() => daemon.call('snapshot.create', { ref: id, diskOnly: true })] : []),
+      ...(can.snapshot ? [() => daemon.call('snapshot.create', { ref: id, diskOnly: true })] : []),
       ...(can.diskSnapshot ? [() => daemon.call('image.commit', { ref: id })] : []),
     ];
     for (const keeping of kept)
@@ -225,6 +225,12 @@ export function honesty(subject: Subject): void {
       return await subject.remove(id);
     }
     const snapshot = await taking;
+    if (!can.fork) {
+      const withMemory = { code: 'failed_precondition', hint: expect.stringContaining('hutch snapshot create --disk-only') };
+      expect(await refusal(daemon.call('snapshot.create', { ref: id }))).toMatchObject(withMemory);
+      const building = refusal(daemon.call('template.build', { name: 'none' }));
+      expect(await building).toMatchObject({ code: 'failed_precondition', hint: expect.stringContaining('hutch build') });
+    }
     const { machine } = await daemon.call('snapshot.get', { snapshot: snapshot.id });
     expect(machine).toMatchObject(can.fork ? { cpus: (await subject.get(id)).shape.cpus } : {});
     const begun = await daemon.call('sandbox.create', { from: snapshot.id });

@@ -150,7 +150,7 @@ export function survival(subject: Subject): void {
       await holds('a suspend');
     }
     if (can.snapshot) {
-      const snapshot = (await daemon.call('snapshot.create', { ref: id })).id;
+      const snapshot = (await daemon.call('snapshot.create', { ref: id, diskOnly: !can.fork })).id;
       await subject.sh(id, work);
       await holds('work');
       await daemon.call('sandbox.restore', { ref: id, snapshot });

@@ -29,6 +29,8 @@ type Case = {
     | 'sandbox.stop'
     | 'sandbox.delete'
     | 'sandbox.set'
+    | 'snapshot.create'
+    | 'sandbox.restore'
     | 'port.publish'
     | 'file.write'
     | 'archive.put';
@@ -36,6 +38,8 @@ type Case = {
   readonly changes: readonly string[];
   /** It is mostly the daemon's own, so one backend stands for the others, another from one run to the next, unless all points are tried. */
   readonly sampledOn?: readonly World['backend'][];
+  /** The others have tests of their own for it. */
+  readonly only?: World['backend'];
   prepare(daemon: DaemonUnderTest): Promise<void>;
   act(daemon: DaemonUnderTest): Promise<unknown>;
   /** After the restart. `done`: it was answered, so it must have happened. */
@@ -53,6 +57,11 @@ const PORT_INSIDE = 9;
 const set = async (daemon: DaemonUnderTest): Promise<void> => {
   await daemon.call('sandbox.set', { ref: 'it', memoryMiB: MEMORY_MIB, labels: { team: 'one' } });
 };
+
+async function dropSnapshots(daemon: DaemonUnderTest): Promise<void> {
+  for (const { id } of (await daemon.call('snapshot.list', {})).snapshots)
+    await daemon.call('snapshot.remove', { snapshot: id, cascade: true });
+}
 
 const CASES: readonly Case[] = [
   {
@@ -137,6 +146,40 @@ const CASES: readonly Case[] = [
         pending: null,
       });
       await works(daemon, 'it');
+    },
+  },
+  {
+    verb: 'snapshot.create',
+    only: 'docker',
+    changes: ['createSnapshot'],
+    prepare: create,
+    act: (daemon) => daemon.call('snapshot.create', { ref: 'it', diskOnly: true, name: 'kept' }),
+    async check(daemon, done) {
+      const { snapshots } = await daemon.call('snapshot.list', {});
+      expect(snapshots.length).toBeLessThanOrEqual(1);
+      if (done) expect(snapshots).toHaveLength(1);
+      await expectBegunOnce(daemon);
+      await dropSnapshots(daemon);
+    },
+  },
+  {
+    verb: 'sandbox.restore',
+    only: 'docker',
+    changes: ['applyEvent'],
+    async prepare(daemon) {
+      await create(daemon);
+      await putFile(daemon, OLD);
+      await daemon.call('snapshot.create', { ref: 'it', diskOnly: true, name: 'kept' });
+      await putFile(daemon, NEW);
+    },
+    act: (daemon) => daemon.call('sandbox.restore', { ref: 'it', snapshot: 'kept' }),
+    async check(daemon, done) {
+      // What was ended for it goes on where it was to; until then nothing was touched.
+      await eventually('it runs', async () => (await stateOf(daemon)) === 'running');
+      expect(done ? [OLD] : [OLD, NEW]).toContain(await contentIn(daemon));
+      await daemon.call('sandbox.restore', { ref: 'it', snapshot: 'kept' });
+      expect(await contentIn(daemon)).toBe(OLD);
+      await dropSnapshots(daemon);
     },
   },
   {
@@ -354,6 +397,7 @@ async function fresh(world: World): Promise<void> {
   await world.daemon.kill9(); // where it still lives
   await disarmed(world);
   await world.daemon.deleteAll();
+  await dropSnapshots(world.daemon);
 }
 
 /** What was hit, if anything was. */
@@ -365,7 +409,8 @@ function reportOf(daemon: DaemonUnderTest): string | null {
 /** A test for each operation. */
 export function killedAtFaultPoints(world: World): void {
   for (const [index, one] of CASES.entries()) {
-    const { sampledOn } = one;
+    const { sampledOn, only = world.backend } = one;
+    if (only !== world.backend) continue;
     if (!isLong && sampledOn !== undefined && sampledOn[(seed + index) % sampledOn.length] !== world.backend) continue;
     test(`${one.verb}: the daemon is killed at ${isLong ? 'every' : 'a'} call and commit (seed ${seed})`, {
       timeout: isLong ? 7_200_000 : 300_000,

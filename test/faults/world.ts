@@ -57,7 +57,12 @@ export async function startWorld(backend: BackendName): Promise<World | string> 
     daemon,
     engine,
     options: (env = {}) => options({ ...own, ...env }),
-    leftInEngine: async () => (await engine?.containers())?.map(({ Names }) => Names.join(' ')) ?? [],
+    leftInEngine: async () => {
+      if (engine === null) return [];
+      const images = (await engine.ask('GET', '/images/json')).body as readonly { readonly RepoTags: readonly string[] | null }[];
+      const kept = images.flatMap(({ RepoTags }) => RepoTags ?? []).filter((tag) => tag.startsWith('hutch/snapshot:'));
+      return [...(await engine.containers()).map(({ Names }) => Names.join(' ')), ...kept];
+    },
     [Symbol.asyncDispose]: () => kept[Symbol.asyncDispose](),
   };
 }

@@ -27,6 +27,8 @@ import { ensureNetwork, removeNetworks, whyNoNetworks } from './networks.ts';
 import { agentSocketPath, logPath } from './paths.ts';
 import { probeEngine } from './probe.ts';
 import { Sight } from './sight.ts';
+import { SnapshotImages } from './snapshot-images.ts';
+import { newSnapshots } from './snapshots.ts';
 import { agentArrives, startContainer } from './start.ts';
 import { ContainerUse } from './use.ts';
 import { mountVolumes, removeVolumePlaces, unmountVolumes, whyNoVolumes } from './volumes.ts';
@@ -43,6 +45,7 @@ export function newDockerBackend(config: DockerConfig): Backend {
   const sight = new Sight(config, engine);
   const known = new KnownContainers({ ...config, engine, events, duties });
   const maker = new Maker({ config, engine, sight, known });
+  const images = new SnapshotImages(config, engine);
   /** The one attached stream of each sandbox whose agent cannot connect out. */
   const attached = new Map<string, Duplex>();
   const use = new ContainerUse({ host, engine, known });
@@ -95,6 +98,7 @@ export function newDockerBackend(config: DockerConfig): Backend {
     async endWork(op) {
       await sight.endWork(op);
       await duties.resume(op);
+      await unlessAway(images.sweep(op), null);
     },
 
     async awake(op) {
@@ -213,6 +217,7 @@ export function newDockerBackend(config: DockerConfig): Backend {
     },
 
     dropCommitted: (op, digest) => dropImage(op, engine, digest),
+    snapshots: newSnapshots({ config, engine, known, maker, images }),
 
     async descriptorPath(op, plan, descriptor) {
       if (host.uid !== 0) return null;
@@ -272,7 +277,8 @@ export function newDockerBackend(config: DockerConfig): Backend {
     },
 
     async remove(op, plan) {
-      await known.remove(op, plan);
+      const wasOfSnapshot = await known.remove(op, plan);
+      if (wasOfSnapshot) await images.sweep(op);
       await backend.cleanUp(op, plan);
       await removeVolumePlaces(op, config, plan);
       await host.remove(op, plan.dataDir);
@@ -294,7 +300,7 @@ export function newDockerBackend(config: DockerConfig): Backend {
 
     stats: (op, plan, own) => use.stats(op, plan, own),
     usage: (op, plan) => use.usage(op, plan),
-    leaks: (op, known) => findLeaks(op, engine, instance, known),
+    leaks: async (op, known) => [...(await findLeaks(op, engine, instance, known)), ...(await images.leaks(op))],
   };
   return backend;
 }

@@ -33,6 +33,8 @@ export type DockerConfig = {
   readonly agentPath: string;
   /** Durable and ours: the agent as containers see it, and images on their way into the Engine. */
   readonly workDir: string;
+  /** The directories of all snapshots lie in it, each under its id. */
+  readonly snapshotsDir: string;
   /** The run directories of all sandboxes lie in it. */
   readonly runRoot: string;
   /** Of this daemon alone on this machine: the label by which it knows its containers. */
@@ -68,4 +70,7 @@ export const LABEL = {
   project: 'dev.hutch.project',
   instance: 'dev.hutch.instance',
   image: 'dev.hutch.image',
+  /** Of an image: whose disk it is, and how many of its layers are below what was written. */
+  snapshot: 'dev.hutch.snapshot',
+  below: 'dev.hutch.below',
 } as const;

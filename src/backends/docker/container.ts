@@ -123,6 +123,8 @@ function directoryMount({ source, target, readOnly }: Mount): object {
 const containerAnswer = z.object({
   Id: z.string().regex(/^[0-9a-f]{64}$/),
   Name: z.string(),
+  /** Of the image that it was made from. */
+  Image: z.string(),
   SizeRw: z.number().nullish(),
   State: z.object({
     Status: z.string(),
@@ -136,6 +138,7 @@ const containerAnswer = z.object({
     FinishedAt: z.string(),
   }),
   Config: z.object({ Labels: z.record(z.string(), z.string()).nullish() }),
+  Mounts: z.array(z.object({ Type: z.string(), Destination: z.string() })).nullish(),
   HostConfig: z.object({ Memory: z.number(), MemorySwap: z.number(), NanoCpus: z.number(), PidsLimit: z.number().nullish() }),
 });
 export type Container = z.infer<typeof containerAnswer>;

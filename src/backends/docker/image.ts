@@ -22,6 +22,7 @@ export const imageAnswer = z.object({
   Os: z.string(),
   Size: z.number(),
   RepoDigests: texts,
+  RootFS: z.object({ Layers: z.array(z.string()).nullish() }).nullish(),
   Config: z
     .object({
       Env: texts,
@@ -173,7 +174,7 @@ function splitName(name: string): [repository: string, tag: string] {
 }
 
 /** Reads the Engine's report line by line; the last word on a failure is in it, not in the status. */
-async function follow(
+export async function follow(
   op: Operation,
   answer: AsyncIterable<Uint8Array>,
   step: 'pull' | 'load',

@@ -7,13 +7,14 @@ import type { Operation } from '../../host/operation.ts';
 import type { ProcessEvidence, SandboxPlan } from '../backend.ts';
 import type { Dead } from '../dead.ts';
 import { isAway, unlessAway } from './away.ts';
-import { START_MS } from './config.ts';
+import { LABEL, START_MS } from './config.ts';
 import { type Container, containerName, findContainer, isOurs } from './container.ts';
 import type { Duties } from './duties.ts';
 import { waitForEnd } from './ended.ts';
 import type { Engine } from './engine.ts';
 import type { EngineEvents } from './events.ts';
 import { askedToEnd, evidenceOf } from './evidence.ts';
+import { listOurs } from './leaks.ts';
 import { markPath } from './paths.ts';
 
 const mark = z.strictObject({
@@ -127,7 +128,8 @@ export class KnownContainers {
     return { evidence, isOver: !evidence.alive && container?.State.Status !== 'removing' };
   }
 
-  async remove(op: Operation, plan: SandboxPlan): Promise<void> {
+  /** Gives whether it was made from a snapshot. */
+  async remove(op: Operation, plan: SandboxPlan): Promise<boolean> {
     const { host, engine, instance, duties, workDir } = this.#parts;
     const known = await this.markOf(op, plan);
     let container: Container | null;
@@ -137,12 +139,40 @@ export class KnownContainers {
       // Whether an Engine that was lost in the middle of a creation has made one can be told when it is back.
       if (known !== null || !isAway(error)) throw error;
       if ((await host.stat(op, workDir)) !== null) await duties.note(op, plan.id, 'remove');
-      return;
+      return false;
     }
     if (container === null) await this.#requireItsEngine(op, plan, known);
-    if (container === null || !isOurs(container, plan.id, instance)) return;
+    if (container === null || !isOurs(container, plan.id, instance)) return false;
+    await this.#delete(op, container.Id);
+    if ((container.Config.Labels?.[LABEL.snapshot] ?? '') === '') return false;
+    // One that went back to a snapshot may have left another.
+    for (const { Id } of await this.#all(op, plan)) await this.#delete(op, Id);
+    return true;
+  }
+
+  /** After it went back to a snapshot, or did not: it has one container, of its own name. */
+  async settle(op: Operation, plan: SandboxPlan): Promise<void> {
+    const own = (await this.markOf(op, plan))?.containerId;
+    if (own === undefined) return;
+    for (const { Id } of await this.#all(op, plan)) if (Id !== own) await this.#delete(op, Id);
+    const container = await findContainer(op, this.#parts.engine, own);
+    const name = containerName(plan);
+    if (container === null || !container.Name.startsWith(`/${name}-`)) return;
+    await this.#parts.engine.call(op, { method: 'POST', path: `/containers/${own}/rename`, query: { name } });
+  }
+
+  async #all(op: Operation, { id }: SandboxPlan) {
+    const { engine, instance } = this.#parts;
+    return (await listOurs(op, engine, instance)).filter(({ Labels }) => Labels?.[LABEL.sandbox] === id);
+  }
+
+  async #delete(op: Operation, containerId: string): Promise<void> {
     try {
-      await engine.call(op, { method: 'DELETE', path: `/containers/${container.Id}`, query: { force: true, v: true } }, START_MS);
+      await this.#parts.engine.call(
+        op,
+        { method: 'DELETE', path: `/containers/${containerId}`, query: { force: true, v: true } },
+        START_MS,
+      );
     } catch (error) {
       if (!(error instanceof HutchError && error.code === 'not_found')) throw error;
     }

@@ -7,7 +7,7 @@ import type { Operation } from '../../host/operation.ts';
 import { rootFiles, type SandboxPlan } from '../backend.ts';
 import { programArchive } from './archive.ts';
 import { type DockerConfig, IMAGE_MS, START_MS } from './config.ts';
-import { containerBody, containerName, INSIDE, type Reach } from './container.ts';
+import { containerBody, containerName, findContainer, INSIDE, isOurs, type Reach } from './container.ts';
 import type { Engine } from './engine.ts';
 import { findImage, importImage, ownImageName } from './image.ts';
 import type { KnownContainers } from './known.ts';
@@ -62,9 +62,26 @@ export class Maker {
 
   /** On failure something may be left, which `KnownContainers.remove` finds. */
   async make(op: Operation, plan: SandboxPlan): Promise<void> {
+    await this.#make(op, plan, await this.imageOf(op, plan), containerName(plan));
+  }
+
+  /**
+   * Of an image that has the sandbox's disk already. Where the sandbox has a container, this one stands beside it under another name,
+   * and nothing of that one is touched; on failure something may be left, which `KnownContainers.settle` finds.
+   */
+  async makeFrom(op: Operation, plan: SandboxPlan, image: string): Promise<void> {
+    const { config, engine } = this.#parts;
+    const there = await findContainer(op, engine, containerName(plan));
+    const isBeside = there !== null && isOurs(there, plan.id, config.instance);
+    const name = isBeside ? `${containerName(plan)}-${Buffer.from(config.host.randomBytes(4)).toString('hex')}` : containerName(plan);
+    const id = await this.#make(op, plan, image, name);
+    // The Engine mounts it once: what it does not have of it is missed now, and not when it is to start.
+    await engine.call(op, { method: 'HEAD', path: `/containers/${id}/archive`, query: { path: '/' } }, START_MS);
+  }
+
+  async #make(op: Operation, plan: SandboxPlan, image: string, name: string): Promise<string> {
     const { config, engine, sight, known } = this.#parts;
     const { host, instance } = config;
-    const image = await this.imageOf(op, plan);
     const reach: Reach = (await sight.seesOurFiles(op))
       ? { kind: 'mounted', agentPath: await this.#agentForContainers(op), socketDir: socketDir(plan) }
       : { kind: 'attached' };
@@ -90,13 +107,13 @@ export class Maker {
       .json(whole, created, {
         method: 'POST',
         path: '/containers/create',
-        query: { name: containerName(plan) },
+        query: { name },
         body: containerBody(plan, { image, instance, reach, network, volumes: volumesOf(config, plan) }),
       })
       .catch(async (cause: unknown) => {
         if (!(cause instanceof HutchError && cause.code === 'conflict')) throw cause;
-        throw op.error('conflict', `the Docker Engine has a container ${containerName(plan)} that is not Hutch's; it is not touched`, {
-          hint: `rename it: docker rename ${containerName(plan)} NAME`,
+        throw op.error('conflict', `the Docker Engine has a container ${name} that is not Hutch's; it is not touched`, {
+          hint: `rename it: docker rename ${name} NAME`,
           cause,
         });
       });
@@ -104,6 +121,7 @@ export class Maker {
       op.log.info({ sandbox: plan.id, warnings: Warnings }, 'the Docker Engine has warnings about a container');
     await known.mark(whole, plan, { containerId: Id, reach: reach.kind });
     if (reach.kind === 'attached') await this.#putAgentIn(op, Id);
+    return Id;
   }
 
   /** The agent as containers see it: of its own name for each version, so that a running one keeps its own. */

@@ -86,7 +86,7 @@ function capabilities(
     pause: true,
     suspend: false,
     fork: false,
-    snapshot: false,
+    snapshot: true,
     diskSnapshot: true,
     hostDirectories: false,
     volumes: false,
