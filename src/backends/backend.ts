@@ -309,6 +309,12 @@ export type Snapshots = {
    * layer lies. Absent where there is no such disk.
    */
   layOut?(op: Operation, dir: string, path: string): Promise<{ readonly layer: string }>;
+  /** Instead of that: what was written above the image, as layers of a container engine, the lowest first. `hides`: names at their top that are our own. */
+  layerFiles?(
+    op: Operation,
+    dir: string,
+    scratch: string,
+  ): Promise<{ readonly paths: readonly string[]; readonly hides: readonly string[] }>;
   /** Absent where they stay on the machine on which they were made. */
   readonly portable?: Portable;
   /** On what machine it was made and can go on, for people. */

@@ -7,8 +7,9 @@ import type { Snapshot } from '../domain/snapshot.ts';
 import type { Operation } from '../host/operation.ts';
 import { named } from '../images/build.ts';
 import { rawDisk } from '../images/disk/bytes.ts';
-import { type Change, changesBetween, joined, type Node, type Tree } from '../images/disk/changes.ts';
-import { Ext4 } from '../images/disk/ext4.ts';
+import { type Change, changesBetween, joined, type Layer, type Node, type Tree } from '../images/disk/changes.ts';
+import { Ext4, type Inode } from '../images/disk/ext4.ts';
+import { type Digested, readLayerTar } from '../images/disk/layer-tar.ts';
 import { parseListing } from '../images/disk/listing.ts';
 import { readUpper } from '../images/disk/upper.ts';
 import type { Call } from './call.ts';
@@ -62,16 +63,19 @@ export function snapshotDiffVerb(core: Core): Pick<Handlers, 'snapshot.diff'> {
           await sideOf(core, claims, call, after, `${staged.dir}/after`),
         ];
         op.progress({ step: 'comparing files' });
-        const isSame = async (path: string, left: Node, right: Node): Promise<boolean> => {
+        const isSame = async (path: string, left: Node<Content>, right: Node<Content>): Promise<boolean> => {
           if (left.inode !== null && right.inode !== null && left.inode.sizeBytes !== right.inode.sizeBytes) return false;
           const [a, b] = [await hashOf(op, path, left, old), await hashOf(op, path, right, now)];
           return a !== null && a === b;
         };
-        return await told(changesBetween(joined(image.tree, old.layer), joined(image.tree, now.layer), isSame), before, after);
+        const treeOf = ({ layers }: Side) => layers.reduce((tree, layer) => joined(tree, layer), image.tree as Tree<Content>);
+        return await told(changesBetween(treeOf(old), treeOf(now), isSame), before, after);
 
         /** Null: it is too large to be looked at. */
-        async function hashOf(looking: Operation, path: string, { inode }: Node, { files }: Side): Promise<string | null> {
+        async function hashOf(looking: Operation, path: string, { inode }: Node<Content>, { files }: Side): Promise<string | null> {
+          if (inode !== null && 'sha256' in inode) return inode.sha256;
           if (inode !== null) {
+            if (files === null) throw new Error('a file of a disk is compared, and there is no disk');
             const hash = createHash('sha256');
             for await (const chunk of files.content(inode)) hash.update(chunk);
             return hash.digest('hex');
@@ -86,7 +90,10 @@ export function snapshotDiffVerb(core: Core): Pick<Handlers, 'snapshot.diff'> {
   };
 }
 
-type Side = { readonly files: Ext4; readonly layer: Awaited<ReturnType<typeof readUpper>> };
+type Content = Inode | Digested;
+
+/** The lowest first. `files`: where what is not read yet is read. */
+type Side = { readonly files: Ext4 | null; readonly layers: readonly Layer<Content>[] };
 
 /** A name that a snapshot and a sandbox have means the snapshot; the sandbox has its id. */
 async function meant(core: Core, { op, caller: { projectId } }: Call, text: string): Promise<Meant> {
@@ -111,8 +118,9 @@ async function sideOf(core: Core, claims: Claims, call: Call, one: Meant, path: 
   const { op } = call;
   const { host } = core.deps;
   op.progress({ step: 'laying out its disk' });
-  const { layer } =
-    'snapshot' in one ? await ofSnapshot(core, op, one.snapshot, path) : await ofSandbox(core, claims, call, one.sandbox, path);
+  const out = 'snapshot' in one ? await ofSnapshot(core, op, one.snapshot, path) : await ofSandbox(core, claims, call, one.sandbox, path);
+  if ('layers' in out) return { files: null, layers: out.layers };
+  const { layer } = out;
   using limited = op.within(LOOK_MS, 'writing the journal of a disk into it');
   const { exitCode, stdout } = await host.run(limited, ['e2fsck', '-y', '-E', 'journal_only', path]);
   if (exitCode > MENDED) {
@@ -124,16 +132,16 @@ async function sideOf(core: Core, claims: Claims, call: Call, one: Meant, path: 
     throw op.error('failed_precondition', `the disk of ${called(one)} is damaged: ${said}`);
   }
   const files = await Ext4.open(rawDisk(op, host, path, (await host.stat(op, path))?.sizeBytes ?? 0));
-  return { files, layer: await readUpper(files, layer) };
+  return { files, layers: [await readUpper(files, layer)] };
 }
 
-async function ofSnapshot(core: Core, op: Operation, snapshot: Snapshot, path: string): Promise<{ readonly layer: string }> {
+async function ofSnapshot(core: Core, op: Operation, snapshot: Snapshot, path: string): Promise<LaidOut> {
   using _reading = readSnapshotFiles(core, op, snapshot);
   return await layOut(core, op, snapshot.spec, snapshotDir(core, snapshot.id), path);
 }
 
 /** Written down for this alone, as for a snapshot of its disk: what runs stands still for that moment. */
-async function ofSandbox(core: Core, claims: Claims, call: Call, { id, spec }: Sandbox, path: string): Promise<{ readonly layer: string }> {
+async function ofSandbox(core: Core, claims: Claims, call: Call, { id, spec }: Sandbox, path: string): Promise<LaidOut> {
   const { op } = call;
   await claims.need(op, backendOf(core.deps, op, spec.backend), 'snapshot');
   const dir = `${path}.taken`;
@@ -147,15 +155,30 @@ async function ofSandbox(core: Core, claims: Claims, call: Call, { id, spec }: S
   });
 }
 
-async function layOut(core: Core, op: Operation, spec: SandboxSpec, dir: string, path: string): Promise<{ readonly layer: string }> {
+/** A disk, with the directory in which its layer lies; or layers that are read already. */
+type LaidOut = { readonly layer: string } | { readonly layers: readonly Layer<Digested>[] };
+
+async function layOut(core: Core, op: Operation, spec: SandboxSpec, dir: string, path: string): Promise<LaidOut> {
   const { snapshots, name } = backendOf(core.deps, op, spec.backend);
+  if (snapshots?.layerFiles !== undefined) {
+    const { host } = core.deps;
+    const scratch = `${path}.layers`;
+    await host.makeDir(op, scratch, 0o700);
+    const { paths, hides } = await snapshots.layerFiles(op, dir, scratch);
+    const layers: Layer<Digested>[] = [];
+    for (const each of paths) layers.push(await readLayerTar(host.readStream(op, each), hides));
+    return { layers };
+  }
   if (snapshots?.layOut === undefined) throw op.error('failed_precondition', `the disks of the backend ${name} cannot be compared`);
   return await snapshots.layOut(op, dir, path);
 }
 
 async function imageOf(core: Core, op: Operation, { spec }: Meant): Promise<{ readonly path: string; readonly tree: Tree }> {
   const { files } = await core.deps.boots.of(op, spec, backendOf(core.deps, op, spec.backend).needs);
-  if (!('imagePath' in files)) throw op.error('failed_precondition', `the disks of the backend ${spec.backend} cannot be compared`);
+  if (!('imagePath' in files))
+    throw op.error('failed_precondition', `what stands on an image of the Docker Engine cannot be compared`, {
+      hint: 'what stands on an image of Hutch can: hutch image pull REF, then hutch run --backend docker --image REF',
+    });
   using limited = op.within(LOOK_MS, 'listing the files of an image');
   const argv = ['rdsquashfs', '--describe', files.imagePath];
   const { exitCode, stdout, stderr } = await core.deps.host.run(limited, argv, { outputBytesMax: LISTING_BYTES_MAX });
@@ -163,7 +186,7 @@ async function imageOf(core: Core, op: Operation, { spec }: Meant): Promise<{ re
   return { path: files.imagePath, tree: parseListing(Buffer.from(stdout).toString('latin1')) };
 }
 
-async function told(changes: AsyncIterable<Change>, before: Meant, after: Meant): Promise<Diff> {
+async function told(changes: AsyncIterable<Change<Content>>, before: Meant, after: Meant): Promise<Diff> {
   const counts = { added: 0, removed: 0, changed: 0 };
   const shown: Diff['changes'] = [];
   for await (const { path, change, before: old, after: now, what } of changes) {

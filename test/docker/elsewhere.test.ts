@@ -84,7 +84,18 @@ test('the agent is put in and speaks over the attached container: commands, file
   await daemon.call('sandbox.resume', { ref: id });
   await daemon.call('sandbox.restart', { ref: id });
   expect((await daemon.run(id, ['sh', '-c', 'wc -c < /tmp/x'])).stdout).toBe('8000000\n');
-  await daemon.call('sandbox.delete', { ref: id, force: true });
+
+  // Its disk can be kept there: what begins with it has an agent of its own put in.
+  const { id: snapshot } = await daemon.call('snapshot.create', { ref: id, diskOnly: true });
+  await daemon.run(id, ['rm', '/tmp/x']);
+  const begun = await daemon.call('sandbox.create', { from: snapshot });
+  await daemon.call('sandbox.restore', { ref: id, snapshot });
+  for (const ref of [begun.id, id]) {
+    expect((await daemon.run(ref, ['sh', '-c', 'wc -c < /tmp/x'])).stdout).toBe('8000000\n');
+    await daemon.call('sandbox.delete', { ref, force: true });
+  }
+  await daemon.call('snapshot.remove', { snapshot, cascade: true });
+  expect(JSON.stringify((await engine.ask('GET', '/images/json')).body)).not.toContain('hutch/snapshot');
   expect(await engine.containers()).toEqual([]);
 });
 

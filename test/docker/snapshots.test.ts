@@ -97,6 +97,16 @@ test('the disk of a container is kept while it runs on: what begins there, goes 
   expect(second).toMatchObject({ parentId: first.id });
   expect(second.ownBytes).toBeLessThan(1_000_000);
   await refused(daemon.call('snapshot.remove', { snapshot: 'first' }));
+
+  // What differs: of two, and of a sandbox as it is now, of which nothing stays in the Engine.
+  const told = async (snapshot: string, to: string) =>
+    (await daemon.call('snapshot.diff', { snapshot, to })).changes
+      .filter(({ path }) => path.startsWith('/root/'))
+      .map(({ path, change, what }) => `${change} ${path} ${what.join()}`.trim());
+  expect(await told('first', second.id)).toEqual(['changed /root/a content']);
+  await sh(begun.id, 'rm /root/c; chmod 700 /root/b; echo > /root/new; rm /root/a; echo one > /root/a; ln /root/new /root/same');
+  expect(await told('first', begun.id)).toEqual(['changed /root/b mode', 'removed /root/c', 'added /root/new', 'added /root/same']);
+  expect([...(await kept())].sort()).toEqual([first.id, second.id].sort());
   await daemon.call('snapshot.verify', { snapshot: second.id });
 
   // In one file, to who has nothing of it: all of its layers are in it.

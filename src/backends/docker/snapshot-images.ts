@@ -36,14 +36,14 @@ export class SnapshotImages {
     this.#engine = engine;
   }
 
-  /** Of what lies in that directory. What is no snapshot has one until it is disposed. */
-  hold(dir: string): Disposable & { readonly key: string } {
+  /** Of what lies in that directory. `lasts`: as long as that does; what is no snapshot's, until it is disposed. */
+  hold(dir: string): Disposable & { readonly key: string; readonly lasts: boolean } {
     const { host, snapshotsDir } = this.#config;
     const name = dir.slice(snapshotsDir.length + 1);
     const own = dir === join(snapshotsDir, name) && isId('snp', name) ? name : null;
     const key = own ?? `now-${Buffer.from(host.randomBytes(10)).toString('hex')}`;
     this.#held.add(key);
-    return { key, [Symbol.dispose]: () => void this.#held.delete(key) };
+    return { key, lasts: own !== null, [Symbol.dispose]: () => void this.#held.delete(key) };
   }
 
   labels(key: string, below: number): Record<string, string> {

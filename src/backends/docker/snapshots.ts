@@ -27,6 +27,9 @@ type Parts = {
 /** Below what an Engine mounts: who stands on it may be kept once more. */
 const STACK_MAX = LAYERS_MAX - 5;
 
+/** What is mounted in it, and where the Engine marks what it is. */
+const HIDES = ['.hutch', '.dockerenv'];
+
 export function newSnapshots(parts: Parts): Snapshots {
   const { config, engine, known, maker, images } = parts;
   const { host } = config;
@@ -52,6 +55,11 @@ export function newSnapshots(parts: Parts): Snapshots {
         const image = await imageInEngine(op, engine, dir, saved, saved.image);
         if (how === 'every byte') await readLayers(op, { host, engine }, image.Id, saved.layers, null);
       }
+    },
+    async layerFiles(op, dir, scratch) {
+      const pathOf = new Map((await layersIn(op, parts, dir, scratch)).map(({ digest, path }) => [digest, path]));
+      const { layers } = await readSaved(op, host, dir);
+      return { paths: layers.flatMap((digest) => pathOf.get(digest) ?? []), hides: HIDES };
     },
     portable: newPortable({ host, layersIn: (op, dir, scratch) => layersIn(op, parts, dir, scratch) }),
     async describe(op, dir) {
@@ -101,13 +109,32 @@ async function takeDisk(op: Operation, { config, engine, images }: Parts, { cont
     },
   });
   const digests = layersOf(image);
-  const [identity, { address }] = [await engine.identity(op), await engine.endpoint(op)];
-  const at = { id: image.Id, below: digests.slice(0, below), engine: { identity, address } };
-  const saved: Saved = { version: 1, layers: digests.slice(below), image: at, files: [] };
+  const layers = digests.slice(below);
+  const saved: Saved = held.lasts
+    ? { version: 1, layers, image: await placeOf(op, engine, image.Id, digests.slice(0, below)), files: [] }
+    : { version: 1, layers, image: null, files: await asFiles(op, { host, engine }, image.Id, layers, dir) };
   await writeSaved(op, host, dir, saved);
   const isSame = since !== null && (await readSaved(op, host, since)).layers.at(-1) === saved.layers.at(-1);
   undo.move();
+  held[Symbol.dispose]();
+  if (!held.lasts) await images.sweep(op);
   return { stillMs, ownBytes: isSame ? 0 : Math.max(0, image.Size - before.Size), apparentBytes: image.Size };
+}
+
+async function placeOf(op: Operation, engine: Engine, id: string, below: readonly string[]): Promise<NonNullable<Saved['image']>> {
+  const [identity, { address }] = [await engine.identity(op), await engine.endpoint(op)];
+  return { id, below: [...below], engine: { identity, address } };
+}
+
+async function asFiles(
+  op: Operation,
+  parts: Pick<Parts, 'engine'> & { readonly host: Host },
+  id: string,
+  layers: readonly string[],
+  dir: string,
+) {
+  const found = await readLayers(op, parts, id, layers, dir);
+  return [...found.values()].map(({ digest, bytes }) => ({ digest, bytes }));
 }
 
 /** In the Engine: what was brought here is brought there first. */

@@ -23,7 +23,7 @@ export const ROWS: readonly (readonly [string, (can: Can) => string])[] = [
   ['pause', ({ pause }) => YES_NO(pause)],
   ['suspend', ({ suspend }) => YES_NO(suspend)],
   ['fork', ({ fork }) => YES_NO(fork)],
-  ['snapshot', ({ snapshot }) => YES_NO(snapshot)],
+  ['snapshot', ({ snapshot, fork }) => (snapshot && !fork ? 'disk only' : YES_NO(snapshot))],
   ['disk as an image', ({ diskSnapshot }) => YES_NO(diskSnapshot)],
   ['host directories', ({ hostDirectories }) => YES_NO(hostDirectories)],
   ['volumes', ({ volumes }) => YES_NO(volumes)],

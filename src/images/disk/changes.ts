@@ -5,7 +5,10 @@ import type { Inode } from './ext4.ts';
 export const NODE_TYPES = ['file', 'directory', 'symlink', 'device', 'fifo', 'socket'] as const;
 export type NodeType = (typeof NODE_TYPES)[number];
 
-export type Node = {
+type Sized = { readonly sizeBytes: number };
+
+/** `C`: what a file of a layer is read by. */
+export type Node<C extends Sized = Inode> = {
   readonly type: NodeType;
   /** Permissions. */
   readonly mode: number;
@@ -14,29 +17,33 @@ export type Node = {
   /** Of a symlink; which device it is. */
   readonly target: string;
   /** Null: of the image. */
-  readonly inode: Inode | null;
+  readonly inode: C | null;
 };
 
 /** By path, without a slash in front. */
-export type Tree = ReadonlyMap<string, Node>;
+export type Tree<C extends Sized = Inode> = ReadonlyMap<string, Node<C>>;
 
 /** What a layer has: files of its own, names that it takes away, and directories that hide what the image has in them. */
-export type Layer = { readonly nodes: Tree; readonly gone: ReadonlySet<string>; readonly opaque: ReadonlySet<string> };
+export type Layer<C extends Sized = Inode> = {
+  readonly nodes: Tree<C>;
+  readonly gone: ReadonlySet<string>;
+  readonly opaque: ReadonlySet<string>;
+};
 
 export const ASPECTS = ['type', 'content', 'mode', 'owner', 'target'] as const;
 export type Aspect = (typeof ASPECTS)[number];
 
-export type Change = {
+export type Change<C extends Sized = Inode> = {
   readonly path: string;
   readonly change: 'added' | 'removed' | 'changed';
-  readonly before: Node | null;
-  readonly after: Node | null;
+  readonly before: Node<C> | null;
+  readonly after: Node<C> | null;
   /** Of what is changed. */
   readonly what: readonly Aspect[];
 };
 
 /** As overlayfs joins them. */
-export function joined(image: Tree, { nodes, gone, opaque }: Layer): Tree {
+export function joined<C extends Sized>(image: Tree<C>, { nodes, gone, opaque }: Layer<C>): Tree<C> {
   const isHidden = (path: string): boolean => {
     if (gone.has(path)) return true;
     for (let at = path.lastIndexOf('/'); at > 0; at = path.lastIndexOf('/', at - 1)) {
@@ -46,18 +53,18 @@ export function joined(image: Tree, { nodes, gone, opaque }: Layer): Tree {
     }
     return false;
   };
-  const found = new Map<string, Node>();
+  const found = new Map<string, Node<C>>();
   for (const [path, node] of image) if (!isHidden(path)) found.set(path, node);
   for (const [path, node] of nodes) found.set(path, node);
   return found;
 }
 
 /** In the order of their paths. `isSameContent` is asked of two files of which at least one is a layer's. */
-export async function* changesBetween(
-  before: Tree,
-  after: Tree,
-  isSameContent: (path: string, before: Node, after: Node) => Promise<boolean>,
-): AsyncGenerator<Change> {
+export async function* changesBetween<C extends Sized>(
+  before: Tree<C>,
+  after: Tree<C>,
+  isSameContent: (path: string, before: Node<C>, after: Node<C>) => Promise<boolean>,
+): AsyncGenerator<Change<C>> {
   const paths = [...new Set([...before.keys(), ...after.keys()])].sort();
   for (const path of paths) {
     const [old, now] = [before.get(path) ?? null, after.get(path) ?? null];
@@ -71,7 +78,12 @@ export async function* changesBetween(
   }
 }
 
-async function aspects(path: string, before: Node, after: Node, isSameContent: Parameters<typeof changesBetween>[2]): Promise<Aspect[]> {
+async function aspects<C extends Sized>(
+  path: string,
+  before: Node<C>,
+  after: Node<C>,
+  isSameContent: (path: string, before: Node<C>, after: Node<C>) => Promise<boolean>,
+): Promise<Aspect[]> {
   if (before.type !== after.type) return ['type'];
   const isOther: readonly (readonly [Aspect, boolean])[] = [
     ['content', before.type === 'file' && !(await isSameContent(path, before, after))],
