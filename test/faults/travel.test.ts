@@ -257,7 +257,7 @@ test(`what is damaged, lies or does not fit is refused, and leaves nothing (seed
     [() => ({ image: { digest, names: ['web:1'], travels: true } }), /needs what is not here: image sha256:0+ \(web:1\)/],
     [() => ({ kernel: { digest, version: '9.9' } }), /needs what is not here: kernel sha256:0+ \(9\.9\)/],
     [() => ({ kernel: null }), /names no kernel where it needs one/],
-    [() => ({ backend: 'docker' }), /its machine is damaged/],
+    [() => ({ backend: 'docker' }), /one where none is booted/],
     [() => ({ name: 'Not A Name' }), /is no name/],
     [({ made }) => ({ made: { ...made, env: { 'a=b': 'c' } } }), /made as is damaged: 'env/],
     [({ made }) => ({ made: { ...made, mounts: [{ source: '/etc', target: '/etc', readOnly: false }] } }), /made as is damaged/],
