@@ -27,7 +27,8 @@ export async function run(context: Context, args: Args): Promise<number> {
   return await forEachRef(context, args.positionals, (ref) => change(context, 'sandbox.set', { ref, ...wanted }), {
     text: ({ sandbox, now, atNextStart }) => {
       const listed = (names: Result['now']): string => names.map((name) => WORDS[name]).join(', ');
-      const again = sandbox.state === 'running' || sandbox.state === 'paused' ? 'restart' : 'start';
+      // A suspended one that is started goes on as it was.
+      const again = ['running', 'paused', 'suspended'].includes(sandbox.state) ? 'restart' : 'start';
       const lines = [
         ...(now.length === 0 ? [] : [`${sandbox.name}: ${listed(now)}: now`]),
         ...(atNextStart.length === 0
