@@ -96,10 +96,8 @@ export async function loadImage(op: Operation, { host, engine }: { readonly host
       ...[...new Map(of.above.map((file) => [file.digest, file])).values()].map(({ digest, path, bytes }) => ({
         ...{ name: nameOf(digest), bytes, content: () => host.readStream(op, path) },
       })),
-      ...[
-        [configName, config],
-        ['manifest.json', manifest],
-      ].map(([name, bytes]) => ({ name: name as string, bytes: (bytes as Buffer).byteLength, content: () => [bytes as Buffer] })),
+      { name: configName, bytes: config.byteLength, content: () => [config] },
+      { name: 'manifest.json', bytes: manifest.byteLength, content: () => [manifest] },
     ];
     for (const { name, bytes, content } of files) {
       yield tarHeader({ ...entry, path: name, sizeBytes: bytes });

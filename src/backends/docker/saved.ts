@@ -10,6 +10,7 @@ export const LAYERS_MAX = 125;
 const BYTES_MAX = 16 * 1024 ** 4;
 
 const layers = z.array(digest).min(1).max(LAYERS_MAX);
+const files = z.array(z.strictObject({ digest, bytes: z.int().min(0).max(BYTES_MAX) })).max(LAYERS_MAX);
 const savedSchema = z.strictObject({
   version: z.literal(1),
   /** Of what it stands on beside the image: the last one is what was written last. */
@@ -23,7 +24,7 @@ const savedSchema = z.strictObject({
     })
     .nullable(),
   /** Those that lie beside this, as files. */
-  files: z.array(z.strictObject({ digest, bytes: z.int().min(0).max(BYTES_MAX) })).max(LAYERS_MAX),
+  files,
 });
 export type Saved = z.infer<typeof savedSchema>;
 
@@ -31,10 +32,7 @@ export type Saved = z.infer<typeof savedSchema>;
 const machineSchema = z.strictObject({
   version: z.literal(1),
   layers,
-  files: z
-    .array(z.strictObject({ digest, bytes: z.int().min(0).max(BYTES_MAX) }))
-    .min(1)
-    .max(LAYERS_MAX),
+  files: files.min(1),
 });
 export type Machine = z.infer<typeof machineSchema>;
 

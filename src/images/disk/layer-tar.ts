@@ -53,7 +53,7 @@ async function nodeOf(
   const hash = createHash('sha256');
   if (entry.type === 'file') for await (const chunk of reader.content()) hash.update(chunk);
   const inode = { sizeBytes: entry.sizeBytes, sha256: hash.digest('hex') };
-  return { type: entry.type === 'character' || entry.type === 'block' ? 'device' : entry.type, mode, uid, gid, target, inode };
+  return { type: isDevice ? 'device' : entry.type, mode, uid, gid, target, inode };
 }
 
 function plain(path: string): string {
