@@ -12,8 +12,8 @@ Made from the table of verbs by \`scripts/generate-cli-docs.ts\`: change the tab
 A sandbox is named by its id, its name, or a unique beginning of either (at least three characters). Several may stand in one
 command: each is tried, a bad one fails alone, and the worst outcome is the exit code.
 
-Results go to stdout. Progress is shown on a terminal, on stderr; elsewhere one plain line there says that something is done once and takes long, and with
-\`--json\` nothing does. Nothing asks a question.
+Results go to stdout. Progress is shown on a terminal, on stderr; elsewhere plain lines there say what is done once and takes long, and now and then how far
+that is; with \`--json\` nothing does. Nothing asks a question.
 
 ## --json
 

@@ -8,7 +8,10 @@ import type { BareTemplate } from './restore.ts';
 
 /** `memoryMiB`: of the sandbox, in place of what is usual. No other may run there. */
 export async function templateOf(place: Place, memoryMiB?: number): Promise<BareTemplate> {
-  await using _sandbox = await place.hutch.create({ network: 'none', ...(memoryMiB === undefined ? {} : { memoryMiB }) });
+  const create = () => place.hutch.create({ network: 'none', ...(memoryMiB === undefined ? {} : { memoryMiB }) });
+  // The first of its kind boots by itself; the next one comes from the template, and waits until that is there.
+  await (await create())[Symbol.asyncDispose]();
+  await using _sandbox = await create();
   const [machine] = place.machines();
   if (machine === undefined) throw new Error('a sandbox was made, but no QEMU of it is to be seen');
   const argv = readFileSync(`/proc/${machine.vmm}/cmdline`, 'utf8').split('\0');

@@ -103,6 +103,7 @@ export class DiskSeeds {
       using release = op.releasing(10_000);
       await host.remove(release, path);
     });
+    await host.makeDir(op, this.#dir, 0o711); // somebody may have removed it since
     await host.truncate(op, path, sizeBytes);
     using limited = op.within(60_000, 'mke2fs');
     const programs = [['mke2fs', ...MKFS_OPTIONS, path], ...(this.#removed === 'gives-back' ? [['tune2fs', '-o', 'discard', path]] : [])];

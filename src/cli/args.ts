@@ -11,6 +11,8 @@ export class Args {
   readonly command: readonly string[];
   /** A flag of ours in a command that no `--` precedes: it is the command's, and may not have been meant for it. */
   readonly swallowed: string | null;
+  /** Whether a `--` precedes the command, so that nothing else can be meant by it. */
+  readonly isPlainly: boolean;
   readonly #known: ReadonlySet<string>;
   readonly #values: ReadonlyMap<string, readonly string[]>;
 
@@ -19,13 +21,14 @@ export class Args {
     values: ReadonlyMap<string, readonly string[]>,
     positionals: readonly string[],
     command: readonly string[],
-    swallowed: string | null = null,
+    { swallowed = null, isPlainly = false }: { readonly swallowed?: string | null; readonly isPlainly?: boolean } = {},
   ) {
     this.#known = known;
     this.#values = values;
     this.positionals = positionals;
     this.command = command;
     this.swallowed = swallowed;
+    this.isPlainly = isPlainly;
   }
 
   /** Whether a switch is on. */
@@ -80,7 +83,7 @@ export function readArgs(path: string, leaf: Leaf, argv: readonly string[]): Arg
   if (leaf.loneWord === 'name' && isBare) checkNoName(path, isOwn, argv.slice(0, end), command);
   checkCounts(path, leaf, positionals, command);
   const swallowed = isBare ? (command.slice(1).find(isOwn) ?? null) : null;
-  return new Args(known, values, positionals, command, swallowed);
+  return new Args(known, values, positionals, command, { swallowed, isPlainly: !isBare });
 }
 
 type Tokens = ReturnType<typeof tokensOf>;

@@ -66,6 +66,9 @@ export async function change<N extends UnaryVerb>(context: Context, verb: N, inp
         opId,
       });
     }
+    // By us, for whoever typed Ctrl-C: not somebody else's doing.
+    if (interrupts.signal.aborted && error instanceof HutchError && error.code === 'cancelled' && error.opId !== null)
+      throw new HutchError({ code: 'cancelled', message: 'interrupted; what was begun is cleaned up', opId: error.opId, cause: error });
     throw error;
   } finally {
     clearTimeout(limit);

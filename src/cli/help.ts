@@ -9,7 +9,7 @@ export function overview(): string {
   const width = Math.max(...LISTED.map(({ name }) => name.length));
   const groups = GROUPS.map((group) => {
     const lines = LISTED.filter((verb) => verb.group === group).map(({ name, summary }) => `  ${name.padEnd(width)}  ${summary}`);
-    return `${group}\n${lines.join('\n')}`;
+    return [group, ...lines, ...alsoLines(group, width)].join('\n');
   });
   return [
     'Hutch gives you sandboxes: computers of their own, in a fraction of a second.',
@@ -22,6 +22,27 @@ export function overview(): string {
     'hutch VERB --help tells more. A sandbox is named by its id, its name, or a unique beginning of either.',
     '',
   ].join('\n');
+}
+
+/** Columns of a terminal that nobody has made wider. */
+const COLUMNS = 80;
+
+/** The words that mean something in a group of verbs: enough to know that they are there. */
+function alsoLines(group: Group, width: number): readonly string[] {
+  const lines: string[] = [];
+  for (const word of alsoWords(group)) {
+    const longer = `${lines.at(-1) ?? ''}, ${word}`;
+    if (lines.length > 0 && width + 4 + longer.length < COLUMNS) lines[lines.length - 1] = longer;
+    else lines.push(word);
+  }
+  return lines.map((line, index) => `  ${(index === 0 ? 'also' : '').padEnd(width)}  ${line}${index < lines.length - 1 ? ',' : ''}`);
+}
+
+/** What may be typed first, belongs to that group of the overview, and has no line of its own there. */
+function alsoWords(group: Group): readonly string[] {
+  const within = VERBS.filter((verb) => verb.group === group);
+  const listed = within.flatMap(({ name, under }) => (under === undefined ? [] : [name]));
+  return [...listed, ...within.flatMap((verb) => (isBranch(verb) ? verb.subverbs.flatMap(({ also }) => also ?? []) : []))].sort();
 }
 
 export function usageLine(path: string, leaf: Leaf): string {
@@ -68,7 +89,8 @@ export function branchHelp(branch: Branch): string {
 
 /** What `overview` tells. */
 export function overviewJson(): string {
-  return json({ verbs: LISTED.map(({ name, group, summary }) => ({ name, group, summary })) });
+  const verbs = LISTED.map(({ name, group, summary }) => ({ name, group, summary }));
+  return json({ verbs, also: GROUPS.flatMap((group) => alsoWords(group).map((name) => ({ name, group }))) });
 }
 
 /** What `leafHelp` tells. */

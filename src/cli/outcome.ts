@@ -15,7 +15,7 @@ export async function outcome(context: Context, exit: ProcessExit): Promise<numb
     if (!context.json) await io.err('error: its time was up\n');
     return exitOf('timedOut');
   }
-  if (exit.oomKilled && !context.json)
+  if (exit.oomKilled && exit.error === null && !context.json)
     await io.err('error: it was killed because the sandbox ran out of memory\nhint: give it more with --memory\n');
   return exit.exitCode;
 }

@@ -34,6 +34,44 @@ test.each([true, false])('what a sandbox is made without is told once, and stays
   }
 });
 
+test('what takes long says without a terminal too how far it is: a line for each part or ten per cent, and not many of them', () => {
+  const write = vi.spyOn(process.stderr, 'write').mockReturnValue(true);
+  const clock = vi.spyOn(performance, 'now');
+  try {
+    const line = newProgressLine({ isTerminal: { stdin: true, stdout: true, stderr: false } } as Io, false);
+    // A minute: an answer each tenth of a second.
+    for (let tenth = 0; tenth < 600; tenth += 1) {
+      clock.mockReturnValue(tenth * 100);
+      line.show({ step: 'image', detail: tenth < 300 ? 'fetching' : 'packing', done: tenth % 300, total: 300, unit: 'items' });
+    }
+    const lines = write.mock.calls.map(([text]) => String(text));
+    expect(lines[0]).toContain('preparing the kernel and the image');
+    expect(lines).toEqual(expect.arrayContaining(['hutch: image: fetching (10 %)\n', 'hutch: image: packing (50 %)\n']));
+    expect(new Set(lines).size).toBe(lines.length);
+    expect(lines.length).toBeLessThanOrEqual(22);
+    // What takes seconds on most machines says no more than that it began, however slow this one is.
+    write.mockClear();
+    for (const [second, detail] of [
+      [60, 'booting the guest once'],
+      [75, 'saving the machine'],
+    ] as const) {
+      clock.mockReturnValue(second * 1_000);
+      line.show({ step: 'template', detail });
+    }
+    expect(write.mock.calls).toHaveLength(1);
+    // What nobody would miss without a terminal is not told, however long it takes.
+    write.mockClear();
+    for (let second = 80; second < 99; second += 1) {
+      clock.mockReturnValue(second * 1_000);
+      line.show({ step: 'making the disk', done: second, total: 100, unit: 'items' });
+    }
+    expect(write).not.toHaveBeenCalled();
+  } finally {
+    clock.mockRestore();
+    write.mockRestore();
+  }
+});
+
 test('progress is shown on a terminal; elsewhere one plain line says what takes long and is done once, and with --json nothing', () => {
   const write = vi.spyOn(process.stderr, 'write').mockReturnValue(true);
   try {

@@ -7,7 +7,7 @@ import { type FileSync, parseFileSync } from '../domain/file-sync.ts';
 import { parseMount } from '../domain/mount.ts';
 import { parsePublish } from '../domain/published-port.ts';
 import {
-  BACKENDS,
+  BACKENDS_HERE,
   IDLE_ACTIONS,
   type IdleAction,
   NETWORK_MODES,
@@ -55,7 +55,7 @@ export async function createSpec(context: Context, args: Args): Promise<CreateIn
     ...(args.has('force') ? { force: true } : {}),
     ...(image === undefined ? {} : { image: image.text }),
     ...plain(args, 'kernel'),
-    ...(backend === undefined ? {} : { backend: oneOf(backend, BACKENDS) }),
+    ...(backend === undefined ? {} : { backend: oneOf(backend, BACKENDS_HERE) }),
     ...(cpus === undefined ? {} : { cpus: wholeNumber('cpus', cpus.text, 1, CPUS_MAX, cpus.what) }),
     ...(memory === undefined ? {} : { memoryMiB: sizeMiB('memory', memory.text, MEMORY_MIB, memory.what) }),
     ...(disk === undefined ? {} : { diskMiB: sizeMiB('disk', disk.text, DISK_MIB, disk.what) }),

@@ -10,7 +10,7 @@ import { bashCompletion, fishCompletion, zshCompletion } from './completions.ts'
 import { EXIT_CODES, exitOfError, worstExit } from './exit-codes.ts';
 import { allLeaves, branchHelp, branchJson, leafHelp, leafJson, overview, overviewJson } from './help.ts';
 import { isBranch } from './verb.ts';
-import { alsoCalled, LISTED, listedUnder, VERBS } from './verbs.ts';
+import { alsoCalled, firstWords, LISTED, listedUnder, VERBS } from './verbs.ts';
 
 test('there are at most 30 verbs, and each first word means one thing', () => {
   expect(LISTED.length).toBeLessThanOrEqual(30);
@@ -31,7 +31,18 @@ test('the overview lists every verb under its group', () => {
   }
 });
 
-test('a verb that a group lists is in its help, and not in the overview', () => {
+test('all that may be typed first, and all that the manual has, is in the overview', () => {
+  const words = new Set(overview().match(/[a-z-]+/g));
+  const manual = [...readFileSync('docs/cli.md', 'utf8').matchAll(/^### ([a-z-]+)$/gm)].map(([, verb]) => verb ?? '');
+  expect(manual.length).toBeGreaterThan(30);
+  expect([...manual, ...firstWords()].filter((word) => !words.has(word))).toEqual([]);
+  expect(overview()).toMatch(/^ {2}also +bring, diff, .*ssh/m);
+  for (const line of overview().split('\n')) if (line.startsWith('  also')) expect(line.length).toBeLessThanOrEqual(80);
+  const { verbs, also } = JSON.parse(overviewJson());
+  expect([...verbs, ...also].map(({ name }) => name).sort()).toEqual([...firstWords()].sort());
+});
+
+test('a verb that a group lists is in its help, and has no line of its own in the overview', () => {
   for (const verb of VERBS) {
     if (verb.under === undefined) continue;
     expect(overview()).not.toContain(`\n  ${verb.name} `);

@@ -3,7 +3,7 @@ import { dirname } from 'node:path';
 import { type FileValue, readToml } from '../config/toml.ts';
 import { parseDuration } from '../domain/duration.ts';
 import { nearest } from '../domain/nearest.ts';
-import { BACKENDS, NETWORK_MODES } from '../domain/sandbox.ts';
+import { BACKENDS_HERE, NETWORK_MODES } from '../domain/sandbox.ts';
 import { bytesToMiB, MIB, parseSize } from '../domain/size.ts';
 import type { Input } from '../services/verbs.ts';
 import { usage } from './args.ts';
@@ -42,7 +42,7 @@ export function readTemplateFile(text: string, file: string, given: { readonly n
     name,
     ...present('image', read.text('image')),
     ...present('kernel', read.text('kernel')),
-    ...present('backend', read.word('backend', BACKENDS)),
+    ...present('backend', read.word('backend', BACKENDS_HERE)),
     ...present('cpus', read.whole('cpus')),
     ...present('memoryMiB', read.size('memory')),
     ...present('diskMiB', read.size('disk')),

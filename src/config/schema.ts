@@ -2,7 +2,7 @@
 // `config show`, the documentation and the error for a misspelt key are all made from this table.
 import type * as z from 'zod';
 import { isName } from '../domain/ids.ts';
-import { BACKENDS } from '../domain/sandbox.ts';
+import { BACKENDS_HERE } from '../domain/sandbox.ts';
 import { fileSyncLeaf } from './file-sync.ts';
 import { countLeaf, durationLeaf, flagLeaf, type Leaf, listLeaf, mebibytesLeaf, orWord, textLeaf, wordLeaf } from './leaf.ts';
 
@@ -99,11 +99,15 @@ export const KEYS = {
     warm: countLeaf({
       fallback: 1,
       about:
-        'Sandboxes of the default image and shape that are started before anybody asks for them; each takes some 35 MiB of memory. 0: none',
+        'Sandboxes of the default image and shape that are started before anybody asks for them, and one for the next build; each takes some 35 MiB of memory. 0: none',
       min: 0,
       max: 16,
     }),
-    backend: wordLeaf({ fallback: 'auto', about: 'What runs sandboxes; auto: the best that works here', words: ['auto', ...BACKENDS] }),
+    backend: wordLeaf({
+      fallback: 'auto',
+      about: 'What runs sandboxes; auto: the best that works here',
+      words: ['auto', ...BACKENDS_HERE],
+    }),
   },
   images: {
     insecure_registries: listLeaf({

@@ -15,9 +15,9 @@ import { prepareInitramfs } from '../images/initramfs.ts';
 import { findKernel, openKernel, type PreparedKernel, prepareKernel } from '../images/kernel.ts';
 import { imagePaths, MADE, removeLeftovers } from '../images/layout.ts';
 import type { ImageLibrary } from '../images/library.ts';
-import type { Boot, BootSource } from '../services/deps.ts';
+import type { Boot, BootSource, KernelChoice } from '../services/deps.ts';
 import type { Store } from '../store/contract.ts';
-import type { ImageRules } from './image-rules.ts';
+import { type ImageRules, isOfHutch } from './image-rules.ts';
 
 export type BootsOptions = {
   readonly host: Host;
@@ -104,6 +104,8 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
       if (name === DEFAULT_IMAGE) {
         // Whoever comes second waits for the first, and tries itself when the first was cancelled.
         while (making !== null) await making.catch(() => {});
+        const come = await broughtDefault(op);
+        if (come !== undefined) return await opened(op, come, needs, choice);
         making = make(op, needs, kernel).finally(() => {
           making = null;
         });
@@ -113,10 +115,7 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
       }
       const here = await onRecord(name);
       const record = here === undefined ? await pulled(op, name) : (await mayUse(op, here, name)) ? here : await brought(op, name, here);
-      const boot = await open(op, record, kernel?.digest ?? null, choice?.by ?? 'default', needs, 'get');
-      // By its id only: names move.
-      remember(keyOf(needs, boot.image.id, kernel?.id ?? null), boot);
-      return boot;
+      return await opened(op, record, needs, choice);
     },
 
     async of(op, { imageId, kernelId }, needs) {
@@ -130,6 +129,20 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
       return boot;
     },
   };
+
+  /** For a sandbox that is to be. */
+  async function opened(op: Operation, record: Image, needs: BootNeed, choice: KernelChoice | null): Promise<Boot> {
+    const boot = await open(op, record, choice?.kernel.digest ?? null, choice?.by ?? 'default', needs, 'get');
+    // By its id only: names move.
+    remember(keyOf(needs, boot.image.id, choice?.kernel.id ?? null), boot);
+    return boot;
+  }
+
+  /** The default image of another machine, which an archive brought: then none is made of packages here. */
+  async function broughtDefault(op: Operation): Promise<Image | undefined> {
+    const image = (await store.query('images', {})).find(({ names }) => names.includes(DEFAULT_IMAGE));
+    return image !== undefined && !isOfHutch(image) && (await mayUse(op, image, DEFAULT_IMAGE)) ? image : undefined;
+  }
 
   /** Files of a user's are looked at before each start; and what an Engine has, it may have no more. */
   function remember(key: string, boot: Boot): void {

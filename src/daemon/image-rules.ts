@@ -66,6 +66,6 @@ function policyOf(
 }
 
 /** Of Debian's packages, by `hutch` itself: of no project. */
-function isOfHutch({ detail: { source } }: Image): boolean {
+export function isOfHutch({ detail: { source } }: Image): boolean {
   return typeof source === 'object' && source !== null && 'kind' in source && source.kind === 'mmdebstrap';
 }

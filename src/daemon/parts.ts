@@ -1,6 +1,6 @@
 // The parts that a real daemon is made of: the backends with their networks, and what boots in them.
 import { fileURLToPath } from 'node:url';
-import type { Backend } from '../backends/backend.ts';
+import { type Backend, NO_KVM } from '../backends/backend.ts';
 import { newDockerBackend } from '../backends/docker/backend.ts';
 import { newGvisorBackend } from '../backends/gvisor/backend.ts';
 import type { GvisorConfig } from '../backends/gvisor/config.ts';
@@ -28,7 +28,7 @@ import type { DaemonOptions } from './daemon.ts';
 import { type ImageRules, imageRules } from './image-rules.ts';
 import { checkReachable } from './reachable.ts';
 import { openUsers, type Users } from './users.ts';
-import { warmGuest } from './warm.ts';
+import { greetGuest, warmGuest } from './warm.ts';
 
 /** Builds templates; no sandbox's user is ever this one. */
 const TEMPLATE_UID = SANDBOX_UIDS.last + 1;
@@ -54,6 +54,7 @@ export const makeParts: DaemonOptions['makeParts'] = async ({ op, host, store, p
     network,
     templateDiskMiB: config.sandbox.disk,
     warmAgent: (warming, dial, disk) => warmGuest(warming, host, dial, disk),
+    greetAgent: greetGuest,
   });
   const rules = imageRules(store, config);
   const library = imageLibrary(host, places, config, env, rules);
@@ -75,7 +76,9 @@ export const makeParts: DaemonOptions['makeParts'] = async ({ op, host, store, p
 function whyNoKvm(qemu: Backend): GvisorConfig['whyNoKvm'] {
   return async (op) => {
     const probe = await qemu.probe(op);
-    return probe.ok && probe.can.acceleration !== 'kvm' ? 'a small guest of QEMU did not run under /dev/kvm' : null;
+    if (!probe.ok || probe.can.acceleration === 'kvm') return null;
+    const told = probe.can.notes.find((note) => note.startsWith(NO_KVM));
+    return told?.slice(NO_KVM.length) ?? 'a small guest of QEMU did not run under /dev/kvm';
   };
 }
 

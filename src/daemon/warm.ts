@@ -23,6 +23,12 @@ const NOBODY = {
   secrets: {},
 } as const;
 
+/** Until a guest that boots has come so far; nothing of it is changed. */
+export async function greetGuest(op: Operation, dial: (op: Operation) => Promise<Duplex>): Promise<void> {
+  using agent = await connectAgent(op, await dial(op));
+  await agent.hello(op);
+}
+
 export async function warmGuest(
   op: Operation,
   host: Pick<Host, 'nowMs' | 'randomBytes'>,

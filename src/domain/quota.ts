@@ -9,6 +9,7 @@ export const QUOTAS = {
   memoryMiB: { unit: 'MiB', about: 'memory of all of them together' },
   diskMiB: { unit: 'MiB', about: 'disks of all of them together, and volumes' },
   imageMiB: { unit: 'MiB', about: 'images that it pulled, imported or built' },
+  snapshotMiB: { unit: 'MiB', about: 'what is stored for its snapshots alone, those kept to undo and of templates included' },
   builds: { unit: '', about: 'builds at once, waiting or not' },
   buildsPerDay: { unit: '', about: 'builds that began within 24 hours' },
   buildMinutes: { unit: 'minutes', about: 'minutes that each build may take' },
@@ -34,7 +35,17 @@ export type ProjectQuota = {
   readonly use: Use;
 };
 
-export const NO_USE: Use = { sandboxes: 0, cpus: 0, memoryMiB: 0, diskMiB: 0, imageMiB: 0, builds: 0, buildsPerDay: 0, buildMinutes: 0 };
+export const NO_USE: Use = {
+  sandboxes: 0,
+  cpus: 0,
+  memoryMiB: 0,
+  diskMiB: 0,
+  imageMiB: 0,
+  snapshotMiB: 0,
+  builds: 0,
+  buildsPerDay: 0,
+  buildMinutes: 0,
+};
 
 /** What holds of a project's own bounds and its tier's. */
 export function effective(own: Bounds, tier: Bounds | null): ProjectQuota['bounds'] {
@@ -48,6 +59,7 @@ export function effective(own: Bounds, tier: Bounds | null): ProjectQuota['bound
     memoryMiB: bound('memoryMiB'),
     diskMiB: bound('diskMiB'),
     imageMiB: bound('imageMiB'),
+    snapshotMiB: bound('snapshotMiB'),
     builds: bound('builds'),
     buildsPerDay: bound('buildsPerDay'),
     buildMinutes: bound('buildMinutes'),

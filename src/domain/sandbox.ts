@@ -11,8 +11,12 @@ import type { FileSync } from './file-sync.ts';
 import type { ImageId, KernelId, OpId, ProjectId, SandboxId, SnapshotId } from './ids.ts';
 import type { Mount } from './mount.ts';
 
+/** What a record may name. */
 export const BACKENDS = ['qemu', 'gvisor', 'docker', 'firecracker', 'cloud-hypervisor'] as const;
 export type BackendName = (typeof BACKENDS)[number];
+
+/** Those that this release has: what is offered to whoever chooses one. */
+export const BACKENDS_HERE = ['qemu', 'gvisor', 'docker'] as const satisfies readonly BackendName[];
 
 export type Shape = {
   readonly cpus: number;

@@ -3,6 +3,8 @@
 import type { SandboxId, SnapshotId } from './ids.ts';
 import type { Snapshot } from './snapshot.ts';
 
+const TOO_MUCH = 'together they take too much';
+
 export type SnapshotPolicy = {
   /** Of each sandbox the newest so many. */
   readonly keep?: number | undefined;
@@ -44,8 +46,12 @@ export function judgeSnapshots<T extends PolicySnapshot>(
   const left = (): number => snapshots.reduce((sum, { id, ownBytes }) => sum + (going.has(id) ? 0 : ownBytes), 0);
   while (left() > bytesMax) {
     const oldest = newestFirst.findLast((snapshot) => !going.has(snapshot.id) && holders(snapshot).length === 0);
-    if (oldest === undefined) break;
-    going.set(oldest.id, { snapshot: oldest, why: 'together they take too much, and it is the oldest on which nothing stands' });
+    if (oldest === undefined) {
+      // What is left is held, each of it: that is why it is too much still.
+      for (const { id } of newestFirst) if (!wanted.has(id)) wanted.set(id, TOO_MUCH);
+      break;
+    }
+    going.set(oldest.id, { snapshot: oldest, why: `${TOO_MUCH}, and it is the oldest on which nothing stands` });
   }
   const staying = newestFirst
     .filter(({ id }) => wanted.has(id) && !going.has(id))

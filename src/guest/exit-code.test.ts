@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import { HutchError } from '../domain/errors.ts';
-import { exitCode, signalNumber, startFailureCode } from './exit-code.ts';
+import { exitCode, signalNumber, startFailureCode, startFailureText } from './exit-code.ts';
 import { AgentError } from './failure.ts';
 
 test('a program that returned gives its code, one that a signal ended 128 and the signal', () => {
@@ -30,4 +30,10 @@ test('a program that is not there is 127, one that cannot run 126, and our own f
   expect(startFailureCode(failed('internal', null))).toBeNull();
   expect(startFailureCode(new HutchError({ code: 'unavailable', message: 'x' }))).toBeNull();
   expect(startFailureCode(new Error('x'))).toBeNull();
+  expect(startFailureText('/etc/passwd', failed('permission_denied', 'EACCES')).message).toBe('cannot run /etc/passwd: permission denied');
+  expect(startFailureText('/a', failed('internal', 'ENOEXEC'))).toEqual({
+    message: 'cannot run /a: it is no program of this machine',
+    hint: expect.stringContaining('#!/bin/sh'),
+  });
+  expect(startFailureText('/b', failed('not_found', 'ENOENT'))).toEqual({ message: 'cannot run /b: x' });
 });

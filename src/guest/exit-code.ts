@@ -1,6 +1,6 @@
 // Exit codes as a shell gives them: the program's own, or 128 and the signal that ended it.
 import { HutchError } from '../domain/errors.ts';
-import { AgentError } from './failure.ts';
+import { AgentError, errnoOf } from './failure.ts';
 import type { Exit } from './messages.ts';
 
 /** Linux on x86_64 and arm64. */
@@ -71,4 +71,20 @@ export function startFailureCode(error: unknown): typeof EXIT_NOT_EXECUTABLE | t
   if (errno === null) return null;
   if (error.code === 'not_found' && errno === 'ENOENT') return EXIT_NOT_FOUND;
   return error.code === 'unavailable' ? null : EXIT_NOT_EXECUTABLE;
+}
+
+/** Of what `startFailureCode` has a code for: what a person is told of `program`, and what helps. */
+export function startFailureText(program: string, error: HutchError): { readonly message: string; readonly hint?: string } {
+  const errno = errnoOf(error);
+  const cannot = `cannot run ${program}`;
+  if (errno === 'EACCES') {
+    const hint = 'it is no program (chmod +x makes it one), or its user may not run it or reach it; as root: -u root';
+    return { message: `${cannot}: permission denied`, hint };
+  }
+  if (errno === 'ENOEXEC')
+    return {
+      message: `${cannot}: it is no program of this machine`,
+      hint: 'a script begins with a line like #!/bin/sh; programs are of x86_64',
+    };
+  return { message: `${cannot}: ${error.message}` };
 }

@@ -105,10 +105,20 @@ export class AgentLink implements Disposable {
     return held;
   }
 
-  /** As `hold`, but it is the agent that closes the connection, to come again by itself later: returns when it has. */
-  async letGo(op: Operation, reconnectAfterMs: number): Promise<Disposable> {
-    const agent = await this.agent(op);
-    await agent.prepareCheckpoint(op, reconnectAfterMs);
+  /**
+   * As `hold`, but it is the agent that closes the connection, to come again by itself later: returns when it has. Where the link
+   * is held already nobody else reaches the agent meanwhile. `before`: what is to be done with the agent first.
+   */
+  async letGo(op: Operation, reconnectAfterMs: number, before: (agent: Agent) => Promise<void>): Promise<Disposable> {
+    const isHeld = this.#holds > 0;
+    const agent = isHeld ? await this.#dial('held') : await this.agent(op);
+    try {
+      await before(agent);
+      await agent.prepareCheckpoint(op, reconnectAfterMs);
+    } catch (error) {
+      if (isHeld) agent.close();
+      throw error;
+    }
     const held = this.#hold();
     try {
       await heard<void>(
@@ -192,11 +202,12 @@ export class AgentLink implements Disposable {
     return new LinkedProcess(op, this, asked, await this.persist(op, opening));
   }
 
-  async #dial(): Promise<Agent> {
+  /** `held`: for whoever holds it, and nobody else. */
+  async #dial(whose: 'everybody' | 'held' = 'everybody'): Promise<Agent> {
     const op = this.#op;
     using limited = op.within(this.#options.dialMs ?? DIAL_MS, 'reaching the agent of the sandbox');
     try {
-      return await this.#dialWithin(op, limited);
+      return await this.#dialWithin(op, limited, whose);
     } catch (cause) {
       // The sandbox has ended meanwhile: whoever waits has cancelled nothing.
       if (op.signal.aborted)
@@ -207,7 +218,7 @@ export class AgentLink implements Disposable {
     }
   }
 
-  async #dialWithin(op: Operation, limited: Operation): Promise<Agent> {
+  async #dialWithin(op: Operation, limited: Operation, whose: 'everybody' | 'held'): Promise<Agent> {
     const dialled = this.#options.dial(limited);
     let duplex: Duplex;
     try {
@@ -221,11 +232,11 @@ export class AgentLink implements Disposable {
       throw error;
     }
     const agent = await connectAgent(limited, duplex, this.#options);
-    if (this.#closing.signal.aborted || this.#holds > 0) {
+    if (this.#closing.signal.aborted || (this.#holds > 0 && whose === 'everybody')) {
       agent.close();
       throw op.error('unavailable', 'the way to the agent was closed while it was being reached');
     }
-    this.#agent = agent;
+    if (whose === 'everybody') this.#agent = agent;
     return agent;
   }
 

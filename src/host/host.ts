@@ -131,6 +131,34 @@ export type HttpAnswer = Disposable & {
   readonly body: AsyncIterable<Uint8Array>;
 };
 
+/** A digest that is taken of bytes as they come. */
+export type Sum = {
+  /** The memory may be used again when this resolves; shared memory is read where it lies, other memory is copied. */
+  update(bytes: Uint8Array): Promise<void>;
+  /** SHA-256 in hexadecimal; the last thing that it is asked. */
+  hex(): Promise<string>;
+};
+
+/** Less than this is hashed or copied sooner than a thread has begun; bytes. */
+export const ASIDE_BYTES_MIN = 8 * 1024 * 1024;
+
+/** A thread beside the daemon's, for work on many bytes. Whoever has it open disposes it: then nothing of theirs is under way there. */
+export type Aside = AsyncDisposable & {
+  sum(): Sum;
+  /** As `Host.sha256`. */
+  sha256(op: Operation, path: string): Promise<string>;
+  /**
+   * Appends a part of a file to another, made (0600) if there is none; gives how much it was, less where the file ends before,
+   * and its SHA-256 in hexadecimal. It ends when `over` aborts, too.
+   */
+  append(
+    op: Operation,
+    from: { readonly path: string; readonly offset: number; readonly bytes: number },
+    to: string,
+    over?: AbortSignal,
+  ): Promise<{ readonly sha256: string; readonly bytes: number }>;
+};
+
 export type Host = {
   // Files
   /** The whole file; `payload_too_large` beyond `bytesMax`. */
@@ -187,6 +215,8 @@ export type Host = {
   sync(op: Operation, path: string): Promise<void>;
   fileSystem(op: Operation, path: string): Promise<FileSystemInfo>;
   sha256(op: Operation, path: string): Promise<string>;
+  /** Begins nothing yet. */
+  aside(): Aside;
   /**
    * Yields at the next change of a directory's entries; throws when the signal aborts. It watches from
    * this call on: watch, then look, then wait, and nothing is missed. Loop over it, or it is held till

@@ -40,6 +40,14 @@ export function withByteBefore(byte: number, bytes: Uint8Array): Uint8Array {
   return message;
 }
 
+/** What comes out of a request, for one reader who keeps none of it: each chunk's memory is free when the next is asked for. */
+export async function* letGoOfUsed(chunks: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+  for await (const chunk of chunks) {
+    yield chunk;
+    letGo(chunk);
+  }
+}
+
 /** Frees memory at once that is these bytes' alone, in place of the collector, whose rounds over the whole heap go by how much there is to be freed. */
 export function letGo(bytes: Uint8Array): void {
   const { buffer } = bytes;

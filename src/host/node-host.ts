@@ -1,5 +1,6 @@
 // The real Host: what the daemon runs on. Nothing here decides anything; each part is in its file.
 import { homedir } from 'node:os';
+import { asides } from './aside.ts';
 import { borrowFile } from './borrow.ts';
 import { clock } from './clock.ts';
 import { cloneFile } from './copy.ts';
@@ -56,6 +57,7 @@ export function nodeHost(options: NodeHostOptions = {}): Host {
     sync: files.sync,
     fileSystem: files.fileSystem,
     sha256: files.sha256,
+    aside: asides(),
     watchDir,
     lockFile: (op, path) => lockFile(op, env, path),
 

@@ -1,15 +1,15 @@
 // The parts of an archive of images: where they lie in it, and how they are read, each within its bound.
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
+import { ArchiveError, shown } from '../domain/archive-error.ts';
+import { hashed } from '../domain/hashed.ts';
+import { TarReader } from '../domain/tar/reader.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
-import { ArchiveError, shown } from './archive-error.ts';
 import { digestOf } from './digest.ts';
 import type { KnownLayer } from './layers/map.ts';
-import { hashed } from './layers/pack.ts';
 import { packingOf } from './layers/unpack.ts';
 import { blobPath } from './oci/layout-tar.ts';
-import { TarReader } from './tar/reader.ts';
 
 /** Of an archive of images; a root file system has more, and none of them is looked for. */
 const PARTS_MAX = 20_000;

@@ -1,19 +1,19 @@
 // An archive on its way in. Of one that is not packed, what is large and may be a layer goes into a file of its own, and
 // is hashed while it comes: it becomes a blob as it is, and is not copied out of the archive again. A layer that is not packed
 // is packed for its image while the next one comes. All else goes into one file. Whatever does not read as an archive is as it came in the end: what is wrong with it, others say.
-import { createHash, type Hash } from 'node:crypto';
+import { createHash } from 'node:crypto';
 import { join } from 'node:path';
-import type { TarEntry } from '../domain/tar-entry.ts';
-import type { Host } from '../host/host.ts';
+import { ArchiveError } from '../domain/archive-error.ts';
+import type { TarEntry } from '../domain/tar/entry.ts';
+import { TarReader } from '../domain/tar/reader.ts';
+import { ASIDE_BYTES_MIN, type Aside, type Host, type Sum } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
-import { ArchiveError } from './archive-error.ts';
 import { type Part, type Place, partsOfArchive, range } from './archive-parts.ts';
 import { type KnownLayer, knownMaps } from './layers/map.ts';
 import { PackFailed, packLayer } from './layers/pack.ts';
 import { Tree, type TreeLimits } from './layers/tree.ts';
 import { packingOf, unpacked } from './layers/unpack.ts';
 import type { ImagePaths } from './layout.ts';
-import { TarReader } from './tar/reader.ts';
 
 /** What is smaller is read out of the archive sooner than it has a file of its own. */
 const OWN_FILE_BYTES_MIN = 1024 * 1024;
@@ -41,9 +41,10 @@ export async function receiveArchive(
   source: AsyncIterable<Uint8Array>,
   dir: string,
   limits: ReceiveLimits,
+  aside: Aside,
 ): Promise<Received> {
   await using undo = new AsyncDisposableStack();
-  const splitter = undo.use(new Splitter(op, parts, dir, limits));
+  const splitter = undo.use(new Splitter(op, parts, dir, limits, aside));
   const chunks = source[Symbol.asyncIterator]();
   try {
     const found = await partsAsTheyCome(splitter, chunks);
@@ -76,7 +77,8 @@ type Own = {
   readonly offset: number;
   readonly length: number;
   readonly file: string;
-  readonly hash: Hash;
+  readonly sum: Sum;
+  /** Once all of it came. */
   sha256: string;
   packed: Promise<KnownLayer | null> | null;
 };
@@ -86,6 +88,7 @@ class Splitter implements AsyncDisposable {
   readonly #host: Host;
   readonly #paths: ImagePaths;
   readonly #limits: ReceiveLimits;
+  readonly #aside: Aside;
   readonly #dir: string;
   readonly #file: string;
   readonly #owns: Own[] = [];
@@ -96,20 +99,24 @@ class Splitter implements AsyncDisposable {
   /** How many of `#owns` are whole. */
   #done = 0;
   #plainBytes = 0;
-  #buffers = [Buffer.allocUnsafeSlow(BUFFER_BYTES), Buffer.allocUnsafeSlow(BUFFER_BYTES)] as const;
+  /** Shared, so that another thread hashes them where they lie. */
+  #buffers = [Buffer.from(new SharedArrayBuffer(BUFFER_BYTES)), Buffer.from(new SharedArrayBuffer(BUFFER_BYTES))] as const;
   #filled = 0;
   #into: string;
+  /** Of what goes there; null where nobody asks for it. */
+  #sum: Sum | null = null;
   #writing: Promise<void> = Promise.resolve();
   #syncing: Promise<void> = Promise.resolve();
   #packing: Promise<unknown> = Promise.resolve();
   #isOver = false;
   failure: unknown = null;
 
-  constructor(op: Operation, { host, paths }: ReceiveParts, dir: string, limits: ReceiveLimits) {
+  constructor(op: Operation, { host, paths }: ReceiveParts, dir: string, limits: ReceiveLimits, aside: Aside) {
     this.#op = op;
     this.#host = host;
     this.#paths = paths;
     this.#limits = limits;
+    this.#aside = aside;
     this.#dir = dir;
     this.#file = join(dir, 'archive');
     this.#into = this.#file;
@@ -140,7 +147,7 @@ class Splitter implements AsyncDisposable {
   place(offset: number, length: number): Place {
     const own = length >= OWN_FILE_BYTES_MIN && this.#owns.length < OWN_FILES_MAX;
     const file = own ? join(this.#dir, `part-${this.#owns.length}`) : this.#file;
-    if (own) this.#owns.push({ offset, length, file, hash: createHash('sha256'), sha256: '', packed: null });
+    if (own) this.#owns.push({ offset, length, file, sum: this.#newSum(length), sha256: '', packed: null });
     return { file, offset, length, sha256: null };
   }
 
@@ -165,8 +172,7 @@ class Splitter implements AsyncDisposable {
       const piece = chunk.subarray(at, Math.min(chunk.byteLength, at + end - offset));
       at += piece.byteLength;
       if (!isIn) this.#plainBytes += piece.byteLength;
-      else own.hash.update(piece);
-      await this.#put(isIn ? own.file : this.#file, piece);
+      await (isIn ? this.#put(own.file, own.sum, piece) : this.#put(this.#file, null, piece));
       if (isIn && this.#before + at === end) await this.#end(own);
     }
     this.#before += chunk.byteLength;
@@ -174,10 +180,13 @@ class Splitter implements AsyncDisposable {
   }
 
   async #end(own: Own): Promise<void> {
-    own.sha256 = own.hash.digest('hex');
     this.#done += 1;
     await this.#flush();
-    const written = this.#writing;
+    const written = this.#writing.then(async () => {
+      own.sha256 = await own.sum.hex();
+    });
+    this.#writing = written;
+    written.catch(() => {}); // heard at the next flush
     // It is kept in most cases, and then the disk has begun already; whoever keeps it syncs it.
     this.#syncing = this.#syncing.then(() => written).then(() => this.#host.sync(this.#op, own.file));
     this.#syncing.catch(() => {}); // heard by whoever syncs it
@@ -205,9 +214,10 @@ class Splitter implements AsyncDisposable {
     }
   }
 
-  async #put(into: string, piece: Uint8Array): Promise<void> {
+  async #put(into: string, sum: Sum | null, piece: Uint8Array): Promise<void> {
     if (into !== this.#into) await this.#flush();
     this.#into = into;
+    this.#sum = sum;
     for (let at = 0; at < piece.byteLength; ) {
       const taken = Math.min(piece.byteLength - at, BUFFER_BYTES - this.#filled);
       this.#buffers[0].set(piece.subarray(at, at + taken), this.#filled);
@@ -217,12 +227,17 @@ class Splitter implements AsyncDisposable {
     }
   }
 
-  /** One buffer is written while the other is filled. */
+  #newSum(length: number): Sum {
+    return length >= ASIDE_BYTES_MIN ? this.#aside.sum() : sumHere();
+  }
+
+  /** One buffer is written and hashed while the other is filled. */
   async #flush(): Promise<void> {
     await this.#writing;
     if (this.#filled === 0) return;
     const [full, empty] = this.#buffers;
-    this.#writing = this.#host.appendFile(this.#op, this.#into, full.subarray(0, this.#filled));
+    const bytes = full.subarray(0, this.#filled);
+    this.#writing = bothDone(this.#host.appendFile(this.#op, this.#into, bytes), this.#sum?.update(bytes));
     this.#writing.catch(() => {}); // heard at the next flush
     this.#buffers = [empty, full];
     this.#filled = 0;
@@ -279,6 +294,17 @@ function takePacked(own: Own): Promise<KnownLayer | null> {
   const { packed } = own;
   own.packed = null;
   return packed ?? Promise.resolve(null);
+}
+
+function sumHere(): Sum {
+  const hash = createHash('sha256');
+  return { update: async (bytes) => void hash.update(bytes), hex: async () => hash.digest('hex') };
+}
+
+/** Also when one of them fails: then the other is over, too. */
+async function bothDone(...all: readonly (Promise<void> | undefined)[]): Promise<void> {
+  const failed = (await Promise.allSettled(all)).find(({ status }) => status === 'rejected');
+  if (failed?.status === 'rejected') throw failed.reason;
 }
 
 function isOfArchive(error: unknown): boolean {

@@ -3,10 +3,11 @@
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import * as z from 'zod';
+import { ArchiveError, shown } from '../domain/archive-error.ts';
+import { hashed } from '../domain/hashed.ts';
 import { parseImageReference, requireImageReference, shownReference } from '../domain/image-reference.ts';
-import type { Host } from '../host/host.ts';
+import type { Aside, Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
-import { ArchiveError, shown } from './archive-error.ts';
 import {
   type ArchiveParts,
   mediaTypeOf,
@@ -24,13 +25,13 @@ import { receiveArchive } from './archive-receive.ts';
 import type { Blobs } from './blobs.ts';
 import { BUILD_LIMITS, type BuildLimits, buildImage, type LayerToBuild, named } from './build.ts';
 import { bounded } from './chunks.ts';
+import { DEFAULT_IMAGE } from './default-image.ts';
 import { digestOf } from './digest.ts';
 import { tarOfDisk } from './disk/import.ts';
 import { openImage, type PreparedImage } from './image.ts';
 import { digestOfOwn, type OwnImage, ownImages, takeOwnImage } from './image-bundle.ts';
 import type { PreparedKernel } from './kernel.ts';
 import { type KernelTaken, kernelsListed, type ReadBlob, takeKernel } from './kernel-bundle.ts';
-import { hashed } from './layers/pack.ts';
 import { packingOf, unpacked } from './layers/unpack.ts';
 import { type ImagePaths, SHARED_DIR_MODE, unlessDamaged } from './layout.ts';
 import { blobPath } from './oci/layout-tar.ts';
@@ -73,6 +74,7 @@ const savedSchema = z
 type Archive = ArchiveParts & {
   /** In place of the names in it. */
   readonly name: string | null;
+  readonly aside: Aside;
 };
 export type ImportParts = {
   readonly host: Host;
@@ -81,6 +83,7 @@ export type ImportParts = {
   readonly limits?: BuildLimits;
   readonly policyOf: (op: Operation) => Promise<ImagePolicy>;
 };
+/** `names`: in the short form; the default image's bare word only where the archive calls one so that Hutch made. */
 export type Imported = { readonly image: PreparedImage; readonly names: readonly string[] };
 /** All that an archive had. */
 export type Brought = { readonly images: readonly Imported[]; readonly kernels: readonly PreparedKernel[] };
@@ -100,15 +103,16 @@ export async function importImages(
   await using staged = await blobs.stage(op, `import-${op.id}`);
   await host.makeDir(op, staged.path, SHARED_DIR_MODE);
   const coming = told(op, bounded(source, ARCHIVE_BYTES_MAX), 'receiving', null);
-  await using received = await receiveArchive(op, parts, coming, staged.path, limits);
+  await using aside = host.aside();
+  await using received = await receiveArchive(op, parts, coming, staged.path, limits, aside);
   const what = 'the archive';
   return await named(op, what, async () => {
     const opened = hasImages(received.parts) ? received.parts : await openWhole(op, parts, await received.whole(), staged.path, limits);
     if ('root' in opened) {
       await requireNames(op, parts, name === null ? [] : [name], what, NOT_SIGNED);
-      return { images: [{ image: await importRoot(op, parts, opened.root, opened.diffId), names: [] }], kernels: [] };
+      return { images: [{ image: await importRoot(op, parts, opened.root, opened.diffId, aside), names: [] }], kernels: [] };
     }
-    const archive = { parts: opened, name };
+    const archive = { parts: opened, name, aside };
     const own = await ownImages(op, host, archive);
     const kernels = await importKernels(op, parts, archive, taken);
     const images = [
@@ -165,9 +169,18 @@ async function importOwn(op: Operation, parts: ImportParts, archive: Archive, ow
   for (const said of own) {
     const names = archive.name === null ? namesOf(said.names) : [archive.name];
     await requireNames(op, parts, names, said.names[0] ?? digestOfOwn(said), NOT_SIGNED);
-    done.push({ image: await takeOwnImage(op, parts, archive, said), names });
+    const isDefault = archive.name === null && said.description === null && said.names.includes(DEFAULT_IMAGE);
+    const bare = isDefault && !(await isRuledOn(op, parts, DEFAULT_IMAGE)) ? [DEFAULT_IMAGE] : [];
+    done.push({ image: await takeOwnImage(op, parts, archive, said), names: [...bare, ...names] });
   }
   return done;
+}
+
+/** What an archive calls the default image is nobody's word where a rule is about who may be called so. */
+async function isRuledOn(op: Operation, { policyOf }: ImportParts, name: string): Promise<boolean> {
+  const policy = await policyOf(op);
+  const reference = requireImageReference(name);
+  return refusalOfName(policy, reference, 'imported') !== null || keysFor(policy, reference) !== null;
 }
 
 /** The same, saying how far it is. `total`: null where nobody knows. */
@@ -191,7 +204,13 @@ async function partsTold(op: Operation, host: Host, file: string): Promise<Archi
 }
 
 /** A root file system is an image of one layer that says nothing of itself. `unpackedDigest`: null where it is not packed. */
-async function importRoot(op: Operation, parts: ImportParts, file: string, unpackedDigest: string | null): Promise<PreparedImage> {
+async function importRoot(
+  op: Operation,
+  parts: ImportParts,
+  file: string,
+  unpackedDigest: string | null,
+  aside: Aside,
+): Promise<PreparedImage> {
   const { host, blobs } = parts;
   const digest = `sha256:${await host.sha256(op, file)}`;
   const diffId = unpackedDigest ?? digest;
@@ -210,7 +229,7 @@ async function importRoot(op: Operation, parts: ImportParts, file: string, unpac
     }),
   );
   const layer = { digest, sizeBytes, diffId, mediaType, file: Promise.resolve(path) };
-  return await build(op, parts, configBytes, null, [layer], 'the archive');
+  return await build(op, parts, configBytes, null, [layer], 'the archive', aside);
 }
 
 async function importSaved(op: Operation, parts: ImportParts, archive: Archive, own: readonly OwnImage[]): Promise<readonly Imported[]> {
@@ -235,7 +254,7 @@ async function importSaved(op: Operation, parts: ImportParts, archive: Archive, 
     const { layers } = kept;
     using _held = parts.blobs.hold(layers.map(({ digest }) => digest));
     const manifest = beside.manifestOf(digestOf(configBytes), layers);
-    const image = await build(op, parts, configBytes, manifest, layers, what);
+    const image = await build(op, parts, configBytes, manifest, layers, what, archive.aside);
     await keepSignatures(op, parts.host, parts.paths, image.record.digest, signed);
     done.push({ image, names });
   }
@@ -281,7 +300,7 @@ async function importLayout(op: Operation, parts: ImportParts, archive: Archive,
     const { layers } = kept;
     using _held = parts.blobs.hold(layers.map((layer) => layer.digest));
     const manifest = { digest: digestOf(bytes), bytes };
-    const image = await build(op, parts, configBytes, manifest, layers, what);
+    const image = await build(op, parts, configBytes, manifest, layers, what, archive.aside);
     await keepSignatures(op, parts.host, parts.paths, image.record.digest, signed);
     done.push({ image, names });
   }
@@ -369,6 +388,7 @@ async function build(
   manifest: { digest: string; bytes: Buffer } | null,
   layers: readonly LayerToBuild[],
   what: string,
+  aside: Aside,
 ): Promise<PreparedImage> {
   const digest = digestOf(configBytes);
   const there = await unlessDamaged(op, () => openImage(op, host, paths, digest));
@@ -382,7 +402,7 @@ async function build(
     host,
     paths,
     blobs,
-    { what, name: null, digest, configBytes, config, createdAtMs: host.nowMs(), manifest, layers, step: IMPORT_STEP },
+    { what, name: null, digest, configBytes, config, createdAtMs: host.nowMs(), manifest, layers, step: IMPORT_STEP, aside },
     limits,
   );
 }

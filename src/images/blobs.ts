@@ -27,6 +27,11 @@ export class Blobs {
     return join(this.#paths.blobs, digest.replace(/^sha256:/, ''));
   }
 
+  /** What is remembered of it as registries are sent it (packed.ts). */
+  packedPath(digest: string): string {
+    return `${this.path(digest)}.packed.json`;
+  }
+
   async has(op: Operation, digest: string, sizeBytes: number): Promise<boolean> {
     return (await this.#host.stat(op, this.path(digest)))?.sizeBytes === sizeBytes;
   }
@@ -96,6 +101,7 @@ export class Blobs {
   /** False when somebody needs it now. */
   async remove(op: Operation, digest: string): Promise<boolean> {
     if (this.#held.has(digest) || this.#coming.has(digest)) return false;
+    await this.#host.remove(op, this.packedPath(digest));
     await this.#host.remove(op, this.path(digest));
     return true;
   }

@@ -3,11 +3,11 @@
 // moved into place whole. Needs no root, and no file of the image is ever made on this machine.
 import { join } from 'node:path';
 import { setTimeout as sleep, setImmediate as turn } from 'node:timers/promises';
+import { ArchiveError } from '../domain/archive-error.ts';
 import type { HutchError } from '../domain/errors.ts';
 import type { ImageConfig } from '../domain/image.ts';
-import type { Host } from '../host/host.ts';
+import type { Aside, Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
-import { ArchiveError } from './archive-error.ts';
 import type { Blobs } from './blobs.ts';
 import { digestOf } from './digest.ts';
 import {
@@ -75,6 +75,8 @@ export type ImageToBuild = {
   readonly initrdFile?: string;
   /** What it says of itself, once its file system is there; in place of `configBytes` and `digest`. `rootSha256`: of that file system. */
   readonly describedBy?: (rootSha256: string) => Buffer;
+  /** Where what is large is copied and hashed. */
+  readonly aside?: Aside;
 };
 
 export async function buildImage(
@@ -175,7 +177,7 @@ async function written(op: Operation, making: Making, here: ReadonlyMap<string, 
   const { host, image, out, limits } = making;
   const tree = new Tree(limits);
   const layers: KnownLayer[] = [];
-  await using joined = new Joined(op, host, join(out, ROOTFS));
+  await using joined = new Joined(op, host, join(out, ROOTFS), image.aside);
   const open = ({ diffId }: LayerToBuild) => {
     const dir = here.get(diffId);
     const opening = dir === undefined ? Promise.resolve(null) : openMap(op, host, dir, diffId);

@@ -1,5 +1,5 @@
 // Streams of bytes, as archives and layers are read and written: in fewer and larger pieces, and no more than there may be.
-import { ArchiveError } from './archive-error.ts';
+import { ArchiveError } from '../domain/archive-error.ts';
 
 const CHUNK_BYTES = 256 * 1024;
 

@@ -4,11 +4,11 @@
 import { join } from 'node:path';
 import type { ImageConfig } from '../domain/image.ts';
 import { parseImageReference, shownReference } from '../domain/image-reference.ts';
-import { padding } from '../domain/tar-entry.ts';
-import { TAR_END } from '../domain/tar-header.ts';
+import { padding } from '../domain/tar/entry.ts';
+import { TAR_END } from '../domain/tar/header.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
-import { mediaTypeOf } from './archive-parts.ts';
+import { mediaTypeOf, TAR_TYPE } from './archive-parts.ts';
 import type { Blobs } from './blobs.ts';
 import { digestOf } from './digest.ts';
 import { imageDir, OCI_CONFIG, OCI_MANIFEST, type PreparedImage } from './image.ts';
@@ -18,6 +18,7 @@ import { KERNEL_ARTIFACT, type KernelContent, kernelContent } from './kernel-bun
 import { type ImagePaths, SHARED_DIR_MODE } from './layout.ts';
 import { blobPath, file, header, LAYOUT } from './oci/layout-tar.ts';
 import { CONFIG_BYTES_MAX, CONFIG_TYPE, INDEX_TYPE, MANIFEST_TYPE } from './oci/manifest.ts';
+import { type Layer, packedLayer, packLayer } from './packed.ts';
 import { SIGNATURES_SAID } from './trust/archived.ts';
 import { blobsOfKept, keptSignatures } from './trust/kept.ts';
 
@@ -26,7 +27,6 @@ const MAGIC_BYTES = 6;
 
 export type ExportParts = { readonly host: Host; readonly paths: ImagePaths; readonly blobs: Blobs };
 
-type Layer = { readonly digest: string; readonly sizeBytes: number; readonly path: string };
 export type Content = { readonly config: Buffer; readonly manifest: Buffer; readonly layers: readonly Layer[] };
 /** What an image goes out as; as long as it is not disposed, its layers are there. */
 export type HeldContent = Content & AsyncDisposable;
@@ -97,12 +97,16 @@ export async function* exportImages(
     given.add(digestOf(bytes));
     yield* file(blobPath(digestOf(bytes)), bytes);
   }
-  const large = [...contents.flatMap(({ layers }) => layers), ...[...ofKernels, ...own].flatMap(({ files }) => files)];
-  for (const { digest, sizeBytes, path } of large) {
+  const files = [...ofKernels, ...own].flatMap((content) => content.files);
+  const large = [
+    ...contents.flatMap(({ layers }) => layers),
+    ...files.map(({ path, ...file }) => ({ ...file, open: (opening: Operation) => host.readStream(opening, path) })),
+  ];
+  for (const { digest, sizeBytes, open } of large) {
     if (given.has(digest)) continue;
     given.add(digest);
     yield header(blobPath(digest), sizeBytes);
-    yield* host.readStream(op, path);
+    yield* open(op, 0);
     yield Buffer.alloc(padding(sizeBytes));
   }
   yield TAR_END;
@@ -113,29 +117,47 @@ function savedOf({ config, layers, names }: Content & Pick<Named, 'names'>): obj
   return { Config: blobPath(digestOf(config)), RepoTags: names.flatMap(taggedOf), Layers: layers.map(({ digest }) => blobPath(digest)) };
 }
 
-/** As it came, else as one layer. `packed`: whether that one is to be small rather than soon there. */
+/** As it came, else as one layer. `packed`: for a registry, layers that are bare archives compressed; else as they are, which is sooner there. */
 export async function contentOf(op: Operation, parts: ExportParts, image: PreparedImage, packed = false): Promise<HeldContent> {
   await using undo = new AsyncDisposableStack();
   const { source } = image;
   const { blobs } = parts;
   const staged = undo.use(await blobs.stage(op, `export-${op.id}-${image.record.digest.slice(7, 19)}`));
   undo.use(blobs.hold(source.kind === 'oci' ? source.layers.map(({ digest }) => digest) : []));
-  const content = (await asItCame(op, parts, image)) ?? (await asOneLayer(op, parts, image, staged.path, packed));
+  const content = (await asItCame(op, parts, image, staged.path, packed)) ?? (await asOneLayer(op, parts, image, staged.path, packed));
   const owned = undo.move();
   return { ...content, [Symbol.asyncDispose]: () => owned.disposeAsync() };
 }
 
 /** Null when a layer is not kept. */
-async function asItCame(op: Operation, { host, paths, blobs }: ExportParts, { record, source }: PreparedImage): Promise<Content | null> {
+async function asItCame(
+  op: Operation,
+  { host, paths, blobs }: ExportParts,
+  { record, source }: PreparedImage,
+  staging: string,
+  packed: boolean,
+): Promise<Content | null> {
   if (source.kind !== 'oci') return null;
   for (const { digest, sizeBytes } of source.layers) if (!(await blobs.has(op, digest, sizeBytes))) return null;
   const dir = imageDir(paths, record.digest);
   const config = Buffer.from(await host.readFile(op, join(dir, OCI_CONFIG), CONFIG_BYTES_MAX));
-  const layers = source.layers.map(({ digest, sizeBytes }) => ({ digest, sizeBytes, path: blobs.path(digest) }));
-  if (source.manifest !== null) {
-    return { config, layers, manifest: Buffer.from(await host.readFile(op, join(dir, OCI_MANIFEST), MANIFEST_BYTES_MAX)) };
+  const layers: Layer[] = [];
+  for (const { digest, sizeBytes } of source.layers) {
+    const file = { digest, sizeBytes, path: blobs.path(digest) };
+    const mediaType = mediaTypeOf(await host.readRange(op, file.path, 0, MAGIC_BYTES));
+    const isBare = mediaType === TAR_TYPE && source.manifest === null;
+    layers.push(packed && isBare ? await packedLayer(op, host, blobs, file, staging) : asItIs(host, file, mediaType));
   }
-  return { config, layers, manifest: await manifestOf(op, host, config, layers) };
+  if (source.manifest === null) return { config, layers, manifest: manifestOf(config, layers) };
+  return { config, layers, manifest: Buffer.from(await host.readFile(op, join(dir, OCI_MANIFEST), MANIFEST_BYTES_MAX)) };
+}
+
+function asItIs(
+  host: Host,
+  { path, ...file }: { readonly digest: string; readonly sizeBytes: number; readonly path: string },
+  mediaType: string,
+): Layer {
+  return { ...file, mediaType, open: (op, offset) => host.readStream(op, path, offset) };
 }
 
 async function asOneLayer(
@@ -150,14 +172,9 @@ async function asOneLayer(
   op.progress({ step: 'export', detail: 'unpacking' });
   await unpackedTo(op, host, image.path, plain);
   const diffId = `sha256:${await host.sha256(op, plain)}`;
-  const path = packed ? `${plain}.gz` : plain;
-  if (packed) {
-    op.progress({ step: 'export', detail: 'compressing' });
-    await written(op, host, 'exec gzip -n -4 < "$0" > "$1"', plain, path);
-    await host.remove(op, plain);
-  }
-  const digest = packed ? `sha256:${await host.sha256(op, path)}` : diffId;
-  const sizeBytes = (await host.stat(op, path))?.sizeBytes ?? 0;
+  const file = { digest: diffId, sizeBytes: (await host.stat(op, plain))?.sizeBytes ?? 0, path: plain };
+  const layer = packed ? await packLayer(op, host, file, staging) : asItIs(host, file, TAR_TYPE);
+  if (packed) await host.remove(op, plain);
   const own = join(imageDir(paths, image.record.digest), OCI_CONFIG);
   const said: unknown =
     image.source.kind === 'oci'
@@ -168,8 +185,7 @@ async function asOneLayer(
     rootfs: { type: 'layers', diff_ids: [diffId] },
     history: [{ created_by: 'hutch image export' }],
   });
-  const layers = [{ digest, sizeBytes, path }];
-  return { config, layers, manifest: await manifestOf(op, host, config, layers) };
+  return { config, layers: [layer], manifest: manifestOf(config, [layer]) };
 }
 
 /** A root file system as a tar archive. */
@@ -186,16 +202,12 @@ async function written(op: Operation, host: Host, command: string, from: string,
   throw op.error('internal', `the image cannot be unpacked: ${said}`);
 }
 
-async function manifestOf(op: Operation, host: Host, config: Buffer, layers: readonly Layer[]): Promise<Buffer> {
-  const described: object[] = [];
-  for (const { digest, sizeBytes, path } of layers) {
-    described.push({ mediaType: mediaTypeOf(await host.readRange(op, path, 0, MAGIC_BYTES)), digest, size: sizeBytes });
-  }
+function manifestOf(config: Buffer, layers: readonly Layer[]): Buffer {
   return json({
     schemaVersion: 2,
     mediaType: MANIFEST_TYPE,
     config: { mediaType: CONFIG_TYPE, digest: digestOf(config), size: config.byteLength },
-    layers: described,
+    layers: layers.map(({ mediaType, digest, sizeBytes }) => ({ mediaType, digest, size: sizeBytes })),
   });
 }
 

@@ -3,9 +3,9 @@
 // description, which names the digests of all that it is made of. docs/images.md has the form.
 import { join } from 'node:path';
 import * as z from 'zod';
+import { ArchiveError } from '../domain/archive-error.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
-import { ArchiveError } from './archive-error.ts';
 import { type ArchiveParts, partOf, range, readBlob, readJson } from './archive-parts.ts';
 import { type BroughtParts, saidOf, takeRootfs } from './brought.ts';
 import { BUILD_LIMITS } from './build.ts';

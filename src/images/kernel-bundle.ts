@@ -2,10 +2,10 @@
 // layers are its files as they lie here. It comes back under the same digest, which is over those files.
 import { join } from 'node:path';
 import * as z from 'zod';
+import { ArchiveError } from '../domain/archive-error.ts';
 import type { KernelFrom } from '../domain/image.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
-import { ArchiveError } from './archive-error.ts';
 import type { Blobs } from './blobs.ts';
 import { unpackKernel, VMLINUX_BYTES_MAX } from './bzimage.ts';
 import { digestOf } from './digest.ts';

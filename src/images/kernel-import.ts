@@ -2,9 +2,10 @@
 // has all built in. What it is, its first bytes say. Nothing of an archive is unpacked on this machine: the
 // kernel and the dozen modules that guests load are read out of it, by names that it cannot choose.
 import { join } from 'node:path';
+import { ArchiveError } from '../domain/archive-error.ts';
+import { TarReader } from '../domain/tar/reader.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
-import { ArchiveError } from './archive-error.ts';
 import { kernelVersion, VMLINUZ_BYTES_MAX } from './bzimage.ts';
 import { bounded } from './chunks.ts';
 import { assembleKernel, INDEX_BYTES_MAX, KERNEL_STEP, type KernelParts, MODULE_BYTES_MAX, type PreparedKernel } from './kernel.ts';
@@ -12,7 +13,6 @@ import { builtinByConfig, CONFIG_BYTES_MAX, carriedConfig, parseKernelConfig } f
 import { unpacked } from './layers/unpack.ts';
 import type { ImagePaths } from './layout.ts';
 import { DamagedPayload } from './payload-error.ts';
-import { TarReader } from './tar/reader.ts';
 
 /** Ubuntu's generic modules have 700 MB unpacked. */
 const ARCHIVE_BYTES_MAX = 4 * 1024 ** 3;

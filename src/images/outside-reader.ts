@@ -1,8 +1,9 @@
 // Programs of this machine that unpack what a stranger packed, in forms that nothing of ours reads. Always true: such a program has what a user
 // without any rights has, sees one file that is open already, writes into another, and is bounded in time, memory and what it writes.
+
+import { ArchiveError } from '../domain/archive-error.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
-import { ArchiveError } from './archive-error.ts';
 import { outsidePackingOf } from './layers/unpack.ts';
 
 const READ_MS = 15 * 60_000;

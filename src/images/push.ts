@@ -1,4 +1,4 @@
-// From an image of ours to a registry: its layers as they came, or all of it as one, then its configuration
+// From an image of ours to a registry: its layers as they came, those that are bare archives compressed, or all of it as one, then its configuration
 // and its manifest.
 import { createHash } from 'node:crypto';
 import { Readable } from 'node:stream';
@@ -22,16 +22,16 @@ export async function pushImage(
   to: ImageReference,
   known: ReadonlyMap<string, readonly string[]>,
 ): Promise<PushedImage> {
-  const { host, registry } = parts;
+  const { registry } = parts;
   op.progress({ step: STEP, detail: 'preparing' });
   await using content = await contentOf(op, parts, image, true);
   const { config, manifest, layers } = content;
   const configDigest = `sha256:${createHash('sha256').update(config).digest('hex')}`;
   const ofLayers = layers.map(
-    ({ digest, sizeBytes, path }): BlobToPush => ({
+    ({ digest, sizeBytes, open }): BlobToPush => ({
       digest,
       sizeBytes,
-      open: (offset) => host.readStream(op, path, offset),
+      open: (offset) => open(op, offset),
       mayBeIn: known.get(digest) ?? [],
     }),
   );

@@ -2,10 +2,10 @@
 // files stay the user's and where they are; promoted, the image has copies of its own. It is the same image then:
 // its digest is over what it is made of.
 import { join } from 'node:path';
+import { ArchiveError } from '../domain/archive-error.ts';
 import { imageConfigOf } from '../domain/image.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
-import { ArchiveError } from './archive-error.ts';
 import { mediaTypeOf, scan } from './archive-parts.ts';
 import type { Blobs } from './blobs.ts';
 import { BUILD_LIMITS, type BuildLimits, buildImage, named, publishing } from './build.ts';

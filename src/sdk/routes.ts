@@ -83,6 +83,7 @@ export const routes = {
   'kernel.remove': { kind: 'unary', method: 'DELETE', path: '/v1/kernels/{kernel}', idempotent: false, reads: false },
   'kernel.verify': { kind: 'unary', method: 'GET', path: '/v1/kernels/{kernel}/verify', idempotent: true, reads: true },
   'build.start': { kind: 'upload', method: 'PUT', path: '/v1/builds', idempotent: false, reads: false },
+  'build.settings': { kind: 'upload', method: 'PUT', path: '/v1/builds/{build}/settings', idempotent: true, reads: false },
   'build.list': { kind: 'unary', method: 'GET', path: '/v1/builds', idempotent: true, reads: true },
   'build.get': { kind: 'unary', method: 'GET', path: '/v1/builds/{build}', idempotent: true, reads: true },
   'build.logs': { kind: 'lines', method: 'GET', path: '/v1/builds/{build}/logs', idempotent: true, reads: true },

@@ -150,8 +150,14 @@ export class Sandbox implements AsyncDisposable {
     return await this.#client.call('snapshot.create', { ...own, ref: this.id }, call);
   }
 
-  /** It goes back to a snapshot, in place; name, labels, environment, time limits and ports stay its own. One that is damaged or does not fit leaves it as it is. */
-  async restore(snapshot: string, options: CallOptions & { readonly force?: boolean } = {}): Promise<SandboxInfo> {
+  /**
+   * It goes back to a snapshot, in place; name, labels, environment, time limits and ports stay its own. One that is damaged or does not fit leaves it as it is.
+   * `foreign`: also one of another sandbox; `force`: also one whose memory was written down on another kind of machine.
+   */
+  async restore(
+    snapshot: string,
+    options: CallOptions & { readonly force?: boolean; readonly foreign?: boolean } = {},
+  ): Promise<SandboxInfo> {
     const { own, call } = split(options);
     return this.#became(await this.#client.call('sandbox.restore', { ...own, ref: this.id, snapshot }, call));
   }

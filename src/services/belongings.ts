@@ -76,6 +76,7 @@ export const BELONGINGS: readonly Line[] = [
   data('kernels', DIGEST, 'cache', 'a kernel: hutch kernel ls, hutch kernel rm', 'manifest.json'),
   data('initramfs', /^[0-9a-f]{64}\.cpio$/, 'cache', 'an initrd: hutch assets ls, hutch assets gc'),
   data('blobs', DIGEST, 'cache', 'a layer: hutch image df, hutch image prune'),
+  data('blobs', /^[0-9a-f]{64}\.packed\.json$/, 'cache', 'what came of a layer when it was compressed for a registry'),
   data('staging', /^(image|kernel)$/, 'cache', 'what an interrupted preparation goes on with'),
   data('staging', /^((image|kernel)(\.program)?|publish)\.lock$/, 'hutch', 'held by who works in there'),
   data('staging', /^(blob|make|import|export|build|gone)-/, 'work', 'an image or kernel that comes, goes or is made'),

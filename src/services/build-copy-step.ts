@@ -1,9 +1,9 @@
 // The steps of a build that make a layer without any command: COPY, ADD and WORKDIR. No file of the image lies on the host for it: trees are
 // put together, and the content goes from archive to archive.
 import { join } from 'node:path';
+import { ArchiveError } from '../domain/archive-error.ts';
 import { Ignored } from '../domain/dockerignore.ts';
 import type { Operation } from '../host/operation.ts';
-import { ArchiveError } from '../images/archive-error.ts';
 import { CopyError, type CopyPlan, copyTree, LayerTree, modeChange, type Owner } from '../images/build/copy.ts';
 import type { Of } from '../images/build/dockerfile.ts';
 import { applyLayer, type LayerSource } from '../images/build/flatten.ts';
@@ -27,10 +27,15 @@ export async function workdirStep(op: Operation, now: StageNow, step: Of<'WORKDI
   await now.layer(op, `WORKDIR ${path}`, keyOf('workdir', now.key, path), async () => {
     const stage = await now.root.tree(op);
     if (lookUp(stage, path, 'follow').inode?.type === 'directory') return null;
-    const tree = new LayerTree(stage, await userOf(op, now), now.parts.request.epochSeconds);
+    const tree = new LayerTree(stage, await userOf(op, now), timeOf(now));
     await now.copying(step, async () => tree.directory(path));
     return await now.write(op, tree, []);
   });
+}
+
+/** Of what a step makes out of nothing, in seconds: as with BuildKit. */
+function timeOf({ parts: { request, sandbox } }: StageNow): number {
+  return request.epochSeconds ?? Math.floor(sandbox.core.deps.host.nowMs() / 1_000);
 }
 
 /** Whose the directories are that WORKDIR makes: those of the stage's USER, as with BuildKit. */
@@ -76,13 +81,9 @@ export async function copyStep(op: Operation, now: StageNow, step: Of<'COPY'> | 
     ],
     inline.flatMap(({ name, content }) => [name, content]),
   );
-  const shown = `${step.name} ${[...(flags.from === null ? [] : [`--from=${flags.from}`]), ...(chown === null ? [] : [`--chown=${chown}`])]
-    .concat(
-      sources,
-      inline.map(({ name }) => `<<${name}`),
-      target,
-    )
-    .join(' ')}`;
+  const said = Object.entries({ from: flags.from, chown, chmod }).flatMap(([flag, value]) => (value == null ? [] : [`--${flag}=${value}`]));
+  if (flags.parents) said.push('--parents');
+  const shown = [step.name, ...said, ...sources, ...inline.map(({ name }) => `<<${name}`), target].join(' ');
   // What is the same stage gives the same files: they need not be looked at.
   const quick = source.key === null ? null : keyOf('copied', shape, source.key);
   const known = quick === null || request.noCache ? null : await now.parts.cache.get(op, quick);
@@ -99,6 +100,7 @@ export async function copyStep(op: Operation, now: StageNow, step: Of<'COPY'> | 
         ...{ source: tree, isIgnored, sources: source.names, target, workdir, owner, parents: flags.parents },
         mode: chmod === null || chmod === undefined ? null : modeChange(chmod),
         clampMtimeSeconds: request.epochSeconds,
+        nowSeconds: timeOf(now),
         unpacked: step.name === 'ADD' && source.mayBeArchives ? async (inode) => await archiveOf(op, now, inode, layers, archives) : null,
       };
       const out = await copyTree(stage, plan);
@@ -188,10 +190,10 @@ async function inlineLayer(
 ): Promise<LayerSource> {
   const target = plan.target.startsWith('/') ? plan.target : `${plan.workdir}/${plan.target}`;
   const toDirectory = /(^|\/)\.{0,2}$/.test(plan.target) || lookUp(stage, target, 'follow').inode?.type === 'directory';
-  const { tarHeader, TAR_END } = await import('../domain/tar-header.ts');
-  const { padding } = await import('../domain/tar-entry.ts');
+  const { tarHeader, TAR_END } = await import('../domain/tar/header.ts');
+  const { padding } = await import('../domain/tar/entry.ts');
   const pieces: Buffer[] = [];
-  const mtimeSeconds = now.parts.request.epochSeconds ?? 0;
+  const mtimeSeconds = timeOf(now);
   for (const [ordinal, { name, content }] of inline.entries()) {
     const bytes = Buffer.from(content);
     const blank = {

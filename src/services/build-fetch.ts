@@ -2,8 +2,8 @@
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import { HutchError } from '../domain/errors.ts';
-import { padding } from '../domain/tar-entry.ts';
-import { TAR_END, tarHeader } from '../domain/tar-header.ts';
+import { padding } from '../domain/tar/entry.ts';
+import { TAR_END, tarHeader } from '../domain/tar/header.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Of } from '../images/build/dockerfile.ts';
 import { DockerfileError } from '../images/build/dockerfile-error.ts';

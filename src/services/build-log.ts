@@ -127,7 +127,7 @@ export class BuildLog {
     if (this.#bytes > LOG_BYTES_MAX) return;
     this.#cursor += 1;
     const text = `${JSON.stringify({ cursor: this.#cursor, atMs: this.#host.nowMs(), ...line })}\n`;
-    this.#bytes += text.length;
+    this.#bytes += Buffer.byteLength(text);
     this.#waiting.push(text);
     if (this.#bytes > LOG_BYTES_MAX) {
       const cut = {

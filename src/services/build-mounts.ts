@@ -11,6 +11,7 @@ import type { Mount } from '../images/build/mounts.ts';
 import type { BuildStaging } from '../images/build/staging.ts';
 import { oneChunk } from '../images/chunks.ts';
 import { BUILD_DIR, type StageSandbox } from './build-sandbox.ts';
+import { waitFor } from './operations.ts';
 
 const SECRETS_DIR = '/run/secrets';
 /** In the sandbox, on its disk, as what is lent may be large: only root comes to it by this name. */
@@ -32,6 +33,8 @@ export type MountParts = {
   readonly mounts: readonly Mount[];
   readonly cwd: string;
   readonly fail: (message: string) => Error;
+  /** For whoever reads the log. */
+  readonly note: (text: string) => void;
   readonly bind: (mount: Mount) => Promise<BindTree>;
 };
 
@@ -42,8 +45,7 @@ export class Locks {
   async take(op: Operation, name: string): Promise<Disposable> {
     for (let before = this.#held.get(name); before !== undefined; before = this.#held.get(name)) {
       op.progress({ step: 'build', detail: `waiting for the cache ${name}` });
-      await before;
-      op.signal.throwIfAborted();
+      await waitFor(op, before, `the cache ${name}`);
     }
     const { promise, resolve } = Promise.withResolvers<void>();
     this.#held.set(name, promise);
@@ -153,12 +155,12 @@ export class Mounted implements AsyncDisposable {
   }
 
   async #secret(op: Operation, mount: Mount): Promise<void> {
-    const { secrets, fail } = this.#parts;
+    const { secrets, fail, note } = this.#parts;
     const id = mount.id ?? mount.target?.split('/').at(-1) ?? '';
     const value = secrets.get(id);
     if (value === undefined) {
       if (mount.required) throw fail(`the secret ${id} is not there: give it with --secret id=${id},src=FILE`);
-      return;
+      return note(`no secret ${id} was given: the command goes on without it`);
     }
     this.hidden.push(
       ...value

@@ -4,6 +4,7 @@ import { type BuildId, isId, type OpId } from '../domain/ids.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { listOr } from '../images/layout.ts';
+import type { Lending } from './build-lending.ts';
 import type { BuildLog, LogLine } from './build-log.ts';
 import { type BuildRecord, buildRecord } from './build-record.ts';
 import type { Call } from './call.ts';
@@ -11,11 +12,12 @@ import { waitFor } from './operations.ts';
 import type { Output } from './verbs.ts';
 
 const RECORD_BYTES_MAX = 256 * 1024;
-const LOG_BYTES_MAX = 64 * 1024 * 1024;
+/** Of a log, at once: a reader may be slow, and there may be many. */
+const LOG_PIECE_BYTES = 256 * 1024;
 const BUILDS_KEPT = 200;
 
 /** A build that is under way in this daemon. */
-export type Running = { readonly log: BuildLog; readonly opId: OpId; record: BuildRecord };
+export type Running = { readonly log: BuildLog; readonly opId: OpId; readonly lending: Lending; record: BuildRecord };
 
 /** The record of a build as it began, written when it is asked for, and once: what comes out of the cache is over without it. */
 export class Beginning {
@@ -116,16 +118,25 @@ export class BuildRecords {
     throw op.error('not_found', `there is no build '${text.slice(0, 64)}'`, { hint: 'see: hutch image builds' });
   }
 
+  /** Those after the line `after`, each once; `follow`: until the build is over, also of one that is under way. */
   async *lines(op: Operation, id: BuildId, after: number, follow: boolean): AsyncGenerator<LogLine> {
     let cursor = after;
     let offset = 0;
+    let pieceBytes = LOG_PIECE_BYTES;
     for (;;) {
       const now = this.running.get(id);
       const news = now?.log.news;
       const isLast = !follow || now === undefined || now.log.isOver;
-      if ((await this.#host.stat(op, this.logPath(id))) !== null) {
-        const bytes = Buffer.from(await this.#host.readRange(op, this.logPath(id), offset, LOG_BYTES_MAX));
+      const sizeBytes = (await this.#host.stat(op, this.logPath(id)))?.sizeBytes ?? 0;
+      // What comes meanwhile is news.
+      while (offset < sizeBytes) {
+        const bytes = Buffer.from(await this.#host.readRange(op, this.logPath(id), offset, Math.min(pieceBytes, sizeBytes - offset)));
         const end = bytes.lastIndexOf(0x0a) + 1;
+        if (end === 0) {
+          if (bytes.byteLength < pieceBytes) break; // a line of which a part is written
+          pieceBytes *= 2; // a longer one
+          continue;
+        }
         offset += end;
         for (const text of bytes.subarray(0, end).toString().split('\n')) {
           if (text === '') continue;

@@ -1,12 +1,12 @@
 // /run of a sandbox lies in memory, so what a step of a build writes there is in no private layer. Docker keeps it in the image
 // (`mkdir /run/php`), so it is looked at beside the layer.
 
-import { padding } from '../domain/tar-entry.ts';
-import { TAR_END, tarHeader } from '../domain/tar-header.ts';
+import { ArchiveError } from '../domain/archive-error.ts';
+import { padding } from '../domain/tar/entry.ts';
+import { TAR_END, tarHeader } from '../domain/tar/header.ts';
+import { TarReader } from '../domain/tar/reader.ts';
 import type { Agent } from '../guest/agent.ts';
 import type { Operation } from '../host/operation.ts';
-import { ArchiveError } from '../images/archive-error.ts';
-import { TarReader } from '../images/tar/reader.ts';
 
 const BYTES_MAX = 32 * 1024 * 1024;
 const DEPTH = 16;

@@ -64,7 +64,7 @@ export class RunSteps implements AsyncDisposable {
       const sandbox = await this.#open(op);
       await sandbox.bring(op, this.#now.root);
       const agent = await sandbox.agent(op);
-      const { lent } = this.#now.parts;
+      const lent = await this.#now.parts.lent(op);
       const { addresses, credentials } = confidential(lent);
       const given = Object.fromEntries(
         PROXY_ARGS.flatMap((name) => (request.args.has(name) ? [[name, request.args.get(name) ?? '']] : [])),
@@ -81,6 +81,7 @@ export class RunSteps implements AsyncDisposable {
         mounts,
         cwd,
         fail: (message: string) => new DockerfileError(step.line, 'RUN', message),
+        note: (text) => this.#now.parts.log.note(this.#now.name, text),
         bind: async (mount) => await this.#bindTree(op, step, mount),
       });
       if (script?.startsWith('#!')) {
@@ -162,6 +163,8 @@ export class RunSteps implements AsyncDisposable {
 
   async #open(op: Operation): Promise<StageSandbox> {
     if (this.#sandbox !== null) return this.#sandbox;
+    const lending = this.#now.parts.lent(op); // they may come while it starts
+    lending.catch(() => {}); // heard below
     await this.#now.parts.ended();
     const { sandbox: parts, request } = this.#now.parts;
     const built = this.#now.built();
@@ -172,7 +175,8 @@ export class RunSteps implements AsyncDisposable {
       backend: await this.#now.parts.backend(op),
     });
     this.#sandbox = sandbox; // from here on it ends with the stage
-    await Promise.all([writeSettings(op, await sandbox.agent(op), this.#now.parts.lent), sandbox.bring(op, this.#now.root)]);
+    const agent = await sandbox.agent(op);
+    await Promise.all([lending.then((lent) => writeSettings(op, agent, lent)), sandbox.bring(op, this.#now.root)]);
     return sandbox;
   }
 
@@ -201,6 +205,7 @@ export class RunSteps implements AsyncDisposable {
         mode: null,
         parents: false,
         clampMtimeSeconds: null,
+        nowSeconds: 0,
         unpacked: null,
       },
     );

@@ -1,6 +1,8 @@
 // From where a COPY, an ADD or a bind mount takes its files: the context, a stage before, or an image; and what of them decides the result.
+
+import { ArchiveError } from '../domain/archive-error.ts';
+import { HutchError } from '../domain/errors.ts';
 import type { Operation } from '../host/operation.ts';
-import { ArchiveError } from '../images/archive-error.ts';
 import { pick } from '../images/build/copy.ts';
 import type { Instruction } from '../images/build/dockerfile.ts';
 import { DockerfileError } from '../images/build/dockerfile-error.ts';
@@ -26,8 +28,24 @@ export async function sourceOf(op: Operation, now: StageNow, step: Instruction, 
   }
   const origin = originOf(dockerfile, now.globally(step, from), now.stage.index);
   if (origin.kind === 'scratch') throw new DockerfileError(step.line, step.name, '--from=scratch: there is nothing in it');
-  const built = origin.kind === 'stage' ? await now.parts.stage(origin.index) : await now.base(op, step, origin.name);
+  const built = origin.kind === 'stage' ? await now.parts.stage(origin.index) : await imageOf(op, now, step, origin.name);
   return { key: built.key, root: built.root, isIgnored: () => false, hashes: null } as const;
+}
+
+/** What no stage before is called is an image; a word alone was perhaps meant as a stage. */
+async function imageOf(op: Operation, now: StageNow, step: Instruction, name: string) {
+  try {
+    return await now.base(op, step, name);
+  } catch (error) {
+    if (!(error instanceof HutchError) || op.signal.aborted || /[/:.@]/.test(name)) throw error;
+    const { stages } = now.parts.dockerfile;
+    const before = stages.slice(0, now.stage.index).flatMap(({ from: { as }, index }) => as ?? String(index));
+    const known = before.length === 0 ? 'there is none before this one' : `before this one there is ${before.join(', ')}`;
+    throw op.error(error.code, `${error.message}; nor is there a stage of that name: ${known}`, {
+      ...(error.hint === null ? {} : { hint: error.hint }),
+      cause: error,
+    });
+  }
 }
 
 /** A line for each file that is picked. */
@@ -61,7 +79,7 @@ export async function contentsOf(
 
 /** The content of one file of a layer. */
 export async function* contentOf(layer: LayerSource, inode: Inode): AsyncGenerator<Uint8Array> {
-  const { TarReader } = await import('../images/tar/reader.ts');
+  const { TarReader } = await import('../domain/tar/reader.ts');
   await using reader = new TarReader(layer());
   for (let ordinal = 0; ; ordinal += 1) {
     if ((await reader.next()) === null) throw new ArchiveError('a layer is not what it was a moment ago');

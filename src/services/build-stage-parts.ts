@@ -61,11 +61,13 @@ export type StageParts = {
   /** An image of layers that none has yet, to start a sandbox from. */
   readonly image: (op: Operation, built: Built) => Promise<string>;
   /** Proxies, mirrors and certificates of the machine of whoever builds, for RUN alone. */
-  readonly lent: PackageSettings;
+  readonly lent: (op: Operation) => Promise<PackageSettings>;
   readonly mounts: Pick<MountParts, 'cacheDir' | 'locks'>;
   /** Of the stage with that index, as people read it. */
   readonly stepBegun: (stage: number, step: string) => void;
   readonly stepDone: () => void;
+  /** An ARG of that name stands in it. */
+  readonly declared: (name: string) => void;
   /** What a build waits for before it is over. */
   readonly ending: (work: Promise<void>) => void;
   /** What was ending is over: a project may have room for one sandbox alone. */

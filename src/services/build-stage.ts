@@ -76,6 +76,7 @@ export class StageBuilder {
     this.#now.parts.stepBegun(this.#now.stage.index, stepText(`${name} ${number}/${count}`, step.text));
     const next = applied(this.#now.state, step, globals, dockerfile.escapeChar);
     if (next !== null) {
+      if (step.name === 'ARG') for (const { key } of step.args) this.#now.parts.declared(key);
       this.#now.state = next;
       this.#now.key = keyOf(
         'config',

@@ -9,14 +9,13 @@ import { newId, type SandboxId } from '../domain/ids.ts';
 import { shownReference } from '../domain/image-reference.ts';
 import { NO_PACKAGE_SETTINGS } from '../domain/package-settings.ts';
 import type { Operation } from '../host/operation.ts';
-import { ArchiveError } from '../images/archive-error.ts';
 import { BuildCache } from '../images/build/cache.ts';
 import { type Received, receiveContext } from '../images/build/context.ts';
 import { parseDockerfile } from '../images/build/dockerfile.ts';
-import { DockerfileError } from '../images/build/dockerfile-error.ts';
 import { neededStages, targetOf } from '../images/build/graph.ts';
+import { receiveSettings } from '../images/build/own.ts';
 import type { BuildStaging } from '../images/build/staging.ts';
-import { expandAt, globalsOf } from '../images/build/state.ts';
+import { expandAt, globalsOf, isKnownArg } from '../images/build/state.ts';
 import { buildImage } from '../images/build.ts';
 import { SHARED_DIR_MODE } from '../images/layout.ts';
 import type { ImageLibrary } from '../images/library.ts';
@@ -24,6 +23,8 @@ import { parseConfig, runConfig } from '../images/oci/manifest.ts';
 import { PAGE_ROWS_MAX } from '../store/contract.ts';
 import { baseImage } from './build-base.ts';
 import { type BuildCacheKeeping, newBuildCacheKeeping } from './build-cache.ts';
+import { asHutchError, isAbort, named, unlessBad } from './build-errors.ts';
+import { Lending } from './build-lending.ts';
 import { BuildLog } from './build-log.ts';
 import { Locks } from './build-mounts.ts';
 import { BuildQuota } from './build-quota.ts';
@@ -32,6 +33,7 @@ import { Beginning, BuildRecords, type Running, viewOfBuild } from './build-reco
 import { BUILD_LABEL, removeBuildSandbox } from './build-sandbox.ts';
 import { StageBuilder } from './build-stage.ts';
 import type { Built, StageParts } from './build-stage-parts.ts';
+import { BuildTurns } from './build-turns.ts';
 import type { Call, Caller } from './call.ts';
 import type { Core } from './core.ts';
 import type { Handlers } from './handlers.ts';
@@ -81,8 +83,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
   const { running } = records;
   const locks = new Locks();
   const quota = new BuildQuota(core);
-  let slots = BUILDS_AT_ONCE;
-  const waiting: (() => void)[] = [];
+  const turns = new BuildTurns(BUILDS_AT_ONCE);
 
   function library(op: Operation): ImageLibrary {
     if (deps.images !== null) return deps.images;
@@ -95,27 +96,15 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     return cache;
   };
 
-  async function turn(op: Operation): Promise<Disposable> {
-    if (slots > 0) slots -= 1;
-    else await waitFor(op, new Promise<void>((resolve) => waiting.push(resolve)), 'builds before it');
-    return {
-      [Symbol.dispose]() {
-        const next = waiting.shift();
-        if (next === undefined) slots += 1;
-        else next();
-      },
-    };
-  }
-
   async function start(call: Call, input: Parsed<'build.start'>, source: AsyncIterable<Uint8Array>): Promise<BuildView> {
     const tags = several(input.tag).map((tag) => shownReference(taggable(tag)));
     await requireOwnNames(store, call, tags);
     const over = Promise.withResolvers<void>();
-    const { record, recorded } = await accepted(call, {
+    const { record, recorded, lending } = await accepted(call, {
       ...{ input, source, names: tags, template: null, counts: true, stepsMore: 0, next: null },
       over: over.resolve,
     });
-    if (input.waitMs !== undefined) await overWithin(call, record, over.promise, input.waitMs);
+    if (input.waitMs !== undefined) await overWithin(call, record, Promise.race([over.promise, lending.wanted]), input.waitMs);
     if (running.has(record.id)) await recorded();
     return viewOfBuild((await records.read(call.op, record.id)) ?? record);
   }
@@ -145,7 +134,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
   async function accepted(
     call: Call,
     asked: BuildAsked,
-  ): Promise<{ readonly record: BuildRecord; readonly recorded: () => Promise<void> }> {
+  ): Promise<{ readonly record: BuildRecord; readonly recorded: () => Promise<void>; readonly lending: Lending }> {
     const { op, caller } = call;
     const { input, source } = asked;
     const args = argsOf(op, several(input.arg));
@@ -168,6 +157,8 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     await host.makeDir(op, records.dirOf(id), 0o700);
     const beginning = new Beginning(() => records.write(op, record));
     undo.move();
+    const given = deps.settings.packageSettings ? (work?.context.settings ?? NO_PACKAGE_SETTINGS) : NO_PACKAGE_SETTINGS;
+    const lending = new Lending(deps.settings.packageSettings && input.settings === 'later' ? null : given);
     const failure = (failing: Operation, error: unknown): HutchError => {
       const told = asHutchError(failing, work?.context ?? null, error);
       return asked.reworded?.(failing, told) ?? told;
@@ -175,7 +166,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     carryOut(
       caller,
       record,
-      { staged, beginning, failure, ...(asked.over === undefined ? {} : { over: asked.over }) },
+      { staged, beginning, lending, failure, ...(asked.over === undefined ? {} : { over: asked.over }) },
       async (own, now) => {
         const image = work === null ? null : await build(own, now, work, beginning.done);
         if (asked.next === null) return { image, snapshot: null };
@@ -183,7 +174,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
         return { image, snapshot: await asked.next(own, now, image) };
       },
     );
-    return { record, recorded: beginning.done };
+    return { record, recorded: beginning.done, lending };
   }
 
   async function receive(
@@ -195,24 +186,8 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
   ): Promise<Work> {
     await host.makeDir(op, staged.path, SHARED_DIR_MODE);
     const staging: BuildStaging = { host, blobs: library(op).blobs, path: staged.path };
-    const context = await received(op, staging, source, input.dockerfile ?? null);
+    const context = await unlessBad(op, 'the context', () => receiveContext(op, host, staged.path, source, input.dockerfile ?? null));
     return { staging, context, plan: planOf(op, context, args, input.target ?? null), args, input };
-  }
-
-  async function received(
-    op: Operation,
-    staging: BuildStaging,
-    source: AsyncIterable<Uint8Array>,
-    dockerfile: string | null,
-  ): Promise<Received> {
-    try {
-      return await receiveContext(op, host, staging.path, source, dockerfile);
-    } catch (error) {
-      for (let at: unknown = error, depth = 0; at instanceof Error && depth < 4; at = at.cause, depth += 1) {
-        if (at instanceof ArchiveError) throw op.error('invalid_argument', `the context cannot be used: ${at.message}`);
-      }
-      throw error;
-    }
   }
 
   function planOf(op: Operation, context: Received, args: ReadonlyMap<string, string>, target: string | null) {
@@ -243,6 +218,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
       readonly staged: AsyncDisposable | null;
       /** Its record, as it began. */
       readonly beginning: Beginning;
+      readonly lending: Lending;
       readonly failure: (op: Operation, error: unknown) => HutchError;
       readonly over?: () => void;
     },
@@ -254,12 +230,13 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
         const { op } = call;
         call.target(record.id);
         const log = new BuildLog(op, host, records.logPath(record.id));
-        const now: Running = { log, opId, record };
+        const now: Running = { log, opId, lending: of.lending, record };
         running.set(record.id, now);
         await using _staged = of.staged;
         try {
-          if (slots === 0) now.record = { ...now.record, step: 'waiting for builds before it' };
-          using _turn = await turn(op);
+          if (turns.areTaken) now.record = { ...now.record, step: 'waiting for builds before it' };
+          using _turn = await turns.take(op);
+          using _building = core.warm.building();
           using limited = await quota.timed(op, caller.projectId);
           const made = await make(limited === null ? call : { ...call, op: limited }, now).catch((error: unknown) =>
             Promise.reject(limited?.signal.aborted && !op.signal.aborted ? limited.signal.reason : error),
@@ -307,6 +284,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     const abort = new AbortController();
     const endings: Promise<void>[] = [];
     const begun = new Map<number, string>();
+    const declared = new Set(plan.dockerfile.globals.flatMap(({ args: named }) => named.map(({ key }) => key)));
     const own: Operation = { ...op, signal: AbortSignal.any([op.signal, abort.signal]) };
     const epoch = args.get('SOURCE_DATE_EPOCH');
     const parts: StageParts = {
@@ -329,7 +307,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
         return found;
       },
       image: async (asking, built) => (await publish(asking, images, built, [], { epoch, recorded })).digest,
-      lent: deps.settings.packageSettings ? context.settings : NO_PACKAGE_SETTINGS,
+      lent: (asking) => now.lending.settings(asking),
       mounts: { cacheDir: join(root, 'mounts'), locks },
       ending: (ending) => {
         ending.catch(() => {}); // it is waited for below
@@ -340,6 +318,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
         begun.set(stage, step);
         if (!abort.signal.aborted) now.record = { ...now.record, step };
       },
+      declared: (name) => declared.add(name),
       stepDone: () => {
         now.record = { ...now.record, stepsDone: now.record.stepsDone + 1 };
       },
@@ -360,6 +339,8 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
       if (failed.length > 0)
         throw failed.find((reason) => !(reason instanceof HutchError && reason.code === 'cancelled') && !isAbort(reason)) ?? failed[0];
       const built = await parts.stage(plan.last.index);
+      const unused = [...args.keys()].filter((name) => !declared.has(name) && !isKnownArg(name)).toSorted();
+      if (unused.length > 0) now.log.note('build', `[Warning] One or more build-args [${unused.join(' ')}] were not consumed`);
       now.record = { ...now.record, step: 'packing the image' };
       op.progress({ step: 'build', detail: 'packing the image' });
       const { digest, id, sizeBytes } = await publish(op, images, built, now.record.names, { epoch, recorded });
@@ -395,11 +376,13 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     const there = await images.open(op, digest);
     if (there === null) await recorded();
     const what = names[0] ?? digest.slice(0, 19);
+    await using aside = host.aside();
     const image =
       there ??
       (await buildImage(op, host, images.paths, images.blobs, {
         ...{ what, name: null, digest, configBytes, createdAtMs: host.nowMs(), manifest: null },
         config: runConfig(op, parseConfig(op, configBytes, what), what),
+        aside,
         layers: layers.map((layer) => ({ ...layer, file: Promise.resolve(images.blobs.path(layer.digest)) })),
       }));
     const { record } = image;
@@ -415,6 +398,13 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     begin,
     records,
     'build.start': start,
+    'build.settings': async (call, { build: text }, source) => {
+      const { id } = await records.find(call, text);
+      call.target(id);
+      const settings = await unlessBad(call.op, 'what is sent', () => receiveSettings(source));
+      running.get(id)?.lending.give(settings); // what is over needs none
+      return viewOfBuild(await records.find(call, id));
+    },
     'build.list': async ({ op, caller }) => ({
       builds: (await records.all(op)).filter(({ projectId }) => projectId === caller.projectId).map(viewOfBuild),
     }),
@@ -477,28 +467,4 @@ function argsOf(op: Operation, pairs: readonly string[]): ReadonlyMap<string, st
       return [pair.slice(0, at), pair.slice(at + 1)];
     }),
   );
-}
-
-function named<T>(op: Operation, context: Received, work: () => T): T {
-  try {
-    return work();
-  } catch (error) {
-    throw error instanceof DockerfileError ? inFile(op, context, error) : error;
-  }
-}
-
-function inFile(op: Operation, { dockerfile }: Received, { line, instruction, message }: DockerfileError): HutchError {
-  return op.error('invalid_argument', `${dockerfile.name}:${line}: ${instruction === null ? '' : `${instruction}: `}${message}`);
-}
-
-function asHutchError(op: Operation, context: Received | null, error: unknown): HutchError {
-  if (error instanceof DockerfileError && context !== null) return inFile(op, context, error);
-  if (error instanceof HutchError) return error;
-  if (error instanceof ArchiveError) return op.error('failed_precondition', `what is built cannot be used: ${error.message}`);
-  op.log.error({ err: error }, 'a build failed for a reason of ours');
-  return op.error('internal', `the build failed: ${error instanceof Error ? error.message : String(error)}`, { cause: error });
-}
-
-function isAbort(reason: unknown): boolean {
-  return reason instanceof Error && reason.name === 'AbortError';
 }

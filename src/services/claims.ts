@@ -4,6 +4,18 @@ import type { Operation } from '../host/operation.ts';
 
 type Claim = 'pause' | 'suspend' | 'fork' | 'snapshot' | 'diskSnapshot' | 'hostDirectories' | 'volumes' | 'devices';
 
+/** As whoever asked for it calls it. */
+const WORDS: Readonly<Record<Claim, string>> = {
+  pause: 'pause a sandbox',
+  suspend: 'put a sandbox away with its memory',
+  fork: 'keep or copy what runs, with its memory',
+  snapshot: 'keep a sandbox to begin there again',
+  diskSnapshot: 'make an image of the disk of a sandbox',
+  hostDirectories: 'mount directories of this machine',
+  volumes: 'mount volumes',
+  devices: 'give a sandbox devices of this machine',
+};
+
 /** Each backend is asked once; one that does not work says so itself when it is used. */
 export class Claims {
   readonly #known = new Map<Backend, Capabilities>();
@@ -12,7 +24,7 @@ export class Claims {
   async need(op: Operation, backend: Backend, claim: Claim, hint?: string): Promise<void> {
     const can = await this.#of(op, backend);
     if (can === null || can[claim]) return;
-    throw op.error('failed_precondition', `the backend ${backend.name} cannot do this on this machine: ${claim}`, {
+    throw op.error('failed_precondition', `the backend ${backend.name} cannot do this on this machine: ${WORDS[claim]} (${claim})`, {
       hint: hint ?? instead(claim, can) ?? 'what each backend can do: hutch backends',
     });
   }

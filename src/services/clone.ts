@@ -1,6 +1,7 @@
 // A sandbox that begins where another one was: with its memory, its processes and its disk, and as itself. Whatever two
 // machines must not share is made anew before its link goes up: names, addresses, machine-id, boot id, host keys, entropy.
-import type { Forced, Started } from '../backends/backend.ts';
+import type { Started } from '../backends/backend.ts';
+import type { Forced } from '../backends/snapshots.ts';
 import { HutchError } from '../domain/errors.ts';
 import type { FileSync } from '../domain/file-sync.ts';
 import { newId } from '../domain/ids.ts';

@@ -1,3 +1,4 @@
+import type { Backend } from '../backends/backend.ts';
 import { HutchError } from '../domain/errors.ts';
 import { isName, newId, type SandboxId } from '../domain/ids.ts';
 import { ownCommandOf } from '../domain/image.ts';
@@ -28,6 +29,7 @@ import { requireUndo } from './undo.ts';
 import { DISK_MIB_MIN, MEMORY_MIB_MIN } from './verbs/fields.ts';
 import type { Parsed } from './verbs.ts';
 import { withVolumes } from './volumes.ts';
+import type { Taken } from './warm.ts';
 import type { Kind } from './warm-member.ts';
 
 type Input = Parsed<'sandbox.create'>;
@@ -66,7 +68,7 @@ export function createVerb(core: Core, supervisor: Supervisor, usable: Usable): 
     const argv = input.main === undefined ? null : (input.main.argv ?? ownCommand(call, boot));
     await requireFreeSpace(op, deps);
     if (input.start !== false) core.runs.checkRoom(op);
-    if (input.start !== false) await templates.ready(op, backend, shape, boot, mountedOf(mounts));
+    if (input.start !== false && !mayFollow(backend, input)) await templates.ready(op, backend, shape, boot, mountedOf(mounts));
     const { main, secrets = {} } = input;
     const clash = Object.keys(secrets).find((name) => input.env !== undefined && name in input.env);
     if (clash !== undefined) throw op.error('invalid_argument', `secrets.${clash} is given in env as well`);
@@ -113,7 +115,7 @@ export function createVerb(core: Core, supervisor: Supervisor, usable: Usable): 
     if (input.force === true) throw op.error('invalid_argument', 'force is about a snapshot, and none is named', { hint: 'see: from' });
     const { host } = deps;
     const { boot, spec } = await prepare(call, input);
-    const warm = isUsual(input) ? await core.warm.take(op, kindOf(op, spec, boot)) : null;
+    const warm = await takeWarm(op, input, kindOf(op, spec, boot));
     const to = { boot, spec, secrets: input.secrets ?? {}, terminal: input.main?.terminal, attach: input.main?.attach ?? false };
     const woken = warm === null ? null : await handOut(core, supervisor, call, warm, to);
     if (woken !== null) return woken;
@@ -147,6 +149,11 @@ export function createVerb(core: Core, supervisor: Supervisor, usable: Usable): 
       return await started(core, supervisor, call, { run, what, bare, intentId, attach: input.main?.attach ?? false, undo });
     };
     return await core.turns.take(op, id, () => withVolumes(core, op, mounted, make));
+  }
+
+  async function takeWarm(op: Operation, input: Input, kind: Kind): Promise<Taken | null> {
+    if (isUsual(input)) return await core.warm.take(op, kind);
+    return input.labels?.[BUILD_LABEL] === undefined ? null : await core.warm.takeForBuild(op, kind);
   }
 
   /** Whether it wants what warm sandboxes are kept for; a port of its own must be held before anything is. */
@@ -204,6 +211,11 @@ export function createVerb(core: Core, supervisor: Supervisor, usable: Usable): 
       }
     },
   };
+}
+
+/** Whether the template may come after the first start. What is built stands on one, as what others come from is stored once. */
+function mayFollow({ startsUnprepared }: Backend, { labels }: Input): boolean {
+  return startsUnprepared === true && labels?.[BUILD_LABEL] === undefined;
 }
 
 /** @throws HutchError `resource_exhausted`, naming the field, its bound and where that stands. */

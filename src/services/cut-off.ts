@@ -1,5 +1,6 @@
 // A command whose sandbox ends under it: what its client is told. The exit that the guest saw is told with what
 // ended it; one that nobody saw is not made up.
+import type { z } from 'zod';
 import type { ErrorBody, HutchError } from '../domain/errors.ts';
 import type { Ended } from '../domain/sandbox.ts';
 import { exitCode } from '../guest/exit-code.ts';
@@ -10,6 +11,7 @@ import { MAIN } from './bring-up.ts';
 import type { Core } from './core.ts';
 import { endingWords, endOf } from './ending.ts';
 import type { Run } from './run.ts';
+import type * as view from './views.ts';
 import { endedOf, whoOf } from './why.ts';
 
 /** More than come after the end of one. */
@@ -26,6 +28,41 @@ export async function endedTogether(core: Core, op: Operation, { run, name, exec
   const words = await wordsOf(core, run);
   const code = ending.cause === 'timeout' ? 'deadline_exceeded' : 'unavailable';
   return op.error(code, `the command was ended with sandbox ${name}: ${words}`, { hint: hintFor(run, name) }).toBody();
+}
+
+/** By SIGKILL, as a shell tells it. */
+const KILLED = 137;
+
+/**
+ * The exit of a command whose stream broke off because its sandbox ran out of memory and ended as a whole; null: that is not why. That
+ * it was killed is known then, if not by whom it was seen. `counts` are the bytes of its output that arrived.
+ */
+export async function endedOutOfMemory(
+  core: Core,
+  op: Operation,
+  { run, name, execId }: Command,
+  counts: { readonly stdout: number; readonly stderr: number },
+): Promise<z.output<typeof view.processExit> | null> {
+  if (!run.isOver || run.suspended !== null || run.restoredTo !== null) return null;
+  const sandbox = await core.deps.store.query('sandbox', { id: run.id });
+  const ended = (sandbox === null ? null : endOf(sandbox)) ?? (await lastEnd(core, run));
+  if (ended?.oomKilled !== true || ended.cause !== 'crashed') return null;
+  const isKept = sandbox !== null && sandbox.state === 'stopped' && !sandbox.spec.autoRemove;
+  const what =
+    execId === MAIN ? 'it was killed because its sandbox ran out of memory' : `it was killed with sandbox ${name}, which ran out of memory`;
+  const error = op.error('failed_precondition', what, {
+    hint: `give it more with --memory${isKept ? `: hutch set --memory SIZE ${name}, then hutch start ${name}` : ''}`,
+  });
+  return {
+    exitCode: KILLED,
+    signal: 'KILL',
+    oomKilled: true,
+    reason: 'signalled',
+    stdoutBytes: counts.stdout,
+    stderrBytes: counts.stderr,
+    endedAtMs: ended.atMs,
+    error: error.toBody(),
+  };
 }
 
 /** Its stream broke off, and the sandbox's run is over. */

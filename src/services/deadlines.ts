@@ -21,6 +21,7 @@ export type OwnWork =
   | 'daemon.restore'
   | 'daemon.undo'
   | 'daemon.wake'
+  | 'daemon.behind'
   | 'daemon.warm'
   | 'daemon.housekeeping'
   | 'daemon.build'
@@ -143,6 +144,7 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'image.login': CHANGE_MS,
   'image.logout': CHANGE_MS,
   'build.start': TRANSFER_MS,
+  'build.settings': CHANGE_MS,
   'build.list': READ_MS,
   'build.get': READ_MS,
   'build.logs': null,
@@ -170,6 +172,7 @@ export const DEADLINES_MS: Readonly<Record<DeadlineName, number | null>> = {
   'daemon.restore': PREPARE_MS,
   'daemon.undo': CHANGE_MS,
   'daemon.wake': PREPARE_MS,
+  'daemon.behind': PREPARE_MS,
   'daemon.warm': CHANGE_MS,
   'daemon.housekeeping': CHANGE_MS,
   'daemon.build': 6 * 60 * 60_000,

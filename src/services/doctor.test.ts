@@ -1,6 +1,18 @@
 import { spawnSync } from 'node:child_process';
 import { expect, test } from 'vitest';
-import { asRoot, chosen, closedTo, mitigation, networkOf, notNeeded, onXfs, withCommand, withoutDevice } from './doctor.ts';
+import { NO_KVM, RUNS_NOTHING_AS_ROOT } from '../backends/backend.ts';
+import {
+  asRoot,
+  chosen,
+  closedTo,
+  mitigation,
+  networkOf,
+  notNeeded,
+  onXfs,
+  whatOpeningGives,
+  withCommand,
+  withoutDevice,
+} from './doctor.ts';
 
 test('where sandboxes run one way, what another way lacks is a warning; what all of them need stays missing', () => {
   const status = (name: string, status: 'ok' | 'warning' | 'missing') => notNeeded({ name, status, detail: '', fix: null }).status;
@@ -33,6 +45,16 @@ test('what keeps sandboxes from /dev/kvm is told with the command that lets them
   expect(fix(0o660, 4242, 1000, [1000])).toBe(open); // no such group here: nobody can join it
   expect(fix(0o600, 104, 1000, [104, 1000])).toBe(open);
   expect(fix(0o600, 0, 0, [0])).toBe(open);
+});
+
+test('nobody is told to open a /dev/kvm under which no guest runs', () => {
+  const closed = { why: 'only root may open it', fix: 'chmod 666 /dev/kvm; hutch daemon stop' };
+  const alone = `${NO_KVM}/dev/kvm is root's alone: neither its group nor others may use it`;
+  expect(whatOpeningGives(closed, ['QEMU 7.2', alone], 0).fix).toBe(closed.fix);
+  const vain = whatOpeningGives(closed, ['QEMU 7.2', `${alone}, and ${RUNS_NOTHING_AS_ROOT}`], 0);
+  expect(vain).toEqual({ detail: expect.stringContaining(RUNS_NOTHING_AS_ROOT), fix: null });
+  // Who is not root cannot try.
+  expect(whatOpeningGives(closed, [], 1000)).toEqual({ detail: expect.stringContaining('is seen when it is open'), fix: closed.fix });
 });
 
 test('a command that takes root is told as its user has to type it', () => {

@@ -1,6 +1,7 @@
 // What this machine can do: one line each, with the command that mends it. Every check looks at the
 // thing itself; a check that fails says so and never fails the others.
 import type { z } from 'zod';
+import { NO_KVM, RUNS_NOTHING_AS_ROOT } from '../backends/backend.ts';
 import { ownGroups } from '../host/groups.ts';
 import type { FileInfo, Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
@@ -188,7 +189,10 @@ async function kvm({ host, backends }: Deps, op: Operation): Promise<Check> {
   if (ways.includes('kvm')) return { name, status: 'ok', detail: 'yes: a small guest ran under /dev/kvm', fix: null };
   const groupFile = (await text(host, op, '/etc/group')) ?? '';
   const closed = closedTo(device, { uid: host.uid, groups: await ownGroups(op, host), groupFile });
-  if (closed !== null) return { name, status: 'warning', detail: `no: /dev/kvm is there, but ${closed.why}`, fix: closed.fix };
+  if (closed !== null) {
+    const notes = probes.flatMap((probe) => (probe.ok ? probe.can.notes : []));
+    return { name, status: 'warning', ...whatOpeningGives(closed, notes, host.uid) };
+  }
   if (ways.includes('tcg')) {
     const detail = 'no: /dev/kvm is there, but no guest ran under it; the backend says why. What it lacks is the outer machine’s to give';
     return { name, status: 'warning', detail, fix: null };
@@ -225,6 +229,18 @@ export function closedTo(
     why: uid === 0 ? 'only root may open it' : 'it is not ours to open',
     fix: join ? `usermod -aG ${group} "$USER"; hutch daemon stop; newgrp ${group}` : 'chmod 666 /dev/kvm; hutch daemon stop',
   };
+}
+
+/** Opening it is no help where no guest runs under it anyway: root's daemon has tried that, another one cannot. */
+export function whatOpeningGives(
+  { why, fix }: { readonly why: string; readonly fix: string },
+  notes: readonly string[],
+  uid: number,
+): { readonly detail: string; readonly fix: string | null } {
+  const detail = `no: /dev/kvm is there, but ${why}`;
+  if (notes.some((note) => note.startsWith(NO_KVM) && note.endsWith(RUNS_NOTHING_AS_ROOT)))
+    return { detail: `${detail}, and ${RUNS_NOTHING_AS_ROOT}: what it lacks is the outer machine’s to give`, fix: null };
+  return { detail: uid === 0 ? detail : `${detail}; whether a guest runs under it is seen when it is open`, fix };
 }
 
 async function images(deps: Deps): Promise<readonly Check[]> {

@@ -3,7 +3,7 @@
 import { createHash } from 'node:crypto';
 import { HutchError } from '../domain/errors.ts';
 import type { Sandbox } from '../domain/sandbox.ts';
-import { startFailureCode } from '../guest/exit-code.ts';
+import { startFailureCode, startFailureText } from '../guest/exit-code.ts';
 import { errnoOf } from '../guest/failure.ts';
 import type { LinkedProcess } from '../guest/linked-process.ts';
 import type { Operation } from '../host/operation.ts';
@@ -12,7 +12,7 @@ import { MAIN, OWN_PROCESS } from './bring-up.ts';
 import type { Call } from './call.ts';
 import { Claims } from './claims.ts';
 import type { Core } from './core.ts';
-import { cutOff, endedTogether } from './cut-off.ts';
+import { cutOff, endedOutOfMemory, endedTogether } from './cut-off.ts';
 import type { ExecItem, ExecSession, ExecStarted, Handlers } from './handlers.ts';
 import type { Place } from './kept-places.ts';
 import { replayMain } from './main-replay.ts';
@@ -74,15 +74,18 @@ export function execVerbs(core: Core, awaken: Awaken): Pick<Handlers, ExecVerbs>
         if (exitCode === null && run.isOver && !op.signal.aborted)
           throw await cutOff(core, op, { run, name: sandbox.spec.name, execId: id }, error);
         if (exitCode === null || !(error instanceof HutchError)) throw error;
+        const { message, hint } = startFailureText(argv[0] ?? '', error);
         return notStarted(
           id,
           exitCode,
           core.deps.host.nowMs(),
-          op.error(error.code, `cannot run ${argv[0] ?? ''}: ${error.message}`, {
+          op.error(error.code, message, {
             cause: error,
             ...(errnoOf(error) === 'EAGAIN'
               ? { hint: `it has as many processes as it may: end some, or hutch set --pids N ${sandbox.spec.name}` }
-              : {}),
+              : hint === undefined
+                ? {}
+                : { hint }),
           }),
         );
       }
@@ -253,6 +256,12 @@ class Session implements ExecSession {
       }
     } catch (error) {
       if (this.#call.op.signal.aborted || !this.#run.isOver) throw error;
+      const killed = await endedOutOfMemory(this.#core, this.#call.op, this.#command, this.#process.offsets);
+      if (killed !== null) {
+        this.#onDone();
+        yield { type: 'exit', exit: killed };
+        return;
+      }
       throw await cutOff(this.#core, this.#call.op, this.#command, error);
     }
   }

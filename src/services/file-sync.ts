@@ -6,8 +6,8 @@
 import { type ErrorCode, HutchError } from '../domain/errors.ts';
 import { belowHome, type FileSync } from '../domain/file-sync.ts';
 import { isWithin } from '../domain/mount.ts';
-import { padding } from '../domain/tar-entry.ts';
-import { type EntryToWrite, TAR_END, tarHeader } from '../domain/tar-header.ts';
+import { padding } from '../domain/tar/entry.ts';
+import { type EntryToWrite, TAR_END, tarHeader } from '../domain/tar/header.ts';
 import type { Agent } from '../guest/agent.ts';
 import type { FileInfo } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';

@@ -1,9 +1,10 @@
-// Children of a sandbox: it stands still for a moment while what they begin with is written down, and goes on, or stays suspended; each child
+// Children of a sandbox: it stands still for a moment while what they begin with is written down, and goes on, or stays paused or suspended; each child
 // then maps that, copy-on-write. What was written down goes as soon as they have it: it is not a snapshot of anybody's.
 import { HutchError } from '../domain/errors.ts';
 import { newId } from '../domain/ids.ts';
 import type { Sandbox } from '../domain/sandbox.ts';
 import type { Snapshot } from '../domain/snapshot.ts';
+import type { Operation } from '../host/operation.ts';
 import type { Call } from './call.ts';
 import { Claims } from './claims.ts';
 import { type CloneOf, makeClone } from './clone.ts';
@@ -12,6 +13,8 @@ import { backendOf, placesOf, savedDir } from './deps.ts';
 import { beginningOf } from './from-snapshot.ts';
 import type { Handlers } from './handlers.ts';
 import { refuseMounted } from './mounts.ts';
+import { runOf } from './release.ts';
+import type { Run } from './run.ts';
 import { readSecrets } from './secrets.ts';
 import { findSnapshot, inMicroseconds, readSnapshotFiles } from './snapshots.ts';
 import { inStillness } from './still.ts';
@@ -46,7 +49,7 @@ export function forkVerbs(core: Core, supervisor: Supervisor): Pick<Handlers, 's
       const { parent, stillMs } = await turns.take(op, id, async () => {
         const sandbox = await sandboxes.get(op, id);
         const isSuspended = sandbox.state === 'suspended';
-        const run = isSuspended ? core.runs.make(op, sandbox, { kind: 'gone' }, null) : core.runs.of(op, sandbox);
+        const run = isSuspended ? core.runs.make(op, sandbox, { kind: 'gone' }, null) : await awakeRunOf(core, op, sandbox);
         using _notKnown = isSuspended ? run : null;
         await claims.need(op, run.backend, 'fork');
         refuseMounted(op, sandbox, 'a child cannot have it as it was');
@@ -122,6 +125,10 @@ export function forkVerbs(core: Core, supervisor: Supervisor): Pick<Handlers, 's
     }
     throw call.op.signal.reason;
   }
+}
+
+async function awakeRunOf(core: Core, op: Operation, sandbox: Sandbox): Promise<Run> {
+  return sandbox.state === 'paused' ? await runOf(core, op, sandbox) : core.runs.of(op, sandbox);
 }
 
 function forksDir(core: Pick<Core, 'deps'>): string {

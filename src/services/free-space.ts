@@ -4,18 +4,22 @@ import type { Deps } from './deps.ts';
 
 const MIB = 1_048_576;
 
-/** @throws HutchError `resource_exhausted`, which says what shows what can go. */
-export async function requireFreeSpace(
-  op: Operation,
-  { host, places, settings }: Pick<Deps, 'host' | 'places' | 'settings'>,
-): Promise<void> {
+type Needs = Pick<Deps, 'host' | 'places' | 'settings'>;
+
+/** Why nothing new is begun; null: there is room. */
+export async function noSpace({ host, places, settings }: Needs, op: Operation): Promise<string | null> {
   const { freeMiBMin } = settings;
-  if (freeMiBMin === null) return;
+  if (freeMiBMin === null) return null;
   const { freeBytes } = await host.fileSystem(op, places.dataDir);
-  if (freeBytes >= freeMiBMin * MIB) return;
-  throw op.error(
-    'resource_exhausted',
-    `only ${Math.floor(freeBytes / MIB)} MiB are free in ${places.dataDir}; nothing new is begun with less than ${freeMiBMin} MiB (limits.free)`,
-    { hint: 'what takes the room: hutch df; what can go: hutch prune --dry-run, hutch image prune, hutch assets gc --dry-run' },
-  );
+  if (freeBytes >= freeMiBMin * MIB) return null;
+  return `only ${Math.floor(freeBytes / MIB)} MiB are free in ${places.dataDir}; nothing new is begun with less than ${freeMiBMin} MiB (limits.free)`;
+}
+
+/** @throws HutchError `resource_exhausted`, which says what shows what can go. */
+export async function requireFreeSpace(op: Operation, needs: Needs): Promise<void> {
+  const why = await noSpace(needs, op);
+  if (why === null) return;
+  throw op.error('resource_exhausted', why, {
+    hint: 'what takes the room: hutch df; what can go: hutch prune --dry-run, hutch image prune, hutch assets gc --dry-run',
+  });
 }

@@ -1,5 +1,5 @@
 // A sandbox that begins with a named snapshot: as that was, and as itself; what is asked for beside it comes on top.
-import type { Forced } from '../backends/backend.ts';
+import type { Forced } from '../backends/snapshots.ts';
 import { HutchError } from '../domain/errors.ts';
 import type { TemplateId } from '../domain/ids.ts';
 import type { Sandbox, SandboxSpec } from '../domain/sandbox.ts';
@@ -166,7 +166,8 @@ const FIXED = ['image', 'kernel', 'cpus', 'memoryMiB', 'diskMiB', 'pids', 'backe
 function specFrom(core: Core, { op }: Call, origin: Origin, input: Input): SandboxSpec {
   const { snapshot, what } = origin;
   const { spec } = snapshot;
-  const fixed = FIXED.find((key) => input[key] !== undefined);
+  const its: Input = { backend: spec.backend, ...spec.shape };
+  const fixed = FIXED.find((key) => input[key] !== undefined && input[key] !== its[key]);
   if (fixed !== undefined) throw op.error('invalid_argument', `${fixed} is that of ${what}: it cannot be chosen`, { hint: 'leave it out' });
   if (input.start === false) {
     throw op.error('invalid_argument', 'a sandbox from a snapshot or a template is started at once', {

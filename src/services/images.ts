@@ -5,7 +5,9 @@ import type { ImageId } from '../domain/ids.ts';
 import { ENGINE_REFERENCE, type NamedImage, REGISTERED } from '../domain/image.ts';
 import { HUB, type ImageReference, parseImageReference, requireImageReference, shownReference } from '../domain/image-reference.ts';
 import { requireReference, resolveDigest } from '../domain/reference.ts';
+import { letGoOfUsed } from '../host/large-buffers.ts';
 import type { Operation } from '../host/operation.ts';
+import { DEFAULT_IMAGE } from '../images/default-image.ts';
 import type { PreparedImage } from '../images/image.ts';
 import type { ImageLibrary } from '../images/library.ts';
 import type { Store } from '../store/contract.ts';
@@ -16,7 +18,7 @@ import type { Core } from './core.ts';
 import { begunDownload } from './download.ts';
 import type { Download, Handlers } from './handlers.ts';
 import { preparedKernel } from './kernels.ts';
-import { requireOperator, requireOwnImage, requireOwnNames } from './operator.ts';
+import { isOperator, requireOperator, requireOwnImage, requireOwnNames } from './operator.ts';
 import { imageView, userText } from './present.ts';
 import type { Output } from './verbs.ts';
 
@@ -24,6 +26,9 @@ import type { Output } from './verbs.ts';
 const MOUNTS_TRIED_MAX = 4;
 /** The daemon has one of a registry, for all projects. */
 const LOGINS = 'logins of registries are kept and forgotten';
+
+/** Why what backends have of an image goes. */
+const IS_NO_MORE = 'its image is no more';
 
 /** But for the one that is about a sandbox (commit.ts), and those about files of this machine (registered.ts). */
 type ImageVerbs = Exclude<Extract<keyof Handlers, `image.${string}`>, 'image.commit' | 'image.register' | 'image.promote'>;
@@ -62,6 +67,7 @@ export function imageVerbs(core: Core, buildCache: BuildCacheKeeping): Pick<Hand
     if (core.deps.images === null) await off();
     else await core.deps.images.unrecord(op, image.digest, off);
     await dropCommitted(core, op, image);
+    await core.warm.imageGone(image.id);
   }
 
   /** Without a name, a user and a lease. */
@@ -83,7 +89,7 @@ export function imageVerbs(core: Core, buildCache: BuildCacheKeeping): Pick<Hand
     return kept;
   }
 
-  /** What backends unpacked of images that are no more. Gives what went, or would. */
+  /** What backends unpacked, or gave to their engine, of images that are no more. Gives what went, or would. */
   async function dropUnpacked(op: Operation, but: ReadonlySet<ImageId>, really: boolean) {
     const dropped: { digest: string; sizeBytes: number }[] = [];
     for (const { roots } of core.deps.backends) {
@@ -138,10 +144,11 @@ export function imageVerbs(core: Core, buildCache: BuildCacheKeeping): Pick<Hand
       const { op } = call;
       const given = name === undefined ? null : shownReference(taggable(name));
       await requireOwnNames(store, call, given === null ? [] : [given]);
-      const { images: imported, kernels } = await library(op).import(op, source, given);
+      const { images: imported, kernels } = await library(op).import(op, letGoOfUsed(source), given);
       if (kernels.length > 0) await call.commit(kernels.map(({ record }) => ({ change: 'putKernel', kernel: record }) as const));
       const images: Output<'image.import'>['images'] = [];
-      for (const { image, names } of imported) {
+      for (const { image, names: said } of imported) {
+        const names = said.includes(DEFAULT_IMAGE) && !(await mayBeDefault(call)) ? said.filter((one) => one !== DEFAULT_IMAGE) : said;
         await requireOwnNames(store, call, given === null ? names : []);
         const { id } = await record(call, once(op, image), given === null ? names : [given]);
         const stored = await store.query('image', { id });
@@ -225,12 +232,14 @@ export function imageVerbs(core: Core, buildCache: BuildCacheKeeping): Pick<Hand
         const beforeMs = host.nowMs() - core.deps.settings.retention.cacheMs;
         for (const image of unusedSince(await unused(), await store.query('assetUses', {}), beforeMs))
           if (lostItsName(await library(op).open(op, image.digest)) && (!really || (await dropped(op, image)))) old.push(image);
-        const gone = await buildCache.sweep(op, await layersKept(core, op, new Set(old.map(({ id }) => id))), really);
+        const but = new Set(old.map(({ id }) => id));
+        const gone = await buildCache.sweep(op, await layersKept(core, op, but), really);
+        const roots = await dropUnpacked(op, but, really);
         const why = 'a newer image took its name, and nothing has used it for retention.cache';
         return {
           images: old.map(({ id, digest, sizeBytes }) => ({ id, digest, sizeBytes, why })),
-          unpacked: [],
-          bytes: sum(old.filter(isOurs)) + sum(gone),
+          unpacked: roots.map((root) => ({ ...root, why: IS_NO_MORE })),
+          bytes: sum(old.filter(isOurs)) + sum(gone) + sum(roots),
           layers: gone.flatMap(({ kind, name, sizeBytes, why }) => (kind === 'layer' ? [{ digest: name, sizeBytes, why }] : [])),
           mounts: gone.flatMap(({ kind, name, sizeBytes, why }) => (kind === 'mount' ? [{ name, sizeBytes, why }] : [])),
         };
@@ -249,7 +258,7 @@ export function imageVerbs(core: Core, buildCache: BuildCacheKeeping): Pick<Hand
       return {
         images: gone.map(({ id, digest, sizeBytes }) => ({ id, digest, sizeBytes, why: 'it has no name, no sandbox and no lease' })),
         layers: loose.map((layer) => ({ ...layer, why: whyOf(layer.digest) })),
-        unpacked: unpacked.map((root) => ({ ...root, why: 'its image is no more' })),
+        unpacked: unpacked.map((root) => ({ ...root, why: IS_NO_MORE })),
         mounts: mounts.map(({ name, sizeBytes }) => ({ name, sizeBytes, why: 'a cache mount: only later builds need it' })),
         bytes: sum(gone.filter(isOurs)) + sum(loose) + sum(unpacked) + sum(mounts),
       };
@@ -277,6 +286,11 @@ export function imageVerbs(core: Core, buildCache: BuildCacheKeeping): Pick<Hand
       return { registry: name, wasKept };
     },
   };
+
+  /** As with kernels: one that is brought is the default of a machine that had none. */
+  async function mayBeDefault(call: Call): Promise<boolean> {
+    return isOperator(store, call) && !(await store.query('images', {})).some(({ names }) => names.includes(DEFAULT_IMAGE));
+  }
 
   /** On record under these names, or gone again. */
   async function record(call: Call, make: () => Promise<PreparedImage>, names: readonly string[]): Promise<NamedImage> {

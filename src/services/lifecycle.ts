@@ -91,6 +91,16 @@ export function lifecycleVerbs(core: Core, starter: Starter, suspension: Suspens
         hint: `stop it first, or: hutch rm -f ${name}`,
       });
     }
+    // What it ran lies in its memory on the disk: that is as much as what runs.
+    if (sandbox.state === 'suspended' && !force) {
+      throw op.error(
+        'failed_precondition',
+        `sandbox ${name} is suspended, and its memory would go with it; such a one is deleted only with force`,
+        {
+          hint: `go on with it: hutch resume ${name}; or: hutch rm -f ${name}`,
+        },
+      );
+    }
     await backendOf(deps, op, sandbox.spec.backend).awake?.(op);
     const [intent] = await call.commit([
       { change: 'addIntent', kind: 'delete', projectId: sandbox.projectId, sandboxId: sandbox.id, atMs: deps.host.nowMs() },

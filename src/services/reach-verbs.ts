@@ -49,10 +49,23 @@ export function reachVerbs(
           named.every(([key, value]) => port[key as keyof typeof port] === value),
         );
         if (removed.length > 0) return { removed: removed.map((port) => ({ ...port })) };
-        const words = named.map(([key, value]) => `${key} ${value}`).join(' and ');
-        throw call.op.error('not_found', `sandbox ${spec.name} has no published port with ${words}`, {
-          hint: `see: hutch ports ${spec.name}`,
-        });
+        const { hostPort, guestPort, hostAddress } = wanted;
+        const where = [...(hostAddress === undefined ? [] : [hostAddress]), ...(hostPort === undefined ? [] : [hostPort])].join(':');
+        const words = [
+          ...(guestPort === undefined ? [] : [`its port ${guestPort}`]),
+          ...(where === '' ? [] : [`at ${where} of this machine`]),
+        ];
+        const meant = (await publisher.of(id)).find((port) => guestPort !== undefined && port.hostPort === guestPort);
+        throw call.op.error(
+          'not_found',
+          `sandbox ${spec.name} does not publish ${guestPort === undefined ? 'anything ' : ''}${words.join(' ')}`,
+          {
+            hint:
+              meant === undefined
+                ? `see: hutch ports ${spec.name}`
+                : `${meant.hostPort} is the port of this machine that answers for its port ${meant.guestPort}: hutch ports rm ${spec.name} ${meant.guestPort}`,
+          },
+        );
       });
     },
 

@@ -72,7 +72,7 @@ export function recordVerbs(core: Core): Pick<Handlers, RecordVerbs> {
     'sandbox.get': async ({ caller }, { ref }) => presenter.sandbox(await sandboxes.resolve(caller.projectId, ref)),
 
     'event.list': async ({ op, caller }, { cursor, follow, sandbox, limit }) => {
-      const sandboxId = sandbox === undefined ? undefined : (await sandboxes.resolve(caller.projectId, sandbox)).id;
+      const sandboxId = sandbox === undefined ? undefined : (await sandboxes.resolveRecorded(caller.projectId, sandbox)).id;
       const filter = { projectId: caller.projectId, ...(sandboxId === undefined ? {} : { sandboxId }) };
       // Who follows without a cursor wants what comes, not what was.
       const newest =
@@ -147,7 +147,7 @@ export function recordVerbs(core: Core): Pick<Handlers, RecordVerbs> {
           operations: [operationView(operation, names)],
         };
       }
-      const sandbox = await sandboxes.resolve(caller.projectId, ref);
+      const sandbox = await sandboxes.resolveRecorded(caller.projectId, ref);
       const [events, stored] = await Promise.all([
         store.query('lastEvents', { sandboxId: sandbox.id, limit: WHY_EVENTS }),
         store.query('operations', { projectId: caller.projectId, targetId: sandbox.id, limit: WHY_OPERATIONS }),

@@ -20,6 +20,7 @@ import { type Boot, backendOf, placesOf, savedDir } from './deps.ts';
 import { requireFreeSpace } from './free-space.ts';
 import { beginningOf } from './from-snapshot.ts';
 import { refuseMounted, requireMounts } from './mounts.ts';
+import { requireOwn } from './own-snapshot.ts';
 import { releaseRun, runOf } from './release.ts';
 import { readSecrets } from './secrets.ts';
 import { readSnapshotFiles, snapshotDir, snapshotsOf } from './snapshots.ts';
@@ -33,6 +34,9 @@ const RELEASE_MS = 60_000;
 const RESTORE_MS = 10 * 60_000;
 
 type Snapshots = NonNullable<Backend['snapshots']>;
+
+/** What was said to be meant: `forced`, though it was made on another kind of machine; `foreign`, though it is another sandbox's. */
+type Though = { readonly forced: boolean; readonly foreign: boolean };
 
 /** All that was looked at before anything is done. */
 type Prepared = {
@@ -57,18 +61,18 @@ export class Restorer {
    * In the sandbox's turn. What is refused, or fails before its process is ended, leaves it as it was.
    * @throws HutchError `failed_precondition` with what is wrong with the snapshot, or does not fit.
    */
-  async restore(call: Call, sandbox: Sandbox, snapshot: Snapshot, { forced }: { readonly forced: boolean }): Promise<Sandbox> {
-    return await withVolumes(this.#core, call.op, sandbox.spec, () => this.#restore(call, sandbox, snapshot, forced));
+  async restore(call: Call, sandbox: Sandbox, snapshot: Snapshot, though: Though): Promise<Sandbox> {
+    return await withVolumes(this.#core, call.op, sandbox.spec, () => this.#restore(call, sandbox, snapshot, though));
   }
 
-  async #restore(call: Call, sandbox: Sandbox, snapshot: Snapshot, forced: boolean): Promise<Sandbox> {
+  async #restore(call: Call, sandbox: Sandbox, snapshot: Snapshot, though: Though): Promise<Sandbox> {
     const { op } = call;
     const { host } = this.#core.deps;
     using _reading = readSnapshotFiles(this.#core, op, snapshot);
-    const ready = await this.#prepare(op, sandbox, snapshot, forced);
+    const ready = await this.#prepare(op, sandbox, snapshot, though);
     const wasAlive = sandbox.openComputeSinceMs !== null;
     const { projectId, id: sandboxId } = sandbox;
-    const detail = { snapshotId: snapshot.id, forced, wasAlive };
+    const detail = { snapshotId: snapshot.id, ...though, wasAlive };
     const [intent] = await call.commit([{ change: 'addIntent', kind: 'restore', projectId, sandboxId, atMs: host.nowMs(), detail }]);
     await using undo = new AsyncDisposableStack();
     undo.defer(async () => {
@@ -103,9 +107,10 @@ export class Restorer {
     }
   }
 
-  async #prepare(op: Operation, sandbox: Sandbox, snapshot: Snapshot, forced: boolean): Promise<Prepared> {
+  async #prepare(op: Operation, sandbox: Sandbox, snapshot: Snapshot, { forced, foreign }: Though): Promise<Prepared> {
     const { deps, runs } = this.#core;
     const spec = specAfter(op, sandbox, snapshot);
+    if (!foreign) await requireOwn(this.#core, op, sandbox, snapshot);
     if (snapshot.contents === 'disk') await requireMounts(deps, op, spec);
     else refuseMounted(op, sandbox, 'what goes on in memory cannot have it');
     if (runs.get(sandbox.id) === null) runs.checkRoom(op);
@@ -287,7 +292,7 @@ export class Restorer {
         const snapshot = await deps.store.query('snapshot', { id });
         try {
           if (isPending && sandbox.state === 'stopped' && snapshot !== null)
-            await this.restore(call, sandbox, snapshot, { forced: detail['forced'] === true });
+            await this.restore(call, sandbox, snapshot, { forced: detail['forced'] === true, foreign: true }); // it was asked
         } finally {
           using late = call.op.releasing(RELEASE_MS);
           await deps.store.commit(late, [{ change: 'finishIntent', id: intent.id }], 'relaxed');

@@ -171,10 +171,13 @@ export class Run implements Disposable {
   async freezeAlone(op: Operation): Promise<void> {
     const { backend } = this;
     if (backend.closeDoor === undefined) return this.freeze();
-    if (this.#frozen !== null) throw new Error('a sandbox that is frozen is to be written down');
-    await settleDeleted(op, await this.link.agent(op));
-    await backend.closeDoor(op, this.#plan);
-    this.#frozen = await this.link.letGo(op, RECONNECT_MS);
+    const { closeDoor } = backend;
+    const held = await this.link.letGo(op, RECONNECT_MS, async (agent) => {
+      await settleDeleted(op, agent);
+      await closeDoor(op, this.#plan);
+    });
+    this.#frozen?.[Symbol.dispose]();
+    this.#frozen = held;
     // Of its disk, too, which its process takes along.
     await this.hostFiles.close();
   }

@@ -1,6 +1,7 @@
 // What is known of sandboxes without asking the store: the ones whose process may be alive, as they
 // were after the last commit. Every change of a sandbox in this daemon comes by here, so that this is
 // never older than the store; who waits for a change is told after the commit.
+import { HutchError } from '../domain/errors.ts';
 import type { ProjectId, SandboxId } from '../domain/ids.ts';
 import { isId } from '../domain/ids.ts';
 import { requireReference } from '../domain/reference.ts';
@@ -72,6 +73,18 @@ export class Sandboxes {
       candidates.map((sandbox) => ({ id: sandbox.id, name: sandbox.state === 'deleted' ? null : sandbox.spec.name, sandbox })),
     );
     return meant.sandbox;
+  }
+
+  /** As `resolve`, and by a name that only deleted ones had, the last of them: what is asked of its records. @throws HutchError `not_found`. */
+  async resolveRecorded(projectId: ProjectId, text: string): Promise<Sandbox> {
+    try {
+      return await this.resolve(projectId, text);
+    } catch (error) {
+      if (!(error instanceof HutchError) || error.code !== 'not_found') throw error;
+      const deleted = await this.#store.query('lastDeleted', { projectId, text });
+      if (deleted === null) throw error;
+      return deleted;
+    }
   }
 
   /** Exact matches need no store: an id is unique, and so is a name among what is not deleted. */

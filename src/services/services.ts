@@ -50,6 +50,7 @@ import { ownCaller, Supervisor } from './supervisor.ts';
 import { Suspension } from './suspend.ts';
 import { systemVerbs } from './system.ts';
 import { templateVerbs, type UserTemplates } from './template/verbs.ts';
+import { TemplatesBehind } from './template-behind.ts';
 import { newTemplates } from './templates.ts';
 import type { Tracer } from './tracing.ts';
 import { Turns } from './turns.ts';
@@ -84,6 +85,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
   const runs = new Runs(deps, logOf);
   const startGate = new StartGate();
   const snapshotFiles = new Held<SnapshotId>();
+  const behind = new TemplatesBehind({ deps, operations, startGate });
   const core: Core = {
     deps,
     operations,
@@ -94,7 +96,7 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
     publisher,
     logs: new MainLogs(deps),
     stats: new StatsReader(deps),
-    templates: newTemplates(deps),
+    templates: newTemplates(deps, behind),
     startGate,
     warm: new WarmSandboxes({ deps, operations, runs, startGate, snapshotFiles }),
     quotaBounds: new QuotaBounds(deps.store),
@@ -178,7 +180,9 @@ export function newServices(deps: Deps, { tracer, logOf }: ServicesOptions): Ser
       restarts[Symbol.dispose]();
       idle[Symbol.dispose]();
       core.warm.stop();
+      behind.stop();
       await operations.close(graceMs);
+      await behind.close();
       const waiting = await core.warm.close();
       const runs = core.runs.all();
       for (const run of runs) core.runs.forget(run);

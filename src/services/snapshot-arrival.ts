@@ -2,13 +2,13 @@
 // its bounds and compared with its digest as it comes, and all of it is compared once more before it is on record. What fails leaves nothing; what a crash
 // leaves is no snapshot's, and is removed by the next start.
 import { z } from 'zod';
-import type { SnapshotPlaces } from '../backends/backend.ts';
+import type { SnapshotPlaces } from '../backends/snapshots.ts';
+import { ArchiveError, shown } from '../domain/archive-error.ts';
 import { HutchError } from '../domain/errors.ts';
 import { isName, newId } from '../domain/ids.ts';
 import { IDLE_ACTIONS, NETWORK_MODES, RESTART_POLICIES, type SandboxSpec } from '../domain/sandbox.ts';
 import type { Snapshot } from '../domain/snapshot.ts';
 import type { Operation } from '../host/operation.ts';
-import { ArchiveError, shown } from '../images/archive-error.ts';
 import { through } from '../images/layers/unpack.ts';
 import type { Receiver } from '../images/snapshot/archive.ts';
 import type { SnapshotConfig } from '../images/snapshot/artifact.ts';
@@ -21,7 +21,7 @@ import { requireFreeSpace } from './free-space.ts';
 import { beginningOf } from './from-snapshot.ts';
 import { bytesOfImage, type Standing, standingOf, type Target, takeAlong, targetsOf } from './snapshot-bring.ts';
 import { requirePortable, stagingFor } from './snapshot-packing.ts';
-import { refuseTaken, snapshotDir, snapshotsDir } from './snapshots.ts';
+import { refuseTaken, requireSnapshotRoom, snapshotDir, snapshotsDir } from './snapshots.ts';
 import {
   argv,
   CPUS_MAX,
@@ -172,6 +172,7 @@ async function place(
   const { shape } = spec;
   const imageDigest = await bytesOfImage(core, op, config);
   const places = await portable.place(op, dir, config.machine, { shape, contents: config.contents, imageDigest });
+  await requireSnapshotRoom(core, call.caller.projectId, dataBytes(config.parts.slice(0, places.parts.length)));
   const expectations = [...places.parts.map((to) => ({ name: to.name, to })), ...targetsOf(config, standing, along)];
   for (const [at, { name: said, bytes, dataBytes: data }] of config.parts.entries()) {
     const expected = expectations[at];

@@ -1,10 +1,11 @@
 // What came along with a snapshot: its image and its kernel, where they are not here. They go on record with the snapshot, in one commit, without a name; what
 // is of no use to it is not taken up.
+
+import { ArchiveError, shown } from '../domain/archive-error.ts';
 import type { KernelId } from '../domain/ids.ts';
 import { parseImageReference, shownReference } from '../domain/image-reference.ts';
 import type { SandboxSpec } from '../domain/sandbox.ts';
 import type { Operation } from '../host/operation.ts';
-import { ArchiveError, shown } from '../images/archive-error.ts';
 import { saidOf } from '../images/brought.ts';
 import { idOfDigest } from '../images/digest.ts';
 import type { PreparedImage } from '../images/image.ts';

@@ -1,6 +1,6 @@
 // What a snapshot stands on and what goes with it to another machine: the image that Hutch made, which no other machine has, as it is; in an archive, as
 // `hutch image export` writes it, the kernel, an image of a user's files, and where that is asked for one of a registry.
-import type { SnapshotPart } from '../backends/backend.ts';
+import type { SnapshotPart } from '../backends/snapshots.ts';
 import { ENGINE_REFERENCE } from '../domain/image.ts';
 import type { Carry, Snapshot } from '../domain/snapshot.ts';
 import type { Operation } from '../host/operation.ts';

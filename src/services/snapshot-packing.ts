@@ -1,7 +1,8 @@
 // A snapshot made ready to travel: each of its files packed, in a directory that goes when it has left. What a crash leaves of that is no
 // snapshot's, and is removed by the next start.
 import { createHash } from 'node:crypto';
-import type { Portable, SnapshotPart } from '../backends/backend.ts';
+import type { Portable, SnapshotPart } from '../backends/snapshots.ts';
+import { hashed } from '../domain/hashed.ts';
 import { ENGINE_REFERENCE } from '../domain/image.ts';
 import type { SandboxSpec } from '../domain/sandbox.ts';
 import { type Carry, type Snapshot, secretsOf } from '../domain/snapshot.ts';
@@ -108,13 +109,7 @@ async function packPart(
       dataBytes += data;
     },
   );
-  const hashed = (async function* () {
-    for await (const chunk of packedWithZstd(pieces)) {
-      hash.update(chunk);
-      yield chunk;
-    }
-  })();
-  const sizeBytes = await host.appendStream(op, to, hashed);
+  const sizeBytes = await host.appendStream(op, to, hashed(packedWithZstd(pieces), hash));
   return { digest: `sha256:${hash.digest('hex')}`, sizeBytes, dataBytes, open: (offset = 0) => host.readStream(op, to, offset) };
 }
 

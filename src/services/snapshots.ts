@@ -1,6 +1,7 @@
 // Named snapshots: a sandbox of one instant, kept. Its files lie in a directory of its own before it is on record, and it is out
 // of the record before they go: what is on record is there, and what a crash leaves is nobody's and removed by the next start.
-import type { Backend, SnapshotTaken } from '../backends/backend.ts';
+import type { Backend } from '../backends/backend.ts';
+import type { SnapshotTaken } from '../backends/snapshots.ts';
 import { HutchError } from '../domain/errors.ts';
 import { isId, newId, type ProjectId, type SnapshotId } from '../domain/ids.ts';
 import { requireReference } from '../domain/reference.ts';
@@ -58,6 +59,8 @@ type Wanted = {
   readonly before?: string;
   /** What who makes another one of it begins as; default: as that is. */
   readonly spec?: (spec: SandboxSpec) => SandboxSpec;
+  /** Those that may go where a quota has no room for it: taken when it is written down, given back when it is on record or refused. */
+  readonly mayGo?: () => Promise<{ readonly ids: readonly SnapshotId[] } & AsyncDisposable>;
   /** Committed with it. */
   readonly also?: (snapshot: Snapshot, dir: string) => Promise<readonly Change[]>;
 };
@@ -78,13 +81,13 @@ export function snapshotVerbs(core: Core, restorer: Restorer): Pick<Handlers, Sn
         return { ...(await shown(core, snapshot)), stillMs };
       });
     },
-    'sandbox.restore': async (call, { ref, snapshot: text, force }) => {
+    'sandbox.restore': async (call, { ref, snapshot: text, force, foreign }) => {
       const { op, caller } = call;
       const { id } = await sandboxes.resolve(caller.projectId, ref);
       call.target(id);
       const snapshot = await findSnapshot(core, op, caller.projectId, text);
       const after = await turns.take(op, id, async () =>
-        restorer.restore(call, await sandboxes.get(op, id), snapshot, { forced: force ?? false }),
+        restorer.restore(call, await sandboxes.get(op, id), snapshot, { forced: force ?? false, foreign: foreign ?? false }),
       );
       return await presenter.sandbox(after, op.id);
     },
@@ -131,7 +134,7 @@ export async function takeSnapshot(
   claims: Claims,
   call: Call,
   sandbox: Sandbox,
-  { name, kind, diskOnly, scrub = false, before, spec = (own) => own, also = async () => [] }: Wanted,
+  { name, kind, diskOnly, scrub = false, before, spec = (own) => own, mayGo, also = async () => [] }: Wanted,
 ): Promise<{ readonly snapshot: Snapshot; readonly stillMs: number }> {
   const { op } = call;
   const { host } = core.deps;
@@ -141,6 +144,8 @@ export async function takeSnapshot(
   const { backend } = run;
   const contents = await contentsOf(claims, op, sandbox, backend, diskOnly);
   await requireFreeSpace(op, core.deps);
+  // How much it will be is not known yet: where there is no room at all, nothing is written first.
+  if (mayGo === undefined) await requireSnapshotRoom(core, sandbox.projectId, 1);
   if (scrub) await scrubSandbox(op, sandbox, run);
   const id = newId('snp', (count) => host.randomBytes(count));
   const dir = snapshotDir(core, id);
@@ -173,9 +178,18 @@ export async function takeSnapshot(
     parentId: await keptAncestor(core, standsOn),
     ...{ ownBytes, apparentBytes, createdAtMs: host.nowMs(), detail },
   };
-  const [snapshot] = await call.commit([{ change: 'createSnapshot', snapshot: whole }, ...(await also(whole, dir))]);
+  await using going = mayGo === undefined ? null : await mayGo();
+  const [snapshot] = await call.commit([
+    { change: 'createSnapshot', snapshot: whole, mayGo: going?.ids ?? [] },
+    ...(await also(whole, dir)),
+  ]);
   undo.move();
   return { snapshot, stillMs: inMicroseconds(stillMs) };
+}
+
+/** @throws HutchError `resource_exhausted` where so much more would pass the quota of the project. */
+export async function requireSnapshotRoom({ deps: { store, host } }: Core, projectId: ProjectId, bytes: number): Promise<void> {
+  await store.query('snapshotRoom', { projectId, bytes, atMs: host.nowMs() });
 }
 
 type WrittenDown = { readonly taken: SnapshotTaken; readonly standsOn: Snapshot | null };

@@ -33,6 +33,7 @@ export async function startUp(core: Core, supervisor: Supervisor, call: Call, ru
   const { op } = call;
   const up = how.up ?? (await inPlace(core, op, () => bringUp(op, core.deps.host, run, what)));
   await putFiles(core, op, run, how.files ?? []);
+  if (up.started.unprepared === true) core.templates.follow(run, what.boot, () => core.warm.lookAgain());
   const { pid, startTicks } = up.started.evidence;
   const { timeoutMs } = what.sandbox.spec;
   // The main process begins while the disk writes the record: if that fails, both are undone.

@@ -12,7 +12,7 @@ import { atMost } from './take-down.ts';
 import type { Output } from './verbs.ts';
 
 type Stats = Output<'sandbox.stats'>;
-type Counted = Pick<Sandbox, 'id' | 'spec' | 'startCount' | 'createdAtMs' | 'state'>;
+type Counted = Pick<Sandbox, 'id' | 'spec' | 'startCount' | 'createdAtMs' | 'openComputeSinceMs' | 'state'>;
 
 /** A file that has grown beyond this is begun anew with its last line. */
 const FILE_BYTES_MAX = 256 * 1024;
@@ -78,18 +78,20 @@ export class StatsReader {
     await atMost(op, looking, LAST_LOOK_MS[how]);
   }
 
-  async #look(op: Operation, run: Run, { id, spec, createdAtMs }: Counted): Promise<Stats> {
+  async #look(op: Operation, run: Run, { id, spec, createdAtMs, openComputeSinceMs }: Counted): Promise<Stats> {
     const agent = await reach(op, spec.name, run);
     // In a shared kernel the agent sees what the whole host does. Before what it takes of the host, which is never less.
     const own = (await run.backend.usage?.(op, run.plan)) ?? null;
     const [metrics, host] = await Promise.all([agent.metrics(op), run.backend.stats(op, run.plan, own)]);
     const { takenAtMs, uptimeMs, cpu, memory, disk, network, processes, oomKills, pressure } = metrics;
+    // The kernel of one that was warm, or goes on from memory, has run for longer than the sandbox has.
+    const ownMs = openComputeSinceMs === null ? uptimeMs : Math.max(0, this.#deps.host.nowMs() - openComputeSinceMs);
     return {
       sandboxId: id,
       name: spec.name,
       takenAtMs,
       sinceMs: createdAtMs,
-      uptimeMs,
+      uptimeMs: Math.min(uptimeMs, ownMs),
       cpu: own === null ? { usedUs: cpu.userUs + cpu.systemUs, count: cpu.count } : { usedUs: own.cpuUs, count: spec.shape.cpus },
       memory: own?.memory == null ? { ...memory } : { ...own.memory, availableBytes: own.memory.totalBytes - own.memory.usedBytes },
       disk: own === null ? { ...disk } : { ...disk, ...(own.disk ?? { readBytes: null, writtenBytes: null }) },

@@ -8,12 +8,16 @@ import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import { backendOf } from './deps.ts';
 import { catchUp } from './guest-clock.ts';
+import { asItWas, letGo } from './let-go.ts';
 import { runOf } from './release.ts';
 import type { Run } from './run.ts';
 
 const RELEASE_MS = 30_000;
 
-/** In the sandbox's turn. `work` sees to it that it goes on when it is done or fails. `what`: of a disk alone nobody has to let go. */
+/**
+ * In the sandbox's turn. `work` sees to it that it goes on when it is done or fails; one that was paused is then paused again.
+ * `what`: of a disk alone nobody has to let go.
+ */
 export async function inStillness<T>(core: Core, call: Call, sandbox: Sandbox, what: SnapshotContents, work: () => Promise<T>): Promise<T> {
   const { store, host } = core.deps;
   const { projectId, id: sandboxId } = sandbox;
@@ -26,17 +30,13 @@ export async function inStillness<T>(core: Core, call: Call, sandbox: Sandbox, w
   const run = await runOf(core, call.op, sandbox);
   const leaves = run.backend.closeDoor !== undefined && what !== 'disk';
   try {
-    if (leaves && sandbox.state === 'paused')
-      throw call.op.error('failed_precondition', `sandbox ${sandbox.spec.name} is paused, and its agent must run for this`, {
-        hint: `let it go on with: hutch resume ${sandbox.spec.name}; or keep its disk alone, with --disk-only`,
-      });
-    if (leaves) await run.freezeAlone(call.op);
+    if (leaves) await letGo(call.op, sandbox, run);
     using _still = await run.hostFiles.hold();
     return await work();
   } finally {
-    if (leaves && sandbox.state !== 'paused') run.thaw();
-    if (sandbox.state === 'running') void catchUp(run.op, host, run);
     using late = call.op.releasing(RELEASE_MS);
+    if (leaves) await asItWas(late, sandbox, run);
+    if (sandbox.state === 'running') void catchUp(run.op, host, run);
     await store
       .commit(late, [{ change: 'finishIntent', id: intent.id }], 'relaxed')
       .catch((cause: unknown) => call.op.log.warn({ cause }, 'an intent was left behind'));
@@ -46,12 +46,15 @@ export async function inStillness<T>(core: Core, call: Call, sandbox: Sandbox, w
 /** At the start of the daemon: the last one died meanwhile. */
 export async function goOnFromStillness(core: Core, call: Call, sandbox: Sandbox, intent: Intent): Promise<void> {
   const { op } = call;
-  if (sandbox.state === 'running') {
+  const isPaused = sandbox.state === 'paused' && backendOf(core.deps, op, sandbox.spec.backend).closeDoor !== undefined;
+  if (sandbox.state === 'running' || isPaused) {
     const run = await bootable(core, op, sandbox);
     await run.backend.snapshots
       ?.goOn?.(op, run.plan)
       .catch((cause: unknown) => op.log.error({ sandbox: run.id, cause }, 'a sandbox that stood still cannot go on'));
-    if ((await run.backend.inspect(op, run.plan)).alive) {
+    const { alive } = await run.backend.inspect(op, run.plan);
+    if (alive && isPaused) await run.backend.pause(op, run.plan);
+    else if (alive) {
       await run.backend.resume(op, run.plan);
       void catchUp(run.op, core.deps.host, run);
     }

@@ -4,7 +4,7 @@
 import type { OthersPause } from '../backends/backend.ts';
 import type { HutchError } from '../domain/errors.ts';
 import type { EndCause, Sandbox } from '../domain/sandbox.ts';
-import { exitCode } from '../guest/exit-code.ts';
+import { exitCode, startFailureText } from '../guest/exit-code.ts';
 import type { AgentEvent } from '../guest/messages.ts';
 import type { Operation } from '../host/operation.ts';
 import { MAIN, startMain } from './bring-up.ts';
@@ -255,7 +255,8 @@ export class Supervisor {
   ): Promise<Sandbox> {
     {
       using used = await this.#core.logs.use(call.op, run.id);
-      await used.log.note(call.op, sandbox.startCount, `hutch: cannot run ${sandbox.spec.main?.argv[0] ?? MAIN}: ${main.error.message}\n`);
+      const { message, hint } = startFailureText(sandbox.spec.main?.argv[0] ?? MAIN, main.error);
+      await used.log.note(call.op, sandbox.startCount, `hutch: ${message}\n${hint === undefined ? '' : `hint: ${hint}\n`}`);
     }
     run.endMain({ exitCode: main.exitCode, oomKilled: false, atMs: this.#core.deps.host.nowMs(), exit: null });
     return await this.endOfMain(call, run);

@@ -6,7 +6,6 @@ import type { Checkpoints, Started } from '../backends/backend.ts';
 import { newId } from '../domain/ids.ts';
 import type { Intent } from '../domain/records.ts';
 import type { Sandbox } from '../domain/sandbox.ts';
-import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { configurationOf } from './bring-up.ts';
 import type { Call } from './call.ts';
@@ -14,6 +13,7 @@ import { Claims } from './claims.ts';
 import type { Core } from './core.ts';
 import { backendOf, placesOf, savedDir } from './deps.ts';
 import { catchUp } from './guest-clock.ts';
+import { asItWas, letGo } from './let-go.ts';
 import { refuseMounted } from './mounts.ts';
 import { releaseRun, runOf } from './release.ts';
 import type { Run } from './run.ts';
@@ -56,12 +56,13 @@ export class Suspension {
     await using undo = new AsyncDisposableStack();
     undo.defer(async () => {
       using late = op.releasing(RELEASE_MS);
-      await asItWas(late, this.#core.deps.host, sandbox, run);
+      await asItWas(late, sandbox, run);
+      if (sandbox.state === 'running') void catchUp(run.op, this.#core.deps.host, run);
       await this.#core.deps.store
         .commit(late, [{ change: 'finishIntent', id: intent.id }], 'relaxed')
         .catch((cause: unknown) => op.log.warn({ cause }, 'an intent was left behind'));
     });
-    await freezeForSaving(op, sandbox, run);
+    await freeze(op, sandbox, run);
     const dead = await this.#save(op, checkpoints, run, saved);
     undo.move();
     // It is on the disk, and nowhere else: who finds its process dead does this again until it is on record.
@@ -319,27 +320,7 @@ export class Suspension {
   }
 }
 
-/** An agent that is to let go has to run for that. */
-async function freezeForSaving(op: Operation, sandbox: Sandbox, run: Run): Promise<void> {
-  if (sandbox.state === 'paused' && run.backend.closeDoor !== undefined) {
-    await run.backend.resume(op, run.plan);
-    run.thaw();
-  }
+async function freeze(op: Operation, sandbox: Sandbox, run: Run): Promise<void> {
   using limited = op.within(FREEZE_MS, 'preparing the guest for its suspension');
-  await run.freezeAlone(limited);
-}
-
-/** It could not be suspended. */
-async function asItWas(op: Operation, host: Host, sandbox: Sandbox, run: Run): Promise<void> {
-  if (sandbox.state === 'running') {
-    run.thaw();
-    void catchUp(run.op, host, run);
-    return;
-  }
-  if (run.backend.closeDoor === undefined) return;
-  run.thaw();
-  run.freeze();
-  await run.backend
-    .pause(op, run.plan)
-    .catch((cause: unknown) => op.log.warn({ sandbox: run.id, cause }, 'a sandbox that was paused goes on'));
+  await letGo(limited, sandbox, run);
 }

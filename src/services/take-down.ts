@@ -146,6 +146,8 @@ export async function atMost(op: Operation, promise: Promise<unknown>, ms: numbe
 
 /** What the agent ends with when somebody outside of the sandbox asked it to, and nobody else had before. */
 const EXIT_TERMINATED = 143;
+/** Of a process that SIGKILL ended, as a shell tells it. */
+const EXIT_KILLED = 137;
 export const STOPPED_OUTSIDE = { cause: 'host-stopped', actor: 'host' } as const;
 
 /**
@@ -174,9 +176,11 @@ export async function recordEnd(
   const main = run?.mainEnd ?? null;
   // Its main process was asked to end with all others: that it did is not why. (A runtime that we start ourselves we end by a signal too.)
   const { cause, actor } = how.cause === 'exited' && dead.proof === 'engine' && isStoppedOutside(dead) ? STOPPED_OUTSIDE : how;
+  // Out of memory, the whole of it is killed at once: nobody is left to tell of its main process.
+  const killed = main === null && dead.oomKilled && sandbox.spec.main !== null;
   const ended: Ended = {
     cause,
-    exitCode: main?.exitCode ?? null,
+    exitCode: main?.exitCode ?? (killed ? EXIT_KILLED : null),
     oomKilled: (main?.oomKilled ?? false) || dead.oomKilled,
     actor,
     // A clock that was stepped back ends nothing before it began.
@@ -194,7 +198,9 @@ export async function recordEnd(
     sandboxId,
     event: { type: 'ended', atMs: nowMs, opId: call.op.id, reason, ended, diedAtMs, evidence: describeDeath(dead, sandbox.spec.backend) },
     ...(main?.exit === null || main === null
-      ? {}
+      ? killed
+        ? { detail: { signal: 'KILL' } }
+        : {}
       : { detail: { signal: main.exit.signal, stdoutBytes: main.exit.stdoutBytes, stderrBytes: main.exit.stderrBytes } }),
   } as const;
   if (!isGone && isDeletedAtItsEnd(sandbox, how)) {

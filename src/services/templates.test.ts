@@ -18,7 +18,7 @@ function on(machine: Machine, configured: 'auto' | BackendName = 'auto') {
     name,
     probe: async () => (can === null ? { ok: false, why: `no ${name}`, hint: 'none' } : { ok: true, can: { ...can, networks: ['allow'] } }),
   }));
-  return newTemplates({ backends, settings: { backend: configured, network: 'allow' } } as unknown as Deps);
+  return newTemplates({ backends, settings: { backend: configured, network: 'allow' } } as unknown as Deps, { want: () => {} });
 }
 
 test('a sandbox that names no backend runs on QEMU with KVM, else on gVisor, else on QEMU under emulation, and never on Docker', async () => {

@@ -4,6 +4,8 @@ import type { Backend, Capabilities, Mounted } from '../backends/backend.ts';
 import type { BackendName, NetworkMode, Shape } from '../domain/sandbox.ts';
 import type { Operation } from '../host/operation.ts';
 import { type Boot, backendOf, type Deps } from './deps.ts';
+import type { Run } from './run.ts';
+import type { TemplatesBehind } from './template-behind.ts';
 
 const NOTHING_MOUNTED: Mounted = { volumes: 0, directories: 0 };
 
@@ -25,6 +27,8 @@ export type Templates = {
   list(op: Operation): Promise<{ readonly preferred: BackendName | null; readonly probes: readonly (readonly [Backend, Probe])[] }>;
   /** Makes the template of a shape, unless that was done before. */
   ready(op: Operation, backend: Backend, shape: Shape, boot: Boot, mounted?: Mounted): Promise<void>;
+  /** One has started that did without it (`Started.unprepared`): it is made behind that; then `whenMade` is called. */
+  follow(run: Pick<Run, 'backend' | 'plan'>, boot: Boot, whenMade: () => void): void;
 };
 
 export type Asked = { readonly [K in keyof Shape]?: number | undefined };
@@ -36,7 +40,7 @@ type Probe = Awaited<ReturnType<Backend['probe']>>;
 /** Shapes that are remembered. One that is forgotten is looked up again. */
 const REMEMBERED_MAX = 1_000;
 
-export function newTemplates(deps: Deps): Templates {
+export function newTemplates(deps: Deps, behind: Pick<TemplatesBehind, 'want'>): Templates {
   const { settings, backends } = deps;
   const made = new Set<string>();
   const probes = new Map<Backend, Probe>();
@@ -49,6 +53,11 @@ export function newTemplates(deps: Deps): Templates {
     // What does not work may be mended while we run.
     if (probe.ok && probe.can.networks.includes(settings.network)) probes.set(backend, probe);
     return probe;
+  }
+
+  function remember(key: string): void {
+    if (made.size >= REMEMBERED_MAX) made.clear();
+    made.add(key);
   }
 
   return {
@@ -132,11 +141,23 @@ export function newTemplates(deps: Deps): Templates {
     },
 
     async ready(op, backend, shape, boot, mounted = NOTHING_MOUNTED) {
-      const key = JSON.stringify([backend.name, shape.cpus, shape.memoryMiB, boot.files, mounted.volumes, mounted.directories > 0]);
+      const key = keyOf(backend, shape, boot, mounted);
       if (made.has(key)) return;
       await backend.prepare(op, { shape, boot: boot.files, mounted });
-      if (made.size >= REMEMBERED_MAX) made.clear();
-      made.add(key);
+      remember(key);
+    },
+
+    follow({ backend, plan: { shape, volumes = [], mounts = [] } }, boot, whenMade) {
+      const mounted = { volumes: volumes.length, directories: mounts.length };
+      const key = keyOf(backend, shape, boot, mounted);
+      behind.want(key, { backend, shape, boot, mounted }, () => {
+        remember(key);
+        whenMade();
+      });
     },
   };
+}
+
+function keyOf({ name }: Backend, { cpus, memoryMiB }: Shape, { files }: Boot, { volumes, directories }: Mounted): string {
+  return JSON.stringify([name, cpus, memoryMiB, files, volumes, directories > 0]);
 }

@@ -1,7 +1,7 @@
 // Undo: of a sandbox that is to have it, a snapshot is kept before each exec, a bounded number, the oldest dropped first; and one word
 // brings the last one back. Nothing of it ever keeps a command from running: what could not be kept is said in an event.
-import type { SandboxId } from '../domain/ids.ts';
-import type { Sandbox, SandboxSpec } from '../domain/sandbox.ts';
+import type { SandboxId, SnapshotId } from '../domain/ids.ts';
+import type { BackendName, Sandbox, SandboxSpec } from '../domain/sandbox.ts';
 import { beforeOf, type Snapshot } from '../domain/snapshot.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Call } from './call.ts';
@@ -37,7 +37,7 @@ export function undoVerb(core: Core, restorer: Restorer): Pick<Handlers, 'sandbo
           );
         const [last, ...older] = await keptOf(core, id);
         if (last === undefined) throw nothingToUndo(op, sandbox);
-        const after = await restorer.restore(call, sandbox, last, { forced: false });
+        const after = await restorer.restore(call, sandbox, last, { forced: false, foreign: false });
         // The next time it is the one before. If this is not done, what was undone is undone once more, which changes nothing.
         await removeSnapshots(core, call, last, false).catch((cause: unknown) =>
           op.log.warn({ snapshot: last.id, cause }, 'a snapshot that was undone with stays'),
@@ -89,7 +89,8 @@ export async function keepForUndo(core: Core, call: Call, sandbox: Sandbox, argv
       if (now.state !== 'running') return;
       const before = argv.join(' ').slice(0, BEFORE_CHARS_MAX);
       const diskOnly = !(await claims.has(limited, backendOf(core.deps, limited, now.spec.backend), 'fork'));
-      await takeSnapshot(core, claims, keep, now, { name: null, kind: 'undo', diskOnly, before });
+      const mayGo = () => olderOf(core, limited, sandbox.id);
+      await takeSnapshot(core, claims, keep, now, { name: null, kind: 'undo', diskOnly, before, mayGo });
       await dropUndo(core, limited, sandbox.id, most);
     });
   });
@@ -110,6 +111,37 @@ export async function keepForUndo(core: Core, call: Call, sandbox: Sandbox, argv
 /** The newest first. */
 async function keptOf(core: Core, sandboxId: SandboxId): Promise<readonly Snapshot[]> {
   return await core.deps.store.query('snapshots', { sandboxId, kind: 'undo' });
+}
+
+/** All of them, the oldest first, but those that somebody reads. Disposed of, the files of those that have gone from the record are gone. */
+async function olderOf(
+  core: Core,
+  op: Operation,
+  sandboxId: SandboxId,
+): Promise<{ readonly ids: readonly SnapshotId[] } & AsyncDisposable> {
+  const { store, host } = core.deps;
+  const taken = (await keptOf(core, sandboxId)).toReversed().flatMap((snapshot) => {
+    const held = core.snapshotFiles.take(snapshot.id);
+    return held === null ? [] : [{ snapshot, held }];
+  });
+  return {
+    ids: taken.map(({ snapshot: { id } }) => id),
+    async [Symbol.asyncDispose]() {
+      using late = op.releasing(REMOVE_MS);
+      const swept = new Set<BackendName>();
+      for (const { snapshot, held } of taken) {
+        using _given = held;
+        try {
+          if ((await store.query('snapshot', { id: snapshot.id })) !== null) continue;
+          await host.remove(late, snapshotDir(core, snapshot.id));
+          swept.add(snapshot.spec.backend);
+        } catch (cause) {
+          op.log.warn({ snapshot: snapshot.id, cause }, 'what a quota has dropped stays; the next start of the daemon removes it');
+        }
+      }
+      if (swept.size > 0) await sweepBackends(core, late, swept);
+    },
+  };
 }
 
 /** All but the newest `keep`. One that is in use goes with the next. */

@@ -367,7 +367,7 @@ export const stats = z
     name: z.string(),
     takenAtMs: timeMs,
     sinceMs: timeMs.describe('what is counted is counted since then, its creation, over all its starts: no counter goes back'),
-    uptimeMs: z.number().describe('of what runs now: since it was started last'),
+    uptimeMs: z.number().describe('of what runs now: since it was started, resumed or begun from memory last'),
     cpu: z.object({ usedUs: z.number(), count: z.int() }),
     memory: z.object({ totalBytes: z.number(), usedBytes: z.number(), availableBytes: z.number(), cacheBytes: z.number() }),
     disk: z.object({

@@ -1,7 +1,8 @@
 // One machine that was started before anybody asked for it: how it is made, from the image or from a template, how a new daemon finds
 // it again, and what tells whether it still is what a start would make.
 import { z } from 'zod';
-import type { Backend, Forced, Started } from '../backends/backend.ts';
+import type { Backend, Started } from '../backends/backend.ts';
+import type { Forced } from '../backends/snapshots.ts';
 import { isId, newId, type SandboxId, type SnapshotId, type TemplateId } from '../domain/ids.ts';
 import type { Intent } from '../domain/records.ts';
 import { BACKENDS, NETWORK_MODES, type NetworkMode, type SandboxSpec, type Shape } from '../domain/sandbox.ts';

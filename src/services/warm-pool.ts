@@ -1,15 +1,17 @@
-// The ready sandboxes of one kind: those that the configuration asks for, or those of one template.
+// The ready sandboxes of one kind: those that the configuration asks for, those of one template, or those in which the next build begins.
 import type { TemplateId } from '../domain/ids.ts';
 import { type Warmth, warmWanted } from '../domain/template.ts';
 import { type Kind, keyOf, type Member } from './warm-member.ts';
 
 /** So long a hand-out counts for how many are wanted. */
 const ASKED_LATELY_MS = 60_000;
+/** Who changes a Dockerfile builds it again within minutes. */
+const BUILT_LATELY_MS = 10 * 60_000;
 const RETRY_FIRST_MS = 1_000;
 const RETRY_MAX_MS = 5 * 60_000;
 
 export class WarmPool {
-  /** Null: the usual kind. */
+  /** Null: the usual kind, or one of builds. */
   readonly templateId: TemplateId | null;
   warm: Warmth;
   /** What they are; null: nobody has asked for any. */
@@ -19,17 +21,26 @@ export class WarmPool {
   trouble: string | null = null;
   /** Nobody keeps it any more. */
   isOver = false;
+  readonly isOfBuilds: boolean;
   #takenMs: number[] = [];
   #failures = 0;
   #retryAtMs = 0;
 
-  constructor(templateId: TemplateId | null, warm: Warmth) {
+  constructor(templateId: TemplateId | null, warm: Warmth, forWhom: 'anybody' | 'builds' = 'anybody') {
     this.templateId = templateId;
     this.warm = warm;
+    this.isOfBuilds = forWhom === 'builds';
+  }
+
+  /** One of a kind in which builds begin, for as long as somebody builds. */
+  static ofBuilds(kind: Kind): WarmPool {
+    const pool = new WarmPool(null, { min: 0, max: 1 }, 'builds');
+    pool.kind = kind;
+    return pool;
   }
 
   get wanted(): number {
-    const sinceMs = performance.now() - ASKED_LATELY_MS;
+    const sinceMs = performance.now() - (this.isOfBuilds ? BUILT_LATELY_MS : ASKED_LATELY_MS);
     this.#takenMs = this.#takenMs.filter((atMs) => atMs >= sinceMs);
     return warmWanted(this.warm, this.#takenMs.length);
   }

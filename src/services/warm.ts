@@ -1,14 +1,14 @@
-// Warm sandboxes: machines that were started before anybody asked, of the usual kind and of templates that want some. They wait
-// without a name and without a link, and the next create that wants their kind gets one instead of starting its own
-// (docs/decisions/0025-warm-sandboxes.md, 0032-templates.md).
+// Warm sandboxes: machines that were started before anybody asked, of the usual kind, of templates that want some, and of the kinds in
+// which builds began lately. They wait without a name and without a link, and the next create that wants their kind gets one instead
+// of starting its own (docs/decisions/0025-warm-sandboxes.md, 0032-templates.md, 0053-a-build-begins-in-a-warm-sandbox.md).
 //
 // Always true:
 // 1. A member is an intent of kind `warm` in the store and no sandbox: nobody lists it, nothing bills it.
 // 2. Whoever takes one is the only one that has it, and what was told whose it is never comes back.
-// 3. A daemon that is told to end leaves none of the usual kind; those of templates wait for the next one. Of what a killed one
-//    leaves, the next start keeps what is on record as ready and of a template as it is, and removes the rest.
+// 3. A daemon that is told to end leaves none of the usual kind and none for builds; those of templates wait for the next one. Of what
+//    a killed one leaves, the next start keeps what is on record as ready and of a template as it is, and removes the rest.
 import { HutchError } from '../domain/errors.ts';
-import type { TemplateId } from '../domain/ids.ts';
+import type { ImageId, TemplateId } from '../domain/ids.ts';
 import { shownWarmth, type Warmth } from '../domain/template.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Check } from './doctor.ts';
@@ -30,22 +30,30 @@ export type KindOfTemplate = (op: Operation, id: TemplateId) => Promise<Kind | n
 
 /** A member is made only when nobody has started anything for so long. */
 const QUIET_MS = 200;
+/** After a build, and after a start: whoever waited for a build most likely runs what it made now. */
+const AFTER_BUILD_MS = 2_000;
+/** Those who build upon more images in turn begin with a cold sandbox. */
+const KINDS_OF_BUILDS_MAX = 2;
 const GONE_MS = 1_000;
 const RELEASE_MS = 60_000;
 
-type Making = { readonly pool: WarmPool; readonly member: Promise<Member | null>; isTaken: boolean };
+type Making = { readonly pool: WarmPool; readonly member: Promise<Member | null>; isTaken: boolean; isOutdated: boolean };
 
 export class WarmSandboxes {
   readonly #core: WarmNeeds;
   readonly #over = new AbortController();
   readonly #usual: WarmPool;
   readonly #templates = new Map<TemplateId, WarmPool>();
+  /** By the key of their kind; the one that was asked for last comes last. */
+  readonly #builds = new Map<string, WarmPool>();
+  #building = 0;
+  #builtAtMs = Number.NEGATIVE_INFINITY;
   #kindOf: KindOfTemplate = async () => null;
   /** Under way: one at a time. Never rejects. */
   #making: Making | null = null;
   /** Those that are being removed. */
   readonly #going = new Set<Promise<void>>();
-  #timer: NodeJS.Timeout | null = null;
+  #timer: { readonly handle: NodeJS.Timeout; readonly atMs: number } | null = null;
   #takenAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(core: WarmNeeds) {
@@ -54,10 +62,55 @@ export class WarmSandboxes {
     this.#usual = new WarmPool(null, { min: warm, max: warm });
   }
 
+  get #pools(): readonly WarmPool[] {
+    return [this.#usual, ...this.#templates.values(), ...this.#builds.values()];
+  }
+
   /** One of this kind, for the caller alone: it must become a sandbox, be given back, or be dropped. Null: there is none. */
   async take(op: Operation, kind: Kind): Promise<Taken | null> {
     const pool = kind.origin === null ? this.#usual : this.#templates.get(kind.origin.templateId);
-    if (pool === undefined || this.#over.signal.aborted || kind.backend.ahead === undefined || pool.warm.max === 0) return null;
+    return pool === undefined ? null : await this.#takeFrom(op, kind, pool);
+  }
+
+  /** As `take`, for the RUNs of a build. The next one of its kind is made once no build is under way. */
+  async takeForBuild(op: Operation, kind: Kind): Promise<Taken | null> {
+    if (this.#usual.warm.max === 0 || this.#over.signal.aborted || kind.backend.ahead === undefined) return null;
+    const key = keyOf(kind);
+    const pool = this.#builds.get(key) ?? WarmPool.ofBuilds(kind);
+    this.#builds.delete(key);
+    this.#builds.set(key, pool);
+    for (const [oldest] of this.#builds) if (this.#builds.size > KINDS_OF_BUILDS_MAX) void this.#forgetBuilds(oldest);
+    return await this.#takeFrom(op, kind, pool);
+  }
+
+  /** A build is under way for as long as it is not disposed. */
+  building(): Disposable {
+    this.#building += 1;
+    return {
+      [Symbol.dispose]: () => {
+        this.#building -= 1;
+        this.#builtAtMs = performance.now();
+        if (this.#building === 0 && this.#builds.size > 0) this.#refillIn(AFTER_BUILD_MS);
+      },
+    };
+  }
+
+  /** It is off the record: nothing stands on it any more that nobody asked for. */
+  async imageGone(id: ImageId): Promise<void> {
+    const keys = [...this.#builds].filter(([, { kind }]) => kind?.boot.image.id === id).map(([key]) => key);
+    await Promise.all(keys.map((key) => this.#forgetBuilds(key)));
+  }
+
+  #forgetBuilds(key: string): Promise<void> {
+    const pool = this.#builds.get(key);
+    if (pool === undefined) return Promise.resolve();
+    this.#builds.delete(key);
+    pool.isOver = true;
+    return this.#drain(pool);
+  }
+
+  async #takeFrom(op: Operation, kind: Kind, pool: WarmPool): Promise<Taken | null> {
+    if (this.#over.signal.aborted || kind.backend.ahead === undefined || pool.warm.max === 0) return null;
     for (const other of pool.become(kind)) void this.drop(other);
     this.#takenAtMs = performance.now();
     pool.taken();
@@ -85,7 +138,7 @@ export class WarmSandboxes {
 
   /** Nobody has told it anything yet: the next one may have it. */
   giveBack(member: Member): void {
-    const pool = [this.#usual, ...this.#templates.values()].find(({ kind }) => kind !== null && keyOf(kind) === member.key);
+    const pool = this.#pools.find(({ kind }) => kind !== null && keyOf(kind) === member.key);
     if (this.#over.signal.aborted || pool === undefined) void this.drop(member);
     else pool.ready.unshift(member);
   }
@@ -134,6 +187,13 @@ export class WarmSandboxes {
     await this.#drain(pool);
   }
 
+  /** What the usual ones start from has been made: it was not there when it was looked for. */
+  lookAgain(): void {
+    if (this.#making?.pool === this.#usual) this.#making.isOutdated = true;
+    this.#usual.again();
+    this.#refillIn(QUIET_MS);
+  }
+
   /** Resolves when none of that template is being made; the next one is begun later than who waits here goes on. */
   async underWay(id: TemplateId): Promise<void> {
     if (this.#making?.pool.templateId === id) await this.#making.member;
@@ -167,7 +227,8 @@ export class WarmSandboxes {
 
   /** From time to time: those that nobody has asked for lately go, and a machine that has run short of memory gets it back. */
   async tend(op: Operation): Promise<void> {
-    const pools = [this.#usual, ...this.#templates.values()].filter(({ ready }) => ready.length > 0);
+    for (const [key, pool] of this.#builds) if (pool.wanted === 0) await this.#forgetBuilds(key);
+    const pools = this.#pools.filter(({ ready }) => ready.length > 0);
     for (const pool of pools.filter(({ templateId }) => templateId !== null)) await this.#drain(pool, 'to-wanted');
     if (pools.length === 0) return;
     const trouble = await noRoom(this.#core.deps, op, 0);
@@ -184,13 +245,14 @@ export class WarmSandboxes {
   /** The daemon ends: none is made or handed out any more. */
   stop(): void {
     this.#over.abort(new HutchError({ code: 'unavailable', message: 'the daemon is shutting down' }));
-    if (this.#timer !== null) clearTimeout(this.#timer);
+    this.#unset();
   }
 
   /** After `stop`, and when nobody can have taken one who may give it back: only those of templates are left, and how many. */
   async close(): Promise<number> {
     await this.#making?.member;
     await this.#drain(this.#usual);
+    for (const pool of this.#builds.values()) await this.#drain(pool);
     await Promise.all(this.#going);
     const waiting = [...this.#templates.values()].flatMap(({ ready }) => ready);
     for (const { run, waiting: watched } of waiting) {
@@ -207,8 +269,17 @@ export class WarmSandboxes {
       const why = pool.trouble === null ? '' : `: ${pool.trouble}`;
       return `${id}: ${pool.ready.length} of ${shownWarmth(pool.warm)} ready${ids === '' ? '' : ` (${ids})`}${why}`;
     });
+    const forBuilds = [...this.#builds.values()].map(({ kind, ready, trouble }) => {
+      const ids = ready.map(({ run }) => run.id).join(', ');
+      return `${kind?.boot.image.id}: ${ready.length} ready${ids === '' ? '' : ` (${ids})`}${trouble === null ? '' : `: ${trouble}`}`;
+    });
     const isShort = [...this.#templates.values()].some(({ trouble }) => trouble !== null);
-    return { name: 'warm sandboxes', status: isShort ? 'warning' : status, detail: [detail, ...of].join('; of template '), fix: null };
+    return {
+      name: 'warm sandboxes',
+      status: isShort ? 'warning' : status,
+      detail: [[detail, ...of].join('; of template '), ...forBuilds].join('; for builds upon '),
+      fix: null,
+    };
   }
 
   #usually(): Pick<Check, 'status' | 'detail'> {
@@ -242,17 +313,31 @@ export class WarmSandboxes {
   }
 
   #refillIn(ms: number): void {
-    if (this.#over.signal.aborted || this.#timer !== null) return;
-    this.#timer = setTimeout(() => {
+    const atMs = performance.now() + ms;
+    if (this.#over.signal.aborted || (this.#timer !== null && this.#timer.atMs <= atMs)) return;
+    this.#unset();
+    const handle = setTimeout(() => {
       this.#timer = null;
       void this.#refill();
     }, ms);
-    this.#timer.unref();
+    handle.unref();
+    this.#timer = { handle, atMs };
+  }
+
+  #unset(): void {
+    if (this.#timer !== null) clearTimeout(this.#timer.handle);
+    this.#timer = null;
   }
 
   async #refill(): Promise<void> {
     if (this.#making !== null) return;
-    const short = [this.#usual, ...this.#templates.values()].filter(({ missing }) => missing > 0);
+    // One that is made beside a build takes from it, and from who runs what was built.
+    const restMs = AFTER_BUILD_MS - Math.min(this.#core.startGate.idleMs, performance.now() - this.#builtAtMs);
+    const isResting = this.#building > 0 || restMs > 0;
+    const missing = this.#pools.filter((pool) => pool.missing > 0);
+    const short = missing.filter(({ isOfBuilds }) => !(isResting && isOfBuilds));
+    // While one is under way its end looks again.
+    if (short.length < missing.length && this.#building === 0) this.#refillIn(restMs);
     const [pool] = short.filter(({ waitMs }) => waitMs === 0).sort((one, other) => other.missing - one.missing);
     if (pool === undefined) {
       if (short.length > 0) this.#refillIn(Math.min(...short.map(({ waitMs }) => waitMs)));
@@ -260,11 +345,12 @@ export class WarmSandboxes {
     }
     const quietMs = Math.min(this.#core.startGate.idleMs, performance.now() - this.#takenAtMs);
     if (quietMs < QUIET_MS) return this.#refillIn(QUIET_MS - quietMs);
-    const making: Making = { pool, member: this.#make(pool), isTaken: false };
+    const making: Making = { pool, member: this.#make(pool), isTaken: false, isOutdated: false };
     this.#making = making;
     const member = await making.member;
     this.#making = null;
-    if (member === null) pool.failed();
+    if (member === null && making.isOutdated) pool.again();
+    else if (member === null) pool.failed();
     else {
       pool.made();
       const isWanted = !pool.isOver && pool.kind !== null && keyOf(pool.kind) === member.key;
@@ -282,6 +368,8 @@ export class WarmSandboxes {
         if (kind === null) throw new Error('what they start from is not there now');
         pool.trouble = await noRoom(this.#core.deps, call.op, kind.shape.memoryMiB);
         if (pool.trouble !== null) return null;
+        // The first of its kind did without a template, which is made behind it (`lookAgain`).
+        if (kind.origin === null && (await stampOf(call.op, kind)) === null) return null;
         for (const other of pool.become(kind)) void this.drop(other);
         const member = await inPlace(this.#core, call.op, () => newMember(this.#core, call, kind));
         this.#watch(pool, member);

@@ -191,9 +191,10 @@ export type ChangeMap = {
 
   /**
    * All of it is on the disk: the row, its event and `snap.storage.start`; its sandbox stands on it from now on. `conflict` when
-   * the name is taken.
+   * the name is taken; `resource_exhausted` when the quota of its project would be passed. Rather than that, those of `mayGo` that are
+   * kept to undo are removed, in that order, as few as make room, and none where all would not.
    */
-  createSnapshot: { args: { readonly snapshot: Snapshot }; result: Snapshot };
+  createSnapshot: { args: { readonly snapshot: Snapshot; readonly mayGo?: readonly SnapshotId[] }; result: Snapshot };
   /**
    * What this transaction removed, deepest first, with `snap.storage.stop`; nothing when it was gone. `failed_precondition`, naming
    * them, while snapshots or sandboxes were made from it; with `cascade` the snapshots go too.
@@ -272,6 +273,8 @@ export type QueryMap = {
   countSandboxes: { args: SandboxFilter; result: number };
   /** What the reference may mean, tombstones by exact id only: for `resolveReference`. */
   sandboxCandidates: { args: { readonly projectId: ProjectId; readonly text: string }; result: readonly Sandbox[] };
+  /** The deleted sandbox that had this name last, or whose shortened id it is. */
+  lastDeleted: { args: { readonly projectId: ProjectId; readonly text: string }; result: Sandbox | null };
   /** Every sandbox that a process may still belong to: its compute interval is open. Oldest first. */
   openSandboxes: { args: Record<never, never>; result: readonly Sandbox[] };
   /** Ids of all sandboxes that are not deleted: for leak checks. */
@@ -358,6 +361,8 @@ export type QueryMap = {
   quotas: { args: { readonly atMs: number }; result: readonly ProjectQuota[] };
   /** What holds for one project. */
   quotaBounds: { args: { readonly projectId: ProjectId }; result: ProjectQuota['bounds'] };
+  /** Throws `resource_exhausted` where a snapshot of that size would pass the quota of its project. `atMs`: now. */
+  snapshotRoom: { args: { readonly projectId: ProjectId; readonly bytes: number; readonly atMs: number }; result: null };
   tiers: { args: Record<never, never>; result: readonly Tier[] };
 
   setting: { args: { readonly key: string }; result: unknown };

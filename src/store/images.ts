@@ -240,8 +240,8 @@ function refuseUsed(db: Db, what: 'image' | 'kernel', id: ImageId | KernelId): v
   const column = what === 'image' ? 'image_id' : 'kernel_id';
   refuseKept(db, what, id, column);
   const users = db.all(
-    `SELECT name FROM sandboxes WHERE ${column} = ?1 AND state <> 'deleted'
-     UNION SELECT coalesce(reserved_name, sandbox_id) AS name FROM intents WHERE kind = 'create' AND detail ->> '${what}Id' = ?1
+    `SELECT name, open_compute_since_ms IS NOT NULL OR state = 'suspended' AS awake FROM sandboxes WHERE ${column} = ?1 AND state <> 'deleted'
+     UNION SELECT coalesce(reserved_name, sandbox_id) AS name, 0 FROM intents WHERE kind = 'create' AND detail ->> '${what}Id' = ?1
      ORDER BY name LIMIT ${USERS_SHOWN_MAX + 1}`,
     id,
   );
@@ -249,10 +249,11 @@ function refuseUsed(db: Db, what: 'image' | 'kernel', id: ImageId | KernelId): v
   const names = users.map((row) => String(row['name']));
   const shown = names.slice(0, USERS_SHOWN_MAX);
   const more = names.length > shown.length ? ' and more' : '';
+  const force = users.some((row) => row['awake'] === 1) ? '-f ' : '';
   throw new HutchError({
     code: 'failed_precondition',
     message: `${what} ${id} is used by ${names.length === 1 ? 'sandbox' : 'sandboxes'} ${shown.join(', ')}${more}`,
-    hint: `remove ${names.length === 1 ? 'the sandbox' : 'these'} first: hutch rm ${shown.join(' ')}`,
+    hint: `remove ${names.length === 1 ? 'the sandbox' : 'these'} first: hutch rm ${force}${shown.join(' ')}`,
   });
 }
 
@@ -268,12 +269,29 @@ function refuseKept(db: Db, what: 'image' | 'kernel', id: ImageId | KernelId, co
       hint: `remove it first: hutch template rm ${template}`,
     });
   }
-  const kept = db.all(`SELECT coalesce(name, id) AS name FROM snapshots WHERE ${column} = ? ORDER BY 1 LIMIT ${USERS_SHOWN_MAX}`, id);
-  if (kept.length === 0) return;
-  const names = kept.map((row) => String(row['name']));
+  const kept = db.all(
+    `SELECT coalesce(name, id) AS name FROM snapshots WHERE ${column} = ? AND kind <> 'undo' ORDER BY 1 LIMIT ${USERS_SHOWN_MAX + 1}`,
+    id,
+  );
+  if (kept.length > 0) {
+    const names = kept.slice(0, USERS_SHOWN_MAX).map((row) => String(row['name']));
+    throw new HutchError({
+      code: 'failed_precondition',
+      message: `${what} ${id} is used by ${kept.length === 1 ? 'snapshot' : 'snapshots'} ${names.join(', ')}${kept.length > names.length ? ' and more' : ''}`,
+      hint: `remove ${kept.length === 1 ? 'it' : 'them'} first: hutch snapshot rm ${names.join(' ')}`,
+    });
+  }
+  // Of a sandbox that uses it too, what is kept to undo goes with that.
+  const undone = db.all(
+    `SELECT DISTINCT x.name FROM snapshots s JOIN sandboxes x ON x.id = s.sandbox_id
+     WHERE s.${column} = ?1 AND s.kind = 'undo' AND x.state <> 'deleted' AND x.${column} IS NOT ?1 ORDER BY 1 LIMIT ${USERS_SHOWN_MAX}`,
+    id,
+  );
+  if (undone.length === 0) return;
+  const names = undone.map((row) => String(row['name']));
   throw new HutchError({
     code: 'failed_precondition',
-    message: `${what} ${id} is used by ${names.length === 1 ? 'snapshot' : 'snapshots'} ${names.join(', ')}`,
-    hint: `remove ${names.length === 1 ? 'it' : 'them'} first: hutch snapshot rm ${names.join(' ')}`,
+    message: `${what} ${id} is used by what is kept to undo in ${names.length === 1 ? 'sandbox' : 'sandboxes'} ${names.join(', ')}`,
+    hint: `let go of that: ${names.map((name) => `hutch set --no-undo ${name}`).join(' && ')}`,
   });
 }

@@ -1,5 +1,5 @@
 // The tables of tiers and of projects' quotas. Use is not kept: it is counted, in the transaction that adds to it, from the
-// sandboxes that are there, those that are being made, volumes, and the images that a project brought. So two at once cannot both
+// sandboxes that are there, those that are being made, volumes, snapshots, and the images that a project brought. So two at once cannot both
 // have the last of something, and nothing can go out of step.
 import * as z from 'zod';
 import { HutchError } from '../domain/errors.ts';
@@ -126,12 +126,14 @@ function useOf(db: Db, projectId: ProjectId, sinceMs: number): Use {
     `SELECT coalesce(sum(i.body ->> 'sizeBytes'), 0) AS bytes FROM image_owners o JOIN images i ON i.id = o.image_id WHERE o.project_id = ?`,
     projectId,
   );
+  const snapshots = db.get('SELECT coalesce(sum(own_bytes), 0) AS bytes FROM snapshots WHERE project_id = ?', projectId);
   return {
     sandboxes: there.sandboxes + coming.sandboxes,
     cpus: there.cpus + coming.cpus,
     memoryMiB: there.memory + coming.memory,
     diskMiB: there.disk + coming.disk + Number(volumes?.['mib'] ?? 0),
     imageMiB: Math.ceil(Number(image?.['bytes'] ?? 0) / MIB),
+    snapshotMiB: Math.ceil(Number(snapshots?.['bytes'] ?? 0) / MIB),
     builds: builds.open,
     buildsPerDay: builds.day,
     buildMinutes: 0, // of each alone
@@ -140,24 +142,33 @@ function useOf(db: Db, projectId: ProjectId, sinceMs: number): Use {
 
 /** @throws HutchError `resource_exhausted`, with the quota, its bound and what is used. */
 function requireRoom({ db, stamp }: Tx, projectId: ProjectId, wanted: Partial<Use>): void {
+  const refusal = refusalOf(db, stamp.nowMs, projectId, wanted);
+  if (refusal !== null) throw refusal;
+}
+
+/** Null: there is room. */
+function refusalOf(db: Db, atMs: number, projectId: ProjectId, wanted: Partial<Use>): HutchError | null {
   const isBounded = db.get('SELECT 1 FROM project_quotas WHERE project_id = ?', projectId) !== undefined;
-  if (!isBounded) return; // the usual case, which must cost nothing
+  if (!isBounded) return null; // the usual case, which must cost nothing
   const row = db.get(`${PROJECTS} WHERE p.id = ?`, projectId);
-  if (row === undefined) return;
-  const { project, tier, bounds, use } = quotaOf(db, row, stamp.nowMs);
+  if (row === undefined) return null;
+  const { project, tier, bounds, use } = quotaOf(db, row, atMs);
   const name = passed(bounds, use, wanted);
-  if (name === null) return;
+  if (name === null) return null;
   const unit = QUOTAS[name].unit === '' ? '' : ` ${QUOTAS[name].unit}`;
   const whose = tier === null ? '' : ` (tier ${tier})`;
-  throw new HutchError({
+  return new HutchError({
     code: 'resource_exhausted',
     message: `the quota ${name} of project ${project}${whose} is ${bounds[name]}${unit}: ${use[name]} are in use, and ${wanted[name]} more are wanted`,
-    hint:
-      name === 'buildsPerDay'
-        ? 'each counts for 24 hours; what is used shows: hutch quotas ls'
-        : 'ask for less, or remove what is not needed; what is used shows: hutch quotas ls',
+    hint: `${HINTS[name] ?? 'ask for less, or remove what is not needed'}; what is used shows: hutch quotas ls`,
   });
 }
+
+const HINTS: Partial<Record<keyof Use, string>> = {
+  snapshotMiB: 'remove some (hutch snapshot ls --all, then hutch snapshot rm), or keep none to undo (hutch set --no-undo SANDBOX)',
+  builds: 'wait until one of them has ended, or end one: hutch image builds',
+  buildsPerDay: 'each counts for 24 hours',
+};
 
 export function roomForSandbox(tx: Tx, projectId: ProjectId, { cpus, memoryMiB, diskMiB }: Shape): void {
   requireRoom(tx, projectId, { sandboxes: 1, cpus, memoryMiB, diskMiB });
@@ -166,6 +177,18 @@ export function roomForSandbox(tx: Tx, projectId: ProjectId, { cpus, memoryMiB, 
 /** Of a volume: as large as it may become, whatever is written to it. */
 export function roomForVolume(tx: Tx, projectId: ProjectId, diskMiB: number): void {
   requireRoom(tx, projectId, { diskMiB });
+}
+
+/** What is stored for a snapshot alone; null: there is room. */
+export function noRoomForSnapshot({ db, stamp }: Tx, projectId: ProjectId, ownBytes: number): HutchError | null {
+  return refusalOf(db, stamp.nowMs, projectId, { snapshotMiB: Math.ceil(ownBytes / MIB) });
+}
+
+/** Before anything of it is written. @throws HutchError `resource_exhausted`. */
+export function requireSnapshotRoom(db: Db, { projectId, bytes, atMs }: QueryMap['snapshotRoom']['args']): null {
+  const refusal = refusalOf(db, atMs, projectId, { snapshotMiB: Math.ceil(bytes / MIB) });
+  if (refusal !== null) throw refusal;
+  return null;
 }
 
 /** What it has more of than before, or is to have. */

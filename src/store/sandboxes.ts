@@ -273,6 +273,23 @@ export function sandboxCandidates(db: Db, projectId: ProjectId, text: string): r
 
 const CANDIDATES_MAX = 20;
 
+/** The deleted sandbox that had this name last, or whose id begins so as lists shorten it; null: none is remembered. */
+export function lastDeleted(db: Db, projectId: ProjectId, text: string): Sandbox | null {
+  const found = db.get(
+    `SELECT * FROM sandboxes INDEXED BY sandboxes_tombstones
+     WHERE state = 'deleted' AND project_id = ?1 AND (name = ?2 OR (?3 >= ?4 AND substr(id, 1, ?3) = ?2))
+     ORDER BY (name = ?2) DESC, changed_at_ms DESC LIMIT 1`,
+    projectId,
+    text,
+    text.length,
+    ID_CHARS_SHOWN,
+  );
+  return found === undefined ? null : fromRow(found);
+}
+
+/** Of an id, in a list. */
+const ID_CHARS_SHOWN = 12;
+
 export function openSandboxes(db: Db): readonly Sandbox[] {
   return db.all('SELECT * FROM sandboxes WHERE open_compute_since_ms IS NOT NULL ORDER BY open_compute_since_ms, id').map(fromRow);
 }

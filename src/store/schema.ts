@@ -350,6 +350,22 @@ export const MIGRATIONS: readonly Migration[] = [
       CREATE INDEX templates_snapshot ON templates (snapshot_id);
     `,
   },
+  {
+    version: 12,
+    what: 'snapshots count in quotas',
+    sql: `
+      CREATE INDEX snapshots_project ON snapshots (project_id, own_bytes);
+      -- Tiers as they were shipped; what an operator has made of them stays.
+      UPDATE quota_tiers SET bounds = json_patch(bounds, '{"snapshotMiB":1024}') WHERE name = 'FREE' AND bounds =
+        '{"sandboxes":1,"cpus":1,"memoryMiB":512,"diskMiB":1024,"imageMiB":1024,"builds":1,"buildsPerDay":5,"buildMinutes":5}';
+      UPDATE quota_tiers SET bounds = json_patch(bounds, '{"snapshotMiB":10240}') WHERE name = 'PRO' AND bounds =
+        '{"sandboxes":3,"cpus":6,"memoryMiB":6144,"diskMiB":30720,"imageMiB":10240,"builds":3,"buildsPerDay":100,"buildMinutes":15}';
+      UPDATE quota_tiers SET bounds = json_patch(bounds, '{"snapshotMiB":102400}') WHERE name = 'ENTERPRISE' AND bounds =
+        '{"sandboxes":10,"cpus":40,"memoryMiB":81920,"diskMiB":1024000,"imageMiB":102400,"builds":10,"buildsPerDay":1000,"buildMinutes":30}';
+      UPDATE quota_tiers SET bounds = json_patch(bounds, '{"snapshotMiB":1048576}') WHERE name = 'DEDICATED' AND bounds =
+        '{"sandboxes":50,"cpus":800,"memoryMiB":1638400,"diskMiB":52428800,"imageMiB":1048576,"builds":50,"buildsPerDay":10000,"buildMinutes":60}';
+    `,
+  },
 ];
 
 export const SCHEMA_VERSION = MIGRATIONS.length;

@@ -10,6 +10,7 @@ import type { Db, Row } from './db.ts';
 import { addEvent } from './events.ts';
 import { appendLedger } from './ledger.ts';
 import { requireName } from './names.ts';
+import { noRoomForSnapshot } from './quotas.ts';
 import { SPEC_BYTES_MAX, specSchema } from './sandboxes.ts';
 import type { Tx } from './tx.ts';
 
@@ -48,8 +49,9 @@ function fromRow(raw: Row): Snapshot {
 
 const DETAIL_BYTES_MAX = 65_536;
 
-export function createSnapshot(tx: Tx, { snapshot }: ChangeMap['createSnapshot']['args']): Snapshot {
+export function createSnapshot(tx: Tx, { snapshot, mayGo = [] }: ChangeMap['createSnapshot']['args']): Snapshot {
   const { db, stamp } = tx;
+  makeRoom(tx, snapshot, mayGo);
   if (snapshot.name !== null) claimSnapshotName(db, snapshot.projectId, snapshot.name);
   // What it was stored against may have been removed meanwhile: what is stored needs nothing of it.
   const parent = snapshot.parentId === null ? null : readSnapshot(db, snapshot.parentId);
@@ -81,6 +83,19 @@ export function createSnapshot(tx: Tx, { snapshot }: ChangeMap['createSnapshot']
   appendLedger(tx, [snapshotEntry(snapshot, 'created', snapshot.createdAtMs, stamp.opId)]);
   record(tx, 'snapshot.created', snapshot, snapshot.createdAtMs);
   return existing(db, snapshot.id);
+}
+
+/** Nothing stands on what is kept to undo. What is removed for it comes back where that is not enough: the commit fails as a whole. */
+function makeRoom(tx: Tx, { projectId, ownBytes, createdAtMs }: Snapshot, mayGo: readonly SnapshotId[]): void {
+  let refusal = noRoomForSnapshot(tx, projectId, ownBytes);
+  for (const id of mayGo) {
+    if (refusal === null) return;
+    const going = readSnapshot(tx.db, id);
+    if (going?.kind !== 'undo') continue;
+    dropAll(tx, [going], createdAtMs);
+    refusal = noRoomForSnapshot(tx, projectId, ownBytes);
+  }
+  if (refusal !== null) throw refusal;
 }
 
 /** Names are the project's, apart from those of sandboxes. */

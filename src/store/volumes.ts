@@ -65,7 +65,7 @@ export function removeVolume(tx: Tx, { id, atMs }: ChangeMap['removeVolume']['ar
     throw new HutchError({
       code: 'failed_precondition',
       message: `volume ${volume.name} is mounted by ${users.length === 1 ? 'sandbox' : 'sandboxes'} ${users.map(({ sandbox }) => sandbox).join(', ')}`,
-      hint: `delete those first: hutch rm ${users.map(({ sandbox }) => sandbox).join(' ')}`,
+      hint: `delete those first: hutch rm ${users.some(({ alive }) => alive) ? '-f ' : ''}${users.map(({ sandbox }) => sandbox).join(' ')}`,
     });
   }
   tx.db.run('DELETE FROM volumes WHERE id = ?', id);

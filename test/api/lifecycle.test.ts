@@ -82,6 +82,24 @@ test('each end has a cause, an actor and its place in the ledger', async () => {
   expect(sentence).toContain('by the key owner');
 });
 
+test('why and events know by its name the sandbox that had it last, when that is deleted', async () => {
+  const names = [];
+  for (let round = 0; round < 2; round += 1) {
+    const { id } = await daemon.call('sandbox.create', { name: 'fleeting', start: false });
+    await daemon.call('sandbox.delete', { ref: id });
+    names.push(id);
+  }
+  for (const ref of ['fleeting', names[1]?.slice(0, 12) ?? '']) {
+    const { sandbox, sentence } = await daemon.call('why.get', { ref });
+    expect([sandbox?.id, sentence]).toEqual([names[1], expect.stringContaining('fleeting was deleted')]);
+  }
+  const types = [];
+  for await (const { type } of daemon.lines('event.list', { sandbox: 'fleeting' })) types.push(type);
+  expect(types).toEqual(['sandbox.created', 'sandbox.deleted']);
+  expect(await codeOf(daemon.call('sandbox.get', { ref: 'fleeting' })), 'what acts takes no name of a deleted one').toBe('not_found');
+  expect(await codeOf(daemon.call('why.get', { ref: 'fleetin' })), 'nor does a beginning of it do').toBe('not_found');
+});
+
 async function pidsOf(sandbox: SandboxView): Promise<{ shim: number; vmm: number }> {
   const record = JSON.parse(await readFile(`${daemon.home}/run/sandboxes/${sandbox.id}/shim.json`, 'utf8')) as {
     shimPid: number;

@@ -1,6 +1,6 @@
 // hutch build, as people type it, in real sandboxes of both kinds; and file by file against the Docker Engine.
 import { execFileSync } from 'node:child_process';
-import { mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, rm, symlink, utimes, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -117,7 +117,7 @@ for (const backend of ['gvisor', 'qemu']) {
       const dockerfile = `FROM base:1 AS other
 RUN echo from-other > /other
 FROM base:1
-RUN --mount=type=cache,target=/var/cache/x echo again >> /var/cache/x/count; cat /var/cache/x/count > /count
+RUN --mount=type=secret,id=optional --mount=type=cache,target=/var/cache/x echo again >> /var/cache/x/count; cat /var/cache/x/count > /count
 RUN --mount=type=secret,id=token --mount=type=secret,id=token,target=/root/deep/.token --mount=type=secret,id=token,env=TOKEN \\
   test "$TOKEN" = "$(cat /run/secrets/token)" && test "$TOKEN" = "$(cat /root/deep/.token)" && echo "the token is $TOKEN" && touch /had-secret
 RUN --mount=type=bind,source=files,target=/bound --mount=type=bind,from=other,source=/other,target=/bound-file cat /bound/a.txt /bound-file > /from-bind
@@ -144,6 +144,7 @@ RUN --network=none test "$(grep -c : /proc/net/dev)" -le 1
       const first = await build(`mounts-${backend}:1`);
       expect(first.code, first.stderr).toBe(0);
       expect(first.stderr).toContain('the token is ***');
+      expect(first.stderr).toContain('  no secret optional was given: the command goes on without it\n');
       const { files, layers, config } = await here.saved(`mounts-${backend}:1`);
       for (const part of [...layers, Buffer.from(JSON.stringify(config)), Buffer.from(first.stderr)])
         expect(part.includes(secret)).toBe(false);
@@ -249,6 +250,14 @@ test('a failure names file, line, command, exit code and last words, and no late
     ['FROM base:1\nRUNN x\n', /Dockerfile:2: "RUNN" is no instruction/],
     ['FROM base:1\nCOPY --chown=nobody Dockerfile /x\n', /there is no user "nobody"/],
     ['FROM nowhere.invalid/x:1\n', /Dockerfile:1: FROM/],
+    [
+      'FROM base:1 AS one\nFROM base:1\nCOPY --from=NoSuch /x /y\n',
+      /Dockerfile:3: COPY: .*nor is there a stage of that name: before this one there is one/,
+    ],
+    [
+      'FROM base:1\nRUN --mount=type=secret,id=t,required true\n',
+      /Dockerfile:2: RUN: the secret t is not there: give it with --secret id=t,src=FILE/,
+    ],
   ] as const) {
     const refused = await world.run(['build', await here.context({ Dockerfile: text })]);
     expect(refused.stderr).toMatch(said);
@@ -265,18 +274,49 @@ test('the cache knows what a step reads, and not when it was written', { timeout
   const build = async (...args: string[]) => {
     const { stdout, stderr, code } = await world.run(['build', ...args, dir]);
     expect(code, stderr).toBe(0);
-    return { digest: stdout.trim(), made: stderr.split('done in').length - 1 };
+    const warning = /\[Warning\] .*/.exec(stderr)?.[0];
+    return { digest: stdout.trim(), made: stderr.split('done in').length - 1, ...(warning === undefined ? {} : { warning }) };
   };
   const first = await build();
   expect(first.made).toBeGreaterThan(0);
   await writeFile(join(dir, 'files/a.txt'), 'A\n'); // only its time is another
   await writeFile(join(dir, 'files/b/c.txt'), 'not part of it\n');
   expect(await build()).toEqual({ digest: first.digest, made: 0 });
-  expect((await build('--build-arg', 'A=2')).digest).not.toBe(first.digest);
+  const other = await build('--build-arg', 'A=2');
+  expect([other.digest === first.digest, other.warning]).toEqual([false, undefined]);
+  const unknown = ['VERSION=2', 'HTTP_PROXY=http://proxy.invalid', 'A=1', 'B'].flatMap((arg) => ['--build-arg', arg]);
+  expect(await build(...unknown, '--build-arg', 'B=')).toEqual({
+    ...{ digest: first.digest, made: 0, warning: '[Warning] One or more build-args [B VERSION] were not consumed' },
+  });
   await writeFile(join(dir, 'files/a.txt'), 'B\n');
   expect((await build()).made).toBeGreaterThan(0);
   const epoch = ['--no-cache', '--build-arg', 'SOURCE_DATE_EPOCH=1700000000'];
   expect((await build(...epoch)).digest).toBe((await build(...epoch)).digest);
+});
+
+test('what a build makes is dated: directories of COPY with the newest file in them, else with the step or SOURCE_DATE_EPOCH', {
+  timeout: 120_000,
+}, async () => {
+  const text =
+    'FROM base:1\nCOPY files /deep/files\nWORKDIR /w\nCOPY --chmod=600 <<here /made/here\nx\nhere\nCOPY --parents files/a.txt /p/\n';
+  const dir = await here.context({ ...FILES, Dockerfile: text, '.dockerignore': 'files/b/c.txt\n' });
+  const writtenSeconds = 1_600_000_000;
+  await utimes(join(dir, 'files/a.txt'), writtenSeconds, writtenSeconds);
+  const timesOf = async (...args: string[]) => {
+    const built = await world.run(['build', '--no-cache', '-t', 'dated:1', ...args, dir]);
+    expect(built.code, built.stderr).toBe(0);
+    const { times } = await here.saved('dated:1');
+    return (...paths: string[]) => paths.map((path) => times.get(path));
+  };
+  const beforeSeconds = Math.floor(Date.now() / 1_000);
+  const now = await timesOf();
+  expect(now('deep', 'deep/files', 'deep/files/a.txt', 'p', 'p/files')).toEqual(Array.from({ length: 5 }, () => writtenSeconds));
+  for (const seconds of now('w', 'made', 'made/here')) expect(seconds).toBeGreaterThanOrEqual(beforeSeconds);
+  const said = await world.ok('image', 'history', '--json', 'dated:1');
+  for (const one of ['COPY files /deep/files', 'COPY --chmod=600 <<here /made/here', 'COPY --parents files/a.txt /p/'])
+    expect(said).toContain(one);
+  const then = await timesOf('--build-arg', 'SOURCE_DATE_EPOCH=1500000000');
+  expect(then('deep', 'deep/files/a.txt', 'w', 'made/here')).toEqual(Array.from({ length: 4 }, () => 1_500_000_000));
 });
 
 test('a context is a directory, a revision of a repository here or elsewhere, or comes on stdin: an archive, or a Dockerfile alone', {

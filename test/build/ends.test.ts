@@ -1,7 +1,9 @@
 // How builds end when their client does not stay, or their daemon does not.
+import { once } from 'node:events';
 import { readdir } from 'node:fs/promises';
+import { type AddressInfo, createServer } from 'node:net';
 import { join } from 'node:path';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, expect, onTestFinished, test } from 'vitest';
 import { placesOf } from '../../src/config/places.ts';
 import { Hutch } from '../../src/sdk/hutch.ts';
 import { readOwnerKey } from '../../src/sdk/owner-key.ts';
@@ -68,6 +70,64 @@ test('a build that is left to itself goes on; its log says whose each line is an
     ...{ id, state: 'failed', step: 'stage 1 2/2: RUN echo of-the-end; exit 7', stepsDone: 2, stepsTotal: 3, progressPercent: 66 },
     logTail: ['of-the-end'],
   });
+});
+
+test('a build is cancelled wherever it waits: for builds before it, for its base image, for a cache mount; others go on as if it had not been', {
+  timeout: 120_000,
+}, async (ctx) => {
+  const missing = await here.why('gvisor');
+  if (missing !== null) return ctx.skip(missing);
+  const silent = createServer(() => {}); // a registry that takes calls, and says nothing
+  await once(silent.listen(0, '127.0.0.1'), 'listening');
+  onTestFinished(() => void silent.close());
+  const { port } = silent.address() as AddressInfo;
+  const begin = async (dockerfile: string) =>
+    (
+      await world.ok(
+        'build',
+        '-d',
+        '--no-package-settings',
+        '--backend',
+        'gvisor',
+        '--no-cache',
+        await here.context({ Dockerfile: dockerfile }),
+      )
+    ).trim();
+  const found = async (id: string) => (await here.builds()).find((build) => build.id === id);
+  const inStep = async (id: string, step: string) =>
+    await eventually(step, async () => (await found(id))?.step?.includes(step) === true, 60_000);
+  const cancelled = async (...ids: readonly string[]) => {
+    expect(await world.ok('image', 'build-cancel', ...ids)).toBe(ids.map((id) => `${id}: cancelled`).join('\n'));
+    for (const id of ids) expect(await found(id)).toMatchObject({ state: 'cancelled' });
+  };
+  const [pulling, queued]: [string[], string[]] = [[], []];
+  for (const many of [pulling, queued]) for (let at = 0; at < 4; at += 1) many.push(await begin(`FROM 127.0.0.1:${port}/none:${at}\n`));
+  for (const id of pulling) await inStep(id, 'FROM 127.0.0.1');
+  for (const id of queued) await inStep(id, 'waiting for builds before it');
+  await cancelled(...queued);
+  await cancelled(...pulling);
+  const cached = 'FROM base:1\nRUN --mount=type=cache,target=/c ';
+  const holding = await begin(`${cached}echo holds-it; sleep 1000\n`);
+  await eventually('the cache to be taken', async () => (await world.ok('image', 'build-logs', holding)).includes('  holds-it'), 60_000);
+  // Who follows may leave, and leaves it to itself.
+  const follower = world.spawn(['image', 'build-logs', '-f', holding]);
+  let seen = '';
+  follower.stdout.on('data', (chunk: Buffer) => {
+    seen += chunk.toString();
+  });
+  await eventually('the follower to see it', () => seen.includes('  holds-it'), 60_000);
+  follower.kill('SIGINT');
+  await eventually('the follower to end', () => follower.exitCode !== null, 20_000);
+  expect([follower.exitCode, (await found(holding))?.state]).toEqual([130, 'running']);
+  const waiting = await begin(`${cached}true\n`);
+  await inStep(waiting, 'RUN --mount');
+  await eventually('its sandbox', async () => (await here.sandboxes()).length === 2, 60_000);
+  await cancelled(waiting);
+  await cancelled(holding);
+  expect(await here.sandboxes()).toEqual([]);
+  expect((await readdir(join(world.home, 'data/staging'))).filter((name) => name.startsWith('build-'))).toEqual([]);
+  const after = await world.run(['build', '--backend', 'gvisor', await here.context({ Dockerfile: `${cached}echo all-free\n` })]);
+  expect([after.code, after.stderr]).toEqual([0, expect.stringContaining('  all-free\n')]);
 });
 
 test('an answer that waits has the end of a build that the cache knows; who leaves before it has cancelled the build', {

@@ -75,12 +75,14 @@ test('a build whose daemon is killed at any call leaves nothing but its record, 
   const failures: string[] = [];
   for (const [at, env] of all.entries()) {
     if ((at + SEED) % every !== 0) continue;
-    await build(env);
+    const hung: string[] = [];
+    await build(env).catch((error: unknown) => hung.push(String(error)));
     await world.run(['daemon', 'stop']);
     const { builds } = await world.json<{ builds: { id: string; state: string }[] }>('image', 'builds');
     const { sandboxes } = await world.json<{ sandboxes: { name: string }[] }>('ls');
     const { projects } = await world.json<{ projects: { use: { builds: number } }[] }>('quotas', 'ls');
     const left = [
+      ...hung,
       ...builds.filter(({ state }) => state === 'running').map(({ id }) => `build ${id}`),
       ...sandboxes.map(({ name }) => `sandbox ${name}`),
       ...staged(),

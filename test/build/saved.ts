@@ -1,9 +1,9 @@
 // What is in an image that was saved to a file, whoever saved it: its configuration, and every file with all that it is.
 import { createHash } from 'node:crypto';
 import { gunzipSync } from 'node:zlib';
+import { TarReader } from '../../src/domain/tar/reader.ts';
 import { applyLayer, flattened, type LayerSource } from '../../src/images/build/flatten.ts';
 import { Tree } from '../../src/images/layers/tree.ts';
-import { TarReader } from '../../src/images/tar/reader.ts';
 
 export type Saved = {
   readonly config: {
@@ -13,6 +13,8 @@ export type Saved = {
   readonly layers: readonly Buffer[];
   /** By path: type, mode, owner, link, attributes, content. */
   readonly files: ReadonlyMap<string, string>;
+  /** By path: when it was written, in seconds. */
+  readonly times: ReadonlyMap<string, number>;
 };
 
 const GZIP = 0x1f8b;
@@ -32,14 +34,19 @@ export async function readSaved(archive: Buffer): Promise<Saved> {
   };
   const [image] = JSON.parse(part('manifest.json').toString()) as [{ Config: string; Layers: string[] }];
   const layers = image.Layers.map(part).map((layer) => (layer.readUInt16BE() === GZIP ? gunzipSync(layer) : layer));
-  return { config: JSON.parse(part(image.Config).toString()) as Saved['config'], layers, files: await listingOf(layers) };
+  return { config: JSON.parse(part(image.Config).toString()) as Saved['config'], layers, ...(await readLayers(layers)) };
 }
 
-export async function listingOf(layers: readonly Buffer[]): Promise<Map<string, string>> {
+export async function listingOf(layers: readonly Buffer[]): Promise<ReadonlyMap<string, string>> {
+  return (await readLayers(layers)).files;
+}
+
+async function readLayers(layers: readonly Buffer[]): Promise<Pick<Saved, 'files' | 'times'>> {
   const sources: LayerSource[] = layers.map((layer) => () => chunks(layer));
   const tree = new Tree();
   for (const [at, source] of sources.entries()) await applyLayer(tree, at, source);
   const files = new Map<string, string>();
+  const times = new Map<string, number>();
   await using reader = new TarReader(flattened(tree, sources));
   for (let entry = await reader.next(); entry !== null; entry = await reader.next()) {
     const content =
@@ -50,12 +57,11 @@ export async function listingOf(layers: readonly Buffer[]): Promise<Map<string, 
             .slice(0, 12)
         : '';
     const xattrs = [...(entry.xattrs ?? [])].map(([name, value]) => `${name}=${value.toString('hex')}`);
-    files.set(
-      entry.path.replace(/^\.?\/|\/$/g, ''),
-      [entry.type, entry.mode.toString(8), `${entry.uid}:${entry.gid}`, entry.link, content, ...xattrs].join(' '),
-    );
+    const path = entry.path.replace(/^\.?\/|\/$/g, '');
+    times.set(path, entry.mtimeSeconds);
+    files.set(path, [entry.type, entry.mode.toString(8), `${entry.uid}:${entry.gid}`, entry.link, content, ...xattrs].join(' '));
   }
-  return files;
+  return { files, times };
 }
 
 async function contentOf(reader: TarReader): Promise<Buffer> {

@@ -2,9 +2,14 @@
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { placesOf } from '../../src/config/places.ts';
+import { Hutch } from '../../src/sdk/hutch.ts';
+import { readOwnerKey } from '../../src/sdk/owner-key.ts';
 import type { World } from '../cli/world.ts';
 import { tar } from '../images/archives.ts';
 import { selfSigned } from '../support/certificate.ts';
+import { eventually } from '../support/eventually.ts';
+import { contextTar } from './talk.ts';
 import { BuildWorld } from './world.ts';
 
 let here: BuildWorld;
@@ -68,6 +73,26 @@ RUN cat "$PIP_CONFIG_FILE" "$NPM_CONFIG_GLOBALCONFIG" && grep -q npm-mirror "$NP
   const refused = await world.run(['build', '--backend', 'gvisor', leak], { env });
   expect(refused.code).not.toBe(0);
   expect(refused.stderr).toMatch(/Dockerfile:2: RUN: it wrote a password or token of this machine's package settings to \/deep\/leak/);
+});
+
+test('package settings may come when a RUN waits for them, and what the cache knows waits for none', { timeout: 120_000 }, async (ctx) => {
+  const missing = await here.why('gvisor');
+  if (missing !== null) return ctx.skip(missing);
+  const { socketPath, ownerKeyPath } = placesOf({ env: { HUTCH_HOME: world.home }, uid: process.getuid?.() ?? 0 });
+  using hutch = Hutch.connect({ url: `unix:${socketPath}`, apiKey: readOwnerKey(ownerKeyPath) });
+  const { api } = hutch;
+  const dir = await here.context({ Dockerfile: 'FROM base:1\nRUN test "$GOPROXY" = https://later.example && touch /had-them\n' });
+  const context = await contextTar(dir);
+  const start = () => api.upload('build.start', { backend: 'gvisor', settings: 'later', waitMs: 60_000 }, context);
+  const { id: build, state } = await start();
+  expect(state).toBe('running'); // long before its time: it is asked for them
+  const settings = (content: string) => tar({ path: '.hutch-build/settings.json', content });
+  for (const bad of [Buffer.from('no archive'), settings('{"env":{"a b":""}}'), tar({ path: 'other', content: 'x' })])
+    await expect(api.upload('build.settings', { build }, bad)).rejects.toMatchObject({ code: 'invalid_argument' });
+  await api.upload('build.settings', { build }, settings('{"env":{"GOPROXY":"https://later.example"},"aptMirrors":[]}'));
+  await eventually('the build to end', async () => (await api.call('build.get', { build })).state !== 'running', 60_000);
+  expect((await api.call('build.get', { build })).state).toBe('done');
+  expect((await start()).state).toBe('done');
 });
 
 test('apt fetches from the mirror of this machine while a RUN lasts, and its lists are the image’s own again after it', {

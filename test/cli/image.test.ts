@@ -1,12 +1,15 @@
 // Images from a registry on the command line, run in real machines: what a user does with them from the
 // first pull to the last byte that goes.
+import { spawnSync } from 'node:child_process';
 import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { digestOf, image, tar } from '../images/archives.ts';
+import { place } from '../images/place.ts';
 import { type FakeRegistry, fakeRegistry } from '../images/registry.ts';
 import { takesUploads } from '../images/uploads.ts';
+import { testOperation } from '../support/operation.ts';
 import { MACHINES, World } from './world.ts';
 
 let world: World;
@@ -59,6 +62,9 @@ test('run --image pulls what is not here and runs what the image is made for, as
   const second = await world.run(['run', '--rm', '--user', 'root', '--env', 'GREETING=mine', '--image', app, '--', '/srv/main', 'own']);
   expect([second.code, second.stdout]).toEqual([3, 'version 1 own mine\n0\n/srv\n']);
   expect(registry.asked).toEqual([]);
+  const third = await world.run(['run', '--rm', '--image', app, 'own', 'way']);
+  expect(third.stderr).toContain('in place of the image’s ENTRYPOINT; behind it: hutch run … -- /srv/main own way');
+  expect(third.code).toBe(127);
   expect(await images()).toMatchObject([{ names: [app], usedBy: ['web'] }]);
 });
 
@@ -136,6 +142,53 @@ test('an image goes into a file and comes back as what it was; a root file syste
   const noise = await world.run(['image', 'import', '-'], { input: 'noise '.repeat(500) });
   expect([noise.code === 0, noise.stderr]).toEqual([false, expect.stringContaining('no tar archive')]);
 });
+
+test('the default image of an archive has its name where there is none, and is what sandboxes without an image run', {
+  timeout: 120_000,
+}, async () => {
+  const archive = await defaultImageOf('of another machine\n');
+  const id = (await world.run(['image', 'import', '-'], { input: archive })).stdout;
+  expect(id).toMatch(/^sha256:\w{64} {2}debian\n$/);
+  expect((await world.run(['run', '--rm', '--backend', 'gvisor', '--', 'cat', '/motd'])).stdout).toBe('of another machine\n');
+  // A user whose shell lets nobody in, as the users of many an image are: a login says what opens one.
+  await world.ok('run', '-d', '--name', 'svc', '--backend', 'gvisor', '--', 'sleep', '1000');
+  for (const verb of ['ssh', 'shell']) {
+    const { code, stderr } = await world.run([verb, '-u', 'svc', 'svc'], { input: '' });
+    expect([code, stderr], verb).toEqual([1, expect.stringContaining('the shell of user svc is /bin/false, which lets nobody in')]);
+    expect(stderr).toContain('as root: hutch shell -u root svc; as svc: hutch exec -it svc -- sh');
+  }
+  const kept = await world.run(['image', 'commit', 'svc']);
+  expect([kept.code, kept.stderr]).toEqual([
+    4,
+    expect.stringMatching(/backend gvisor cannot .*\nhint: keep it as a snapshot: hutch snapshot create/),
+  ]);
+  await world.ok('rm', '-f', 'svc');
+  // A second one is another image, and takes nothing from the first.
+  const other = (await world.run(['image', 'import', '-'], { input: await defaultImageOf('of a third\n') })).stdout;
+  expect(other).toMatch(/^sha256:\w{64}\n$/);
+  expect((await images()).flatMap(({ names }) => names)).toEqual(['debian']);
+  await world.ok('image', 'rm', 'debian', other.trim());
+});
+
+/** As `hutch image export debian` writes it on a machine that made one, but small. */
+async function defaultImageOf(motd: string): Promise<Buffer> {
+  await using there = await place();
+  const root = join(there.dir, 'root.squashfs');
+  const files = tar(
+    { path: 'motd', content: motd },
+    { path: 'bin/busybox', mode: 0o755, content: await readFile('/bin/busybox') },
+    ...['sh', 'cat', 'sleep', 'false'].map((name) => ({ path: `bin/${name}`, type: 'symlink' as const, link: 'busybox' })),
+    { path: 'etc/passwd', content: 'root:x:0:0::/:/bin/sh\nsvc:x:70:70::/:/bin/false\n' },
+  );
+  expect(spawnSync('sh', ['-c', 'tar2sqfs --quiet --compressor=lz4 "$0"', root], { input: files }).status).toBe(0);
+  const op = testOperation();
+  const config = { env: {}, entrypoint: [], command: [], workdir: null, user: null, stopSignal: null, exposedPorts: [] };
+  const digest = `sha256:${await there.host.sha256(op, root)}`;
+  await there.library.takeRootfs(op, { path: root, digest, said: { config, createdAtMs: 7 }, bytesMax: 2 ** 30 });
+  const parts: Uint8Array[] = [];
+  for await (const chunk of await there.library.export(op, [{ digest, names: ['debian'] }])) parts.push(Buffer.from(chunk));
+  return Buffer.concat(parts);
+}
 
 test('an image is pushed where its name says, or elsewhere, and can be pulled by what push prints', { timeout: 60_000 }, async () => {
   const pulled = await world.ok('image', 'pull', app);

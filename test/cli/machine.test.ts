@@ -1,8 +1,11 @@
 // The CLI over real virtual machines: what the reference backend cannot tell.
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
+import { readdir } from 'node:fs/promises';
 import { release } from 'node:os';
+import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { eventually } from '../support/eventually.ts';
 import { Screen } from './screen.ts';
 import { MACHINES, outcomeOf, World } from './world.ts';
 
@@ -12,13 +15,19 @@ const MIB = 1_048_576;
 
 beforeAll(async () => {
   world = await World.make(MACHINES);
-  const child = world.spawn(['create', '--name', 'box'], { env: { HUTCH_TEST_NO_TEMPLATE: '1' } }); // boots once, for the template
+  const child = world.spawn(['create', '--name', 'box'], { env: { HUTCH_TEST_NO_TEMPLATE: '1' } }); // boots, as there is none to start from
   child.stdin.end();
   const { code, stderr } = await outcomeOf(child, ['create'], FIRST_MS);
   expect(code, stderr).toBe(0);
   // Not on a terminal: one line before what is done once, and none afterwards.
   expect(stderr).toBe('hutch: booting a machine of this shape (only the first time; some seconds)…\n');
-}, FIRST_MS);
+  const templates = () => readdir(join(world.home, 'data/templates'));
+  await eventually(
+    'what the next ones start from is made',
+    async () => (await templates()).some((name) => /^[0-9a-f]{40}$/.test(name)),
+    FIRST_MS,
+  );
+}, 2 * FIRST_MS);
 afterAll(async () => {
   await world[Symbol.asyncDispose]();
 });

@@ -75,14 +75,28 @@ test('a port of a sandbox that runs is published, opened in the browser where th
   await world.ok('ports', 'rm', 'box', `${hostPort}:${guestPort}`);
   await expect(talk(hostPort, 'up?')).rejects.toThrow();
   expect(await world.ok('ports', 'ls', 'box')).toMatch(/ 127\.0\.0\.2:\d+$/m);
+  const wrongWay = await world.run(['ports', 'rm', 'box', String(hostPortOf(await world.ok('ports', 'ls', 'box')))]);
+  expect(wrongWay.stderr).toContain(`answers for its port ${guestPort}: hutch ports rm box ${guestPort}`);
   await world.ok('ports', 'rm', 'box', String(guestPort));
   expect(await world.ok('ports', 'ls', 'box')).not.toContain('127.0.0.');
   const { code, stderr } = await world.run(['ports', 'rm', 'box', String(guestPort)]);
   expect({ code, stderr }).toEqual({
     code: EXIT_CODES.notFound.code,
-    stderr: expect.stringContaining(`no published port with guestPort ${guestPort}`),
+    stderr: expect.stringContaining(`does not publish its port ${guestPort}`),
   });
   expect((await world.run(['ports', 'add', 'box', 'none'])).code).toBe(2);
+});
+
+/** Of what is published at 127.0.0.2. */
+function hostPortOf(list: string): string {
+  return /127\.0\.0\.2:(\d+)/.exec(list)?.[1] ?? '';
+}
+
+test('open says where nothing listens yet', async () => {
+  const guestPort = 7781;
+  const { code, stdout, stderr } = await world.run(['open', '--print', 'box', String(guestPort)]);
+  expect([code, stdout, stderr]).toEqual([0, expect.stringMatching(/^http:/), `nothing listens on port ${guestPort} of box yet\n`]);
+  await world.ok('ports', 'rm', 'box', String(guestPort));
 });
 
 test('forward brings a unix socket of the sandbox to one of this machine, and puts it away', async () => {

@@ -74,11 +74,36 @@ test('a program that is not there is 127, one that cannot be executed 126', asyn
     const missing = await world.run([...verb, 'no-such-program']);
     expect(missing.code).toBe(127);
     expect(missing.stderr).toContain('no-such-program');
-    expect((await world.run([...verb, '/etc'])).code).toBe(126);
+    const directory = await world.run([...verb, '/etc']);
+    expect(directory.code).toBe(126);
+    expect(directory.stderr).toMatch(/cannot run \/etc: permission denied.*\nhint: it is no program \(chmod \+x makes it one\)/);
   }
   const behind = await world.run(['run', '--rm', 'no-such-program', '--no-net']);
   expect(behind.code).toBe(127);
   expect(behind.stderr).toContain('hint: --no-net went to no-such-program');
+});
+
+test('a directory that was mistyped is told as that, and not run as a program alone', async () => {
+  for (const [word, why] of [
+    ['./no-such-dir', 'there is no directory ./no-such-dir'],
+    ['./package.json', 'no directory is ./package.json'],
+  ] as const) {
+    const { code, stderr } = await world.run(['run', '--rm', word, '--', 'true'], { cwd: process.cwd() });
+    expect([code, stderr]).toEqual([125, expect.stringContaining(`error: ${why}: what stands before -- is the git repository to copy in`)]);
+  }
+  for (const [args, hint] of [
+    [['./no-such-dir'], './no-such-dir was taken for a program in the sandbox: there is no such directory here'],
+    [
+      ['src', '--', 'ls'],
+      'src was taken for a program in the sandbox, and is a directory here: its git repository is copied in by: hutch run ./src -- ls',
+    ],
+    [['--', './no-such-dir'], null],
+  ] as const) {
+    const { code, stderr } = await world.run(['run', '--rm', ...args], { cwd: process.cwd() });
+    expect(code).toBe(127);
+    if (hint === null) expect(stderr).not.toContain('hint');
+    else expect(stderr).toContain(`hint: ${hint}`);
+  }
 });
 
 test('a failure of ours is 125, and names its operation', async () => {

@@ -255,6 +255,21 @@ test('a size without a unit is refused with a hint', async () => {
   expect(stderr).toMatch(/^hint: .*512M/m);
 });
 
+test('ledger sum tells what a sandbox has used, as a table and as JSON', async () => {
+  const { id } = JSON.parse(await world.ok('inspect', '--json', 'box')) as { id: string };
+  type Sum = { rows: { key: string; what: string; ms: number; open: number }[]; totals: { computeSeconds: number } };
+  const { rows, totals } = await world.json<Sum>('ledger', 'sum', '--by', 'sandbox');
+  const [compute] = rows.filter(({ key, what }) => key === id && what === 'vm.compute');
+  expect(compute).toMatchObject({ open: 1 });
+  expect(compute?.ms).toBeGreaterThan(0);
+  expect(totals.computeSeconds * 1_000).toBeGreaterThanOrEqual(compute?.ms ?? 0);
+  const text = await world.ok('ledger', 'sum');
+  expect(text).toMatch(/^WHOSE +WHAT +SHAPE +SECONDS +TIMES +OPEN\nprj\w+ +vm\.compute +\d+ cpu, .*\n/);
+  expect(text).toMatch(/^in all: [\d.]+ s of compute/m);
+  expect((await world.json<Sum>('ledger', 'sum', '--until', '2020-01-01')).rows).toEqual([]);
+  expect((await world.run(['ledger', 'sum', '--since', '2020-13-01'])).code).toBe(2);
+});
+
 test('ls shows a row per sandbox; -q only ids; --label and --state choose', async () => {
   const text = await world.ok('ls');
   expect(text.split('\n')[0]).toMatch(/^ID +NAME +STATE +IMAGE +CPUS +MEMORY +CREATED +COMMAND$/);

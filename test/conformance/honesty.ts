@@ -80,29 +80,47 @@ export function honesty(subject: Subject): void {
       expect((await subject.get(id)).state).toBe('running');
       return await subject.remove(id);
     }
-    const began = Date.now();
-    await daemon.exec(
-      id,
-      { argv: ['sh', '-c', 'while read now rest < /proc/uptime; do echo $now >> /tmp/ticks; sleep 0.02; done'] },
-      { execId: 'ticks' },
-    );
-    const ticks = async () =>
-      (await subject.sh(id, 'cat /tmp/ticks 2>/dev/null || true'))
-        .trim()
-        .split('\n')
-        .map((seconds) => Number(seconds) * 1_000);
-    await eventually('it ticks', async () => (await ticks()).length > 3);
+    const ticker = await ticking(subject, id);
     expect((await daemon.call('sandbox.pause', { ref: id })).state).toBe('paused');
     await new Promise((resolve) => setTimeout(resolve, STILL_MS));
     expect((await daemon.call('sandbox.resume', { ref: id })).state).toBe('running');
-    const before = (await ticks()).length;
-    await eventually('it ticks on', async () => (await ticks()).length > before);
-    // A tick made while it was paused would fill the gap. Where the guest's clock stood still with it, less time has passed inside.
-    const times = await ticks();
-    const gap = Math.max(...times.slice(1).map((time, nth) => time - (times[nth] ?? time)));
-    const missing = Date.now() - began - ((times.at(-1) ?? 0) - (times[0] ?? 0));
-    expect(Math.max(gap, missing), 'milliseconds in which nothing ticked').toBeGreaterThanOrEqual(STILL_MS - 50);
+    expect(await ticker.stoodMs(), 'milliseconds in which nothing ticked').toBeGreaterThanOrEqual(STILL_MS - 50);
     await subject.remove(id);
+  });
+
+  const isWhole = can.fork && can.suspend;
+  test(`honesty: one that is paused is ${isWhole ? 'kept, forked and put away with what is in its memory' : 'kept and put away as far as is claimed'}, and stays paused`, async (here) => {
+    if (!can.pause) return here.skip('this backend does not pause');
+    const { id } = await subject.make();
+    await subject.sh(id, 'echo disk > /root/kept; echo memory > /dev/shm/kept 2>/dev/null || true; sync');
+    const ticker = await ticking(subject, id);
+    await daemon.call('sandbox.pause', { ref: id });
+    const sinceMs = Date.now();
+    const taking = daemon.call('snapshot.create', { ref: id, diskOnly: can.snapshot && !can.fork });
+    const forking = async () => await daemon.call('sandbox.fork', { ref: id });
+    if (!can.snapshot) expect(await refusal(taking)).toMatchObject({ message: expect.stringMatching(/\bsnapshot\b/) });
+    const kept = can.snapshot ? await taking : null;
+    if (!can.fork) expect(await refusal(forking())).toMatchObject({ message: expect.stringMatching(/\bfork\b/) });
+    const children = can.fork ? (await forking()).children.map(({ sandbox }) => sandbox.id) : [];
+    expect((await subject.get(id)).state).toBe('paused');
+    const madeMs = Date.now();
+    const begun = kept === null ? [] : [(await daemon.call('sandbox.create', { from: kept.id })).id];
+    for (const each of [...children, ...begun])
+      expect(await subject.sh(each, `cat /root/kept ${can.fork ? '/dev/shm/kept' : ''}`)).toBe(can.fork ? 'disk\nmemory\n' : 'disk\n');
+    // Longer than it stood still for what was made of it, whatever that took.
+    const stillMs = madeMs - sinceMs + STILL_MS;
+    await new Promise((resolve) => setTimeout(resolve, Math.max(0, madeMs + stillMs - Date.now())));
+    expect((await daemon.call('sandbox.resume', { ref: id })).state).toBe('running');
+    expect(await ticker.stoodMs(), 'milliseconds in which nothing ticked').toBeGreaterThanOrEqual(stillMs - 50);
+    await daemon.call('sandbox.pause', { ref: id });
+    if (!can.suspend) {
+      expect(await refusal(daemon.call('sandbox.suspend', { ref: id }))).toMatchObject({ message: expect.stringMatching(/\bsuspend\b/) });
+      expect((await subject.get(id)).state).toBe('paused');
+    } else expect((await daemon.call('sandbox.suspend', { ref: id })).state).toBe('suspended');
+    await daemon.call('sandbox.resume', { ref: id });
+    expect(await subject.sh(id, 'cat /root/kept')).toBe('disk\n');
+    await subject.remove(id, ...children, ...begun);
+    if (kept !== null) await daemon.call('snapshot.remove', { snapshot: kept.id });
   });
 
   test(`honesty: suspend is ${can.suspend ? 'claimed: what was in memory is there when it goes on' : 'not claimed: it refuses by name'}`, async () => {
@@ -271,6 +289,34 @@ export function honesty(subject: Subject): void {
       message: expect.stringContaining(subject.name),
     });
   });
+}
+
+type Ticker = {
+  /** For how long it has stood still at one time, once it ticks again; in milliseconds. */
+  stoodMs(): Promise<number>;
+};
+
+async function ticking(subject: Subject, id: string): Promise<Ticker> {
+  const began = Date.now();
+  const argv = ['sh', '-c', 'while read now rest < /proc/uptime; do echo $now >> /tmp/ticks; sleep 0.02; done'];
+  await subject.daemon.exec(id, { argv }, { execId: 'ticks' });
+  const ticks = async () =>
+    (await subject.sh(id, 'cat /tmp/ticks 2>/dev/null || true'))
+      .trim()
+      .split('\n')
+      .map((seconds) => Number(seconds) * 1_000);
+  await eventually('it ticks', async () => (await ticks()).length > 3);
+  return {
+    async stoodMs() {
+      const before = (await ticks()).length;
+      await eventually('it ticks on', async () => (await ticks()).length > before);
+      // A tick made while it was paused would fill the gap. Where the guest's clock stood still with it, less time has passed inside.
+      const times = await ticks();
+      const gap = Math.max(...times.slice(1).map((time, nth) => time - (times[nth] ?? time)));
+      const missing = Date.now() - began - ((times.at(-1) ?? 0) - (times[0] ?? 0));
+      return Math.max(gap, missing);
+    },
+  };
 }
 
 /** A page says nothing of the reference. */

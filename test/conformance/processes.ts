@@ -28,7 +28,11 @@ export function processes(subject: Subject): void {
     expect(await end('sh', '-c', 'kill -KILL $$')).toMatchObject({ exitCode: 137, signal: 'KILL', reason: 'signalled' });
     expect(await end('sh', '-c', 'kill -TERM $$')).toMatchObject({ exitCode: 143, signal: 'TERM' });
     expect(await end('no-such-program')).toMatchObject({ exitCode: 127, reason: 'not-started', error: { code: 'not_found' } });
-    expect(await end('/etc/passwd')).toMatchObject({ exitCode: 126, reason: 'not-started' });
+    expect(await end('/etc/passwd')).toMatchObject({
+      exitCode: 126,
+      reason: 'not-started',
+      error: { message: 'cannot run /etc/passwd: permission denied', hint: expect.stringContaining('chmod +x') },
+    });
   });
 
   test('a user, group or directory that is not there is 126, of a main process and of an exec alike', async () => {

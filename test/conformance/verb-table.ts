@@ -91,7 +91,7 @@ export const TABLE: Readonly<Partial<Record<VerbName, Row>>> = {
     error: refused,
     deleted: refused,
   },
-  'sandbox.fork': { ...NEEDS_RUNNING, suspended: 'ok' },
+  'sandbox.fork': { ...NEEDS_RUNNING, paused: 'ok', suspended: 'ok' },
   // Of a snapshot that is not there: what comes of others is tested where there are any.
   'sandbox.restore': NOT_THERE,
   // Nothing was kept.
@@ -110,7 +110,7 @@ export const TABLE: Readonly<Partial<Record<VerbName, Row>>> = {
     created: 'deleted',
     running: refused,
     paused: refused,
-    suspended: 'deleted',
+    suspended: 'failed_precondition',
     stopped: 'deleted',
     error: refused,
     deleted: 'ok',

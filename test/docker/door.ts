@@ -63,10 +63,13 @@ export class EngineDoor implements AsyncDisposable {
       engine.destroy();
     };
     for (const end of [socket, engine]) end.on('error', over).on('close', over);
+    // Half open, nothing else would end one that went away before it asked, or before its question was let through.
+    socket.once('end', over);
     socket.once('data', (first: Buffer) => {
       const line = first.toString('latin1').split('\r\n')[0] ?? '';
       this.#open.set(socket, line);
       if (this.#held?.test(line) === true) return;
+      socket.off('end', over);
       engine.write(first);
       socket.pipe(engine);
     });

@@ -3,15 +3,16 @@ import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
 import { pullsWithLogin } from './pull.ts';
-import { DockerWorld, refused } from './world.ts';
+import { type SmallWorld, startSmall } from './small-world.ts';
+import { type DockerWorld, refused } from './world.ts';
 
+let small: SmallWorld;
 let world: DockerWorld;
 beforeAll(async () => {
-  world = await DockerWorld.start();
+  small = await startSmall({}, ['sh', 'echo']);
+  ({ world } = small);
 }, 300_000);
-afterAll(async () => {
-  await world[Symbol.asyncDispose]();
-}, 120_000);
+afterAll(async () => await small?.[Symbol.asyncDispose](), 120_000);
 afterEach(() => world.clear(), 120_000);
 
 test(
@@ -57,4 +58,38 @@ test('no image has files of its owner’s that were put into a sandbox, unless t
   const image = await daemon.call('image.commit', { ref: id, withFiles: true });
   await world.gone(id);
   await daemon.call('image.remove', { image: image.id });
+});
+
+test('the Engine’s copy of an image is counted, and goes once the image is no more and nothing stands on it', {
+  timeout: 120_000,
+}, async () => {
+  const { daemon, engine } = world;
+  const copies = async (): Promise<readonly string[]> => {
+    const { body } = (await engine.ask('GET', '/images/json')) as { body: { RepoTags: string[] | null }[] };
+    return body.flatMap(({ RepoTags }) => RepoTags ?? []).filter((name) => name.startsWith('hutch/img:'));
+  };
+  const others = await copies();
+  const made = await daemon.call('sandbox.create', { image: small.image });
+  const [copy = ''] = (await copies()).filter((name) => !others.includes(name));
+  expect(copy).not.toBe('');
+  const { unpacked } = await daemon.call('image.usage', {});
+  expect(unpacked.count).toBe(others.length + 1);
+  expect((await daemon.call('image.prune', { dryRun: true })).unpacked).toEqual([]);
+
+  // Somebody else's, which has our labels from the image, and is not ours for that.
+  const theirs = (await engine.ask('POST', '/containers/create?name=theirs', { Image: copy, Cmd: ['/bin/sh'] })).body as { Id: string };
+  await world.gone(made.id);
+  await daemon.call('image.remove', { image: small.image });
+  const digest = `sha256:${copy.slice('hutch/img:'.length)}`;
+  expect((await daemon.call('image.prune', { dryRun: true })).unpacked).toMatchObject([{ digest, why: 'its image is no more' }]);
+  expect((await daemon.call('image.prune', {})).unpacked, 'a container stands on it').toEqual([]);
+  expect(await copies()).toContain(copy);
+  expect(await daemon.leaks()).toEqual([]);
+  await engine.ask('DELETE', `/containers/${theirs.Id}`);
+
+  expect((await daemon.call('image.prune', { stale: true })).unpacked, 'as each hour').toMatchObject([{ digest }]);
+  expect(await copies()).toEqual(others);
+  const again = await daemon.call('sandbox.create', { image: small.image });
+  expect((await daemon.run(again.id, ['echo', 'again'])).stdout).toBe('again\n');
+  await world.gone(again.id);
 });

@@ -1,46 +1,30 @@
 // Snapshots of containers: the disk of one is an image of the Engine's, which goes with the snapshot and is nobody else's.
 import { execFile } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { readdir, readFile, rename, writeFile } from 'node:fs/promises';
+import { readdir, rename, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
-import { image as smallImage, tar } from '../images/archives.ts';
-import { type FakeRegistry, fakeRegistry } from '../images/registry.ts';
 import { eventually } from '../support/eventually.ts';
+import { clearSnapshots, type SmallWorld, startSmall } from './small-world.ts';
 import { importTool } from './tool-image.ts';
-import { DockerWorld, refused } from './world.ts';
+import { type DockerWorld, refused } from './world.ts';
 
 const run = promisify(execFile);
 const OURS = 'hutch/snapshot:';
 
+let small: SmallWorld;
 let world: DockerWorld;
-let registry: FakeRegistry;
-/** Small: an image that is brought into the Engine, read from it and kept in it takes no time. */
 let image: string;
 beforeAll(async () => {
-  world = await DockerWorld.start();
-  registry = await fakeRegistry();
-  const programs = ['sh', 'cat', 'chmod', 'chown', 'hostname', 'ln', 'ls', 'readlink', 'rm', 'stat', 'touch'];
-  const rootfs = tar(
-    { path: 'bin/busybox', mode: 0o755, content: await readFile('/bin/busybox') },
-    ...programs.map((name) => ({ path: `bin/${name}`, type: 'symlink' as const, link: 'busybox' })),
-    { path: 'etc/passwd', content: 'root:x:0:0::/root:/bin/sh\n' },
-    { path: 'etc/issue', content: 'hello\n' },
-    { path: 'root/', type: 'directory', mode: 0o700 },
-  );
-  image = `${registry.name}/team/small:1`;
-  registry.put('team/small', '1', smallImage([rootfs], { config: { Env: ['PATH=/bin'] } }));
+  small = await startSmall({}, ['sh', 'cat', 'chmod', 'chown', 'hostname', 'ln', 'ls', 'readlink', 'rm', 'stat', 'touch'], {
+    path: 'etc/issue',
+    content: 'hello\n',
+  });
+  ({ world, image } = small);
 }, 120_000);
-afterAll(async () => {
-  await registry?.[Symbol.asyncDispose]();
-  await world?.[Symbol.asyncDispose]();
-}, 120_000);
-afterEach(async () => {
-  await world.clear();
-  for (const { id } of (await world.daemon.call('snapshot.list', { all: true })).snapshots)
-    await world.daemon.call('snapshot.remove', { snapshot: id, cascade: true }).catch(() => {});
-}, 60_000);
+afterAll(async () => await small?.[Symbol.asyncDispose](), 120_000);
+afterEach(async () => await clearSnapshots(world), 60_000);
 
 type Listed = { readonly Id: string; readonly RepoTags: readonly string[] | null };
 /** What snapshots have in the Engine, by their ids. */
@@ -133,12 +117,18 @@ test('undo of a container: its disk is kept before each exec, a bounded number, 
 }, async () => {
   const { daemon } = world;
   const { id } = await daemon.call('sandbox.create', { image, undo: 2 });
+  const { id: good } = await daemon.call('snapshot.create', { ref: id, diskOnly: true });
   for (const number of [1, 2, 3]) await sh(id, `echo ${number} >> /root/a`);
-  expect(await kept()).toHaveLength(2);
+  expect((await kept()).filter((one) => one !== good)).toHaveLength(2);
   expect(await daemon.call('sandbox.undo', { ref: id })).toMatchObject({ before: 'sh -c echo 3 >> /root/a', left: 1 });
   await daemon.call('sandbox.set', { ref: id, undo: 0 });
   expect(await sh(id, 'cat /root/a')).toBe('1\n2\n');
+  // What its container stands on goes with that.
+  expect(await kept()).toHaveLength(2);
+  await daemon.call('sandbox.restore', { ref: id, snapshot: good });
+  expect(await kept()).toEqual([good]);
   await world.gone(id);
+  await daemon.call('snapshot.remove', { snapshot: good });
   expect(await kept()).toEqual([]);
 });
 

@@ -181,8 +181,12 @@ test('hutch fork --exec runs in each child, and says what failed where', { timeo
     { index: 1, exec: { exitCode: 0, stdout: 'child 1\n' } },
     { index: 2, exec: null },
   ]);
+  // Of one that stands still, which goes on standing.
+  await sh('web', 'echo here > /dev/shm/a');
   await daemon.call('sandbox.pause', { ref: 'web' });
-  await expect(daemon.call('sandbox.fork', { ref: 'web' })).rejects.toThrow('paused');
+  expect(await daemon.call('sandbox.fork', { ref: 'web', namePrefix: 'still' })).toMatchObject({ failed: [], children: [{ index: 1 }] });
+  expect((await daemon.call('sandbox.get', { ref: 'web' })).state).toBe('paused');
+  expect(await sh('still-1', 'cat /dev/shm/a; hostname')).toBe('here\nstill-1\n');
   await daemon.deleteAll();
 });
 

@@ -87,6 +87,19 @@ test('a sandbox of gVisor that is suspended has no process, outlives the daemon,
     'vm.compute.start hibernate-wake',
   ]);
   expect(filesOf(daemon, id)).toEqual(['secrets.json', 'vm']);
+  // The runtime has its network in its memory; a disk has none.
+  await daemon.call('snapshot.create', { ref: 'web', name: 'wired' });
+  await expect(daemon.call('sandbox.create', { from: 'wired', network: 'none' })).rejects.toMatchObject({
+    body: {
+      code: 'failed_precondition',
+      message: expect.stringContaining('whether it has a network'),
+      hint: expect.stringContaining('--disk-only'),
+    },
+  });
+  await daemon.call('snapshot.create', { ref: 'web', name: 'disk', diskOnly: true });
+  await daemon.call('sandbox.create', { from: 'disk', network: 'none', name: 'unwired' });
+  expect(await sh('unwired', 'cat /root/a')).toBe('disk\n');
+  for (const name of ['disk', 'wired']) await daemon.call('snapshot.remove', { snapshot: name, cascade: true });
   await expectInOrder(daemon);
   await daemon.deleteAll();
 });
@@ -186,7 +199,11 @@ const CALLS = [
   ['sandbox.suspend', 90],
   ['sandbox.resume', 60],
   ['sandbox.fork', 160],
+  // Of one that is paused.
+  ['snapshot.create', 180],
 ] as const;
+
+const AFTER: Readonly<Record<string, readonly string[]>> = { 'sandbox.fork': ['running'], 'snapshot.create': ['paused'] };
 
 test(`the daemon is killed, or the host fails, at ${isLong ? 'every' : 'some'} point of what saves a sandbox of gVisor (seed ${seed})`, {
   timeout: TEST_MS,
@@ -197,12 +214,11 @@ test(`the daemon is killed, or the host fails, at ${isLong ? 'every' : 'some'} p
     written += 1;
     await sh('tree', `echo ${written} | tee /root/a > /dev/shm/a`);
     if (verb === 'sandbox.resume') await daemon.call('sandbox.suspend', { ref: 'tree' });
+    if (verb === 'snapshot.create') await daemon.call('sandbox.pause', { ref: 'tree' });
     await strike(() => daemon.call(verb as (typeof CALLS)[number][0], { ref: 'tree' }));
     const { state } = await daemon.call('sandbox.get', { ref: 'tree' });
-    expect(verb === 'sandbox.fork' ? ['running'] : ['running', 'suspended'], `${fault}\n${(await daemon.log()).slice(-3_000)}`).toContain(
-      state,
-    );
-    if (state === 'suspended') await daemon.call('sandbox.resume', { ref: 'tree' });
+    expect(AFTER[verb] ?? ['running', 'suspended'], `${fault}\n${(await daemon.log()).slice(-3_000)}`).toContain(state);
+    if (state !== 'running') await daemon.call('sandbox.resume', { ref: 'tree' });
     expect(await sh('tree', 'cat /root/a /dev/shm/a'), fault).toBe(`${written}\n${written}\n`);
     for (const { name } of await all(daemon)) if (name !== 'tree') await daemon.call('sandbox.delete', { ref: name, force: true });
     await expectInOrder(daemon);

@@ -1,6 +1,6 @@
 // Much of one thing: restores and boots in a row, creations at once, clients that race, vanish, or do
 // not read. None of them hangs, and the daemon does not grow.
-import { rm } from 'node:fs/promises';
+import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { ApiError, type DaemonUnderTest } from '../support/daemon-under-test.ts';
@@ -23,10 +23,18 @@ beforeAll(async () => {
 afterAll(() => daemon[Symbol.asyncDispose]());
 
 /** Made, works, gone. */
-async function life(): Promise<void> {
+async function life(): Promise<string> {
   const { id } = await daemon.call('sandbox.create', { network: 'none' });
   await works(daemon, id);
   await daemon.call('sandbox.delete', { ref: id, force: true });
+  return id;
+}
+
+/** Whose the lines of the ledger are. */
+async function billed(): Promise<Set<unknown>> {
+  const ids = new Set<unknown>();
+  for await (const line of daemon.lines('ledger.list', {})) ids.add((line as { readonly sandboxId: unknown }).sandboxId);
+  return ids;
 }
 
 test(`${RESTORES} restores in a row all work`, { timeout: RESTORES * 20_000 }, async () => {
@@ -34,13 +42,43 @@ test(`${RESTORES} restores in a row all work`, { timeout: RESTORES * 20_000 }, a
   await expectNoLeaks(daemon);
 });
 
-test(`${BOOTS} cold boots in a row all work`, { timeout: BOOTS * 120_000 }, async () => {
+/** Complete, or in the making. */
+async function templates(of: RegExp): Promise<boolean> {
+  const names = await readdir(join(daemon.home, 'data/templates')).catch(() => []);
+  return names.some((name) => of.test(name));
+}
+const MADE = /^[0-9a-f]{40}$/;
+const IN_THE_MAKING = /^\.building-/;
+const TEMPLATE_MS = 120_000;
+
+test(`${BOOTS} cold boots in a row all work, and a template comes behind each`, { timeout: BOOTS * 2 * TEMPLATE_MS }, async () => {
+  const known = await billed();
   for (let count = 0; count < BOOTS; count += 1) {
     await rm(join(daemon.home, 'data/templates'), { recursive: true });
-    await life();
+    known.add(await life());
+    await eventually('its template is made', () => templates(MADE), TEMPLATE_MS);
   }
+  expect(await billed()).toEqual(known); // nobody for a template
   await expectNoLeaks(daemon);
 });
+
+test.each(['ends', 'is killed'])(
+  'a daemon that %s while a template is made behind a first start leaves nothing of it',
+  {
+    timeout: 2 * TEMPLATE_MS,
+  },
+  async (how) => {
+    await rm(join(daemon.home, 'data/templates'), { recursive: true });
+    await life();
+    await eventually('its template is begun', () => templates(IN_THE_MAKING), TEMPLATE_MS);
+    await (how === 'ends' ? daemon.terminate() : daemon.kill9());
+    if (how === 'ends') expect([await templates(IN_THE_MAKING), await daemon.processes()]).toEqual([false, []]);
+    await daemon.startAgain();
+    await life(); // makes what the other one has not
+    await eventually('its template is made', () => templates(MADE), TEMPLATE_MS);
+    await expectNoLeaks(daemon);
+  },
+);
 
 test(`${AT_ONCE} creations at once all work, or say why not`, { timeout: AT_ONCE * 20_000 }, () => createAtOnce(daemon, AT_ONCE));
 

@@ -135,4 +135,32 @@ describe.runIf(process.getuid?.() === 0)(`on a small ${isTmpfs ? 'tmpfs' : 'ext4
       await expectInOrder(daemon);
     }
   });
+
+  test.runIf(isLong)(
+    'a template that has no room behind a first boot is given up whole, with the reason; the next start makes it',
+    {
+      timeout: TEST_MS,
+    },
+    async () => {
+      const sh = shellOf(daemon);
+      const made = () => left('templates').filter((name) => !/^\.(lock|used)-/.test(name));
+      const before = made().toSorted();
+      const failed = async (): Promise<readonly string[]> =>
+        (await daemon.log()).split('\n').filter((line) => line.includes('could not be made; the next start'));
+      // Of another size, so the first of its kind; it is another kind's turn half a second after it at the earliest.
+      await daemon.call('sandbox.create', { name: 'first', network: 'none', memoryMiB: 384 });
+      {
+        using _full = filled(64 * KIB);
+        await eventually('the template is given up', async () => (await failed()).length > 0, TEST_MS);
+        expect((await failed())[0]).toMatch(/"no room is left in \S+ to make a template","code":"resource_exhausted"/);
+        expect(made().toSorted(), 'the half one is gone').toEqual(before);
+        expect(await sh('first', 'echo still here')).toBe('still here\n');
+      }
+      await daemon.call('sandbox.create', { name: 'second', network: 'none', memoryMiB: 384 });
+      expect(await sh('second', 'echo here')).toBe('here\n');
+      expect(made()).toHaveLength(before.length + 1);
+      for (const ref of ['first', 'second']) await daemon.call('sandbox.delete', { ref, force: true });
+      await expectInOrder(daemon);
+    },
+  );
 });

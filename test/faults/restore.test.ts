@@ -151,7 +151,13 @@ for (const backend of BACKENDS) {
     expect((await entriesOf(id)).map(({ kind }) => kind)).toEqual(['vm.storage.start', 'vm.compute.start']);
     expect(leftOf(id)).toEqual([]);
     // Whole again it is as good as ever, also for another sandbox of that image: that stays itself, with the shape of what goes on.
-    const taken = await daemon.call('sandbox.restore', { ref: 'other', snapshot: snapshotId });
+    await expect(daemon.call('sandbox.restore', { ref: 'other', snapshot: snapshotId }), 'not by a mistyped name').rejects.toThrow(
+      /was taken of sandbox web: going back to it would replace all that sandbox other has/,
+    );
+    expect(await sh('other', 'echo as it was')).toBe('as it was\n');
+    const forced = daemon.call('sandbox.restore', { ref: 'other', snapshot: snapshotId, force: true });
+    await expect(forced, 'force is about the machine').rejects.toThrow(/was taken of sandbox web/);
+    const taken = await daemon.call('sandbox.restore', { ref: 'other', snapshot: snapshotId, foreign: true });
     expect(taken).toMatchObject({ id: other.id, name: 'other', labels: { a: 'b' } });
     if (backend === 'gvisor') expect(taken.shape.memoryMiB).toBeGreaterThan(other.shape.memoryMiB);
     const selves = await Promise.all(['web', 'other'].map((ref) => sh(ref, 'cat /dev/shm/a; cat /etc/machine-id; hostname')));
@@ -287,6 +293,8 @@ for (const backend of BACKENDS) {
       ['two', 'three'].map((word) => ['undo', null, `sh -c echo ${word} >> /root/a; echo ${word} > /dev/shm/a; echo ${word}`, id]),
     );
     expect((await daemon.call('snapshot.list', {})).snapshots).toEqual([]); // nobody's own
+    // Its image and kernel are the sandbox's: what is kept to undo goes with that, and is not to be removed by hand.
+    await expect(daemon.call('image.remove', { image: 'debian' })).rejects.toThrow(/is used by sandbox(es)? .*web/);
     const undone = await daemon.call('sandbox.undo', { ref: 'web' });
     expect(undone).toMatchObject({
       sandbox: { id, state: 'running', labels: { a: 'b' } },
@@ -328,3 +336,48 @@ for (const backend of BACKENDS) {
     await expectInOrder(daemon);
   });
 }
+
+test('snapshots count in the quota of their project, and what is kept to undo gives way', { timeout: TEST_MS }, async () => {
+  const { id } = await daemon.call('sandbox.create', { backend: 'qemu', name: 'web', network: 'none', undo: 5 });
+  const all = async () => (await daemon.call('snapshot.list', { all: true })).snapshots;
+  const inUse = async () => (await daemon.call('quota.list', {})).projects[0]?.use['snapshotMiB'];
+  const bound = (snapshotMiB: number | 'inherit') => daemon.call('quota.set', { project: 'default', bounds: { snapshotMiB } });
+  const expectWhole = async () =>
+    expect(readdirSync(join(daemon.home, 'data/snapshots')).sort()).toEqual((await all()).map((one) => one.id).sort());
+  for (const word of ['one', 'two', 'three']) await sh('web', `head -c 3000000 /dev/urandom > /root/${word}; sync`);
+  const before = await all();
+  expect(before).toHaveLength(3);
+  const used = Math.ceil(before.reduce((sum, { ownBytes }) => sum + ownBytes, 0) / 2 ** 20);
+  expect(await inUse()).toBe(used);
+
+  await using _unbounded = { [Symbol.asyncDispose]: async () => void (await bound('inherit')) };
+  await bound(used);
+  await expect(daemon.call('snapshot.create', { ref: 'web', name: 'mine' })).rejects.toThrow(
+    `the quota snapshotMiB of project default is ${used} MiB: ${used} are in use, and 1 more are wanted`,
+  );
+  expect((await daemon.call('sandbox.get', { ref: 'web' })).state).toBe('running');
+  await expectWhole();
+  // The oldest go, the others can be gone back to.
+  expect(await sh('web', 'echo four > /root/four; echo runs')).toBe('runs\n');
+  const after = await all();
+  const added = after.filter((one) => before.every((old) => old.id !== one.id));
+  expect([added.length, after.some((one) => one.id === before[0]?.id)]).toEqual([1, false]);
+  expect(await inUse()).toBeLessThanOrEqual(used);
+  await expectWhole();
+  expect(await daemon.call('sandbox.undo', { ref: 'web' })).toMatchObject({ before: expect.stringContaining('four') });
+  expect(await sh('web', 'ls /root')).toBe('one\nthree\ntwo\n');
+
+  // Where it would not help none goes, and the command runs.
+  await bound(0);
+  const left = await all();
+  expect(await sh('web', 'echo runs')).toBe('runs\n');
+  expect(await all()).toEqual(left);
+  await expectWhole();
+  const missed: string[] = [];
+  for await (const line of daemon.lines('event.list', {})) {
+    const { type, sandboxId, detail } = line;
+    if (type === 'sandbox.undo-missed' && sandboxId === id) missed.push(String(detail['why']));
+  }
+  expect(missed).toEqual([expect.stringContaining('the quota snapshotMiB of project default is 0 MiB')]);
+  await expectInOrder(daemon);
+});

@@ -124,7 +124,10 @@ test('whatever can be done with a suspended sandbox', { timeout: TEST_MS }, asyn
   // The disk is as after a power failure: what was synced is there.
   expect(await sh('gone', 'cat /root/a; ls /dev/shm')).toBe('disk\n');
   await daemon.call('sandbox.suspend', { ref: 'gone' });
-  expect((await daemon.call('sandbox.delete', { ref: 'gone' })).state).toBe('deleted');
+  await expect(daemon.call('sandbox.delete', { ref: 'gone' }), 'its memory would be lost').rejects.toThrow(
+    /is suspended.* only with force/,
+  );
+  expect((await daemon.call('sandbox.delete', { ref: 'gone', force: true })).state).toBe('deleted');
   expect(existsSync(join(daemon.home, 'data/sandboxes', id))).toBe(false);
   await expectInOrder(daemon);
 });

@@ -103,6 +103,10 @@ test('the first sandbox of a template starts from it: files, processes and memor
   const refused = async (input: Input<'sandbox.create'>): Promise<string> =>
     await daemon.call('sandbox.create', input).then(String, String);
   expect(await refused({ template: 'web', memoryMiB: 1024 })).toContain('memoryMiB is that of template web: it cannot be chosen');
+  expect(
+    await refused({ template: 'web', backend: made.backend, memoryMiB: made.shape.memoryMiB, image: 'web' }),
+    'what is so anyway may be said',
+  ).toContain('image is that of');
   expect(await refused({ template: 'web', from: 'web' })).toContain('template and from exclude each other');
   expect(await refused({ template: 'nosuch' })).toContain("not_found: there is no template 'nosuch'");
   await expect(daemon.call('template.remove', { template: 'web' })).rejects.toThrow('template web is used by sandboxes mine, other');

@@ -108,6 +108,11 @@ for (const backend of ['qemu', 'gvisor'] as const) {
     expect([arrived.backend, arrived.contents, arrived.shape]).toEqual([backend, 'memory and disk', second.shape]);
     expect(await refused(there, file)).toMatchObject({ code: 'conflict', message: expect.stringContaining('the name second is taken') });
     await there.call('snapshot.verify', { snapshot: 'second' });
+    await there.call('quota.set', { project: 'default', bounds: { snapshotMiB: Math.ceil(arrived.ownBytes / 2 ** 20) } });
+    const tooMuch = await there.send('PUT', '/v1/snapshots?name=more', { body: file });
+    await there.call('quota.set', { project: 'default', bounds: { snapshotMiB: 'inherit' } });
+    expect([JSON.parse(tooMuch.body.toString()), kept(there)]).toMatchObject([{ code: 'resource_exhausted' }, [arrived.id]]);
+    expect(tooMuch.body.toString()).toContain('the quota snapshotMiB of project default is');
 
     const { id, labels, env } = await there.call('sandbox.create', { from: 'second', name: 'far' });
     expect([labels, env]).toEqual([{ for: 'test' }, { PLAIN: 'p' }]);
@@ -344,6 +349,11 @@ test('a snapshot goes through Debian’s registry, its layers once, to who has t
   await there.call('sandbox.create', { from: 'pulled', name: 'far' });
   expect(await shellOf(there)('far', 'cat /root/a /dev/shm/m')).toBe('two\nmemory\n');
   await expect(there.call('snapshot.pull', { name: `${name}:2`, as: 'pulled' })).rejects.toThrow(/the name pulled is taken/);
+  await there.call('quota.set', { project: 'default', bounds: { snapshotMiB: 1 } });
+  await expect(there.call('snapshot.pull', { name: `${name}:2`, as: 'more' })).rejects.toThrow(
+    /the quota snapshotMiB of project default is 1/,
+  );
+  await there.call('quota.set', { project: 'default', bounds: { snapshotMiB: 'inherit' } });
   await expect(there.call('snapshot.pull', { name: `${name}:3` })).rejects.toMatchObject({ body: { code: 'not_found' } });
   await expect(there.call('image.pull', { name: `${name}:2` })).rejects.toThrow(/is no image/);
 

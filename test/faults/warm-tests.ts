@@ -98,6 +98,8 @@ export async function warmSandboxes(backend: 'qemu' | 'gvisor'): Promise<void> {
     expect(execs.map(({ execId }) => execId)).toEqual(['main']);
     const { stdout } = await daemon.run('mine', ['sh', '-c', 'date +%s%3N']);
     expect(Math.abs(Number(stdout) - Date.now())).toBeLessThan(5_000);
+    const { uptimeMs } = await daemon.call('sandbox.stats', { ref: 'mine' });
+    expect(uptimeMs, 'since it is somebody’s: its kernel has run for longer').toBeLessThanOrEqual(Date.now() - made.createdAtMs);
 
     const next = await warmId();
     expect(next).not.toBe(id);

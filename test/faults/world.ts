@@ -6,7 +6,7 @@ import { expect } from 'vitest';
 import { DaemonUnderTest, type SandboxView, type StartOptions } from '../support/daemon-under-test.ts';
 import { DockerEngine } from '../support/docker-engine.ts';
 import { eventually } from '../support/eventually.ts';
-import { keepTemplates } from '../support/templates.ts';
+import { keepTemplates, lacksTemplates } from '../support/templates.ts';
 
 export const seed = Number(process.env['HUTCH_TEST_SEED'] ?? 1);
 export const isLong = process.env['HUTCH_TEST_LONG'] !== undefined;
@@ -18,10 +18,19 @@ export function options(env: Readonly<Record<string, string>> = {}): StartOption
 /** A daemon whose template is ready. */
 export async function startDaemon(env: Readonly<Record<string, string>> = {}): Promise<DaemonUnderTest> {
   const daemon = await DaemonUnderTest.start(options(env));
-  const { id } = await daemon.call('sandbox.create', { network: 'none' });
-  await daemon.call('sandbox.delete', { ref: id, force: true });
-  keepTemplates(daemon.home);
+  await prepare(daemon);
   return daemon;
+}
+
+/** One sandbox is made, which boots where there is no template; then that is waited for. */
+async function prepare(daemon: DaemonUnderTest): Promise<void> {
+  const make = async () => {
+    const { id } = await daemon.call('sandbox.create', { network: 'none' });
+    await daemon.call('sandbox.delete', { ref: id, force: true });
+  };
+  await make();
+  if (lacksTemplates(daemon.home)) await make();
+  keepTemplates(daemon.home);
 }
 
 export type BackendName = 'qemu' | 'docker' | 'gvisor';
@@ -48,9 +57,7 @@ export async function startWorld(backend: BackendName): Promise<World | string> 
   const can = backend === 'qemu' ? [] : (await daemon.call('backends.list', {})).backends;
   const why = can.find(({ name }) => name === backend)?.why ?? null;
   if (why !== null) return why;
-  const { id } = await daemon.call('sandbox.create', { network: 'none' });
-  await daemon.call('sandbox.delete', { ref: id, force: true });
-  keepTemplates(daemon.home);
+  await prepare(daemon);
   const kept = undo.move();
   return {
     backend,

@@ -236,11 +236,21 @@ else {
     if (subject.can.limits.memory !== 'host-process') here.skip('no cgroups here');
     const { id } = await subject.make({ memoryMiB: 128 });
     expect(await subject.sh(id, "grep MemTotal /proc/meminfo | awk '{ print $2 }'")).toBe(`${128 * 1024}\n`);
-    await daemon
-      .exec(id, { argv: ['python3', '-c', 'b = bytearray(600 << 20)\nfor i in range(0, len(b), 4096): b[i] = 1'] })
-      .catch(() => {});
-    expect(await daemon.until(id, 'stopped')).toMatchObject({ ended: { oomKilled: true } });
+    const argv = ['python3', '-c', 'b = bytearray(600 << 20)\nfor i in range(0, len(b), 4096): b[i] = 1'];
+    const killed = { exitCode: 137, signal: 'KILL', oomKilled: true, reason: 'signalled' };
+    const error = { retryable: false, hint: expect.stringContaining('--memory') };
+    expect(await (await daemon.exec(id, { argv })).exit()).toMatchObject({ ...killed, error });
+    expect(await daemon.until(id, 'stopped')).toMatchObject({ ended: { cause: 'crashed', oomKilled: true, exitCode: null } });
     await subject.remove(id);
+
+    const main = { argv, attach: true };
+    const gone = await daemon.call('sandbox.create', { backend: 'gvisor', memoryMiB: 128, main, autoRemove: true });
+    expect(await (await daemon.attach(gone.id, 'main')).exit()).toMatchObject({ ...killed, error });
+    const kept = await daemon.call('sandbox.create', { backend: 'gvisor', memoryMiB: 128, main: { argv } });
+    const { exitCode, sandbox } = await daemon.call('sandbox.wait', { ref: kept.id });
+    expect([exitCode, sandbox.ended?.exitCode]).toEqual([137, 137]);
+    expect(await (await daemon.attach(kept.id, 'main')).exit(), 'and whoever comes later hears the same').toMatchObject(killed);
+    await subject.remove(kept.id);
   });
 }
 

@@ -227,6 +227,7 @@ test('an archive that lies is refused, and leaves nothing in staging', { timeout
   const saved = (value: unknown) => tar({ path: 'manifest.json', content: JSON.stringify(value) }, { path: 'a.json', content: '{}' });
   const cases: [archive: Buffer, error: RegExp][] = [
     [Buffer.from('nothing of the kind'.repeat(100)), /no tar archive/],
+    [Buffer.from('six so'), /no tar archive, or one that is cut off after 6 bytes/],
     [Buffer.alloc(0), /nothing in it/],
     [Buffer.from('514649fb00000003', 'hex'), /qcow2 image that is cut off/],
     [layout(MADE).subarray(0, 2_000), /cut off|not in it|no JSON/],

@@ -1,8 +1,8 @@
 // Archives and images for tests, made byte by byte: good ones, and such as no honest program would make.
 import { createHash } from 'node:crypto';
 import { gzipSync } from 'node:zlib';
-import { padding, type TarEntry } from '../../src/domain/tar-entry.ts';
-import { TAR_END, tarHeader } from '../../src/domain/tar-header.ts';
+import { padding, type TarEntry } from '../../src/domain/tar/entry.ts';
+import { TAR_END, tarHeader } from '../../src/domain/tar/header.ts';
 
 export type Member = { readonly path: string } & Partial<Omit<TarEntry, 'sparse'>> & { readonly content?: string | Buffer };
 

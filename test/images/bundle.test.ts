@@ -403,6 +403,17 @@ test('an image without layers that is not what an archive says is refused, and l
   await expect(there.library.import(op, chunks(tar(...lying)))).rejects.toMatchObject({
     message: expect.stringMatching(/says other things/),
   });
+  // The default image keeps its bare name, where no rule is about who may be called so; no other image gets one.
+  const bare = async (of: typeof made) => await exported(here, [{ digest: of.record.digest, names: ['debian', 'mine:1'] }]);
+  const namesIn = async (all: Members, options = {}) => {
+    await using at = await place(options);
+    return (await at.library.import(op, chunks(tar(...all)))).images.map(({ names }) => names);
+  };
+  expect(await namesIn(await bare(made))).toEqual([['debian', 'mine:1']]);
+  expect(await namesIn(await bare(packed))).toEqual([['mine:1']]);
+  const signedOnly = { signed: [{ pattern: 'docker.io/library/debian', keyPath: '/nowhere' }] };
+  for (const policy of [{ allow: ['docker.io/library/mine'] }, signedOnly])
+    expect(await namesIn(await bare(made), { policy })).toEqual([['mine:1']]);
   // One name is one image’s, in whichever form that lies there; and rules are asked about it.
   expect((await there.library.import(op, chunks(tar(...ofPacked)), 'called:1')).images.map(({ names }) => names)).toEqual([['called:1']]);
   await using closed = await place({ policy: { allow: ['docker.io/other/*'] } });

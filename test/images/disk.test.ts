@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { ArchiveError } from '../../src/images/archive-error.ts';
+import { ArchiveError } from '../../src/domain/archive-error.ts';
 import type { Disk } from '../../src/images/disk/bytes.ts';
 import { Ext4 } from '../../src/images/disk/ext4.ts';
 import { rootOf } from '../../src/images/disk/partitions.ts';

@@ -2,8 +2,8 @@
 // nothing of it is left. What is only odd is taken as it is.
 import { gzipSync, zstdCompressSync } from 'node:zlib';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { padding } from '../../src/domain/tar-entry.ts';
-import { TarReader } from '../../src/images/tar/reader.ts';
+import { padding } from '../../src/domain/tar/entry.ts';
+import { TarReader } from '../../src/domain/tar/reader.ts';
 import { testOperation } from '../support/operation.ts';
 import { image, pax, tampered, tar, withPax } from './archives.ts';
 import { type Cases, file, Hostile, header, layer, packed } from './hostile.ts';

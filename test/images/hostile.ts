@@ -1,7 +1,7 @@
 // What tests of lying archives and registries share: a registry in this process, a place with small bounds, and what a refusal must be.
 import { expect } from 'vitest';
 import { HutchError } from '../../src/domain/errors.ts';
-import { BLOCK_BYTES } from '../../src/domain/tar-entry.ts';
+import { BLOCK_BYTES } from '../../src/domain/tar/entry.ts';
 import { testOperation } from '../support/operation.ts';
 import { type ImageOptions, image, type MadeImage, type Member, member, tar } from './archives.ts';
 import { type Place, place } from './place.ts';

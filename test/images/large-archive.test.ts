@@ -19,6 +19,7 @@ const UPPER = tar(
   { path: 'upper', content: randomBytes(2 * MIB) },
   { path: 'link', type: 'hardlink', link: 'keep' },
 );
+const UPPER_ALONE = tar({ path: 'upper', content: randomBytes(MIB) });
 const HALVES = tar({ path: 'a', content: randomBytes(MIB) }, { path: 'b', content: randomBytes(MIB) });
 
 async function* chunks(bytes: Buffer, size = 64 * 1024): AsyncGenerator<Uint8Array> {
@@ -72,6 +73,26 @@ test('large layers are the same image however they come, and are kept as they ar
     await imported(here, saved(image(others), others), size);
     expect(await summaryOf(one)).toEqual(tree);
   }
+});
+
+test('a layer that is hashed and copied by another thread is the same too, and what lies of it is refused', {
+  timeout: 60_000,
+}, async () => {
+  const large = tar({ path: 'large', content: randomBytes(9 * MIB) }, { path: 'small', content: 's' });
+  const layers = [UPPER_ALONE, large];
+  const archive = saved(image(layers), layers);
+  await using packed = await place();
+  const expected = await imported(packed, gzipSync(archive, { level: 1 }));
+  await using here = await place();
+  const one = await imported(here, archive, MIB + 3);
+  expect([one.record.digest, one.rootDigest]).toEqual([expected.record.digest, expected.rootDigest]);
+  expect(await here.left()).toEqual({ ...(await packed.left()), staging: [] });
+  await using other = await place();
+  const changed = Buffer.from(large);
+  changed[changed.byteLength / 2] = (changed[changed.byteLength / 2] ?? 0) ^ 1;
+  await expect(imported(other, saved(image(layers), layers, new Map([[large, changed]])))).rejects.toThrow(/its content is sha256:/);
+  await expect(imported(other, archive.subarray(0, UPPER_ALONE.byteLength + 5 * MIB))).rejects.toThrow(/cut off/);
+  expect(await other.left()).toMatchObject({ staging: [], images: [] });
 });
 
 test('an archive with large layers that lies or ends is refused as any other, and leaves nothing', { timeout: 60_000 }, async () => {

@@ -3,7 +3,8 @@ import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { requireImageReference } from '../../src/domain/image-reference.ts';
-import type { TarEntry } from '../../src/domain/tar-entry.ts';
+import type { TarEntry } from '../../src/domain/tar/entry.ts';
+import { TarReader } from '../../src/domain/tar/reader.ts';
 import type { Host } from '../../src/host/host.ts';
 import { nodeHost } from '../../src/host/node-host.ts';
 import type { Operation } from '../../src/host/operation.ts';
@@ -14,7 +15,6 @@ import { ImageLibrary } from '../../src/images/library.ts';
 import { type Mirror, Registry } from '../../src/images/registry/client.ts';
 import { Credentials } from '../../src/images/registry/credentials.ts';
 import type { Patience } from '../../src/images/registry/patience.ts';
-import { TarReader } from '../../src/images/tar/reader.ts';
 import { type ImagePolicy, NO_POLICY } from '../../src/images/trust/policy.ts';
 import { testOperation } from '../support/operation.ts';
 

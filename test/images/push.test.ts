@@ -148,6 +148,49 @@ test('connections that break in the middle of a push and a pull are made good, a
   await there.library.verify(op, digest);
 });
 
+test('layers that came as bare archives are pushed compressed, and are compressed once', { timeout: 60_000 }, async () => {
+  const name = real?.name ?? '';
+  await using here = await place({ caPaths: new Map([[name, certificate]]) });
+  await here.library.credentials.keep(op, name, LOGIN);
+  const noise = tar({ path: 'text', content: 'again and again '.repeat(50_000) }, { path: 'noise', content: randomBytes(100_000) });
+  const [imported] = (
+    await here.library.import(
+      op,
+      (async function* () {
+        yield noise;
+      })(),
+    )
+  ).images;
+  const digest = imported?.image.record.digest ?? '';
+  const [layer] = await here.library.layers(op, digest);
+  const steps: string[] = [];
+  const told = () => testOperation({ onProgress: ({ detail = '' }) => void steps.push(detail) });
+  expect((await push(here, digest, `${name}/team/bare:1`, [], told())).how).toEqual(['uploaded', 'uploaded']);
+  expect(steps.join()).toContain('compressing');
+  const { layers } = JSON.parse(skopeo('inspect', '--raw', ...READS, `docker://${name}/team/bare:1`));
+  expect(layers).toMatchObject([{ mediaType: 'application/vnd.oci.image.layer.v1.tar+gzip' }]);
+  expect(layers[0].size).toBeLessThan(noise.byteLength / 4);
+  // What its configuration says of it is what the unpacked layer is.
+  expect(skopeo('inspect', '--config', ...READS, `docker://${name}/team/bare:1`)).toContain(layer?.digest);
+  steps.length = 0;
+  expect((await push(here, digest, `${name}/team/bare:2`, [], told())).how).toEqual(['existed', 'existed']);
+  expect(steps.join()).not.toContain('compressing');
+  await using there = await place({ caPaths: new Map([[name, certificate]]) });
+  await there.library.credentials.keep(op, name, LOGIN);
+  expect((await there.pull(`${name}/team/bare:2`)).record.digest).toBe(digest);
+
+  // What is remembered of it is not believed where it is another now.
+  const path = here.library.blobs.path(layer?.digest ?? '');
+  await chmod(path, 0o600);
+  await writeFile(path, Buffer.alloc(layer?.sizeBytes ?? 0, 'x'));
+  await expect(push(here, digest, `${name}/team/elsewhere:1`)).rejects.toMatchObject({
+    code: 'failed_precondition',
+    message: expect.stringContaining('it has changed on disk'),
+  });
+  await here.library.dropLayers(op, new Set(), true);
+  expect([await readdir(join(path, '..')), (await here.left()).staging]).toEqual([[], []]);
+});
+
 test('an image whose layers are not kept is pushed as one layer, packed', { timeout: 60_000 }, async () => {
   const name = real?.name ?? '';
   await using here = await place({ caPaths: new Map([[name, certificate]]) });

@@ -3,7 +3,7 @@
 import { createHash } from 'node:crypto';
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { ArchiveError } from '../../src/images/archive-error.ts';
+import { ArchiveError } from '../../src/domain/archive-error.ts';
 import { through } from '../../src/images/layers/unpack.ts';
 import { blobPath, header } from '../../src/images/oci/layout-tar.ts';
 import { archiveBytes, readArchive, writeArchive } from '../../src/images/snapshot/archive.ts';

@@ -93,6 +93,7 @@ test('released migrations are never edited', () => {
     'be393716f88618f6',
     '7ca02125b2cda2a0',
     '2b364c6958ec76c9',
+    '1ccb6fdeb23a40eb',
   ]);
 });
 

@@ -1,8 +1,9 @@
 // Quotas where they are enforced: in the transaction that adds to what is used.
 import { randomBytes } from 'node:crypto';
 import { expect, test } from 'vitest';
-import { newId } from '../../src/domain/ids.ts';
+import { newId, type SnapshotId } from '../../src/domain/ids.ts';
 import type { Image } from '../../src/domain/image.ts';
+import type { Snapshot, SnapshotKind } from '../../src/domain/snapshot.ts';
 import { testOperation } from '../support/operation.ts';
 import { someSandboxId, someSpec } from './support/sandboxes.ts';
 import { tempStore } from './support/stores.ts';
@@ -96,6 +97,50 @@ test('of many builds that begin at once no more do than may, and those of a day 
   for (let more = 0; more < 3; more += 1) await begin(newId('bld', randomBytes));
   await store.commit(op, [{ change: 'endAllBuilds', atMs: Date.now() }]);
   await expect(begin(newId('bld', randomBytes))).rejects.toThrow('the quota buildsPerDay of project default is 5: 5 are in use');
+});
+
+test('what is stored for snapshots alone counts, and of those that may go as few go as make room, or none', async () => {
+  await using store = await tempStore();
+  const { defaultProjectId: projectId } = store;
+  await store.commit(op, [{ change: 'setQuota', projectId, tier: null, own: { snapshotMiB: 10 } }]);
+  const sandboxId = someSandboxId();
+  await store.commit(op, [{ change: 'createSandbox', id: sandboxId, projectId, spec: someSpec('web'), atMs: 1 }]);
+  const some = (mib: number, kind: SnapshotKind): Snapshot => ({
+    ...{ id: newId('snp', randomBytes), projectId, name: null, kind, contents: 'disk', sandboxId, parentId: null },
+    ...{ spec: someSpec('web'), ownBytes: mib * 2 ** 20, apparentBytes: 100 * 2 ** 20, createdAtMs: 2, detail: {} },
+  });
+  const take = async (snapshot: Snapshot, mayGo: readonly SnapshotId[] = []) =>
+    await store.commit(op, [{ change: 'createSnapshot', snapshot, mayGo }]);
+  const left = async () => (await store.query('snapshots', {})).map(({ id }) => id).toSorted();
+  const use = async () => (await store.query('quotas', { atMs: Date.now() }))[0]?.use.snapshotMiB;
+  const older = [some(3, 'undo'), some(3, 'undo'), some(2.5, 'undo')];
+  for (const each of older) await take(each);
+  expect(await use()).toBe(9);
+  const ids = older.map(({ id }) => id);
+  const refusal = 'the quota snapshotMiB of project default is 10 MiB: 9 are in use, and 5 more are wanted';
+  await expect(take(some(5, 'kept'))).rejects.toThrow(refusal);
+  await expect(store.query('snapshotRoom', { projectId, bytes: 2 * 2 ** 20, atMs: Date.now() })).rejects.toThrow('and 2 more are wanted');
+  await store.query('snapshotRoom', { projectId, bytes: 2 ** 20, atMs: Date.now() });
+  // Not enough although all went: then none goes.
+  await expect(take(some(11, 'undo'), ids)).rejects.toMatchObject({
+    code: 'resource_exhausted',
+    hint: expect.stringContaining('hutch snapshot rm'),
+  });
+  expect(await left()).toEqual(ids.toSorted());
+  const fresh = some(4, 'undo');
+  await take(fresh, ids);
+  expect(await left()).toEqual([...ids.slice(1), fresh.id].toSorted());
+  expect(await use()).toBe(10);
+  // What was kept by hand never goes for it.
+  const kept = some(6, 'kept');
+  await take(kept, [...ids, fresh.id]);
+  expect(await left()).toEqual([fresh.id, kept.id].toSorted());
+  await expect(take(some(5, 'undo'), [kept.id, fresh.id])).rejects.toMatchObject({ code: 'resource_exhausted' });
+  expect(await left()).toEqual([fresh.id, kept.id].toSorted());
+  const stored = (await store.query('ledger', { after: 0 })).filter(({ kind }) => kind.startsWith('snap.storage.'));
+  const open = new Set(stored.filter(({ kind }) => kind.endsWith('start')).map(({ snapshotId }) => snapshotId));
+  for (const { kind, snapshotId } of stored) if (kind.endsWith('stop')) open.delete(snapshotId);
+  expect([...open].toSorted()).toEqual([fresh.id, kept.id].toSorted());
 });
 
 test('volumes count as disk, as large as they may become, also when they grow', async () => {

@@ -3,7 +3,7 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { closeSync, existsSync, openSync } from 'node:fs';
-import { chmod, mkdtemp, readFile, rm } from 'node:fs/promises';
+import { chmod, mkdir, mkdtemp, readFile, rm } from 'node:fs/promises';
 import { request } from 'node:http';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
@@ -23,6 +23,8 @@ export type EngineOptions = {
   readonly elsewhere?: boolean | 'files';
   /** Beside its own. */
   readonly args?: readonly string[];
+  /** All that it keeps is on a disk of that size. */
+  readonly dataMiB?: number;
 };
 
 export class DockerEngine implements AsyncDisposable {
@@ -54,6 +56,13 @@ export class DockerEngine implements AsyncDisposable {
       await restoring;
       await lock[Symbol.asyncDispose]();
     });
+    if (options.dataMiB !== undefined) {
+      const [disk, data] = [join(dir, 'data.img'), join(dir, 'data')];
+      await run('truncate', ['-s', `${options.dataMiB}M`, disk]);
+      await run('mkfs.ext4', ['-q', disk]);
+      await mkdir(data);
+      await run('mount', ['-o', 'loop', disk, data]);
+    }
     await engine.startAgain();
     return engine;
   }

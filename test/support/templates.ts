@@ -2,7 +2,7 @@
 // booted for another test is copied instead: its key names all that it depends on, and a copy is hashed whole before it is used.
 // Tests of the building itself do not come here.
 import { spawnSync } from 'node:child_process';
-import { mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 
 const KEPT = join(import.meta.dirname, '../../dist.tests/templates');
@@ -25,6 +25,11 @@ export function seedTemplates(home: string, kept: string = KEPT): void {
   if (keys.length === 0 || keysIn(dir).length > 0) return;
   mkdirSync(dir, { recursive: true, mode: 0o711 });
   for (const key of keys) copy(join(kept, key), join(dir, key));
+}
+
+/** Sandboxes of it come from templates, and it has none. */
+export function lacksTemplates(home: string): boolean {
+  return existsSync(join(home, 'data/templates')) && keysIn(join(home, 'data/templates')).length === 0;
 }
 
 /** Keeps what a daemon that nobody has harmed yet has built. */

@@ -35,10 +35,9 @@ pub struct Touched {
 impl Source {
     /// `file` is one of those that the process mapped as its guest's memory, each at the place that it has in the file.
     pub fn process(pid: i32, file: &Path) -> Result<Source, String> {
-        let inode = fs::metadata(file).map_err(|error| format!("{}: {error}", file.display()))?.ino();
+        let found = fs::metadata(file).map_err(|error| format!("{}: {error}", file.display()))?;
         let maps = fs::read_to_string(format!("/proc/{pid}/maps")).map_err(|error| format!("process {pid}: {error}"))?;
-        let start = maps.lines().find_map(|line| start_in(line, inode));
-        start
+        start_among(&maps, found.dev(), found.ino())
             .map(|start| Source::Process { pid, start })
             .ok_or_else(|| format!("process {pid} has not mapped {}", file.display()))
     }
@@ -132,16 +131,33 @@ fn is_private(entry: u64) -> bool {
     entry & (PRESENT | SWAPPED) != 0 && entry & OF_FILE == 0
 }
 
-/// Of a line of maps(5): where the first byte of a file with that inode would be.
-fn start_in(line: &str, inode: u64) -> Option<u64> {
+/// Of the lines of maps(5): where the first byte of that file would be. Inodes are numbered by each file system: one of the same device is
+/// preferred. Not insisted on, as btrfs and overlayfs tell stat(2) of another device than maps(5).
+fn start_among(maps: &str, device: u64, inode: u64) -> Option<u64> {
+    let places = || maps.lines().filter_map(place_in).filter(|place| place.inode == inode);
+    let same = places().find(|place| place.device == (libc::major(device), libc::minor(device)));
+    same.or_else(|| places().next()).map(|place| place.start)
+}
+
+struct Place {
+    /// Of the file's first byte.
+    start: u64,
+    device: (u32, u32),
+    inode: u64,
+}
+
+/// Of a line of maps(5): the private memory that may be written.
+fn place_in(line: &str) -> Option<Place> {
     let mut words = line.split_ascii_whitespace();
     let range = words.next()?;
     let rights = words.next()?;
     let offset = u64::from_str_radix(words.next()?, 16).ok()?;
-    let found = words.nth(1)?.parse::<u64>().ok()?;
+    let (major, minor) = words.next()?.split_once(':')?;
+    let device = (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?);
+    let inode = words.next()?.parse().ok()?;
     let (from, _) = range.split_once('-')?;
-    let from = u64::from_str_radix(from, 16).ok()?;
-    (found == inode && rights == "rw-p").then(|| from.checked_sub(offset)).flatten()
+    let start = u64::from_str_radix(from, 16).ok()?.checked_sub(offset)?;
+    (rights == "rw-p").then_some(Place { start, device, inode })
 }
 
 #[cfg(test)]
@@ -151,10 +167,19 @@ mod tests {
     #[test]
     fn the_place_of_a_memory_is_found_by_its_file() {
         let line = "7f0010400000-7f0030400000 rw-p 00400000 fe:00 4711                       /var/lib/hutch/memory";
-        assert_eq!(start_in(line, 4711), Some(0x7f00_1000_0000));
-        assert_eq!(start_in(line, 4712), None);
-        assert_eq!(start_in(&line.replace("rw-p", "r--p"), 4711), None);
-        assert_eq!(start_in("7f00-7f10 rw-p 00000000 00:00 0", 4711), None);
+        let (device, another) = (0xfe00, 5);
+        assert_eq!(start_among(line, device, 4711), Some(0x7f00_1000_0000));
+        assert_eq!(start_among(line, device, 4712), None);
+        assert_eq!(start_among(line, another, 4711), Some(0x7f00_1000_0000)); // on btrfs
+        assert_eq!(start_among(&line.replace("rw-p", "r--p"), device, 4711), None);
+        assert_eq!(start_among("7f00-7f10 rw-p 00000000 00:00 0", 0, 4711), None);
+    }
+
+    #[test]
+    fn of_two_files_with_one_number_it_is_the_one_of_the_same_device() {
+        let lines = "7f0000000000-7f0000001000 rw-p 00000000 fe:00 4     /usr/lib/x.so\n7f0010000000-7f0030000000 rw-p 00000000 00:05 4     /dev/zero";
+        assert_eq!(start_among(lines, 5, 4), Some(0x7f00_1000_0000));
+        assert_eq!(start_among(lines, 0xfe00, 4), Some(0x7f00_0000_0000));
     }
 
     #[test]

@@ -6,6 +6,7 @@ import type { Duplex } from 'node:stream';
 import { HutchError } from '../../domain/errors.ts';
 import { newOperation, type Operation } from '../../host/operation.ts';
 import { AgentDoors } from '../agent-door.ts';
+import { Asked } from '../asked.ts';
 import type { Backend, SandboxPlan, Started } from '../backend.ts';
 import type { Dead } from '../dead.ts';
 import { pause } from '../wait.ts';
@@ -14,6 +15,7 @@ import { isAway, unlessAway } from './away.ts';
 import { commitContainer, dropImage } from './commit.ts';
 import { type DockerConfig, KILL_FORCE_MS, KILL_GRACE_MS, RELEASE_MS, START_MS } from './config.ts';
 import { hasLimits, limitsOf } from './container.ts';
+import { copiesIn } from './copies.ts';
 import { Duties } from './duties.ts';
 import { Engine } from './engine.ts';
 import { EngineEvents } from './events.ts';
@@ -50,17 +52,9 @@ export function newDockerBackend(config: DockerConfig): Backend {
   const attached = new Map<string, Duplex>();
   const use = new ContainerUse({ host, engine, known });
 
-  /** Null: it can mount volumes. Asked once; a failure to ask is asked again. */
-  let noVolumes: Promise<string | null> | undefined;
-  const whyNot = async (op: Operation): Promise<string | null> => {
-    noVolumes ??= whyNoVolumes(op, config);
-    try {
-      return await noVolumes;
-    } catch (error) {
-      noVolumes = undefined;
-      throw error;
-    }
-  };
+  const noVolumes = new Asked<string | null>();
+  /** Null: it can mount volumes. */
+  const whyNot = (op: Operation): Promise<string | null> => noVolumes.get(op, (asking) => whyNoVolumes(asking, config));
 
   /** Which Engine it was found of that its networks are elsewhere: it is not asked again. */
   let elsewhere: { readonly identity: string; readonly why: string } | null = null;
@@ -218,6 +212,7 @@ export function newDockerBackend(config: DockerConfig): Backend {
 
     dropCommitted: (op, digest) => dropImage(op, engine, digest),
     snapshots: newSnapshots({ config, engine, known, maker, images }),
+    roots: copiesIn(config, engine),
 
     async descriptorPath(op, plan, descriptor) {
       if (host.uid !== 0) return null;

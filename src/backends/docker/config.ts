@@ -70,6 +70,8 @@ export const LABEL = {
   project: 'dev.hutch.project',
   instance: 'dev.hutch.instance',
   image: 'dev.hutch.image',
+  /** Of an image of ours: which daemon has brought it in. Not `instance`, which its containers, whoever makes them, would have from it. */
+  importer: 'dev.hutch.importer',
   /** Of an image: whose disk it is, and how many of its layers are below what was written. */
   snapshot: 'dev.hutch.snapshot',
   below: 'dev.hutch.below',

@@ -338,8 +338,13 @@ async function collect(op: Operation, answer: IncomingMessage): Promise<string> 
 }
 
 function refused(op: Operation, { method, path }: Ask, status: number, text: string): HutchError {
-  const code = CODES[status] ?? 'internal';
-  return op.error(code, `Docker refused ${method} ${path}: ${messageOf(text) || `HTTP ${status}`}`);
+  const message = messageOf(text) || `HTTP ${status}`;
+  const said = `Docker refused ${method} ${path}: ${message}`;
+  if (/no space left on device|disk quota exceeded/i.test(message))
+    return op.error('resource_exhausted', said, {
+      hint: 'make room where the Docker Engine keeps its data; what takes it: docker system df',
+    });
+  return op.error(CODES[status] ?? 'internal', said);
 }
 
 /** The Engine's own sentence, without what could act on a terminal. */

@@ -87,7 +87,7 @@ export async function importImage(op: Operation, config: DockerConfig, engine: E
       fromSrc: '-',
       repo: 'hutch/img',
       tag: root.imageDigest.replace(/^sha256:/, ''),
-      changes: `LABEL ${LABEL.image}=${root.imageDigest}`,
+      changes: `LABEL ${LABEL.image}=${root.imageDigest} ${LABEL.importer}=${config.instance}`,
       message: 'a root file system of Hutch',
     },
     content: { type: 'application/x-tar', chunks: host.readStream(limited, tar) },

@@ -2,14 +2,16 @@
 // neither written nor sent.
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
-import { padding } from '../../domain/tar-entry.ts';
-import { TAR_END, tarHeader } from '../../domain/tar-header.ts';
+import { ArchiveError, CutOffError } from '../../domain/archive-error.ts';
+import { hashed } from '../../domain/hashed.ts';
+import { padding } from '../../domain/tar/entry.ts';
+import { TAR_END, tarHeader } from '../../domain/tar/header.ts';
+import { TarReader } from '../../domain/tar/reader.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import { IMAGE_MS } from './config.ts';
 import type { Engine } from './engine.ts';
 import { follow } from './image.ts';
-import { filesOf } from './tar-files.ts';
 
 const BLOB = /^blobs\/sha256\/([0-9a-f]{64})$/;
 const LAYER = /(^|\/)layer\.tar$/;
@@ -31,29 +33,25 @@ export async function readLayers(
   using limited = op.within(IMAGE_MS, 'reading an image of the Docker Engine');
   const found = new Map<string, LayerFile>();
   const answer = await engine.stream(limited, { method: 'GET', path: `/images/${imageId}/get` });
-  for await (const { name, content } of filesOf(limited, answer)) {
-    const said = BLOB.exec(name)?.[1];
-    // Older Engines do not say which layer it is.
-    if (said === undefined ? !LAYER.test(name) : !wanted.includes(`sha256:${said}`)) continue;
-    const hash = createHash('sha256');
-    let bytes = 0;
-    const hashed = (async function* () {
-      for await (const piece of content) {
-        hash.update(piece);
-        bytes += piece.byteLength;
-        yield piece;
-      }
-    })();
-    const part = dir === null ? null : join(dir, 'layer.part');
-    if (part === null) for await (const _ of hashed);
-    else {
-      await host.remove(limited, part);
-      await host.appendStream(limited, part, hashed);
+  await using archive = new TarReader(answer);
+  try {
+    for (let file = await archive.next(); file !== null; file = await archive.next()) {
+      const said = BLOB.exec(file.path)?.[1];
+      // Older Engines do not say which layer it is.
+      const isWanted = said === undefined ? LAYER.test(file.path) : wanted.includes(`sha256:${said}`);
+      if (file.type !== 'file' || !isWanted) continue;
+      const part = dir === null ? null : join(dir, 'layer.part');
+      const { digest, bytes } = await written(limited, host, archive.content(), part);
+      const path = layerPath(dir ?? '', digest);
+      if (wanted.includes(digest)) found.set(digest, { digest, path, bytes });
+      if (part !== null && wanted.includes(digest)) await host.rename(limited, part, path);
     }
-    const digest = `sha256:${hash.digest('hex')}`;
-    const path = layerPath(dir ?? '', digest);
-    if (wanted.includes(digest)) found.set(digest, { digest, path, bytes });
-    if (part !== null && wanted.includes(digest)) await host.rename(limited, part, path);
+    await archive.finish();
+  } catch (cause) {
+    if (cause instanceof CutOffError) throw op.error('unavailable', 'the Docker Engine hung up in the middle of an archive', { cause });
+    if (cause instanceof ArchiveError)
+      throw op.error('internal', `what the Docker Engine gives is not understood: ${cause.message}`, { cause });
+    throw cause;
   }
   if (dir !== null) await host.remove(op, join(dir, 'layer.part'));
   const missing = wanted.filter((digest) => !found.has(digest));
@@ -61,6 +59,19 @@ export async function readLayers(
   throw op.error('failed_precondition', `what the Docker Engine has of it is not what was written: ${missing.join(', ')}`, {
     hint: 'its storage is damaged: docker info names where it lies',
   });
+}
+
+/** Digest and length of what comes, also written to `path`, in place of what is there, where one is given. */
+async function written(op: Operation, host: Host, content: AsyncIterable<Uint8Array>, path: string | null) {
+  const hash = createHash('sha256');
+  const pieces = hashed(content, hash);
+  let bytes = 0;
+  if (path === null) for await (const { byteLength } of pieces) bytes += byteLength;
+  else {
+    await host.remove(op, path);
+    bytes = await host.appendStream(op, path, pieces);
+  }
+  return { digest: `sha256:${hash.digest('hex')}`, bytes };
 }
 
 export function layerPath(dir: string, digest: string): string {

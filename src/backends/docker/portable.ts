@@ -2,7 +2,7 @@
 // which they come looks itself whether each is that.
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
-import type { Portable } from '../backend.ts';
+import type { Portable } from '../snapshots.ts';
 import { type LayerFile, layerPath } from './layers.ts';
 import { parseMachine, readSaved, writeSaved } from './saved.ts';
 

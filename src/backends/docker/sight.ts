@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import * as z from 'zod';
 import { HutchError } from '../../domain/errors.ts';
 import type { Operation } from '../../host/operation.ts';
+import { Asked } from '../asked.ts';
 import { type DockerConfig, LABEL, PING_MS } from './config.ts';
 import type { Engine } from './engine.ts';
 import { listOurs } from './leaks.ts';
@@ -20,8 +21,7 @@ const imported = z.object({ status: z.string() });
 export class Sight {
   readonly #parts: Parts;
   readonly #engine: Engine;
-  /** Asked once; a failure to ask is asked again. */
-  #sees: Promise<boolean> | undefined;
+  readonly #sees = new Asked<boolean>();
 
   constructor(parts: Parts, engine: Engine) {
     this.#parts = parts;
@@ -33,13 +33,7 @@ export class Sight {
    * program, and the one with its sockets. One of them may be a volume of the container that we run in, another not.
    */
   async seesOurFiles(op: Operation): Promise<boolean> {
-    this.#sees ??= this.#look(op);
-    try {
-      return await this.#sees;
-    } catch (error) {
-      this.#sees = undefined;
-      throw error;
-    }
+    return await this.#sees.get(op, (asking) => this.#look(asking));
   }
 
   /** A daemon begins: what one that was killed while it looked has left. An Engine that is away keeps it until the next look. */

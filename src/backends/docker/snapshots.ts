@@ -3,7 +3,8 @@
 import { createHash } from 'node:crypto';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
-import type { SandboxPlan, Snapshots, SnapshotTaken } from '../backend.ts';
+import type { SandboxPlan } from '../backend.ts';
+import type { Snapshots, SnapshotTaken } from '../snapshots.ts';
 import { keepDisk } from './commit.ts';
 import { type DockerConfig, LABEL, RELEASE_MS } from './config.ts';
 import type { Container } from './container.ts';
@@ -70,7 +71,11 @@ export function newSnapshots(parts: Parts): Snapshots {
       const { layers } = await readSaved(op, host, dir);
       return createHash('sha256').update(JSON.stringify(layers)).digest('hex');
     },
-    settle: (op, plan) => known.settle(op, plan),
+    async settle(op, plan) {
+      await known.settle(op, plan);
+      // The container that made way may have stood on what is no snapshot any more.
+      await images.sweep(op).catch((cause: unknown) => op.log.warn({ sandbox: plan.id, cause }, 'an image was left in the Docker Engine'));
+    },
     sweep: (op) => images.sweep(op),
   };
 }
@@ -201,7 +206,8 @@ async function layersIn(op: Operation, { config, engine }: Parts, dir: string, s
   const image = await imageInEngine(op, engine, dir, saved, saved.image);
   op.progress({ step: 'reading its disk from the Docker Engine' });
   const found = await readLayers(op, { host, engine }, image.Id, saved.layers, scratch);
-  return [...found.values()];
+  // In their order, whatever that of the Engine's archive: a snapshot that travels twice is the same.
+  return [...new Set(saved.layers)].flatMap((digest) => found.get(digest) ?? []);
 }
 
 function layersOf({ RootFS }: ImageAnswer): readonly string[] {

@@ -8,6 +8,7 @@ import { companionEnded, rulesGeneration, shimRef } from '../../host/shim.ts';
 import { seenRules } from '../../network/network.ts';
 import { surroundings } from '../../network/surroundings.ts';
 import { AgentDoors } from '../agent-door.ts';
+import { Asked } from '../asked.ts';
 import { type Backend, rootFiles, type SandboxPlan } from '../backend.ts';
 import { DiskTraffic } from '../disk-traffic.ts';
 import { Agents } from './agents.ts';
@@ -49,18 +50,11 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
   const diskUse = new DiskUse(host, rightsFinder);
   const traffic = new DiskTraffic(host);
   const replacements = new Replacements();
-  /** Asked once; a failure is asked again. */
-  let asking: Promise<Platform> | undefined;
+  const platforms = new Asked<Platform>();
   const find = async (op: Operation): Promise<{ readonly runtime: Runtime; readonly rights: Rights; readonly platform: Platform }> => {
     const runtime = await finder.find(op);
     const rights = await rightsFinder.find(op);
-    asking ??= findPlatform(op, config, runtime, rights);
-    try {
-      return { runtime, rights, platform: await asking };
-    } catch (error) {
-      asking = undefined;
-      throw error;
-    }
+    return { runtime, rights, platform: await platforms.get(op, (asking) => findPlatform(asking, config, runtime, rights)) };
   };
   const take = async (op: Operation, plan: Pick<SandboxPlan, 'boot'>) => {
     const found = await find(op);

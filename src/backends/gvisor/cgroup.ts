@@ -1,9 +1,11 @@
 // The limits of one sandbox, and what it used: its cgroups, one in the unified hierarchy or one for each
 // controller. They are made before the runtime is started, which then joins them, tells the sandbox of
 // its memory and processors from them, and leaves what it did not make.
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
+import { errnoOf } from '../../host/errors.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
+import { Asked } from '../asked.ts';
 import type { SandboxPlan } from '../backend.ts';
 import {
   CGROUP_ROOT,
@@ -16,7 +18,7 @@ import {
   readCgroup,
   removeCgroup,
 } from '../cgroup.ts';
-import { allOf } from '../wait.ts';
+import { allOf, pause } from '../wait.ts';
 
 const CPU_PERIOD_US = 100_000;
 /**
@@ -27,8 +29,20 @@ const CPU_START_PERIOD_US = 1_000_000;
 /** Threads and processes on the host: those of the runtime, and one or more for each of the sandbox's. */
 export const TASKS_MAX = 8_192;
 const REMOVE_MS = 10_000;
+const FREEZE_AGAIN_MS = 5;
 
 type Id = Pick<SandboxPlan, 'id'>;
+
+/** Null where the cgroup went meanwhile: the file is not there any more, or what was opened is of none. */
+async function unlessGone<T>(using: Promise<T>): Promise<T | null> {
+  try {
+    return await using;
+  } catch (error) {
+    const errno = errnoOf(error);
+    if (errno === 'ENOENT' || errno === 'ENODEV') return null;
+    throw error;
+  }
+}
 
 export class Cgroups {
   readonly #host: Host;
@@ -76,6 +90,43 @@ export class Cgroups {
     ]);
   }
 
+  /** Its processes stand still, whatever they are at. Does nothing where there is no cgroup of it that can. */
+  async freeze(op: Operation, plan: Id): Promise<void> {
+    for (const { file, frozen, seen, isFrozen } of this.#freezers(plan)) {
+      if (!(await this.#write(op, file, frozen))) continue;
+      for (;;) {
+        // In version 1 it is not complete until that is read.
+        const now = await unlessGone(readCgroup(op, this.#host, [dirname(file)], seen));
+        if (now === null || isFrozen.test(now)) break;
+        await pause(op, FREEZE_AGAIN_MS);
+      }
+    }
+  }
+
+  /** They go on. In version 1 one that stands still cannot even be killed. */
+  async thaw(op: Operation, plan: Id): Promise<void> {
+    for (const { file, thawed } of this.#freezers(plan)) await this.#write(op, file, thawed);
+  }
+
+  #freezers({ id }: Id) {
+    const name = this.#name ?? '';
+    return [
+      // The runtime makes this one.
+      {
+        file: join(CGROUP_ROOT, 'freezer', name, id, 'freezer.state'),
+        ...{ frozen: 'FROZEN', thawed: 'THAWED', seen: 'freezer.state', isFrozen: /^FROZEN$/m },
+      },
+      { file: join(CGROUP_ROOT, name, id, 'cgroup.freeze'), frozen: '1', thawed: '0', seen: 'cgroup.events', isFrozen: /^frozen 1$/m },
+    ];
+  }
+
+  /** False: there is no such file. */
+  async #write(op: Operation, path: string, value: string): Promise<boolean> {
+    if (this.#name === null || (await this.#host.stat(op, path)) === null) return false;
+    // What has just ended by itself takes its cgroup along.
+    return (await unlessGone(this.#host.appendFile(op, path, new TextEncoder().encode(value)).then(() => true))) ?? false;
+  }
+
   /** Of every controller, as the runtime makes more of them than we do. The processes are dead, though the kernel may need a moment. */
   async remove(op: Operation, plan: Id): Promise<void> {
     const parents = await this.clear(op, plan);
@@ -86,6 +137,7 @@ export class Cgroups {
   /** What a crash left of them: the runtime would take one that it had only begun to set up as it is. Gives their parents. */
   async clear(op: Operation, { id }: Id): Promise<readonly string[]> {
     using limited = op.within(REMOVE_MS, 'removing cgroups');
+    await this.thaw(limited, { id });
     const parents = await this.parents(limited);
     await allOf(parents.map((parent) => removeCgroup(limited, this.#host, join(parent, id))));
     return parents;
@@ -140,17 +192,11 @@ export class Cgroups {
     return hierarchies === null ? [] : hierarchies.map((root) => join(root, this.#name ?? '', id));
   }
 
-  #found: Promise<readonly string[] | null> | undefined;
+  readonly #found = new Asked<readonly string[] | null>();
 
   /** Where a directory makes a cgroup; null where we may make none, or one of the limits is missing. */
   async #hierarchies(op: Operation): Promise<readonly string[] | null> {
-    this.#found ??= this.#look(op);
-    try {
-      return await this.#found;
-    } catch (error) {
-      this.#found = undefined;
-      throw error;
-    }
+    return await this.#found.get(op, (asking) => this.#look(asking));
   }
 
   async #look(op: Operation): Promise<readonly string[] | null> {

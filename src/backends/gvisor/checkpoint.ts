@@ -115,13 +115,14 @@ export async function command(
   const now = await processes.inspect(op, plan);
   if (!now.alive) throw op.error('failed_precondition', 'the sandbox does not run');
   using limited = op.within(COMMAND_MS, `runsc ${wanted}`);
+  if (wanted === 'resume') await processes.thaw(limited, plan);
   const ask = async (name: string) =>
     await host.run(limited, rights.argvOf(now.pid, [runtime.path, '--root', stateDir(plan), name, plan.id]));
   const { exitCode, stderr } = await ask(wanted);
-  if (exitCode === 0) return true;
   // It refuses to do again what it has done.
-  const state = await ask('state');
-  if (new TextDecoder().decode(state.stdout).includes(`"status": "${REACHED[wanted]}"`)) return false;
+  const isSo = exitCode === 0 || new TextDecoder().decode((await ask('state')).stdout).includes(`"status": "${REACHED[wanted]}"`);
+  if (isSo && wanted === 'pause') await processes.freeze(limited, plan, now.pid);
+  if (isSo) return exitCode === 0;
   throw op.error('unavailable', `runsc cannot ${wanted} the sandbox: ${new TextDecoder().decode(stderr).trim()}`);
 }
 
@@ -171,6 +172,8 @@ async function save(
     ...{ dir: saver, logPath, runAs: null, cgroups: [], also: [], awaitSockets: [], argv },
     ...(rights.userId === null ? {} : { privileges: 'given-up-by-itself' as const }),
   });
+  // It saves itself, and pauses for that.
+  await processes.thaw(limited, plan);
   const ended = await shimEnded(limited, host, saver);
   if (ended.exitCode === 0) return;
   const said = `runsc cannot make a checkpoint of the sandbox (${describe(ended)}): ${await tailOf(limited, host, logPath)}`;

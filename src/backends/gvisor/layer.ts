@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { HutchError } from '../../domain/errors.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
+import { Asked } from '../asked.ts';
 import type { SandboxPlan } from '../backend.ts';
 import { damagedDisk } from '../damaged.ts';
 import { DiskSeeds, fileSystemBytes, growFileSystem } from '../disk.ts';
@@ -22,7 +23,7 @@ export class Layers {
   readonly #config: GvisorConfig;
   readonly #host: Host;
   readonly #seeds: DiskSeeds;
-  #trial: Promise<string | null> | undefined;
+  readonly #trial = new Asked<string | null>();
 
   constructor(config: GvisorConfig) {
     this.#config = config;
@@ -30,15 +31,9 @@ export class Layers {
     this.#seeds = new DiskSeeds(config.host, config.basesDir);
   }
 
-  /** Null: a new sandbox gets a disk of its own size. Asked once; a failure to ask is asked again. */
+  /** Null: a new sandbox gets a disk of its own size. */
   async whyUnbounded(op: Operation): Promise<string | null> {
-    this.#trial ??= this.#try(op);
-    try {
-      return await this.#trial;
-    } catch (error) {
-      this.#trial = undefined;
-      throw error;
-    }
+    return await this.#trial.get(op, (asking) => this.#try(asking));
   }
 
   async make(op: Operation, plan: SandboxPlan): Promise<void> {

@@ -4,6 +4,7 @@
 import { basename, join } from 'node:path';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
+import { Asked } from '../asked.ts';
 import { DIGEST_CHARS, OVER_DIR } from './paths.ts';
 
 /** In the sandbox. */
@@ -15,7 +16,7 @@ export class Overs {
   readonly #host: Host;
   readonly #dir: string;
   readonly #libraryPath: string;
-  #made: Promise<string> | undefined;
+  readonly #made = new Asked<string>();
 
   constructor(host: Host, dir: string, libraryPath: string) {
     this.#host = host;
@@ -25,13 +26,7 @@ export class Overs {
 
   /** The layer's directory. Over which images it may lie, rust/cell sees, which has them before it. */
   async take(op: Operation): Promise<string> {
-    this.#made ??= this.#make(op);
-    try {
-      return await this.#made;
-    } catch (error) {
-      this.#made = undefined;
-      throw error;
-    }
+    return await this.#made.get(op, (asking) => this.#make(asking));
   }
 
   /**

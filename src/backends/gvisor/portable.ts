@@ -1,7 +1,7 @@
 // Snapshots that travel: the runtime's own file, which goes on with the same release and platform alone, and the disk.
 import { join } from 'node:path';
-import type { Portable, SnapshotPlaces } from '../backend.ts';
 import { placesOfData } from '../hashes.ts';
+import type { Portable, SnapshotPlaces } from '../snapshots.ts';
 import type { GvisorConfig } from './config.ts';
 import { CHECKPOINT, DISK, keepSaved, parseSaved, readSaved, type Saved } from './saved.ts';
 

@@ -10,6 +10,8 @@ import type { Dead } from '../dead.ts';
 import type { Cgroups } from './cgroup.ts';
 import { KILL_FORCE_MS, KILL_GRACE_MS } from './config.ts';
 
+const COMMAND_BYTES_MAX = 64 * 1024;
+
 type Ended = Pick<SandboxPlan, 'id' | 'runDir'>;
 
 export class Processes {
@@ -30,10 +32,24 @@ export class Processes {
     return await this.#explained(op, plan, await shimEnded(op, this.#host, plan.runDir));
   }
 
+  /**
+   * One that was taken up from a checkpoint stands still. The runtime's own pause does not hold it (20221219): it is heeded by the
+   * kernel that made way for the one that was taken up, and says that all is well.
+   */
+  async freeze(op: Operation, plan: Ended, pid: number): Promise<void> {
+    const line = new TextDecoder().decode(await this.#host.readFile(op, `/proc/${pid}/cmdline`, COMMAND_BYTES_MAX));
+    if (line.split('\0').includes('restore')) await this.#cgroups.freeze(op, plan);
+  }
+
+  async thaw(op: Operation, plan: Ended): Promise<void> {
+    await this.#cgroups.thaw(op, plan);
+  }
+
   /** SIGTERM unless `now`, a bounded wait, SIGKILL, a bounded wait. */
   async kill(op: Operation, plan: Ended, how: 'gently' | 'now'): Promise<Dead> {
     const before = await inspectShim(op, this.#host, plan.runDir);
     if (!before.alive) return await this.#endWithin(op, plan, KILL_FORCE_MS);
+    await this.thaw(op, plan);
     if (how === 'gently') {
       try {
         using grace = op.within(KILL_GRACE_MS, 'the runtime to end');

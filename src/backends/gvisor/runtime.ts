@@ -2,6 +2,7 @@
 // options, so what is used is looked for in its own help text.
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
+import { Asked } from '../asked.ts';
 import { COMMAND_MS } from './config.ts';
 
 export type Runtime = {
@@ -27,22 +28,16 @@ const PLATFORMS = ['systrap', 'kvm', 'ptrace'] as const;
 export class RuntimeFinder {
   readonly #host: Host;
   readonly #name: string;
-  #found: Promise<Runtime> | undefined;
+  readonly #found = new Asked<Runtime>();
 
   constructor(host: Host, name = 'runsc') {
     this.#host = host;
     this.#name = name;
   }
 
-  /** Asked once; a failure is asked again. @throws HutchError `failed_precondition` when there is none that can be used. */
+  /** @throws HutchError `failed_precondition` when there is none that can be used. */
   async find(op: Operation): Promise<Runtime> {
-    this.#found ??= this.#look(op);
-    try {
-      return await this.#found;
-    } catch (error) {
-      this.#found = undefined;
-      throw error;
-    }
+    return await this.#found.get(op, (asking) => this.#look(asking));
   }
 
   async #look(op: Operation): Promise<Runtime> {

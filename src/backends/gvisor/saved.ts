@@ -166,7 +166,9 @@ function refuseDifference(op: Operation, saved: Fingerprint, now: Fingerprint): 
   const why = difference(saved, now);
   if (why === null) return;
   // The runtime has its network in its memory: it is that of then, or none, for good.
-  const hint = saved.network ? 'it goes on only with a network: without --no-net' : 'it goes on only without a network: --no-net';
+  const hint = saved.network
+    ? 'it goes on only with a network: without --no-net; a snapshot of the disk alone (--disk-only) begins with any'
+    : 'it goes on only without a network: --no-net; a snapshot of the disk alone (--disk-only) begins with any';
   throw op.error('failed_precondition', `what was saved cannot go on here: ${why}`, saved.network === now.network ? {} : { hint });
 }
 

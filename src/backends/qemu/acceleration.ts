@@ -8,6 +8,7 @@ import { HutchError } from '../../domain/errors.ts';
 import { ownGroups } from '../../host/groups.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
+import { RUNS_NOTHING_AS_ROOT } from '../backend.ts';
 import { describe, tailOf } from '../dead.ts';
 import { type Acceleration, type Owner, type QemuConfig, RELEASE_MS } from './config.ts';
 import type { Emulator } from './emulator.ts';
@@ -87,12 +88,15 @@ async function whyNoKvm(op: Operation, config: QemuConfig, emulator: Emulator): 
   if ((await host.stat(op, KVM_DEVICE)) === null) return 'there is no /dev/kvm';
   const owner = config.templateOwner ?? null;
   const runAs = owner === null ? null : await kvmOwner(op, host, owner);
-  if (owner !== null && runAs === null) return "/dev/kvm is root's alone: neither its group nor others may use it";
+  // Sandboxes cannot have it; whether it would help them to have it is told, so that nobody opens it in vain.
+  const closed = owner !== null && runAs === null ? "/dev/kvm is root's alone: neither its group nor others may use it" : null;
   // A slow or busy machine is no machine without KVM: emulation, which always works, sets the measure.
   const beganMs = host.monotonicMs();
   await runProbeGuest(op, config, emulator, runAs, 'tcg', EMULATED_PROBE_MS);
   const allowedMs = Math.max(PROBE_MS_MIN, Math.ceil(PROBE_SLOWDOWN_MAX * (host.monotonicMs() - beganMs)));
-  return await runProbeGuest(op, config, emulator, runAs, 'kvm', allowedMs);
+  const why = await runProbeGuest(op, config, emulator, runAs, 'kvm', allowedMs);
+  if (closed === null) return why;
+  return why === null ? closed : `${closed}, and ${RUNS_NOTHING_AS_ROOT}`;
 }
 
 /** Null when the small guest ran to its end; else why not. */

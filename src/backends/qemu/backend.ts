@@ -10,6 +10,7 @@ import type { Operation } from '../../host/operation.ts';
 import { companionEnded, rulesGeneration, shimRef } from '../../host/shim.ts';
 import { seenRules } from '../../network/network.ts';
 import { surroundings } from '../../network/surroundings.ts';
+import { Asked } from '../asked.ts';
 import { type Backend, type Mounted, machineFiles, type SandboxPlan, type Started } from '../backend.ts';
 import type { Dead } from '../dead.ts';
 import { DiskSeeds } from '../disk.ts';
@@ -26,6 +27,7 @@ import { createSandbox } from './create.ts';
 import { chooseDisks } from './drives.ts';
 import { type Emulator, EmulatorFinder } from './emulator.ts';
 import { endFiles } from './files.ts';
+import { FirstBoots, fromKernel } from './first-boot.ts';
 import { KeptMemories } from './kept.ts';
 import { endWork, findLeaks } from './leaks.ts';
 import { volumePlaces, WIRE_ID } from './machine.ts';
@@ -69,21 +71,16 @@ export function newQemuBackend(config: QemuConfig): Backend {
     const told = await withTermination(op, host, plan, dead);
     return told.askedBy === undefined ? await withPanic(op, host, plan, told) : told;
   };
-  /** Asked once; a failure is asked again. */
-  let asking: Promise<Accelerated> | undefined;
-  const accelerated = async (op: Operation, emulator: Emulator): Promise<Accelerated> => {
-    asking ??= findAcceleration(op, config, emulator);
-    try {
-      return await asking;
-    } catch (error) {
-      asking = undefined;
-      throw error;
-    }
-  };
+  const answered = new Asked<Accelerated>();
+  const accelerated = (op: Operation, emulator: Emulator): Promise<Accelerated> =>
+    answered.get(op, (asking) => findAcceleration(asking, config, emulator));
 
   /** Read once: the kernel takes milliseconds to write it down, and within a boot it stays. */
   let cpu: HostCpu | undefined;
 
+  const firsts = new FirstBoots(shelf);
+  /** Only through the library has it pages of its own that can be written down. */
+  const canBoot = config.readonlyLibraryPath !== undefined && config.greetAgent !== undefined;
   const bundles = new Bundles(config);
   const kept = new KeptMemories(config);
 
@@ -101,11 +98,13 @@ export function newQemuBackend(config: QemuConfig): Backend {
     return { emulator, recipe: templateRecipe(plan.shape, boot, emulator.version, acceleration, cpu, diskBytes, places) };
   };
 
-  const take = async (op: Operation, plan: Shaped): Promise<Taken> => {
-    const { emulator, recipe } = await recipeOf(op, plan);
+  const take = async (op: Operation, plan: Shaped, known?: Awaited<ReturnType<typeof recipeOf>>): Promise<Taken> => {
+    const { emulator, recipe } = known ?? (await recipeOf(op, plan));
     const { machine, fingerprint } = recipe;
     try {
-      return { emulator, machine, fingerprint, template: await shelf.take(op, recipe) };
+      const template = await shelf.take(op, recipe);
+      firsts.made(recipe.key);
+      return { emulator, machine, fingerprint, template };
     } catch (error) {
       const { acceleration } = machine;
       const hopeless = acceleration !== 'kvm' || config.acceleration === 'kvm' || op.signal.aborted || !(error instanceof HutchError);
@@ -116,15 +115,32 @@ export function newQemuBackend(config: QemuConfig): Backend {
 
   /** No guest has booted under KVM. Where one does without, KVM is at fault; else the machine is broken, or only too slow just now. */
   const withoutKvm = async <T>(op: Operation, emulator: Emulator, why: string, again: () => Promise<T>): Promise<T> => {
-    asking = Promise.resolve({ acceleration: 'tcg', why });
+    answered.set({ acceleration: 'tcg', why });
     try {
       const taken = await again();
       op.log.warn({ why }, 'no guest boots under KVM; software emulation is used until the next boot of the host');
       await giveUpKvm(op, config, emulator, why);
       return taken;
     } catch (error) {
-      asking = undefined;
+      answered.forget();
       throw error;
+    }
+  };
+
+  const keep = (plan: Pick<SandboxPlan, 'id'>) => (qmp: Qmp) => void controls.set(plan.id, qmp);
+
+  /** Null: it did not boot, and nothing of that is left. What builds templates tries more than once, and without KVM. */
+  const bootFirst = async (op: Operation, plan: SandboxPlan, { emulator, recipe }: Awaited<ReturnType<typeof recipeOf>>) => {
+    op.progress({ step: 'booting', detail: 'the first of this image and shape' });
+    try {
+      return await startSandbox(op, config, plan, async () => fromKernel(config, seeds, plan, emulator, recipe), keep(plan));
+    } catch (error) {
+      const worthAnother = error instanceof HutchError && (error.code === 'deadline_exceeded' || error.code === 'unavailable');
+      if (op.signal.aborted || !worthAnother) throw error;
+      op.log.warn({ sandbox: plan.id, why: error.message }, 'the first boot of a kind of machine failed; its template is made instead');
+      return null;
+    } finally {
+      firsts.over(recipe.key);
     }
   };
 
@@ -146,7 +162,7 @@ export function newQemuBackend(config: QemuConfig): Backend {
         const { machine, fingerprint } = recipe;
         return await bundles.input(late, plan, dir, { emulator, machine, fingerprint }, beforeRunning, sameness);
       },
-      (qmp) => controls.set(plan.id, qmp),
+      keep(plan),
     );
   };
 
@@ -158,15 +174,20 @@ export function newQemuBackend(config: QemuConfig): Backend {
     async prepare(op, plan) {
       await take(op, plan);
     },
-    create: (op, plan) => createSandbox(op, config, seeds, plan, async (late) => (await take(late, plan)).template),
+    startsUnprepared: canBoot,
+    create: (op, plan) =>
+      createSandbox(op, config, seeds, plan, async (late) => {
+        const known = await recipeOf(late, plan);
+        if (canBoot && (await firsts.claim(late, known.recipe.key, plan.id))) return null;
+        return (await take(late, plan, known)).template;
+      }),
     async start(op, plan) {
       await letGo(plan);
-      return await startSandbox(
-        op,
-        config,
-        plan,
-        async (late) => fromTemplate(config, plan, await take(late, plan)),
-        (qmp) => controls.set(plan.id, qmp),
+      const known = await recipeOf(op, plan);
+      const booted = canBoot && (await firsts.claim(op, known.recipe.key, plan.id)) ? await bootFirst(op, plan, known) : null;
+      return (
+        booted ??
+        (await startSandbox(op, config, plan, async (late) => fromTemplate(config, plan, await take(late, plan, known)), keep(plan)))
       );
     },
     async reshape(op, plan) {
@@ -300,6 +321,7 @@ export function newQemuBackend(config: QemuConfig): Backend {
     diskPath,
 
     async remove(op, plan) {
+      firsts.drop(plan.id);
       await allOf([this.cleanUp(op, plan), host.remove(op, plan.dataDir)]);
     },
     async stats(op, plan) {
@@ -314,7 +336,10 @@ export function newQemuBackend(config: QemuConfig): Backend {
       };
     },
     prune: (op, unusedMs, how) => shelf.prune(op, unusedMs, how),
-    endWork: (op) => endWork(op, config),
+    async endWork(op) {
+      await endWork(op, config);
+      await shelf.sweep(op);
+    },
     end: (op) => config.network.end(op),
     leaks: (op, known) => findLeaks(op, config, known),
   };
@@ -328,7 +353,7 @@ function fromTemplate(
 ): StartInput {
   return {
     ...machine,
-    state: template.state,
+    begins: { with: 'state', state: template.state },
     async linkMemory(op, dir) {
       const base = join(dir, BASE);
       try {

@@ -18,6 +18,8 @@ import type { TemplateRecipe } from './template-key.ts';
 import { killVmm, startVmm, vmmEnded } from './vmm.ts';
 
 const LAST_WORDS_MS = 2_000;
+/** With less than this on its disk a template failed for want of it, whatever it died of. */
+const ROOM_BYTES = 8 * 1_048_576;
 
 type Workplace = { readonly runDir: string; readonly logDir: string };
 
@@ -36,11 +38,22 @@ export async function buildTemplate(
       await attemptBuild(op, config, seeds, emulator, recipe, dir);
       return;
     } catch (error) {
+      if (!op.signal.aborted) await refuseFull(op, config, dir, error);
       const worthAnother = error instanceof HutchError && (error.code === 'deadline_exceeded' || error.code === 'unavailable');
       if (op.signal.aborted || !worthAnother || attempt >= BOOT_ATTEMPTS) throw error;
       op.log.warn({ template: recipe.key, attempt, why: error.message }, 'boot of a template failed; it is tried again');
     }
   }
+}
+
+/** A guest whose disk has no room on the host says that it cannot write; why, the host knows. @throws HutchError `resource_exhausted`. */
+async function refuseFull(op: Operation, { host }: QemuConfig, dir: string, cause: unknown): Promise<void> {
+  const { freeBytes } = await host.fileSystem(op, dir);
+  if (freeBytes >= ROOM_BYTES || (cause instanceof HutchError && cause.code === 'resource_exhausted')) return;
+  throw op.error('resource_exhausted', `no room is left in ${dir} to make a template`, {
+    hint: 'what takes the room: hutch df; what can go: hutch prune --dry-run, hutch image prune, hutch assets gc --dry-run',
+    cause,
+  });
 }
 
 async function attemptBuild(

@@ -28,7 +28,7 @@ import type { Kept, KeptMemories } from './kept.ts';
 import { STATE_BYTES_MAX } from './manifest.ts';
 import { diskPath, qmpSocketPath, SOCKETS, scratchDiskPath, stateSocketPath } from './paths.ts';
 import { openQmp, type Qmp } from './qmp.ts';
-import { newMemoryName, type Running, readRunning, writeRunning } from './running.ts';
+import { mappedOf, newMemoryName, type Running, readRunning, writeRunning } from './running.ts';
 import { inspectVmm, killVmm } from './vmm.ts';
 
 /** One that writes much, to a slow disk. */
@@ -124,7 +124,7 @@ export async function capture(
         how.what === 'disk'
           ? null
           : {
-              ...{ pid: evidence.pid, mapped: join(running.memory.dir, BASE), ...stored.memory },
+              ...{ pid: evidence.pid, mapped: mappedOf(running.memory), ...stored.memory },
               ...{ noted: earlierOne !== null, keep: keeps },
             },
       disks: stored.disks,
@@ -200,7 +200,7 @@ async function settled(op: Operation, { host, imprintPath = '' }: QemuConfig, pl
   );
   const hashOf = (name: string): string | null => found[names.indexOf(name)] ?? null;
   const known = layers.map((layer) => (layer.hash === null ? { ...layer, hash: hashOf(String(layer.number)) } : layer));
-  const running = { ...noted, memory: { dir, base: base ?? hashOf(BASE), layers: known } };
+  const running = { ...noted, memory: { ...noted.memory, base: base ?? hashOf(BASE), layers: known } };
   await writeRunning(op, host, plan, running);
   return running;
 }

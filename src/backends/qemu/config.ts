@@ -48,6 +48,11 @@ export type QemuConfig = {
    * the disk, and lets go of the stream. Called once per template.
    */
   readonly warmAgent: (op: Operation, dial: (op: Operation) => Promise<Duplex>, disk: GuestDisk) => Promise<void>;
+  /**
+   * Waits until the agent behind `dial` has said hello, and lets go of the stream. Called when a sandbox's own machine boots; without it
+   * none does: each comes from a template.
+   */
+  readonly greetAgent?: (op: Operation, dial: (op: Operation) => Promise<Duplex>) => Promise<void>;
 };
 
 /** Longest boot of a template until its agent answers, per attempt. */

@@ -1,13 +1,12 @@
 // What the last fork of a machine has written down of its memory, for the next one: that then writes only what has changed since, of which
 // the kernel has kept notes (rust/imprint). It is kept for a short while, and only as long as nobody else has asked the kernel for such
 // notes; a daemon that has started since knows of none.
-import { join } from 'node:path';
 import type { SandboxId } from '../../domain/ids.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { ProcessEvidence, SandboxPlan } from '../backend.ts';
-import { BASE, type Layer, linkStore } from './bundle.ts';
+import { type Layer, linkStore } from './bundle.ts';
 import { type QemuConfig, RELEASE_MS } from './config.ts';
-import { makeMemoryDir, type RunningMemory, removeMemoryDirs } from './running.ts';
+import { makeMemoryDir, mappedOf, type RunningMemory, removeMemoryDirs } from './running.ts';
 
 /** Who forks again does it soon; until then the machine's first write to each page costs it some microseconds more. */
 const KEPT_MS = 60_000;
@@ -81,7 +80,7 @@ export class KeptMemories {
   async forget(op: Operation, { evidence, mapped, bytes }: Origin): Promise<void> {
     const { host, imprintPath = '' } = this.#config;
     // A process that has ended has nothing to forget.
-    await host.run(op, [imprintPath, 'forget', `${evidence.pid}`, join(mapped.dir, BASE), `${bytes}`]);
+    await host.run(op, [imprintPath, 'forget', `${evidence.pid}`, mappedOf(mapped), `${bytes}`]);
   }
 
   #expire(op: Operation, { id }: SandboxPlan): void {

@@ -3,8 +3,8 @@
 import { join } from 'node:path';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
-import type { Portable, SnapshotPlaces } from '../backend.ts';
 import { placesOfData } from '../hashes.ts';
+import type { Portable, SnapshotPlaces } from '../snapshots.ts';
 import { BASE, MAP, type Manifest, parseManifest, readManifest, STATE, type Store, writeManifest } from './bundle.ts';
 import { DISK_DIR, SCRATCH_DIR } from './capture.ts';
 import type { QemuConfig } from './config.ts';

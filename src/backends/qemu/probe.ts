@@ -1,7 +1,7 @@
 // What this backend can do on this machine, for doctor and for the choice of a backend.
 import { HutchError } from '../../domain/errors.ts';
 import type { Operation } from '../../host/operation.ts';
-import type { Backend, Capabilities } from '../backend.ts';
+import { type Backend, type Capabilities, NO_KVM } from '../backend.ts';
 import type { Accelerated } from './acceleration.ts';
 import type { QemuConfig } from './config.ts';
 import type { Emulator, EmulatorFinder } from './emulator.ts';
@@ -65,6 +65,10 @@ function capabilities(
     changes: { cpus: 'next-start', memory: 'next-start', disk: 'next-start', processes: 'next-start', network: 'next-start' },
     networks,
     acceleration: how.acceleration,
-    notes: [`QEMU ${emulator.version}`, ...(how.acceleration === 'kvm' || how.why === null ? [] : [`no KVM: ${how.why}`]), ...networkNotes],
+    notes: [
+      `QEMU ${emulator.version}`,
+      ...(how.acceleration === 'kvm' || how.why === null ? [] : [`${NO_KVM}${how.why}`]),
+      ...networkNotes,
+    ],
   };
 }

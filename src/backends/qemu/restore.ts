@@ -99,7 +99,7 @@ export class Bundles {
       ...now,
       // What it was started as stays with it: its kernel and agent are in its memory.
       fingerprint: { ...now.fingerprint, ...brought(manifest.fingerprint) },
-      state: await host.readFile(op, join(dir, STATE), STATE_BYTES_MAX),
+      begins: { with: 'state', state: await host.readFile(op, join(dir, STATE), STATE_BYTES_MAX) },
       async linkMemory(linking, to) {
         await linkStore(linking, host, join(dir, memory.dir), to, memory);
         return { base: memory.base, layers: memory.layers };
@@ -160,7 +160,7 @@ export function refuseDifference(op: Operation, saved: Fingerprint, now: Fingerp
     sameness === 'size' ? difference(forced, { ...forced, cpus: now.cpus, memoryMiB: now.memoryMiB }) : difference(saved, now, sameness);
   if (why === null) return;
   throw op.error('failed_precondition', `what was saved cannot go on here: ${why}`, {
-    ...(sameness === 'everything' ? { hint: 'try it all the same with: --force' } : {}),
+    ...(sameness === 'everything' ? { hint: 'it may not run there; to try it all the same: --force' } : {}),
   });
 }
 

@@ -6,7 +6,7 @@ import { HutchError } from '../../domain/errors.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { SandboxPlan } from '../backend.ts';
-import { fingerprintSchema, layerSchema } from './bundle.ts';
+import { BASE, fingerprintSchema, layerSchema } from './bundle.ts';
 
 const NOTE = 'machine.json';
 const NOTE_BYTES_MAX = 1024 * 1024;
@@ -25,13 +25,26 @@ const running = z.strictObject({
   memory: z.strictObject({
     /** Absolute; holds `base`, the layers by their numbers, and their map. */
     dir: z.string(),
+    /** What the process has mapped in the place of `base`, where that is no file of the directory. */
+    mapped: z.string().exactOptional(),
     /** Of the base, where it is known. */
     base: z.string().nullable(),
     layers: z.array(layerSchema),
   }),
 });
+/**
+ * What a machine that boots has as its memory, through the preloaded library: pages of its own, from zeros, of which no file system holds a
+ * second copy. Its directory has a file of zeros in the place of a template's memory, for whoever writes it down.
+ */
+export const ZEROS = '/dev/zero';
+
 export type Running = z.infer<typeof running>;
 export type RunningMemory = Running['memory'];
+
+/** As the process's own list of what it has mapped names it. */
+export function mappedOf({ dir, mapped }: RunningMemory): string {
+  return mapped ?? join(dir, BASE);
+}
 
 /** Its name is not to be guessed: every sandbox's user may read the files in it. */
 export function newMemoryName(host: Host): string {

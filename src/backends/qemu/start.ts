@@ -7,7 +7,7 @@ import { type Link, seenRules } from '../../network/network.ts';
 import { type GuestVolume, machineFiles, type SandboxPlan, type Started, type VolumePlan } from '../backend.ts';
 import { describe, tailOf } from '../dead.ts';
 import { requireClosed, untilLetGo } from '../disk.ts';
-import { allOf } from '../wait.ts';
+import { allOf, asLongAs } from '../wait.ts';
 import { kvmOwner } from './acceleration.ts';
 import { BASE, type Fingerprint } from './bundle.ts';
 import { joinCgroups, makeCgroups, removeCgroups } from './cgroup.ts';
@@ -16,19 +16,51 @@ import { dialVmm, dialWhenThere, IGNORE_SHARED, migrated } from './control.ts';
 import type { ChosenDisks } from './drives.ts';
 import type { Emulator } from './emulator.ts';
 import { endFiles, guestDirectories, startFiles } from './files.ts';
-import { type MachineShape, machineArgs, NIC_ID, VOLUME_NODES, type VolumeDrive, WIRE_ID, type Wire } from './machine.ts';
+import {
+  type MachineShape,
+  type MemoryOpening,
+  machineArgs,
+  NIC_ID,
+  type Role,
+  VOLUME_NODES,
+  type VolumeDrive,
+  WIRE_ID,
+  type Wire,
+} from './machine.ts';
 import { startMark } from './panic.ts';
-import { bootLogPath, diskPath, incomingSocketPath, qmpSocketPath, SOCKETS, scratchDiskPath, socketDir, vmmLogPath } from './paths.ts';
+import {
+  agentSocketPath,
+  bootLogPath,
+  diskPath,
+  incomingSocketPath,
+  qmpSocketPath,
+  SOCKETS,
+  scratchDiskPath,
+  socketDir,
+  vmmLogPath,
+} from './paths.ts';
 import { openQmp, type Qmp } from './qmp.ts';
-import { makeMemoryDir, type RunningMemory, removeMemoryDirs, writeRunning } from './running.ts';
+import { makeMemoryDir, type RunningMemory, removeMemoryDirs, writeRunning, ZEROS } from './running.ts';
 import { newStages } from './stages.ts';
-import { inspectVmm, killVmm, startVmm } from './vmm.ts';
+import { inspectVmm, killVmm, startVmm, vmmEnded } from './vmm.ts';
+
+type Begins =
+  /** Of the devices: it is loaded over the memory that it belongs to. */
+  | { readonly with: 'state'; readonly state: Uint8Array }
+  /** Boots; its agent answers `withinMs` milliseconds later at most. */
+  | {
+      readonly with: 'kernel';
+      readonly kernelPath: string;
+      readonly initramfsPath: string;
+      readonly commandLine: string;
+      readonly withinMs: number;
+    };
 
 export type StartInput = {
   readonly emulator: Emulator;
   readonly machine: MachineShape;
   readonly fingerprint: Fingerprint;
-  readonly state: Uint8Array;
+  readonly begins: Begins;
   /** Gives its files names in the directory, `base` and its layers. */
   linkMemory(op: Operation, dir: string): Promise<Pick<RunningMemory, 'base' | 'layers'>>;
   chooseDisks(op: Operation): Promise<ChosenDisks>;
@@ -77,19 +109,20 @@ export async function startSandbox(
     allOf([places, vmmUser]).then(([, user]) => startFiles(op, config, plan, user)),
   ]);
   const { emulator, machine } = input;
+  const boots = input.begins.with === 'kernel';
   const given = {
     network: link.kind === 'none' ? null : { ...link.guest, dns: [...link.guest.dns] },
     disk: { device: `/dev/${disks.own}`, sizeBytes: diskBytes },
   };
   await writeRunning(op, host, plan, {
     ...{ fingerprint: input.fingerprint, own: disks.own, started: given },
-    memory: { dir: memoryDir, base: memory.base, layers: [...memory.layers] },
+    memory: { dir: memoryDir, base: memory.base, layers: [...memory.layers], ...(boots ? { mapped: ZEROS } : {}) },
   });
   stages.done('prepared');
 
   releasing((late) => killVmm(late, host, plan.runDir, 'now'));
   const files = {
-    memoryPath: join(memoryDir, BASE),
+    memoryPath: boots ? ZEROS : join(memoryDir, BASE),
     imagePath: machineFiles(op, plan.boot).imagePath,
     disks: disks.drives,
     volumes: await openVolumes(op, config, plan),
@@ -102,10 +135,7 @@ export async function startSandbox(
     consolePath: bootLogPath(plan),
     runAs,
     beside: link.kind === 'passt' ? link.argv : null,
-    argv: [
-      emulator.path,
-      ...machineArgs(machine, files, wireOf(link), { kind: 'restore', memory: library === null ? emulator.memory : 'preload' }),
-    ],
+    argv: [emulator.path, ...machineArgs(machine, files, wireOf(link), roleOf(input, library === null ? emulator.memory : 'preload'))],
     env: library === null ? {} : preloading(library, files.memoryPath, memory.layers.length > 0 ? memoryDir : null),
   });
   stages.done('spawned');
@@ -128,6 +158,7 @@ export async function startSandbox(
   return {
     evidence,
     ...given,
+    ...(boots ? { unprepared: true } : {}),
     ...(plan.volumes === undefined ? {} : { volumes: plan.volumes.map(asGuestSees) }),
     ...(serving === null ? {} : { directories: guestDirectories(plan) }),
     stagesMs: stages.tookMs,
@@ -146,19 +177,41 @@ async function goOn(
   await using undo = new AsyncDisposableStack();
   const qmp = undo.use(await connect(op, config, plan));
   done('greeted');
-  await load(op, config, plan, qmp, input.state);
-  done('loaded');
+  if (input.begins.with === 'state') {
+    await load(op, config, plan, qmp, input.begins.state);
+    done('loaded');
+  }
   using command = op.within(QMP_READY_MS, 'starting the guest');
   // Nothing leaves a machine that may not be who it thinks it is, until its agent has said who it is.
   if (input.goesOn) await qmp.execute(command, 'set_link', { name: NIC_ID, up: false });
   // In the template there was next to nothing at vdc: the guest's driver is told what it has now.
+  else if (input.begins.with === 'kernel') await qmp.execute(command, 'set_link', SILENT.link);
   else if (disks.drives.vdc !== null) await qmp.execute(command, 'block_resize', { 'node-name': 'vdc', size: diskBytes });
   await disks.settled; // from here on the guest may write
   await input.beforeRunning?.(op);
   await qmp.execute(command, 'cont');
   done('running');
+  if (input.begins.with === 'kernel') {
+    await untilAnswers(op, config, plan, input.begins.withinMs);
+    done('booted');
+  }
   undo.move();
   return qmp;
+}
+
+/** @throws HutchError `deadline_exceeded`, or `unavailable` where the machine ends. */
+async function untilAnswers(op: Operation, config: QemuConfig, plan: SandboxPlan, withinMs: number): Promise<void> {
+  using booting = op.within(withinMs, 'the boot of the guest');
+  const ended = vmmEnded(booting, config.host, plan.runDir).then(() => Promise.reject(op.error('unavailable', 'the machine ended')));
+  ended.catch(() => {}); // heard by the race, or no matter any more
+  const answered = config.greetAgent?.(booting, (dialOp) => dialVmm(dialOp, config.host, agentSocketPath(plan)));
+  await asLongAs(booting, 'the boot of the guest', Promise.race([ended, answered]));
+}
+
+function roleOf({ begins }: StartInput, memory: MemoryOpening): Role {
+  if (begins.with === 'state') return { kind: 'restore', memory };
+  const { kernelPath, initramfsPath, commandLine } = begins;
+  return { kind: 'boot', kernelPath, initramfsPath, commandLine };
 }
 
 /** A VMM that died says why in its log; one that lives has only not answered. */

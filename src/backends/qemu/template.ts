@@ -1,10 +1,10 @@
 // Templates on disk: one directory each, complete or absent. Whoever needs one that is missing, or
 // that is not what was built, builds it; everybody else who wants the same waits for that.
 import { join } from 'node:path';
-import { HutchError } from '../../domain/errors.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
-import { asLongAs, pause } from '../wait.ts';
+import { joined } from '../asked.ts';
+import { pause } from '../wait.ts';
 import { RELEASE_MS } from './config.ts';
 import { checkTemplate, filesIdentity, MEMORY_FILE, type Sound } from './manifest.ts';
 import type { TemplateKey, TemplateRecipe } from './template-key.ts';
@@ -41,6 +41,11 @@ export class TemplateShelf {
 
   /** When this daemon used each of them last. */
   readonly #usedAtMs = new Map<TemplateKey, number>();
+
+  /** Somebody is making it. */
+  isUnderWay(key: TemplateKey): boolean {
+    return this.#underWay.has(key);
+  }
 
   /** The template, checked; built first where it is missing or refused. */
   async take(op: Operation, recipe: TemplateRecipe): Promise<Template> {
@@ -90,6 +95,12 @@ export class TemplateShelf {
     return removed;
   }
 
+  /** Removes what builders have left that died. */
+  async sweep(op: Operation): Promise<void> {
+    if ((await this.#host.stat(op, this.#dir)) === null) return;
+    for (const name of await this.#host.list(op, this.#dir)) if (name.startsWith(BUILDING)) await this.#removeAbandoned(op, name);
+  }
+
   /** Of a builder, or a removal, that was cut short: nobody holds its lock. */
   async #removeAbandoned(op: Operation, name: string): Promise<void> {
     await using lock = await this.#host.lockFile(op, join(this.#dir, name.replace(BUILDING, '.lock-')));
@@ -119,14 +130,17 @@ export class TemplateShelf {
   async #take(op: Operation, recipe: TemplateRecipe): Promise<Template> {
     const there = await this.look(op, recipe.key);
     if (there !== null) return there;
-    for (;;) {
-      const others = this.#underWay.get(recipe.key);
-      if (others === undefined) break;
-      const outcome = await settled(op, others);
-      if (outcome.ok) return outcome.template;
-      // Their client went away, ours did not. Any other failure is ours too.
-      if (!(outcome.error instanceof HutchError) || outcome.error.code !== 'cancelled') throw outcome.error;
-    }
+    const { key } = recipe;
+    if (this.isUnderWay(key)) op.progress({ step: 'template', detail: 'it is being made' });
+    return await joined(
+      op,
+      'wait for a template that is being built',
+      () => this.#underWay.get(key),
+      () => this.#begin(op, recipe),
+    );
+  }
+
+  async #begin(op: Operation, recipe: TemplateRecipe): Promise<Template> {
     const building = this.#make(op, recipe);
     this.#underWay.set(recipe.key, building);
     try {
@@ -204,15 +218,4 @@ export class TemplateShelf {
       await pause(op, LOCKED_AGAIN_MS);
     }
   }
-}
-
-type Outcome = { readonly ok: true; readonly template: Template } | { readonly ok: false; readonly error: unknown };
-
-/** Waits for somebody else's build, as long as our own operation lasts. */
-async function settled(op: Operation, building: Promise<Template>): Promise<Outcome> {
-  const outcome = building.then(
-    (template): Outcome => ({ ok: true, template }),
-    (error: unknown): Outcome => ({ ok: false, error }),
-  );
-  return await asLongAs(op, 'wait for a template that is being built', outcome);
 }

@@ -11,8 +11,8 @@ import { setImmediate as turn } from 'node:timers/promises';
 import { Ignored } from '../../domain/dockerignore.ts';
 import { HutchError } from '../../domain/errors.ts';
 import type { PackageSettings } from '../../domain/package-settings.ts';
-import { padding } from '../../domain/tar-entry.ts';
-import { type EntryToWrite, TAR_END, tarHeader } from '../../domain/tar-header.ts';
+import { padding } from '../../domain/tar/entry.ts';
+import { type EntryToWrite, TAR_END, tarHeader } from '../../domain/tar/header.ts';
 import { usage } from '../args.ts';
 
 const OWN = '.hutch-build';
@@ -29,7 +29,7 @@ export type Extra = {
   readonly dockerfile: Buffer | null;
   readonly ignore: Buffer | null;
   readonly secrets: ReadonlyMap<string, Buffer>;
-  /** Asked for once the request is on its way. */
+  /** Asked for once the request is on its way. Null: none, or they come later. */
   readonly settings: () => PackageSettings | null | Promise<PackageSettings | null>;
 };
 
@@ -97,6 +97,11 @@ export async function* contextOf(source: ContextSource, extra: Extra, signal: Ab
     default:
       return source satisfies never;
   }
+}
+
+/** For a build that has begun without them. */
+export function settingsArchive(settings: PackageSettings): Buffer {
+  return Buffer.concat([ownEntries({ dockerfile: null, ignore: null, secrets: new Map() }, settings), TAR_END]);
 }
 
 /** What belongs to the build alone: no archive by itself, as its end is missing. */

@@ -8,6 +8,7 @@ const BOUNDS: readonly Flag[] = [
   { name: 'memory', value: 'SIZE', about: 'Memory of all of them together, like 4G' },
   { name: 'disk', value: 'SIZE', about: 'Disks of all of them together, like 100G' },
   { name: 'images', value: 'SIZE', about: 'Images that it pulled, imported or built' },
+  { name: 'snapshots', value: 'SIZE', about: 'What is stored for its snapshots' },
   { name: 'builds', value: 'N', about: 'Builds at once' },
   { name: 'builds-per-day', value: 'N', about: 'Builds that begin within 24 hours' },
   { name: 'build-minutes', value: 'N', about: 'Minutes that each build may take' },

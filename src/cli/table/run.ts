@@ -1,10 +1,9 @@
 // Verbs that start something: run, create, exec, shell, attach.
-import { IDLE_ACTIONS, NETWORK_MODES, RESTART_POLICIES } from '../../domain/sandbox.ts';
+import { BACKENDS_HERE, IDLE_ACTIONS, NETWORK_MODES, RESTART_POLICIES } from '../../domain/sandbox.ts';
 import type { Flag, Positional, Verb } from '../verb.ts';
 import { WORKSPACE_FLAGS } from './workspace.ts';
 
 const SANDBOX: Positional = { name: 'SANDBOX', takes: 'one', completes: 'sandbox' };
-const BACKENDS = ['qemu', 'gvisor', 'docker', 'firecracker', 'cloud-hypervisor'];
 
 const ENVIRONMENT: readonly Flag[] = [
   { name: 'env', short: 'e', value: 'K=V', repeats: true, about: 'Set a variable; K alone takes our own' },
@@ -101,7 +100,7 @@ const CREATE: readonly Flag[] = [
   { name: 'no-net', about: 'No network: --net none' },
   { name: 'allow-lan', about: 'Reach private addresses too: --net allow-lan' },
   { name: 'label', short: 'l', value: 'K[=V]', repeats: true, about: 'A label' },
-  { name: 'backend', value: 'NAME', choices: BACKENDS, about: `What runs it: ${BACKENDS.join(', ')}` },
+  { name: 'backend', value: 'NAME', choices: BACKENDS_HERE, about: `What runs it: ${BACKENDS_HERE.join(', ')}` },
 ];
 
 export const runVerbs: readonly Verb[] = [

@@ -38,7 +38,10 @@ export const snapshotVerbs: readonly Verb[] = [
         also: 'restore',
         summary: 'Let a sandbox go back to a snapshot, in place',
         examples: [{ line: 'hutch restore web ready', about: 'memory, processes and disk; name, labels, env and ports stay its own' }],
-        flags: [{ name: 'force', about: 'Also where its memory was written down on another kind of machine' }],
+        flags: [
+          { name: 'foreign', about: 'Also a snapshot of another sandbox: it replaces all that this one has' },
+          { name: 'force', about: 'Also one whose memory was written down on another kind of machine' },
+        ],
         positionals: [{ name: 'SANDBOX', takes: 'one', completes: 'sandbox' }, SNAPSHOT],
         notes:
           'The snapshot is checked, and its disk laid out, before what runs is ended: one that is damaged or does not fit leaves the sandbox running.\nWhat the sandbox did since then is lost, unless a snapshot of it is taken first.',

@@ -74,6 +74,32 @@ export const traceVerbs: readonly Verb[] = [
         load: async () => (await import('../verbs/ledger.ts')).tail,
       },
       {
+        name: 'sum',
+        summary: 'Add up what was used, by kind and shape',
+        examples: [
+          { line: 'hutch ledger sum --by sandbox --since 2026-11-01 --until 2026-12-01', about: 'in that month, in UTC' },
+          { line: 'hutch ledger sum --since 24h', about: 'in the last day' },
+        ],
+        flags: [
+          {
+            name: 'by',
+            value: 'WHAT',
+            choices: ['project', 'sandbox'],
+            about: 'A row for each project, or for each sandbox, snapshot and volume; default project',
+          },
+          {
+            name: 'since',
+            value: 'WHEN',
+            about: 'From then on: a date, a date and time, or a time ago like 24h; default: the first entry',
+          },
+          { name: 'until', value: 'WHEN', about: 'Up to then; default: now' },
+        ],
+        positionals: [],
+        notes:
+          'Of each interval only what lies in that time counts; one that has not ended counts up to its end, and is told under OPEN. Paused time lies\nin the time of compute. The entries themselves: hutch ledger export.',
+        load: async () => (await import('../verbs/ledger-sum.ts')).sum,
+      },
+      {
         name: 'export',
         summary: 'Write all entries as lines of JSON',
         examples: [{ line: 'hutch ledger export --format cocoon > ledger.jsonl', about: '' }],

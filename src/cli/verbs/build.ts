@@ -5,9 +5,10 @@ import { GIB, MIB, parseSize } from '../../domain/size.ts';
 import { errorFromBody } from '../../sdk/errors.ts';
 import type { Input, Output } from '../../services/verbs.ts';
 import { type Args, usage } from '../args.ts';
-import { contentOrNull, contextOf, nameInContext, sourceOf } from '../build/context.ts';
+import { contentOrNull, contextOf, nameInContext, settingsArchive, sourceOf } from '../build/context.ts';
 import { packageSettings } from '../build/package-settings.ts';
 import { percentDone } from '../build/percent.ts';
+import { secretsOf } from '../build/secrets.ts';
 import { ask, type Context, change } from '../context.ts';
 import { resumed } from '../follow.ts';
 import { forEachRef } from '../many.ts';
@@ -48,20 +49,26 @@ export async function build(context: Context, args: Args): Promise<number> {
     ...(args.value('memory') === undefined ? {} : { memoryMiB: mebibytes('memory', args.value('memory') ?? '') }),
     ...(args.value('disk') === undefined ? {} : { diskMiB: mebibytes('disk', args.value('disk') ?? '') }),
   };
-  const settings = () => (args.has('no-package-settings') ? null : ownSettings(context, args));
-  const extra = { dockerfile, ignore, secrets: secretsOf(context, args.values('secret')), settings };
+  const isDetached = args.has('detach');
+  const lends = !args.has('no-package-settings') && isOwnMachine(context);
+  // A build out of the cache needs none, and to collect them takes a tenth of it.
+  const lendsLater = lends && !isDetached;
+  const settings = () => (lends && !lendsLater ? ownSettings(context, args) : null);
+  const extra = { dockerfile, ignore, secrets: secretsOf(context.env, args.values('secret')), settings };
   const { signal } = context.interrupts;
   context.progress.show({ step: 'sending the context', detail: place });
   const sent = new Sent(contextOf(source, extra, signal));
-  const isDetached = args.has('detach');
+  const asked = { ...input, ...(isDetached ? {} : { waitMs: CACHED_MS }), ...(lendsLater ? { settings: 'later' as const } : {}) };
   const started = await context.client
-    .upload('build.start', { ...input, ...(isDetached ? {} : { waitMs: CACHED_MS }) }, sent, { signal })
+    .upload('build.start', asked, sent, { signal })
     .catch((error: unknown) => Promise.reject(sent.failure ?? error))
     .finally(() => context.progress.clear());
   if (isDetached) {
     await context.io.out(context.json ? json(started) : `${started.id}\n`);
     return 0;
   }
+  if (lendsLater && started.state === 'running')
+    await context.client.upload('build.settings', { build: started.id }, settingsArchive(await ownSettings(context, args)));
   return await follow(context, started, progressOf(context, args), ({ image }) => String(image?.digest));
 }
 
@@ -84,10 +91,13 @@ class Sent implements AsyncIterable<Uint8Array> {
   }
 }
 
-/** Of this machine, for a daemon on it: one elsewhere has ways of its own. */
-async function ownSettings({ env, io }: Context, args: Args): Promise<PackageSettings | null> {
+/** Whether the daemon is on this machine: one elsewhere has ways of its own to reach registries. */
+function isOwnMachine({ env }: Context): boolean {
   const url = env['HUTCH_API_URL'] ?? '';
-  if (url !== '' && !url.startsWith('unix:')) return null;
+  return url === '' || url.startsWith('unix:');
+}
+
+async function ownSettings({ env, io }: Context, args: Args): Promise<PackageSettings> {
   const { settings, left } = await packageSettings({ env, root: '/' });
   if (!args.has('quiet')) for (const each of left) await io.err(`note: not given to the build: ${each}\n`);
   return settings;
@@ -118,31 +128,6 @@ function mebibytes(flag: string, text: string): number {
   return Number(parsed.value / MIB);
 }
 
-function secretsOf({ env }: Context, given: readonly string[]): ReadonlyMap<string, Buffer> {
-  const secrets = new Map<string, Buffer>();
-  for (const text of given) {
-    const fields = new Map(text.split(',').map((part) => [part.slice(0, part.indexOf('=')), part.slice(part.indexOf('=') + 1)]));
-    const id = fields.get('id') ?? '';
-    if (!/^[A-Za-z0-9._-]{1,128}$/.test(id))
-      throw usage(
-        `--secret ${safe(text.slice(0, 60))}: id is missing`,
-        'write it like --secret id=token,src=FILE or --secret id=token,env=NAME',
-      );
-    const from = fields.get('src') ?? fields.get('source');
-    const variable = fields.get('env') ?? (from === undefined ? id : undefined);
-    if (from !== undefined) {
-      const content = contentOrNull(from);
-      if (content === null) throw usage(`--secret id=${id}: ${from} cannot be read`);
-      secrets.set(id, content);
-    } else {
-      const value = env[variable ?? ''];
-      if (value === undefined) throw usage(`--secret id=${id}: the variable ${variable} is not set`);
-      secrets.set(id, Buffer.from(value));
-    }
-  }
-  return secrets;
-}
-
 export function progressOf(context: Context, args: Args): Progress {
   const asked = args.value('progress');
   if (context.json || asked === 'json') return 'json';
@@ -166,7 +151,7 @@ export async function follow(context: Context, begun: Build, progress: Progress,
   const percent = percentDone(begun.stepsTotal);
   try {
     if (!isOver || progress !== 'quiet')
-      for await (const line of logLines(context, id, !isOver, null)) await show(context, line, progress, plain, percent(line));
+      for await (const line of logLines(context, id, !isOver, null, {})) await show(context, line, progress, plain, percent(line));
   } catch (error) {
     if (!isCancelled) throw error;
   } finally {
@@ -182,10 +167,16 @@ export async function follow(context: Context, begun: Build, progress: Progress,
   return 0;
 }
 
-function logLines(context: Context, build: string, following: boolean, from: number | null): AsyncGenerator<Line, void, undefined> {
+function logLines(
+  context: Context,
+  build: string,
+  following: boolean,
+  from: number | null,
+  until: { readonly signal?: AbortSignal },
+): AsyncGenerator<Line, void, undefined> {
   return resumed<Line>(context, {
     open: (after) =>
-      context.client.lines('build.logs', { build, ...(following ? { follow: true } : {}), ...(after === null ? {} : { after }) }, {}),
+      context.client.lines('build.logs', { build, ...(following ? { follow: true } : {}), ...(after === null ? {} : { after }) }, until),
     cursorAfter: ({ cursor }) => cursor,
     from,
     ends: true,
@@ -252,7 +243,8 @@ export async function buildLogs(context: Context, args: Args): Promise<number> {
   const isFollowing = args.has('follow');
   const plain = plainLines();
   const from = after === undefined ? null : wholeNumber('after', after, 0, LINES_MAX);
-  for await (const line of logLines(context, id, isFollowing, from))
+  // Whoever leaves leaves the build to itself.
+  for await (const line of logLines(context, id, isFollowing, from, { signal: context.interrupts.signal }))
     await context.io.out(context.json ? `${JSON.stringify(line)}\n` : plain(line));
   if (!isFollowing) return 0;
   const { state, error, opId } = await context.client.call('build.get', { build: id }, {});

@@ -5,7 +5,7 @@ import { hostSide, LOOPBACK } from '../../domain/published-port.ts';
 import type { Output } from '../../services/verbs.ts';
 import { type Args, usage } from '../args.ts';
 import { ask, type Context } from '../context.ts';
-import { json } from '../output.ts';
+import { json, safe } from '../output.ts';
 import { durationMs, wholeNumber } from '../spec.ts';
 
 type Published = Output<'port.publish'>;
@@ -33,8 +33,19 @@ export async function run(context: Context, args: Args): Promise<number> {
   const port = known.find(({ hostAddress }) => isHere(hostAddress)) ?? known[0] ?? (await ask(context, 'port.publish', { ref, guestPort }));
   const url = urlOf(port);
   await context.io.out(context.json ? json({ url, ...port }) : `${url}\n`);
+  if (!context.json) await tellIfDead(context, ref, guestPort);
   if (!context.json && !args.has('print') && hasScreen(context.env)) await openBrowser(url);
   return 0;
+}
+
+/** What is opened may not have begun to listen yet: no error, but nothing that should be a surprise. */
+async function tellIfDead(context: Context, ref: string, guestPort: number): Promise<void> {
+  try {
+    const { ports } = await ask(context, 'port.list', { ref });
+    if (!ports.some(({ port }) => port === guestPort)) await context.io.err(`nothing listens on port ${guestPort} of ${safe(ref)} yet\n`);
+  } catch (error) {
+    if (!(error instanceof HutchError)) throw error; // a warning that cannot be had: what was asked for is done
+  }
 }
 
 /** A link for others, or none any more. */

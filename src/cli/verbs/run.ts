@@ -12,7 +12,7 @@ import { type Carried, carry } from '../carry.ts';
 import { type Context, change } from '../context.ts';
 import { exitOf } from '../exit-codes.ts';
 import { outcome } from '../outcome.ts';
-import { json, safe } from '../output.ts';
+import { commandLine, json, safe } from '../output.ts';
 import { createSpec, imageAsked } from '../spec.ts';
 import { type Stdio, stdioOf } from '../stdio.ts';
 import { parseDetachKeys } from '../terminal.ts';
@@ -54,8 +54,23 @@ export async function run(context: Context, args: Args): Promise<number> {
     return 0;
   }
   const code = await foreground(context, sandbox, stdio, detachKeys);
-  if (code === NOT_FOUND && args.swallowed !== null && !context.json) await context.io.err(behindCommand(args.swallowed, argv ?? []));
+  if (code === NOT_FOUND && !context.json) {
+    const { entrypoint = [] } = sandbox.imageConfig ?? {};
+    if (args.swallowed !== null) await context.io.err(behindCommand(args.swallowed, argv ?? []));
+    else if (entrypoint.length > 0 && argv !== null) await context.io.err(inPlaceOf(entrypoint, argv));
+    else if (source === null && !args.isPlainly) await context.io.err(await directoryMeant(args));
+  }
   return code;
+}
+
+/** A word that was taken for a program, and may have been meant as the directory to copy in; empty where nothing says so. */
+async function directoryMeant({ command: [word = '', ...rest] }: Args): Promise<string> {
+  const isOne = (await stat(word).catch(() => null))?.isDirectory() === true;
+  if (!isOne && !/^\.{0,2}\//.test(word)) return '';
+  const how = `hutch run ${/^\.{0,2}\//.test(word) ? word : `./${word}`} -- ${rest[0] === '--' ? rest.slice(1).join(' ') || 'CMD' : 'CMD'}`;
+  return isOne
+    ? `hint: ${safe(`${word} was taken for a program in the sandbox, and is a directory here: its git repository is copied in by: ${how}`)}\n`
+    : `hint: ${safe(`${word} was taken for a program in the sandbox: there is no such directory here, whose git repository would be copied in`)}\n`;
 }
 
 function behindCommand(flag: string, [program = '']: readonly string[]): string {
@@ -63,13 +78,26 @@ function behindCommand(flag: string, [program = '']: readonly string[]): string 
   return `hint: ${safe(`${flag} went to ${program}, as all that stands behind it; flags of hutch run stand before: ${how}`)}\n`;
 }
 
+/** Arguments of an ENTRYPOINT, as `docker run` puts them behind it. */
+function inPlaceOf(entrypoint: readonly string[], argv: readonly string[]): string {
+  const how = commandLine([...entrypoint, ...argv]);
+  return `hint: ${safe(`a command runs in place of the image’s ENTRYPOINT; behind it: hutch run … -- ${how}`)}\n`;
+}
+
 /** A directory and `--` before the command: whose git repository is copied in. Alone only one like `.`: `/etc` may be a mistake for a program. */
-async function sourceOf({ command }: Args): Promise<{ readonly source: string | null; readonly words: readonly string[] }> {
+async function sourceOf({ command, isPlainly }: Args): Promise<{ readonly source: string | null; readonly words: readonly string[] }> {
   const [first = '', second] = command;
   if (!/^(?:\.{1,2}$|\.{0,2}\/)/.test(first)) return { source: null, words: command };
   if (second === undefined ? first.startsWith('/') : second !== '--') return { source: null, words: command };
   const info = await stat(first).catch(() => null);
-  return info?.isDirectory() === true ? { source: first, words: command.slice(2) } : { source: null, words: command };
+  if (info?.isDirectory() === true) return { source: first, words: command.slice(2) };
+  // `/usr/bin/env -- …` may well be a program in the sandbox; what is relative to where we are is not.
+  if (second === '--' && first.startsWith('.') && !isPlainly)
+    throw usage(
+      `${info === null ? 'there is no directory' : 'no directory is'} ${first}: what stands before -- is the git repository to copy in`,
+      `like: hutch run . -- make test; to run ${first} of the sandbox: hutch run -- ${first} …`,
+    );
+  return { source: null, words: command };
 }
 
 function refuseWorkspaceFlags(args: Args): void {

@@ -4,6 +4,7 @@ import type { ExecRequest } from '../../services/verbs.ts';
 import { type Args, usage } from '../args.ts';
 import type { Context } from '../context.ts';
 import { stdinKind } from '../io.ts';
+import { tellNoLogin } from '../no-login.ts';
 import { environment } from '../spec.ts';
 import { ourTerminal } from '../stdio.ts';
 import { parseDetachKeys } from '../terminal.ts';
@@ -26,5 +27,8 @@ export async function run(context: Context, args: Args): Promise<number> {
   };
   const input = kind === 'nothing' ? 'none' : kind;
   const stdio = { tty, input, terminal: tty ? ourTerminal(context) : null } as const;
-  return await carryExec(context, args.first(), request, stdio, { detachKeys: parseDetachKeys(args.value('detach-keys')), detach: false });
+  const detachKeys = parseDetachKeys(args.value('detach-keys'));
+  const code = await carryExec(context, args.first(), request, stdio, { detachKeys, detach: false });
+  if (code === 1) await tellNoLogin(context, args.first(), user ?? null);
+  return code;
 }

@@ -29,7 +29,8 @@ export async function create(context: Context, args: Args): Promise<number> {
 
 export async function restore(context: Context, args: Args): Promise<number> {
   const [ref = '', snapshot = ''] = args.positionals;
-  const sandbox = await change(context, 'sandbox.restore', { ref, snapshot, ...(args.has('force') ? { force: true } : {}) });
+  const [force, foreign] = [args.has('force'), args.has('foreign')];
+  const sandbox = await change(context, 'sandbox.restore', { ref, snapshot, ...(force ? { force } : {}), ...(foreign ? { foreign } : {}) });
   await context.io.out(context.json ? json(sandbox) : `${sandbox.name}\n`);
   return 0;
 }

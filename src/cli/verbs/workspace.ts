@@ -101,7 +101,7 @@ export async function dryRun(context: Context, plan: Plan): Promise<number> {
   for (const { path } of contents.files) await context.io.out(`${safe(path.toString('utf8'))}\n`);
   await tell(context, plan);
   await context.io.err(
-    `${contents.files.length} files, ${roughSize(bytes)}, of ${repository.root} at ${repository.headCommit?.slice(0, 12) ?? 'no commit'}\n`,
+    `${contents.files.length === 1 ? '1 file' : `${contents.files.length} files`}, ${roughSize(bytes)}, of ${repository.root} at ${repository.headCommit?.slice(0, 12) ?? 'no commit'}\n`,
   );
   return 0;
 }

@@ -3,36 +3,23 @@
 
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
-import * as z from 'zod';
+import { ArchiveError, shown } from '../../domain/archive-error.ts';
 import { Ignored } from '../../domain/dockerignore.ts';
-import { APT_ARCHIVES, type AptMirror, NO_PACKAGE_SETTINGS, type PackageSettings } from '../../domain/package-settings.ts';
-import { padding } from '../../domain/tar-entry.ts';
-import { TAR_END, tarHeader } from '../../domain/tar-header.ts';
+import type { PackageSettings } from '../../domain/package-settings.ts';
+import { padding } from '../../domain/tar/entry.ts';
+import { TAR_END, tarHeader } from '../../domain/tar/header.ts';
+import { TarReader } from '../../domain/tar/reader.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
-import { ArchiveError, shown } from '../archive-error.ts';
 import { gathered } from '../chunks.ts';
 import { type Inode, TREE_LIMITS, Tree } from '../layers/tree.ts';
-import { TarReader } from '../tar/reader.ts';
 import type { LayerSource } from './flatten.ts';
 import { DOCKERFILE_BYTES_MAX } from './lines.ts';
 import { lookUp } from './look.ts';
-
-/** What a client sends beside the context: never part of it. */
-export const OWN_PREFIX = '.hutch-build/';
-export const OWN_DOCKERFILE = `${OWN_PREFIX}Dockerfile`;
-export const OWN_IGNORE = `${OWN_PREFIX}dockerignore`;
-export const SECRETS_PREFIX = `${OWN_PREFIX}secrets/`;
-/** Package settings of the machine of whoever builds: variables and mirrors in one file, the rest by name. */
-export const OWN_SETTINGS = `${OWN_PREFIX}settings.json`;
-export const SETTINGS_PREFIX = `${OWN_PREFIX}settings/`;
+import { OWN_DOCKERFILE, OWN_IGNORE, OwnEntries, ownPath, SECRETS_PREFIX } from './own.ts';
 
 export const CONTEXT_BYTES_MAX = 8 * 1024 ** 3;
 const CONTEXT_ENTRIES_MAX = 300_000;
-const SECRET_BYTES_MAX = 512 * 1024;
-const SECRETS_MAX = 100;
-const SETTINGS_MAX = 16;
-const OWN_BYTES_MAX = 8 * 1024 * 1024;
 
 export type BuildContext = {
   readonly tree: Tree;
@@ -60,29 +47,14 @@ export async function receiveContext(
   const file = join(dir, 'context.tar');
   const tree = new Tree({ ...TREE_LIMITS, entriesMax: CONTEXT_ENTRIES_MAX, contentBytesMax: CONTEXT_BYTES_MAX });
   const hashes = new Map<number, string>();
-  const own = new Map<string, Buffer>();
+  const own = new OwnEntries();
   let sizeBytes = 0;
   async function* kept(): AsyncGenerator<Uint8Array> {
     await using reader = new TarReader(source);
     let ordinal = 0;
-    let ownBytes = 0;
     for (let entry = await reader.next(); entry !== null; entry = await reader.next()) {
-      const path = entry.path.replace(/^(\.?\/)+/, '');
-      if (path.startsWith(OWN_PREFIX)) {
-        if (entry.type !== 'file') continue;
-        ownBytes += entry.sizeBytes;
-        if (
-          ownBytes > OWN_BYTES_MAX ||
-          (path.startsWith(SECRETS_PREFIX) && entry.sizeBytes > SECRET_BYTES_MAX) ||
-          own.size > SECRETS_MAX + SETTINGS_MAX + 3
-        ) {
-          throw new ArchiveError(`its secrets are too large: at most ${SECRETS_MAX}, and ${SECRET_BYTES_MAX} bytes each`);
-        }
-        const pieces: Buffer[] = [];
-        for await (const piece of reader.content()) pieces.push(Buffer.from(piece));
-        own.set(path, Buffer.concat(pieces));
-        continue;
-      }
+      const path = ownPath(entry);
+      if (await own.take(path, entry, reader)) continue;
       // Whoever sends it is nobody in the image.
       const plain = { ...entry, path, uid: 0, gid: 0, xattrs: null };
       if (path === '' && entry.type !== 'directory') throw new ArchiveError(`${shown(entry.path)} has no name`);
@@ -116,36 +88,18 @@ export async function receiveContext(
     own.get(OWN_IGNORE) ??
     (await read(`${name}.dockerignore`, DOCKERFILE_BYTES_MAX)) ??
     (await read('.dockerignore', DOCKERFILE_BYTES_MAX));
-  const below = (prefix: string) =>
-    new Map([...own].filter(([path]) => path.startsWith(prefix)).map(([path, value]) => [path.slice(prefix.length), value] as const));
   return {
     ...{
       tree,
       layer,
       hashes,
       sizeBytes,
-      secrets: below(SECRETS_PREFIX),
-      settings: settingsOf(own.get(OWN_SETTINGS), below(SETTINGS_PREFIX)),
+      secrets: own.below(SECRETS_PREFIX),
+      settings: own.settings(),
     },
     ignored: Ignored.parse(ignore?.toString() ?? ''),
     dockerfile: { name, text: text.toString() },
   };
-}
-
-const settingsText = z.strictObject({
-  env: z.record(z.string().regex(/^[A-Za-z_][A-Za-z0-9_]{0,63}$/), z.string().max(8_192)),
-  aptMirrors: z.array(z.strictObject({ of: z.enum(Object.keys(APT_ARCHIVES) as [AptMirror['of']]), uri: z.url().max(2_048) })).max(16),
-});
-
-function settingsOf(text: Buffer | undefined, files: ReadonlyMap<string, Buffer>): PackageSettings {
-  if (text === undefined) return NO_PACKAGE_SETTINGS;
-  try {
-    const { env, aptMirrors } = settingsText.parse(JSON.parse(text.toString()));
-    if (![...files.keys()].every((name) => /^[a-z][a-z.]{0,31}$/.test(name))) throw new Error('a name');
-    return { env, files, aptMirrors };
-  } catch (cause) {
-    throw new ArchiveError(`${OWN_SETTINGS} in it is none that this daemon knows`, { cause });
-  }
 }
 
 /** The content of one file; null: it is not there. */

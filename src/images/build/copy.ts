@@ -1,8 +1,8 @@
 // What a COPY or ADD puts into its stage: names and attributes, worked out in trees, without a file on this machine. The
 // content comes when the layer is written (layer.ts).
 
+import { ArchiveError, shown } from '../../domain/archive-error.ts';
 import { globSource } from '../../domain/dockerignore.ts';
-import { ArchiveError, shown } from '../archive-error.ts';
 import type { Inode, Tree } from '../layers/tree.ts';
 import { below, lookUp, partsOf } from './look.ts';
 
@@ -22,6 +22,8 @@ export type CopyPlan = {
   readonly mode: ModeChange | null;
   readonly parents: boolean;
   readonly clampMtimeSeconds: number | null;
+  /** Of a directory that is made for what is copied, where nothing of that says when it was written. */
+  readonly nowSeconds: number;
   /** What becomes of a file that is an archive; null: it is a file like others. */
   readonly unpacked: ((inode: Inode) => Promise<Root | null>) | null;
 };
@@ -89,7 +91,7 @@ function behindPivot(text: string, path: string): string {
 /** The tree of a layer: what is copied, and the directories above it. `stage`: what is there before. */
 export async function copyTree(stage: Root, plan: CopyPlan): Promise<LayerTree> {
   const picked = pick(plan.source, plan.sources, plan.isIgnored);
-  const out = new LayerTree(stage, plan.owner ?? { uid: 0, gid: 0 }, plan.clampMtimeSeconds);
+  const out = new LayerTree(stage, plan.owner ?? { uid: 0, gid: 0 }, timeOfMade(picked.flat(), plan));
   const target = plan.target.startsWith('/') ? plan.target : `${plan.workdir}/${plan.target}`;
   const files = picked.flat().length;
   const toDirectory = /(^|\/)\.{0,2}$/.test(plan.target) || lookUp(stage, target, 'follow').inode?.type === 'directory';
@@ -110,6 +112,22 @@ export async function copyTree(stage: Root, plan: CopyPlan): Promise<LayerTree> 
     }
   }
   return out;
+}
+
+/**
+ * When a directory was written that is made for these, in seconds: with the newest of them, so that the same files give the same layer whenever they
+ * are copied (docs/decisions/0056-when-a-directory-was-made.md).
+ */
+function timeOfMade(picked: readonly Picked[], { clampMtimeSeconds, isIgnored, nowSeconds }: CopyPlan): number {
+  if (clampMtimeSeconds !== null) return clampMtimeSeconds;
+  let newest = 0;
+  for (const { path, inode } of picked) {
+    if (inode.children === null) newest = Math.max(newest, inode.mtimeSeconds);
+    else
+      for (const [each, { type, mtimeSeconds }] of below(inode, path))
+        if (type !== 'directory' && !isIgnored(each)) newest = Math.max(newest, mtimeSeconds);
+  }
+  return newest === 0 ? nowSeconds : newest;
 }
 
 function copyBelow(out: LayerTree, target: string, path: string, directory: Inode, plan: CopyPlan): void {
@@ -139,10 +157,11 @@ export class LayerTree {
   /** One file that has two names keeps them. */
   readonly #copies = new Map<Inode, Inode>();
 
-  constructor(stage: Root, owner: Owner, mtimeSeconds: number | null) {
+  /** `mtimeSeconds`: of the directories that it makes. */
+  constructor(stage: Root, owner: Owner, mtimeSeconds: number) {
     this.#stage = stage;
     this.#owner = owner;
-    this.#mtimeSeconds = mtimeSeconds ?? 0;
+    this.#mtimeSeconds = mtimeSeconds;
     this.root = { ...stage.root, children: new Map() };
   }
 

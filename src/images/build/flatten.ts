@@ -2,12 +2,13 @@
 // but the result. The same layers give the same stream.
 import { createHash } from 'node:crypto';
 import { setImmediate as turn } from 'node:timers/promises';
-import { PATH_BYTES_MAX, padding } from '../../domain/tar-entry.ts';
-import { TAR_END, tarHeader } from '../../domain/tar-header.ts';
-import { ArchiveError } from '../archive-error.ts';
+import { ArchiveError } from '../../domain/archive-error.ts';
+import { hashed } from '../../domain/hashed.ts';
+import { PATH_BYTES_MAX, padding } from '../../domain/tar/entry.ts';
+import { TAR_END, tarHeader } from '../../domain/tar/header.ts';
+import { TarReader } from '../../domain/tar/reader.ts';
 import { gathered } from '../chunks.ts';
 import type { Inode, Tree } from '../layers/tree.ts';
-import { TarReader } from '../tar/reader.ts';
 
 /** One layer, unpacked, from its beginning, each time that it is asked for. */
 export type LayerSource = () => AsyncIterable<Uint8Array>;
@@ -103,11 +104,4 @@ function sorted(inode: Inode): Iterator<[string, Inode]> {
       if (named !== undefined) yield [name, named.inode] as [string, Inode];
     }
   })();
-}
-
-async function* hashed(chunks: AsyncIterable<Uint8Array>, hash: { update(chunk: Uint8Array): unknown }): AsyncGenerator<Uint8Array> {
-  for await (const chunk of chunks) {
-    hash.update(chunk);
-    yield chunk;
-  }
 }

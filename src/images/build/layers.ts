@@ -2,17 +2,18 @@
 // the same bytes.
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
-import { padding, type TarEntry } from '../../domain/tar-entry.ts';
-import { TAR_END, tarHeader } from '../../domain/tar-header.ts';
+import { ArchiveError } from '../../domain/archive-error.ts';
+import { hashed } from '../../domain/hashed.ts';
+import { padding, type TarEntry } from '../../domain/tar/entry.ts';
+import { TAR_END, tarHeader } from '../../domain/tar/header.ts';
+import { TarReader } from '../../domain/tar/reader.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
-import { ArchiveError } from '../archive-error.ts';
 import type { Blobs } from '../blobs.ts';
 import { BUILD_LIMITS } from '../build.ts';
 import type { OciSource } from '../image.ts';
 import { type Inode, Tree } from '../layers/tree.ts';
 import { unpacked } from '../layers/unpack.ts';
-import { TarReader } from '../tar/reader.ts';
 import { applyLayer, flattened, type LayerSource } from './flatten.ts';
 import { below } from './look.ts';
 
@@ -29,16 +30,7 @@ export async function writeLayer(
 ): Promise<LayerRef> {
   const file = join(dir, `layer-${Buffer.from(host.randomBytes(8)).toString('hex')}`);
   const hash = createHash('sha256');
-  const sizeBytes = await host.appendStream(
-    op,
-    file,
-    (async function* () {
-      for await (const chunk of chunks) {
-        hash.update(chunk);
-        yield chunk;
-      }
-    })(),
-  );
+  const sizeBytes = await host.appendStream(op, file, hashed(chunks, hash));
   const digest = `sha256:${hash.digest('hex')}`;
   await blobs.adopt(op, file, digest);
   return { digest, sizeBytes, diffId: digest, mediaType: LAYER_TYPE };

@@ -1,7 +1,7 @@
 // The private layer of a sandbox at two instants, and what changed between them: which paths a layer of an image must
 // bring, and which it takes away. Overlayfs keeps what was changed since the sandbox began; a step of a build wants what was changed
 // since the step before.
-import { ArchiveError } from '../archive-error.ts';
+import { ArchiveError } from '../../domain/archive-error.ts';
 
 export type Scanned = {
   readonly kind: 'f' | 'd' | 'l' | 'p' | 'c' | 'b' | 'w';

@@ -34,6 +34,11 @@ export type StageState = {
 /** Known without being declared, and part of no image and no key. */
 export const PROXY_ARGS = ['HTTP_PROXY', 'HTTPS_PROXY', 'FTP_PROXY', 'NO_PROXY', 'ALL_PROXY'].flatMap((name) => [name, name.toLowerCase()]);
 
+/** Whether a value is given to the builder itself, which no ARG need name. */
+export function isKnownArg(name: string): boolean {
+  return PROXY_ARGS.includes(name) || name === 'SOURCE_DATE_EPOCH' || name.startsWith('BUILDKIT_');
+}
+
 const PLATFORM_ARGS: Readonly<Record<string, string>> = {
   ...{ TARGETPLATFORM: 'linux/amd64', TARGETOS: 'linux', TARGETARCH: 'amd64', TARGETVARIANT: '' },
   ...{ BUILDPLATFORM: 'linux/amd64', BUILDOS: 'linux', BUILDARCH: 'amd64', BUILDVARIANT: '' },

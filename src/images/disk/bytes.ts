@@ -1,8 +1,9 @@
 // Bytes at any place of a disk image, whatever form its file has. What lies beyond the end is not there: every reader says how
 // much it needs, and gets that or an ArchiveError.
+
+import { ArchiveError } from '../../domain/archive-error.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
-import { ArchiveError } from '../archive-error.ts';
 
 export type Disk = {
   readonly sizeBytes: number;

@@ -1,7 +1,7 @@
 // ext2, ext3 and ext4, read as the kernel's Documentation/filesystems/ext4 describes them, and never mounted: a file system that
 // somebody gave us is no reason to trust it with a kernel. Every number is checked before it is used; what turns in circles,
 // is encrypted, or waits for its journal is refused.
-import { ArchiveError } from '../archive-error.ts';
+import { ArchiveError } from '../../domain/archive-error.ts';
 import { type Disk, number64, remembering } from './bytes.ts';
 
 export type Inode = {

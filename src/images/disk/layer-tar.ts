@@ -1,9 +1,9 @@
 // A layer of an image as a container engine writes it, read for what it changes: what it has, and by names of a kind of their own
 // (`.wh.NAME`) what it takes away.
 import { createHash } from 'node:crypto';
-import type { TarEntry } from '../../domain/tar-entry.ts';
-import { ArchiveError, shown } from '../archive-error.ts';
-import { TarReader } from '../tar/reader.ts';
+import { ArchiveError, shown } from '../../domain/archive-error.ts';
+import type { TarEntry } from '../../domain/tar/entry.ts';
+import { TarReader } from '../../domain/tar/reader.ts';
 import type { Layer, Node } from './changes.ts';
 
 const ENTRIES_MAX = 1_000_000;

@@ -1,5 +1,5 @@
 // Where on a disk the root file system lies: the whole of it, or one of its partitions (MBR or GPT, sectors of 512 bytes).
-import { ArchiveError } from '../archive-error.ts';
+import { ArchiveError } from '../../domain/archive-error.ts';
 import { type Disk, number64, partOfDisk } from './bytes.ts';
 
 const SECTOR = 512;

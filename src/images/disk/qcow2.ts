@@ -2,7 +2,7 @@
 // and nothing in it can name another file. One that needs another file (a base, external data) or a password is refused.
 import { promisify } from 'node:util';
 import { inflateRaw, zstdDecompress } from 'node:zlib';
-import { ArchiveError } from '../archive-error.ts';
+import { ArchiveError } from '../../domain/archive-error.ts';
 import { type Disk, number64 } from './bytes.ts';
 
 export const QCOW2_MAGIC = 'QFI\xfb';

@@ -1,9 +1,9 @@
 // A file system as a tar stream: what an import of a root file system takes. Directories come before what is in them, and a file
 // with several names once.
 
-import { type EntryType, PATH_BYTES_MAX, padding } from '../../domain/tar-entry.ts';
-import { type EntryToWrite, TAR_END, tarHeader } from '../../domain/tar-header.ts';
-import { ArchiveError, shown } from '../archive-error.ts';
+import { ArchiveError, shown } from '../../domain/archive-error.ts';
+import { type EntryType, PATH_BYTES_MAX, padding } from '../../domain/tar/entry.ts';
+import { type EntryToWrite, TAR_END, tarHeader } from '../../domain/tar/header.ts';
 import { DEPTH_MAX } from '../layers/tree.ts';
 import type { Ext4, Inode } from './ext4.ts';
 

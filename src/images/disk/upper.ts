@@ -1,5 +1,5 @@
 // The private layer of a sandbox, read from its disk by ourselves: what overlayfs has written there.
-import { ArchiveError, shown } from '../archive-error.ts';
+import { ArchiveError, shown } from '../../domain/archive-error.ts';
 import { DEPTH_MAX } from '../layers/tree.ts';
 import type { Layer, Node, NodeType } from './changes.ts';
 import type { Ext4, Inode } from './ext4.ts';

@@ -2,7 +2,8 @@
 // as it is packed, while the next one is read; the head, which tells where all else lies, is written last.
 import { createHash } from 'node:crypto';
 import { HutchError } from '../../domain/errors.ts';
-import type { Host } from '../../host/host.ts';
+import { hashed } from '../../domain/hashed.ts';
+import { ASIDE_BYTES_MIN, type Aside, type Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { PackedLayer } from '../squashfs/format.ts';
 import { DATA_AT, type Written } from '../squashfs/write.ts';
@@ -27,16 +28,19 @@ export class Joined implements AsyncDisposable {
   readonly #op: Operation;
   readonly #host: Host;
   readonly #path: string;
+  readonly #aside: Aside | null;
+  readonly #over = new AbortController();
   readonly #sums: string[] = [];
   #last: Promise<void>;
   #unsynced = 0;
-  #isOver = false;
+  #bytes = 0;
 
-  /** `path`: where nothing is yet. */
-  constructor(op: Operation, host: Host, path: string) {
+  /** `path`: where nothing is yet. `aside`: where large layers are copied and hashed; null: here. */
+  constructor(op: Operation, host: Host, path: string, aside: Aside | null = null) {
     this.#op = op;
     this.#host = host;
     this.#path = path;
+    this.#aside = aside;
     this.#last = host.appendFile(op, path, Buffer.alloc(DATA_AT));
     this.#last.catch(() => {}); // heard in `finish`
   }
@@ -56,50 +60,66 @@ export class Joined implements AsyncDisposable {
     const [op, host, path] = [this.#op, this.#host, this.#path];
     await host.appendFile(op, path, Buffer.concat(tables));
     await host.writeAt(op, path, 0, head);
+    const digest = this.#aside !== null && this.#bytes >= ASIDE_BYTES_MIN ? this.#aside.sha256(op, path) : host.sha256(op, path);
     // Where little is left, it goes with the image's other files, when it is moved into place.
-    const [sha256] = await Promise.all([host.sha256(op, path), ...(this.#unsynced < LATE_BYTES_MAX ? [] : [host.sync(op, path)])]);
+    const [sha256] = await Promise.all([digest, ...(this.#unsynced < LATE_BYTES_MAX ? [] : [host.sync(op, path)])]);
     return { sha256, sums: this.#sums };
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#isOver = true;
+    this.#over.abort();
     await this.#last.catch(() => {});
   }
 
   async #append(packed: PackedLayer, isOwn: boolean): Promise<void> {
     const [op, host] = [this.#op, this.#host];
-    const hash = createHash('sha256');
-    if (packed.bytes > 0)
-      await host.appendStream(
-        op,
-        this.#path,
-        this.#hashed(packed, (chunk) => hash.update(chunk)),
-      );
-    const sum = hash.digest('hex');
+    const sum = await (this.#aside !== null && packed.bytes >= ASIDE_BYTES_MIN
+      ? this.#copiedAside(this.#aside, packed)
+      : this.#copied(packed));
     if (packed.sha256 !== null && packed.sha256 !== sum) throw new NotAsItWas(packed.path);
     this.#sums.push(sum);
     if (isOwn) await host.remove(op, packed.path);
+    this.#bytes += packed.bytes;
     this.#unsynced += packed.bytes;
     if (this.#unsynced < UNSYNCED_BYTES_MAX) return;
     this.#unsynced = 0;
     await host.sync(op, this.#path);
   }
 
-  async *#hashed({ path, offset, bytes, sha256 }: PackedLayer, update: (chunk: Uint8Array) => void): AsyncGenerator<Uint8Array> {
+  /** Gives the digest of what was copied, as the next one does. */
+  async #copiedAside(aside: Aside, { path, offset, bytes, sha256: expected }: PackedLayer): Promise<string> {
+    try {
+      const copied = await aside.append(this.#op, { path, offset, bytes }, this.#path, this.#over.signal);
+      if (copied.bytes < bytes) throw new NotAsItWas(path);
+      return copied.sha256;
+    } catch (error) {
+      throw this.#ofOther(error, path, expected);
+    }
+  }
+
+  async #copied(packed: PackedLayer): Promise<string> {
+    const hash = createHash('sha256');
+    if (packed.bytes > 0) await this.#host.appendStream(this.#op, this.#path, hashed(this.#data(packed), hash));
+    return hash.digest('hex');
+  }
+
+  /** Another image's file may be removed at any time. */
+  #ofOther(error: unknown, path: string, expected: string | null): unknown {
+    return expected !== null && error instanceof HutchError && error.code === 'not_found' ? new NotAsItWas(path) : error;
+  }
+
+  async *#data({ path, offset, bytes, sha256 }: PackedLayer): AsyncGenerator<Uint8Array> {
     let left = bytes;
     try {
       for await (const chunk of left === 0 ? [] : this.#host.readStream(this.#op, path, offset, 'in-place')) {
-        if (this.#isOver) throw new Error('the image is not made any more');
+        if (this.#over.signal.aborted) throw new Error('the image is not made any more');
         const part = chunk.subarray(0, left);
         left -= part.byteLength;
-        update(part);
         yield part;
         if (left === 0) return;
       }
     } catch (error) {
-      // Another image's, which may be removed at any time.
-      if (sha256 !== null && error instanceof HutchError && error.code === 'not_found') throw new NotAsItWas(path);
-      throw error;
+      throw this.#ofOther(error, path, sha256);
     }
     if (left > 0) throw new NotAsItWas(path);
   }

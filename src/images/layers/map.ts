@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { zstdCompress, zstdDecompress } from 'node:zlib';
 import * as z from 'zod';
-import type { TarEntry } from '../../domain/tar-entry.ts';
+import type { TarEntry } from '../../domain/tar/entry.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import { ROOTFS } from '../image.ts';

@@ -1,18 +1,19 @@
 // One layer, read once: what it says goes to whoever asks, and the content of its files to tar2sqfs, under no name
 // but the number of its entry. No file of an image is ever made on this machine but the packed result.
 // The same layer gives the same bytes.
-import { createHash, type Hash } from 'node:crypto';
+import { createHash } from 'node:crypto';
 import { dirname } from 'node:path';
 import { setImmediate as turn } from 'node:timers/promises';
-import { padding, type TarEntry } from '../../domain/tar-entry.ts';
-import { TAR_END, tarHeader } from '../../domain/tar-header.ts';
+import { hashed } from '../../domain/hashed.ts';
+import { padding, type TarEntry } from '../../domain/tar/entry.ts';
+import { TAR_END, tarHeader } from '../../domain/tar/header.ts';
+import { TarReader } from '../../domain/tar/reader.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import { gathered } from '../chunks.ts';
 import { PACK_OPTIONS } from '../pack.ts';
 import type { PackedLayer } from '../squashfs/format.ts';
 import { readPacked } from '../squashfs/read.ts';
-import { TarReader } from '../tar/reader.ts';
 
 /** A layer, unpacked, from its beginning. */
 export type LayerSource = AsyncIterable<Uint8Array>;
@@ -117,11 +118,4 @@ function numbered(ordinal: number, sizeBytes: number) {
     devMinor: 0,
     xattrs: null,
   } as const;
-}
-
-export async function* hashed(chunks: AsyncIterable<Uint8Array>, hash: Hash): AsyncGenerator<Uint8Array> {
-  for await (const chunk of chunks) {
-    hash.update(chunk);
-    yield chunk;
-  }
 }

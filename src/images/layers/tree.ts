@@ -3,8 +3,8 @@
 // what is packed. Nothing of it is ever a path on this machine: `..`, absolute paths and links lead at
 // most to this tree's own root. Every count has a bound.
 
-import { NAME_BYTES_MAX, PATH_BYTES_MAX, type TarEntry } from '../../domain/tar-entry.ts';
-import { ArchiveError, shown } from '../archive-error.ts';
+import { ArchiveError, shown } from '../../domain/archive-error.ts';
+import { NAME_BYTES_MAX, PATH_BYTES_MAX, type TarEntry } from '../../domain/tar/entry.ts';
 import { ACCESS_ACL, modeWithoutAcl } from './acl.ts';
 
 export type TreeLimits = {

@@ -1,9 +1,9 @@
 // A layer's bytes, unpacked as they are read. How it is packed is told by its first bytes and not by
 // what somebody says of it.
 import { createGunzip, createZstdDecompress } from 'node:zlib';
+import { ArchiveError } from '../../domain/archive-error.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
-import { ArchiveError } from '../archive-error.ts';
 
 /** Larger ones are no quicker, and more of them wait for the collector. */
 const CHUNK_BYTES = 64 * 1024;

@@ -1,6 +1,6 @@
 // An OCI layout as a tar archive: files that are nobody's and of no time, so that the same content gives the same bytes.
-import { padding } from '../../domain/tar-entry.ts';
-import { tarHeader } from '../../domain/tar-header.ts';
+import { padding } from '../../domain/tar/entry.ts';
+import { tarHeader } from '../../domain/tar/header.ts';
 
 export const LAYOUT = Buffer.from('{"imageLayoutVersion":"1.0.0"}');
 

@@ -3,13 +3,13 @@
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import { setImmediate as turn } from 'node:timers/promises';
+import { TarReader } from '../../domain/tar/reader.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { Blobs } from '../blobs.ts';
 import { unpackedTo } from '../export.ts';
 import type { PreparedImage } from '../image.ts';
 import { SHARED_DIR_MODE } from '../layout.ts';
-import { TarReader } from '../tar/reader.ts';
 import { databaseAt, distributionOf, type Found, packagesIn } from './packages.ts';
 
 const PACKAGES_MAX = 100_000;

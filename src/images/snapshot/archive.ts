@@ -2,13 +2,14 @@
 // then its parts, each once. Nothing in it names a place here: a part goes where its number says.
 import { createHash } from 'node:crypto';
 import * as z from 'zod';
-import { padding } from '../../domain/tar-entry.ts';
-import { TAR_END } from '../../domain/tar-header.ts';
-import { ArchiveError, shown } from '../archive-error.ts';
+import { ArchiveError, shown } from '../../domain/archive-error.ts';
+import { hashed } from '../../domain/hashed.ts';
+import { padding } from '../../domain/tar/entry.ts';
+import { TAR_END } from '../../domain/tar/header.ts';
+import { TarReader } from '../../domain/tar/reader.ts';
 import { digestOf } from '../digest.ts';
 import { blobPath, file, header, LAYOUT } from '../oci/layout-tar.ts';
 import { INDEX_TYPE, MANIFEST_TYPE } from '../oci/manifest.ts';
-import { TarReader } from '../tar/reader.ts';
 import {
   type Artifact,
   CONFIG_BYTES_MAX,
@@ -97,14 +98,9 @@ export async function readArchive<T>(source: AsyncIterable<Uint8Array>, receiver
     const size = await enter(reader, blobPath(one.digest));
     if (size !== one.sizeBytes) throw new ArchiveError(`a part of it has ${size} bytes, and its manifest says ${one.sizeBytes}`);
     const hash = createHash('sha256');
-    const hashed = (async function* () {
-      for await (const chunk of reader.content()) {
-        hash.update(chunk);
-        yield chunk;
-      }
-    })();
-    if (receiver.wants(place, at)) await receiver.part(place, at, hashed, also);
-    for await (const _ of hashed); // what an unpacker left, as it is a part of the digest
+    const content = hashed(reader.content(), hash);
+    if (receiver.wants(place, at)) await receiver.part(place, at, content, also);
+    for await (const _ of content); // what an unpacker left, as it is a part of the digest
     if (`sha256:${hash.digest('hex')}` !== one.digest) throw damaged(one.digest);
   }
   const more = await reader.next();

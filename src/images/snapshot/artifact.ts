@@ -1,9 +1,9 @@
 // A snapshot as an OCI artifact: what it says of itself, and its files, each packed (pieces.ts, zstd) and named by its digest. This is what lies in a
 // registry, and, as an OCI layout, in an archive. It comes from anywhere: every part of it is judged here before it is used.
 import * as z from 'zod';
+import { ArchiveError, shown } from '../../domain/archive-error.ts';
 import { BACKENDS } from '../../domain/sandbox.ts';
 import { SNAPSHOT_CONTENTS } from '../../domain/snapshot.ts';
-import { ArchiveError, shown } from '../archive-error.ts';
 import { broughtImageSchema } from '../brought.ts';
 import { digestOf } from '../digest.ts';
 import { MANIFEST_TYPE } from '../oci/manifest.ts';

@@ -4,9 +4,10 @@
 // On the wire: `HUTCHSP1`, the file's length (64 bits, little-endian, as all numbers here); then for each piece its offset (64 bits), its
 // length (32 bits) and its bytes; at last the file's length once more, with a length of 0. Pieces are whole pages but for what lies at the end
 // of the file, in order, and lie each within one window of 1 MiB.
+
+import { ArchiveError } from '../../domain/archive-error.ts';
+import { ByteSource } from '../../domain/tar/bytes.ts';
 import type { SparsePiece } from '../../host/host.ts';
-import { ArchiveError } from '../archive-error.ts';
-import { ByteSource } from '../tar/bytes.ts';
 
 const MAGIC = Buffer.from('HUTCHSP1', 'latin1');
 const PAGE_BYTES = 4096;

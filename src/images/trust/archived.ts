@@ -1,9 +1,9 @@
 // Signatures in archives of images, as `cosign save` writes them and `hutch image export` does: a manifest of signatures is
 // listed in the index beside the images. Which image one is about is not what the archive says, but what was signed.
 import * as z from 'zod';
+import { ArchiveError } from '../../domain/archive-error.ts';
 import { HutchError } from '../../domain/errors.ts';
 import type { Operation } from '../../host/operation.ts';
-import { ArchiveError } from '../archive-error.ts';
 import type { ReadBlob } from '../kernel-bundle.ts';
 import { INDEX_DEPTH_MAX, type Manifest, ownPlatform, parseManifest } from '../oci/manifest.ts';
 import type { KeptSignatures } from './kept.ts';

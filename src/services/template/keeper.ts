@@ -1,7 +1,7 @@
 // What keeps templates fit to be started from: each is looked at when it is used, and when a daemon starts; one that was made with
 // another kernel, agent, emulator or processor is built anew behind everybody's back. Snapshots that no tag is on any more go when
 // nothing stands on them.
-import type { Forced } from '../../backends/backend.ts';
+import type { Forced } from '../../backends/snapshots.ts';
 import { HutchError } from '../../domain/errors.ts';
 import type { TemplateId } from '../../domain/ids.ts';
 import type { SandboxSpec } from '../../domain/sandbox.ts';

@@ -35,7 +35,8 @@ export const buildVerbs = {
       waitMs: count
         .max(WAIT_MS_MAX)
         .optional()
-        .describe('answer when it is over, or after so long; default at once. Who leaves before the answer cancels it'),
+        .describe('answer when it is over, waits for `build.settings`, or after so long; default at once. Who leaves before cancels it'),
+      settings: z.literal('later').optional().describe('package settings do not come with the context: `build.settings` gives them'),
       backend: z.enum(BACKENDS).optional().describe('what runs RUN'),
       cpus: count.min(1).max(CPUS_MAX).optional(),
       memoryMiB: count.min(MEMORY_MIB_MIN).max(MEMORY_MIB_MAX).optional(),
@@ -44,6 +45,18 @@ export const buildVerbs = {
     output: view.build,
     errors: ['failed_precondition', 'resource_exhausted'],
     idempotent: false,
+    reads: false,
+  },
+  'build.settings': {
+    kind: 'upload',
+    method: 'PUT',
+    path: '/v1/builds/{build}/settings',
+    summary:
+      'Package settings of a build that was started without: the body is a tar archive of .hutch-build/settings.json and what it names',
+    input: target,
+    output: view.build,
+    errors: ['not_found', 'conflict'],
+    idempotent: true,
     reads: false,
   },
   'build.list': {

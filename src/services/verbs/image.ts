@@ -222,7 +222,9 @@ export const imageVerbs = {
       images: view.diskUse.describe('file systems that sandboxes boot; reclaimable: those of images that have no name and no user'),
       layers: view.diskUse.describe('as they came, kept for later pulls and for export; reclaimable: those of no image and no build'),
       buildCache: view.diskUse.describe('layers that only later builds need: their steps are done again without them'),
-      unpacked: view.diskUse.describe('what gVisor has unpacked of images; reclaimable: of those that are no more'),
+      unpacked: view.diskUse.describe(
+        'what gVisor has unpacked of images, and a Docker Engine was given; reclaimable: of those that are no more',
+      ),
     }),
     errors: [],
     idempotent: true,
@@ -243,7 +245,7 @@ export const imageVerbs = {
       layers: z.array(z.object({ digest: z.string(), sizeBytes: z.number(), why: z.string() })),
       unpacked: z
         .array(z.object({ digest: z.string(), sizeBytes: z.number(), why: z.string() }))
-        .describe('by gVisor, of images that are no more'),
+        .describe('by gVisor, or given to a Docker Engine, of images that are no more'),
       mounts: z.array(z.object({ name: z.string(), sizeBytes: z.number(), why: z.string() })).describe('cache mounts of builds'),
       bytes: z.number(),
     }),

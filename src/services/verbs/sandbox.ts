@@ -307,7 +307,8 @@ export const sandboxVerbs = {
     summary: 'Go back to a snapshot, in place: memory, processes and disk; all else stays its own',
     input: target.extend({
       snapshot: ref.describe('an id, a name, or a unique prefix of one'),
-      force: z.boolean().optional().describe('also where its memory was written down on another kind of machine'),
+      foreign: z.boolean().optional().describe('also one of another sandbox: it replaces all that this one has'),
+      force: z.boolean().optional().describe('also one whose memory was written down on another kind of machine'),
     }),
     output: view.sandbox,
     errors: [...alive, 'resource_exhausted'],

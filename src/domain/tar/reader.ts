@@ -2,9 +2,9 @@
 // the bytes are, it gives entries or throws an ArchiveError: it never reads past a bound, and holds one
 // header in memory. What a header says is checked for form here; what a path may do, by the tree.
 
-import { BLOCK_BYTES, type DataPiece, type EntryType, PATH_BYTES_MAX, padding, type TarEntry } from '../../domain/tar-entry.ts';
-import { ArchiveError, shown } from '../archive-error.ts';
+import { ArchiveError, CutOffError, shown } from '../archive-error.ts';
 import { ByteSource, type Seekable } from './bytes.ts';
+import { BLOCK_BYTES, type DataPiece, type EntryType, PATH_BYTES_MAX, padding, type TarEntry } from './entry.ts';
 import { fieldNumber, fieldText } from './fields.ts';
 import { type PaxRecords, parsePax, xattrsOf } from './pax.ts';
 import { checkPieces, gnuPieces, mapPieces, pieceLines, SPARSE_PIECES_MAX } from './sparse.ts';
@@ -92,7 +92,7 @@ export class TarReader implements AsyncDisposable {
       yield* zeros(offset - at);
       for (let left = length; left > 0; ) {
         const part = await this.#source.some(left);
-        if (part === null) throw truncated();
+        if (part === null) throw new CutOffError();
         left -= part.byteLength;
         this.#unread -= part.byteLength;
         yield part;
@@ -105,7 +105,7 @@ export class TarReader implements AsyncDisposable {
   /** After the last entry. @throws ArchiveError where the archive has no proper end, or anything stands after it. */
   async finish(): Promise<void> {
     const end = await this.#source.take(BLOCK_BYTES);
-    if (!this.#hasEnd || end.byteLength < BLOCK_BYTES) throw truncated();
+    if (!this.#hasEnd || end.byteLength < BLOCK_BYTES) throw new CutOffError();
     for (let part: Buffer | null = end; part !== null; part = await this.#source.some(ZEROS.byteLength)) {
       if (ZEROS.compare(part, 0, part.byteLength, 0, part.byteLength) !== 0) throw new ArchiveError('something stands after its end');
     }
@@ -125,7 +125,7 @@ export class TarReader implements AsyncDisposable {
     this.#unread = 0;
     this.#padding = 0;
     this.#entry = null;
-    if (!(await this.#source.skip(length))) throw truncated();
+    if (!(await this.#source.skip(length))) throw new CutOffError();
   }
 
   async #header(): Promise<Buffer | null> {
@@ -134,7 +134,8 @@ export class TarReader implements AsyncDisposable {
     // Many an archive ends without its two blocks of zeros.
     this.#hasEnd = block.byteLength === BLOCK_BYTES;
     if (block.byteLength === 0 || ZEROS.compare(block, 0, block.byteLength, 0, block.byteLength) === 0) return null;
-    if (block.byteLength < BLOCK_BYTES) throw truncated();
+    if (block.byteLength < BLOCK_BYTES)
+      throw at === 0 ? new CutOffError(`it is no tar archive, or one that is cut off after ${block.byteLength} bytes`) : new CutOffError();
     const said = /^[ \0]*([0-7]+)[ \0]*$/.exec(block.toString('latin1', 148, 156))?.[1];
     const { unsigned, signed } = checksums(block);
     if (said !== undefined && [unsigned, signed].includes(Number.parseInt(said, 8))) return block;
@@ -144,7 +145,7 @@ export class TarReader implements AsyncDisposable {
   async #content(size: number, bytesMax: number, what: string): Promise<Buffer> {
     if (size > bytesMax) throw new ArchiveError(`${what} takes ${size} bytes; at most ${bytesMax} are read`);
     const content = Buffer.from(await this.#source.take(size));
-    if (content.byteLength < size) throw truncated();
+    if (content.byteLength < size) throw new CutOffError();
     this.#padding = padding(size);
     return content;
   }
@@ -191,7 +192,7 @@ export class TarReader implements AsyncDisposable {
       sizeBytes = fieldNumber(header, 483, 12, 'size');
       pieces = await gnuPieces(header, path, async () => {
         const block = await this.#source.take(BLOCK_BYTES);
-        if (block.byteLength < BLOCK_BYTES) throw truncated();
+        if (block.byteLength < BLOCK_BYTES) throw new CutOffError();
         return block;
       });
     } else if (pax?.text('GNU.sparse.major') === '1') {
@@ -200,7 +201,7 @@ export class TarReader implements AsyncDisposable {
         if (this.#unread < BLOCK_BYTES) throw new ArchiveError(`the map of the holes in ${shown(path)} is longer than the file`);
         this.#unread -= BLOCK_BYTES;
         const block = await this.#source.take(BLOCK_BYTES);
-        if (block.byteLength < BLOCK_BYTES) throw truncated();
+        if (block.byteLength < BLOCK_BYTES) throw new CutOffError();
         return Buffer.from(block);
       });
       pieces = map;
@@ -255,8 +256,4 @@ function id(value: number, path: string): number {
 
 function isDevice(type: EntryType): boolean {
   return type === 'character' || type === 'block';
-}
-
-function truncated(): ArchiveError {
-  return new ArchiveError('the archive is cut off');
 }

@@ -1,6 +1,6 @@
 // Headers of a tar archive, in the form that every reader of today takes: ustar, with PAX records for
 // what does not fit into it. The same entry gives the same bytes.
-import { BLOCK_BYTES, type EntryType, padding, type TarEntry } from './tar-entry.ts';
+import { BLOCK_BYTES, type EntryType, padding, type TarEntry } from './entry.ts';
 
 const FLAGS: Readonly<Record<EntryType, string>> = {
   file: '0',

@@ -1,7 +1,7 @@
 // The maps of sparse files, in the four forms that GNU tar has had for them.
 
-import type { DataPiece } from '../../domain/tar-entry.ts';
 import { ArchiveError, shown } from '../archive-error.ts';
+import type { DataPiece } from './entry.ts';
 import { fieldNumber } from './fields.ts';
 
 export const SPARSE_PIECES_MAX = 65_536;
