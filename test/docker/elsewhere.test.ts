@@ -25,7 +25,10 @@ afterAll(async () => {
 }, 120_000);
 
 // What a test that failed has left is not the next one's failure.
-afterEach(async () => await world.engine.removeContainers());
+afterEach(async () => {
+  world.engine.thaw();
+  await world.engine.removeContainers();
+});
 
 /** The processes of this machine in whose PATH the directory is. */
 async function withPath(dir: string): Promise<readonly string[]> {

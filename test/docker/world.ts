@@ -104,6 +104,7 @@ export class DockerWorld implements AsyncDisposable {
 
   /** What a test that failed has left must not fail the next one. */
   async clear(): Promise<void> {
+    this.engine.thaw();
     const { sandboxes } = await this.daemon.call('sandbox.list', {});
     await Promise.allSettled(sandboxes.map(({ id }) => this.daemon.call('sandbox.delete', { ref: id, force: true })));
     await this.engine.removeContainers();

@@ -13,6 +13,8 @@ import { testOperation } from './operation.ts';
 
 const run = promisify(execFile);
 const STOP_MS = 30_000;
+/** One that does not answer is killed: it would hold up every other test that wants an Engine. */
+const CLEAR_MS = 60_000;
 const LOCK_MS = 10 * 60_000;
 const LOCK_PATH = '/tmp/hutch-test-docker-engine.lock';
 
@@ -56,15 +58,20 @@ export class DockerEngine implements AsyncDisposable {
       await restoring;
       await lock[Symbol.asyncDispose]();
     });
-    if (options.dataMiB !== undefined) {
-      const [disk, data] = [join(dir, 'data.img'), join(dir, 'data')];
-      await run('truncate', ['-s', `${options.dataMiB}M`, disk]);
-      await run('mkfs.ext4', ['-q', disk]);
-      await mkdir(data);
-      await run('mount', ['-o', 'loop', disk, data]);
+    try {
+      if (options.dataMiB !== undefined) {
+        const [disk, data] = [join(dir, 'data.img'), join(dir, 'data')];
+        await run('truncate', ['-s', `${options.dataMiB}M`, disk]);
+        await run('mkfs.ext4', ['-q', disk]);
+        await mkdir(data);
+        await run('mount', ['-o', 'loop', disk, data]);
+      }
+      await engine.startAgain();
+      return engine;
+    } catch (error) {
+      await engine.#remove();
+      throw error;
     }
-    await engine.startAgain();
-    return engine;
   }
 
   get socketPath(): string {
@@ -200,20 +207,43 @@ export class DockerEngine implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    if (this.#child === null) await this.startAgain();
-    await this.removeContainers();
-    await this.stop();
-    const containerd = this.#containerd;
-    if (containerd !== null) {
-      const gone = once(containerd, 'exit');
-      containerd.kill('SIGTERM');
-      await gone;
+    try {
+      await this.#clear();
+    } finally {
+      await this.#remove();
     }
-    for (const pid of await this.#processes()) process.kill(pid, 'SIGKILL');
-    const mounts = (await readFile('/proc/self/mountinfo', 'utf8')).split('\n').map((line) => line.split(' ')[4] ?? '');
-    for (const mount of mounts.filter((path) => path.startsWith(`${this.dir}/`)).reverse()) await run('umount', ['-l', mount]);
-    await rm(this.dir, { recursive: true, force: true, maxRetries: 5 });
-    await this.#release();
+  }
+
+  /** Its containers, and then itself. A test that failed may have left it frozen. */
+  async #clear(): Promise<void> {
+    this.thaw();
+    if (this.#child === null) await this.startAgain();
+    const late = setTimeout(() => this.#child?.kill('SIGKILL'), CLEAR_MS);
+    try {
+      await this.removeContainers();
+      await this.stop();
+    } finally {
+      clearTimeout(late);
+    }
+  }
+
+  /** All that is of it on this machine. */
+  async #remove(): Promise<void> {
+    try {
+      this.#child?.kill('SIGKILL');
+      const containerd = this.#containerd;
+      if (containerd !== null && containerd.exitCode === null && containerd.signalCode === null) {
+        const gone = once(containerd, 'exit');
+        containerd.kill('SIGTERM');
+        await gone;
+      }
+      for (const pid of await this.#processes()) killed(pid);
+      const mounts = (await readFile('/proc/self/mountinfo', 'utf8')).split('\n').map((line) => line.split(' ')[4] ?? '');
+      for (const mount of mounts.filter((path) => path.startsWith(`${this.dir}/`)).reverse()) await run('umount', ['-l', mount]);
+      await rm(this.dir, { recursive: true, force: true, maxRetries: 5 });
+    } finally {
+      await this.#release();
+    }
   }
 
   async #end(signal: 'SIGTERM' | 'SIGKILL'): Promise<void> {
@@ -231,6 +261,14 @@ export class DockerEngine implements AsyncDisposable {
       .split('\n')
       .filter((line) => line.includes(`${this.dir}/`) && !line.includes('ps -eo'))
       .map((line) => Number(line.trim().split(' ')[0]));
+  }
+}
+
+function killed(pid: number): void {
+  try {
+    process.kill(pid, 'SIGKILL');
+  } catch {
+    // It has ended by itself.
   }
 }
 
