@@ -131,8 +131,13 @@ async function tests(options: Options, env: NodeJS.ProcessEnv): Promise<Section>
   if (prepared.code !== 0) return section('tests', { failures: ['kernel and image could not be prepared'] });
   const { code, files, astray, hung } = await vitest(options.filters, env, deadlines(options.long));
   const result = section('tests', { files: fileRuns(files) });
-  result.failures.push(...hung.map(({ file, where }) => `${relative('.', file)} hung: ${where}`));
   const failed: Failed[] = [];
+  for (const { file, where } of hung) {
+    const name = `${relative('.', file)} hung: ${where}`;
+    const counted = files.find((ran) => ran.name === file)?.tests.filter(({ status }) => status === 'passed').length ?? 0;
+    if (existsSync(file)) failed.push({ file, title: null, name, counted, why: '' });
+    else result.failures.push(name);
+  }
   for (const file of files) {
     const before = failed.length;
     for (const { status, title, fullName, why } of file.tests) {
