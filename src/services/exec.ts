@@ -179,6 +179,7 @@ async function within(op: Operation, run: Run, sandbox: Sandbox, open: () => Pro
       () => {},
     );
     if (op.signal.aborted || !limited.signal.aborted) throw cause;
+    await run.backend.carries?.(op, run.plan);
     throw op.error('unavailable', `the agent of sandbox ${sandbox.spec.name} does not answer`, { cause });
   } finally {
     settled.abort();

@@ -107,11 +107,12 @@ test('an Engine that hangs while it carries the streams of agents is told as tha
 }, async () => {
   const { daemon, engine } = world;
   const { id } = await daemon.call('sandbox.create', {});
-  const hangs = { code: 'unavailable', message: expect.stringMatching(/Docker Engine has not answered in \d s/) };
   for (const call of [() => daemon.run(id, ['true']), () => daemon.call('sandbox.stats', { ref: id })]) {
     engine.freeze();
-    expect((await refused(call())).body).toMatchObject(hangs);
+    const { body } = await refused(call());
     engine.thaw();
+    expect(body.code).toBe('unavailable');
+    expect(body.message, JSON.stringify(body)).toMatch(/Docker Engine has not answered in \d s/);
     await eventually('its agent to answer', async () => (await daemon.run(id, ['echo', 'on']).catch(() => null))?.stdout === 'on\n');
   }
   await daemon.call('sandbox.delete', { ref: id, force: true });
