@@ -60,13 +60,17 @@ function count(text: string, line: string): number {
   return text.split(line).length - 1;
 }
 
+function ended(exitCode: number | null): string {
+  return exitCode === null ? '' : `, ended with ${exitCode}`;
+}
+
 function copyTable(copies: readonly Copy[]): string {
   return table(
     ['        COPY', 'TESTS', ''],
     copies.map(({ name, passed, failed, exitCode }) => [
       `        ${name}`,
       `${'█'.repeat(passed)}${'·'.repeat(Math.max(0, TESTS_PER_PART - passed))}`,
-      failed > 0 ? `${failed} failed` : exitCode === null ? `${passed} of ${TESTS_PER_PART}` : 'all passed',
+      failed > 0 ? `${failed} failed` : passed === TESTS_PER_PART ? 'all passed' : `${passed} of ${TESTS_PER_PART}${ended(exitCode)}`,
     ]),
   );
 }
