@@ -63,6 +63,22 @@ test('ssh runs a command with its input, both outputs and its code, as the user 
   });
 });
 
+test('a user whose shell lets nobody in is told what does open a shell, by ssh and by hutch ssh alike', async () => {
+  await world.ok('create', '--name', 'shut'); // its own: the file is damaged
+  await world.ok('exec', 'shut', '--', 'sh', '-c', 'echo svc:x:70:70::/:/bin/false >> /etc/passwd');
+  const hint =
+    'hint: the shell of user svc is /bin/false, which lets nobody in; as root: hutch shell -u root shut; as svc: hutch exec -it -u svc shut -- sh';
+  expect(await using('ssh', ['-l', 'svc', 'shut.hutch', 'true'])).toMatchObject({ code: 1, stdout: '', stderr: `${hint}\n` });
+  expect(await using('ssh', ['-tt', '-l', 'svc', 'shut.hutch'])).toMatchObject({ code: 1, stderr: expect.stringContaining(`${hint}\r\n`) });
+  expect(await world.run(['ssh', '-u', 'svc', 'shut', '--', 'true'])).toMatchObject({ code: 1, stderr: `${hint}\n` });
+  // A command that fails is no such case, nor is a sandbox without that file.
+  const failed = { code: 1, stdout: '', stderr: '' };
+  expect(await using('ssh', ['shut.hutch', 'exit 1'])).toMatchObject(failed);
+  await world.ok('exec', 'shut', '--', 'rm', '/etc/passwd');
+  expect(await using('ssh', ['shut.hutch', 'exit 1'])).toMatchObject(failed);
+  await world.ok('rm', '-f', 'shut');
+});
+
 test('scp and sftp carry files both ways, whole, with mode and time', async () => {
   const big = Buffer.alloc(3_000_000, 'hutch and its files; ');
   await mkdir(join(world.dir, 'tree/deep'), { recursive: true });

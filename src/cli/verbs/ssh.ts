@@ -10,7 +10,6 @@ import { connectBare, mayBeBare } from '../../sdk/bare.ts';
 import { connectSsh } from '../../sdk/tunnel.ts';
 import { type Args, usage } from '../args.ts';
 import { ask, type Context } from '../context.ts';
-import { tellNoLogin } from '../no-login.ts';
 import { json } from '../output.ts';
 
 /** Where `Host *.hutch` leads. */
@@ -43,9 +42,7 @@ export async function run(context: Context, args: Args): Promise<number> {
   const options = Object.entries(given).flatMap(([key, value]) => ['-o', `${key}=${value}`]);
   const forwards = [...args.values('forward').flatMap((text) => ['-L', text]), ...args.values('reverse').flatMap((text) => ['-R', text])];
   const terminal = args.has('tty') ? ['-t'] : [];
-  const code = await execute(['-F', 'none', ...options, ...forwards, ...terminal, `${id}${SUFFIX}`, '--', ...args.command]);
-  if (code === 1) await tellNoLogin(context, id, user ?? null);
-  return code;
+  return await execute(['-F', 'none', ...options, ...forwards, ...terminal, `${id}${SUFFIX}`, '--', ...args.command]);
 }
 
 export async function config(context: Context, args: Args): Promise<number> {

@@ -50,12 +50,14 @@ export function sshVerbs(
       const { Server, utils } = (await import('ssh2')).default;
       const allowed = utils.parseKey(project.publicKey);
       if (allowed instanceof Error) throw op.error('internal', 'the key of the project is damaged', { cause: allowed });
+      const { user, imageId } = sandbox.spec;
+      const ownUser = async () => user ?? (await core.deps.store.query('image', { id: imageId }))?.config.user ?? null;
       const [ours, theirs] = duplexPair();
       const outgoing = new Outgoing();
       const over = new AbortController();
       const alone: Operation = { ...op, signal: AbortSignal.any([op.signal, over.signal]) };
       const server = new Server({ hostKeys: [host.privateKey], ident: IDENT, algorithms: ALGORITHMS }, (client) =>
-        serveConnection({ ...call, op: alone }, client, allowed, { ref: sandbox.id, agent, handlers, name: sandbox.spec.name }),
+        serveConnection({ ...call, op: alone }, client, allowed, { ref: sandbox.id, agent, handlers, name: sandbox.spec.name, ownUser }),
       );
       server.on('error', (cause: Error) => op.log.debug({ cause }, 'a connection of SSH ended'));
       // As a socket does: who has ended is answered with the end.

@@ -10,6 +10,8 @@ import type { Handlers } from '../handlers.ts';
 export type Served = {
   readonly ref: string;
   readonly name: string;
+  /** Who its commands run as where nobody says; null: root. */
+  readonly ownUser: () => Promise<string | null>;
   readonly agent: Agent;
   readonly handlers: Pick<Handlers, 'exec.start' | 'exec.signal'>;
 };

@@ -5,6 +5,7 @@ import { HutchError } from '../../domain/errors.ts';
 import { LOGIN_SHELL, SHELL_LINE } from '../../domain/shells.ts';
 import type { Call } from '../call.ts';
 import type { ExecSession } from '../handlers.ts';
+import { whyNoLogin } from './no-login.ts';
 import { READERS_GONE } from './readers-gone.ts';
 import { piecesOf, type Served, written } from './served.ts';
 import { serveSftp } from './sftp.ts';
@@ -76,10 +77,11 @@ type Wanted = {
 async function run(
   call: Call,
   channel: ServerChannel,
-  { ref, handlers }: Served,
+  served: Served,
   { argv, env, user, terminal, output }: Wanted,
   onStarted: (session: ExecSession) => void,
 ): Promise<void> {
+  const { ref, handlers } = served;
   await using session = await handlers['exec.start'](call, {
     ref,
     request: {
@@ -113,6 +115,8 @@ async function run(
       exited = true;
       const { exitCode, signal, oomKilled, error } = item.exit;
       if (error !== null) await written(channel.stderr, Buffer.from(`hutch: ${error.message}\n`));
+      const hint = exitCode === 1 && signal === null && error === null ? await whyNoLogin(call.op, served, user) : null;
+      if (hint !== null) await written(channel.stderr, Buffer.from(`hint: ${hint}${terminal === null ? '' : '\r'}\n`));
       if (signal === null || error !== null) channel.exit(exitCode);
       else channel.exit(signal.replace(/^SIG/, ''), oomKilled);
       channel.close();
