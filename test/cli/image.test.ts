@@ -155,7 +155,7 @@ test('the default image of an archive has its name where there is none, and is w
   for (const verb of ['ssh', 'shell']) {
     const { code, stderr } = await world.run([verb, '-u', 'svc', 'svc'], { input: '' });
     expect([code, stderr], verb).toEqual([1, expect.stringContaining('the shell of user svc is /bin/false, which lets nobody in')]);
-    expect(stderr).toContain('as root: hutch shell -u root svc; as svc: hutch exec -it svc -- sh');
+    expect(stderr).toContain('as root: hutch shell -u root svc; as svc: hutch exec -it -u svc svc -- sh');
   }
   const kept = await world.run(['image', 'commit', 'svc']);
   expect([kept.code, kept.stderr]).toEqual([
