@@ -15,6 +15,7 @@ import { prepareInitramfs } from '../images/initramfs.ts';
 import { findKernel, openKernel, type PreparedKernel, prepareKernel } from '../images/kernel.ts';
 import { imagePaths, MADE, removeLeftovers } from '../images/layout.ts';
 import type { ImageLibrary } from '../images/library.ts';
+import { runArchive } from '../images/run-directory.ts';
 import type { Boot, BootSource, KernelChoice } from '../services/deps.ts';
 import type { Store } from '../store/contract.ts';
 import { type ImageRules, isOfHutch } from './image-rules.ts';
@@ -52,6 +53,7 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
         initramfsPath: initramfs.path,
         initramfsDigest: initramfs.digest,
       },
+      runArchive: runArchive(paths, image.record.digest),
     } as const;
     return boot;
   }
@@ -61,6 +63,7 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
       image: image.record,
       kernelId: null,
       files: { kind: 'root', imagePath: image.path, imageDigest: image.rootDigest, isPackedHere: image.isPackedHere },
+      runArchive: runArchive(paths, image.record.digest),
     };
   }
 
@@ -271,7 +274,7 @@ function ownKernelGone(op: Operation, { id }: Image): HutchError {
 const NOT_HAD: ReadonlySet<string> = new Set(['not_found', 'permission_denied', 'unavailable']);
 
 function engineBoot(image: Image, reference: string): Boot {
-  return { image, kernelId: null, files: { kind: 'engine', reference, imageDigest: image.digest } };
+  return { image, kernelId: null, files: { kind: 'engine', reference, imageDigest: image.digest }, runArchive: null };
 }
 
 /** At the same time; when one fails the other is still waited for, so that nothing goes on unseen. */

@@ -9,6 +9,7 @@ import type { ImageConfig } from '../domain/image.ts';
 import type { Aside, Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Blobs } from './blobs.ts';
+import type { LayerSource } from './build/flatten.ts';
 import { digestOf } from './digest.ts';
 import {
   commitImage,
@@ -28,6 +29,7 @@ import { PackFailed, packLayer } from './layers/pack.ts';
 import { TREE_LIMITS, Tree, type TreeLimits } from './layers/tree.ts';
 import { unpacked } from './layers/unpack.ts';
 import { type ImagePaths, SHARED_DIR_MODE, SHARED_FILE_MODE, unlessDamaged, writeStaged } from './layout.ts';
+import { keepRunDirectory } from './run-directory.ts';
 import { DATA_AT, squashfsOf, TooManyOwners } from './squashfs/write.ts';
 
 export const STEP = 'pull';
@@ -196,6 +198,7 @@ async function written(op: Operation, making: Making, here: ReadonlyMap<string, 
   }
   await Promise.all(image.layers.map(({ file }) => file)); // also those whose content was here: they are kept for others
   op.progress({ step: image.step ?? STEP, detail: 'writing' });
+  await keepRunDirectory(op, host, out, tree, await Promise.all(image.layers.map(async ({ file }) => sourceOf(op, making, await file))));
   const parts = await squashfsOf(
     tree,
     layers.map(({ packed }) => packed),
@@ -215,6 +218,10 @@ async function written(op: Operation, making: Making, here: ReadonlyMap<string, 
   };
   await Promise.all(Array.from({ length: MAPS_AT_ONCE }, some));
   return { sha256, sizeBytes: parts.sizeBytes };
+}
+
+function sourceOf(op: Operation, { host, limits }: Making, file: string): LayerSource {
+  return () => unpacked(op, host, file, limits.layerBytesMax);
 }
 
 function layerName({ layers, what }: ImageToBuild, at: number): string {

@@ -12,6 +12,7 @@ import type { LinkedProcess } from '../guest/linked-process.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Boot } from './deps.ts';
+import { fillRun } from './fill-run.ts';
 import { MAIN_LOG_BYTES_MAX, MAIN_LOG_FILES } from './main-log.ts';
 import type { Run } from './run.ts';
 import { reachStarted } from './runs.ts';
@@ -68,7 +69,7 @@ export async function bringUp(op: Operation, host: Host, run: Run, what: BringUp
   await tellGuest(limited, host, run, agent, configurationOf(host, what, started, run.backend)).catch((error: unknown) =>
     Promise.reject(whyNot(op, run, what, started, error)),
   );
-  if (started.network !== null) await backend.linkUp(limited, plan);
+  await Promise.all([fillRun(limited, host, agent, what.boot), started.network === null ? null : backend.linkUp(limited, plan)]);
   const stagesMs = { ...started.stagesMs, agentGreeted: greetedMs - beganMs, configured: host.monotonicMs() - greetedMs };
   op.log.debug({ sandbox: plan.id, stagesMs }, 'guest is up');
   undo.move();

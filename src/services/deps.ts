@@ -12,7 +12,13 @@ import type { ImageLibrary } from '../images/library.ts';
 import type { Store } from '../store/contract.ts';
 
 /** What a sandbox boots from. */
-export type Boot = { readonly image: Image; readonly kernelId: KernelId | null; readonly files: BootFiles };
+export type Boot = {
+  readonly image: Image;
+  readonly kernelId: KernelId | null;
+  readonly files: BootFiles;
+  /** Where what the image has in /run would lie, for guests that have memory there; null: they have the image's. */
+  readonly runArchive: string | null;
+};
 
 /** `asked`: by whoever makes the sandbox; `default`: by whoever said what sandboxes boot that name none. */
 export type KernelChoice = { readonly kernel: Kernel; readonly by: 'asked' | 'default' };

@@ -12,6 +12,7 @@ import type { Call } from './call.ts';
 import { goOn, settle } from './clone.ts';
 import type { Core } from './core.ts';
 import { type Boot, type Deps, placesOf } from './deps.ts';
+import { fillRun } from './fill-run.ts';
 import type { Run } from './run.ts';
 import { removeUnmade } from './unmade.ts';
 
@@ -108,6 +109,7 @@ async function booted(core: WarmNeeds, op: Operation, run: Run, { backend, boot 
   const agent = await run.link.agent(limited);
   const sandbox = { id: run.id, spec, startCount: -1 };
   await agent.configure(limited, configurationOf(host, { sandbox, boot, secrets: {} }, started, backend));
+  await fillRun(limited, host, agent, boot);
   await runOnce(limited, run);
   return started;
 }

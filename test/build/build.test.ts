@@ -107,6 +107,28 @@ for (const backend of ['gvisor', 'qemu']) {
     },
   );
 
+  test(`what an image has in /run is there in its sandboxes, and for a RUN upon it, which may change it, on ${backend}`, {
+    timeout: 180_000,
+  }, async (ctx) => {
+    if (!isTried(backend, 1)) return ctx.skip('another time: by the seed');
+    const missing = await here.why(backend);
+    if (missing !== null) return ctx.skip(missing);
+    const build = async (name: string, text: string) => {
+      const { code, stderr } = await world.run(['build', '--no-cache', '--backend', backend, '-t', name, '-'], { input: text });
+      expect(code, stderr).toBe(0);
+      return stderr;
+    };
+    const making = 'mkdir -p /run/sshd /run/old && echo kept > /run/sshd/file && chown 1000:1001 /run/sshd && ln -s sshd /run/link';
+    await build(`run-${backend}:1`, `FROM base:1\nRUN ${making}\n`);
+    const changing = 'cat /run/link/file && rm -r /run/old && echo new > /run/new';
+    expect(await build(`run-${backend}:2`, `FROM run-${backend}:1\nRUN ${changing}\n`)).toContain('  kept\n');
+    const look = 'stat -c "%u:%g %a" /run/sshd; cat /run/link/file /run/new; test ! -e /run/old && echo gone';
+    const args = ['run', '--rm', '--backend', backend, '--image', `run-${backend}:2`, '--', 'sh', '-c', look];
+    const { code, stdout, stderr } = await world.run(args);
+    expect(code, stderr).toBe(0);
+    expect(stdout).toBe('1000:1001 755\nkept\nnew\ngone\n');
+  });
+
   test.runIf(isTried(backend, 1))(
     `${backend}: what is mounted for a command is in no layer, nor is a secret anywhere`,
     { timeout: 180_000 },

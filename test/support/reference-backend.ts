@@ -349,7 +349,7 @@ export function referenceBoots(store: Store, host: Host): BootSource {
   };
   const take = async (op: Operation) => {
     known ??= image(op);
-    return { image: await known, kernelId: null, files: FILES };
+    return { image: await known, kernelId: null, files: FILES, runArchive: null };
   };
   return {
     initrds: () => new Set(),
