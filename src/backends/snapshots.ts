@@ -1,11 +1,12 @@
 // What a backend with snapshots does, as part of the interface of all: what one takes, what begins at it or goes back to it, and what
 // travels to another machine.
+import type { Holding } from '../domain/holding.ts';
 import type { Shape } from '../domain/sandbox.ts';
 import type { Operation } from '../host/operation.ts';
 import type { SandboxPlan, Started } from './backend.ts';
 
-/** What a snapshot took: how long the sandbox stood still for it, what is stored for it alone, and what it would take without all that it shares. */
-export type SnapshotTaken = { readonly stillMs: number; readonly ownBytes: number; readonly apparentBytes: number };
+/** What a snapshot took: how long the sandbox stood still for it, and what it would take without all that it shares. */
+export type SnapshotTaken = { readonly stillMs: number; readonly apparentBytes: number };
 
 /** A file of a snapshot that travels. */
 export type SnapshotPart = {
@@ -114,6 +115,10 @@ export type Snapshots = {
   digest(op: Operation, dir: string): Promise<string>;
   /** Where `create` makes more than files: of a sandbox that went back, or did not, nothing but what is its own stays. Again is as once. */
   settle?(op: Operation, plan: SandboxPlan): Promise<void>;
+  /** Where `take` makes more than files: what one holds of that. What two of them have in common is the same of both. Null: an older version did not write it down. */
+  holdings?(op: Operation, dir: string): Promise<readonly Holding[] | null>;
+  /** Files that they may have one more name of, and that are there without them: of the machine itself, and so nobody's. */
+  commons?(op: Operation): Promise<readonly string[]>;
   /** Where `take` makes more than files: what it made for directories that are gone goes. @throws HutchError `unavailable`. */
   sweep?(op: Operation): Promise<void>;
 };

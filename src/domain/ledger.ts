@@ -51,6 +51,7 @@ export const LEDGER_REASONS = [
   'resume',
   'set',
   'volume-rm',
+  'recount',
 ] as const;
 export type LedgerReason = (typeof LEDGER_REASONS)[number];
 

@@ -1,7 +1,7 @@
 // What a named snapshot is: a sandbox of one instant, kept. Snapshots form a graph by what each was stored against; a parent cannot
 // vanish under its child. What is stored for one alone is billed for as long as it is kept.
 import type { OpId, ProjectId, SandboxId, SnapshotId } from './ids.ts';
-import type { LedgerDraft } from './ledger.ts';
+import type { LedgerDraft, LedgerKind, LedgerReason } from './ledger.ts';
 import type { JsonObject } from './records.ts';
 import type { SandboxSpec } from './sandbox.ts';
 
@@ -24,7 +24,7 @@ export type Snapshot = {
   /** As that was then. Values of secrets are not kept: `secretNames` is empty. */
   readonly spec: SandboxSpec;
   readonly parentId: SnapshotId | null;
-  /** What is stored for it alone, measured when it was made. */
+  /** What it holds of the disk that counts for no older one: when that goes, it counts for this one. */
   readonly ownBytes: number;
   /** What it would take without all that it shares. */
   readonly apparentBytes: number;
@@ -48,13 +48,23 @@ export function secretsOf({ detail }: Pick<Snapshot, 'detail'>): readonly string
 /** What of `detail` says nothing of a machine. */
 export const NOT_MACHINE: readonly string[] = ['before', 'secretNames'];
 
-/** An endpoint of the interval in which it is stored. */
-export function snapshotEntry(snapshot: Snapshot, what: 'created' | 'removed', atMs: number, opId: OpId): LedgerDraft {
+/** Before it is known what of it is there already. */
+export type NewSnapshot = Omit<Snapshot, 'ownBytes'>;
+
+const ENDPOINTS = {
+  created: ['snap.storage.start', null],
+  removed: ['snap.storage.stop', 'snap-rm'],
+  'recounted from': ['snap.storage.stop', 'recount'],
+  'recounted to': ['snap.storage.start', 'recount'],
+} as const satisfies Record<string, readonly [LedgerKind, LedgerReason | null]>;
+
+/** An endpoint of an interval in which so much of it is stored. */
+export function snapshotEntry(snapshot: Snapshot, what: keyof typeof ENDPOINTS, atMs: number, opId: OpId): LedgerDraft {
+  const [kind, reason] = ENDPOINTS[what];
   return {
-    kind: what === 'created' ? 'snap.storage.start' : 'snap.storage.stop',
-    reason: what === 'created' ? null : 'snap-rm',
-    // A clock that was stepped back ends nothing before it began.
-    atMs: Math.max(atMs, snapshot.createdAtMs),
+    kind,
+    reason,
+    atMs,
     projectId: snapshot.projectId,
     sandboxId: null,
     snapshotId: snapshot.id,

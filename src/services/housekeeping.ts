@@ -5,6 +5,7 @@ import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import type { Handlers } from './handlers.ts';
 import { newPlaceWatch } from './lost-place.ts';
+import { settleAllHoldings } from './settle-holdings.ts';
 import { ownCaller } from './supervisor.ts';
 import type { TemplateKeeper } from './template/keeper.ts';
 
@@ -32,6 +33,7 @@ export function startHousekeeping(core: Core, keeper: TemplateKeeper, images: Pi
     await pruneStore(core, op);
     await pruneLogs(core, op);
     await pruneTemplates(core, op);
+    await settleAllHoldings(core, op);
     await tidyBackends(core, op);
     if (core.deps.images !== null) await pruneCache(call, images);
     await keeper.sweep(call);

@@ -19,6 +19,7 @@ import type { Core } from './core.ts';
 import { backendOf } from './deps.ts';
 import { requireFreeSpace } from './free-space.ts';
 import { beginningOf } from './from-snapshot.ts';
+import { foundHoldings } from './holdings.ts';
 import { bytesOfImage, type Standing, standingOf, type Target, takeAlong, targetsOf } from './snapshot-bring.ts';
 import { requirePortable, stagingFor } from './snapshot-packing.ts';
 import { refuseTaken, requireSnapshotRoom, snapshotDir, snapshotsDir } from './snapshots.ts';
@@ -123,9 +124,10 @@ export async function takeIn(
   const fresh = { id, projectId: call.caller.projectId, name: called, kind: 'kept', contents, sandboxId: null, parentId: null } as const;
   const { freeBytes } = await host.fileSystem(op, core.deps.places.dataDir);
   const along = { dir: staged.dir, bytesMax: Math.max(0, freeBytes - (core.deps.settings.freeMiBMin ?? 0) * MIB) };
-  const whole = { ...fresh, spec, ownBytes: bytes, apparentBytes: bytes, createdAtMs: host.nowMs(), detail };
+  const { holdings, wholeBytes } = await foundHoldings(core, op, spec.backend, dir);
+  const whole = { ...fresh, spec, apparentBytes: Math.max(bytes, wholeBytes), createdAtMs: host.nowMs(), detail };
   const snapshot = await takeAlong(core, op, config, standing, along, async (also) => {
-    const [put] = await call.commit([{ change: 'createSnapshot', snapshot: whole }, ...also]);
+    const [put] = await call.commit([{ change: 'createSnapshot', snapshot: whole, holdings }, ...also]);
     return put;
   });
   cleanUp.move();

@@ -9,6 +9,7 @@ import type { Sandbox, SandboxSpec } from '../domain/sandbox.ts';
 import {
   beforeOf,
   byLineage,
+  type NewSnapshot,
   NOT_MACHINE,
   type Snapshot,
   type SnapshotContents,
@@ -24,6 +25,7 @@ import type { Core } from './core.ts';
 import { backendOf, savedDir } from './deps.ts';
 import { requireFreeSpace } from './free-space.ts';
 import type { Handlers } from './handlers.ts';
+import { foundHoldings } from './holdings.ts';
 import { inGuest } from './in-guest.ts';
 import { refuseMounted } from './mounts.ts';
 import type { Restorer } from './restore.ts';
@@ -62,7 +64,7 @@ type Wanted = {
   /** Those that may go where a quota has no room for it: taken when it is written down, given back when it is on record or refused. */
   readonly mayGo?: () => Promise<{ readonly ids: readonly SnapshotId[] } & AsyncDisposable>;
   /** Committed with it. */
-  readonly also?: (snapshot: Snapshot, dir: string) => Promise<readonly Change[]>;
+  readonly also?: (snapshot: NewSnapshot, dir: string) => Promise<readonly Change[]>;
 };
 
 export function snapshotVerbs(core: Core, restorer: Restorer): Pick<Handlers, SnapshotVerbs> {
@@ -171,20 +173,20 @@ export async function takeSnapshot(
     ...(before === undefined ? {} : { before }),
     ...(secretNames.length === 0 ? {} : { secretNames }),
   };
-  const { ownBytes, apparentBytes, stillMs } = taken;
-  const whole: Snapshot = {
+  const { holdings, wholeBytes } = await foundHoldings(core, op, backend.name, dir);
+  const whole: NewSnapshot = {
     ...{ id, projectId: sandbox.projectId, name, kind, contents, sandboxId: sandbox.id },
     spec: spec(keptSpec(sandbox.spec)),
     parentId: await keptAncestor(core, standsOn),
-    ...{ ownBytes, apparentBytes, createdAtMs: host.nowMs(), detail },
+    ...{ apparentBytes: Math.max(taken.apparentBytes, wholeBytes), createdAtMs: host.nowMs(), detail },
   };
   await using going = mayGo === undefined ? null : await mayGo();
   const [snapshot] = await call.commit([
-    { change: 'createSnapshot', snapshot: whole, mayGo: going?.ids ?? [] },
+    { change: 'createSnapshot', snapshot: whole, holdings, mayGo: going?.ids ?? [] },
     ...(await also(whole, dir)),
   ]);
   undo.move();
-  return { snapshot, stillMs: inMicroseconds(stillMs) };
+  return { snapshot, stillMs: inMicroseconds(taken.stillMs) };
 }
 
 /** @throws HutchError `resource_exhausted` where so much more would pass the quota of the project. */
@@ -279,7 +281,7 @@ export function readSnapshotFiles(core: Core, op: Operation, { id, name }: Snaps
   return held;
 }
 
-export function snapshotsOf(core: Core, op: Operation, { spec }: Snapshot): NonNullable<Backend['snapshots']> {
+export function snapshotsOf(core: Core, op: Operation, { spec }: Pick<Snapshot, 'spec'>): NonNullable<Backend['snapshots']> {
   const { snapshots, name } = backendOf(core.deps, op, spec.backend);
   if (snapshots === undefined) throw op.error('failed_precondition', `the backend ${name} makes no snapshots here`);
   return snapshots;

@@ -4,6 +4,7 @@
 // A commit is a list of changes that happen together or not at all. If one of them is refused, none
 // has happened and the commit rejects with a HutchError that names it.
 import type { ErrorBody } from '../domain/errors.ts';
+import type { Holding } from '../domain/holding.ts';
 import type {
   BuildId,
   ImageId,
@@ -34,7 +35,7 @@ import type {
   RequestRecord,
 } from '../domain/records.ts';
 import type { Sandbox, SandboxEvent, SandboxSpec, SandboxState, SnapshotSource } from '../domain/sandbox.ts';
-import type { Snapshot, SnapshotKind } from '../domain/snapshot.ts';
+import type { NewSnapshot, Snapshot, SnapshotKind } from '../domain/snapshot.ts';
 import type { Template, Warmth } from '../domain/template.ts';
 import type { UidRange } from '../domain/users.ts';
 import type { Volume, VolumeUser } from '../domain/volume.ts';
@@ -190,14 +191,22 @@ export type ChangeMap = {
   };
 
   /**
-   * All of it is on the disk: the row, its event and `snap.storage.start`; its sandbox stands on it from now on. `conflict` when
-   * the name is taken; `resource_exhausted` when the quota of its project would be passed. Rather than that, those of `mayGo` that are
+   * All of it is on the disk: the row, its event and `snap.storage.start` with what of `holdings` counts for no other; its sandbox
+   * stands on it from now on. `conflict` when the name is taken; `resource_exhausted` when the quota of its project would be passed. Rather than that, those of `mayGo` that are
    * kept to undo are removed, in that order, as few as make room, and none where all would not.
    */
-  createSnapshot: { args: { readonly snapshot: Snapshot; readonly mayGo?: readonly SnapshotId[] }; result: Snapshot };
+  createSnapshot: {
+    args: { readonly snapshot: NewSnapshot; readonly holdings: readonly Holding[]; readonly mayGo?: readonly SnapshotId[] };
+    result: Snapshot;
+  };
+  /** What they hold of the disk, as it was found there. Where another sum counts for one than is on record, the ledger has it from now on. */
+  settleHoldings: {
+    args: { readonly of: readonly { readonly id: SnapshotId; readonly holdings: readonly Holding[] }[]; readonly atMs: number };
+    result: null;
+  };
   /**
-   * What this transaction removed, deepest first, with `snap.storage.stop`; nothing when it was gone. `failed_precondition`, naming
-   * them, while snapshots or sandboxes were made from it; with `cascade` the snapshots go too.
+   * What this transaction removed, deepest first, with `snap.storage.stop`; nothing when it was gone. What others hold of it counts
+   * for them from then on, and the ledger says so. `failed_precondition`, naming them, while snapshots or sandboxes were made from it; with `cascade` the snapshots go too.
    */
   removeSnapshot: { args: { readonly id: SnapshotId; readonly cascade: boolean; readonly atMs: number }; result: readonly Snapshot[] };
 
@@ -353,6 +362,7 @@ export type QueryMap = {
   /** By name. */
   volumes: { args: { readonly projectId?: ProjectId }; result: readonly Volume[] };
   volumeUsers: { args: { readonly id?: VolumeId }; result: readonly VolumeUser[] };
+  snapshotHoldings: { args: { readonly id: SnapshotId }; result: readonly Holding[] };
   /** The last one that was taken of a sandbox, or that it went on with. */
   snapshotHead: { args: { readonly sandboxId: SandboxId }; result: Snapshot | null };
 

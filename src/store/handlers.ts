@@ -4,6 +4,7 @@ import { acquireLease, assetUses, labelAsset, listLabels, listLeases, releaseLea
 import type { ChangeMap, ChangeName, QueryMap, QueryName } from './contract.ts';
 import type { Db } from './db.ts';
 import { addEvent, lastEvents, listEvents } from './events.ts';
+import { listHoldings } from './holdings.ts';
 import {
   defaultKernel,
   describeImage,
@@ -61,7 +62,7 @@ import {
   sandboxCandidates,
 } from './sandboxes.ts';
 import { beat, health, prune, readHeartbeat, readSetting, setSetting } from './settings.ts';
-import { createSnapshot, listSnapshots, readHead, readSnapshot, removeSnapshot, snapshotUsers } from './snapshots.ts';
+import { createSnapshot, listSnapshots, readHead, readSnapshot, removeSnapshot, settleHoldings, snapshotUsers } from './snapshots.ts';
 import { listTemplates, putTemplate, readTemplate, removeTemplate, requireTemplate, warmTemplate } from './templates.ts';
 import type { Tx } from './tx.ts';
 import { createVolume, growVolume, listVolumes, markGuestWritten, readVolume, removeVolume, volumeUsers } from './volumes.ts';
@@ -101,6 +102,7 @@ export const CHANGES: { readonly [K in ChangeName]: (tx: Tx, args: ChangeMap[K][
   labelAsset,
   createSnapshot,
   removeSnapshot,
+  settleHoldings,
   putTemplate,
   requireTemplate,
   warmTemplate,
@@ -158,6 +160,7 @@ export const QUERIES: { readonly [K in QueryName]: (db: Db, args: QueryMap[K]['a
   template: (db, { id }) => readTemplate(db, id),
   templates: listTemplates,
   snapshotUsers,
+  snapshotHoldings: listHoldings,
   snapshotHead: readHead,
   volume: (db, { id }) => readVolume(db, id),
   volumes: listVolumes,

@@ -366,6 +366,25 @@ export const MIGRATIONS: readonly Migration[] = [
         '{"sandboxes":50,"cpus":800,"memoryMiB":1638400,"diskMiB":52428800,"imageMiB":1048576,"builds":50,"buildsPerDay":10000,"buildMinutes":60}';
     `,
   },
+  {
+    version: 13,
+    what: 'what snapshots hold of the disk, and for which of them it counts',
+    sql: `
+      CREATE TABLE snapshot_holdings (
+        snapshot_id TEXT NOT NULL REFERENCES snapshots (id),
+        holding TEXT NOT NULL,
+        bytes INTEGER NOT NULL,
+        counted INTEGER NOT NULL,
+        PRIMARY KEY (snapshot_id, holding)
+      ) STRICT, WITHOUT ROWID;
+      CREATE INDEX snapshot_holdings_holding ON snapshot_holdings (holding);
+      CREATE UNIQUE INDEX snapshot_holdings_counted ON snapshot_holdings (holding) WHERE counted = 1;
+      ALTER TABLE snapshots ADD COLUMN own_since_ms INTEGER NOT NULL DEFAULT 0;
+      UPDATE snapshots SET own_since_ms = created_at_ms;
+      -- Until it is known what each holds: what was counted when it was made.
+      INSERT INTO snapshot_holdings (snapshot_id, holding, bytes, counted) SELECT id, 'snapshot:' || id, own_bytes, 1 FROM snapshots;
+    `,
+  },
 ];
 
 export const SCHEMA_VERSION = MIGRATIONS.length;

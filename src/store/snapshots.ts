@@ -1,13 +1,15 @@
 // The tables of snapshots and of which sandbox stands on which. Their lineage is a graph here: a parent cannot vanish under its
-// child. A snapshot's row, its entry in the ledger and its event commit together or not at all.
+// child. A snapshot's row, what it holds, its entry in the ledger and its event commit together or not at all.
 import * as z from 'zod';
 import { HutchError } from '../domain/errors.ts';
+import type { Holding } from '../domain/holding.ts';
 import type { SnapshotId } from '../domain/ids.ts';
-import { SNAPSHOT_CONTENTS, SNAPSHOT_KINDS, type Snapshot, snapshotEntry } from '../domain/snapshot.ts';
+import { type NewSnapshot, SNAPSHOT_CONTENTS, SNAPSHOT_KINDS, type Snapshot, snapshotEntry } from '../domain/snapshot.ts';
 import { idColumn, jsonColumn, objectSchema, timeColumn, toJson } from './columns.ts';
 import type { ChangeMap, QueryMap } from './contract.ts';
 import type { Db, Row } from './db.ts';
 import { addEvent } from './events.ts';
+import { addHoldings, notBefore, recounted, releaseHoldings, uncountedBytes, writeRecounted } from './holdings.ts';
 import { appendLedger } from './ledger.ts';
 import { requireName } from './names.ts';
 import { noRoomForSnapshot } from './quotas.ts';
@@ -49,15 +51,16 @@ function fromRow(raw: Row): Snapshot {
 
 const DETAIL_BYTES_MAX = 65_536;
 
-export function createSnapshot(tx: Tx, { snapshot, mayGo = [] }: ChangeMap['createSnapshot']['args']): Snapshot {
+export function createSnapshot(tx: Tx, { snapshot: fresh, holdings, mayGo = [] }: ChangeMap['createSnapshot']['args']): Snapshot {
   const { db, stamp } = tx;
-  makeRoom(tx, snapshot, mayGo);
+  makeRoom(tx, fresh, holdings, mayGo);
+  const snapshot = { ...fresh, ownBytes: uncountedBytes(db, holdings) };
   if (snapshot.name !== null) claimSnapshotName(db, snapshot.projectId, snapshot.name);
   // What it was stored against may have been removed meanwhile: what is stored needs nothing of it.
   const parent = snapshot.parentId === null ? null : readSnapshot(db, snapshot.parentId);
   db.run(
     `INSERT INTO snapshots (id, project_id, name, kind, contents, sandbox_id, parent_id, image_id, kernel_id, spec, own_bytes,
-       apparent_bytes, created_at_ms, detail) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+       apparent_bytes, created_at_ms, own_since_ms, detail) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
     snapshot.id,
     snapshot.projectId,
     snapshot.name,
@@ -71,8 +74,10 @@ export function createSnapshot(tx: Tx, { snapshot, mayGo = [] }: ChangeMap['crea
     snapshot.ownBytes,
     snapshot.apparentBytes,
     snapshot.createdAtMs,
+    snapshot.createdAtMs,
     toJson(snapshot.detail, DETAIL_BYTES_MAX, 'the detail of the snapshot'),
   );
+  addHoldings(db, snapshot.id, 'as the newest', holdings);
   if (snapshot.sandboxId !== null) {
     db.run(
       'INSERT INTO sandbox_lineage (sandbox_id, head_id) VALUES (?, ?) ON CONFLICT (sandbox_id) DO UPDATE SET head_id = excluded.head_id',
@@ -86,14 +91,16 @@ export function createSnapshot(tx: Tx, { snapshot, mayGo = [] }: ChangeMap['crea
 }
 
 /** Nothing stands on what is kept to undo. What is removed for it comes back where that is not enough: the commit fails as a whole. */
-function makeRoom(tx: Tx, { projectId, ownBytes, createdAtMs }: Snapshot, mayGo: readonly SnapshotId[]): void {
-  let refusal = noRoomForSnapshot(tx, projectId, ownBytes);
+function makeRoom(tx: Tx, { projectId, createdAtMs }: NewSnapshot, holdings: readonly Holding[], mayGo: readonly SnapshotId[]): void {
+  // What it has of one that goes is its own from then on.
+  const refused = () => noRoomForSnapshot(tx, projectId, uncountedBytes(tx.db, holdings));
+  let refusal = refused();
   for (const id of mayGo) {
     if (refusal === null) return;
     const going = readSnapshot(tx.db, id);
     if (going?.kind !== 'undo') continue;
     dropAll(tx, [going], createdAtMs);
-    refusal = noRoomForSnapshot(tx, projectId, ownBytes);
+    refusal = refused();
   }
   if (refusal !== null) throw refusal;
 }
@@ -149,19 +156,47 @@ function withAllOnIt(db: Db, id: SnapshotId): readonly Snapshot[] {
     .map(fromRow);
 }
 
-function dropAll(tx: Tx, gone: readonly Snapshot[], atMs: number): readonly Snapshot[] {
+function dropAll(tx: Tx, gone: readonly Snapshot[], wantedMs: number): readonly Snapshot[] {
   const { db, stamp } = tx;
+  const heirs = new Set(gone.flatMap(({ id }) => [...releaseHoldings(db, id)]));
+  for (const { id } of gone) heirs.delete(id);
+  const changed = recounted(
+    db,
+    [...heirs].map((id) => existing(db, id)),
+  );
+  const atMs = notBefore(db, [...gone, ...changed.map(({ before }) => before)], wantedMs);
   for (const snapshot of gone) {
     db.run('UPDATE sandbox_lineage SET head_id = ? WHERE head_id = ?', snapshot.parentId, snapshot.id);
     db.run('UPDATE sandbox_lineage SET made_from_id = NULL WHERE made_from_id = ?', snapshot.id);
     db.run('DELETE FROM snapshots WHERE id = ?', snapshot.id);
     record(tx, 'snapshot.removed', snapshot, atMs);
   }
-  appendLedger(
-    tx,
-    gone.map((snapshot) => snapshotEntry(snapshot, 'removed', atMs, stamp.opId)),
-  );
+  const removals = gone.map((snapshot) => snapshotEntry(snapshot, 'removed', atMs, stamp.opId));
+  appendLedger(tx, [...removals, ...writeRecounted(tx, changed, atMs)]);
   return gone;
+}
+
+/** Of all of them at once: what they held before says nothing of what they hold now. Who is not on record any more is left out. */
+export function settleHoldings(tx: Tx, { of, atMs: wantedMs }: ChangeMap['settleHoldings']['args']): null {
+  const { db } = tx;
+  const found = of.flatMap(({ id, holdings }) => {
+    const snapshot = readSnapshot(db, id);
+    return snapshot === null ? [] : [{ snapshot, holdings }];
+  });
+  const touched = new Set<SnapshotId>(found.map(({ snapshot }) => snapshot.id));
+  for (const { snapshot } of found) for (const heir of releaseHoldings(db, snapshot.id)) touched.add(heir);
+  for (const { snapshot, holdings } of found) for (const other of addHoldings(db, snapshot.id, 'by its age', holdings)) touched.add(other);
+  const changed = recounted(
+    db,
+    [...touched].map((id) => existing(db, id)),
+  );
+  const atMs = notBefore(
+    db,
+    changed.map(({ before }) => before),
+    wantedMs,
+  );
+  appendLedger(tx, writeRecounted(tx, changed, atMs));
+  return null;
 }
 
 /** What a template starts from goes with that template only. */

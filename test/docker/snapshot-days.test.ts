@@ -3,6 +3,7 @@
 import { mkdir, readdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
+import { expectBytesCounted } from '../faults/stored-bytes.ts';
 import { LOGIN, Registry } from '../support/debian-registry.ts';
 import { eventually } from '../support/eventually.ts';
 import { clearSnapshots, type SmallWorld, startSmall } from './small-world.ts';
@@ -214,4 +215,53 @@ test('what is said of snapshots of containers: their tree, sizes, bill, and what
     ...['third', 'second', 'fourth'].map((name) => ['snap.storage.stop', name, true]),
   ]);
   await world.gone(id);
+});
+
+test('layers that were kept to undo and that others hold too count for those when it goes', { timeout: 240_000 }, async () => {
+  const { daemon } = world;
+  const { id } = await daemon.call('sandbox.create', { image, undo: 1 });
+  /** As the Engine says it of each layer above the image, once. */
+  const bytesInEngine = async (): Promise<number> => {
+    const bytes = new Map<string, number>();
+    for (const one of await kept()) {
+      const asked = await Promise.all(['json', 'history'].map((what) => world.engine.ask('GET', `/images/${OURS}${one}/${what}`)));
+      const [{ RootFS }, history] = asked.map(({ body }) => body) as [
+        { readonly RootFS: { readonly Layers: readonly string[] } },
+        readonly { readonly Size: number; readonly Comment: string }[],
+      ];
+      const sizes = history.filter(({ Size, Comment }) => Size > 0 && Comment.includes('sandbox of Hutch')).map(({ Size }) => Size);
+      for (const [at, size] of sizes.entries()) bytes.set(RootFS.Layers.slice(0, RootFS.Layers.length - at).join(' '), size);
+    }
+    return [...bytes.values()].reduce((sum, each) => sum + each, 0);
+  };
+  const own = async (): Promise<readonly (readonly [string, number])[]> =>
+    (await daemon.call('snapshot.list', { all: true })).snapshots.map(({ name, kind, ownBytes }) => [
+      name ?? kind,
+      Math.round(ownBytes / MIB),
+    ]);
+  await sh(id, write(10, '/root/a'));
+  await sh(id, 'true');
+  expect(await own()).toEqual([['undo', 10]]);
+  await daemon.call('sandbox.undo', { ref: id });
+  expect(await own()).toEqual([]); // its image stays in the Engine as long as the container stands on it
+  await daemon.call('snapshot.create', { ref: id, diskOnly: true, name: 'mine' });
+  expect(await own()).toEqual([['mine', 10]]);
+  await sh(id, write(5, '/root/b'));
+  await sh(id, 'true');
+  await daemon.call('snapshot.create', { ref: id, diskOnly: true, name: 'later' });
+  expect((await own()).toSorted()).toEqual([
+    ['later', 0],
+    ['mine', 10],
+    ['undo', 5],
+  ]);
+  await daemon.call('sandbox.set', { ref: id, undo: 0 });
+  await sh(id, 'true');
+  expect((await own()).toSorted()).toEqual([
+    ['later', 5],
+    ['mine', 10],
+  ]);
+  await expectBytesCounted(daemon, await bytesInEngine());
+  await world.gone(id);
+  await daemon.call('snapshot.remove', { snapshot: 'mine', cascade: true });
+  await expectBytesCounted(daemon);
 });

@@ -338,7 +338,8 @@ for (const backend of BACKENDS) {
 }
 
 test('snapshots count in the quota of their project, and what is kept to undo gives way', { timeout: TEST_MS }, async () => {
-  const { id } = await daemon.call('sandbox.create', { backend: 'qemu', name: 'web', network: 'none', undo: 5 });
+  // Each of gVisor's has all of its memory: the oldest holds what no other does.
+  const { id } = await daemon.call('sandbox.create', { backend: 'gvisor', name: 'web', network: 'none', undo: 5 });
   const all = async () => (await daemon.call('snapshot.list', { all: true })).snapshots;
   const inUse = async () => (await daemon.call('quota.list', {})).projects[0]?.use['snapshotMiB'];
   const bound = (snapshotMiB: number | 'inherit') => daemon.call('quota.set', { project: 'default', bounds: { snapshotMiB } });
@@ -353,7 +354,7 @@ test('snapshots count in the quota of their project, and what is kept to undo gi
   await using _unbounded = { [Symbol.asyncDispose]: async () => void (await bound('inherit')) };
   await bound(used);
   await expect(daemon.call('snapshot.create', { ref: 'web', name: 'mine' })).rejects.toThrow(
-    `the quota snapshotMiB of project default is ${used} MiB: ${used} are in use, and 1 more are wanted`,
+    new RegExp(`the quota snapshotMiB of project default is ${used} MiB: ${used} are in use, and [0-9]+ more are wanted`),
   );
   expect((await daemon.call('sandbox.get', { ref: 'web' })).state).toBe('running');
   await expectWhole();

@@ -94,6 +94,7 @@ test('released migrations are never edited', () => {
     '7ca02125b2cda2a0',
     '2b364c6958ec76c9',
     '1ccb6fdeb23a40eb',
+    '146d04eee8db514d',
   ]);
 });
 

@@ -110,7 +110,9 @@ test('what is stored for snapshots alone counts, and of those that may go as few
     ...{ spec: someSpec('web'), ownBytes: mib * 2 ** 20, apparentBytes: 100 * 2 ** 20, createdAtMs: 2, detail: {} },
   });
   const take = async (snapshot: Snapshot, mayGo: readonly SnapshotId[] = []) =>
-    await store.commit(op, [{ change: 'createSnapshot', snapshot, mayGo }]);
+    await store.commit(op, [
+      { change: 'createSnapshot', snapshot, holdings: [{ what: `file:${snapshot.id}`, bytes: snapshot.ownBytes }], mayGo },
+    ]);
   const left = async () => (await store.query('snapshots', {})).map(({ id }) => id).toSorted();
   const use = async () => (await store.query('quotas', { atMs: Date.now() }))[0]?.use.snapshotMiB;
   const older = [some(3, 'undo'), some(3, 'undo'), some(2.5, 'undo')];

@@ -14,7 +14,7 @@ const made = z.object({ Id: z.string().regex(/^sha256:[0-9a-f]{64}$/) });
 
 export async function commitContainer(op: Operation, engine: Engine, instance: string, container: Container): Promise<CommittedDisk> {
   // What it was made from may be a snapshot's, which this one is not.
-  const labels = { [LABEL.instance]: instance, [LABEL.snapshot]: '', [LABEL.below]: '' };
+  const labels = { [LABEL.instance]: instance, [LABEL.snapshot]: '', [LABEL.below]: '', [LABEL.layerBytes]: '' };
   const image = await keepDisk(op, engine, container, { labels });
   await using undo = new AsyncDisposableStack();
   undo.defer(async () => await dropped(op, engine, image.Id));

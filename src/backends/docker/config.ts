@@ -75,4 +75,6 @@ export const LABEL = {
   /** Of an image: whose disk it is, and how many of its layers are below what was written. */
   snapshot: 'dev.hutch.snapshot',
   below: 'dev.hutch.below',
+  /** Of an image: bytes of all of what it was committed upon, and of each layer above `below` there. */
+  layerBytes: 'dev.hutch.layer-bytes',
 } as const;

@@ -21,6 +21,8 @@ const savedSchema = z.strictObject({
       id: digest,
       below: z.array(digest).max(LAYERS_MAX),
       engine: z.strictObject({ identity: z.string(), address: z.string() }),
+      /** What each of `layers` takes there; what an older version of Hutch wrote does not say. */
+      layerBytes: z.array(z.int().min(0)).max(LAYERS_MAX).exactOptional(),
     })
     .nullable(),
   /** Those that lie beside this, as files. */

@@ -8,6 +8,7 @@ import type { Operation } from '../../host/operation.ts';
 import { unlessAway } from './away.ts';
 import { type DockerConfig, LABEL } from './config.ts';
 import type { Engine } from './engine.ts';
+import { layerBytesLabel, type StoodOn } from './layer-bytes.ts';
 
 export const REPOSITORY = 'hutch/snapshot';
 
@@ -46,8 +47,13 @@ export class SnapshotImages {
     return { key, lasts: own !== null, [Symbol.dispose]: () => void this.#held.delete(key) };
   }
 
-  labels(key: string, below: number): Record<string, string> {
-    return { [LABEL.instance]: this.#config.instance, [LABEL.snapshot]: key, [LABEL.below]: `${below}` };
+  labels(key: string, below: number, stoodOn: StoodOn | null): Record<string, string> {
+    return {
+      [LABEL.instance]: this.#config.instance,
+      [LABEL.snapshot]: key,
+      [LABEL.below]: `${below}`,
+      [LABEL.layerBytes]: stoodOn === null ? '' : layerBytesLabel(stoodOn),
+    };
   }
 
   /** Those that nobody needs any more, as far as the Engine gives them away. */

@@ -11,6 +11,7 @@ import type { Container } from './container.ts';
 import type { Engine } from './engine.ts';
 import { findImage, type ImageAnswer } from './image.ts';
 import type { KnownContainers } from './known.ts';
+import { layerBytesOf, layerHoldings } from './layer-bytes.ts';
 import { type LayerFile, layerPath, loadImage, readLayers } from './layers.ts';
 import type { Maker } from './make.ts';
 import { newPortable } from './portable.ts';
@@ -36,12 +37,12 @@ export function newSnapshots(parts: Parts): Snapshots {
   const { host } = config;
   return {
     takesUnwritten: true,
-    async take(op, plan, dir, { what, since }) {
+    async take(op, plan, dir, { what }) {
       if (what !== 'disk') throw op.error('failed_precondition', 'a container is kept without its memory');
       const { container, made } = await known.find(op, plan);
       if (container === null)
         throw op.error('failed_precondition', made ? 'its container was removed by somebody else' : 'it has no container');
-      return await takeDisk(op, parts, { container, dir, since });
+      return await takeDisk(op, parts, { container, dir });
     },
     async create(op, plan, dir) {
       await maker.makeFrom(op, plan, (await imageOf(op, parts, dir, plan)).Id);
@@ -76,13 +77,14 @@ export function newSnapshots(parts: Parts): Snapshots {
       // The container that made way may have stood on what is no snapshot any more.
       await images.sweep(op).catch((cause: unknown) => op.log.warn({ sandbox: plan.id, cause }, 'an image was left in the Docker Engine'));
     },
+    holdings: async (op, dir) => layerHoldings(await readSaved(op, host, dir)),
     sweep: (op) => images.sweep(op),
   };
 }
 
-type Taking = { readonly container: Container; readonly dir: string; readonly since: string | null };
+type Taking = { readonly container: Container; readonly dir: string };
 
-async function takeDisk(op: Operation, { config, engine, images }: Parts, { container, dir, since }: Taking): Promise<SnapshotTaken> {
+async function takeDisk(op: Operation, { config, engine, images }: Parts, { container, dir }: Taking): Promise<SnapshotTaken> {
   const { host } = config;
   const before = await findImage(op, engine, container.Image);
   if (before === null)
@@ -95,6 +97,7 @@ async function takeDisk(op: Operation, { config, engine, images }: Parts, { cont
       hint: 'copy what is to be kept into a new sandbox: hutch cp',
     });
   const below = Number(container.Config.Labels?.[LABEL.below] || stack.length);
+  const beneath = layerBytesOf(before, below);
   await host.makeDir(op, dir, 0o700);
   await using undo = new AsyncDisposableStack();
   using held = images.hold(dir);
@@ -107,7 +110,7 @@ async function takeDisk(op: Operation, { config, engine, images }: Parts, { cont
   const sinceMs = host.monotonicMs();
   let stillMs = 0;
   const image = await keepDisk(op, engine, container, {
-    labels: images.labels(held.key, below),
+    labels: images.labels(held.key, below, beneath === null ? null : { sizeBytes: before.Size, layerBytes: beneath }),
     name: { repo: REPOSITORY, tag: held.key },
     onGoesOn: () => {
       if (container.State.Running) stillMs = host.monotonicMs() - sinceMs;
@@ -115,15 +118,17 @@ async function takeDisk(op: Operation, { config, engine, images }: Parts, { cont
   });
   const digests = layersOf(image);
   const layers = digests.slice(below);
+  // Of what an older version made nobody knows it: what is new here is known all the same.
+  const known = beneath ?? stack.slice(below).map(() => 0);
+  const layerBytes = layers.map((_, at) => known[at] ?? Math.max(0, image.Size - before.Size));
   const saved: Saved = held.lasts
-    ? { version: 1, layers, image: await placeOf(op, engine, image.Id, digests.slice(0, below)), files: [] }
+    ? { version: 1, layers, image: { ...(await placeOf(op, engine, image.Id, digests.slice(0, below))), layerBytes }, files: [] }
     : { version: 1, layers, image: null, files: await asFiles(op, { host, engine }, image.Id, layers, dir) };
   await writeSaved(op, host, dir, saved);
-  const isSame = since !== null && (await readSaved(op, host, since)).layers.at(-1) === saved.layers.at(-1);
   undo.move();
   held[Symbol.dispose]();
   if (!held.lasts) await images.sweep(op);
-  return { stillMs, ownBytes: isSame ? 0 : Math.max(0, image.Size - before.Size), apparentBytes: image.Size };
+  return { stillMs, apparentBytes: image.Size };
 }
 
 async function placeOf(op: Operation, engine: Engine, id: string, below: readonly string[]): Promise<NonNullable<Saved['image']>> {
@@ -160,7 +165,8 @@ async function imageOf(op: Operation, { config, engine, maker, images }: Parts, 
   const above = saved.layers.map((digest): LayerFile => ({ digest, path: layerPath(dir, digest), bytes: bytesOf.get(digest) ?? 0 }));
   op.progress({ step: 'load', detail: 'the disk, into the Docker Engine (once)' });
   const { Architecture: architecture } = base;
-  await loadImage(op, { host, engine }, { name, architecture, labels: images.labels(held.key, below.length), below, above });
+  const labels = images.labels(held.key, below.length, { sizeBytes: base.Size, layerBytes: above.map(({ bytes }) => bytes) });
+  await loadImage(op, { host, engine }, { name, architecture, labels, below, above });
   const loaded = await findImage(op, engine, name);
   if (loaded !== null && fits(loaded)) return loaded;
   throw op.error('internal', 'the Docker Engine has taken a disk, and has another one');

@@ -88,8 +88,7 @@ export async function takeAndGoOn(op: Operation, parts: StillParts, plan: Sandbo
   await sync(op, host, dir);
   await writeSaved(op, host, dir, { fingerprint, checkpoint, disk });
   undo.move();
-  const ownBytes = (checkpoint?.bytes ?? 0) + ((await host.stat(op, join(dir, DISK)))?.allocatedBytes ?? 0);
-  return { stillMs, ownBytes, apparentBytes: ownBytes };
+  return { stillMs, apparentBytes: (checkpoint?.bytes ?? 0) + (await diskBytes(op, host, dir)) };
 }
 
 /** Of one that stands still for it, or does not run. */
@@ -123,8 +122,7 @@ export async function takeDisk(
   await sync(op, host, dir);
   await writeSaved(op, host, dir, { fingerprint, checkpoint: null, disk });
   undo.move();
-  const ownBytes = (await host.stat(op, join(dir, DISK)))?.allocatedBytes ?? 0;
-  return { stillMs, ownBytes, apparentBytes: ownBytes };
+  return { stillMs, apparentBytes: await diskBytes(op, host, dir) };
 }
 
 /** Of one that is suspended. */
@@ -142,8 +140,11 @@ export async function takeSaved(
   await sync(op, host, dir);
   await writeSaved(op, host, dir, { fingerprint, checkpoint, disk });
   undo.move();
-  const diskBytes = (await host.stat(op, join(dir, DISK)))?.allocatedBytes ?? 0;
-  return { stillMs: 0, ownBytes: diskBytes, apparentBytes: diskBytes + (checkpoint?.bytes ?? 0) };
+  return { stillMs: 0, apparentBytes: (checkpoint?.bytes ?? 0) + (await diskBytes(op, host, dir)) };
+}
+
+async function diskBytes(op: Operation, host: Host, dir: string): Promise<number> {
+  return (await host.stat(op, join(dir, DISK)))?.allocatedBytes ?? 0;
 }
 
 /** Removes `dir`, unless it is moved before that. */

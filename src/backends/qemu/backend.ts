@@ -220,12 +220,13 @@ export function newQemuBackend(config: QemuConfig): Backend {
       async take(op, plan, dir, { what, since, saved, lasts = true }) {
         await letGo(plan);
         const before = what !== 'disk';
-        const { stillMs, ownBytes, apparentBytes } =
+        const { stillMs, apparentBytes } =
           saved === undefined
             ? await capture(op, config, plan, dir, { what, since, afterwards: 'goes on', before, lasts }, kept)
             : await captureSaved(op, config, plan, dir, { since, saved, lasts });
-        return { stillMs, ownBytes, apparentBytes };
+        return { stillMs, apparentBytes };
       },
+      commons: (op) => shelf.memories(op),
       async create(op, plan, dir) {
         await host.makeDir(op, plan.dataDir, 0o711);
         await bundles.layDisk(op, plan, dir);

@@ -52,8 +52,6 @@ export type Capture = {
 export type Captured = {
   /** How long it stood still, for as far as it went on. */
   readonly stillMs: number;
-  /** What is stored for it alone. */
-  readonly ownBytes: number;
   /** What it would take without all that it has in common with others. */
   readonly apparentBytes: number;
   readonly dead: Dead | null;
@@ -355,7 +353,7 @@ async function conclude(
   taken: Awaited<ReturnType<typeof take>>,
   state: Uint8Array,
   lasts: boolean,
-): Promise<Pick<Captured, 'ownBytes' | 'apparentBytes'> & Pick<Manifest, 'memory'>> {
+): Promise<Pick<Captured, 'apparentBytes'> & Pick<Manifest, 'memory'>> {
   const { memory } = stored;
   const hasMemory = state.byteLength > 0;
   const first = hasMemory ? 1 : 0; // what was taken, in order: the memory, the disks
@@ -380,7 +378,6 @@ async function conclude(
   const layers = [memoryStore, disk, scratch].flatMap((store) => store?.layers ?? []);
   return {
     memory: memoryStore,
-    ownBytes: taken.reduce((sum, { bytes }) => sum + bytes, state.byteLength),
     apparentBytes: layers.reduce((sum, { bytes }) => sum + bytes, state.byteLength + base),
   };
 }
@@ -420,12 +417,9 @@ export async function captureSaved(
   await writeManifest(op, host, dir, content, lasts);
   undo.move();
   const base = (await host.stat(op, join(dir, memory.dir, BASE)))?.allocatedBytes ?? 0;
-  // What it has of its memory is the suspended one's too, until that goes on: counted here, as it stays here.
-  const memoryBytes = state.bytes + (memory.layers.at(-1)?.bytes ?? 0);
   const layers = [memory, ...stores].flatMap((store) => store.layers);
   return {
     stillMs: 0,
-    ownBytes: taken.reduce((sum, { bytes }) => sum + bytes, memoryBytes),
     apparentBytes: layers.reduce((sum, { bytes }) => sum + bytes, state.bytes + base),
     dead: null,
   };
@@ -453,9 +447,9 @@ async function restingDisk(
   const stored = await prepare(op, config, plan, dir, nowhere, how, null);
   const still = { before: false, begin: async () => {}, end: async () => {} };
   const taken = await take(op, host, imprintPath, { memory: null, disks: stored.disks, lasts: how.lasts }, still);
-  const { ownBytes, apparentBytes } = await conclude(op, config, dir, nowhere, stored, taken, new Uint8Array(), how.lasts);
+  const { apparentBytes } = await conclude(op, config, dir, nowhere, stored, taken, new Uint8Array(), how.lasts);
   undo.move();
-  return { stillMs: 0, ownBytes, apparentBytes, dead: null };
+  return { stillMs: 0, apparentBytes, dead: null };
 }
 
 const MAP_BYTES_MAX = 64 * 1024 * 1024;

@@ -95,6 +95,12 @@ export class TemplateShelf {
     return removed;
   }
 
+  /** Of those that are here. Who runs on one of them has one more name of it, as has what is saved of that. */
+  async memories(op: Operation): Promise<readonly string[]> {
+    if ((await this.#host.stat(op, this.#dir)) === null) return [];
+    return (await this.#host.list(op, this.#dir)).filter((name) => KEY.test(name)).map((key) => join(this.#dir, key, MEMORY_FILE));
+  }
+
   /** Removes what builders have left that died. */
   async sweep(op: Operation): Promise<void> {
     if ((await this.#host.stat(op, this.#dir)) === null) return;

@@ -4,7 +4,7 @@ import type { Backend } from '../../backends/backend.ts';
 import type { HutchError } from '../../domain/errors.ts';
 import { isName, newId, type ProjectId, type SandboxId } from '../../domain/ids.ts';
 import type { SandboxSpec } from '../../domain/sandbox.ts';
-import type { Snapshot } from '../../domain/snapshot.ts';
+import type { NewSnapshot } from '../../domain/snapshot.ts';
 import { padding } from '../../domain/tar/entry.ts';
 import { TAR_END, tarHeader } from '../../domain/tar/header.ts';
 import { dockerfileOf, type Steps, stepAtLine, stepsRefusal, type Template } from '../../domain/template.ts';
@@ -199,7 +199,7 @@ export class TemplateBuilder {
     await (await run.link.agent(syncing)).sync(syncing);
     const before = (await store.query('templates', { projectId: call.caller.projectId })).find((each) => each.name === name) ?? null;
     let digest = '';
-    const tag = async (snapshot: Snapshot, dir: string) => {
+    const tag = async (snapshot: NewSnapshot, dir: string) => {
       digest = `sha256:${await snapshotsOf(core, op, snapshot).digest(op, dir)}`;
       const atMs = host.nowMs();
       const template: Template = {
