@@ -10,7 +10,7 @@ import type { Operation } from '../host/operation.ts';
 import type { DownloadEnv } from '../images/apt.ts';
 import { DEFAULT_IMAGE, prepareDefaultImage } from '../images/default-image.ts';
 import { idOfDigest } from '../images/digest.ts';
-import { openImage, type PreparedImage, requireUnchanged } from '../images/image.ts';
+import { type PreparedImage, requireUnchanged } from '../images/image.ts';
 import { prepareInitramfs } from '../images/initramfs.ts';
 import { findKernel, openKernel, type PreparedKernel, prepareKernel } from '../images/kernel.ts';
 import { imagePaths, MADE, removeLeftovers } from '../images/layout.ts';
@@ -239,7 +239,7 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
   ): Promise<Boot> {
     const reference = record.detail[ENGINE_REFERENCE];
     if (typeof reference === 'string') return engineBoot(record, reference);
-    const image = await openImage(op, host, paths, record.digest);
+    const image = await library.find(op, record.digest);
     if (image === null)
       throw op.error('failed_precondition', `image ${record.digest} is not there any more`, { hint: `look into ${paths.images}` });
     await requireUnchanged(op, host, paths, image);

@@ -10,6 +10,7 @@ import type { Operation } from '../host/operation.ts';
 import { idOfDigest } from './digest.ts';
 import { type GivenFile, givenFile, unchanged } from './given.ts';
 import { commit, type ImagePaths, listOr, SHARED_FILE_MODE, unlessDamaged, writeStaged } from './layout.ts';
+import type { ManifestsRead } from './manifests-read.ts';
 
 const hex64 = z.string().regex(/^[0-9a-f]{64}$/);
 
@@ -166,10 +167,18 @@ export async function listImages(op: Operation, host: Host, paths: ImagePaths): 
 }
 
 /** The image of a digest; null when it is not there. Its content is not read: `verifyImage` does that. */
-export async function openImage(op: Operation, host: Host, paths: ImagePaths, digest: string): Promise<PreparedImage | null> {
+export async function openImage(
+  op: Operation,
+  host: Host,
+  paths: ImagePaths,
+  digest: string,
+  read?: ManifestsRead,
+): Promise<PreparedImage | null> {
   const dir = imageDir(paths, digest);
-  if ((await host.stat(op, join(dir, MANIFEST))) === null) return null;
-  const manifest = await readManifest(op, host, dir);
+  const file = await host.stat(op, join(dir, MANIFEST));
+  if (file === null) return null;
+  const manifest = read?.get(dir, file) ?? (await readManifest(op, host, dir));
+  read?.put(dir, file, manifest);
   const image = preparedOf(paths, manifest);
   if (image.record.digest !== digest) throw damaged(op, dir, 'its manifest does not belong to its digest');
   if (manifest.inPlace === true) return image; // the user's: `requireUnchanged` says what became of it

@@ -15,6 +15,7 @@ import { ownContent } from './image-bundle.ts';
 import { openKernel, type PreparedKernel } from './kernel.ts';
 import type { KernelTaken } from './kernel-bundle.ts';
 import { type ImagePaths, unlessDamaged } from './layout.ts';
+import { ManifestsRead } from './manifests-read.ts';
 import { CONFIG_BYTES_MAX, type OciConfig, parseConfig } from './oci/manifest.ts';
 import { fetchArtifact, type PullParts, pullImage, requireAllowed } from './pull.ts';
 import { type PushedImage, pushImage } from './push.ts';
@@ -47,6 +48,7 @@ export class ImageLibrary {
   readonly credentials: Credentials;
   readonly blobs: Blobs;
   readonly #parts: PullParts;
+  readonly #read = new ManifestsRead();
   #last: Promise<unknown> = Promise.resolve();
 
   constructor({ host, paths, registry, credentials, limits, policyOf = async () => NO_POLICY }: LibraryOptions) {
@@ -145,7 +147,7 @@ export class ImageLibrary {
   }
 
   async #usable(op: Operation, digest: string, forWhat: 'exported' | 'pushed' | 'read'): Promise<PreparedImage> {
-    const image = await openImage(op, this.host, this.paths, digest);
+    const image = await this.find(op, digest);
     if (image === null) {
       throw op.error('failed_precondition', `image ${digest} does not lie in ${this.paths.images}: it cannot be ${forWhat}`);
     }
@@ -155,7 +157,12 @@ export class ImageLibrary {
 
   /** Null: it is not here, or it is damaged. */
   async open(op: Operation, digest: string): Promise<PreparedImage | null> {
-    return await unlessDamaged(op, () => openImage(op, this.host, this.paths, digest));
+    return await unlessDamaged(op, () => this.find(op, digest));
+  }
+
+  /** Null: it is not here. @throws HutchError `failed_precondition` for one that is damaged. */
+  async find(op: Operation, digest: string): Promise<PreparedImage | null> {
+    return await openImage(op, this.host, this.paths, digest, this.#read);
   }
 
   /** In SPDX 2.3, from the databases of package managers in it. @throws HutchError `failed_precondition` for one that lies elsewhere. */
@@ -173,7 +180,7 @@ export class ImageLibrary {
 
   /** From the lowest up; none of one that was made here. */
   async layers(op: Operation, digest: string): Promise<readonly LayerUse[]> {
-    const image = await openImage(op, this.host, this.paths, digest);
+    const image = await this.find(op, digest);
     if (image?.source.kind !== 'oci') return [];
     const found: LayerUse[] = [];
     for (const layer of image.source.layers) {

@@ -8,15 +8,20 @@ import { LAYER_TYPE, type LayerRef, StageRoot } from '../images/build/layers.ts'
 import type { BuildStaging } from '../images/build/staging.ts';
 import { type ConfigSection, newState } from '../images/build/state.ts';
 import { saidBy } from '../images/export.ts';
-import { imageDir, OCI_CONFIG, openImage, type PreparedImage } from '../images/image.ts';
+import { imageDir, OCI_CONFIG, type PreparedImage } from '../images/image.ts';
 import type { ImageLibrary } from '../images/library.ts';
 import { CONFIG_BYTES_MAX } from '../images/oci/manifest.ts';
 import type { Built, HistoryEntry } from './build-stage-parts.ts';
 import type { BootSource } from './deps.ts';
 
+/** Of some kB each. */
+const CONFIGS_KEPT_MAX = 64;
+const CONFIG_KEPT_BYTES_MAX = 64 * 1024;
+
 export type BaseImage = Built & { readonly digest: string };
 
-type Raw = {
+/** What an image says of itself, as it came; an image that has a digest never says anything else. */
+export type Raw = {
   readonly created?: string;
   readonly author?: string;
   readonly config?: ConfigSection | null;
@@ -31,15 +36,23 @@ export async function baseImage(
     library,
     staging,
     cache,
-  }: { readonly boots: BootSource; readonly library: ImageLibrary; readonly staging: BuildStaging; readonly cache: BuildCache },
+    configs,
+  }: {
+    readonly boots: BootSource;
+    readonly library: ImageLibrary;
+    readonly staging: BuildStaging;
+    readonly cache: BuildCache;
+    /** Those that were read before, by digest. */
+    readonly configs: Map<string, Raw>;
+  },
   name: string,
 ): Promise<BaseImage> {
   const { host } = staging;
   const { image: record } = await boots.prepare(op, name, { name: 'gvisor', needs: 'root' }, null);
-  const image = await openImage(op, host, library.paths, record.digest);
+  const image = await library.find(op, record.digest);
   if (image === null) throw op.error('failed_precondition', `the image ${name} is not there any more`, { hint: 'build again' });
   const layers = await layersOf(op, staging, cache, image);
-  const raw = await rawConfig(op, library, staging, image);
+  const raw = await rawConfig(op, library, staging, image, configs);
   const history = historyOf(raw, layers.length);
   const atMs = Date.parse(raw.created ?? '');
   return {
@@ -53,10 +66,23 @@ export async function baseImage(
   };
 }
 
-async function rawConfig(op: Operation, library: ImageLibrary, { host }: BuildStaging, image: PreparedImage): Promise<Raw> {
-  const path = join(imageDir(library.paths, image.record.digest), OCI_CONFIG);
+async function rawConfig(
+  op: Operation,
+  library: ImageLibrary,
+  { host }: BuildStaging,
+  image: PreparedImage,
+  configs: Map<string, Raw>,
+): Promise<Raw> {
+  const { digest } = image.record;
   if (image.source.kind !== 'oci') return { config: saidBy(image.record.config) as ConfigSection };
-  return JSON.parse(Buffer.from(await host.readFile(op, path, CONFIG_BYTES_MAX)).toString()) as Raw;
+  const known = configs.get(digest);
+  if (known !== undefined) return known;
+  const bytes = await host.readFile(op, join(imageDir(library.paths, digest), OCI_CONFIG), CONFIG_BYTES_MAX);
+  const raw = JSON.parse(Buffer.from(bytes).toString()) as Raw;
+  const [oldest] = configs.keys();
+  if (configs.size >= CONFIGS_KEPT_MAX && oldest !== undefined) configs.delete(oldest);
+  if (bytes.byteLength <= CONFIG_KEPT_BYTES_MAX) configs.set(digest, raw);
+  return raw;
 }
 
 /** One entry for each layer at least: tools that read it count them. */
@@ -75,8 +101,8 @@ async function layersOf(op: Operation, staging: BuildStaging, cache: BuildCache,
   const key = keyOf('one layer', image.rootDigest);
   const known = await cache.get(op, key);
   if (known?.layer != null) return [known.layer];
-  const { host, blobs, path } = staging;
-  const file = join(path, `base-${createHash('sha256').update(image.rootDigest).digest('hex').slice(0, 16)}.tar`);
+  const { host, blobs } = staging;
+  const file = await staging.file(op, `base-${createHash('sha256').update(image.rootDigest).digest('hex').slice(0, 16)}.tar`);
   op.progress({ step: 'build', detail: 'reading the base image' });
   // The shell only opens the output; all names are arguments of its own, never part of the command.
   const { exitCode, stderr } = await host.run(op, ['sh', '-c', 'exec sqfs2tar "$0" > "$1"', image.path, file]);

@@ -1,6 +1,3 @@
-// The steps of a build that make a layer without any command: COPY, ADD and WORKDIR. No file of the image lies on the host for it: trees are
-// put together, and the content goes from archive to archive.
-import { join } from 'node:path';
 import { ArchiveError } from '../domain/archive-error.ts';
 import { Ignored } from '../domain/dockerignore.ts';
 import type { Operation } from '../host/operation.ts';
@@ -154,8 +151,9 @@ async function archiveOf(
 ): Promise<Pick<Tree, 'root'> | null> {
   const layer = inode.place === null ? undefined : layers[inode.place.layer];
   if (layer === undefined) return null;
-  const { host, path } = now.parts.sandbox.staging;
-  const file = join(path, `add-${Buffer.from(host.randomBytes(8)).toString('hex')}`);
+  const { staging } = now.parts.sandbox;
+  const { host } = staging;
+  const file = await staging.file(op, `add-${Buffer.from(host.randomBytes(8)).toString('hex')}`);
   await host.appendStream(op, file, contentOf(layer, inode));
   const start = await host.readRange(op, file, 0, MAGIC_BYTES);
   if (!isPacked(start) && !isTar(await host.readRange(op, file, 257, 6))) return null;

@@ -1,6 +1,5 @@
 // ADD of a URL: one file, with the mode and time that BuildKit gives it. What must be is checked against its digest before a step reads it.
 import { createHash } from 'node:crypto';
-import { join } from 'node:path';
 import { HutchError } from '../domain/errors.ts';
 import { padding } from '../domain/tar/entry.ts';
 import { TAR_END, tarHeader } from '../domain/tar/header.ts';
@@ -26,7 +25,6 @@ export function nameInUrl(step: Of<'ADD'>, text: string): string {
 export async function fetchedFile(op: Operation, now: StageNow, step: Of<'ADD'>, text: string, checksum: string | null) {
   const { core, staging } = now.parts.sandbox;
   const { host, images, settings } = core.deps;
-  const file = join(staging.path, `fetched-${Buffer.from(host.randomBytes(8)).toString('hex')}`);
   const url = new URL(text);
   op.progress({ step: 'build', detail: `fetching ${url.host}` });
   if (images === null) throw op.error('failed_precondition', 'this daemon keeps no images');
@@ -44,6 +42,7 @@ export async function fetchedFile(op: Operation, now: StageNow, step: Of<'ADD'>,
         yield chunk;
       }
     }
+    const file = await staging.file(op, `fetched-${Buffer.from(host.randomBytes(8)).toString('hex')}`);
     await host.appendStream(op, file, counted());
     const modifiedMs = Date.parse(answer.headers['last-modified'] ?? '');
     const digest = hash.digest('hex');

@@ -311,7 +311,7 @@ export class Mounted implements AsyncDisposable {
     if (isWritten)
       this.#undo.push(async (late, isGood) => {
         if (!isGood) return;
-        const beside = join(staging.path, `cache-${name}.tar`);
+        const beside = await staging.file(late, `cache-${name}.tar`);
         await host.remove(late, beside);
         await host.appendStream(late, beside, await agent.tar.pack(late, { path: tree, user: '0' }));
         await host.makeDir(late, cacheDir, 0o700);

@@ -9,11 +9,13 @@ import type { BuildLog, LogLine } from './build-log.ts';
 import { type BuildRecord, buildRecord } from './build-record.ts';
 import type { Call } from './call.ts';
 import { waitFor } from './operations.ts';
+import { LOG_LINES_MAX } from './verbs/build.ts';
 import type { Output } from './verbs.ts';
 
 const RECORD_BYTES_MAX = 256 * 1024;
 /** Of a log, at once: a reader may be slow, and there may be many. */
 const LOG_PIECE_BYTES = 256 * 1024;
+const SHORT_LOG_BYTES_MAX = 64 * 1024;
 const BUILDS_KEPT = 200;
 
 /** A build that is under way in this daemon. */
@@ -149,6 +151,14 @@ export class BuildRecords {
       if (isLast) return;
       await waitFor(op, news ?? Promise.resolve(), 'more of the log');
     }
+  }
+
+  /** The whole log of a build that is over; null: it is too long to go with an answer. */
+  async shortLog(op: Operation, id: BuildId): Promise<readonly LogLine[] | null> {
+    if (((await this.#host.stat(op, this.logPath(id)))?.sizeBytes ?? 0) > SHORT_LOG_BYTES_MAX) return null;
+    const found: LogLine[] = [];
+    for await (const line of this.lines(op, id, 0, false)) if (found.push(line) > LOG_LINES_MAX) return null;
+    return found;
   }
 
   /** Of a daemon that ended before their first record: nobody has heard of them. */

@@ -1,6 +1,3 @@
-// The sandbox in which the RUNs of one stage are done, one after the other: made at the first of them, ended with the stage. It
-// is a sandbox like any other, with a label that says what build it is for.
-import { join } from 'node:path';
 import type { LayerAccess } from '../backends/backend.ts';
 import type { SandboxId } from '../domain/ids.ts';
 import type { BackendName } from '../domain/sandbox.ts';
@@ -192,7 +189,7 @@ export class StageSandbox implements AsyncDisposable {
     const diff = diffScans(before, after, isOutside);
     const changed = diff.changed.filter(({ path }) => path !== '');
     if (changed.length + diff.removed.length + inRun.removed.length === 0 && inRun.archive === null) return null;
-    const file = join(staging.path, `changes-${this.id}-${this.#processes}.tar`);
+    const file = await staging.file(op, `changes-${this.id}-${this.#processes}.tar`);
     try {
       await this.#pack(
         op,
@@ -206,7 +203,7 @@ export class StageSandbox implements AsyncDisposable {
         clampMtimeSeconds,
         forbidden,
       });
-      const written = await writeLayer(op, staging, staging.path, layer);
+      const written = await writeLayer(op, staging, layer);
       this.#applied += 1;
       return written;
     } finally {

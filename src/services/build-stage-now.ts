@@ -115,7 +115,7 @@ export class StageNow {
 
   async write(op: Operation, tree: Pick<Tree, 'root'>, sources: readonly LayerSource[]): Promise<LayerRef> {
     const { staging } = this.parts.sandbox;
-    return await writeLayer(op, staging, staging.path, copiedLayer(tree, sources));
+    return await writeLayer(op, staging, copiedLayer(tree, sources));
   }
 
   async copying<T>(step: Instruction, work: () => Promise<T>): Promise<T> {

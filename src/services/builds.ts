@@ -14,14 +14,13 @@ import { type Received, receiveContext } from '../images/build/context.ts';
 import { parseDockerfile } from '../images/build/dockerfile.ts';
 import { neededStages, targetOf } from '../images/build/graph.ts';
 import { receiveSettings } from '../images/build/own.ts';
-import type { BuildStaging } from '../images/build/staging.ts';
+import { BuildStaging } from '../images/build/staging.ts';
 import { expandAt, globalsOf, isKnownArg } from '../images/build/state.ts';
 import { buildImage } from '../images/build.ts';
-import { SHARED_DIR_MODE } from '../images/layout.ts';
 import type { ImageLibrary } from '../images/library.ts';
 import { parseConfig, runConfig } from '../images/oci/manifest.ts';
 import { PAGE_ROWS_MAX } from '../store/contract.ts';
-import { baseImage } from './build-base.ts';
+import { baseImage, type Raw } from './build-base.ts';
 import { type BuildCacheKeeping, newBuildCacheKeeping } from './build-cache.ts';
 import { asHutchError, isAbort, named, unlessBad } from './build-errors.ts';
 import { Lending } from './build-lending.ts';
@@ -43,7 +42,6 @@ import { requireOwnNames } from './operator.ts';
 import type { Output, Parsed } from './verbs.ts';
 
 type BuildVerbs = Extract<keyof Handlers, `build.${string}`>;
-type BuildView = Output<'build.get'>;
 
 const BUILDS_AT_ONCE = 4;
 const RELEASE_MS = 60_000;
@@ -84,6 +82,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
   const locks = new Locks();
   const quota = new BuildQuota(core);
   const turns = new BuildTurns(BUILDS_AT_ONCE);
+  const configs = new Map<string, Raw>();
 
   function library(op: Operation): ImageLibrary {
     if (deps.images !== null) return deps.images;
@@ -96,7 +95,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     return cache;
   };
 
-  async function start(call: Call, input: Parsed<'build.start'>, source: AsyncIterable<Uint8Array>): Promise<BuildView> {
+  async function start(call: Call, input: Parsed<'build.start'>, source: AsyncIterable<Uint8Array>): Promise<Output<'build.start'>> {
     const tags = several(input.tag).map((tag) => shownReference(taggable(tag)));
     await requireOwnNames(store, call, tags);
     const over = Promise.withResolvers<void>();
@@ -106,7 +105,9 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     });
     if (input.waitMs !== undefined) await overWithin(call, record, Promise.race([over.promise, lending.wanted]), input.waitMs);
     if (running.has(record.id)) await recorded();
-    return viewOfBuild((await records.read(call.op, record.id)) ?? record);
+    const now = (await records.read(call.op, record.id)) ?? record;
+    const log = input.log === true && now.state !== 'running' ? await records.shortLog(call.op, record.id) : null;
+    return { ...viewOfBuild(now), ...(log === null ? {} : { log: [...log] }) };
   }
 
   /** Who goes meanwhile has not been told what to cancel: that is done for them. */
@@ -145,9 +146,8 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
       await quota.begin(op, id, caller.projectId);
       undo.defer(() => quota.neverBegan(op, id));
     }
-    const staged = source === null ? null : await library(op).blobs.stage(op, `build-${id}`);
-    undo.defer(async () => await staged?.[Symbol.asyncDispose]());
-    const work = staged === null || source === null ? null : await receive(op, staged, source, input, args);
+    const staging = source === null ? null : undo.use(new BuildStaging(host, library(op).blobs, `build-${id}`));
+    const work = staging === null || source === null ? null : await receive(op, staging, source, input, args);
     const record: BuildRecord = {
       ...{ id, projectId: caller.projectId, state: 'running', names: [...asked.names], target: input.target ?? null },
       ...{ backend: input.backend ?? null, step: null, stepsDone: 0, stepsTotal: (work?.plan.steps ?? 0) + asked.stepsMore },
@@ -166,7 +166,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     carryOut(
       caller,
       record,
-      { staged, beginning, lending, failure, ...(asked.over === undefined ? {} : { over: asked.over }) },
+      { staging, beginning, lending, failure, ...(asked.over === undefined ? {} : { over: asked.over }) },
       async (own, now) => {
         const image = work === null ? null : await build(own, now, work, beginning.done);
         if (asked.next === null) return { image, snapshot: null };
@@ -179,14 +179,12 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
 
   async function receive(
     op: Operation,
-    staged: { readonly path: string },
+    staging: BuildStaging,
     source: AsyncIterable<Uint8Array>,
     input: Parsed<'build.start'>,
     args: ReadonlyMap<string, string>,
   ): Promise<Work> {
-    await host.makeDir(op, staged.path, SHARED_DIR_MODE);
-    const staging: BuildStaging = { host, blobs: library(op).blobs, path: staged.path };
-    const context = await unlessBad(op, 'the context', () => receiveContext(op, host, staged.path, source, input.dockerfile ?? null));
+    const context = await unlessBad(op, 'the context', () => receiveContext(op, staging, source, input.dockerfile ?? null));
     return { staging, context, plan: planOf(op, context, args, input.target ?? null), args, input };
   }
 
@@ -215,7 +213,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     caller: Caller,
     record: BuildRecord,
     of: {
-      readonly staged: AsyncDisposable | null;
+      readonly staging: AsyncDisposable | null;
       /** Its record, as it began. */
       readonly beginning: Beginning;
       readonly lending: Lending;
@@ -232,7 +230,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
         const log = new BuildLog(op, host, records.logPath(record.id));
         const now: Running = { log, opId, lending: of.lending, record };
         running.set(record.id, now);
-        await using _staged = of.staged;
+        await using _staging = of.staging;
         try {
           if (turns.areTaken) now.record = { ...now.record, step: 'waiting for builds before it' };
           using _turn = await turns.take(op);
@@ -302,7 +300,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
         return found;
       },
       base: (asking, name) => {
-        const found = bases.get(name) ?? baseImage(asking, { boots: deps.boots, library: images, staging, cache }, name);
+        const found = bases.get(name) ?? baseImage(asking, { boots: deps.boots, library: images, staging, cache, configs }, name);
         bases.set(name, found);
         return found;
       },

@@ -156,7 +156,18 @@ test('an answer that waits has the end of a build that the cache knows; who leav
     api.upload('build.start', { backend: 'gvisor', waitMs }, body, { signal });
   const first = await build(quick, 60_000);
   expect([first.state, first.stepsDone]).toEqual(['done', 1]);
-  expect(await build(quick, 60_000)).toMatchObject({ state: 'done', image: first.image });
+  const second = await build(quick, 60_000);
+  expect(second).toMatchObject({ state: 'done', image: first.image });
+  expect(second.log).toBeUndefined();
+  // Its log comes along for who asks, as it is told to everybody else.
+  const third = await api.upload('build.start', { backend: 'gvisor', waitMs: 60_000, log: true }, quick);
+  expect(third.log?.map(({ text }) => text)).toEqual([
+    'FROM base:1',
+    'RUN echo waits > /waits',
+    'CACHED',
+    expect.stringMatching(/^image sha256:/),
+  ]);
+  expect(third.log).toEqual(await Array.fromAsync(api.lines('build.logs', { build: third.id })));
   // One that takes longer goes on when it has answered.
   const slow = await of('sleep 1000');
   const running = await build(slow, 50);

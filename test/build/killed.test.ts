@@ -57,7 +57,7 @@ async function points(): Promise<readonly Record<string, string>[]> {
     await build({ HUTCH_TEST_COUNT: verb, HUTCH_TEST_COUNT_REPORT: report });
     await world.run(['daemon', 'stop']);
     const calls = readFileSync(report, 'utf8').split('\n').length - 1;
-    expect(calls, verb).toBeGreaterThan(5);
+    expect(calls, verb).toBeGreaterThan(1);
     for (let n = 1; n <= calls; n += 1)
       for (const when of ['before', 'after']) found.push({ HUTCH_TEST_FAULT: `die-${when}:${n}:${verb}` });
   }

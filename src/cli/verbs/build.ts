@@ -16,6 +16,7 @@ import { json, roughAge, roughSize, safe, table } from '../output.ts';
 import { wholeNumber } from '../spec.ts';
 
 type Build = Output<'build.get'>;
+type Begun = Output<'build.start'>;
 type Line = Output<'build.logs'>;
 const LINES_MAX = 1_000_000_000;
 /** A build out of the cache is over by then, and needs no second question. */
@@ -58,7 +59,13 @@ export async function build(context: Context, args: Args): Promise<number> {
   const { signal } = context.interrupts;
   context.progress.show({ step: 'sending the context', detail: place });
   const sent = new Sent(contextOf(source, extra, signal));
-  const asked = { ...input, ...(isDetached ? {} : { waitMs: CACHED_MS }), ...(lendsLater ? { settings: 'later' as const } : {}) };
+  const progress = progressOf(context, args);
+  const asked = {
+    ...input,
+    ...(isDetached ? {} : { waitMs: CACHED_MS }),
+    ...(isDetached || progress === 'quiet' ? {} : { log: true }),
+    ...(lendsLater ? { settings: 'later' as const } : {}),
+  };
   const started = await context.client
     .upload('build.start', asked, sent, { signal })
     .catch((error: unknown) => Promise.reject(sent.failure ?? error))
@@ -69,7 +76,7 @@ export async function build(context: Context, args: Args): Promise<number> {
   }
   if (lendsLater && started.state === 'running')
     await context.client.upload('build.settings', { build: started.id }, settingsArchive(await ownSettings(context, args)));
-  return await follow(context, started, progressOf(context, args), ({ image }) => String(image?.digest));
+  return await follow(context, started, progress, ({ image }) => String(image?.digest));
 }
 
 /** What is sent, and why it ended too early: the connection that breaks with it says only that it broke. */
@@ -136,8 +143,9 @@ export function progressOf(context: Context, args: Args): Progress {
 }
 
 /** Until it ends. An interrupt cancels it, and waits for that. */
-export async function follow(context: Context, begun: Build, progress: Progress, made: (ended: Build) => string): Promise<number> {
-  const { id } = begun;
+export async function follow(context: Context, begun: Begun, progress: Progress, made: (ended: Build) => string): Promise<number> {
+  const { log: said, ...before } = begun;
+  const { id } = before;
   const isOver = begun.state !== 'running';
   let isCancelled = false;
   const onInterrupt = (): void => {
@@ -151,13 +159,13 @@ export async function follow(context: Context, begun: Build, progress: Progress,
   const percent = percentDone(begun.stepsTotal);
   try {
     if (!isOver || progress !== 'quiet')
-      for await (const line of logLines(context, id, !isOver, null, {})) await show(context, line, progress, plain, percent(line));
+      for await (const line of said ?? logLines(context, id, !isOver, null, {})) await show(context, line, progress, plain, percent(line));
   } catch (error) {
     if (!isCancelled) throw error;
   } finally {
     context.progress.clear();
   }
-  const ended = isOver ? begun : await context.client.call('build.get', { build: id }, {});
+  const ended = isOver ? before : await context.client.call('build.get', { build: id }, {});
   if (progress === 'json') await context.io.out(`${JSON.stringify(ended)}\n`);
   // What a line that rewrites itself has shown, or nobody: the last of it, where it went wrong.
   if (ended.state === 'failed' && (progress === 'tty' || progress === 'quiet'))

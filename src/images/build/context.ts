@@ -1,25 +1,26 @@
 // The context of a build as it comes: one tar stream. What belongs to the build itself (`.hutch-build/`: the Dockerfile, secrets)
-// stays in memory, and all else becomes one file in staging, whose entries are known by name, place and content.
-
+// stays in memory, and all else becomes one archive, whose entries are known by name, place and content: in memory as well where it is
+// small, else a file in staging.
 import { createHash } from 'node:crypto';
-import { join } from 'node:path';
 import { ArchiveError, shown } from '../../domain/archive-error.ts';
 import { Ignored } from '../../domain/dockerignore.ts';
 import type { PackageSettings } from '../../domain/package-settings.ts';
 import { padding } from '../../domain/tar/entry.ts';
 import { TAR_END, tarHeader } from '../../domain/tar/header.ts';
 import { TarReader } from '../../domain/tar/reader.ts';
-import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
-import { gathered } from '../chunks.ts';
+import { gathered, oneChunk } from '../chunks.ts';
 import { type Inode, TREE_LIMITS, Tree } from '../layers/tree.ts';
 import type { LayerSource } from './flatten.ts';
 import { DOCKERFILE_BYTES_MAX } from './lines.ts';
 import { lookUp } from './look.ts';
 import { OWN_DOCKERFILE, OWN_IGNORE, OwnEntries, ownPath, SECRETS_PREFIX } from './own.ts';
+import type { BuildStaging } from './staging.ts';
 
 export const CONTEXT_BYTES_MAX = 8 * 1024 ** 3;
 const CONTEXT_ENTRIES_MAX = 300_000;
+/** Of the archive: a larger one goes to the disk. */
+const IN_MEMORY_BYTES_MAX = 1024 * 1024;
 
 export type BuildContext = {
   readonly tree: Tree;
@@ -39,12 +40,10 @@ export type Received = BuildContext & { readonly sizeBytes: number };
 /** @throws ArchiveError for what is no context. */
 export async function receiveContext(
   op: Operation,
-  host: Host,
-  dir: string,
+  staging: BuildStaging,
   source: AsyncIterable<Uint8Array>,
   dockerfileName: string | null,
 ): Promise<Received> {
-  const file = join(dir, 'context.tar');
   const tree = new Tree({ ...TREE_LIMITS, entriesMax: CONTEXT_ENTRIES_MAX, contentBytesMax: CONTEXT_BYTES_MAX });
   const hashes = new Map<number, string>();
   const own = new OwnEntries();
@@ -76,8 +75,7 @@ export async function receiveContext(
     yield TAR_END;
   }
   op.progress({ step: 'context', detail: 'receiving' });
-  await host.appendStream(op, file, gathered(kept()));
-  const layer: LayerSource = () => host.readStream(op, file);
+  const layer = await taken(op, staging, gathered(kept()));
   const read = (path: string, bytesMax: number) => readSmall({ tree, layer }, path, bytesMax);
   const name = dockerfileName ?? 'Dockerfile';
   const given = own.get(OWN_DOCKERFILE);
@@ -100,6 +98,33 @@ export async function receiveContext(
     ignored: Ignored.parse(ignore?.toString() ?? ''),
     dockerfile: { name, text: text.toString() },
   };
+}
+
+/** To be read again as often as somebody likes. */
+async function taken(op: Operation, staging: BuildStaging, chunks: AsyncGenerator<Uint8Array>): Promise<LayerSource> {
+  const { host } = staging;
+  const first: Uint8Array[] = [];
+  try {
+    for (let bytes = 0; bytes <= IN_MEMORY_BYTES_MAX; ) {
+      const { done, value } = await chunks.next();
+      op.signal.throwIfAborted();
+      if (done === true) {
+        const whole = Buffer.concat(first);
+        return () => oneChunk(whole);
+      }
+      first.push(value);
+      bytes += value.byteLength;
+    }
+    async function* all(): AsyncGenerator<Uint8Array> {
+      for (let piece = first.shift(); piece !== undefined; piece = first.shift()) yield piece;
+      yield* chunks;
+    }
+    const file = await staging.file(op, 'context.tar');
+    await host.appendStream(op, file, all());
+    return () => host.readStream(op, file);
+  } finally {
+    await chunks.return(undefined);
+  }
 }
 
 /** The content of one file; null: it is not there. */

@@ -1,7 +1,6 @@
 // Layers as a build makes them: one tar stream each, not packed, under its own digest among the blobs. The same entries give
 // the same bytes.
 import { createHash } from 'node:crypto';
-import { join } from 'node:path';
 import { ArchiveError } from '../../domain/archive-error.ts';
 import { hashed } from '../../domain/hashed.ts';
 import { padding, type TarEntry } from '../../domain/tar/entry.ts';
@@ -16,19 +15,16 @@ import { type Inode, Tree } from '../layers/tree.ts';
 import { unpacked } from '../layers/unpack.ts';
 import { applyLayer, flattened, type LayerSource } from './flatten.ts';
 import { below } from './look.ts';
+import type { BuildStaging } from './staging.ts';
 
 export type LayerRef = OciSource['layers'][number];
 
 export const LAYER_TYPE = 'application/vnd.oci.image.layer.v1.tar';
 
-/** Writes a layer, and gives what it is called. `dir`: staging of the build. */
-export async function writeLayer(
-  op: Operation,
-  { host, blobs }: { readonly host: Host; readonly blobs: Blobs },
-  dir: string,
-  chunks: AsyncIterable<Uint8Array>,
-): Promise<LayerRef> {
-  const file = join(dir, `layer-${Buffer.from(host.randomBytes(8)).toString('hex')}`);
+/** Writes a layer, and gives what it is called. */
+export async function writeLayer(op: Operation, staging: BuildStaging, chunks: AsyncIterable<Uint8Array>): Promise<LayerRef> {
+  const { host, blobs } = staging;
+  const file = await staging.file(op, `layer-${Buffer.from(host.randomBytes(8)).toString('hex')}`);
   const hash = createHash('sha256');
   const sizeBytes = await host.appendStream(op, file, hashed(chunks, hash));
   const digest = `sha256:${hash.digest('hex')}`;

@@ -10,6 +10,8 @@ const ARGS_MAX = 256;
 const ARG_CHARS_MAX = 32_768;
 const REFERENCE_CHARS_MAX = 512;
 const WAIT_MS_MAX = 60_000;
+/** Of a log that comes with an answer. */
+export const LOG_LINES_MAX = 1_000;
 
 const oneOrSeveral = (item: z.ZodString, max: number) => z.union([item, z.array(item).max(max)]);
 const build = z.string().min(3).max(64).describe('an id of a build, or a unique prefix of one');
@@ -36,13 +38,20 @@ export const buildVerbs = {
         .max(WAIT_MS_MAX)
         .optional()
         .describe('answer when it is over, waits for `build.settings`, or after so long; default at once. Who leaves before cancels it'),
+      log: flag.optional().describe('with what it said, where it is over when that is answered and said little'),
       settings: z.literal('later').optional().describe('package settings do not come with the context: `build.settings` gives them'),
       backend: z.enum(BACKENDS).optional().describe('what runs RUN'),
       cpus: count.min(1).max(CPUS_MAX).optional(),
       memoryMiB: count.min(MEMORY_MIB_MIN).max(MEMORY_MIB_MAX).optional(),
       diskMiB: count.min(DISK_MIB_MIN).max(DISK_MIB_MAX).optional(),
     }),
-    output: view.build,
+    output: view.build.extend({
+      log: z
+        .array(view.buildLine)
+        .max(LOG_LINES_MAX)
+        .optional()
+        .describe('as `build.logs` has it, whole; absent: it is to be asked for there'),
+    }),
     errors: ['failed_precondition', 'resource_exhausted'],
     idempotent: false,
     reads: false,
