@@ -56,6 +56,8 @@ export async function newClient({ env, progress, start }: ClientChoice): Promise
   return new ApiClient({
     address,
     key: given === undefined || given === '' ? () => ownerKey(places, mayStart ? () => startIt() : null) : given,
+    // Nobody else's answers come to this socket.
+    ...(isLocal ? { connections: 'one-each' as const } : {}),
     retryForMs: mayStart ? OURS_MS : isLocal ? 0 : ELSEWHERE_MS,
     onUnreachable: async (error) => {
       if (mayStart && !error.sent && isAbsent(error)) await startIt();

@@ -1,6 +1,5 @@
 // The CLI's entry: finds the verb, runs it, tells what went wrong, and ends with a code of the table.
 // It loads only what every verb needs: a verb's own file comes when it is asked for.
-import { setFlagsFromString } from 'node:v8';
 import { refuseUnknownVariables } from '../config/variables.ts';
 import type { HutchError } from '../domain/errors.ts';
 import { nearest } from '../domain/nearest.ts';
@@ -38,11 +37,6 @@ type Found =
   | { readonly path: string; readonly leaf: Leaf; readonly argv: readonly string[] }
   | { readonly help: string; readonly code: number };
 
-// V8 compiles hot code on threads of its own, and such a thread may wait for the collector of the main thread. When
-// that waits for the threads, as it does in process.exit, neither goes on, for good: nodejs/node#54918. What moves
-// bytes here is not JavaScript, so nothing is lost by leaving it as it is.
-for (const flag of ['--no-maglev', '--no-turbofan', '--no-concurrent-sparkplug']) setFlagsFromString(flag);
-
 const argv = process.argv.slice(2);
 const io = newIo();
 const interrupts = newInterrupts();
@@ -66,6 +60,7 @@ main()
 async function main(): Promise<number> {
   const found = await find(argv);
   if ('help' in found) {
+    leaveHotCode();
     await io.out(found.help);
     return found.code;
   }
@@ -83,8 +78,21 @@ async function main(): Promise<number> {
   // What is about the daemon itself must not start it.
   const start = isAboutDaemon(path) ? 'no' : 'when-needed';
   if (start === 'when-needed' || path === 'config show') refuseUnknownVariables(process.env);
+  // When the first question is on its way: nothing waits for it then.
+  setImmediate(() => setImmediate(leaveHotCode));
   const client = path === 'config completion' ? null : await newClient({ env: process.env, progress, start });
   return await run({ io, json, env: process.env, interrupts, progress, client, flags } as Context, args);
+}
+
+/**
+ * V8 compiles hot code on threads of its own, and such a thread may wait for the collector of the main thread. When that waits for the
+ * threads, as it does in process.exit, neither goes on, for good: nodejs/node#54918. What moves bytes here is not JavaScript, so nothing
+ * is lost by leaving it as it is. Not before Node's modules are loaded: V8 takes no compiled code that was made under other flags than
+ * it has by then, and compiles each of them anew (5 ms, of 50 that a short command takes).
+ */
+function leaveHotCode(): void {
+  const { setFlagsFromString } = process.getBuiltinModule('node:v8');
+  for (const flag of ['--no-maglev', '--no-turbofan', '--no-concurrent-sparkplug']) setFlagsFromString(flag);
 }
 
 function isAboutDaemon(path: string): boolean {

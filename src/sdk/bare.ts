@@ -3,8 +3,8 @@ import { request as startRequest } from 'node:http';
 import type { Socket } from 'node:net';
 import type { Input } from '../services/verbs.ts';
 import type { ApiClient, CallOptions } from './client.ts';
-import { cancelled, errorFromBody } from './errors.ts';
-import { jsonBody, opIdOf, unreachable } from './http.ts';
+import { cancelled, errorFromBody, unreachable } from './errors.ts';
+import { jsonBody, opIdOf } from './http.ts';
 import { encodeRequest } from './request.ts';
 import { routes } from './routes.ts';
 

@@ -4,8 +4,9 @@
 import type { IncomingMessage } from 'node:http';
 import type { Input, Output, VerbName } from '../services/verbs.ts';
 import type { Address } from './address.ts';
-import { ConnectionError, errorFromBody } from './errors.ts';
-import { bodyBytes, HttpClient, jsonBody, opIdOf } from './http.ts';
+import { answerTo, isPlain, type Question } from './answer.ts';
+import { ConnectionError, errorFromBody, lostMidway } from './errors.ts';
+import type { HttpClient } from './http.ts';
 import { begun, LEND_FROM_BYTES, lentBytes, lentOf, mayBeLent } from './lent.ts';
 import { jsonLines } from './lines.ts';
 import { encodeRequest } from './request.ts';
@@ -52,6 +53,11 @@ export type ClientOptions = {
   readonly retryForMs?: number;
   /** Called before each new try; what it throws ends the call. The CLI starts the daemon here. */
   readonly onUnreachable?: (error: ConnectionError, attempt: number) => Promise<void>;
+  /**
+   * `one-each`: a short answer of our own daemon, over its unix socket, has a connection to itself, which ends with it. Who asks once or
+   * twice has it sooner. `kept`, the default, is for who asks often.
+   */
+  readonly connections?: 'kept' | 'one-each';
 };
 
 /** Their answer has a secret that is kept nowhere, so there is none to repeat. */
@@ -69,12 +75,11 @@ export type Downloaded = {
 };
 
 export class ApiClient implements Disposable {
-  readonly #http: HttpClient;
   readonly #options: ClientOptions;
+  #http: HttpClient | null = null;
 
   constructor(options: ClientOptions) {
     this.#options = options;
-    this.#http = new HttpClient(options.address);
   }
 
   get address(): Address {
@@ -92,7 +97,8 @@ export class ApiClient implements Disposable {
     const key = route.reads || NEVER_REPEATED.has(verb) ? undefined : (options.idempotencyKey ?? uniqueId());
     return await this.#retrying(verb, options, key, async (plain) => {
       const headers = { ...plain, ...this.#whereWeStand(verb, input) };
-      if (onProgress === undefined) return (await jsonBody(await this.#send(verb, input, headers, options), ANSWER_BYTES_MAX)) as Output<N>;
+      if (onProgress === undefined) return (await this.#answer(verb, input, headers, options)) as Output<N>;
+      const { bodyBytes, opIdOf } = await import('./http.ts');
       const response = await this.#send(verb, input, { ...headers, Accept: 'application/x-ndjson' }, options);
       for await (const line of jsonLines(bodyBytes(response, options.signal))) {
         const message = line as { type?: string; result?: Output<N>; error?: unknown } & Progress;
@@ -100,12 +106,13 @@ export class ApiClient implements Disposable {
         else if (message.type === 'result') return message.result as Output<N>;
         else if (message.type === 'error') throw errorFromBody(message.error, { opId: opIdOf(response) });
       }
-      throw new ConnectionError('the connection to the daemon was lost before its answer was whole', { sent: true });
+      throw lostMidway(undefined, null);
     });
   }
 
   /** A verb that answers lines. Only its beginning is tried again: a stream that breaks off says so. */
   async *lines<N extends LinesVerb>(verb: N, input: Input<N>, options: CallOptions = {}): AsyncGenerator<Output<N>, void, undefined> {
+    const { bodyBytes, opIdOf } = await import('./http.ts');
     const response = await this.#retrying(verb, options, undefined, (headers) => this.#send(verb, input, headers, options));
     for await (const line of jsonLines(bodyBytes(response, options.signal))) {
       const failed = (line as { error?: unknown } | null)?.error;
@@ -119,6 +126,7 @@ export class ApiClient implements Disposable {
     const lends = verb === 'file.read' && mayBeLent(this.address);
     const ask = (more: Record<string, string>) =>
       this.#retrying(verb, options, undefined, (headers) => this.#send(verb, input, { ...headers, ...more }, options));
+    const { bodyBytes, opIdOf } = await import('./http.ts');
     let response = await ask(lends ? LEND : {});
     const lent = lends ? lentOf(response) : null;
     if (lent !== null) {
@@ -143,7 +151,7 @@ export class ApiClient implements Disposable {
     const body = content instanceof Uint8Array ? content : await begun(content);
     const isLarge = !(body instanceof Uint8Array) || body.byteLength >= LEND_FROM_BYTES;
     const send = async (headers: Record<string, string>) =>
-      (await jsonBody(await this.#send(verb, input, headers, options, body, lends && isLarge ? 'lend' : 'send'))) as Output<N>;
+      (await this.#answer(verb, input, headers, options, body, lends && isLarge ? 'lend' : 'send')) as Output<N>;
     const key = options.idempotencyKey;
     if (body instanceof Uint8Array) return await this.#retrying(verb, options, key, send);
     // What cannot be sent again is begun when there is somebody to take it: a daemon that does not run is started by this.
@@ -176,7 +184,7 @@ export class ApiClient implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    this.#http[Symbol.dispose]();
+    this.#http?.[Symbol.dispose]();
   }
 
   /** A daemon of our own may mount what lies where we stand. */
@@ -206,6 +214,35 @@ export class ApiClient implements Disposable {
     }
   }
 
+  /** JSON, whole. */
+  async #answer(
+    verb: VerbName,
+    input: object,
+    headers: Record<string, string>,
+    options: UnaryOptions,
+    content?: Uint8Array | AsyncIterable<Uint8Array>,
+    how: 'send' | 'lend' = 'send',
+  ): Promise<unknown> {
+    const { address, connections } = this.#options;
+    if (
+      connections === 'one-each' &&
+      address.type === 'unix' &&
+      how === 'send' &&
+      (content === undefined || content instanceof Uint8Array)
+    ) {
+      const { method, path, body: text } = encodeRequest(routes[verb], input as Record<string, unknown>);
+      const body = content ?? text;
+      const { signal, unsentSignal, onOpId } = options;
+      const question: Question = {
+        ...{ method, path, body, signal, unsentSignal, onOpId },
+        headers: { ...headers, ...bodyHeaders(body) },
+      };
+      if (isPlain(question)) return await answerTo(question, address, ANSWER_BYTES_MAX);
+    }
+    const { jsonBody } = await import('./http.ts');
+    return await jsonBody(await this.#send(verb, input, headers, options, content, how), ANSWER_BYTES_MAX);
+  }
+
   async #send(
     verb: VerbName,
     input: object,
@@ -214,6 +251,8 @@ export class ApiClient implements Disposable {
     content?: Uint8Array | AsyncIterable<Uint8Array>,
     how: 'send' | 'lend' = 'send',
   ): Promise<IncomingMessage> {
+    const { HttpClient, opIdOf } = await import('./http.ts');
+    this.#http ??= new HttpClient(this.address);
     const { method, path, body } = encodeRequest(routes[verb], input as Record<string, unknown>);
     const response = await this.#http.send({
       method,

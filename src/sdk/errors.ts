@@ -1,6 +1,8 @@
 // From what went wrong on the way to one HutchError: the server's own where it said one, `unavailable`
 // where it could not be reached or its answer broke off, `cancelled` where the caller gave up.
+
 import { ERROR_CODES, type ErrorBody, type ErrorCode, HutchError } from '../domain/errors.ts';
+import { type Address, formatAddress } from './address.ts';
 
 /** An error that the server sent; anything else is `unavailable`, since no Hutch answered. */
 export function errorFromBody(body: unknown, context: { readonly status?: number; readonly opId?: string | null }): HutchError {
@@ -41,4 +43,31 @@ export class ConnectionError extends HutchError {
     super({ code: 'unavailable', message, ...rest });
     this.sent = sent;
   }
+}
+
+/** Refused and absent sockets were not reached; after a reset the request may have arrived. */
+export function unreachable(address: Address, cause: NodeJS.ErrnoException): ConnectionError {
+  const where = formatAddress(address);
+  switch (cause.code) {
+    case 'ENOENT':
+    case 'ECONNREFUSED':
+      return new ConnectionError(`no daemon answers at ${where}`, { sent: false, cause, hint: 'start it with: hutch daemon start' });
+    case 'EACCES':
+      return new ConnectionError(`the daemon at ${where} may not be used by this user`, {
+        sent: false,
+        cause,
+        hint: 'use it as the user who started it',
+      });
+    default:
+      return new ConnectionError(`the connection to the daemon at ${where} was lost`, { sent: true, cause });
+  }
+}
+
+/** The answer had begun. */
+export function lostMidway(cause: unknown, opId: string | null): ConnectionError {
+  return new ConnectionError('the connection to the daemon was lost before its answer was whole', {
+    sent: true,
+    cause,
+    ...(opId === null ? {} : { opId }),
+  });
 }

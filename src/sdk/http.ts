@@ -6,8 +6,8 @@ import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { chunksOf } from '../domain/chunks.ts';
 import { HutchError } from '../domain/errors.ts';
-import { type Address, formatAddress } from './address.ts';
-import { ConnectionError, cancelled, errorFromBody } from './errors.ts';
+import type { Address } from './address.ts';
+import { cancelled, errorFromBody, lostMidway, unreachable } from './errors.ts';
 import { wroteLent } from './lent.ts';
 import { connectForBodies } from './reading.ts';
 
@@ -142,31 +142,8 @@ export async function* bodyBytes(response: IncomingMessage, signal?: AbortSignal
     yield* chunksOf(response);
   } catch (cause) {
     if (signal?.aborted) throw cancelled(signal);
-    const opId = opIdOf(response);
-    throw new ConnectionError('the connection to the daemon was lost before its answer was whole', {
-      sent: true,
-      cause,
-      ...(opId === null ? {} : { opId }),
-    });
+    throw lostMidway(cause, opIdOf(response));
   } finally {
     if (!response.readableEnded) response.destroy();
-  }
-}
-
-/** Refused and absent sockets were not reached; after a reset the request may have arrived. */
-export function unreachable(address: Address, cause: NodeJS.ErrnoException): ConnectionError {
-  const where = formatAddress(address);
-  switch (cause.code) {
-    case 'ENOENT':
-    case 'ECONNREFUSED':
-      return new ConnectionError(`no daemon answers at ${where}`, { sent: false, cause, hint: 'start it with: hutch daemon start' });
-    case 'EACCES':
-      return new ConnectionError(`the daemon at ${where} may not be used by this user`, {
-        sent: false,
-        cause,
-        hint: 'use it as the user who started it',
-      });
-    default:
-      return new ConnectionError(`the connection to the daemon at ${where} was lost`, { sent: true, cause });
   }
 }

@@ -17,9 +17,9 @@ export function connectForFrames(path: string, payloadBytesMax: number): Socket 
   return socket;
 }
 
-/** Read into one place as well: Node's parser copies what an answer carries, and nothing else is kept of it. */
-export function connectForBodies(path: string): Socket {
-  const buffer = Buffer.allocUnsafeSlow(READ_BYTES);
+/** Read into one place as well, valid until the next `data`: a parser copies what an answer carries, and nothing else is kept of it. */
+export function connectForBodies(path: string, readBytes = READ_BYTES): Socket {
+  const buffer = Buffer.allocUnsafeSlow(readBytes);
   const callback = (length: number): boolean => socket.emit('data', buffer.subarray(0, length)) || true;
   const socket: Socket = connect({ path, onread: { buffer, callback } });
   return socket;

@@ -7,7 +7,6 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, relative, resolve } from 'node:path';
 import { Readable } from 'node:stream';
-import { setImmediate as turn } from 'node:timers/promises';
 import { Ignored } from '../../domain/dockerignore.ts';
 import { HutchError } from '../../domain/errors.ts';
 import type { PackageSettings } from '../../domain/package-settings.ts';
@@ -82,7 +81,6 @@ export function sourceOf(text: string, dockerfile: string | null): ContextSource
 }
 
 export async function* contextOf(source: ContextSource, extra: Extra, signal: AbortSignal): AsyncGenerator<Uint8Array> {
-  await turn(); // to be connected
   const own = ownEntries(extra, await extra.settings());
   if (own.byteLength > 0) yield own;
   switch (source.kind) {
