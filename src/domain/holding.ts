@@ -17,3 +17,33 @@ export function sameHoldings(left: readonly Holding[], right: readonly Holding[]
 export function sumOfHoldings(holdings: readonly Holding[]): number {
   return holdings.reduce((sum, { bytes }) => sum + bytes, 0);
 }
+
+/** What several hold together, as some of them let go. */
+export class HeldTogether {
+  readonly #holders = new Map<string, number>();
+  #bytes = 0;
+
+  constructor(of: readonly (readonly Holding[])[]) {
+    for (const holdings of of) {
+      for (const { what, bytes } of holdings) {
+        const holders = this.#holders.get(what) ?? 0;
+        if (holders === 0) this.#bytes += bytes;
+        this.#holders.set(what, holders + 1);
+      }
+    }
+  }
+
+  /** What is held once is there once. */
+  get bytes(): number {
+    return this.#bytes;
+  }
+
+  /** Of one of them, once. */
+  letGo(holdings: readonly Holding[]): void {
+    for (const { what, bytes } of holdings) {
+      const holders = (this.#holders.get(what) ?? 0) - 1;
+      if (holders === 0) this.#bytes -= bytes;
+      this.#holders.set(what, holders);
+    }
+  }
+}

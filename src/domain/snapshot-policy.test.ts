@@ -3,9 +3,9 @@ import { expect, test } from 'vitest';
 import type { SandboxId, SnapshotId } from './ids.ts';
 import { judgeSnapshots, type PolicySnapshot } from './snapshot-policy.ts';
 
-const snapshot = (id: string, sandbox: string, createdAtMs: number, parent: string | null = null, ownBytes = 10): PolicySnapshot => ({
+const snapshot = (id: string, sandbox: string, createdAtMs: number, parent: string | null = null, bytes = 10): PolicySnapshot => ({
   ...{ id: id as SnapshotId, name: id, sandboxId: sandbox as SandboxId, parentId: parent as SnapshotId | null },
-  ...{ createdAtMs, ownBytes, spec: { name: sandbox } },
+  ...{ createdAtMs, holdings: [{ what: id, bytes }], spec: { name: sandbox } },
 });
 const none = (): readonly string[] => [];
 
@@ -24,6 +24,16 @@ test('the newest of each sandbox stay, what is older goes, children before paren
   expect(of({ keep: 0 }, (id) => (id === 'c' ? ['sandbox x'] : []))).toMatchObject([['d'], { length: 3 }]);
   expect(of({ bytesMax: 20 })).toEqual([['d', 'c'], []]);
   expect(of({ bytesMax: 40 })).toEqual([[], []]);
+});
+
+test('what several hold makes room when the last of them goes', () => {
+  const shared = { what: 'shared', bytes: 50 };
+  const all = [1, 2, 3].map((at) => {
+    const one = snapshot(`${at}`, 'web', at);
+    return at === 3 ? one : { ...one, holdings: [...one.holdings, shared] };
+  });
+  const goneFor = (bytesMax: number) => judgeSnapshots(all, none, { bytesMax }, 10).going.map(({ snapshot: { id } }) => id);
+  expect([80, 79, 70, 69, 10].map(goneFor)).toEqual([[], ['1'], ['1'], ['1', '2'], ['1', '2']]);
 });
 
 test('whatever the policy: nothing goes that something stands on, and each is judged once', () => {

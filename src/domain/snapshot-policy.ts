@@ -1,5 +1,6 @@
 // Which snapshots a policy lets go, and why: the pure part of `hutch snapshot prune`. What something stands on stays whatever the
 // policy says, and says so.
+import { HeldTogether, type Holding } from './holding.ts';
 import type { SandboxId, SnapshotId } from './ids.ts';
 import type { Snapshot } from './snapshot.ts';
 
@@ -9,11 +10,12 @@ export type SnapshotPolicy = {
   /** Of each sandbox the newest so many. */
   readonly keep?: number | undefined;
   readonly olderThanMs?: number | undefined;
-  /** What all together may take, of what is stored for each alone: the oldest go first. */
+  /** What all together may take, what several hold once: the oldest go first. */
   readonly bytesMax?: number | undefined;
 };
 
-export type PolicySnapshot = Pick<Snapshot, 'id' | 'name' | 'sandboxId' | 'parentId' | 'ownBytes' | 'createdAtMs'> & {
+export type PolicySnapshot = Pick<Snapshot, 'id' | 'name' | 'sandboxId' | 'parentId' | 'createdAtMs'> & {
+  readonly holdings: readonly Holding[];
   readonly spec: { readonly name: string };
 };
 
@@ -43,14 +45,15 @@ export function judgeSnapshots<T extends PolicySnapshot>(
     }
   }
   const { bytesMax = Number.POSITIVE_INFINITY } = policy;
-  const left = (): number => snapshots.reduce((sum, { id, ownBytes }) => sum + (going.has(id) ? 0 : ownBytes), 0);
-  while (left() > bytesMax) {
+  const left = new HeldTogether(snapshots.filter(({ id }) => !going.has(id)).map(({ holdings }) => holdings));
+  while (left.bytes > bytesMax) {
     const oldest = newestFirst.findLast((snapshot) => !going.has(snapshot.id) && holders(snapshot).length === 0);
     if (oldest === undefined) {
       // What is left is held, each of it: that is why it is too much still.
       for (const { id } of newestFirst) if (!wanted.has(id)) wanted.set(id, TOO_MUCH);
       break;
     }
+    left.letGo(oldest.holdings);
     going.set(oldest.id, { snapshot: oldest, why: `${TOO_MUCH}, and it is the oldest on which nothing stands` });
   }
   const staying = newestFirst

@@ -36,15 +36,15 @@ export async function foundHoldings(core: Pick<Core, 'deps'>, op: Operation, bac
   return found;
 }
 
+/** Of a directory that we have made: some files, and a few directories with as many files as a memory or a disk has layers. */
 async function filesBelow(op: Operation, host: Host, dir: string): Promise<readonly FileInfo[]> {
-  const found: FileInfo[] = [];
-  for (const name of await host.list(op, dir)) {
+  const found = (await host.list(op, dir)).map(async (name) => {
     const path = `${dir}/${name}`;
     const info = await host.stat(op, path);
-    if (info?.type === 'directory') found.push(...(await filesBelow(op, host, path)));
-    else if (info?.type === 'file') found.push(info);
-  }
-  return found;
+    if (info?.type === 'directory') return await filesBelow(op, host, path);
+    return info?.type === 'file' ? [info] : [];
+  });
+  return (await Promise.all(found)).flat();
 }
 
 async function namesOf(op: Operation, host: Host, paths: readonly string[]): Promise<ReadonlySet<string>> {

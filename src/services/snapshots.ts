@@ -3,6 +3,7 @@
 import type { Backend } from '../backends/backend.ts';
 import type { SnapshotTaken } from '../backends/snapshots.ts';
 import { HutchError } from '../domain/errors.ts';
+import { HeldTogether, type Holding } from '../domain/holding.ts';
 import { isId, newId, type ProjectId, type SnapshotId } from '../domain/ids.ts';
 import { requireReference } from '../domain/reference.ts';
 import type { Sandbox, SandboxSpec } from '../domain/sandbox.ts';
@@ -350,7 +351,11 @@ async function pruneSnapshots(
   const { projectId } = call.caller;
   const whose = sandbox === undefined ? {} : { sandboxId: (await core.sandboxes.resolve(projectId, sandbox)).id };
   const { store, host } = core.deps;
-  const [all, users] = [await store.query('snapshots', { projectId, kind: 'kept' }), await usersOf(core)];
+  const users = await usersOf(core);
+  const everyOne: (Snapshot & { readonly holdings: readonly Holding[] })[] = [];
+  for (const snapshot of await store.query('snapshots', { projectId }))
+    everyOne.push({ ...snapshot, holdings: await store.query('snapshotHoldings', { id: snapshot.id }) });
+  const all = everyOne.filter(({ kind }) => kind === 'kept');
   const judgedOf = ({ snapshot: { id, name, spec, ownBytes, createdAtMs }, why }: Verdict<Snapshot>) => ({
     ...{ id, name, sandboxName: spec.name, ownBytes, createdAtMs, why },
   });
@@ -360,7 +365,7 @@ async function pruneSnapshots(
   const below = (id: SnapshotId) => others.filter(({ parentId }) => parentId === id).map(({ name, id: own }) => `snapshot ${name ?? own}`);
   const holdersOf = (id: SnapshotId) => [...(users.get(id) ?? []).map((name) => `sandbox ${name}`), ...below(id)];
   const { going, staying } = judgeSnapshots(all.filter(isMeant), holdersOf, policy, host.nowMs());
-  const removed: Verdict<Snapshot>[] = [];
+  const removed: (typeof going)[number][] = [];
   const stayed = [...staying];
   for (const verdict of going) {
     try {
@@ -371,7 +376,11 @@ async function pruneSnapshots(
       stayed.push({ ...verdict, why: `${verdict.why}, but ${error.message}` });
     }
   }
-  const bytes = removed.reduce((sum, { snapshot }) => sum + snapshot.ownBytes, 0);
+  // What those that stay hold too is there still.
+  const left = new HeldTogether(everyOne.map(({ holdings }) => holdings));
+  const before = left.bytes;
+  for (const { snapshot } of removed) left.letGo(snapshot.holdings);
+  const bytes = before - left.bytes;
   return { removed: removed.map(judgedOf), stayed: stayed.map(judgedOf), bytes };
 }
 

@@ -8,6 +8,7 @@ import type { SandboxView } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
 import { atPoints } from './points.ts';
 import { damaged, filesIn, removeAll, snapshotOf } from './saved-files.ts';
+import { expectBytesCounted } from './stored-bytes.ts';
 import {
   COUNTER,
   countOf,
@@ -193,6 +194,7 @@ for (const backend of BACKENDS) {
       if (action !== 'fail') expect(found, fault).not.toBe('now\n'); // nothing of its memory is lost
       await eventually(`nothing is left of ${fault}`, async () => leftOf(id).length === 0);
       await daemon.call('snapshot.verify', { snapshot: 'ready' });
+      await expectBytesCounted(daemon);
       await expectInOrder(daemon);
     });
   });

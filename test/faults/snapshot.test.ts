@@ -8,6 +8,7 @@ import { afterAll, afterEach, expect, test } from 'vitest';
 import { eventually } from '../support/eventually.ts';
 import { atPoints } from './points.ts';
 import { removeAll, snapshotOf, sumOf } from './saved-files.ts';
+import { expectBytesCounted } from './stored-bytes.ts';
 import { COUNT, countOf, expectInOrder, isLong, numbers, options, pidOf, seed, shellOf, startDaemon } from './world.ts';
 
 const TEST_MS = isLong ? 3_600_000 : 300_000;
@@ -15,7 +16,7 @@ const OWN = { HUTCH_SANDBOX_BACKEND: 'qemu', HUTCH_SANDBOX_STOP_GRACE: '2s', HUT
 const SAMPLES = 2;
 /** Calls to the host that each makes, about. */
 const CALLS = [
-  ['snapshot.create', 45],
+  ['snapshot.create', 70],
   ['sandbox.create', 45],
 ] as const;
 const MIB = 1024 * 1024;
@@ -397,6 +398,7 @@ test(`the daemon is killed, or the host fails, at ${isLong ? 'every' : 'some'} p
     const { snapshots } = await daemon.call('snapshot.list', {});
     expect(kept(), fault).toEqual(snapshots.map(({ id }) => id).sort());
     for (const { id } of snapshots) await daemon.call('snapshot.verify', { snapshot: id });
+    await expectBytesCounted(daemon);
     if (snapshots.length > 1) await daemon.call('snapshot.remove', { snapshot: 'maybe' });
     await daemon.call('sandbox.delete', { ref: 'maybe', force: true }).catch(() => {});
     await expectInOrder(daemon);

@@ -70,6 +70,23 @@ for (const backend of ['qemu', 'gvisor'] as const) {
   });
 }
 
+test('what snapshots of two forks hold is free when the last of them goes', { timeout: TEST_MS }, async () => {
+  await daemon.call('sandbox.create', { name: 'web', network: 'none' });
+  await sh('web', `head -c ${8 * MIB} /dev/urandom > /dev/shm/a`);
+  await daemon.call('sandbox.fork', { ref: 'web', count: 2, namePrefix: 'kid' });
+  for (const nth of [1, 2]) await daemon.call('snapshot.create', { ref: `kid-${nth}`, name: `of-${nth}` });
+  await expectBytesCounted(daemon);
+  expect([await bytesOf('of-1'), await bytesOf('of-2')].map((bytes) => bytes > 8 * MIB)).toEqual([true, false]);
+  const policy = { bytesMax: 6 * MIB };
+  const { removed, bytes } = await daemon.call('snapshot.prune', { ...policy, dryRun: true });
+  expect([removed.map(({ name }) => name), bytes > 8 * MIB]).toEqual([['of-1', 'of-2'], true]);
+  await daemon.call('snapshot.remove', { snapshot: 'of-1' });
+  expect(await bytesOf('of-2')).toBeGreaterThan(8 * MIB);
+  await expectBytesCounted(daemon);
+  expect((await daemon.call('snapshot.prune', policy)).removed).toMatchObject([{ name: 'of-2' }]);
+  await expectBytesCounted(daemon);
+});
+
 test('a daemon that dies when what others hold too is removed finds each byte counted once', { timeout: TEST_MS }, async () => {
   for (const when of ['before', 'after']) {
     await daemon.call('sandbox.create', { name: 'web', network: 'none', undo: 1 });
