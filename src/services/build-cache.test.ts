@@ -11,7 +11,7 @@ import { BuildCache } from '../images/build/cache.ts';
 import type { Key } from '../images/build/keys.ts';
 import { imagePaths } from '../images/layout.ts';
 import type { ImageLibrary } from '../images/library.ts';
-import { type Kept, lostItsName, newBuildCacheKeeping, staleOf, unusedSince } from './build-cache.ts';
+import { type Kept, lostItsName, newBuildCacheKeeping, staleOf, surplusOf, unusedSince } from './build-cache.ts';
 import type { Core } from './core.ts';
 
 const HOUR_MS = 3_600_000;
@@ -117,6 +117,17 @@ test('an image without a name goes when it came, and was last used, long enough 
     { id: 'new', createdAtMs: 30 },
   ];
   expect(unusedSince(images, [{ id: 'used', atMs: 25 }], 20).map(({ id }) => id)).toEqual(['old']);
+});
+
+test('of the images that builds began with the four stay that were used last, and those of the last hour', () => {
+  const beginnings = Array.from({ length: 7 }, (_, at) => ({ id: `${at}`, createdAtMs: at }));
+  const uses = [
+    { id: '0', atMs: 10 * HOUR_MS },
+    { id: '1', atMs: 9 * HOUR_MS + 1 },
+  ];
+  expect(surplusOf(beginnings, uses, 10 * HOUR_MS).map(({ id }) => id)).toEqual(['4', '3', '2']);
+  const recent = Array.from({ length: 6 }, (_, at) => ({ id: `${at}`, createdAtMs: 9 * HOUR_MS + at }));
+  expect(surplusOf(recent, [], 10 * HOUR_MS).map(({ id }) => id)).toEqual(['0']);
 });
 
 test('an image that never had a name, or that nothing can make again, stays without one', () => {

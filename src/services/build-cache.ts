@@ -12,6 +12,8 @@ import type { Core } from './core.ts';
 
 /** What comes or is used at this moment is younger. */
 const RECENT_MS = 60 * 60_000;
+/** Images of layers that stages begin with. */
+const BEGINNINGS_MAX = 4;
 const MOUNT = /^[0-9a-f]{64}\.tar$/;
 const MIB = 2 ** 20;
 
@@ -62,6 +64,17 @@ export function unusedSince<T extends { readonly id: string; readonly createdAtM
 ): readonly T[] {
   const usedAtMs = new Map(uses.map(({ id, atMs }) => [id, atMs]));
   return all.filter(({ id, createdAtMs }) => Math.max(createdAtMs, usedAtMs.get(id) ?? 0) <= beforeMs);
+}
+
+/** Beginnings of stages that others were used after, without those of the last hour: each takes as much as a whole image. */
+export function surplusOf<T extends { readonly id: string; readonly createdAtMs: number }>(
+  beginnings: readonly T[],
+  uses: readonly { readonly id: string; readonly atMs: number }[],
+  nowMs: number,
+): readonly T[] {
+  const usedAtMs = new Map(uses.map(({ id, atMs }) => [id, atMs]));
+  const lastMs = ({ id, createdAtMs }: T) => Math.max(createdAtMs, usedAtMs.get(id) ?? 0);
+  return unusedSince(beginnings.toSorted((left, right) => lastMs(right) - lastMs(left)).slice(BEGINNINGS_MAX), uses, nowMs - RECENT_MS);
 }
 
 export type BuildCacheKeeping = {

@@ -47,6 +47,11 @@ export class BuildQuota {
     return op.within(Math.min(minutes * MINUTE_MS, TIMER_MS_MAX), `a build, which may take ${minutes} minutes (quota buildMinutes),`);
   }
 
+  /** Whether what lies here of that project's images is counted. */
+  async boundsImages(projectId: ProjectId): Promise<boolean> {
+    return ((await this.#core.quotaBounds.of(projectId)).imageMiB ?? null) !== null;
+  }
+
   async #end(op: Operation, id: BuildId, how: 'ended' | 'never-began'): Promise<void> {
     const { store, host } = this.#core.deps;
     await store

@@ -10,11 +10,13 @@ import { keyOf } from '../images/build/keys.ts';
 import { copiedLayer, ForbiddenContent } from '../images/build/layers.ts';
 import { argvOf, environmentOf, PROXY_ARGS, shellOf } from '../images/build/state.ts';
 import { oneChunk } from '../images/chunks.ts';
+import { layersToBeginWith } from './build-beginning.ts';
 import { Mounted, mountKey } from './build-mounts.ts';
 import { BUILD_DIR, StageSandbox } from './build-sandbox.ts';
 import { AptSources, writeSettings } from './build-settings.ts';
 import { contentsOf, sourceOf } from './build-sources.ts';
 import type { StageNow } from './build-stage-now.ts';
+import type { Built } from './build-stage-parts.ts';
 
 const TAIL_LINES = 12;
 
@@ -167,8 +169,7 @@ export class RunSteps implements AsyncDisposable {
     lending.catch(() => {}); // heard below
     await this.#now.parts.ended();
     const { sandbox: parts, request } = this.#now.parts;
-    const built = this.#now.built();
-    const image = this.#now.image ?? { reference: await this.#now.parts.image(op, built), layers: this.#now.root.layers.length };
+    const image = await this.#beginning(op);
     const name = `build-${parts.buildId.slice(3, 11)}-${this.#now.stage.index}`;
     const sandbox = await StageSandbox.open(op, parts, {
       ...{ image: image.reference, applied: image.layers, name, shape: request.shape },
@@ -178,6 +179,14 @@ export class RunSteps implements AsyncDisposable {
     const agent = await sandbox.agent(op);
     await Promise.all([lending.then((lent) => writeSettings(op, agent, lent)), sandbox.bring(op, this.#now.root)]);
     return sandbox;
+  }
+
+  async #beginning(op: Operation): Promise<NonNullable<Built['image']>> {
+    const { image, root, settled, parts } = this.#now;
+    if (image === null) return { reference: await parts.image(op, this.#now.built()), layers: root.layers.length };
+    const layers = layersToBeginWith(root.layers, image.layers, settled);
+    const reference = layers === image.layers ? null : await parts.beginning(op, root.layers.slice(0, layers));
+    return reference === null ? image : { reference, layers };
   }
 
   async #bindKey(op: Operation, step: Instruction, mount: { readonly from: string | null; readonly source: string }): Promise<string> {

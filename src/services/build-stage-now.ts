@@ -25,6 +25,9 @@ export class StageNow {
   #history: HistoryEntry[] = [];
   #atMs = 0;
   #image: Built['image'] = null;
+  /** Of its layers, those that were there before it, and then before this build. */
+  #settled = 0;
+  #hasMade = false;
 
   constructor(parts: StageParts, stage: Stage) {
     this.parts = parts;
@@ -45,6 +48,10 @@ export class StageNow {
     return this.#image;
   }
 
+  get settled(): number {
+    return this.#settled;
+  }
+
   built(): Built {
     return { key: this.key, state: this.state, root: this.root, history: this.#history, atMs: this.#atMs, image: this.#image };
   }
@@ -58,6 +65,7 @@ export class StageNow {
     this.#history = [...before.history];
     this.#atMs = before.atMs;
     this.#image = before.image;
+    this.#settled = before.root.layers.length;
   }
 
   globally(instruction: Pick<Instruction, 'line' | 'name'>, word: string): string {
@@ -110,6 +118,8 @@ export class StageNow {
     this.key = key;
     this.#atMs = Math.max(this.#atMs, entry.atMs);
     if (entry.layer !== null) this.root.add(entry.layer);
+    this.#hasMade ||= known === null;
+    if (!this.#hasMade) this.#settled = this.root.layers.length;
     this.note(text, entry.layer === null);
   }
 

@@ -7,7 +7,7 @@ import type { CacheEntry } from '../images/build/cache.ts';
 import type { BuildContext } from '../images/build/context.ts';
 import type { Dockerfile, Stage } from '../images/build/dockerfile.ts';
 import type { Key } from '../images/build/keys.ts';
-import type { StageRoot } from '../images/build/layers.ts';
+import type { LayerRef, StageRoot } from '../images/build/layers.ts';
 import type { Globals, StageState } from '../images/build/state.ts';
 import type { BaseImage } from './build-base.ts';
 import type { BuildLog } from './build-log.ts';
@@ -60,6 +60,8 @@ export type StageParts = {
   readonly base: (op: Operation, name: string) => Promise<BaseImage>;
   /** An image of layers that none has yet, to start a sandbox from. */
   readonly image: (op: Operation, built: Built) => Promise<string>;
+  /** An image of layers that are there before a stage does anything; null: there is no room for it. */
+  readonly beginning: (op: Operation, layers: readonly LayerRef[]) => Promise<string | null>;
   /** Proxies, mirrors and certificates of the machine of whoever builds, for RUN alone. */
   readonly lent: (op: Operation) => Promise<PackageSettings>;
   readonly mounts: Pick<MountParts, 'cacheDir' | 'locks'>;

@@ -13,6 +13,7 @@ import { BuildCache } from '../images/build/cache.ts';
 import { type Received, receiveContext } from '../images/build/context.ts';
 import { parseDockerfile } from '../images/build/dockerfile.ts';
 import { neededStages, targetOf } from '../images/build/graph.ts';
+import { StageRoot } from '../images/build/layers.ts';
 import { receiveSettings } from '../images/build/own.ts';
 import { BuildStaging } from '../images/build/staging.ts';
 import { expandAt, globalsOf, isKnownArg } from '../images/build/state.ts';
@@ -21,6 +22,7 @@ import type { ImageLibrary } from '../images/library.ts';
 import { parseConfig, runConfig } from '../images/oci/manifest.ts';
 import { PAGE_ROWS_MAX } from '../store/contract.ts';
 import { baseImage, type Raw } from './build-base.ts';
+import { BEGINNING, Beginnings } from './build-beginning.ts';
 import { type BuildCacheKeeping, newBuildCacheKeeping } from './build-cache.ts';
 import { asHutchError, isAbort, named, unlessBad } from './build-errors.ts';
 import { Lending } from './build-lending.ts';
@@ -285,6 +287,16 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     const declared = new Set(plan.dockerfile.globals.flatMap(({ args: named }) => named.map(({ key }) => key)));
     const own: Operation = { ...op, signal: AbortSignal.any([op.signal, abort.signal]) };
     const epoch = args.get('SOURCE_DATE_EPOCH');
+    const beginnings = new Beginnings(async (asking, layers) => {
+      asking.progress({ step: 'build', detail: 'packing what is built already' });
+      const stage = {
+        root: new StageRoot(host, staging.blobs, layers),
+        state: { config: {}, author: null },
+        history: layers.map(() => ({ created_by: 'hutch build' })),
+        atMs: 0,
+      };
+      return (await publish(asking, images, stage, [], { epoch: undefined, recorded, called: BEGINNING })).digest;
+    });
     const parts: StageParts = {
       sandbox: { core, handlers, caller, buildId: now.record.id, staging },
       ...{ cache, recorded, context, dockerfile: plan.dockerfile, globals: plan.globals, log: now.log },
@@ -305,6 +317,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
         return found;
       },
       image: async (asking, built) => (await publish(asking, images, built, [], { epoch, recorded })).digest,
+      beginning: async (asking, layers) => ((await quota.boundsImages(caller.projectId)) ? null : await beginnings.of(asking, layers)),
       lent: (asking) => now.lending.settings(asking),
       mounts: { cacheDir: join(root, 'mounts'), locks },
       ending: (ending) => {
@@ -353,9 +366,13 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
   async function publish(
     op: Operation,
     images: ImageLibrary,
-    built: Built,
+    built: Pick<Built, 'root' | 'history' | 'atMs'> & { readonly state: Pick<Built['state'], 'config' | 'author'> },
     names: readonly string[],
-    { epoch, recorded }: { readonly epoch: string | undefined; readonly recorded: () => Promise<void> },
+    {
+      epoch,
+      recorded,
+      called = names[0] ?? null,
+    }: { readonly epoch: string | undefined; readonly recorded: () => Promise<void>; readonly called?: string | null },
   ) {
     const layers = built.root.layers;
     const configBytes = Buffer.from(
@@ -378,7 +395,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     const image =
       there ??
       (await buildImage(op, host, images.paths, images.blobs, {
-        ...{ what, name: null, digest, configBytes, createdAtMs: host.nowMs(), manifest: null },
+        ...{ what, name: called, digest, configBytes, createdAtMs: host.nowMs(), manifest: null },
         config: runConfig(op, parseConfig(op, configBytes, what), what),
         aside,
         layers: layers.map((layer) => ({ ...layer, file: Promise.resolve(images.blobs.path(layer.digest)) })),

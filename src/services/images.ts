@@ -11,7 +11,8 @@ import { DEFAULT_IMAGE } from '../images/default-image.ts';
 import type { PreparedImage } from '../images/image.ts';
 import type { ImageLibrary } from '../images/library.ts';
 import type { Store } from '../store/contract.ts';
-import { type BuildCacheKeeping, lostItsName, unusedSince } from './build-cache.ts';
+import { BEGINNING } from './build-beginning.ts';
+import { type BuildCacheKeeping, lostItsName, surplusOf, unusedSince } from './build-cache.ts';
 import type { Call } from './call.ts';
 import { dropCommitted } from './committed.ts';
 import type { Core } from './core.ts';
@@ -75,6 +76,24 @@ export function imageVerbs(core: Core, buildCache: BuildCacheKeeping): Pick<Hand
     const using = await users();
     const leased = new Set((await store.query('leases', { atMs: host.nowMs() })).map(({ assetId }) => assetId));
     return (await store.query('images', {})).filter(({ id, names }) => names.length === 0 && !using.has(id) && !leased.has(id));
+  }
+
+  async function staleImages(op: Operation): Promise<readonly (NamedImage & { readonly why: string })[]> {
+    const [named, beginnings]: [NamedImage[], NamedImage[]] = [[], []];
+    for (const image of await unused()) {
+      const made = await library(op).open(op, image.digest);
+      if (lostItsName(made)) (made?.record.name === BEGINNING ? beginnings : named).push(image);
+    }
+    const uses = await store.query('assetUses', {});
+    const beforeMs = host.nowMs() - core.deps.settings.retention.cacheMs;
+    const surplus = surplusOf(beginnings, uses, host.nowMs());
+    const began = beginnings.filter((image) => !surplus.includes(image));
+    const because = (why: string) => (image: NamedImage) => ({ ...image, why });
+    return [
+      ...unusedSince(named, uses, beforeMs).map(because('a newer image took its name, and nothing has used it for retention.cache')),
+      ...unusedSince(began, uses, beforeMs).map(because('builds began with it, and nothing has used it for retention.cache')),
+      ...surplus.map(because('builds began with it, and with others since')),
+    ];
   }
 
   /** Digests of the root file systems of images; every sandbox that is not deleted, and every one that is being made, keeps its image. */
@@ -228,16 +247,13 @@ export function imageVerbs(core: Core, buildCache: BuildCacheKeeping): Pick<Hand
       const { op } = call;
       const really = dryRun !== true;
       if (stale === true) {
-        const old: NamedImage[] = [];
-        const beforeMs = host.nowMs() - core.deps.settings.retention.cacheMs;
-        for (const image of unusedSince(await unused(), await store.query('assetUses', {}), beforeMs))
-          if (lostItsName(await library(op).open(op, image.digest)) && (!really || (await dropped(op, image)))) old.push(image);
+        const old: (NamedImage & { readonly why: string })[] = [];
+        for (const image of await staleImages(op)) if (!really || (await dropped(op, image))) old.push(image);
         const but = new Set(old.map(({ id }) => id));
         const gone = await buildCache.sweep(op, await layersKept(core, op, but), really);
         const roots = await dropUnpacked(op, but, really);
-        const why = 'a newer image took its name, and nothing has used it for retention.cache';
         return {
-          images: old.map(({ id, digest, sizeBytes }) => ({ id, digest, sizeBytes, why })),
+          images: old.map(({ id, digest, sizeBytes, why }) => ({ id, digest, sizeBytes, why })),
           unpacked: roots.map((root) => ({ ...root, why: IS_NO_MORE })),
           bytes: sum(old.filter(isOurs)) + sum(gone) + sum(roots),
           layers: gone.flatMap(({ kind, name, sizeBytes, why }) => (kind === 'layer' ? [{ digest: name, sizeBytes, why }] : [])),

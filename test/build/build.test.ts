@@ -200,6 +200,40 @@ RUN --network=none test "$(grep -c : /proc/net/dev)" -le 1
   );
 }
 
+test('a stage upon large layers begins with an image of them, which the next build finds', { timeout: 180_000 }, async (ctx) => {
+  const missing = await here.why('gvisor');
+  if (missing !== null) return ctx.skip(missing);
+  const large = 'head -c 40000000 /dev/zero > /large && mkdir /gone /run/there && echo x > /gone/x && echo a > /kept';
+  const dir = await here.context({
+    Dockerfile: `FROM base:1 AS large\nRUN ${large}\nFROM large\nCOPY said /\nRUN rm -r /gone && ls -d /run/there && cat /said >> /kept\n`,
+    said: 'first\n',
+  });
+  const nameless = async () => {
+    const { images } = await world.json<{ images: { id: string; names: string[] }[] }>('image', 'ls');
+    return images.filter(({ names }) => names.length === 0).map(({ id }) => id);
+  };
+  const before = await nameless();
+  const build = async (name: string) => {
+    const { code, stderr } = await world.run(['build', '--backend', 'gvisor', '-t', name, dir]);
+    expect(code, stderr).toBe(0);
+    return (await nameless()).filter((id) => !before.includes(id));
+  };
+  const made = await build('upon-large:1');
+  expect(made).toHaveLength(1);
+  await writeFile(join(dir, 'said'), 'second\n');
+  expect(await build('upon-large:2'), 'the same again').toEqual(made);
+  const { files, layers } = await here.saved('upon-large:2');
+  expect(layers).toHaveLength(4);
+  expect([...files.keys()].filter((path) => /^(gone|kept|large|run\/there|said)/.test(path)).sort()).toEqual([
+    'kept',
+    'large',
+    'run/there',
+    'said',
+  ]);
+  const { stdout } = await world.run(['run', '--rm', '--backend', 'gvisor', '--image', 'upon-large:2', '--', 'cat', '/kept']);
+  expect(stdout).toBe('a\nsecond\n');
+});
+
 test('file by file a build gives what the Docker Engine builds, and that loads and runs it', { timeout: 720_000 }, async (ctx) => {
   const missing = await here.why('gvisor');
   if (missing !== null) return ctx.skip(missing);
