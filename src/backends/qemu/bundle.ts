@@ -3,39 +3,18 @@
 // under one more name of the same file, so nothing that it needs can be taken from it, and nothing is stored twice.
 //
 // It is complete once `manifest.json` is there, which is written last.
-import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import { z } from 'zod';
-import { errnoOf } from '../../host/errors.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
-import { MEMORY_MODE, STATE_BYTES_MAX } from './manifest.ts';
+import { sha256, storeSchema } from '../stored.ts';
+import { STATE_BYTES_MAX } from './manifest.ts';
 
-export const BASE = 'base';
-export const MAP = 'map';
 export const STATE = 'state';
 const MANIFEST = 'manifest.json';
 const MANIFEST_BYTES_MAX = 1024 * 1024;
-/** A chain this long is stored anew as one layer. */
-const LAYERS_MAX = 64;
 
 const hash = z.string().regex(/^[0-9a-f]{16}$/);
-export const layerSchema = z.strictObject({
-  number: z.int().min(1).max(LAYERS_MAX),
-  /** Tells the layers of two bundles apart. */
-  id: z.string().regex(/^[0-9a-f]{32}$/),
-  pages: z.int().nonnegative(),
-  bytes: z.int().nonnegative(),
-  /** Null: nobody has needed it after this boot of the host, and it may not be on the disk yet. */
-  hash: hash.nullable(),
-});
-const store = z.strictObject({
-  bytes: z.int().positive(),
-  layers: z.array(layerSchema).max(LAYERS_MAX),
-  map: z.string().regex(/^[0-9a-f]{64}$/),
-});
-export type Store = z.infer<typeof store>;
-export type Layer = z.infer<typeof layerSchema>;
 
 /** Everything that must be the same where it goes on. */
 export const fingerprintSchema = z.strictObject({
@@ -61,13 +40,13 @@ const manifest = z.strictObject({
   version: z.literal(FORMAT),
   fingerprint: fingerprintSchema,
   /** `dir` has a name that is not to be guessed: what lies in it is read by the users of all machines made from it. */
-  memory: store.extend({ dir: z.string().regex(/^memory-[0-9a-f]{32}$/), base: hash.nullable() }).nullable(),
+  memory: storeSchema.extend({ dir: z.string().regex(/^memory-[0-9a-f]{32}$/), base: hash.nullable() }).nullable(),
   state: z.strictObject({ bytes: z.int().positive().max(STATE_BYTES_MAX), sha256: z.string().regex(/^[0-9a-f]{64}$/) }).nullable(),
   /** The sandbox's own; null where it stays where it is. */
-  disk: store.nullable(),
+  disk: storeSchema.nullable(),
   /** Which of the guest's disks is its own; `vdb` is otherwise a copy of the template's. */
   own: z.enum(['vdb', 'vdc']),
-  scratch: store.nullable(),
+  scratch: storeSchema.nullable(),
   takenAtMs: z.int(),
   /** SHA-256 of all the rest, as it stands in the file; what an older version of Hutch wrote has none. */
   sum: z
@@ -149,29 +128,3 @@ export function difference(saved: Fingerprint, now: Fingerprint, what: 'machine'
 }
 
 const DIGESTS: readonly (keyof Fingerprint)[] = ['machine', 'cpu', 'image', 'kernel', 'agent'];
-
-/** Gives every file of a store, and its map, a name in another directory too. */
-export async function linkStore(op: Operation, host: Host, from: string, to: string, { layers }: Pick<Store, 'layers'>): Promise<void> {
-  const names = [...((await host.stat(op, join(from, BASE))) === null ? [] : [BASE]), ...layers.map(({ number }) => String(number))];
-  if ((await host.stat(op, join(from, MAP))) !== null) names.push(MAP);
-  for (const name of names) {
-    const found = await host.stat(op, join(from, name));
-    if (found?.type !== 'symlink') await host.link(op, join(from, name), join(to, name));
-    else await keepTarget(op, host, await host.readLink(op, join(from, name)), join(to, name));
-  }
-}
-
-/** What is stored must not depend on a template that may go: of one on another file system there is a copy. */
-async function keepTarget(op: Operation, host: Host, target: string, to: string): Promise<void> {
-  try {
-    await host.link(op, target, to);
-  } catch (error) {
-    if (errnoOf(error) !== 'EXDEV') throw error;
-    await host.cloneFile(op, target, to);
-    await host.chmod(op, to, MEMORY_MODE);
-  }
-}
-
-export function sha256(bytes: Uint8Array | string): string {
-  return createHash('sha256').update(bytes).digest('hex');
-}

@@ -8,22 +8,11 @@ import type { Operation } from '../../host/operation.ts';
 import type { SandboxPlan } from '../backend.ts';
 import type { Dead } from '../dead.ts';
 import { hashes } from '../hashes.ts';
-import {
-  BASE,
-  type Layer,
-  linkStore,
-  MAP,
-  type Manifest,
-  readManifest,
-  STATE,
-  type Store,
-  sha256,
-  writeManifest,
-  writePart,
-} from './bundle.ts';
+import { type Taken, take } from '../imprint.ts';
+import { BASE, CHAIN_MAX, type Layer, linkStore, nextOf, type Store, sha256, withTaken } from '../stored.ts';
+import { type Manifest, readManifest, STATE, writeManifest, writePart } from './bundle.ts';
 import { type QemuConfig, QMP_COMMAND_MS, RELEASE_MS } from './config.ts';
 import { dialVmm, IGNORE_SHARED, migrated } from './control.ts';
-import { type Taken, take } from './imprint.ts';
 import type { Kept, KeptMemories } from './kept.ts';
 import { STATE_BYTES_MAX } from './manifest.ts';
 import { diskPath, qmpSocketPath, SOCKETS, scratchDiskPath, stateSocketPath } from './paths.ts';
@@ -315,32 +304,10 @@ async function earlier(op: Operation, host: Host, dir: string, running: Running,
   return isSame && layers.length < CHAIN_MAX ? read.manifest : null;
 }
 
-/** Longer chains begin anew from what the process has mapped. */
-const CHAIN_MAX = 48;
-
-function nextOf(layers: readonly Layer[]): number {
-  return (layers.at(-1)?.number ?? 0) + 1;
-}
-
-/** A store with the layer that was taken. */
-async function withNew(
-  op: Operation,
-  host: Host,
-  to: string,
-  bytes: number,
-  layers: readonly Layer[],
-  made: Taken | undefined,
-): Promise<Store> {
-  if (made === undefined) throw op.error('internal', 'the program that writes machines down has not said what it wrote');
-  const { layer: number, pages, bytes: layerBytes, hash } = made;
-  const id = Buffer.from(host.randomBytes(16)).toString('hex');
-  const map = sha256(await host.readFile(op, join(to, MAP), MAP_BYTES_MAX));
-  return { bytes, layers: [...layers, { number, id, pages, bytes: layerBytes, hash }], map };
-}
-
 async function storesOfDisks(op: Operation, host: Host, { disks, diskLayers }: PreparedDisks, taken: readonly Taken[]): Promise<Store[]> {
   const stores: Store[] = [];
-  for (const [at, disk] of disks.entries()) stores.push(await withNew(op, host, disk.dir, disk.bytes, diskLayers[at] ?? [], taken[at]));
+  for (const [at, disk] of disks.entries())
+    stores.push(await withTaken(op, host, disk.dir, { bytes: disk.bytes, layers: diskLayers[at] ?? [] }, taken[at]));
   return stores;
 }
 
@@ -362,7 +329,7 @@ async function conclude(
   if (hasMemory && lasts) await host.sync(op, memory.dir);
   const memoryStore = hasMemory
     ? {
-        ...(await withNew(op, host, memory.dir, memory.bytes, stored.memoryLayers, taken[0])),
+        ...(await withTaken(op, host, memory.dir, { bytes: memory.bytes, layers: stored.memoryLayers }, taken[0])),
         dir: stored.memoryName,
         base: stored.memoryBase,
       }
@@ -451,8 +418,6 @@ async function restingDisk(
   undo.move();
   return { stillMs: 0, apparentBytes, dead: null };
 }
-
-const MAP_BYTES_MAX = 64 * 1024 * 1024;
 
 async function control(op: Operation, host: Host, plan: SandboxPlan): Promise<Qmp> {
   using limited = op.within(QMP_COMMAND_MS, "QEMU's greeting");

@@ -6,7 +6,7 @@ import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { SandboxPlan } from '../backend.ts';
 import type { DiskSeeds } from '../disk.ts';
-import { BASE } from './bundle.ts';
+import { BASE } from '../stored.ts';
 import { BOOT_MS, type QemuConfig } from './config.ts';
 import type { Emulator } from './emulator.ts';
 import { MEMORY_MODE } from './manifest.ts';

@@ -4,7 +4,7 @@
 import type { SandboxId } from '../../domain/ids.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { ProcessEvidence, SandboxPlan } from '../backend.ts';
-import { type Layer, linkStore } from './bundle.ts';
+import { type Layer, linkStore } from '../stored.ts';
 import { type QemuConfig, RELEASE_MS } from './config.ts';
 import { makeMemoryDir, mappedOf, type RunningMemory, removeMemoryDirs } from './running.ts';
 

@@ -5,17 +5,14 @@ import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import { placesOfData } from '../hashes.ts';
 import type { Portable, SnapshotPlaces } from '../snapshots.ts';
-import { BASE, MAP, type Manifest, parseManifest, readManifest, STATE, type Store, writeManifest } from './bundle.ts';
+import { BASE, isOrdered, STORED_MODE, storedParts } from '../stored.ts';
+import { type Manifest, parseManifest, readManifest, STATE, writeManifest } from './bundle.ts';
 import { DISK_DIR, SCRATCH_DIR } from './capture.ts';
 import type { QemuConfig } from './config.ts';
-import { MEMORY_MODE } from './manifest.ts';
 import { newMemoryName } from './running.ts';
 
 const MIB = 1024 * 1024;
-const PAGE_BYTES = 4096;
 const STATE_MODE = 0o400;
-const MAP_HEAD_BYTES = 8;
-const RUN_BYTES = 16;
 /** The copy of a template's disk, which is as long as the disk of its first sandbox. */
 const SCRATCH_BYTES_MAX = 2 ** 47;
 
@@ -41,7 +38,7 @@ export function newPortable(config: Pick<QemuConfig, 'host' | 'imprintPath'>): P
       if (manifest.disk !== null) await host.makeDir(op, join(dir, DISK_DIR), 0o700);
       if (manifest.scratch !== null) await host.makeDir(op, join(dir, SCRATCH_DIR), 0o700);
       return {
-        parts: namesOf(dir, manifest).map((named) => ({ ...named, mode: named.name === STATE ? STATE_MODE : MEMORY_MODE })),
+        parts: namesOf(dir, manifest).map((named) => ({ ...named, mode: named.name === STATE ? STATE_MODE : STORED_MODE })),
         complete: (late) => writeManifest(late, host, dir, manifest, true),
       } satisfies SnapshotPlaces;
     },
@@ -52,23 +49,15 @@ type Named = { readonly name: string; readonly path: string; readonly bytesMax: 
 
 /** In the order in which they travel: what is needed for all of it first. */
 function namesOf(dir: string, { state, memory, disk, scratch }: Manifest): readonly Named[] {
-  const ofStore = (name: string, path: string, store: Store): Named[] => [
-    { name: `${name}/${MAP}`, path: join(path, MAP), bytesMax: mapBytesMax(store.bytes) },
-    ...store.layers.map(({ number }) => ({
-      name: `${name}/${number}`,
-      path: join(path, String(number)),
-      bytesMax: wholePages(store.bytes),
-    })),
-  ];
   return [
     ...(state === null ? [] : [{ name: STATE, path: join(dir, STATE), bytesMax: state.bytes }]),
-    ...(disk === null ? [] : ofStore('disk', join(dir, DISK_DIR), disk)),
-    ...(scratch === null ? [] : ofStore('scratch', join(dir, SCRATCH_DIR), scratch)),
+    ...(disk === null ? [] : storedParts('disk', join(dir, DISK_DIR), disk)),
+    ...(scratch === null ? [] : storedParts('scratch', join(dir, SCRATCH_DIR), scratch)),
     ...(memory === null
       ? []
       : [
           { name: `memory/${BASE}`, path: join(dir, memory.dir, BASE), bytesMax: memory.bytes },
-          ...ofStore('memory', join(dir, memory.dir), memory),
+          ...storedParts('memory', join(dir, memory.dir), memory),
         ]),
   ];
 }
@@ -111,17 +100,7 @@ function arrived(op: Operation, host: Host, machine: Parameters<Portable['place'
   const fits = disk.bytes <= diskMiB * MIB && (scratch === null || scratch.bytes <= SCRATCH_BYTES_MAX);
   if (!isSame || !fits) throw refused('its shape is not that of its machine');
   for (const store of [manifest.memory, disk, scratch]) {
-    const numbers = store?.layers.map(({ number }) => number) ?? [];
-    if (numbers.some((number, at) => at > 0 && number <= (numbers[at - 1] ?? 0))) throw refused('its layers are in no order');
+    if (store !== null && !isOrdered(store)) throw refused('its layers are in no order');
   }
   return manifest;
-}
-
-/** A map has a run for each page at most. */
-function mapBytesMax(bytes: number): number {
-  return MAP_HEAD_BYTES + RUN_BYTES * (wholePages(bytes) / PAGE_BYTES);
-}
-
-function wholePages(bytes: number): number {
-  return Math.ceil(bytes / PAGE_BYTES) * PAGE_BYTES;
 }

@@ -5,16 +5,16 @@ import type { FileInfo, Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { SandboxPlan } from '../backend.ts';
 import { hashes } from '../hashes.ts';
-import { BASE, difference, type Fingerprint, linkStore, MAP, type Manifest, readManifest, STATE, type Store, sha256 } from './bundle.ts';
+import { layOut } from '../imprint.ts';
+import { BASE, hasMap, layerFiles, linkStore, type Store, sha256 } from '../stored.ts';
+import { difference, type Fingerprint, type Manifest, readManifest, STATE } from './bundle.ts';
 import { DISK_DIR, SCRATCH, SCRATCH_DIR } from './capture.ts';
 import type { QemuConfig } from './config.ts';
 import type { ChosenDisks } from './drives.ts';
-import { layOut } from './imprint.ts';
 import { STATE_BYTES_MAX } from './manifest.ts';
 import { diskPath, scratchDiskPath } from './paths.ts';
 import type { StartInput } from './start.ts';
 
-const MAP_BYTES_MAX = 64 * 1024 * 1024;
 /** Files whose content was found right in this daemon's life, as long as they are the same. */
 const SEEN_MAX = 10_000;
 
@@ -40,10 +40,8 @@ export class Bundles {
     }
     const files: { path: string; hash: string | null; bytes: number }[] = [];
     for (const [name, store] of storesOf(manifest)) {
-      const map = await readOrNull(op, host, join(dir, name, MAP), MAP_BYTES_MAX);
-      if (map === null || sha256(map) !== store.map) throw refused(`the map of its ${nameOf(name)} is not what was saved`);
-      const bytes = Math.ceil(store.bytes / PAGE_BYTES) * PAGE_BYTES;
-      for (const layer of store.layers) files.push({ path: join(dir, name, String(layer.number)), hash: layer.hash, bytes });
+      if (!(await hasMap(op, host, join(dir, name), store))) throw refused(`the map of its ${nameOf(name)} is not what was saved`);
+      files.push(...layerFiles(join(dir, name), store));
     }
     if (manifest.memory !== null)
       files.push({ path: join(dir, manifest.memory.dir, BASE), hash: manifest.memory.base, bytes: manifest.memory.bytes });
@@ -147,8 +145,6 @@ export class Bundles {
     return { drives: { vdb: path, vdc: diskPath(plan) }, own, settled };
   }
 }
-
-const PAGE_BYTES = 4096;
 
 /** What must be the same: `machine` for a sandbox that goes on as itself, `everything` for one that is made anew; `size`: as little as can be. */
 export type Sameness = 'machine' | 'everything' | 'size';

@@ -6,7 +6,8 @@ import { HutchError } from '../../domain/errors.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { SandboxPlan } from '../backend.ts';
-import { BASE, fingerprintSchema, layerSchema } from './bundle.ts';
+import { BASE, layerSchema } from '../stored.ts';
+import { fingerprintSchema } from './bundle.ts';
 
 const NOTE = 'machine.json';
 const NOTE_BYTES_MAX = 1024 * 1024;

@@ -2,9 +2,9 @@
 import { constants } from 'node:os';
 import { dirname } from 'node:path';
 import { z } from 'zod';
-import type { HutchError } from '../../domain/errors.ts';
-import type { Host, RunResult } from '../../host/host.ts';
-import type { Operation } from '../../host/operation.ts';
+import type { HutchError } from '../domain/errors.ts';
+import type { Host, RunResult } from '../host/host.ts';
+import type { Operation } from '../host/operation.ts';
 
 export type MemoryToTake = {
   readonly pid: number;
