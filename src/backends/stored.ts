@@ -12,8 +12,8 @@ import type { Taken } from './imprint.ts';
 /** Under the layers of a memory. */
 export const BASE = 'base';
 export const MAP = 'map';
-/** Of the files of a memory: they are read by the user of every machine that maps them, below a directory whose name is not to be guessed. */
-export const STORED_MODE = 0o444;
+/** Read by every sandbox's user, written by nobody; its directory's name is not to be guessed or listed. */
+export const MEMORY_MODE = 0o444;
 /** Longer chains begin anew. */
 export const CHAIN_MAX = 48;
 const LAYERS_MAX = 64;
@@ -78,7 +78,7 @@ async function keepTarget(op: Operation, host: Host, target: string, to: string)
   } catch (error) {
     if (errnoOf(error) !== 'EXDEV') throw error;
     await host.cloneFile(op, target, to);
-    await host.chmod(op, to, STORED_MODE);
+    await host.chmod(op, to, MEMORY_MODE);
   }
 }
 

@@ -9,6 +9,7 @@ import { refusal, type Subject } from './subject.ts';
 
 /** How long a paused sandbox is left alone. */
 const STILL_MS = 1_200;
+const MIB = 1024 * 1024;
 const MODES = ['none', 'allow', 'allow-lan'] as const;
 
 export function honesty(subject: Subject): void {
@@ -268,6 +269,33 @@ export function honesty(subject: Subject): void {
     for (const made of [begun.id, id]) await subject.remove(made);
     for (const { id: kept } of [scrubbed, snapshot]) await daemon.call('snapshot.remove', { snapshot: kept });
   });
+
+  if (can.fork)
+    test('honesty: of a disk a snapshot stores what an earlier one does not have, and all of one that has grown since', async () => {
+      const { id, shape } = await subject.make();
+      const take = () => daemon.call('snapshot.create', { ref: id, diskOnly: true });
+      await subject.sh(id, `head -c ${12 * MIB} /dev/urandom > /root/much; sync`);
+      const first = await take();
+      await subject.sh(id, 'echo little > /root/little; sync');
+      const second = await take();
+      expect(first.ownBytes).toBeGreaterThan(12 * MIB);
+      expect(second).toMatchObject({ parentId: first.id });
+      expect(second.ownBytes).toBeLessThan(6 * MIB);
+      expect(second.apparentBytes).toBeGreaterThan(first.ownBytes);
+
+      await daemon.call('sandbox.stop', { ref: id });
+      await daemon.call('sandbox.set', { ref: id, diskMiB: shape.diskMiB + 1024 });
+      await daemon.call('sandbox.start', { ref: id });
+      await subject.sh(id, 'echo grown > /root/grown; sync');
+      const third = await take();
+      expect(third.ownBytes).toBeGreaterThan(12 * MIB);
+      const sums = await subject.sh(id, 'cd /root && sha256sum much little grown');
+      await daemon.call('snapshot.verify', { snapshot: third.id });
+      const begun = await daemon.call('sandbox.create', { from: third.id });
+      expect(await subject.sh(begun.id, 'cd /root && sha256sum much little grown')).toBe(sums);
+      for (const made of [begun.id, id]) await subject.remove(made);
+      await daemon.call('snapshot.remove', { snapshot: first.id, cascade: true });
+    });
 
   for (const mode of MODES) {
     const claimed = can.networks.includes(mode);

@@ -1,5 +1,6 @@
 // Sandboxes that go back to a snapshot, in place: as they were then and as themselves, whatever happens to the daemon; and what
 // is wrong with a snapshot is found before anything of the sandbox is touched. On every backend that makes snapshots.
+import { execFileSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import { basename, join } from 'node:path';
@@ -339,6 +340,35 @@ for (const backend of BACKENDS) {
   });
 }
 
+test('gvisor: a snapshot of an older release, whose disk is one file, is gone back to and travels; what is taken after it stands alone', {
+  timeout: TEST_MS,
+}, async () => {
+  await daemon.call('sandbox.create', { backend: 'gvisor', name: 'web', network: 'none' });
+  await sh('web', 'echo then > /root/a; sync');
+  const first = await daemon.call('snapshot.create', { ref: 'web' });
+  const dir = snapshotOf(daemon, first.id);
+  const manifest = JSON.parse(readFileSync(join(dir, 'manifest.json'), 'utf8'));
+  const imprint = (...args: string[]) => execFileSync(join(import.meta.dirname, '../../prebuilt/x86_64/hutch-imprint'), args).toString();
+  imprint('lay', join(dir, 'disk'), String(manifest.disk.bytes), join(dir, 'disk.img'));
+  const disk = { bytes: manifest.disk.bytes, hash: imprint('hash', join(dir, 'disk.img')).trim() };
+  writeFileSync(join(dir, 'manifest.json'), JSON.stringify({ ...manifest, disk }));
+  rmSync(join(dir, 'disk'), { recursive: true });
+
+  await sh('web', 'echo now > /root/a; sync');
+  const second = await daemon.call('snapshot.create', { ref: 'web' });
+  expect(second).toMatchObject({ parentId: first.id });
+  for (const [{ id: snapshot }, content] of [[first, 'then\n'] as const, [second, 'now\n'] as const]) {
+    await daemon.call('snapshot.verify', { snapshot });
+    await daemon.call('sandbox.restore', { ref: 'web', snapshot });
+    expect(await sh('web', 'cat /root/a')).toBe(content);
+  }
+  const { body } = await daemon.send('GET', `/v1/snapshots/${first.id}/export`);
+  expect(await daemon.send('PUT', '/v1/snapshots?name=again', { body })).toMatchObject({ status: 200 });
+  await daemon.call('sandbox.create', { from: 'again', name: 'other' });
+  expect(await sh('other', 'cat /root/a')).toBe('then\n');
+  await expectInOrder(daemon);
+});
+
 test('snapshots count in the quota of their project, and what is kept to undo gives way', { timeout: TEST_MS }, async () => {
   // Each of gVisor's has all of its memory: the oldest holds what no other does.
   const { id } = await daemon.call('sandbox.create', { backend: 'gvisor', name: 'web', network: 'none', undo: 5 });
@@ -347,7 +377,7 @@ test('snapshots count in the quota of their project, and what is kept to undo gi
   const bound = (snapshotMiB: number | 'inherit') => daemon.call('quota.set', { project: 'default', bounds: { snapshotMiB } });
   const expectWhole = async () =>
     expect(readdirSync(join(daemon.home, 'data/snapshots')).sort()).toEqual((await all()).map((one) => one.id).sort());
-  for (const word of ['one', 'two', 'three']) await sh('web', `head -c 3000000 /dev/urandom > /root/${word}; sync`);
+  for (const word of ['one', 'two', 'three']) await sh('web', `head -c 3000000 /dev/urandom > /dev/shm/much; echo > /root/${word}; sync`);
   const before = await all();
   expect(before).toHaveLength(3);
   const used = Math.ceil(before.reduce((sum, { ownBytes }) => sum + ownBytes, 0) / 2 ** 20);

@@ -1,7 +1,6 @@
 // The gVisor backend: sandboxes on a kernel in user space. Each method is one verb; here they are put
 // together.
 import { createHash } from 'node:crypto';
-import { join } from 'node:path';
 import type { SandboxId } from '../../domain/ids.ts';
 import type { Operation } from '../../host/operation.ts';
 import { companionEnded, rulesGeneration, shimRef } from '../../host/shim.ts';
@@ -30,13 +29,14 @@ import { probeMachine } from './probe.ts';
 import { Processes } from './process.ts';
 import { type Rights, RightsFinder, removeTree } from './rights.ts';
 import { type Runtime, RuntimeFinder } from './runtime.ts';
-import { checkSaved, DISK, type Fingerprint, readSaved, refuseOther } from './saved.ts';
+import { checkSaved, type Fingerprint, readSaved, refuseOther } from './saved.ts';
+import { layDiskOut } from './saved-disk.ts';
 import { isUnused, networkPlan, SOCKET_MODE, type StartParts, startSandbox } from './start.ts';
 import { goOnAfterwards, Replacements, takeAndGoOn, takeDisk, takeSaved } from './still.ts';
 import { DiskUse } from './use.ts';
 
 export function newGvisorBackend(config: GvisorConfig): Backend {
-  const { host } = config;
+  const { host, imprintPath } = config;
   const finder = new RuntimeFinder(host, config.runsc);
   const cgroups = new Cgroups(host, config.cgroupName);
   const processes = new Processes(host, cgroups);
@@ -188,34 +188,31 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
       restore: (op, plan, dir, beforeRunning) => takeUp(op, plan, dir, beforeRunning),
     },
     snapshots: {
-      async take(op, plan, dir, { what, saved }) {
-        if (what !== 'disk' && saved !== undefined)
-          return await kept.during(() => takeSaved(op, { host, imprintPath: config.imprintPath }, plan, dir, saved));
+      async take(op, plan, dir, { what, since, saved }) {
+        if (what !== 'disk' && saved !== undefined) return await kept.during(() => takeSaved(op, config, plan, dir, { saved, since }));
         const note = await readNote(op, host, plan);
         if (what === 'disk')
-          return await takeDisk(op, { save: await saveParts(op, plan, note?.image ?? ''), imprintPath: config.imprintPath }, plan, dir);
+          return await takeDisk(op, { save: await saveParts(op, plan, note?.image ?? ''), imprintPath }, plan, dir, since);
         const { image, ground, overPath } = note ?? (await noteOf(op, plan));
         const start = { ...parts(plan), take: async (late: Operation) => ({ ...(await find(late)), image, ground, overPath }) };
-        const using = { save: await saveParts(op, plan, image), start, imprintPath: config.imprintPath };
-        return await replacements.during(plan.id, () => kept.during(() => takeAndGoOn(op, using, plan, dir)));
+        const using = { save: await saveParts(op, plan, image), start, imprintPath };
+        return await replacements.during(plan.id, () => kept.during(() => takeAndGoOn(op, using, plan, dir, since)));
       },
       async goOn(op, plan) {
         const using = { save: await saveParts(op, plan, rootFiles(op, plan.boot).imageDigest), start: parts(plan) };
         return await replacements.during(plan.id, () => kept.during(() => goOnAfterwards(op, using, plan)));
       },
       async create(op, plan, dir) {
-        await checkSaved(op, host, dir, { now: null, imprintPath: null });
         await host.makeDir(op, plan.dataDir, 0o711);
         await host.makeDir(op, layerDir(plan), 0o700);
-        await host.cloneFile(op, join(dir, DISK), diskPath(plan));
+        await layOut(op, dir, diskPath(plan));
       },
       start: (op, plan, dir) => takeUp(op, plan, dir),
       // The runtime takes nothing else, whoever insists.
       fits: async (op, plan, dir) => await refuseOther(op, { host, agents, overs }, dir, await now(op, plan)),
-      check: async (op, dir) => void (await checkSaved(op, host, dir, { now: null, imprintPath: config.imprintPath })),
+      check: async (op, dir) => void (await checkSaved(op, host, dir, { now: null, imprintPath })),
       async layOut(op, dir, path) {
-        await checkSaved(op, host, dir, { now: null, imprintPath: null });
-        await host.cloneFile(op, join(dir, DISK), path);
+        await layOut(op, dir, path);
         return { layer: 'upper' };
       },
       portable: newPortable(config),
@@ -267,6 +264,13 @@ export function newGvisorBackend(config: GvisorConfig): Backend {
     roots: { list: (op) => bases.list(op), remove: (op, digest) => bases.remove(op, digest) },
     leaks: (op, known: ReadonlySet<SandboxId>) => findLeaks(op, config, cgroups, { bases, kept }, known),
   };
+
+  /** Makes `path` the disk of a snapshot. */
+  async function layOut(op: Operation, dir: string, path: string): Promise<void> {
+    const { disk } = await checkSaved(op, host, dir, { now: null, imprintPath: null });
+    if (disk === null) throw op.error('failed_precondition', 'what was saved has no disk of its own');
+    await layDiskOut(op, config, dir, disk, path);
+  }
 
   async function memoryOf(op: Operation, plan: SandboxPlan): Promise<number> {
     return (await cgroups.use(op, plan))?.memoryBytes ?? (await ofProcesses(op, plan)).pssBytes;

@@ -2,8 +2,10 @@
 import { join } from 'node:path';
 import { placesOfData } from '../hashes.ts';
 import type { Portable, SnapshotPlaces } from '../snapshots.ts';
+import { isOrdered } from '../stored.ts';
 import type { GvisorConfig } from './config.ts';
-import { CHECKPOINT, DISK, keepSaved, parseSaved, readSaved, type Saved } from './saved.ts';
+import { CHECKPOINT, keepSaved, parseSaved, readSaved, type Saved } from './saved.ts';
+import { makeRoomFor, partsOfDisk } from './saved-disk.ts';
 
 const MIB = 1024 * 1024;
 const MODE = 0o600;
@@ -15,10 +17,15 @@ export function newPortable({ host, imprintPath }: Pick<GvisorConfig, 'host' | '
     async parts(op, dir) {
       const read = await readSaved(op, host, dir);
       if (!read.ok) throw op.error('failed_precondition', `the snapshot cannot be used: ${read.why}`);
-      const names = namesOf(dir, read.saved);
-      const paths = names.map(({ path }) => path);
+      const files: { name: string; path: string; bytes: number }[] = [];
+      for (const { name, path } of namesOf(dir, read.saved)) {
+        const info = await host.stat(op, path);
+        if (info?.type !== 'file') throw op.error('failed_precondition', `the snapshot cannot be used: ${name} is missing`);
+        files.push({ name, path, bytes: info.sizeBytes });
+      }
+      const paths = files.map(({ path }) => path);
       const places = await placesOfData(op, host, imprintPath, paths);
-      return { machine: read.saved, parts: names.map(({ name, path, bytes }, at) => ({ name, path, bytes, places: places[at] ?? [] })) };
+      return { machine: read.saved, parts: files.map((file, at) => ({ ...file, places: places[at] ?? [] })) };
     },
     async place(op, dir, machine, { shape, contents, imageDigest }) {
       const refused = (why: string): Error => op.error('failed_precondition', `the snapshot cannot be used: ${why}`);
@@ -35,9 +42,11 @@ export function newPortable({ host, imprintPath }: Pick<GvisorConfig, 'host' | '
           (imageDigest === null || fingerprint.image === imageDigest) &&
           checkpoint.bytes <= shape.memoryMiB * MIB + CHECKPOINT_MORE_BYTES);
       if (!isSame || disk.bytes > shape.diskMiB * MIB) throw refused('its shape is not that of its machine');
+      if ('layers' in disk && !isOrdered(disk)) throw refused('its layers are in no order');
       await host.makeDir(op, dir, 0o700);
+      await makeRoomFor(op, host, dir, disk);
       return {
-        parts: namesOf(dir, saved).map(({ name, path, bytes }) => ({ name, path, bytesMax: bytes, mode: MODE })),
+        parts: namesOf(dir, saved).map((named) => ({ ...named, mode: MODE })),
         complete: (late) => keepSaved(late, host, dir, saved),
       } satisfies SnapshotPlaces;
     },
@@ -46,7 +55,7 @@ export function newPortable({ host, imprintPath }: Pick<GvisorConfig, 'host' | '
 
 function namesOf(dir: string, { checkpoint, disk }: Saved) {
   return [
-    ...(checkpoint === null ? [] : [{ name: 'checkpoint', path: join(dir, CHECKPOINT), bytes: checkpoint.bytes }]),
-    ...(disk === null ? [] : [{ name: 'disk', path: join(dir, DISK), bytes: disk.bytes }]),
+    ...(checkpoint === null ? [] : [{ name: 'checkpoint', path: join(dir, CHECKPOINT), bytesMax: checkpoint.bytes }]),
+    ...(disk === null ? [] : partsOfDisk(dir, disk)),
   ];
 }

@@ -1,18 +1,17 @@
-// What was saved of a sandbox, on the disk: the runtime's own file, in a directory with a note of what it is. It is complete
-// once `manifest.json` is there, which is written last.
+// What was saved of a sandbox: the runtime's own file, and in a snapshot the disk (saved-disk.ts), in a directory with a note of what
+// it is. It is complete once `manifest.json` is there, which is written last.
 import { join } from 'node:path';
 import { z } from 'zod';
 import { isId, type SandboxId } from '../../domain/ids.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
-import { hashes } from '../hashes.ts';
 import type { Agents } from './agents.ts';
 import type { Overs } from './over.ts';
 import { DIGEST_CHARS } from './paths.ts';
+import { type SavedDisk, savedDiskSchema, whatIsWrong } from './saved-disk.ts';
 
 /** As the runtime names it. */
 export const CHECKPOINT = 'checkpoint.img';
-export const DISK = 'disk.img';
 export const MANIFEST = 'manifest.json';
 /** What it will be: whoever comes later can complete it. */
 export const SAVING = 'saving.json';
@@ -48,7 +47,7 @@ const savedSchema = z.strictObject({
   /** Null: a disk alone. */
   checkpoint: z.strictObject({ bytes: z.int().positive(), sha256: digest }).nullable(),
   /** Null: it stays where it is. */
-  disk: z.strictObject({ bytes: z.int().positive(), hash: z.string().regex(/^[0-9a-f]{16}$/) }).nullable(),
+  disk: savedDiskSchema.nullable(),
   savedAtMs: z.int(),
 });
 export type Saved = z.infer<typeof savedSchema>;
@@ -86,6 +85,12 @@ export function parseSaved(value: unknown): Read {
   return parsed.success ? { ok: true, saved: parsed.data } : { ok: false, why: 'its manifest is damaged' };
 }
 
+/** The disk as a snapshot has it; null where there is none, or it is not whole. */
+export async function diskOf(op: Operation, host: Host, dir: string): Promise<SavedDisk | null> {
+  const read = await readSaved(op, host, dir);
+  return read.ok ? read.saved.disk : null;
+}
+
 /** What there is of the two, with its checksums; both are on the disk. */
 type Content = Pick<Saved, 'fingerprint' | 'checkpoint' | 'disk'>;
 
@@ -101,12 +106,6 @@ export async function keepSaved(op: Operation, host: Host, dir: string, saved: S
 export async function checkpointIn(op: Operation, host: Host, dir: string): Promise<Saved['checkpoint']> {
   const path = join(dir, CHECKPOINT);
   return { bytes: (await host.stat(op, path))?.sizeBytes ?? 0, sha256: await host.sha256(op, path) };
-}
-
-export async function diskIn(op: Operation, host: Host, imprintPath: string, dir: string): Promise<Saved['disk']> {
-  const path = join(dir, DISK);
-  const [hash = ''] = await hashes(op, host, imprintPath, [path]);
-  return { bytes: (await host.stat(op, path))?.sizeBytes ?? 0, hash };
 }
 
 export async function writeSaving(op: Operation, host: Host, dir: string, saving: Saving): Promise<void> {
@@ -134,15 +133,14 @@ export async function checkSaved(
   if (!read.ok) throw refused(read.why);
   const { saved } = read;
   const { checkpoint, disk } = saved;
-  const isThere = async (name: string, bytes: number): Promise<boolean> => (await host.stat(op, join(dir, name)))?.sizeBytes === bytes;
   if (checkpoint !== null) {
-    const isSame = (await isThere(CHECKPOINT, checkpoint.bytes)) && (await checkpointIn(op, host, dir))?.sha256 === checkpoint.sha256;
+    const isThere = (await host.stat(op, join(dir, CHECKPOINT)))?.sizeBytes === checkpoint.bytes;
+    const isSame = isThere && (await checkpointIn(op, host, dir))?.sha256 === checkpoint.sha256;
     if (!isSame) throw refused(`${CHECKPOINT} is not what was saved`);
   }
   if (disk !== null) {
-    const isSame = await isThere(DISK, disk.bytes);
-    const isRight = isSame && (imprintPath === null || (await diskIn(op, host, imprintPath, dir))?.hash === disk.hash);
-    if (!isRight) throw refused(`${DISK} is not what was saved`);
+    const wrong = await whatIsWrong(op, { host, imprintPath }, dir, disk);
+    if (wrong !== null) throw refused(`${wrong} is not what was saved`);
   }
   if (now !== null) refuseDifference(op, saved.fingerprint, now);
   return saved;

@@ -13,7 +13,8 @@ import { pause } from '../wait.ts';
 import { command, isWhole, type SaveParts, saveSandbox, sync } from './checkpoint.ts';
 import { RELEASE_MS } from './config.ts';
 import { diskMountDir, diskPath, goneOnDir, stillDir } from './paths.ts';
-import { CHECKPOINT, checkpointIn, checkSaved, DISK, diskIn, programsIn, writeSaved } from './saved.ts';
+import { CHECKPOINT, checkpointIn, checkSaved, diskOf, programsIn, writeSaved } from './saved.ts';
+import { apparentBytesOf, storeDisk } from './saved-disk.ts';
 import { isUnused, networkPlan, type StartParts, startSandbox } from './start.ts';
 
 /** Until it runs again: it stands still, so nothing calls this off. */
@@ -62,33 +63,46 @@ export type StillParts = {
   readonly imprintPath: string;
 };
 
-/** Memory and disk of one instant, in `dir`. On failure `dir` is gone, and the sandbox goes on. */
-export async function takeAndGoOn(op: Operation, parts: StillParts, plan: SandboxPlan, dir: string): Promise<SnapshotTaken> {
+/** Memory and disk of one instant, in `dir`; `since` as in `Snapshots.take`. On failure `dir` is gone, and the sandbox goes on. */
+export async function takeAndGoOn(
+  op: Operation,
+  parts: StillParts,
+  plan: SandboxPlan,
+  dir: string,
+  since: string | null,
+): Promise<SnapshotTaken> {
   const { host } = parts.save;
   let sinceMs = host.monotonicMs();
+  let stillMs = 0;
   const onStill = (): void => {
     sinceMs = host.monotonicMs();
   };
-  const save = { ...parts.save, onStill };
-  await host.remove(op, stillDir(plan));
-  await using undo = unlessWhole(op, host, dir);
-  let programs: Awaited<ReturnType<typeof programsIn>> = {};
-  try {
-    await saveSandbox(op, save, plan, stillDir(plan));
-    programs = await programsIn(op, host, stillDir(plan));
-    await keep(op, host, plan, stillDir(plan), dir);
-  } finally {
+  const goOn = once(async () => {
     using late = op.releasing(GO_ON_MS);
     await insist(late, plan, () => goOnAfterwards(late, parts, plan));
-  }
-  const stillMs = host.monotonicMs() - sinceMs;
-  // It runs: what is checked and counted now holds nobody up.
+    stillMs = host.monotonicMs() - sinceMs;
+  });
+  await host.remove(op, stillDir(plan));
+  await using undo = unlessWhole(op, host, dir);
+  const stored = async () => {
+    try {
+      await saveSandbox(op, { ...parts.save, onStill }, plan, stillDir(plan));
+      const programs = await programsIn(op, host, stillDir(plan));
+      await host.makeDir(op, dir, 0o700);
+      // What it goes on from has one more name.
+      await host.link(op, join(stillDir(plan), CHECKPOINT), join(dir, CHECKPOINT));
+      return { programs, disk: await keepDisk(op, parts, plan, dir, since, goOn) };
+    } finally {
+      await goOn();
+    }
+  };
+  const { programs, disk } = await stored();
   const fingerprint = { ...parts.save.fingerprint, ...programs };
-  const [checkpoint, disk] = [await checkpointIn(op, host, dir), await diskIn(op, host, parts.imprintPath, dir)];
+  const checkpoint = await checkpointIn(op, host, dir);
   await sync(op, host, dir);
   await writeSaved(op, host, dir, { fingerprint, checkpoint, disk });
   undo.move();
-  return { stillMs, apparentBytes: (checkpoint?.bytes ?? 0) + (await diskBytes(op, host, dir)) };
+  return { stillMs, apparentBytes: apparentBytesOf(disk) + (checkpoint?.bytes ?? 0) };
 }
 
 /** Of one that stands still for it, or does not run. */
@@ -97,6 +111,7 @@ export async function takeDisk(
   { save, imprintPath }: Omit<StillParts, 'start'>,
   plan: SandboxPlan,
   dir: string,
+  since: string | null,
 ): Promise<SnapshotTaken> {
   const { host, rights, processes, fingerprint } = save;
   await using undo = unlessWhole(op, host, dir);
@@ -104,25 +119,29 @@ export async function takeDisk(
   const now = await processes.inspect(op, plan);
   const sinceMs = host.monotonicMs();
   let stillMs = 0;
-  if (!now.alive) await host.cloneFile(op, diskPath(plan), join(dir, DISK));
-  else {
-    const isOurs = await command(op, save, plan, 'pause');
+  const isOurs = now.alive && (await command(op, save, plan, 'pause'));
+  const goOn = once(async () => {
+    using late = op.releasing(RELEASE_MS);
+    if (isOurs) await command(late, save, plan, 'resume');
+    if (now.alive) stillMs = host.monotonicMs() - sinceMs;
+  });
+  const stored = async () => {
     try {
-      const enter = ['nsenter', '--target', `${now.pid}`, '--mount', '--'];
-      const { exitCode, stderr } = await host.run(op, rights.argv([...enter, 'sync', '--file-system', diskMountDir(plan)]));
-      if (exitCode !== 0) throw op.error('unavailable', `the disk cannot be written: ${new TextDecoder().decode(stderr).trim()}`);
-      await host.cloneFile(op, diskPath(plan), join(dir, DISK));
+      if (now.alive) {
+        const enter = ['nsenter', '--target', `${now.pid}`, '--mount', '--'];
+        const { exitCode, stderr } = await host.run(op, rights.argv([...enter, 'sync', '--file-system', diskMountDir(plan)]));
+        if (exitCode !== 0) throw op.error('unavailable', `the disk cannot be written: ${new TextDecoder().decode(stderr).trim()}`);
+      }
+      return await keepDisk(op, { save, imprintPath }, plan, dir, since, goOn);
     } finally {
-      using late = op.releasing(RELEASE_MS);
-      if (isOurs) await command(late, save, plan, 'resume');
+      await goOn();
     }
-    stillMs = host.monotonicMs() - sinceMs;
-  }
-  const disk = await diskIn(op, host, imprintPath, dir);
+  };
+  const disk = await stored();
   await sync(op, host, dir);
   await writeSaved(op, host, dir, { fingerprint, checkpoint: null, disk });
   undo.move();
-  return { stillMs, apparentBytes: await diskBytes(op, host, dir) };
+  return { stillMs, apparentBytes: apparentBytesOf(disk) };
 }
 
 /** Of one that is suspended. */
@@ -131,20 +150,36 @@ export async function takeSaved(
   { host, imprintPath }: { readonly host: Host; readonly imprintPath: string },
   plan: SandboxPlan,
   dir: string,
-  saved: string,
+  { saved, since }: { readonly saved: string; readonly since: string | null },
 ): Promise<SnapshotTaken> {
   await using undo = unlessWhole(op, host, dir);
   const { fingerprint, checkpoint } = await checkSaved(op, host, saved, { now: null, imprintPath: null });
-  await keep(op, host, plan, saved, dir);
-  const disk = await diskIn(op, host, imprintPath, dir);
+  await host.makeDir(op, dir, 0o700);
+  await host.link(op, join(saved, CHECKPOINT), join(dir, CHECKPOINT));
+  const disk = await keepDisk(op, { save: { host }, imprintPath }, plan, dir, since, async () => {});
   await sync(op, host, dir);
   await writeSaved(op, host, dir, { fingerprint, checkpoint, disk });
   undo.move();
-  return { stillMs: 0, apparentBytes: (checkpoint?.bytes ?? 0) + (await diskBytes(op, host, dir)) };
+  return { stillMs: 0, apparentBytes: apparentBytesOf(disk) + (checkpoint?.bytes ?? 0) };
 }
 
-async function diskBytes(op: Operation, host: Host, dir: string): Promise<number> {
-  return (await host.stat(op, join(dir, DISK)))?.allocatedBytes ?? 0;
+/** Its disk, to which nobody writes until `read` is called. */
+async function keepDisk(
+  op: Operation,
+  { save: { host }, imprintPath }: { readonly save: { readonly host: Host }; readonly imprintPath: string },
+  plan: SandboxPlan,
+  dir: string,
+  since: string | null,
+  read: () => Promise<void>,
+) {
+  const earlier = since === null ? null : { dir: since, disk: await diskOf(op, host, since) };
+  return await storeDisk(op, { host, imprintPath }, diskPath(plan), dir, { earlier, read });
+}
+
+/** Whoever calls it again waits for the first. */
+function once(work: () => Promise<void>): () => Promise<void> {
+  let begun: Promise<void> | undefined;
+  return () => (begun ??= work());
 }
 
 /** Removes `dir`, unless it is moved before that. */
@@ -155,13 +190,6 @@ function unlessWhole(op: Operation, host: Host, dir: string): AsyncDisposableSta
     await host.remove(late, dir).catch((cause: unknown) => op.log.warn({ dir, cause }, 'a failed snapshot left something behind'));
   });
   return undo;
-}
-
-/** The checkpoint that lies in `from` has one more name; the disk, which nobody writes to now, has a copy. */
-async function keep(op: Operation, host: Host, plan: SandboxPlan, from: string, dir: string): Promise<void> {
-  await host.makeDir(op, dir, 0o700);
-  await host.link(op, join(from, CHECKPOINT), join(dir, CHECKPOINT));
-  await host.cloneFile(op, diskPath(plan), join(dir, DISK));
 }
 
 /** What fails for a moment must not cost a sandbox its memory. */

@@ -281,13 +281,15 @@ async function disksInto(
     [DISK_DIR, paths.disk, since?.disk ?? null],
     ...(paths.scratch === null ? [] : ([[SCRATCH_DIR, paths.scratch, since?.scratch ?? null]] as const)),
   ] as const;
-  for (const [name, path, stored] of wanted) {
+  for (const [name, path, earlier] of wanted) {
     const to = join(dir, name);
     await host.makeDir(op, to, 0o700);
+    const bytes = (await host.stat(op, path))?.sizeBytes ?? 0;
+    // One that has grown since begins anew: its layers are as long as it is.
+    const stored = earlier?.bytes === bytes ? earlier : null;
     if (stored !== null && sinceDir !== null) await linkStore(op, host, join(sinceDir, name), to, stored);
     const layers = stored?.layers ?? [];
     diskLayers.push(layers);
-    const bytes = (await host.stat(op, path))?.sizeBytes ?? 0;
     disks.push({ path, dir: to, bytes, layer: nextOf(layers) });
   }
   return { disks, diskLayers };

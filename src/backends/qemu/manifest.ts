@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { z } from 'zod';
 import type { FileInfo, Host, SparsePiece } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
+import { MEMORY_MODE } from '../stored.ts';
 
 export const MEMORY_FILE = 'memory';
 export const STATE_FILE = 'state';
@@ -13,9 +14,6 @@ export const STATE_FILE = 'state';
 const DISK_FILE = 'disk';
 const MANIFEST_FILE = 'manifest.json';
 const CHECKED_FILE = 'checked.json';
-
-/** Read by every sandbox's user, written by nobody; its directory's name is not to be guessed or listed. */
-export const MEMORY_MODE = 0o444;
 
 const CHUNK_BYTES = 4 * 1024 * 1024;
 const DISK_PIECES_MAX = 100_000;

@@ -5,7 +5,7 @@ import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import { placesOfData } from '../hashes.ts';
 import type { Portable, SnapshotPlaces } from '../snapshots.ts';
-import { BASE, isOrdered, STORED_MODE, storedParts } from '../stored.ts';
+import { BASE, isOrdered, MEMORY_MODE, storedParts } from '../stored.ts';
 import { type Manifest, parseManifest, readManifest, STATE, writeManifest } from './bundle.ts';
 import { DISK_DIR, SCRATCH_DIR } from './capture.ts';
 import type { QemuConfig } from './config.ts';
@@ -38,7 +38,7 @@ export function newPortable(config: Pick<QemuConfig, 'host' | 'imprintPath'>): P
       if (manifest.disk !== null) await host.makeDir(op, join(dir, DISK_DIR), 0o700);
       if (manifest.scratch !== null) await host.makeDir(op, join(dir, SCRATCH_DIR), 0o700);
       return {
-        parts: namesOf(dir, manifest).map((named) => ({ ...named, mode: named.name === STATE ? STATE_MODE : STORED_MODE })),
+        parts: namesOf(dir, manifest).map((named) => ({ ...named, mode: named.name === STATE ? STATE_MODE : MEMORY_MODE })),
         complete: (late) => writeManifest(late, host, dir, manifest, true),
       } satisfies SnapshotPlaces;
     },
