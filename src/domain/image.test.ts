@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { ownCommandOf, stopSignalOf } from './image.ts';
+import { isStopSignal, ownCommandOf, stopSignalOf } from './image.ts';
 
 test('an image’s stop signal is understood by name and number, in any case, with SIG or without', () => {
   for (const said of ['SIGQUIT', 'QUIT', 'sigquit', '3']) expect(stopSignalOf({ stopSignal: said })).toBe('QUIT');
@@ -22,4 +22,11 @@ test('whatever an image says, what is sent is a signal that the agent knows', ()
 test('what an image is made for is its entrypoint, then its command', () => {
   expect(ownCommandOf({ entrypoint: ['/entry', '-x'], command: ['serve'] })).toEqual(['/entry', '-x', 'serve']);
   expect(ownCommandOf({ entrypoint: [], command: [] })).toEqual([]);
+});
+
+test('a stop signal is a number or a name, of the real-time ones too', () => {
+  for (const said of ['SIGTERM', 'quit', '9', '37', 'SIGRTMIN', 'SIGRTMIN+3', 'rtmax-14', 'SIGPOLL'])
+    expect(isStopSignal(said), said).toBe(true);
+  for (const said of ['', '0', '-9', 'SIGFOO', 'SIGRTMIN+16', 'SIGRTMIN-1', '9 ', 'SIGSIGTERM'])
+    expect(isStopSignal(said), said).toBe(false);
 });

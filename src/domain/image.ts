@@ -57,6 +57,17 @@ export function stopSignalOf({ stopSignal }: Pick<ImageConfig, 'stopSignal'>): s
   return name !== undefined && SIGNALS.includes(name) ? name : 'TERM';
 }
 
+/** What a Dockerfile may say: a number, a name, also one of those that `stopSignalOf` does not know. */
+export function isStopSignal(text: string): boolean {
+  const name = text.toUpperCase().replace(/^SIG/, '');
+  if (/^\d+$/.test(text)) return Number(text) > 0;
+  return (
+    SIGNALS.includes(name) ||
+    ['CLD', 'IOT', 'POLL', 'UNUSED'].includes(name) ||
+    /^RT(MIN(\+([1-9]|1[0-5]))?|MAX(-([1-9]|1[0-4]))?)$/.test(name)
+  );
+}
+
 /** What a sandbox runs whose maker wants what the image is made for: entrypoint, then command. Empty where it says neither. */
 export function ownCommandOf({ entrypoint, command }: Pick<ImageConfig, 'entrypoint' | 'command'>): readonly string[] {
   return [...entrypoint, ...command];

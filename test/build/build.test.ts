@@ -303,7 +303,9 @@ test('a failure names file, line, command, exit code and last words, and no late
   expect((await world.run(['image', 'build-logs', build?.id ?? ''])).code).not.toBe(0);
   for (const [text, said] of [
     ['FROM base:1\nCOPY nothing /x\n', /Dockerfile:2: COPY: 'nothing' is not there/],
-    ['FROM base:1\nRUNN x\n', /Dockerfile:2: "RUNN" is no instruction/],
+    ['FROM base:1\nRUNN x\n', /Dockerfile:2: "RUNN" is no instruction; did you mean RUN\?/],
+    ['FROM base:1\n--flag\n', /Dockerfile:2: "--flag" is no instruction; was a line before it to be continued with \\\?/],
+    ['FROM base:1\nSTOPSIGNAL SIGFOO\n', /Dockerfile:2: STOPSIGNAL: "SIGFOO" is no signal: write it like SIGTERM, 15 or SIGRTMIN\+3/],
     ['FROM base:1\nCOPY --chown=nobody Dockerfile /x\n', /there is no user "nobody"/],
     ['FROM nowhere.invalid/x:1\n', /Dockerfile:1: FROM/],
     [

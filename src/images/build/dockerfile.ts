@@ -1,5 +1,6 @@
 // A Dockerfile as instructions: each line parsed once, with its flags; what is wrong is said with its line. Variables
 // are replaced later, when their values are known (state.ts).
+import { nearest } from '../../domain/nearest.ts';
 import { DockerfileError } from './dockerfile-error.ts';
 import { DOCKERFILE_BYTES_MAX, type Escape, type Heredoc, type LogicalLine, readLines } from './lines.ts';
 import { type Mount, parseMount } from './mounts.ts';
@@ -122,11 +123,9 @@ export function parseInstruction(logical: LogicalLine, escapeChar: Escape): Inst
   const name = word.toUpperCase();
   const parse = Object.hasOwn(PARSERS, name) ? PARSERS[name as Instruction['name']] : undefined;
   if (parse === undefined) {
-    throw new DockerfileError(
-      line,
-      null,
-      `${JSON.stringify(word.slice(0, 40))} is no instruction; was a line before it to be continued with ${escapeChar}?`,
-    );
+    const meant = nearest(word, Object.keys(PARSERS));
+    const perhaps = meant === null ? `was a line before it to be continued with ${escapeChar}?` : `did you mean ${meant}?`;
+    throw new DockerfileError(line, null, `${JSON.stringify(word.slice(0, 40))} is no instruction; ${perhaps}`);
   }
   const fail = (message: string) => new DockerfileError(line, name, message);
   return { line, text, ...parse({ name: name as Instruction['name'], rest: rest.trim(), heredocs: logical.heredocs, escapeChar, fail }) };

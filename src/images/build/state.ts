@@ -1,6 +1,7 @@
 // What a stage knows at a step: variables, and what its image will say of itself. Each instruction that changes no file is one
 // function from state to state; the rest asks the state for its variables.
 
+import { isStopSignal } from '../../domain/image.ts';
 import type { Command, Healthcheck, Instruction } from './dockerfile.ts';
 import { DockerfileError } from './dockerfile-error.ts';
 import type { Escape } from './lines.ts';
@@ -124,7 +125,7 @@ export function applied(state: StageState, instruction: Instruction, globals: Gl
     case 'USER':
       return withConfig({ User: text(instruction.value) });
     case 'STOPSIGNAL':
-      return withConfig({ StopSignal: text(instruction.value) });
+      return withConfig({ StopSignal: stopSignal(instruction, text(instruction.value)) });
     case 'EXPOSE': {
       const ports = instruction.values.flatMap((value) => text(value).split(/\s+/)).flatMap((value) => portsOf(instruction, value));
       return withConfig({ ExposedPorts: { ...state.config.ExposedPorts, ...Object.fromEntries(ports.map((port) => [port, {}])) } });
@@ -152,6 +153,12 @@ export function applied(state: StageState, instruction: Instruction, globals: Gl
     case 'WORKDIR':
       return null;
   }
+}
+
+function stopSignal(instruction: Pick<Instruction, 'line' | 'name'>, value: string): string {
+  if (isStopSignal(value)) return value;
+  const said = JSON.stringify(value.slice(0, 40));
+  throw new DockerfileError(instruction.line, instruction.name, `${said} is no signal: write it like SIGTERM, 15 or SIGRTMIN+3`);
 }
 
 /** `80`, `80/udp`, `8000-8010`. */
