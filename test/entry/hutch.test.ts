@@ -337,6 +337,15 @@ test('help installs nothing: it is read from the manual until Node is there', as
   expect(grouped).toMatchObject({ code: 0, stdout: expect.stringContaining('what runs sandboxes here') });
   const alone = await copy.run([join(copy.dir, 'hutch'), 'bring', '--help'], { missing: MACHINE });
   expect(alone).toMatchObject({ code: 0, stdout: expect.stringContaining('workspace bring') });
+  for (const argv of [
+    ['build', '--help'],
+    ['image', 'build', '--help'],
+    ['help', 'image', 'build'],
+  ]) {
+    const { code, stdout } = await copy.run([join(copy.dir, 'hutch'), ...argv], { missing: MACHINE });
+    expect({ code, stdout }).toEqual({ code: 0, stdout: expect.stringContaining('`--build-arg') });
+    expect(stdout).not.toContain('List images');
+  }
   expect(help.stdout.match(/^ {2}\w+ {2,}/gm)?.length).toBeLessThanOrEqual(30);
   expect(copy.calls()).toEqual([]);
   expect(existsSync(join(copy.dir, '.tools'))).toBe(false);
