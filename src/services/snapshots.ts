@@ -64,6 +64,8 @@ type Wanted = {
   readonly spec?: (spec: SandboxSpec) => SandboxSpec;
   /** Those that may go where a quota has no room for it: taken when it is written down, given back when it is on record or refused. */
   readonly mayGo?: () => Promise<{ readonly ids: readonly SnapshotId[] } & AsyncDisposable>;
+  /** It stands on no other: it takes more, and holds nothing of those that may go. */
+  readonly alone?: boolean;
   /** Committed with it. */
   readonly also?: (snapshot: NewSnapshot, dir: string) => Promise<readonly Change[]>;
 };
@@ -137,7 +139,7 @@ export async function takeSnapshot(
   claims: Claims,
   call: Call,
   sandbox: Sandbox,
-  { name, kind, diskOnly, scrub = false, before, spec = (own) => own, mayGo, also = async () => [] }: Wanted,
+  { name, kind, diskOnly, scrub = false, before, spec = (own) => own, mayGo, alone = false, also = async () => [] }: Wanted,
 ): Promise<{ readonly snapshot: Snapshot; readonly stillMs: number }> {
   const { op } = call;
   const { host } = core.deps;
@@ -165,7 +167,7 @@ export async function takeSnapshot(
   op.progress({ step: contents === 'disk' ? 'writing down its disk' : 'writing down its memory' });
   // What is kept is compared with others, file by file; one that is taken before each command is to cost as little as can be.
   if (kind === 'kept' && contents !== 'disk') await putOnDisk(op, sandbox, run);
-  const { taken, standsOn } = await writeDown(core, call, sandbox, { run, dir, contents });
+  const { taken, standsOn } = await writeDown(core, call, sandbox, { run, dir, contents, alone });
   await host.sync(op, dir);
   await host.sync(op, snapshotsDir(core));
   const secretNames = contents === 'disk' ? [] : sandbox.spec.secretNames;
@@ -202,7 +204,12 @@ export async function writeDown(
   core: Core,
   call: Call,
   sandbox: Sandbox,
-  { run, dir, contents }: { readonly run: Run; readonly dir: string; readonly contents: SnapshotContents },
+  {
+    run,
+    dir,
+    contents,
+    alone = false,
+  }: Pick<Wanted, 'alone'> & { readonly run: Run; readonly dir: string; readonly contents: SnapshotContents },
 ): Promise<WrittenDown> {
   const { op } = call;
   const { snapshots, name } = run.backend;
@@ -212,7 +219,7 @@ export async function writeDown(
   const standsOn = head === null || held === null || !(await isThere(core, op, head)) ? null : head;
   // What was written in it and not to its disk yet is in its memory; a disk alone must have it.
   if (contents === 'disk' && snapshots.takesUnwritten !== true) await putOnDisk(op, sandbox, run, 'needed');
-  const since = standsOn === null ? null : snapshotDir(core, standsOn.id);
+  const since = standsOn === null || alone ? null : snapshotDir(core, standsOn.id);
   const saved = sandbox.state === 'suspended' && contents !== 'disk' ? { saved: savedDir(core.deps.places, sandbox.id) } : {};
   const take = () => snapshots.take(op, run.plan, dir, { what: contents, since, ...saved });
   const isAlive = sandbox.state === 'running' || sandbox.state === 'paused';

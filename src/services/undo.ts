@@ -1,5 +1,6 @@
 // Undo: of a sandbox that is to have it, a snapshot is kept before each exec, a bounded number, the oldest dropped first; and one word
 // brings the last one back. Nothing of it ever keeps a command from running: what could not be kept is said in an event.
+import { HutchError } from '../domain/errors.ts';
 import type { SandboxId, SnapshotId } from '../domain/ids.ts';
 import type { BackendName, Sandbox, SandboxSpec } from '../domain/sandbox.ts';
 import { beforeOf, type Snapshot } from '../domain/snapshot.ts';
@@ -90,7 +91,15 @@ export async function keepForUndo(core: Core, call: Call, sandbox: Sandbox, argv
       const before = argv.join(' ').slice(0, BEFORE_CHARS_MAX);
       const diskOnly = !(await claims.has(limited, backendOf(core.deps, limited, now.spec.backend), 'fork'));
       const mayGo = () => olderOf(core, limited, sandbox.id);
-      await takeSnapshot(core, claims, keep, now, { name: null, kind: 'undo', diskOnly, before, mayGo });
+      const take = (alone: boolean) => takeSnapshot(core, claims, keep, now, { name: null, kind: 'undo', diskOnly, before, mayGo, alone });
+      try {
+        await take(false);
+      } catch (cause) {
+        if (!(cause instanceof HutchError) || cause.code !== 'resource_exhausted' || (await keptOf(core, sandbox.id)).length === 0)
+          throw cause;
+        // Those before it free little: what they hold it would hold too. One that stands alone lets go of them.
+        await take(true);
+      }
       await dropUndo(core, limited, sandbox.id, most);
     });
   });
