@@ -74,7 +74,7 @@ export async function scp(bench: Bench): Promise<readonly Row[]> {
     taken.ours.push(ours);
   }
   const note =
-    'Each with its own start of scp and log-in. Ours starts the CLI, which passes the daemon’s connection to ssh and ends. Bound by the daemon, which decrypts in JavaScript with OpenSSL: of each 128 MiB into a sandbox on gVisor it took 0.7 s of processor time (about two fifths for collecting the memory in which Node hands over what is read and decrypted, a quarter for writing to the agent), the sandbox’s runtime 0.7 s beside it, and the baseline’s client 0.3 s (its server was not counted). On QEMU it is the agent’s port under emulation.';
+    'Each with its own start of scp and log-in. Ours starts the CLI, which passes the daemon’s connection to ssh and ends. Bound by the daemon, which decrypts in JavaScript with OpenSSL: of each 128 MiB into a sandbox on gVisor it took 0.7 s of processor time (about two fifths for collecting the memory in which Node hands over what is read and decrypted, a quarter for writing to the agent), the sandbox’s runtime 0.7 s beside it, and the baseline’s client 0.3 s (its server was not counted). This row is of QEMU, where without hardware virtualization one emulated processor takes the bytes from the agent’s port and writes them to its disk, one after the other: of what it takes for a file of 512 MiB a third is the port’s, and the rest is what a `dd` of as many zeros to the same disk takes in the guest, which is slower than the target by itself. Without a disk (to /dev/null) the same copy took half the time.';
   return [
     judge(
       {
