@@ -1,4 +1,5 @@
 // Nothing new is begun on a disk that is nearly full: what runs needs the rest, and so does the store.
+import { FULL_DISK_HINT } from '../domain/full-disk.ts';
 import type { Operation } from '../host/operation.ts';
 import type { Deps } from './deps.ts';
 
@@ -19,7 +20,5 @@ export async function noSpace({ host, places, settings }: Needs, op: Operation):
 export async function requireFreeSpace(op: Operation, needs: Needs): Promise<void> {
   const why = await noSpace(needs, op);
   if (why === null) return;
-  throw op.error('resource_exhausted', why, {
-    hint: 'what takes the room: hutch df; what can go: hutch prune --dry-run, hutch image prune, hutch assets gc --dry-run',
-  });
+  throw op.error('resource_exhausted', why, { hint: FULL_DISK_HINT });
 }

@@ -2,6 +2,7 @@ import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { newId } from '../../src/domain/ids.ts';
+import type { NewSnapshot } from '../../src/domain/snapshot.ts';
 import { nodeHost } from '../../src/host/node-host.ts';
 import { openStore } from '../../src/store/store.ts';
 import { eventually } from '../support/eventually.ts';
@@ -305,6 +306,38 @@ test('an image name moves to the newest image, and an image in use stays', async
   });
   await store.commit(op, [{ change: 'removeImage', id: someImage(2).id }]);
   expect(await store.query('image', { id: someImage(2).id })).toBeNull();
+});
+
+test('an image that a sandbox of another one may go back to stays until that is let go', async () => {
+  await using store = await tempStore();
+  const { defaultProjectId: projectId } = store;
+  const [before] = await store.commit(op, [{ change: 'putImage', image: someImage(1) }]);
+  const [now] = await store.commit(op, [{ change: 'putImage', image: { ...someImage(2), name: 'other' } }]);
+  const sandboxId = someSandboxId();
+  const snapshot: NewSnapshot = {
+    ...{
+      id: newId('snp', () => new Uint8Array(17).fill(3)),
+      projectId,
+      name: null,
+      kind: 'undo',
+      contents: 'disk',
+      sandboxId,
+      parentId: null,
+    },
+    ...{ spec: someSpec('web', { imageId: before.id }), apparentBytes: 1, createdAtMs: 2, detail: {} },
+  };
+  await store.commit(op, [
+    { change: 'createSandbox', id: sandboxId, projectId, spec: someSpec('web', { imageId: now.id }), atMs: 1 },
+    { change: 'createSnapshot', snapshot, holdings: [] },
+  ]);
+  await expect(store.commit(op, [{ change: 'removeImage', id: before.id }])).rejects.toMatchObject({
+    code: 'failed_precondition',
+    message: `image ${before.id} is used by what is kept to undo in sandbox web`,
+    hint: 'let go of that: hutch set --no-undo web',
+  });
+  await store.commit(op, [{ change: 'removeSnapshot', id: snapshot.id, cascade: false, atMs: 3 }]);
+  await store.commit(op, [{ change: 'removeImage', id: before.id }]);
+  expect(await store.query('image', { id: before.id })).toBeNull();
 });
 
 test('an image has several names, and each goes to one image at a time', async () => {

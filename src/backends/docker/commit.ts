@@ -1,13 +1,13 @@
 // The disk of a container as an image in the Engine: one that a user keeps, named after its own digest so that nothing that looks for
 // images without a name takes it away, or what a snapshot stands on.
 import * as z from 'zod';
-import { HutchError } from '../../domain/errors.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { CommittedDisk } from '../backend.ts';
 import { IMAGE_MS, LABEL, RELEASE_MS, REQUEST_MS } from './config.ts';
 import type { Container } from './container.ts';
 import type { Engine } from './engine.ts';
 import { findImage, type ImageAnswer } from './image.ts';
+import { removeIfThere } from './remove.ts';
 
 const REPOSITORY = 'hutch/disk';
 const made = z.object({ Id: z.string().regex(/^sha256:[0-9a-f]{64}$/) });
@@ -90,9 +90,5 @@ function refuseVolumes(op: Operation, { Mounts }: Container): void {
 
 /** With all its names. What it stands on stays, whoever's it is. */
 export async function dropImage(op: Operation, engine: Engine, digest: string): Promise<void> {
-  try {
-    await engine.call(op, { method: 'DELETE', path: `/images/${digest}`, query: { force: true, noprune: true } });
-  } catch (error) {
-    if (!(error instanceof HutchError && error.code === 'not_found')) throw error;
-  }
+  await removeIfThere(op, engine, { path: `/images/${digest}`, query: { force: true, noprune: true } });
 }

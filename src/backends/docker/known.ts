@@ -1,7 +1,6 @@
 // Which container is whose: a file of the sandbox's own says it, and the container's labels must agree. A name alone means nothing
 // but where a creation was cut short before the file was written.
 import * as z from 'zod';
-import { HutchError } from '../../domain/errors.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { ProcessEvidence, SandboxPlan } from '../backend.ts';
@@ -16,6 +15,7 @@ import type { EngineEvents } from './events.ts';
 import { askedToEnd, evidenceOf } from './evidence.ts';
 import { listOurs } from './leaks.ts';
 import { markPath } from './paths.ts';
+import { removeIfThere } from './remove.ts';
 
 const mark = z.strictObject({
   containerId: z.string().regex(/^[0-9a-f]{64}$/),
@@ -167,14 +167,6 @@ export class KnownContainers {
   }
 
   async #delete(op: Operation, containerId: string): Promise<void> {
-    try {
-      await this.#parts.engine.call(
-        op,
-        { method: 'DELETE', path: `/containers/${containerId}`, query: { force: true, v: true } },
-        START_MS,
-      );
-    } catch (error) {
-      if (!(error instanceof HutchError && error.code === 'not_found')) throw error;
-    }
+    await removeIfThere(op, this.#parts.engine, { path: `/containers/${containerId}`, query: { force: true, v: true } }, START_MS);
   }
 }

@@ -8,6 +8,7 @@ import { Asked } from '../asked.ts';
 import { type DockerConfig, LABEL, PING_MS } from './config.ts';
 import type { Engine } from './engine.ts';
 import { listOurs } from './leaks.ts';
+import { removeIfThere } from './remove.ts';
 
 type Parts = Pick<DockerConfig, 'host' | 'instance' | 'workDir' | 'runRoot'>;
 
@@ -61,9 +62,7 @@ export class Sight {
   }
 
   async #remove(op: Operation, path: string): Promise<void> {
-    await this.#engine.call(op, { method: 'DELETE', path, query: { force: true, v: true } }).catch((error: unknown) => {
-      if (!(error instanceof HutchError && error.code === 'not_found')) throw error;
-    });
+    await removeIfThere(op, this.#engine, { path, query: { force: true, v: true } });
   }
 
   /** One at a time: it takes what it finds for a dead daemon's. */

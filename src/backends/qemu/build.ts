@@ -2,6 +2,7 @@
 // as no sandbox in particular, is stopped, and its memory, device state and disk become the template.
 import { join } from 'node:path';
 import { HutchError } from '../../domain/errors.ts';
+import { FULL_DISK_HINT } from '../../domain/full-disk.ts';
 import type { Operation } from '../../host/operation.ts';
 import { tailOf } from '../dead.ts';
 import { type DiskSeeds, dataPieces } from '../disk.ts';
@@ -51,10 +52,7 @@ export async function buildTemplate(
 async function refuseFull(op: Operation, { host }: QemuConfig, dir: string, cause: unknown): Promise<void> {
   const { freeBytes } = await host.fileSystem(op, dir);
   if (freeBytes >= ROOM_BYTES || (cause instanceof HutchError && cause.code === 'resource_exhausted')) return;
-  throw op.error('resource_exhausted', `no room is left in ${dir} to make a template`, {
-    hint: 'what takes the room: hutch df; what can go: hutch prune --dry-run, hutch image prune, hutch assets gc --dry-run',
-    cause,
-  });
+  throw op.error('resource_exhausted', `no room is left in ${dir} to make a template`, { hint: FULL_DISK_HINT, cause });
 }
 
 async function attemptBuild(
