@@ -1,6 +1,7 @@
 // Big sparse files, without reading their holes (rust/imprint): checksums of what is in them, and where that is.
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
+import type { SnapshotPart } from './snapshots.ts';
 
 const HASH_MS = 10 * 60_000;
 /** A place for every 64 KiB of a terabyte. */
@@ -13,8 +14,26 @@ export async function hashes(op: Operation, host: Host, program: string, paths: 
   return (await asked(op, host, [program, 'hash', ...paths])).trim().split('\n');
 }
 
+/** Of a snapshot that travels: its files as they are. @throws HutchError `failed_precondition` where one is missing. */
+export async function partsOf(
+  op: Operation,
+  host: Host,
+  program: string,
+  named: readonly Pick<SnapshotPart, 'name' | 'path'>[],
+): Promise<readonly SnapshotPart[]> {
+  const files: Omit<SnapshotPart, 'places'>[] = [];
+  for (const { name, path } of named) {
+    const info = await host.stat(op, path);
+    if (info?.type !== 'file') throw op.error('failed_precondition', `the snapshot cannot be used: ${name} is missing`);
+    files.push({ name, path, bytes: info.sizeBytes });
+  }
+  const paths = files.map(({ path }) => path);
+  const places = await placesOfData(op, host, program, paths);
+  return files.map((file, at) => ({ ...file, places: places[at] ?? [] }));
+}
+
 /** Of each file, where there may be more than zeros: from, and up to, in order. */
-export async function placesOfData(
+async function placesOfData(
   op: Operation,
   host: Host,
   program: string,

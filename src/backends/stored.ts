@@ -7,7 +7,7 @@ import { z } from 'zod';
 import { errnoOf } from '../host/errors.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
-import type { Taken } from './imprint.ts';
+import type { DiskToTake, Taken } from './imprint.ts';
 
 /** Under the layers of a memory. */
 export const BASE = 'base';
@@ -43,6 +43,26 @@ export type Store = z.infer<typeof storeSchema>;
 /** The number of the layer that is taken next. */
 export function nextOf(layers: readonly Layer[]): number {
   return (layers.at(-1)?.number ?? 0) + 1;
+}
+
+/** A disk that is to be stored, and the layers that it has from an earlier one. */
+export type ReadyDisk = { readonly disk: DiskToTake; readonly layers: readonly Layer[] };
+
+/** Makes `dir` for the disk at `path`, with what an earlier one has in `earlier.dir`: that is not stored again. */
+export async function readyDisk(
+  op: Operation,
+  host: Host,
+  path: string,
+  dir: string,
+  earlier: { readonly dir: string; readonly store: Store } | null,
+): Promise<ReadyDisk> {
+  await host.makeDir(op, dir, 0o700);
+  const bytes = (await host.stat(op, path))?.sizeBytes ?? 0;
+  // One that has grown since begins anew: its layers are as long as it is.
+  const isBase = earlier !== null && earlier.store.bytes === bytes && earlier.store.layers.length < CHAIN_MAX;
+  if (isBase) await linkStore(op, host, earlier.dir, dir, earlier.store);
+  const layers = isBase ? earlier.store.layers : [];
+  return { disk: { path, dir, bytes, layer: nextOf(layers) }, layers };
 }
 
 /** A store in `dir` with the layer that was taken. */

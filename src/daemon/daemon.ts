@@ -8,6 +8,7 @@ import { type Environment, type Places, placesOf } from '../config/places.ts';
 import type { Config } from '../config/schema.ts';
 import { HutchError } from '../domain/errors.ts';
 import { newOpId } from '../domain/ids.ts';
+import { once } from '../domain/once.ts';
 import type { UidRange } from '../domain/users.ts';
 import { errnoOf } from '../host/errors.ts';
 import type { Host } from '../host/host.ts';
@@ -295,14 +296,6 @@ function measureLoop(undo: AsyncDisposableStack): () => object {
     const figures = { p50Ms: ms(histogram.percentile(50)), p99Ms: ms(histogram.percentile(99)), maxMs: ms(histogram.max) };
     histogram.reset();
     return { eventLoopDelay: figures };
-  };
-}
-
-function once(work: () => Promise<void>): () => Promise<void> {
-  let done: Promise<void> | undefined;
-  return () => {
-    done ??= work();
-    return done;
   };
 }
 

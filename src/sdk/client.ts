@@ -60,6 +60,17 @@ export type ClientOptions = {
   readonly connections?: 'kept' | 'one-each';
 };
 
+/** One try. */
+type Request = {
+  readonly verb: VerbName;
+  readonly input: object;
+  readonly headers: Record<string, string>;
+  readonly options: UnaryOptions;
+  /** In place of a JSON text. */
+  readonly content?: Uint8Array | AsyncIterable<Uint8Array>;
+  readonly how?: 'send' | 'lend';
+};
+
 /** Their answer has a secret that is kept nowhere, so there is none to repeat. */
 const NEVER_REPEATED: ReadonlySet<VerbName> = new Set(['key.create']);
 const LEND = { 'Hutch-Lend': '1' };
@@ -97,9 +108,9 @@ export class ApiClient implements Disposable {
     const key = route.reads || NEVER_REPEATED.has(verb) ? undefined : (options.idempotencyKey ?? uniqueId());
     return await this.#retrying(verb, options, key, async (plain) => {
       const headers = { ...plain, ...this.#whereWeStand(verb, input) };
-      if (onProgress === undefined) return (await this.#answer(verb, input, headers, options)) as Output<N>;
+      if (onProgress === undefined) return (await this.#answer({ verb, input, headers, options })) as Output<N>;
       const { bodyBytes, opIdOf } = await import('./http.ts');
-      const response = await this.#send(verb, input, { ...headers, Accept: 'application/x-ndjson' }, options);
+      const response = await this.#send({ verb, input, headers: { ...headers, Accept: 'application/x-ndjson' }, options });
       for await (const line of jsonLines(bodyBytes(response, options.signal))) {
         const message = line as { type?: string; result?: Output<N>; error?: unknown } & Progress;
         if (message.type === 'progress') onProgress(message);
@@ -113,7 +124,7 @@ export class ApiClient implements Disposable {
   /** A verb that answers lines. Only its beginning is tried again: a stream that breaks off says so. */
   async *lines<N extends LinesVerb>(verb: N, input: Input<N>, options: CallOptions = {}): AsyncGenerator<Output<N>, void, undefined> {
     const { bodyBytes, opIdOf } = await import('./http.ts');
-    const response = await this.#retrying(verb, options, undefined, (headers) => this.#send(verb, input, headers, options));
+    const response = await this.#retrying(verb, options, undefined, (headers) => this.#send({ verb, input, headers, options }));
     for await (const line of jsonLines(bodyBytes(response, options.signal))) {
       const failed = (line as { error?: unknown } | null)?.error;
       if (failed !== undefined && failed !== null && Object.keys(line as object).length === 1)
@@ -125,7 +136,7 @@ export class ApiClient implements Disposable {
   async download<N extends DownloadVerb>(verb: N, input: Input<N>, options: CallOptions = {}): Promise<Downloaded> {
     const lends = verb === 'file.read' && mayBeLent(this.address);
     const ask = (more: Record<string, string>) =>
-      this.#retrying(verb, options, undefined, (headers) => this.#send(verb, input, { ...headers, ...more }, options));
+      this.#retrying(verb, options, undefined, (headers) => this.#send({ verb, input, headers: { ...headers, ...more }, options }));
     const { bodyBytes, opIdOf } = await import('./http.ts');
     let response = await ask(lends ? LEND : {});
     const lent = lends ? lentOf(response) : null;
@@ -151,7 +162,7 @@ export class ApiClient implements Disposable {
     const body = content instanceof Uint8Array ? content : await begun(content);
     const isLarge = !(body instanceof Uint8Array) || body.byteLength >= LEND_FROM_BYTES;
     const send = async (headers: Record<string, string>) =>
-      (await this.#answer(verb, input, headers, options, body, lends && isLarge ? 'lend' : 'send')) as Output<N>;
+      (await this.#answer({ verb, input, headers, options, content: body, how: lends && isLarge ? 'lend' : 'send' })) as Output<N>;
     const key = options.idempotencyKey;
     if (body instanceof Uint8Array) return await this.#retrying(verb, options, key, send);
     // What cannot be sent again is begun when there is somebody to take it: a daemon that does not run is started by this.
@@ -215,14 +226,8 @@ export class ApiClient implements Disposable {
   }
 
   /** JSON, whole. */
-  async #answer(
-    verb: VerbName,
-    input: object,
-    headers: Record<string, string>,
-    options: UnaryOptions,
-    content?: Uint8Array | AsyncIterable<Uint8Array>,
-    how: 'send' | 'lend' = 'send',
-  ): Promise<unknown> {
+  async #answer(request: Request): Promise<unknown> {
+    const { verb, input, headers, options, content, how = 'send' } = request;
     const { address, connections } = this.#options;
     if (
       connections === 'one-each' &&
@@ -240,17 +245,10 @@ export class ApiClient implements Disposable {
       if (isPlain(question)) return await answerTo(question, address, ANSWER_BYTES_MAX);
     }
     const { jsonBody } = await import('./http.ts');
-    return await jsonBody(await this.#send(verb, input, headers, options, content, how), ANSWER_BYTES_MAX);
+    return await jsonBody(await this.#send(request), ANSWER_BYTES_MAX);
   }
 
-  async #send(
-    verb: VerbName,
-    input: object,
-    headers: Record<string, string>,
-    options: UnaryOptions,
-    content?: Uint8Array | AsyncIterable<Uint8Array>,
-    how: 'send' | 'lend' = 'send',
-  ): Promise<IncomingMessage> {
+  async #send({ verb, input, headers, options, content, how = 'send' }: Request): Promise<IncomingMessage> {
     const { HttpClient, opIdOf } = await import('./http.ts');
     this.#http ??= new HttpClient(this.address);
     const { method, path, body } = encodeRequest(routes[verb], input as Record<string, unknown>);

@@ -56,24 +56,24 @@ export function lostItsName(made: (Pick<PreparedImage, 'source'> & { readonly re
   return made?.source.kind === 'oci' && made.record.name !== null;
 }
 
-/** Those that came, and were last used, before `beforeMs`. */
-export function unusedSince<T extends { readonly id: string; readonly createdAtMs: number }>(
-  all: readonly T[],
-  uses: readonly { readonly id: string; readonly atMs: number }[],
-  beforeMs: number,
-): readonly T[] {
+type Made = { readonly id: string; readonly createdAtMs: number };
+type Use = { readonly id: string; readonly atMs: number };
+
+/** When one came, or was last used. */
+function lastUse(uses: readonly Use[]): (made: Made) => number {
   const usedAtMs = new Map(uses.map(({ id, atMs }) => [id, atMs]));
-  return all.filter(({ id, createdAtMs }) => Math.max(createdAtMs, usedAtMs.get(id) ?? 0) <= beforeMs);
+  return ({ id, createdAtMs }) => Math.max(createdAtMs, usedAtMs.get(id) ?? 0);
+}
+
+/** Those that came, and were last used, before `beforeMs`. */
+export function unusedSince<T extends Made>(all: readonly T[], uses: readonly Use[], beforeMs: number): readonly T[] {
+  const lastMs = lastUse(uses);
+  return all.filter((each) => lastMs(each) <= beforeMs);
 }
 
 /** Beginnings of stages that others were used after, without those of the last hour: each takes as much as a whole image. */
-export function surplusOf<T extends { readonly id: string; readonly createdAtMs: number }>(
-  beginnings: readonly T[],
-  uses: readonly { readonly id: string; readonly atMs: number }[],
-  nowMs: number,
-): readonly T[] {
-  const usedAtMs = new Map(uses.map(({ id, atMs }) => [id, atMs]));
-  const lastMs = ({ id, createdAtMs }: T) => Math.max(createdAtMs, usedAtMs.get(id) ?? 0);
+export function surplusOf<T extends Made>(beginnings: readonly T[], uses: readonly Use[], nowMs: number): readonly T[] {
+  const lastMs = lastUse(uses);
   return unusedSince(beginnings.toSorted((left, right) => lastMs(right) - lastMs(left)).slice(BEGINNINGS_MAX), uses, nowMs - RECENT_MS);
 }
 

@@ -1,6 +1,6 @@
 // Snapshots that travel: the runtime's own file, which goes on with the same release and platform alone, and the disk.
 import { join } from 'node:path';
-import { placesOfData } from '../hashes.ts';
+import { partsOf } from '../hashes.ts';
 import type { Portable, SnapshotPlaces } from '../snapshots.ts';
 import { isOrdered } from '../stored.ts';
 import type { GvisorConfig } from './config.ts';
@@ -17,15 +17,7 @@ export function newPortable({ host, imprintPath }: Pick<GvisorConfig, 'host' | '
     async parts(op, dir) {
       const read = await readSaved(op, host, dir);
       if (!read.ok) throw op.error('failed_precondition', `the snapshot cannot be used: ${read.why}`);
-      const files: { name: string; path: string; bytes: number }[] = [];
-      for (const { name, path } of namesOf(dir, read.saved)) {
-        const info = await host.stat(op, path);
-        if (info?.type !== 'file') throw op.error('failed_precondition', `the snapshot cannot be used: ${name} is missing`);
-        files.push({ name, path, bytes: info.sizeBytes });
-      }
-      const paths = files.map(({ path }) => path);
-      const places = await placesOfData(op, host, imprintPath, paths);
-      return { machine: read.saved, parts: files.map((file, at) => ({ ...file, places: places[at] ?? [] })) };
+      return { machine: read.saved, parts: await partsOf(op, host, imprintPath, namesOf(dir, read.saved)) };
     },
     async place(op, dir, machine, { shape, contents, imageDigest }) {
       const refused = (why: string): Error => op.error('failed_precondition', `the snapshot cannot be used: ${why}`);

@@ -6,7 +6,7 @@ import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import { hashes } from '../hashes.ts';
 import { layOut, take } from '../imprint.ts';
-import { CHAIN_MAX, hasMap, layerFiles, linkStore, nextOf, type Store, storedParts, storeSchema, withTaken } from '../stored.ts';
+import { hasMap, layerFiles, readyDisk, type Store, storedParts, storeSchema, withTaken } from '../stored.ts';
 
 const DIR = 'disk';
 /** Of an older release. */
@@ -20,31 +20,22 @@ export type SavedDisk = z.infer<typeof savedDiskSchema>;
 export type DiskTools = { readonly host: Host; readonly imprintPath: string };
 
 /**
- * Stores the disk at `path` in `dir`, on the disk and with its checksums; nobody may write to it until `read` is called. What is in
- * `earlier`, that of a snapshot in `earlier.dir`, is not stored again.
+ * Stores the disk at `path` in `dir`, on the disk and with its checksums; nobody may write to it until `read` is called. What a snapshot
+ * in `earlier.dir` has of it is not stored again.
  */
 export async function storeDisk(
   op: Operation,
   { host, imprintPath }: DiskTools,
   path: string,
   dir: string,
-  {
-    earlier,
-    read,
-  }: { readonly earlier: { readonly dir: string; readonly disk: SavedDisk | null } | null; readonly read: () => Promise<void> },
+  { earlier, read }: { readonly earlier: { readonly dir: string; readonly disk: SavedDisk } | null; readonly read: () => Promise<void> },
 ): Promise<Store> {
   const to = join(dir, DIR);
-  await host.makeDir(op, to, 0o700);
-  const bytes = (await host.stat(op, path))?.sizeBytes ?? 0;
-  const before = earlier?.disk ?? null;
-  // One that has grown since begins anew: its layers are as long as it is.
-  const isBase = before !== null && 'layers' in before && before.bytes === bytes && before.layers.length < CHAIN_MAX;
-  const layers = isBase ? before.layers : [];
-  if (isBase && earlier !== null) await linkStore(op, host, join(earlier.dir, DIR), to, before);
-  const disks = [{ path, dir: to, bytes, layer: nextOf(layers) }];
+  const base = earlier !== null && 'layers' in earlier.disk ? { dir: join(earlier.dir, DIR), store: earlier.disk } : null;
+  const { disk, layers } = await readyDisk(op, host, path, to, base);
   const still = { before: false, begin: async () => {}, end: read };
-  const [taken] = await take(op, host, imprintPath, { memory: null, disks, lasts: true }, still);
-  return await withTaken(op, host, to, { bytes, layers }, taken);
+  const [taken] = await take(op, host, imprintPath, { memory: null, disks: [disk], lasts: true }, still);
+  return await withTaken(op, host, to, { bytes: disk.bytes, layers }, taken);
 }
 
 /** Makes `path` that disk; it is durable only after `Host.sync`. */

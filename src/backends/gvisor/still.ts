@@ -5,6 +5,7 @@
 // a daemon that finds the first starts it again, one that finds the second has nothing to do.
 import { join } from 'node:path';
 import type { SandboxId } from '../../domain/ids.ts';
+import { once } from '../../domain/once.ts';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { SandboxPlan } from '../backend.ts';
@@ -14,7 +15,7 @@ import { command, isWhole, type SaveParts, saveSandbox, sync } from './checkpoin
 import { RELEASE_MS } from './config.ts';
 import { diskMountDir, diskPath, goneOnDir, stillDir } from './paths.ts';
 import { CHECKPOINT, checkpointIn, checkSaved, diskOf, programsIn, writeSaved } from './saved.ts';
-import { apparentBytesOf, storeDisk } from './saved-disk.ts';
+import { apparentBytesOf, type DiskTools, storeDisk } from './saved-disk.ts';
 import { isUnused, networkPlan, type StartParts, startSandbox } from './start.ts';
 
 /** Until it runs again: it stands still, so nothing calls this off. */
@@ -91,7 +92,7 @@ export async function takeAndGoOn(
       await host.makeDir(op, dir, 0o700);
       // What it goes on from has one more name.
       await host.link(op, join(stillDir(plan), CHECKPOINT), join(dir, CHECKPOINT));
-      return { programs, disk: await keepDisk(op, parts, plan, dir, since, goOn) };
+      return { programs, disk: await keepDisk(op, { host, imprintPath: parts.imprintPath }, plan, dir, { since, read: goOn }) };
     } finally {
       await goOn();
     }
@@ -132,7 +133,7 @@ export async function takeDisk(
         const { exitCode, stderr } = await host.run(op, rights.argv([...enter, 'sync', '--file-system', diskMountDir(plan)]));
         if (exitCode !== 0) throw op.error('unavailable', `the disk cannot be written: ${new TextDecoder().decode(stderr).trim()}`);
       }
-      return await keepDisk(op, { save, imprintPath }, plan, dir, since, goOn);
+      return await keepDisk(op, { host, imprintPath }, plan, dir, { since, read: goOn });
     } finally {
       await goOn();
     }
@@ -147,16 +148,17 @@ export async function takeDisk(
 /** Of one that is suspended. */
 export async function takeSaved(
   op: Operation,
-  { host, imprintPath }: { readonly host: Host; readonly imprintPath: string },
+  tools: DiskTools,
   plan: SandboxPlan,
   dir: string,
   { saved, since }: { readonly saved: string; readonly since: string | null },
 ): Promise<SnapshotTaken> {
+  const { host } = tools;
   await using undo = unlessWhole(op, host, dir);
   const { fingerprint, checkpoint } = await checkSaved(op, host, saved, { now: null, imprintPath: null });
   await host.makeDir(op, dir, 0o700);
   await host.link(op, join(saved, CHECKPOINT), join(dir, CHECKPOINT));
-  const disk = await keepDisk(op, { save: { host }, imprintPath }, plan, dir, since, async () => {});
+  const disk = await keepDisk(op, tools, plan, dir, { since, read: async () => {} });
   await sync(op, host, dir);
   await writeSaved(op, host, dir, { fingerprint, checkpoint, disk });
   undo.move();
@@ -166,20 +168,14 @@ export async function takeSaved(
 /** Its disk, to which nobody writes until `read` is called. */
 async function keepDisk(
   op: Operation,
-  { save: { host }, imprintPath }: { readonly save: { readonly host: Host }; readonly imprintPath: string },
+  tools: DiskTools,
   plan: SandboxPlan,
   dir: string,
-  since: string | null,
-  read: () => Promise<void>,
+  { since, read }: { readonly since: string | null; readonly read: () => Promise<void> },
 ) {
-  const earlier = since === null ? null : { dir: since, disk: await diskOf(op, host, since) };
-  return await storeDisk(op, { host, imprintPath }, diskPath(plan), dir, { earlier, read });
-}
-
-/** Whoever calls it again waits for the first. */
-function once(work: () => Promise<void>): () => Promise<void> {
-  let begun: Promise<void> | undefined;
-  return () => (begun ??= work());
+  const disk = since === null ? null : await diskOf(op, tools.host, since);
+  const earlier = since === null || disk === null ? null : { dir: since, disk };
+  return await storeDisk(op, tools, diskPath(plan), dir, { earlier, read });
 }
 
 /** Removes `dir`, unless it is moved before that. */

@@ -9,7 +9,7 @@ import type { SandboxPlan } from '../backend.ts';
 import type { Dead } from '../dead.ts';
 import { hashes } from '../hashes.ts';
 import { type Taken, take } from '../imprint.ts';
-import { BASE, CHAIN_MAX, type Layer, linkStore, nextOf, type Store, sha256, withTaken } from '../stored.ts';
+import { BASE, CHAIN_MAX, type Layer, linkStore, nextOf, readyDisk, type Store, sha256, withTaken } from '../stored.ts';
 import { type Manifest, readManifest, STATE, writeManifest, writePart } from './bundle.ts';
 import { type QemuConfig, QMP_COMMAND_MS, RELEASE_MS } from './config.ts';
 import { dialVmm, IGNORE_SHARED, migrated } from './control.ts';
@@ -256,9 +256,8 @@ async function prepareDisks(
 ): Promise<PreparedDisks> {
   await host.makeDir(op, dir, 0o700);
   const stored = since === null ? null : await readManifest(op, host, since);
-  const isShort = stored?.ok === true && (stored.manifest.disk?.layers.length ?? 0) < CHAIN_MAX;
   const paths = { disk: diskPath(plan), scratch };
-  return await disksInto(op, host, dir, paths, isShort ? stored.manifest : null, since);
+  return await disksInto(op, host, dir, paths, stored?.ok === true ? stored.manifest : null, since);
 }
 
 type DiskPaths = { readonly disk: string; readonly scratch: string | null };
@@ -281,16 +280,11 @@ async function disksInto(
     [DISK_DIR, paths.disk, since?.disk ?? null],
     ...(paths.scratch === null ? [] : ([[SCRATCH_DIR, paths.scratch, since?.scratch ?? null]] as const)),
   ] as const;
-  for (const [name, path, earlier] of wanted) {
-    const to = join(dir, name);
-    await host.makeDir(op, to, 0o700);
-    const bytes = (await host.stat(op, path))?.sizeBytes ?? 0;
-    // One that has grown since begins anew: its layers are as long as it is.
-    const stored = earlier?.bytes === bytes ? earlier : null;
-    if (stored !== null && sinceDir !== null) await linkStore(op, host, join(sinceDir, name), to, stored);
-    const layers = stored?.layers ?? [];
+  for (const [name, path, store] of wanted) {
+    const earlier = store === null || sinceDir === null ? null : { dir: join(sinceDir, name), store };
+    const { disk, layers } = await readyDisk(op, host, path, join(dir, name), earlier);
     diskLayers.push(layers);
-    disks.push({ path, dir: to, bytes, layer: nextOf(layers) });
+    disks.push(disk);
   }
   return { disks, diskLayers };
 }

@@ -3,7 +3,7 @@
 import { join } from 'node:path';
 import type { Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
-import { placesOfData } from '../hashes.ts';
+import { partsOf } from '../hashes.ts';
 import type { Portable, SnapshotPlaces } from '../snapshots.ts';
 import { BASE, isOrdered, MEMORY_MODE, storedParts } from '../stored.ts';
 import { type Manifest, parseManifest, readManifest, STATE, writeManifest } from './bundle.ts';
@@ -22,14 +22,7 @@ export function newPortable(config: Pick<QemuConfig, 'host' | 'imprintPath'>): P
     async parts(op, dir) {
       const read = await readManifest(op, host, dir);
       if (!read.ok) throw op.error('failed_precondition', `the snapshot cannot be used: ${read.why}`);
-      const files = await filesOf(op, host, dir, read.manifest);
-      const places = await placesOfData(
-        op,
-        host,
-        imprintPath,
-        files.map(({ path }) => path),
-      );
-      return { machine: travelling(read.manifest), parts: files.map((file, at) => ({ ...file, places: places[at] ?? [] })) };
+      return { machine: travelling(read.manifest), parts: await partsOf(op, host, imprintPath, namesOf(dir, read.manifest)) };
     },
     async place(op, dir, machine, of) {
       const manifest = arrived(op, host, machine, of);
@@ -60,16 +53,6 @@ function namesOf(dir: string, { state, memory, disk, scratch }: Manifest): reado
           ...storedParts('memory', join(dir, memory.dir), memory),
         ]),
   ];
-}
-
-async function filesOf(op: Operation, host: Host, dir: string, manifest: Manifest) {
-  const files: { name: string; path: string; bytes: number }[] = [];
-  for (const { name, path } of namesOf(dir, manifest)) {
-    const info = await host.stat(op, path);
-    if (info?.type !== 'file') throw op.error('failed_precondition', `the snapshot cannot be used: ${name} is missing`);
-    files.push({ name, path, bytes: info.sizeBytes });
-  }
-  return files;
 }
 
 /** Without the name of a directory that is not to be guessed. */
