@@ -7,6 +7,7 @@ import { basename, join, resolve } from 'node:path';
 import { afterAll, expect, onTestFinished, test } from 'vitest';
 import type { SandboxPlan } from '../../src/backends/backend.ts';
 import { newGvisorBackend } from '../../src/backends/gvisor/backend.ts';
+import { Cgroups } from '../../src/backends/gvisor/cgroup.ts';
 import type { GvisorConfig } from '../../src/backends/gvisor/config.ts';
 import { newId } from '../../src/domain/ids.ts';
 import { type Agent, connectAgent } from '../../src/guest/agent.ts';
@@ -84,8 +85,16 @@ test.skipIf(!isRoot)(
   'a checkpoint keeps memory and processes: after a restore they go on where they were',
   { timeout: 180_000 },
   async () => {
-    const it = await place();
-    const { backend, checkpoints, plan, checkpointDir } = it;
+    const real = nodeHost();
+    const told: string[] = [];
+    const noting: Partial<Host> = {
+      run: async (...args) => {
+        told.push(...args[1].filter((word) => word === 'pause' || word === 'resume'));
+        return await real.run(...args);
+      },
+    };
+    const it = await place(Object.assign(Object.create(real) as Host, noting));
+    const { backend, checkpoints, plan, checkpointDir, config } = it;
     await backend.create(op, plan);
     await backend.start(op, plan);
     const agent = await agentOf(it);
@@ -114,6 +123,16 @@ test.skipIf(!isRoot)(
     expect(after.count).toBeGreaterThanOrEqual(before.count);
     await eventually('it goes on counting', async () => (await counted(again)).count > after.count);
     expect(await sh(again, 'cat /root/a; hostname')).toBe('on disk\ntest\n');
+
+    // Its runtime may say nothing when such a one is to stand still: the kernel of the host is told.
+    told.splice(0);
+    await backend.pause(op, plan);
+    const held = await new Cgroups(host, config.cgroupName).freeze(op, plan);
+    expect(held).toBe(told.length === 0 ? 'was frozen' : 'cannot');
+    await backend.resume(op, plan);
+    expect(told).toEqual(held === 'cannot' ? ['pause', 'resume'] : []);
+    const paused = await counted(again);
+    await eventually('it goes on counting', async () => (await counted(again)).count > paused.count);
   },
 );
 

@@ -85,10 +85,11 @@ test('in the unified hierarchy a sandbox stands still until it is let go on, and
     await writeFile(join(root, name, id, 'cgroup.procs'), `${child.pid}`);
   const cgroups = new Cgroups(hostWith(root), name);
   // What stands still does so for good: until it is told.
-  undo.defer(() => cgroups.thaw(op, { id: mine }));
+  undo.defer(async () => void (await cgroups.thaw(op, { id: mine })));
 
   for (let times = 1; times <= 2; times += 1) {
-    await cgroups.freeze(op, { id: mine });
+    expect(await cgroups.freeze(op, { id: mine })).toBe('frozen');
+    expect(await cgroups.freeze(op, { id: mine })).toBe('was frozen');
     held.say();
     for (let trip = 1; trip <= ROUND_TRIPS; trip += 1) {
       const before = free.heard;
@@ -96,11 +97,12 @@ test('in the unified hierarchy a sandbox stands still until it is let go on, and
       await eventually('the other one answers', () => free.heard > before);
     }
     expect(held.heard).toBe(times - 1);
-    await cgroups.thaw(op, { id: mine });
+    expect(await cgroups.thaw(op, { id: mine })).toBe(true);
+    expect(await cgroups.thaw(op, { id: mine })).toBe(false);
     await eventually('it goes on', () => held.heard === times);
   }
   // Of which there is none.
-  await cgroups.freeze(op, { id: newId('sbx', randomBytes) });
+  expect(await cgroups.freeze(op, { id: newId('sbx', randomBytes) })).toBe('cannot');
 });
 
 test('a sandbox that ends while it is told to stand still, or to go on, is no error', async (context) => {

@@ -90,22 +90,32 @@ export class Cgroups {
     ]);
   }
 
-  /** Its processes stand still, whatever they are at. Does nothing where there is no cgroup of it that can. */
-  async freeze(op: Operation, plan: Id): Promise<void> {
+  /** Its processes stand still, whatever they are at. `cannot`: there is no cgroup of it that can. */
+  async freeze(op: Operation, plan: Id): Promise<'frozen' | 'was frozen' | 'cannot'> {
+    let done: 'frozen' | 'was frozen' | 'cannot' = 'cannot';
     for (const { file, frozen, seen, isFrozen } of this.#freezers(plan)) {
+      const look = async () => await unlessGone(readCgroup(op, this.#host, [dirname(file)], seen));
+      const before = await look();
       if (!(await this.#write(op, file, frozen))) continue;
+      if (done === 'cannot') done = before !== null && isFrozen.test(before) ? 'was frozen' : 'frozen';
       for (;;) {
         // In version 1 it is not complete until that is read.
-        const now = await unlessGone(readCgroup(op, this.#host, [dirname(file)], seen));
+        const now = await look();
         if (now === null || isFrozen.test(now)) break;
         await pause(op, FREEZE_AGAIN_MS);
       }
     }
+    return done;
   }
 
-  /** They go on. In version 1 one that stands still cannot even be killed. */
-  async thaw(op: Operation, plan: Id): Promise<void> {
-    for (const { file, thawed } of this.#freezers(plan)) await this.#write(op, file, thawed);
+  /** They go on. In version 1 one that stands still cannot even be killed. False: none stood still. */
+  async thaw(op: Operation, plan: Id): Promise<boolean> {
+    let stood = false;
+    for (const { file, thawed, seen, isFrozen } of this.#freezers(plan)) {
+      const before = await unlessGone(readCgroup(op, this.#host, [dirname(file)], seen));
+      if ((await this.#write(op, file, thawed)) && before !== null) stood ||= isFrozen.test(before);
+    }
+    return stood;
   }
 
   #freezers({ id }: Id) {

@@ -115,14 +115,22 @@ export async function command(
   const now = await processes.inspect(op, plan);
   if (!now.alive) throw op.error('failed_precondition', 'the sandbox does not run');
   using limited = op.within(COMMAND_MS, `runsc ${wanted}`);
-  if (wanted === 'resume') await processes.thaw(limited, plan);
   const ask = async (name: string) =>
     await host.run(limited, rights.argvOf(now.pid, [runtime.path, '--root', stateDir(plan), name, plan.id]));
+  const hasReached = async (what: keyof typeof REACHED): Promise<boolean> =>
+    new TextDecoder().decode((await ask('state')).stdout).includes(`"status": "${REACHED[what]}"`);
+  const takenUp = await processes.wasTakenUp(limited, now.pid);
+  if (takenUp && wanted === 'pause') {
+    const frozen = await processes.freeze(limited, plan);
+    if (frozen !== 'cannot') return frozen === 'frozen';
+  }
+  const stood = wanted === 'resume' && (await processes.thaw(limited, plan));
+  // Only where it cannot be frozen, and by an older release of Hutch, is such a one paused by its runtime.
+  if (takenUp && wanted === 'resume' && !(await hasReached('pause'))) return stood;
   const { exitCode, stderr } = await ask(wanted);
+  if (exitCode === 0) return true;
   // It refuses to do again what it has done.
-  const isSo = exitCode === 0 || new TextDecoder().decode((await ask('state')).stdout).includes(`"status": "${REACHED[wanted]}"`);
-  if (isSo && wanted === 'pause') await processes.freeze(limited, plan, now.pid);
-  if (isSo) return exitCode === 0;
+  if (await hasReached(wanted)) return stood;
   throw op.error('unavailable', `runsc cannot ${wanted} the sandbox: ${new TextDecoder().decode(stderr).trim()}`);
 }
 

@@ -33,16 +33,22 @@ export class Processes {
   }
 
   /**
-   * One that was taken up from a checkpoint stands still. The runtime's own pause does not hold it (20221219): it is heeded by the
-   * kernel that made way for the one that was taken up, and says that all is well.
+   * Whether it goes on from a checkpoint. The runtime's own pause does not hold such a one (20221219): it is heeded by the kernel
+   * that made way for the one that was taken up, and says that all is well, or, now and then, nothing at all.
    */
-  async freeze(op: Operation, plan: Ended, pid: number): Promise<void> {
+  async wasTakenUp(op: Operation, pid: number): Promise<boolean> {
     const line = new TextDecoder().decode(await this.#host.readFile(op, `/proc/${pid}/cmdline`, COMMAND_BYTES_MAX));
-    if (line.split('\0').includes('restore')) await this.#cgroups.freeze(op, plan);
+    return line.split('\0').includes('restore');
   }
 
-  async thaw(op: Operation, plan: Ended): Promise<void> {
-    await this.#cgroups.thaw(op, plan);
+  /** By the host's kernel, whatever its own does. */
+  async freeze(op: Operation, plan: Ended): ReturnType<Cgroups['freeze']> {
+    return await this.#cgroups.freeze(op, plan);
+  }
+
+  /** False: it did not stand still. */
+  async thaw(op: Operation, plan: Ended): Promise<boolean> {
+    return await this.#cgroups.thaw(op, plan);
   }
 
   /** SIGTERM unless `now`, a bounded wait, SIGKILL, a bounded wait. */
