@@ -68,7 +68,7 @@ export function readArgs(path: string, leaf: Leaf, argv: readonly string[]): Arg
     if (token.kind === 'positional') positionals.push(token.value);
     if (token.kind !== 'option') continue;
     const flag = flags.find(({ name }) => name === token.name);
-    if (flag === undefined) throw unknownFlag(path, token.rawName, flags);
+    if (flag === undefined) throw unknownFlag(leaf.also ?? path, token.rawName, flags, leaf.foreign ?? {});
     const value = checkedValue(flag, token);
     values.set(flag.name, flag.repeats ? [...(values.get(flag.name) ?? []), value] : [value]);
   }
@@ -139,7 +139,9 @@ function checkedValue(flag: Flag, token: { readonly rawName: string; readonly va
   return token.value;
 }
 
-function unknownFlag(path: string, rawName: string, flags: readonly Flag[]): HutchError {
+function unknownFlag(path: string, rawName: string, flags: readonly Flag[], foreign: Readonly<Record<string, string>>): HutchError {
+  const name = rawName.replace(/^-+/, '');
+  if (Object.hasOwn(foreign, name)) return usage(`hutch ${path} has no flag ${rawName}`, foreign[name]);
   const meant = rawName.startsWith('--')
     ? nearest(
         rawName.slice(2),

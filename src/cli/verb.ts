@@ -39,6 +39,8 @@ export type Leaf = {
   readonly summary: string;
   readonly examples: readonly Example[];
   readonly flags: readonly Flag[];
+  /** Flags of other tools that people type here: what is done in their place. */
+  readonly foreign?: Readonly<Record<string, string>>;
   readonly positionals: readonly Positional[];
   /** Everything from here on is a command for the sandbox. */
   readonly command?: 'required' | 'optional';

@@ -121,6 +121,14 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
       return await opened(op, record, needs, choice);
     },
 
+    async renew(op, name) {
+      const here = await onRecord(name);
+      if (here !== undefined && (isItself(name, here) || isOfHutch(here))) return;
+      if (parseImageReference(name)?.digest != null || name === DEFAULT_IMAGE) return; // what it is comes, or is made, on first use
+      if (here === undefined) await pulled(op, name);
+      else await pulled(op, name, 'is here, and cannot be pulled anew', 'without --pull it is built upon as it is');
+    },
+
     async of(op, { imageId, kernelId }, needs) {
       const remembered = known.get(keyOf(needs, imageId, kernelId));
       if (remembered !== undefined && remembered.kernelId === kernelId) return remembered;
@@ -178,7 +186,7 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
     return await pulled(op, name, 'is here by another project, and cannot be pulled for yours');
   }
 
-  async function pulled(op: Operation, name: string, why?: string): Promise<Image> {
+  async function pulled(op: Operation, name: string, why?: string, instead: string | null = null): Promise<Image> {
     const said = name.slice(0, 128);
     const reference = parseImageReference(name);
     if (reference === null) {
@@ -194,7 +202,7 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
       });
     } catch (error) {
       if (!(error instanceof HutchError) || !NOT_HAD.has(error.code)) throw error;
-      const { hint } = error;
+      const hint = instead ?? error.hint;
       throw op.error(
         error.code,
         `${why === undefined ? `there is no image '${said}' here, and it cannot be pulled` : `image '${said}' ${why}`}: ${error.message}`,

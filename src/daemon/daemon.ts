@@ -79,6 +79,7 @@ const NO_PARTS: Parts = {
     initrds: () => new Set(),
     ownKernel: async () => false,
     prepare: async (op) => Promise.reject(op.error('failed_precondition', 'this daemon has no images')),
+    renew: async (op) => Promise.reject(op.error('failed_precondition', 'this daemon has no images')),
     of: async (op) => Promise.reject(op.error('failed_precondition', 'this daemon has no images')),
   },
   images: null,

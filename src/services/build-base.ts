@@ -37,6 +37,7 @@ export async function baseImage(
     staging,
     cache,
     configs,
+    isAnew,
   }: {
     readonly boots: BootSource;
     readonly library: ImageLibrary;
@@ -44,10 +45,13 @@ export async function baseImage(
     readonly cache: BuildCache;
     /** Those that were read before, by digest. */
     readonly configs: Map<string, Raw>;
+    /** Whether its registry is asked although it is here. */
+    readonly isAnew: boolean;
   },
   name: string,
 ): Promise<BaseImage> {
   const { host } = staging;
+  if (isAnew) await boots.renew(op, name);
   const { image: record } = await boots.prepare(op, name, { name: 'gvisor', needs: 'root' }, null);
   const image = await library.find(op, record.digest);
   if (image === null) throw op.error('failed_precondition', `the image ${name} is not there any more`, { hint: 'build again' });

@@ -6,6 +6,7 @@ import { DockerfileError } from '../images/build/dockerfile-error.ts';
 import { originOf } from '../images/build/graph.ts';
 import { firstKey, keyOf } from '../images/build/keys.ts';
 import { readLines } from '../images/build/lines.ts';
+import { isOwnPlatform, refusalOfPlatform } from '../images/build/platform.ts';
 import { applied, newState } from '../images/build/state.ts';
 import { copyStep, workdirStep } from './build-copy-step.ts';
 import { RunSteps } from './build-run-step.ts';
@@ -44,13 +45,8 @@ export class StageBuilder {
     if (name === '')
       throw new DockerfileError(from.line, 'FROM', `${from.image} is empty: give the ARG before it a default, or --build-arg`);
     const platform = from.platform === null ? '' : this.#now.globally(from, from.platform);
-    if (platform !== '' && !/^linux\/(amd64|x86_64)(\/v\d)?$/.test(platform)) {
-      throw new DockerfileError(
-        from.line,
-        'FROM',
-        `--platform=${platform.slice(0, 60)} does not run here: this machine builds linux/amd64`,
-      );
-    }
+    if (platform !== '' && !isOwnPlatform(platform))
+      throw new DockerfileError(from.line, 'FROM', `--platform=${refusalOfPlatform(platform).message}`);
     log.step(this.#now.name, `FROM ${name}${from.as === null ? '' : ` AS ${from.as}`}`, from.line);
     this.#now.parts.stepBegun(this.#now.stage.index, stepText(this.#now.name, `FROM ${name}`));
     const origin = originOf(dockerfile, name, this.#now.stage.index);

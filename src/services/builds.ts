@@ -21,6 +21,7 @@ import { buildImage } from '../images/build.ts';
 import type { ImageLibrary } from '../images/library.ts';
 import { parseConfig, runConfig } from '../images/oci/manifest.ts';
 import { PAGE_ROWS_MAX } from '../store/contract.ts';
+import { argsOf, labelsOf, requirePlatform, several } from './build-asked.ts';
 import { baseImage, type Raw } from './build-base.ts';
 import { BEGINNING, Beginnings } from './build-beginning.ts';
 import { type BuildCacheKeeping, newBuildCacheKeeping } from './build-cache.ts';
@@ -141,6 +142,8 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     const { op, caller } = call;
     const { input, source } = asked;
     const args = argsOf(op, several(input.arg));
+    const labels = labelsOf(op, several(input.label));
+    requirePlatform(op, input.platform);
     const id = newId('bld', (count) => host.randomBytes(count));
     call.target(id);
     await using undo = new AsyncDisposableStack();
@@ -149,7 +152,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
       undo.defer(() => quota.neverBegan(op, id));
     }
     const staging = source === null ? null : undo.use(new BuildStaging(host, library(op).blobs, `build-${id}`));
-    const work = staging === null || source === null ? null : await receive(op, staging, source, input, args);
+    const work = staging === null || source === null ? null : await receive(op, staging, source, { input, args, labels });
     const record: BuildRecord = {
       ...{ id, projectId: caller.projectId, state: 'running', names: [...asked.names], target: input.target ?? null },
       ...{ backend: input.backend ?? null, step: null, stepsDone: 0, stepsTotal: (work?.plan.steps ?? 0) + asked.stepsMore },
@@ -183,11 +186,10 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     op: Operation,
     staging: BuildStaging,
     source: AsyncIterable<Uint8Array>,
-    input: Parsed<'build.start'>,
-    args: ReadonlyMap<string, string>,
+    { input, args, labels }: Pick<Work, 'input' | 'args' | 'labels'>,
   ): Promise<Work> {
     const context = await unlessBad(op, 'the context', () => receiveContext(op, staging, source, input.dockerfile ?? null));
-    return { staging, context, plan: planOf(op, context, args, input.target ?? null), args, input };
+    return { staging, context, plan: planOf(op, context, args, input.target ?? null), args, labels, input };
   }
 
   function planOf(op: Operation, context: Received, args: ReadonlyMap<string, string>, target: string | null) {
@@ -207,6 +209,8 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
     readonly context: Received;
     readonly plan: ReturnType<typeof planOf>;
     readonly args: ReadonlyMap<string, string>;
+    /** Beside those of the Dockerfile, and before them. */
+    readonly labels: Readonly<Record<string, string>>;
     readonly input: Parsed<'build.start'>;
   };
 
@@ -276,7 +280,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
 
   async function build(call: Call, now: Running, work: Work, recorded: () => Promise<void>): Promise<NonNullable<BuildRecord['image']>> {
     const { op, caller } = call;
-    const { context, plan, staging, args, input } = work;
+    const { context, plan, staging, args, labels, input } = work;
     const images = library(op);
     const cache = cacheOf(op);
     const stages = new Map<number, Promise<Built>>();
@@ -312,7 +316,8 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
         return found;
       },
       base: (asking, name) => {
-        const found = bases.get(name) ?? baseImage(asking, { boots: deps.boots, library: images, staging, cache, configs }, name);
+        const isAnew = input.pull === true;
+        const found = bases.get(name) ?? baseImage(asking, { boots: deps.boots, library: images, staging, cache, configs, isAnew }, name);
         bases.set(name, found);
         return found;
       },
@@ -354,7 +359,7 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
       if (unused.length > 0) now.log.note('build', `[Warning] One or more build-args [${unused.join(' ')}] were not consumed`);
       now.record = { ...now.record, step: 'packing the image' };
       op.progress({ step: 'build', detail: 'packing the image' });
-      const { digest, id, sizeBytes } = await publish(op, images, built, now.record.names, { epoch, recorded });
+      const { digest, id, sizeBytes } = await publish(op, images, labelled(built, labels), now.record.names, { epoch, recorded });
       now.log.note('build', `image ${digest}${now.record.names.length === 0 ? '' : `, named ${now.record.names.join(', ')}`}`);
       return { id, digest, sizeBytes };
     } finally {
@@ -470,16 +475,8 @@ export function newBuilds(core: Core, handlers: Pick<Handlers, 'sandbox.create' 
   };
 }
 
-function several(value: string | readonly string[] | undefined): readonly string[] {
-  return value === undefined ? [] : typeof value === 'string' ? [value] : value;
-}
-
-function argsOf(op: Operation, pairs: readonly string[]): ReadonlyMap<string, string> {
-  return new Map(
-    pairs.map((pair) => {
-      const at = pair.indexOf('=');
-      if (at < 1) throw op.error('invalid_argument', `arg: ${JSON.stringify(pair.slice(0, 40))} is no NAME=VALUE`);
-      return [pair.slice(0, at), pair.slice(at + 1)];
-    }),
-  );
+function labelled(built: Built, labels: Readonly<Record<string, string>>): Built {
+  if (Object.keys(labels).length === 0) return built;
+  const { config } = built.state;
+  return { ...built, state: { ...built.state, config: { ...config, Labels: { ...config.Labels, ...labels } } } };
 }

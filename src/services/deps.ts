@@ -38,6 +38,11 @@ export type BootSource = {
     backend: Pick<Backend, 'name' | 'needs' | 'fetchImage'>,
     kernel: KernelChoice | null,
   ): Promise<Boot>;
+  /**
+   * Asks the registry of a name that can move, and pulls what it is now: the name is that one's then. An id, a digest, and what Hutch makes
+   * itself stay what they are. @throws HutchError as a pull does, also where an image of that name is here.
+   */
+  renew(op: Operation, image: string): Promise<void>;
   /** Whether an image that is here brings a kernel. */
   ownKernel(image: string): Promise<boolean>;
   /** Of a sandbox that exists: never makes anything. @throws HutchError `failed_precondition` when it is gone. */

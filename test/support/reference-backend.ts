@@ -358,6 +358,7 @@ export function referenceBoots(store: Store, host: Host): BootSource {
       if (name !== 'debian') throw op.error('not_found', `there is no image '${name}'`);
       return await take(op);
     },
+    renew: async () => {},
     of: (op) => take(op),
   };
 }

@@ -7,6 +7,24 @@ const BUILD: Positional = { name: 'BUILD', takes: 'several', completes: 'nothing
 const IMAGE: Positional = { name: 'IMAGE', takes: 'one', completes: 'image' };
 const IMAGES: Positional = { name: 'IMAGE', takes: 'several', completes: 'image' };
 
+/** Flags of `docker build` that are no flags here, and what is done in their place. */
+const FROM_DOCKER_BUILD: Readonly<Record<string, string>> = {
+  load: 'leave it away: the image is here when the build is done',
+  push: 'give it a name with -t; then: hutch image push NAME',
+  output: 'the image first; then: hutch image export -o FILE IMAGE',
+  o: 'the image first; then: hutch image export -o FILE IMAGE',
+  rm: 'leave it away: nothing is left of a RUN',
+  'force-rm': 'leave it away: nothing is left of a RUN',
+  network: 'leave it away, or write RUN --network=none for the commands that shall have none',
+  'add-host': 'write to /etc/hosts in the RUN that needs it',
+  ssh: 'lend a key as a secret: --secret id=key,src=FILE and RUN --mount=type=secret,id=key',
+  'build-context': 'put it into the context, or build it first: COPY --from=IMAGE takes files of any image',
+  'cache-from': 'leave it away: what was built here before is found by its content',
+  'cache-to': 'leave it away: what is built is kept here by itself',
+  'metadata-file': 'take --iidfile FILE for the digest, or --json for all of it',
+  sbom: 'of the image, when it is built: hutch image sbom IMAGE',
+};
+
 export const imageVerbs: readonly Verb[] = [
   {
     name: 'image',
@@ -139,10 +157,14 @@ export const imageVerbs: readonly Verb[] = [
             repeats: true,
             about: 'A secret for RUN --mount=type=secret; env=NAME takes a variable',
           },
+          { name: 'label', value: 'K=V', repeats: true, about: 'A label of the image, as LABEL after the last step' },
+          { name: 'platform', value: 'PLATFORM', about: 'What it is to run on: linux/amd64 alone is built' },
+          { name: 'pull', about: 'Ask registries anew for the images of FROM and --from' },
           { name: 'no-cache', about: 'Do every step' },
           { name: 'no-package-settings', about: 'RUN does not see this machine’s proxies, mirrors and certificates' },
           { name: 'progress', value: 'HOW', choices: ['plain', 'tty', 'json'], about: 'plain, tty or json (a line for each that is said)' },
           { name: 'quiet', short: 'q', about: 'Only the digest of the image' },
+          { name: 'iidfile', value: 'FILE', about: 'Write the digest of the image to this file' },
           { name: 'detach', short: 'd', about: 'Print the id of the build once the context is sent, and leave it to itself' },
           { name: 'backend', value: 'NAME', choices: ['gvisor', 'qemu'], about: 'What runs RUN: gvisor or qemu' },
           { name: 'cpus', value: 'N', about: 'Virtual CPUs of RUN' },
@@ -152,6 +174,7 @@ export const imageVerbs: readonly Verb[] = [
         positionals: [{ name: 'CONTEXT', takes: 'one', completes: 'path' }],
         notes:
           'An interrupt cancels the build and cleans up. What was built is cached: the next build begins at the first step that changed.',
+        foreign: FROM_DOCKER_BUILD,
         load: async () => (await builds()).build,
       },
       {

@@ -6,6 +6,7 @@ import { errorFromBody } from '../../sdk/errors.ts';
 import type { Input, Output } from '../../services/verbs.ts';
 import { type Args, usage } from '../args.ts';
 import { contentOrNull, contextOf, nameInContext, settingsArchive, sourceOf } from '../build/context.ts';
+import { clearDigestFile, writeDigestFile } from '../build/iidfile.ts';
 import { packageSettings } from '../build/package-settings.ts';
 import { percentDone } from '../build/percent.ts';
 import { secretsOf } from '../build/secrets.ts';
@@ -43,6 +44,9 @@ export async function build(context: Context, args: Args): Promise<number> {
     ...(name === undefined ? {} : { dockerfile: name }),
     ...(args.values('tag').length === 0 ? {} : { tag: [...args.values('tag')] }),
     ...(args.values('build-arg').length === 0 ? {} : { arg: args.values('build-arg').flatMap((text) => argOf(context, text)) }),
+    ...(args.values('label').length === 0 ? {} : { label: [...args.values('label')] }),
+    ...(args.value('platform') === undefined ? {} : { platform: args.value('platform') }),
+    ...(args.has('pull') ? { pull: true } : {}),
     ...(args.value('target') === undefined ? {} : { target: args.value('target') }),
     ...(args.has('no-cache') ? { noCache: true } : {}),
     ...(args.value('backend') === undefined ? {} : { backend: args.value('backend') as 'gvisor' }),
@@ -51,6 +55,10 @@ export async function build(context: Context, args: Args): Promise<number> {
     ...(args.value('disk') === undefined ? {} : { diskMiB: mebibytes('disk', args.value('disk') ?? '') }),
   };
   const isDetached = args.has('detach');
+  const digestFile = args.value('iidfile');
+  if (digestFile !== undefined && isDetached)
+    throw usage('--iidfile and --detach exclude each other', 'its digest comes later: hutch image build-inspect BUILD');
+  if (digestFile !== undefined) await clearDigestFile(digestFile);
   const lends = !args.has('no-package-settings') && isOwnMachine(context);
   // A build out of the cache needs none, and to collect them takes a tenth of it.
   const lendsLater = lends && !isDetached;
@@ -76,7 +84,15 @@ export async function build(context: Context, args: Args): Promise<number> {
   }
   if (lendsLater && started.state === 'running')
     await context.client.upload('build.settings', { build: started.id }, settingsArchive(await ownSettings(context, args)));
-  return await follow(context, started, progress, ({ image }) => String(image?.digest));
+  return await follow(
+    context,
+    started,
+    progress,
+    ({ image }) => String(image?.digest),
+    async ({ image }) => {
+      if (digestFile !== undefined && image !== null) await writeDigestFile(digestFile, image.digest);
+    },
+  );
 }
 
 /** What is sent, and why it ended too early: the connection that breaks with it says only that it broke. */
@@ -143,7 +159,13 @@ export function progressOf(context: Context, args: Args): Progress {
 }
 
 /** Until it ends. An interrupt cancels it, and waits for that. */
-export async function follow(context: Context, begun: Begun, progress: Progress, made: (ended: Build) => string): Promise<number> {
+export async function follow(
+  context: Context,
+  begun: Begun,
+  progress: Progress,
+  made: (ended: Build) => string,
+  kept: (ended: Build) => Promise<void> = async () => {},
+): Promise<number> {
   const { log: said, ...before } = begun;
   const { id } = before;
   const isOver = begun.state !== 'running';
@@ -171,6 +193,7 @@ export async function follow(context: Context, begun: Begun, progress: Progress,
   if (ended.state === 'failed' && (progress === 'tty' || progress === 'quiet'))
     await context.io.err(ended.logTail.map((text) => `  ${safe(text)}\n`).join(''));
   if (ended.state !== 'done') throw errorFromBody(ended.error, { opId: ended.opId });
+  await kept(ended);
   if (progress !== 'json') await context.io.out(`${made(ended)}\n`);
   return 0;
 }

@@ -8,6 +8,7 @@ import type { Verb } from './verb.ts';
 const TAGS_MAX = 32;
 const ARGS_MAX = 256;
 const ARG_CHARS_MAX = 32_768;
+const PLATFORM_CHARS_MAX = 128;
 const REFERENCE_CHARS_MAX = 512;
 const WAIT_MS_MAX = 60_000;
 /** Of a log that comes with an answer. */
@@ -32,6 +33,9 @@ export const buildVerbs = {
         .describe('in the context; default Dockerfile. The entry .hutch-build/Dockerfile comes before it'),
       tag: oneOrSeveral(z.string().min(1).max(REFERENCE_CHARS_MAX), TAGS_MAX).optional().describe('a name for the image, like web:1'),
       arg: oneOrSeveral(z.string().min(1).max(ARG_CHARS_MAX), ARGS_MAX).optional().describe('NAME=VALUE of an ARG'),
+      label: oneOrSeveral(z.string().min(1).max(ARG_CHARS_MAX), ARGS_MAX).optional().describe('KEY=VALUE, as LABEL after the last step'),
+      platform: z.string().min(1).max(PLATFORM_CHARS_MAX).optional().describe('what it is to run on: linux/amd64 alone is built'),
+      pull: flag.optional().describe('ask registries anew for the images that it is built upon'),
       target: z.string().min(1).max(128).optional().describe('the stage to build; default the last one'),
       noCache: flag.optional().describe('do every step'),
       waitMs: count
