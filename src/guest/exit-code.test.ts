@@ -35,5 +35,9 @@ test('a program that is not there is 127, one that cannot run 126, and our own f
     message: 'cannot run /a: it is no program of this machine',
     hint: expect.stringContaining('#!/bin/sh'),
   });
+  expect(startFailureText('/a', failed('internal', 'EMFILE'))).toEqual({
+    message: 'cannot run /a: the sandbox has no file descriptors left',
+    hint: expect.stringContaining('hutch resume'),
+  });
   expect(startFailureText('/b', failed('not_found', 'ENOENT'))).toEqual({ message: 'cannot run /b: x' });
 });

@@ -86,5 +86,10 @@ export function startFailureText(program: string, error: HutchError): { readonly
       message: `${cannot}: it is no program of this machine`,
       hint: 'a script begins with a line like #!/bin/sh; programs are of x86_64',
     };
+  if (errno === 'EMFILE' || errno === 'ENFILE')
+    return {
+      message: `${cannot}: the sandbox has no file descriptors left`,
+      hint: 'on gVisor, whose runtime keeps one for each hard link that is made, these give them back: hutch suspend NAME && hutch resume NAME',
+    };
   return { message: `${cannot}: ${error.message}` };
 }

@@ -10,6 +10,9 @@ import { Subject } from '../conformance/subject.ts';
 import { METADATA, REFUSALS } from '../network/neighbours.ts';
 import { eventually } from '../support/eventually.ts';
 
+/** From <linux/capability.h>. */
+const CAP_SYS_RESOURCE = 24n;
+
 const subject = await Subject.start('gvisor');
 if (typeof subject === 'string') test.skip(`gvisor: ${subject}`, () => {});
 else {
@@ -37,6 +40,16 @@ else {
     ).toBe('one\ntwo\n4750 1000 1001\ngone\na\n');
     await eventually('the agent of another release is gone', () => !existsSync(nobodys));
     await subject.remove(id);
+  });
+
+  // This release keeps one for each hard link.
+  test('its file server may have as many files open as this machine allows a process', async () => {
+    const box = await subject.box();
+    const gofers = processesOf(box).filter(({ argv }) => argv[0] === 'runsc-gofer');
+    const read = (path: string) => readFileSync(path, 'utf8');
+    const limit = (pid: number | 'self') => Number(/^Max open files\s+\d+\s+(\d+)/m.exec(read(`/proc/${pid}/limits`))?.[1]);
+    const mayRaise = (BigInt(`0x${/^CapEff:\s+([0-9a-f]+)/m.exec(read('/proc/self/status'))?.[1]}`) >> CAP_SYS_RESOURCE) % 2n === 1n;
+    expect(gofers.map(({ pid }) => limit(pid))).toEqual([mayRaise ? Number(read('/proc/sys/fs/nr_open')) : limit('self')]);
   });
 
   test('programs of today see files on a kernel that refuses one of their flags', async () => {

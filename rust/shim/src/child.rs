@@ -95,6 +95,7 @@ fn set_up(setting: &Setting<'_>, given: &[(RawFd, RawFd)], shim: i32) -> Result<
     }
     drop(fs::write("/proc/self/oom_score_adj", setting.oom_score_adj)); // a hint to the kernel
     sys::no_core_files().map_err(to("forbid core files"))?;
+    sys::many_open_files();
     if !setting.may_gain {
         sys::no_new_privileges().map_err(to("give up new privileges"))?;
     }

@@ -1,7 +1,7 @@
 //! The system calls that std lacks: all of the shim's `unsafe`. The shim has one thread, so between
 //! `fork` and `exec` its child may do whatever a program may.
 use std::ffi::{CStr, CString, OsStr};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -140,6 +140,20 @@ pub fn no_core_files() -> io::Result<()> {
     let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `none` is a valid limit.
     check(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &none) }).map(drop)
+}
+
+/// As many open files as this machine allows one process, where we may say so; else what we were given. A runtime's file server has
+/// one for each name that its guest knows, and some (runsc 20221219) never close that of a name with another link that is removed.
+pub fn many_open_files() {
+    let Some(most) = fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|text| text.trim().parse().ok()) else { return };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is room for a limit, and then a valid one.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 && limit.rlim_max < most {
+            limit.rlim_max = most;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
 }
 
 pub fn private_umask() {
