@@ -49,10 +49,10 @@ export class Place implements AsyncDisposable {
     this.env = {
       ...process.env,
       ...{ HUTCH_HOME: home, HUTCH_DAEMON_LISTEN: 'off', HUTCH_SANDBOX_BACKEND: 'qemu', HUTCH_SANDBOX_WARM: '0' },
-      NODE_COMPILE_CACHE: join(ROOT, '.tools', 'compile-cache'), // as ./hutch has it
       ...env,
     };
-    for (const name of ['HUTCH_API_URL', 'HUTCH_API_KEY']) delete this.env[name];
+    // Where ./hutch keeps compiled code is its own affair: with this Node would look for it as well.
+    for (const name of ['HUTCH_API_URL', 'HUTCH_API_KEY', 'NODE_COMPILE_CACHE']) delete this.env[name];
     this.#places = placesOf({ env: this.env, uid: process.getuid?.() ?? 0 });
   }
 
@@ -97,7 +97,7 @@ export class Place implements AsyncDisposable {
     const argv = [process.execPath, ...NODE_FLAGS, DAEMON, '--ready-fd', '3', ...flags];
     const [program = '', ...args] = through === null ? argv : [through.program, ...through.args, ...argv];
     const child = spawn(program, args, {
-      env: { ...MALLOC_ENV, ...this.env },
+      env: { ...MALLOC_ENV, NODE_COMPILE_CACHE: join(ROOT, '.tools', 'compile-cache'), ...this.env }, // as a command gives it
       stdio: ['ignore', 'ignore', 'pipe', 'pipe'],
       detached: true, // Ctrl-C is for the bench, which still needs it to delete what it has made
     });

@@ -1,10 +1,12 @@
-// Bundles the sources: dist/hutch.cjs (the CLI, in one piece and as CommonJS: it starts in two thirds of
+// Bundles the sources: dist/cli.cjs (the CLI, in one piece and as CommonJS: it starts in two thirds of
 // the time that a module takes, since what a verb does not use is neither loaded nor looked up),
-// dist/hutchd.mjs (the daemon) and dist/store-worker.mjs. Everything is made in a directory of its own
+// dist/hutch.cjs (which runs it, src/cli/start.ts), dist/hutchd.mjs (the daemon) and
+// dist/store-worker.mjs. Everything is made in a directory of its own
 // first and renamed last, each file in one step, so that a command which starts meanwhile is whole, old
 // or new. dist/stamp has the time at which reading the sources began: a source that is newer makes
 // ./hutch build again.
-import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs';
+import { createHash } from 'node:crypto';
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { join, resolve } from 'node:path';
 import type * as Esbuild from 'esbuild';
@@ -70,26 +72,41 @@ function isAbandoned(name: string): boolean {
   return pid !== undefined && !existsSync(`/proc/${pid}`);
 }
 
+/** What V8 compiled of it is kept under that name. In the first line, so that what is said of the others stays true. */
+function nameByContent(path: string): void {
+  const content = readFileSync(path);
+  if (content.some((byte) => byte > 0x7f)) {
+    console.error(`error: ${path} has other characters than those of ASCII, which is how it is read`);
+    throw new Error('not ASCII');
+  }
+  writeFileSync(path, `/*${createHash('sha256').update(content).digest('hex').slice(0, 16)}*/${content}`);
+}
+
 const startedAt = new Date();
 for (const name of readdirSync(root)) if (isAbandoned(name)) rmSync(join(root, name), { recursive: true, force: true });
 mkdirSync(fresh);
 try {
+  const commonJs = { ...common, format: 'cjs', outExtension: { '.js': '.cjs' } } as const satisfies Esbuild.BuildOptions;
+  await build({ ...commonJs, entryPoints: { hutch: 'src/cli/start.ts' }, banner: {} });
   await build({
-    ...common,
-    format: 'cjs',
-    entryPoints: { hutch: 'src/cli/main.ts' },
-    outExtension: { '.js': '.cjs' },
+    ...commonJs,
+    entryPoints: { cli: 'src/cli/main.ts' },
     plugins: [lazyTls, lateModules(OF_CLI)],
     charset: 'ascii', // one byte a character: read, and looked up in the cache of compiled code, in less time
     supported: { 'dynamic-import': false }, // Node's loader of modules takes a while to begin; `require` is there
     define: { 'import.meta.url': '__ourUrl' },
-    banner: { js: "const __ourUrl = require('node:url').pathToFileURL(__filename).href;" },
+    // An expression that is a function, as src/cli/start.ts calls it.
+    banner: {
+      js: "(function (exports, require, module, __filename, __dirname, __keepCode) { const __ourUrl = require('node:url').pathToFileURL(__filename).href;",
+    },
+    footer: { js: '})' },
   });
+  nameByContent(join(fresh, 'cli.cjs'));
   const entryPoints = { hutchd: 'src/daemon/main.ts', 'store-worker': 'src/store/worker.ts' };
   await build({ ...common, entryPoints, plugins: [lateModules(OF_DAEMON)] });
 } catch {
   rmSync(fresh, { recursive: true, force: true });
-  process.exit(1); // esbuild has said why
+  process.exit(1); // it has been said why
 }
 writeFileSync(join(fresh, 'stamp'), '');
 utimesSync(join(fresh, 'stamp'), startedAt, startedAt);
@@ -101,4 +118,4 @@ for (const name of made.toSorted((a, b) => Number(a === 'stamp') - Number(b === 
 rmSync(fresh, { recursive: true });
 const kilobytes = (name: string) => Math.ceil(statSync(join(dist, name)).size / 1000);
 const total = made.reduce((sum, name) => sum + kilobytes(name), 0);
-console.log(`Built dist/ (CLI ${kilobytes('hutch.cjs')} kB, daemon ${kilobytes('hutchd.mjs')} kB, ${total} kB in all).`);
+console.log(`Built dist/ (CLI ${kilobytes('cli.cjs')} kB, daemon ${kilobytes('hutchd.mjs')} kB, ${total} kB in all).`);

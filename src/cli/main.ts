@@ -37,6 +37,9 @@ type Found =
   | { readonly path: string; readonly leaf: Leaf; readonly argv: readonly string[] }
   | { readonly help: string; readonly code: number };
 
+/** Given by start.ts: keeps the code that V8 has compiled until now. Not there when the sources run as they are. */
+declare const __keepCode: (() => void) | undefined;
+
 const argv = process.argv.slice(2);
 const io = newIo();
 const interrupts = newInterrupts();
@@ -88,9 +91,11 @@ async function main(): Promise<number> {
  * V8 compiles hot code on threads of its own, and such a thread may wait for the collector of the main thread. When that waits for the
  * threads, as it does in process.exit, neither goes on, for good: nodejs/node#54918. What moves bytes here is not JavaScript, so nothing
  * is lost by leaving it as it is. Not before Node's modules are loaded: V8 takes no compiled code that was made under other flags than
- * it has by then, and compiles each of them anew (5 ms, of 50 that a short command takes).
+ * it has by then, and compiles each of them anew (5 ms, of 50 that a short command takes). What we keep of ours is kept before, for
+ * the same reason.
  */
 function leaveHotCode(): void {
+  if (typeof __keepCode === 'function') __keepCode();
   const { setFlagsFromString } = process.getBuiltinModule('node:v8');
   for (const flag of ['--no-maglev', '--no-turbofan', '--no-concurrent-sparkplug']) setFlagsFromString(flag);
 }

@@ -24,6 +24,8 @@ const COPIED = [
   'hutch',
   'dev',
   'docs/cli.md',
+  'src/cli/start.ts',
+  'src/cli/code-cache.ts',
   'scripts/setup.sh',
   'scripts/bundle.ts',
   'scripts/late-modules.ts',
