@@ -8,14 +8,13 @@ import { chmod, mkdir, writeFile } from 'node:fs/promises';
 import { connect, type Socket } from 'node:net';
 import { join } from 'node:path';
 import type { Sandbox } from '../../src/sdk/sandbox.ts';
-import { DockerEngine } from '../../test/support/docker-engine.ts';
 import type { Bench, Measurement } from '../context.ts';
 import { judge, type Row, timed } from '../harness.ts';
-import { execOk, interrupted, mustRun, Place, processes } from '../place.ts';
-import { freePort, isAnswered, owned } from './reach.ts';
+import { execOk, interrupted, mustRun, type Place, processes } from '../place.ts';
+import { type Backend, freePort, isAnswered, makePlace, owned } from './reach.ts';
 
 const CONNECTIONS = 16;
-const REQUESTS = { docker: 10_000, gvisor: 4_000, qemu: 2_000 } as const;
+const REQUESTS: Readonly<Record<Backend, number>> = { docker: 10_000, gvisor: 4_000, qemu: 2_000 };
 const REQUESTS_QUICK = 64;
 const GUEST_PORT = 8000;
 const READY_MS = 30_000;
@@ -40,7 +39,6 @@ asyncio.run(main())`;
 /** One packet to the gateway. */
 const SPEAK = 'import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b"x", ("192.0.0.1", 9))';
 
-type Backend = keyof typeof REQUESTS;
 type Load = { readonly perSecond: number; readonly p99Ms: number };
 type Address = { readonly host: string; readonly port: number };
 
@@ -118,11 +116,8 @@ async function addressOf(backend: Backend, sandbox: Sandbox, forwarded: number):
 
 async function startPlace(scope: AsyncDisposableStack, backend: Backend, forwarded: number): Promise<Place> {
   if (process.getuid?.() !== 0) throw new Error('reaching a server in a sandbox without Hutch takes root');
-  const engine = backend === 'docker' ? scope.use(await DockerEngine.start()) : null;
-  if (backend === 'docker' && engine === null) throw new Error('no Docker Engine can be started here: it takes dockerd');
-  const place = scope.use(await Place.make());
-  Object.assign(place.env, engine?.env ?? {}, { HUTCH_SANDBOX_BACKEND: backend });
-  await (engine === null ? startForwarding(place, forwarded) : place.startDaemon());
+  const place = await makePlace(scope, backend);
+  await (backend === 'docker' ? place.startDaemon() : startForwarding(place, forwarded));
   return place;
 }
 

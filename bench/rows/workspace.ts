@@ -10,7 +10,7 @@ import type { Bench, Measurement } from '../context.ts';
 import { judge, type Row, timed } from '../harness.ts';
 import { execOk, mustRun } from '../place.ts';
 import { PUBLISHED } from './published.ts';
-import { scp } from './reach.ts';
+import { SCP } from './reach.ts';
 
 const FILES = { quick: 300, usual: 30_000, long: 30_000 } as const;
 const FILE_BYTES = 10_000;
@@ -127,5 +127,5 @@ async function workspace(bench: Bench): Promise<readonly Row[]> {
 export const WORKSPACE: readonly Measurement[] = [
   { name: 'workspace', about: 'a git repository into a sandbox, and back', rows: workspace },
   ...PUBLISHED,
-  { name: 'scp', about: 'scp into a sandbox, against OpenSSH’s own server', rows: scp },
+  ...SCP,
 ];

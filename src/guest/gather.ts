@@ -31,11 +31,11 @@ export class Gather {
   }
 
   /** To be called before anything else is written, and at the end. */
-  flush(): boolean {
+  flush(onWritten?: (error?: Error | null) => void): boolean {
     if (this.#bytes === 0) return true;
     const bytes = Buffer.allocUnsafe(this.#bytes);
     bytes.set(place.subarray(0, this.#bytes));
     this.#bytes = 0;
-    return this.#duplex.write(bytes);
+    return this.#duplex.write(bytes, onWritten);
   }
 }

@@ -11,7 +11,8 @@ export const WAITING_BYTES_MAX = 256 * 1024;
 type Offered = { bytes: Uint8Array };
 type Waiting = { readonly goOn: () => void };
 
-export type Outgoing = { readonly kind: 'data'; readonly bytes: Uint8Array } | { readonly kind: 'end' };
+/** `isLast`: nothing is left of what was offered together. */
+export type Outgoing = { readonly kind: 'data'; readonly bytes: Uint8Array; readonly isLast: boolean } | { readonly kind: 'end' };
 
 export class Outbox {
   readonly #offered: Offered[] = [];
@@ -95,10 +96,11 @@ export class Outbox {
     this.#credit -= length;
     this.#waitingBytes -= length;
     const bytes = first.bytes.subarray(0, length);
-    if (length === first.bytes.byteLength) this.#offered.shift();
+    const isLast = length === first.bytes.byteLength;
+    if (isLast) this.#offered.shift();
     else first.bytes = first.bytes.subarray(length);
     this.#letGoOn();
-    return { kind: 'data', bytes };
+    return { kind: 'data', bytes, isLast };
   }
 
   clear(): void {

@@ -1,5 +1,6 @@
 import { Duplex } from 'node:stream';
 import { expect, test } from 'vitest';
+import { takeToWrite } from '../host/large-buffers.ts';
 import { FrameDecoder } from './frames.ts';
 import type { Outgoing } from './outbox.ts';
 import { FRAME } from './protocol.ts';
@@ -32,7 +33,7 @@ test('what many streams have to send in one turn goes out in one write, in turns
     },
   });
   const sender = new Sender(duplex, MARK);
-  const small = (id: number, n: number): Outgoing => ({ kind: 'data', bytes: Buffer.from(`${id}.${n}`) });
+  const small = (id: number, n: number): Outgoing => ({ kind: 'data', bytes: Buffer.from(`${id}.${n}`), isLast: true });
   const streams = [1, 2, 3, 4, 5].map((id) => streamOf(id, [small(id, 0), small(id, 1), { kind: 'end' }]));
   for (const stream of streams) sender.wakeSoon(stream);
   expect(written).toEqual([]);
@@ -40,7 +41,7 @@ test('what many streams have to send in one turn goes out in one write, in turns
   expect(written).toHaveLength(1);
 
   const large = Buffer.alloc(60_000, 'x');
-  sender.wakeSoon(streamOf(6, [small(6, 0), { kind: 'data', bytes: large }, small(6, 1)]));
+  sender.wakeSoon(streamOf(6, [small(6, 0), { kind: 'data', bytes: large, isLast: true }, small(6, 1)]));
   await new Promise((resolve) => setImmediate(resolve));
   const decoder = new FrameDecoder({ mark: MARK, from: 'host' });
   decoder.push(Buffer.concat(written));
@@ -68,7 +69,7 @@ test('frames that are more than one place holds are all written, and a full pipe
   const sender = new Sender(duplex, MARK);
   duplex.on('drain', sender.drained);
   const payload = Buffer.alloc(4_000, 'y');
-  const outgoing: Outgoing[] = Array.from({ length: 200 }, () => ({ kind: 'data', bytes: payload }));
+  const outgoing: Outgoing[] = Array.from({ length: 200 }, () => ({ kind: 'data', bytes: payload, isLast: true }));
   sender.wakeSoon(streamOf(1, outgoing));
   await new Promise((resolve) => setImmediate(resolve));
   expect(outgoing.length).toBeGreaterThan(100); // a batch, and no more until the pipe has taken it
@@ -78,4 +79,29 @@ test('frames that are more than one place holds are all written, and a full pipe
   }
   const bytes = written.reduce((sum, { byteLength }) => sum + byteLength, 0);
   expect(bytes).toBe(200 * (4_000 + 16));
+});
+
+test('memory that is the writer’s is let go of when all that was offered together is in the pipe, and not before', async () => {
+  const going: { readonly chunks: readonly Uint8Array[]; readonly done: (error?: Error | null) => void }[] = [];
+  const duplex = new Duplex({
+    highWaterMark: 10_000_000,
+    read() {},
+    writev(chunks, done) {
+      going.push({ chunks: chunks.map(({ chunk }) => chunk as Uint8Array), done });
+    },
+  });
+  const sender = new Sender(duplex, MARK);
+  const own = takeToWrite(66_000).fill('x');
+  sender.wakeSoon(
+    streamOf(1, [
+      { kind: 'data', bytes: own.subarray(0, 65_000), isLast: false },
+      { kind: 'data', bytes: own.subarray(65_000), isLast: true },
+    ]),
+  );
+  await new Promise((resolve) => setImmediate(resolve));
+  expect(Buffer.concat(going.flatMap(({ chunks }) => chunks)).filter((byte) => byte === 0x78)).toHaveLength(66_000);
+  expect(own.byteLength).toBe(66_000);
+  for (const { done } of going) done();
+  await new Promise((resolve) => setImmediate(resolve));
+  expect(own.byteLength).toBe(0);
 });

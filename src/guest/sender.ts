@@ -2,8 +2,10 @@
 // frame per stream and round. It keeps no queue of its own: when the pipe is full nothing is taken
 // from the streams, so that their writers wait.
 import type { Duplex } from 'node:stream';
+import { whenWritten } from '../host/large-buffers.ts';
 import { encodeFrame, writeHeader, writeU32 } from './frames.ts';
 import { Gather } from './gather.ts';
+import type { Outgoing } from './outbox.ts';
 import { CHANNEL, FRAME, FRAME_OVERHEAD_BYTES, HEADER_BYTES, MARK_BYTES } from './protocol.ts';
 import type { AgentStream } from './stream.ts';
 
@@ -116,7 +118,7 @@ export class Sender {
         if (outgoing.kind === 'end') {
           accepted = this.#gather.add(FRAME.end, CHANNEL.content, stream.id, NOTHING) && accepted;
         } else {
-          accepted = this.#writeData(stream.id, outgoing.bytes) && accepted;
+          accepted = this.#writeData(stream.id, outgoing) && accepted;
           batchBytes += outgoing.bytes.byteLength;
         }
         // At the end of the set again: everybody else has a turn before. The loop reaches it, too.
@@ -131,14 +133,27 @@ export class Sender {
     else if (this.#hasWork) this.#schedule();
   }
 
-  #writeData(stream: number, bytes: Uint8Array): boolean {
-    if (bytes.byteLength <= COPY_BYTES_MAX) return this.#gather.add(FRAME.data, CHANNEL.content, stream, bytes);
+  #writeData(stream: number, { bytes, isLast }: Outgoing & { readonly kind: 'data' }): boolean {
+    const letGo = isLast ? whenWritten(bytes) : null;
+    if (bytes.byteLength <= COPY_BYTES_MAX) {
+      const accepted = this.#gather.add(FRAME.data, CHANNEL.content, stream, bytes);
+      // These are copied, but what lies before them may still wait for the pipe.
+      return letGo === null ? accepted : this.#gather.flush(ifWritten(letGo));
+    }
     this.#gather.flush();
     const around = Buffer.allocUnsafe(FRAME_OVERHEAD_BYTES);
     writeHeader(around, 0, FRAME.data, CHANNEL.content, stream, bytes.byteLength);
     writeU32(around, HEADER_BYTES, this.#mark);
     this.#duplex.write(around.subarray(0, HEADER_BYTES));
     this.#duplex.write(bytes);
-    return this.#duplex.write(around.subarray(HEADER_BYTES, HEADER_BYTES + MARK_BYTES));
+    const mark = around.subarray(HEADER_BYTES, HEADER_BYTES + MARK_BYTES);
+    return letGo === null ? this.#duplex.write(mark) : this.#duplex.write(mark, ifWritten(letGo));
   }
+}
+
+/** Where it failed, the pipe may still look at it. */
+function ifWritten(done: () => void): (error?: Error | null) => void {
+  return (error) => {
+    if (error === undefined || error === null) done();
+  };
 }

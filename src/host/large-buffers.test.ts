@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import { wholePages } from './inside.ts';
-import { giveBack, LARGE_BYTES_MAX, letGo, takeBuffer, withByteBefore } from './large-buffers.ts';
+import { giveBack, LARGE_BYTES_MAX, letGo, takeBuffer, takeToWrite, whenWritten, withByteBefore } from './large-buffers.ts';
 
 test('a large buffer is handed out again only after it was given back, and once', () => {
   const first = takeBuffer(LARGE_BYTES_MAX);
@@ -39,4 +39,15 @@ test('memory is let go of where all of it is these bytes’, and nowhere else', 
   const pages = wholePages(8192);
   for (const bytes of [whole, part, pages]) letGo(bytes);
   expect([whole.byteLength, part.byteLength, pages.byteLength]).toEqual([0, 1023, 0]);
+});
+
+test('memory that is lent to whoever writes it is freed once, when that is said', () => {
+  const bytes = takeToWrite(100_000);
+  const part = bytes.subarray(99_000);
+  const [free, again] = [whenWritten(part), whenWritten(bytes)];
+  expect(bytes.byteLength).toBe(100_000);
+  free?.();
+  again?.();
+  expect([bytes.byteLength, part.byteLength]).toEqual([0, 0]);
+  expect(whenWritten(Buffer.allocUnsafeSlow(100_000))).toBeNull();
 });

@@ -53,3 +53,20 @@ export function letGo(bytes: Uint8Array): void {
   const { buffer } = bytes;
   if (buffer instanceof ArrayBuffer && buffer.byteLength === bytes.byteLength) buffer.transferToFixedLength(0);
 }
+
+const writersOwn = new WeakSet<ArrayBufferLike>();
+
+/** Memory of its own for what is written once: whoever has written all of it lets go of it. */
+export function takeToWrite(length: number): Buffer {
+  const bytes = Buffer.allocUnsafeSlow(length);
+  writersOwn.add(bytes.buffer);
+  return bytes;
+}
+
+/** What frees the memory in which these bytes lie, to be called once all that it holds is written; null where it is not from `takeToWrite`. */
+export function whenWritten({ buffer }: Uint8Array): (() => void) | null {
+  if (!(buffer instanceof ArrayBuffer) || !writersOwn.has(buffer)) return null;
+  return () => {
+    if (writersOwn.delete(buffer)) buffer.transferToFixedLength(0);
+  };
+}

@@ -55,7 +55,7 @@ const ROWS: Readonly<Record<string, readonly string[]>> = {
     ]),
   ],
   mounted: ['a mounted directory, docker', 'a mounted directory, gVisor', 'a mounted directory, QEMU'],
-  scp: ['scp of'],
+  scp: ['docker', 'gvisor', 'qemu'].map((name) => `sandbox, ${name}`),
   images: ['pull + make bootable', 'memory of the daemon while it pulls', 'a second image'],
   archives: ['import of a docker-save archive', 'small files, gVisor'],
   'first-exec': ['first exec in an image'],

@@ -9,6 +9,7 @@ import type { Entry, GuestPath } from '../../guest/messages.ts';
 import type { Operation } from '../../host/operation.ts';
 import { pathText } from '../present.ts';
 import { announceExtensions, sendLimits } from './sftp-extensions.ts';
+import { gatherMessages } from './sftp-messages.ts';
 import { Downstream, Upstream } from './streams.ts';
 
 const OPEN = { read: 1, write: 2, append: 4, create: 8, truncate: 16, exclusive: 32 } as const;
@@ -47,6 +48,7 @@ export function serveSftp(
   const handles = new Map<number, Handle>();
   let next = 1;
   announceExtensions(sftp);
+  gatherMessages(sftp);
 
   const handleOf = (buffer: Buffer): Handle | undefined => handles.get(buffer.byteLength === 4 ? buffer.readUInt32BE() : 0);
 
