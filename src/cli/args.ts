@@ -59,7 +59,9 @@ export class Args {
 }
 
 /** @throws HutchError `invalid_argument` that names what is wrong. */
-export function readArgs(path: string, leaf: Leaf, argv: readonly string[]): Args {
+export function readArgs(place: string, leaf: Leaf, argv: readonly string[]): Args {
+  // The shorter of two names is the one that people type.
+  const path = leaf.also ?? place;
   const flags = [...leaf.flags, ...COMMON_FLAGS];
   const { tokens, end } = tokenize(flags, argv, leaf);
   const values = new Map<string, string[]>();
@@ -68,7 +70,7 @@ export function readArgs(path: string, leaf: Leaf, argv: readonly string[]): Arg
     if (token.kind === 'positional') positionals.push(token.value);
     if (token.kind !== 'option') continue;
     const flag = flags.find(({ name }) => name === token.name);
-    if (flag === undefined) throw unknownFlag(leaf.also ?? path, token.rawName, flags, leaf.foreign ?? {});
+    if (flag === undefined) throw unknownFlag(path, token.rawName, flags, leaf.foreign ?? {});
     const value = checkedValue(flag, token);
     values.set(flag.name, flag.repeats ? [...(values.get(flag.name) ?? []), value] : [value]);
   }

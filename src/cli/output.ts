@@ -23,6 +23,11 @@ export function safe(text: string): string {
   return stripVTControlCharacters(text).replaceAll(/[\u0000-\u001f\u007f-\u009f]/g, '?');
 }
 
+/** The same of a line that keeps its columns. */
+export function safeLine(text: string): string {
+  return text.split('\t').map(safe).join('\t');
+}
+
 /** Git's own colours, as they are where nothing else is configured; else what commands a terminal. */
 const COLOUR_OR_CONTROL = /\u001b\[(?:|1|31|32|33|36|41)m|[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/g;
 

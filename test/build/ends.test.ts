@@ -41,9 +41,16 @@ test('an interrupted build is cancelled, and nothing of it is left', { timeout: 
     step: 'stage 0 1/1: RUN echo it-runs; sleep 1000',
     progressPercent: 0,
   });
+  let last = '';
+  child.stderr.on('data', (chunk: Buffer) => {
+    last += chunk.toString();
+  });
+  const closed = once(child, 'close');
   child.kill('SIGINT');
   await eventually('the client to end', () => child.exitCode !== null, 60_000);
   expect(child.exitCode).toBe(130);
+  await closed;
+  expect(last).toMatch(/error: interrupted; what was begun is cleaned up \(op-\w+\)\n$/);
   expect((await here.builds())[0]?.state).toBe('cancelled');
   expect(await here.sandboxes()).toEqual([]);
   expect((await readdir(join(world.home, 'data/staging'))).filter((name) => name.startsWith('build-'))).toEqual([]);

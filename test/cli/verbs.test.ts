@@ -296,9 +296,17 @@ test('events -f goes on after the daemon was killed', async () => {
   const child = world.spawn(['events', '-f', '--json']);
   const done = outcomeOf(child);
   const types: string[] = [];
+  let isFollowing = false;
   createInterface({ input: child.stdout }).on('line', (line) => {
     const { type, sandboxName } = JSON.parse(line) as { type: string; sandboxName: string };
+    if (sandboxName === 'early') isFollowing = true;
     if (sandboxName === 'seen') types.push(type);
+  });
+  // It says nothing of what was before it listened.
+  await eventually('it to follow', async () => {
+    await world.ok('create', '--no-start', '--name', 'early');
+    await world.ok('rm', 'early');
+    return isFollowing;
   });
   await world.killDaemon();
   await world.ok('create', '--no-start', '--name', 'seen');

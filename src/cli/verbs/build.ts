@@ -1,5 +1,6 @@
 // hutch build: a Dockerfile and its context in, an image out; and the builds that were.
 import { join } from 'node:path';
+import { HutchError } from '../../domain/errors.ts';
 import type { PackageSettings } from '../../domain/package-settings.ts';
 import { GIB, MIB, parseSize } from '../../domain/size.ts';
 import { errorFromBody } from '../../sdk/errors.ts';
@@ -13,7 +14,7 @@ import { secretsOf } from '../build/secrets.ts';
 import { ask, type Context, change } from '../context.ts';
 import { resumed } from '../follow.ts';
 import { forEachRef } from '../many.ts';
-import { json, roughAge, roughSize, safe, table } from '../output.ts';
+import { json, roughAge, roughSize, safe, safeLine, table } from '../output.ts';
 import { wholeNumber } from '../spec.ts';
 
 type Build = Output<'build.get'>;
@@ -191,7 +192,14 @@ export async function follow(
   if (progress === 'json') await context.io.out(`${JSON.stringify(ended)}\n`);
   // What a line that rewrites itself has shown, or nobody: the last of it, where it went wrong.
   if (ended.state === 'failed' && (progress === 'tty' || progress === 'quiet'))
-    await context.io.err(ended.logTail.map((text) => `  ${safe(text)}\n`).join(''));
+    await context.io.err(ended.logTail.map((text) => `  ${safeLine(text)}\n`).join(''));
+  // By us, for whoever typed Ctrl-C: not somebody else's doing.
+  if (isCancelled && ended.state === 'cancelled')
+    throw new HutchError({
+      code: 'cancelled',
+      message: 'interrupted; what was begun is cleaned up',
+      ...(ended.opId === null ? {} : { opId: ended.opId }),
+    });
   if (ended.state !== 'done') throw errorFromBody(ended.error, { opId: ended.opId });
   await kept(ended);
   if (progress !== 'json') await context.io.out(`${made(ended)}\n`);
@@ -223,7 +231,7 @@ async function show(
 ): Promise<void> {
   if (progress === 'quiet') return;
   if (progress === 'json') return await io.out(`${JSON.stringify(said)}\n`);
-  const now = () => line.show({ step: `${percent} % ${safe(said.stage)}`, detail: safe(said.text) });
+  const now = () => line.show({ step: `${percent} % ${safe(said.stage)}`, detail: safe(said.text.replaceAll('\t', ' ')) });
   if (progress === 'tty' && said.type === 'output') return now();
   if (progress === 'tty') line.clear();
   await io.err(plain(said));
@@ -243,7 +251,7 @@ function plainLines(): (said: Line) => string {
       return `[${safe(stage)}${number === undefined ? '' : ` ${number}/${count}`}] ${safe(text)}\n`;
     }
     named ??= stage;
-    return `  ${stage === named || stage === WHOLE_BUILD ? '' : `[${safe(stage)}] `}${safe(text)}\n`;
+    return `  ${stage === named || stage === WHOLE_BUILD ? '' : `[${safe(stage)}] `}${safeLine(text)}\n`;
   };
 }
 

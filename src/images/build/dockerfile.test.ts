@@ -32,6 +32,8 @@ const REFUSED: readonly (readonly [text: string, said: RegExp])[] = [
   ['FROM a\nRUN --mount=type=tmpfs,target=/x,from=y true', /has no from/],
   ['FROM a\nRUN --mount=type=cache,target=/x,sharing=often true', /sharing is shared, private, locked/],
   ['FROM a\nRUN --mount=target=/x,ro,rw true', /exclude each other/],
+  ['FROM a\nRUN --mount=type=secret,id=x,required=maybe true', /required is true or false, not maybe/],
+  ['FROM a\nRUN --mount=type=cache,target=/x,mode=0999 true', /mode is an octal number like 0750, not 0999/],
   ['FROM a\nRUN --network=host true', /own network/],
   ['FROM a\nRUN --device=x true', /no device/],
   ['FROM a\nRUN <<EOF\necho', /never ended/],

@@ -60,7 +60,7 @@ export function parseMount(text: string, fail: (message: string) => DockerfileEr
     from: given.get('from') ?? null,
     source: given.get('source') ?? '/',
     readOnly: isReadOnly(),
-    required: truth(given.get('required')),
+    required: truth('required'),
     env: given.get('env') ?? null,
     mode: number('mode', 8),
     uid: number('uid', 10) ?? 0,
@@ -71,16 +71,26 @@ export function parseMount(text: string, fail: (message: string) => DockerfileEr
   function isReadOnly(): boolean {
     const [writes, reads] = [given.get('readwrite'), given.get('readonly')];
     if (writes !== undefined && reads !== undefined) throw fail('--mount: readonly and readwrite exclude each other');
-    if (writes !== undefined) return !truth(writes);
-    return reads === undefined ? type === 'bind' : truth(reads);
+    if (writes !== undefined) return !truth('readwrite');
+    return reads === undefined ? type === 'bind' : truth('readonly');
   }
 
   function number(key: string, radix: 8 | 10): number | null {
     const value = given.get(key);
     if (value === undefined) return null;
     const isOne = radix === 8 ? /^[0-7]{1,5}$/ : /^\d{1,9}$/;
-    if (!isOne.test(value)) throw fail(`--mount: ${key} is a number, not ${value.slice(0, 40)}`);
+    if (!isOne.test(value)) {
+      const like = radix === 8 ? 'an octal number like 0750' : 'a number';
+      throw fail(`--mount: ${key} is ${like}, not ${value.slice(0, 40)}`);
+    }
     return Number.parseInt(value, radix);
+  }
+
+  function truth(key: string): boolean {
+    const value = given.get(key);
+    if (value === undefined) return false;
+    if (!/^(true|t|1|false|f|0)$/i.test(value)) throw fail(`--mount: ${key} is true or false, not ${value.slice(0, 40)}`);
+    return /^(true|t|1)$/i.test(value);
   }
 
   function sizeOf(value: string | undefined): number | null {
@@ -89,10 +99,6 @@ export function parseMount(text: string, fail: (message: string) => DockerfileEr
     if (count === '') throw fail(`--mount: size is like 64m, not ${value.slice(0, 40)}`);
     return Number(count) * { '': 1, k: 1024, m: 1024 ** 2, g: 1024 ** 3 }[unit.toLowerCase() as '' | 'k' | 'm' | 'g'];
   }
-}
-
-function truth(value: string | undefined): boolean {
-  return value !== undefined && !/^(false|f|0)$/i.test(value);
 }
 
 /** By commas outside of quotes, as in CSV. */
