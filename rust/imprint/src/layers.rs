@@ -2,6 +2,7 @@
 //! sparse, each page at its own place), and for a memory the `base` under them.
 use crate::hash::Hash;
 use crate::map::{self, PAGE, Run};
+use crate::source::Mapped;
 use crate::sys::{self, Mapping, Whence};
 use std::fs::{self, File};
 use std::io;
@@ -25,12 +26,24 @@ impl Layers {
     /// What is stored there so far; without a map there are no layers.
     pub fn open(dir: &Path, bytes: u64) -> Result<Layers, String> {
         let said = |error: io::Error| format!("{}: {error}", dir.display());
+        match read_map(&dir.join(MAP)) {
+            Ok(map) => Layers::of(dir, map::parse(&map, bytes.div_ceil(PAGE)).map_err(said)?, bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Layers::of(dir, Vec::new(), bytes),
+            Err(error) => Err(said(error)),
+        }
+    }
+
+    /// What a process has mapped whose memory is stored in `dir`.
+    pub fn below(dir: &Path, mapped: Mapped, bytes: u64) -> Result<Layers, String> {
+        match mapped {
+            Mapped::Base => Layers::of(dir, Vec::new(), bytes),
+            Mapped::Layers(own) => Layers::open(&own, bytes),
+        }
+    }
+
+    fn of(dir: &Path, runs: Vec<Run>, bytes: u64) -> Result<Layers, String> {
+        let said = |error: io::Error| format!("{}: {error}", dir.display());
         let pages = bytes.div_ceil(PAGE);
-        let runs = match read_map(&dir.join(MAP)) {
-            Ok(bytes) => map::parse(&bytes, pages).map_err(said)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(said(error)),
-        };
         let mut view = Mapping::new(pages * PAGE).map_err(said)?;
         match File::open(dir.join(BASE)) {
             Ok(base) => view.lay(&base, 0, pages).map_err(said)?,
@@ -39,6 +52,18 @@ impl Layers {
         }
         lay_all(dir, &runs, &mut view).map_err(said)?;
         Ok(Layers { dir: dir.to_owned(), pages, runs, view })
+    }
+
+    /// Those pages are seen as in `given`, of which `runs` are the layers there.
+    pub fn show(&mut self, pages: &[Run], given: &Layers, runs: &[Run]) -> io::Result<()> {
+        if pages.is_empty() {
+            return Ok(());
+        }
+        let base = File::open(given.dir.join(BASE))?;
+        for run in pages {
+            self.view.lay_run(&base, run)?;
+        }
+        lay_all(&given.dir, runs, &mut self.view)
     }
 
     /// A file with everything, holes where nothing is. It is on the disk when whoever needs it there has synced it.

@@ -93,6 +93,23 @@ pub fn without(runs: &[Run], others: &[Run]) -> Vec<Run> {
     as_layer(0, &left)
 }
 
+/// `runs`, of their own layers, but for the pages that are in a run of `others`.
+pub fn subtract(runs: &[Run], others: &[Run]) -> Vec<Run> {
+    const NONE: u32 = u32::MAX; // a layer's number is far less
+    let above: Vec<Run> = others.iter().map(|run| Run { layer: NONE, ..*run }).collect();
+    let mut left = overlay(runs, &above);
+    left.retain(|run| run.layer != NONE);
+    left
+}
+
+/// The next page of some that are in order.
+pub fn add(runs: &mut Vec<Run>, page: u64) {
+    match runs.last_mut() {
+        Some(last) if last.end() == page && last.pages < u32::MAX => last.pages += 1,
+        _ => push(runs, 0, page, page + 1),
+    }
+}
+
 /// The pages from `first` up to `end`, if there are any.
 pub fn push(runs: &mut Vec<Run>, layer: u32, mut first: u64, end: u64) {
     while first < end {

@@ -1,12 +1,12 @@
 //! Where the pages of now are: in a process that runs, or in a file that it writes.
 use crate::layers::for_data;
-use crate::map::{PAGE, Run, push};
+use crate::map::{PAGE, Run, add, push};
 use crate::sys;
 use crate::writes::Writes;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
@@ -20,8 +20,17 @@ pub enum Source {
     Process {
         pid: i32,
         start: u64,
+        /// Where what it has mapped lies, with its map.
+        dir: PathBuf,
     },
     File(File),
+}
+
+/// What lies below the pages that a process has written.
+pub enum Mapped {
+    Base,
+    /// The base, and the layers of this directory.
+    Layers(PathBuf),
 }
 
 #[derive(Default)]
@@ -36,9 +45,10 @@ impl Source {
     /// `file` is one of those that the process mapped as its guest's memory, each at the place that it has in the file.
     pub fn process(pid: i32, file: &Path) -> Result<Source, String> {
         let found = fs::metadata(file).map_err(|error| format!("{}: {error}", file.display()))?;
+        let dir = file.parent().unwrap_or(Path::new("/")).to_owned();
         let maps = fs::read_to_string(format!("/proc/{pid}/maps")).map_err(|error| format!("process {pid}: {error}"))?;
         start_among(&maps, found.dev(), found.ino())
-            .map(|start| Source::Process { pid, start })
+            .map(|start| Source::Process { pid, start, dir })
             .ok_or_else(|| format!("process {pid} has not mapped {}", file.display()))
     }
 
@@ -51,7 +61,7 @@ impl Source {
                 push(&mut touched.all, 0, first, until.div_ceil(PAGE).min(pages));
                 Ok(())
             })?,
-            Source::Process { pid, start } => {
+            Source::Process { pid, start, .. } => {
                 let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
                 let mut buffer = vec![0; (ENTRY_BYTES * ENTRIES_AT_ONCE) as usize];
                 let mut page = 0;
@@ -75,10 +85,18 @@ impl Source {
         Ok(touched)
     }
 
+    /// With layers up to that one, of which 0 is none. A file has nothing below it.
+    pub fn mapped(&self, layer: u32) -> Option<Mapped> {
+        match self {
+            Source::Process { dir, .. } => Some(if layer == 0 { Mapped::Base } else { Mapped::Layers(dir.clone()) }),
+            Source::File(_) => None,
+        }
+    }
+
     /// From now on it is known what is written, where that can be.
     pub fn note_writes(&self, pages: u64) -> Option<Writes> {
         match self {
-            Source::Process { pid, start } => Writes::begin(*pid, *start, pages * PAGE),
+            Source::Process { pid, start, .. } => Writes::begin(*pid, *start, pages * PAGE),
             Source::File(_) => None,
         }
     }
@@ -86,14 +104,14 @@ impl Source {
     /// As `note_writes`, where that was asked for and kept, with what was written since.
     pub fn noted_writes(&self, pages: u64) -> Option<(Writes, Vec<Run>)> {
         match self {
-            Source::Process { pid, start } => Writes::resume(*pid, *start, pages * PAGE),
+            Source::Process { pid, start, .. } => Writes::resume(*pid, *start, pages * PAGE),
             Source::File(_) => None,
         }
     }
 
     /// What was written is not noted any more.
     pub fn forget_writes(&self, pages: u64) {
-        if let Source::Process { pid, start } = self {
+        if let Source::Process { pid, start, .. } = self {
             Writes::forget(*pid, *start, pages * PAGE);
         }
     }
@@ -101,7 +119,7 @@ impl Source {
     /// Fills `into` with the pages from `first` on; beyond a file's end are zeros.
     pub fn read(&self, first: u64, into: &mut [u8]) -> io::Result<()> {
         match self {
-            Source::Process { pid, start } => sys::read_process(*pid, start + first * PAGE, into),
+            Source::Process { pid, start, .. } => sys::read_process(*pid, start + first * PAGE, into),
             Source::File(file) => {
                 let mut done = 0;
                 while let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) {
@@ -116,14 +134,6 @@ impl Source {
                 Ok(())
             }
         }
-    }
-}
-
-/// The next page of some that are in order.
-fn add(runs: &mut Vec<Run>, page: u64) {
-    match runs.last_mut() {
-        Some(last) if last.end() == page && last.pages < u32::MAX => last.pages += 1,
-        _ => push(runs, 0, page, page + 1),
     }
 }
 

@@ -273,6 +273,19 @@ pub mod testing {
             unsafe { ptr::write_bytes(self.start.add((page * PAGE) as usize), byte, PAGE as usize) };
         }
 
+        /// A layer over the file.
+        pub fn map(&mut self, file: &File, first: u64, pages: u64) {
+            assert!(first + pages <= self.pages);
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            let flags = libc::MAP_PRIVATE | libc::MAP_FIXED;
+            let at = (first * PAGE) as usize;
+            // SAFETY: within the mapping; nobody looks at it meanwhile.
+            let laid = unsafe {
+                libc::mmap(self.start.add(at).cast(), (pages * PAGE) as usize, access, flags, file.as_raw_fd(), at as libc::off_t)
+            };
+            assert_ne!(laid, libc::MAP_FAILED);
+        }
+
         /// As QEMU does with what the guest has freed.
         pub fn give_back(&mut self, page: u64) {
             assert!(page < self.pages);

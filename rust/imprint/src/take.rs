@@ -1,6 +1,6 @@
 //! A new layer: the pages of a source that differ from what is stored.
 use crate::layers::{Layers, MAP};
-use crate::map::{self, PAGE, Run, overlay, push, without};
+use crate::map::{self, PAGE, Run, add, overlay, push, subtract, without};
 use crate::source::Source;
 use crate::writes::Writes;
 use std::fs::{self, File};
@@ -112,11 +112,14 @@ impl Take {
         }
         let touched = self.source.touched(self.layers.pages)?;
         let candidates = match noted {
-            // What was given back to the host is what was mapped there again.
-            Some(written) => overlay(&written, &without(&self.touched, &touched.present)),
+            Some(written) => {
+                let gone = without(&without(&self.touched, &touched.present), &written);
+                let left = without(&gone, &self.let_go(&gone)?);
+                overlay(&written, &left)
+            }
             None => overlay(&touched.all, &self.later()),
         };
-        let differing = self.compare(&pieces(&candidates))?;
+        let differing = self.spread(&pieces(&candidates), |part| self.compare(part))?;
         self.touched = touched.all;
         self.own = overlay(&self.own, &differing);
         self.layers.runs = overlay(&self.layers.runs, &differing);
@@ -139,31 +142,65 @@ impl Take {
         self.layers.runs.iter().filter(|run| run.layer > self.mapped).map(|run| Run { layer: 0, ..*run }).collect()
     }
 
-    /// What of them differs, in order; written. By as many threads as there are processors: for the second pass a machine stands still.
-    fn compare(&self, pieces: &[Piece]) -> io::Result<Vec<Run>> {
+    /// What was given back to the host is what was mapped there again. Nothing is stored of it any more, so the next take does not have to look
+    /// at it. Gives what that is true of: what was swapped out looks the same, and what this layer has had something of stays in it.
+    fn let_go(&mut self, gone: &[Run]) -> io::Result<Vec<Run>> {
+        let Some(mapped) = self.source.mapped(self.mapped).filter(|_| !gone.is_empty()) else { return Ok(Vec::new()) };
+        let given = Layers::below(&self.layers.dir, mapped, self.layers.pages * PAGE).map_err(io::Error::other)?;
+        let back = self.spread(&pieces(gone), |part| self.find_mapped(&given, part))?;
+        self.layers.runs = subtract(&self.layers.runs, &back);
+        // Those of the layers that the process itself has mapped there.
+        let below = subtract(&given.runs, &subtract(&given.runs, &back));
+        self.layers.runs = overlay(&self.layers.runs, &below);
+        self.layers.show(&back, &given, &below)?;
+        Ok(back)
+    }
+
+    /// Those pages that are as the process has mapped them.
+    fn find_mapped(&self, given: &Layers, pieces: &[Piece]) -> io::Result<Vec<Run>> {
+        let mut found = Vec::new();
+        self.for_pages(pieces, |first, bytes| {
+            for (page, number) in bytes.as_chunks::<{ PAGE as usize }>().0.iter().zip(first..) {
+                if given.view.page(number) == page && !self.has(number) {
+                    add(&mut found, number);
+                }
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// What `work` finds in them, in order. By as many threads as there are processors: for the last pass a machine stands still.
+    fn spread(&self, pieces: &[Piece], work: impl Fn(&[Piece]) -> io::Result<Vec<Run>> + Sync) -> io::Result<Vec<Run>> {
         let processors = thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
         let each = pieces.len().div_ceil(processors).max(PIECES_PER_THREAD_MIN);
         thread::scope(|scope| {
             let mut parts = pieces.chunks(each);
             let own = parts.next().unwrap_or_default();
-            let others: Vec<_> = parts.map(|part| scope.spawn(|| self.compare_part(part))).collect();
-            let mut differing = self.compare_part(own)?;
+            let others: Vec<_> = parts.map(|part| scope.spawn(|| work(part))).collect();
+            let mut found = work(own)?;
             for other in others {
-                differing.extend(other.join().map_err(|_| io::Error::other("a thread of it broke"))??);
+                found.extend(other.join().map_err(|_| io::Error::other("a thread of it broke"))??);
             }
-            Ok(differing)
+            Ok(found)
         })
     }
 
-    fn compare_part(&self, pieces: &[Piece]) -> io::Result<Vec<Run>> {
-        let mut buffer = vec![0; (PAGES_AT_ONCE * PAGE) as usize];
+    /// What of them differs; written.
+    fn compare(&self, pieces: &[Piece]) -> io::Result<Vec<Run>> {
         let mut differing = Vec::new();
+        self.for_pages(pieces, |first, bytes| self.keep(first, bytes, &mut differing))?;
+        Ok(differing)
+    }
+
+    fn for_pages(&self, pieces: &[Piece], mut with: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
+        let mut buffer = vec![0; (PAGES_AT_ONCE * PAGE) as usize];
         for piece in pieces {
             let part = buffer.get_mut(..(piece.pages * PAGE) as usize).unwrap_or_default();
             self.source.read(piece.first, part)?;
-            self.keep(piece.first, part, &mut differing)?;
+            with(piece.first, part)?;
         }
-        Ok(differing)
+        Ok(())
     }
 
     /// Of some pages that were read, those that differ go into the layer, a run at a time.
@@ -249,8 +286,16 @@ mod tests {
     use super::*;
     use crate::sys::testing::Memory;
     use std::path::PathBuf;
+    use std::sync::{Mutex, MutexGuard, PoisonError};
 
     const PAGES: u64 = 6000;
+
+    /// Whose notes are asked is found by the process, and the tests are one.
+    static ALONE: Mutex<()> = Mutex::new(());
+
+    fn alone() -> MutexGuard<'static, ()> {
+        ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
     /// A small generator, so that a failure can be had again.
     struct Dice(u64);
@@ -293,6 +338,7 @@ mod tests {
     /// With the kernel's notes of what was written, and without.
     #[test]
     fn what_is_taken_is_the_memory_of_the_last_pass() {
+        let _alone = alone();
         for seed in 0..6 {
             let place = Place(std::env::temp_dir().join(format!("hutch-imprint-{}-{seed}", std::process::id())));
             fs::create_dir(&place.0).unwrap();
@@ -322,9 +368,69 @@ mod tests {
         }
     }
 
+    /// Also where the process has mapped a layer: then that is what is there.
+    #[test]
+    fn what_was_given_back_is_what_was_mapped_and_is_stored_no_more() {
+        let _alone = alone();
+        for mapped in [0, 1] {
+            let place = Place(std::env::temp_dir().join(format!("hutch-imprint-back-{}-{mapped}", std::process::id())));
+            fs::create_dir(&place.0).unwrap();
+            let path = place.0.join("base");
+            let base = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+            base.set_len(PAGES * PAGE).unwrap();
+            base.write_all_at(&[7; PAGE as usize], 0).unwrap();
+            let mut memory = Memory::of(&base, PAGES);
+            let own = place.0.join("own");
+            fs::create_dir(&own).unwrap();
+            fs::hard_link(&path, own.join("base")).unwrap();
+            if mapped == 1 {
+                let layer = File::options().read(true).write(true).create_new(true).open(place.0.join("1")).unwrap();
+                layer.set_len(PAGES * PAGE).unwrap();
+                layer.write_all_at(&[8; PAGE as usize], 10 * PAGE).unwrap();
+                memory.map(&layer, 10, 5);
+                let mut runs = Vec::new();
+                push(&mut runs, 1, 10, 15);
+                for dir in [&place.0, &own] {
+                    fs::write(dir.join(MAP), map::encode(&runs)).unwrap();
+                }
+                fs::hard_link(place.0.join("1"), own.join("1")).unwrap();
+            }
+            let takes = |memory: &mut Memory, number: u32, between: fn(&mut Memory)| {
+                let source = Source::process(std::process::id() as i32, &own.join("base")).unwrap();
+                let notes = Notes { are_there: number > 2, go_on: true };
+                let mut take = Take::new(Layers::open(&place.0, PAGES * PAGE).unwrap(), source, number, mapped, notes).unwrap();
+                take.pass(Again::Yes).unwrap();
+                between(memory);
+                take.pass(Again::No).unwrap();
+                let found = (take.later(), take.layers.runs.clone());
+                take.finish(Lasting::No).unwrap();
+                let stored = Layers::open(&place.0, PAGES * PAGE).unwrap();
+                for page in 0..PAGES {
+                    assert!(stored.view.page(page) == memory.page(page), "page {page} of take {number}");
+                }
+                found
+            };
+            let before = Layers::open(&place.0, PAGES * PAGE).unwrap().runs;
+            (0..20).for_each(|page| memory.write(page, 3));
+            takes(&mut memory, 2, |_| ());
+            (0..20).for_each(|page| memory.give_back(page));
+            let is_noted = memory.has_faults() && release() >= vec![6, 7];
+            let (later, runs) = takes(&mut memory, 3, |memory| memory.write(30, 5));
+            let page_30 = Run { layer: 3, first: 30, pages: 1 };
+            if is_noted {
+                assert_eq!(later, vec![Run { layer: 0, ..page_30 }]);
+                assert_eq!(runs, overlay(&before, &[page_30]));
+            }
+            memory.write(12, 9);
+            takes(&mut memory, 4, |memory| memory.give_back(12));
+            takes(&mut memory, 5, |memory| memory.write(0, 1));
+        }
+    }
+
     /// Each take after the first one looks only at what was written since the one before; where nothing is noted, at everything.
     #[test]
     fn what_is_taken_again_is_the_memory_of_that_moment() {
+        let _alone = alone();
         for seed in 0..6 {
             let place = Place(std::env::temp_dir().join(format!("hutch-imprint-again-{}-{seed}", std::process::id())));
             fs::create_dir(&place.0).unwrap();
