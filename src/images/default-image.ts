@@ -8,10 +8,11 @@ import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { aptError, type DownloadEnv } from './apt.ts';
 import { machineProxies, mirrorLines, SUITE } from './debian-sources.ts';
-import { commitImage, listImages, type PreparedImage, ROOTFS, verifyImage } from './image.ts';
+import { commitImage, imageDir, listImages, type PreparedImage, ROOTFS, verifyImage } from './image.ts';
 import { alone, type ImagePaths, leashed, SHARED_DIR_MODE, unlessDamaged } from './layout.ts';
 import { followMmdebstrap } from './mmdebstrap-output.ts';
 import { PACK_OPTIONS } from './pack.ts';
+import { keepRunOfSquashfs, runArchive } from './run-directory.ts';
 import { scratchDir } from './scratch.ts';
 
 export const DEFAULT_IMAGE = 'debian';
@@ -87,11 +88,15 @@ const DAY_SECONDS = 24 * 60 * 60;
 
 /** Finds the image and reads it through, or makes it; a damaged one is made anew. A finished step of an interrupted try is not done again. */
 export async function prepareDefaultImage(op: Operation, host: Host, paths: ImagePaths, env: DownloadEnv = {}): Promise<PreparedImage> {
-  return alone(op, host, paths, 'image', {
+  const image = await alone(op, host, paths, 'image', {
     find: () => soundImage(op, host, paths),
     keep: new RegExp(`^${TAR.replaceAll('.', '\\.')}$`),
     make: (staging) => makeImage(op, host, paths, staging, env),
   });
+  // One that an older Hutch made has none.
+  const { digest } = image.record;
+  if ((await host.stat(op, runArchive(paths, digest))) === null) await keepRunOfSquashfs(op, host, imageDir(paths, digest), image.path);
+  return image;
 }
 
 async function soundImage(op: Operation, host: Host, paths: ImagePaths): Promise<PreparedImage | null> {

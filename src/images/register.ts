@@ -32,6 +32,7 @@ import { unpacked } from './layers/unpack.ts';
 import { type ImagePaths, SHARED_DIR_MODE, SHARED_FILE_MODE } from './layout.ts';
 import { CONFIG_BYTES_MAX } from './oci/manifest.ts';
 import { unpackedOutside } from './outside-reader.ts';
+import { keepRunOfSquashfs } from './run-directory.ts';
 
 const STEP = 'register';
 const MAGIC_BYTES = 6;
@@ -101,6 +102,7 @@ async function registerInPlace(op: Operation, parts: RegisterParts, root: GivenF
   await host.makeDir(op, out, SHARED_DIR_MODE);
   const configBytes = describedAs(root, rest, root.sha256);
   await host.writeFileAtomic(op, join(out, OCI_CONFIG), configBytes, SHARED_FILE_MODE);
+  await keepRunOfSquashfs(op, host, out, root.path);
   await using _publishing = await publishing(op, host, paths);
   return await commitImage(op, host, paths, out, {
     name: null,

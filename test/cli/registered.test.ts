@@ -26,6 +26,8 @@ beforeAll(async () => {
   for (const name of ['sh', 'cat', 'stat']) await symlink('busybox', at('root/bin', name));
   await mkdir(at('root/etc'));
   await writeFile(at('root/etc/motd'), 'from a directory\n', { mode: 0o640 });
+  await mkdir(at('root/run/own'), { recursive: true });
+  await writeFile(at('root/run/own/file'), 'of /run\n');
   ran('sh', '-c', `tar -C "$0" -c . | tar2sqfs --quiet --compressor=lz4 "$1"`, at('root'), at('root.squashfs'));
   await truncate(await file('root.ext4'), 32 * 1024 * 1024);
   ran('mkfs.ext4', '-q', '-d', at('root'), at('root.ext4'));
@@ -66,7 +68,8 @@ async function kernel(): Promise<void> {
 
 const register = async (name: string, root: string, ...flags: string[]) =>
   await world.json<Image>('image', 'register', ...flags, name, at(root));
-const motd = async (name: string) => await world.run(['run', '--rm', '--image', name, '--', 'cat', '/etc/motd', '/proc/version']);
+const motd = async (name: string) =>
+  await world.run(['run', '--rm', '--image', name, '--', 'cat', '/etc/motd', '/proc/version', '/run/own/file']);
 const refusal = async (...args: string[]) => {
   const { code, stderr } = await world.run(args);
   expect(code).not.toBe(0);
@@ -119,7 +122,9 @@ test('an image with its own kernel and initrd boots them, keeps them, and is the
   const files = ['--kernel', at('vmlinux'), '--modules', at('modules'), '--initrd', at('initrd.img')];
   const image = await register('own:1', 'root.squashfs', ...files);
   expect(image.registered.map(({ role }) => role)).toEqual(['rootfs', 'kernel', 'modules', 'initrd']);
-  expect((await motd('own:1')).stdout).toMatch(new RegExp(`^from a directory\nLinux version .*\\(${MARK}`));
+  const { stdout: said } = await motd('own:1');
+  expect(said).toMatch(new RegExp(`^from a directory\nLinux version .*\\(${MARK}`));
+  expect(said, 'what it has in /run').toMatch(/of \/run\n$/);
   const initrds = join(world.home, 'data/initramfs');
   const given = await readFile(at('initrd.img'));
   const starts = await Promise.all(

@@ -7,6 +7,7 @@ import { nodeHost } from '../../src/host/node-host.ts';
 import { prepareDefaultImage } from '../../src/images/default-image.ts';
 import { openImage, type PreparedImage, verifyImage } from '../../src/images/image.ts';
 import { imagePaths } from '../../src/images/layout.ts';
+import { runArchive } from '../../src/images/run-directory.ts';
 import { testOperation } from '../support/operation.ts';
 
 const host = nodeHost();
@@ -94,6 +95,18 @@ test('root and an ordinary user who may use sudo have their homes', async () => 
   expect(listing.get('/etc/sudoers.d/user')).toMatch(/ 0440 0 0/);
   expect(listing.get('/home/user')).toMatch(/ 07\d\d 1000 1000/);
   expect(listing.get('/home/user/.bashrc')).toMatch(/ 1000 1000/);
+});
+
+test('what it has in /run lies beside it, for sandboxes to begin with: /var/lock leads there', async () => {
+  const { stdout } = await host.run(op, [
+    'tar',
+    '--list',
+    '--verbose',
+    '--numeric-owner',
+    '--file',
+    runArchive(paths, image.record.digest),
+  ]);
+  expect(Buffer.from(stdout).toString()).toMatch(/^drwxrwxrwt 0\/0 +0 .* lock\/?\n$/m);
 });
 
 test('python finds its modules compiled, so that the first start is quick', async () => {
