@@ -29,21 +29,25 @@ if (nearest === undefined) {
 const { build }: typeof Esbuild = createRequire(join(nearest, 'package.json'))('esbuild');
 
 /**
- * The WebSocket client asks for TLS, HTTPS and ciphers when it is loaded. Over a unix socket it uses none
- * of the first two, and they take as long to load as all the rest: each comes when a function of it is called.
+ * The WebSocket client asks for TLS, HTTPS, ciphers and compression when it is loaded. Over a unix socket it uses none
+ * of the first two, nor the last, and they take as long to load as all the rest: each comes when a function of it is
+ * called, or, of the last, which it does not take apart before, when something of it is looked at.
  */
 const lazyTls: Esbuild.Plugin = {
   name: 'lazy-tls',
   setup({ onResolve, onLoad }) {
-    onResolve({ filter: /^(?:https|tls|crypto)$/ }, ({ path }) => ({ path, namespace: 'lazy' }));
-    onLoad({ filter: /^/, namespace: 'lazy' }, ({ path }) => ({
-      contents: `module.exports = new Proxy({}, { get: (_, name) => (...args) => require('node:${path}')[name](...args) });`,
-    }));
+    onResolve({ filter: /^(?:https|tls|crypto|zlib)$/ }, ({ path }) => ({ path, namespace: 'lazy' }));
+    onLoad({ filter: /^/, namespace: 'lazy' }, ({ path }) => {
+      const found = `require('node:${path}')[name]`;
+      return {
+        contents: `module.exports = new Proxy({}, { get: (_, name) => ${path === 'zlib' ? found : `(...args) => ${found}(...args)`} });`,
+      };
+    });
   },
 };
 
 /** Of Node's modules those that most verbs have no use for. */
-const OF_CLI = /^node:(?:fs\/promises|child_process|timers\/promises|readline\/promises|tty|os)$/;
+const OF_CLI = /^node:(?:fs\/promises|child_process|timers\/promises|readline\/promises|tty|os|crypto|http)$/;
 
 const common = {
   bundle: true,

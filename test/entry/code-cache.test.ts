@@ -54,6 +54,23 @@ test('the real command line keeps its code before it changes the flags of V8, so
   expect(only(copy, 'help')).toEqual(code);
 });
 
+test('until a verb has asked the daemon, it loads none of the modules of Node that take as long as all the rest', async () => {
+  using copy = checkout();
+  cpSync(join(ROOT, 'src'), join(copy.dir, 'src'), { recursive: true });
+  writeFileSync(join(copy.dir, 'Dockerfile'), 'FROM scratch');
+  const hook = join(copy.dir, 'hook.cjs');
+  writeFileSync(hook, `process.on('exit', () => process._rawDebug('loaded:', process.moduleLoadList.join(' ')));`);
+  await copy.run([join(copy.dir, 'hutch'), 'version']);
+  const env = { HUTCH_HOME: join(copy.dir, 'home'), HUTCH_NO_START: '1', NODE_OPTIONS: `--require ${hook}` };
+  for (const argv of [['build', copy.dir], ['ls'], ['exec', 'some', '--', 'true']]) {
+    const { stderr } = await copy.run([join(copy.dir, 'hutch'), ...argv], { env });
+    const loaded = stderr.slice(stderr.indexOf('loaded:')).matchAll(/NativeModule (\S+)/g);
+    const large = [...loaded].map(([, name]) => name).filter((name) => /^(?:crypto|https|tls|zlib|child_process)$/.test(name ?? ''));
+    expect({ argv, large }).toEqual({ argv, large: [] });
+    expect(stderr).toMatch(/loaded: .*NativeModule net/);
+  }
+});
+
 test('a place in the bundle is told as it is, with kept code as without', async () => {
   using copy = checkout();
   const source = join(copy.dir, 'src/cli/main.ts');
