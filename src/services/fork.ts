@@ -16,6 +16,7 @@ import { refuseMounted } from './mounts.ts';
 import { runOf } from './release.ts';
 import type { Run } from './run.ts';
 import { readSecrets } from './secrets.ts';
+import { settleHoldings } from './settle-holdings.ts';
 import { findSnapshot, inMicroseconds, readSnapshotFiles } from './snapshots.ts';
 import { inStillness } from './still.ts';
 import type { Supervisor } from './supervisor.ts';
@@ -93,6 +94,7 @@ export function forkVerbs(core: Core, supervisor: Supervisor): Pick<Handlers, 's
     const of = { ...(await beginningOf(core, op, snapshot, own, false)), secrets: {} };
     const prefix = namePrefix ?? `${snapshot.name ?? spec.name}-fork`;
     const made = await makeChildren(call, count, prefix, of);
+    await settleHoldings(core, op, snapshot);
     return { parentId: snapshot.id, stillMs: 0, ...made };
   }
 

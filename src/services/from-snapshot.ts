@@ -15,6 +15,7 @@ import { filesFor } from './file-sync.ts';
 import { handOut } from './hand-out.ts';
 import { resolveMounts } from './mounts.ts';
 import { madeUpName } from './names.ts';
+import { settleHoldings } from './settle-holdings.ts';
 import { findSnapshot, readSnapshotFiles, snapshotDir, snapshotsOf } from './snapshots.ts';
 import type { Supervisor } from './supervisor.ts';
 import { findTemplate } from './template/find.ts';
@@ -54,7 +55,7 @@ export async function createFrom(
   const beginning = await beginningOf(core, op, snapshot, spec, forced);
   const woken = await handedOut(core, supervisor, call, input, origin, beginning);
   if (woken !== null) return woken;
-  return await makeClone(core, supervisor, call, {
+  const sandbox = await makeClone(core, supervisor, call, {
     ...beginning,
     secrets: input.secrets ?? {},
     files,
@@ -62,6 +63,8 @@ export async function createFrom(
     terminal: input.main?.terminal,
     attach: input.main?.attach ?? false,
   });
+  await settleHoldings(core, op, snapshot);
+  return sandbox;
 }
 
 /** One of the template that waits, where this is all that is wanted; a port of its own must be held before anything is. */

@@ -23,6 +23,7 @@ import { refuseMounted, requireMounts } from './mounts.ts';
 import { requireOwn } from './own-snapshot.ts';
 import { releaseRun, runOf } from './release.ts';
 import { readSecrets } from './secrets.ts';
+import { settleHoldings } from './settle-holdings.ts';
 import { readSnapshotFiles, snapshotDir, snapshotsOf } from './snapshots.ts';
 import { inPlace, startUp } from './start-up.ts';
 import { ownCaller, type Supervisor } from './supervisor.ts';
@@ -131,6 +132,7 @@ export class Restorer {
     using run = this.#core.runs.make(op, { ...sandbox, spec }, boot.files, uid);
     await host.remove(op, staged); // of a try that a crash cut short
     await snapshots.create(op, { ...run.plan, dataDir: staged }, snapshotDir(this.#core, snapshot.id));
+    await settleHoldings(this.#core, op, snapshot);
     await syncTree(op, host, staged);
   }
 

@@ -83,7 +83,9 @@ export type Recounted = { readonly before: Snapshot; readonly after: Snapshot };
 export function recounted(db: Db, snapshots: readonly Snapshot[]): readonly Recounted[] {
   return snapshots.flatMap((before) => {
     const ownBytes = db.number('SELECT coalesce(sum(bytes), 0) FROM snapshot_holdings WHERE snapshot_id = ? AND counted = 1', before.id);
-    return ownBytes === before.ownBytes ? [] : [{ before, after: { ...before, ownBytes } }];
+    // Where it has come to lie here twice, it takes more than it did without sharing.
+    const apparentBytes = Math.max(before.apparentBytes, ownBytes);
+    return ownBytes === before.ownBytes ? [] : [{ before, after: { ...before, ownBytes, apparentBytes } }];
   });
 }
 
@@ -91,8 +93,8 @@ export function recounted(db: Db, snapshots: readonly Snapshot[]): readonly Reco
 export function writeRecounted(tx: Tx, changed: readonly Recounted[], atMs: number): readonly LedgerDraft[] {
   const { db, stamp } = tx;
   return changed.flatMap(({ before, after }) => {
-    const { id, name, kind, projectId, sandboxId, ownBytes } = after;
-    db.run('UPDATE snapshots SET own_bytes = ?, own_since_ms = ? WHERE id = ?', ownBytes, atMs, id);
+    const { id, name, kind, projectId, sandboxId, ownBytes, apparentBytes } = after;
+    db.run('UPDATE snapshots SET own_bytes = ?, apparent_bytes = ?, own_since_ms = ? WHERE id = ?', ownBytes, apparentBytes, atMs, id);
     const detail = { snapshotId: id, ...(name === null ? {} : { name }), kind, ownBytes, wasBytes: before.ownBytes };
     addEvent(tx, { type: 'snapshot.recounted', atMs, projectId, ...(sandboxId === null ? {} : { sandboxId }), detail });
     return [snapshotEntry(before, 'recounted from', atMs, stamp.opId), snapshotEntry(after, 'recounted to', atMs, stamp.opId)];

@@ -265,3 +265,43 @@ test('layers that were kept to undo and that others hold too count for those whe
   await daemon.call('snapshot.remove', { snapshot: 'mine', cascade: true });
   await expectBytesCounted(daemon);
 });
+
+test('a snapshot that was brought here counts twice once a sandbox has begun with it, as it lies here twice', {
+  timeout: 240_000,
+}, async () => {
+  const { daemon } = world;
+  const { id } = await daemon.call('sandbox.create', { image });
+  // No zeros, of which a file takes nothing.
+  await sh(id, write(10, '/root/a').replace('/dev/zero', '/dev/urandom'));
+  const made = await daemon.call('snapshot.create', { ref: id, diskOnly: true });
+  const { body } = await daemon.send('GET', `/v1/snapshots/${made.id}/export`);
+  await world.gone(id);
+  await daemon.call('snapshot.remove', { snapshot: made.id });
+  expect((await daemon.send('PUT', '/v1/snapshots?name=brought', { body })).status).toBeLessThan(300);
+  const own = async (): Promise<number> => (await daemon.call('snapshot.get', { snapshot: 'brought' })).ownBytes;
+  const asFiles = await own();
+  expect(Math.round(asFiles / MIB)).toBe(10);
+  await expectBytesCounted(daemon);
+
+  const { children } = await daemon.call('sandbox.fork', { ref: 'brought', count: 1 });
+  const twice = await own();
+  expect(Math.round(twice / MIB)).toBe(20);
+  await expectBytesCounted(daemon, twice - asFiles);
+  const begun = await daemon.call('sandbox.create', { from: 'brought' });
+  expect(await own()).toBe(twice);
+
+  // Who stands on it has what it has of the Engine, and only its own beside that.
+  await sh(begun.id, write(5, '/root/b'));
+  const upon = await daemon.call('snapshot.create', { ref: begun.id, diskOnly: true });
+  expect([Math.round(upon.ownBytes / MIB), await own()]).toEqual([5, twice]);
+
+  // Once somebody has taken the image away, it is files again.
+  await world.gone(begun.id, ...children.map(({ sandbox }) => sandbox.id));
+  await daemon.call('snapshot.remove', { snapshot: upon.id });
+  for (const one of await kept()) await world.engine.ask('DELETE', `/images/${OURS}${one}`);
+  await daemon.kill9();
+  await daemon.startAgain();
+  await eventually('it counts once', async () => (await own()) === asFiles);
+  await expectBytesCounted(daemon);
+  await daemon.call('snapshot.remove', { snapshot: 'brought' });
+});

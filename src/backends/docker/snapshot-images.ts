@@ -37,14 +37,25 @@ export class SnapshotImages {
     this.#engine = engine;
   }
 
+  /** How the image of what lies in that directory is called; null where it is no snapshot's. */
+  nameOf(dir: string): string | null {
+    const own = this.#snapshotOf(dir);
+    return own === null ? null : `${REPOSITORY}:${own}`;
+  }
+
   /** Of what lies in that directory. `lasts`: as long as that does; what is no snapshot's, until it is disposed. */
   hold(dir: string): Disposable & { readonly key: string; readonly lasts: boolean } {
-    const { host, snapshotsDir } = this.#config;
-    const name = dir.slice(snapshotsDir.length + 1);
-    const own = dir === join(snapshotsDir, name) && isId('snp', name) ? name : null;
+    const { host } = this.#config;
+    const own = this.#snapshotOf(dir);
     const key = own ?? `now-${Buffer.from(host.randomBytes(10)).toString('hex')}`;
     this.#held.add(key);
     return { key, lasts: own !== null, [Symbol.dispose]: () => void this.#held.delete(key) };
+  }
+
+  #snapshotOf(dir: string): string | null {
+    const { snapshotsDir } = this.#config;
+    const name = dir.slice(snapshotsDir.length + 1);
+    return dir === join(snapshotsDir, name) && isId('snp', name) ? name : null;
   }
 
   labels(key: string, below: number, stoodOn: StoodOn | null): Record<string, string> {

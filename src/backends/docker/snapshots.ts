@@ -77,7 +77,10 @@ export function newSnapshots(parts: Parts): Snapshots {
       // The container that made way may have stood on what is no snapshot any more.
       await images.sweep(op).catch((cause: unknown) => op.log.warn({ sandbox: plan.id, cause }, 'an image was left in the Docker Engine'));
     },
-    holdings: async (op, dir) => layerHoldings(await readSaved(op, host, dir)),
+    async holdings(op, dir) {
+      const saved = await readSaved(op, host, dir);
+      return layerHoldings(saved.image === null ? { ...saved, image: await broughtIn(op, parts, dir, saved) } : saved);
+    },
     sweep: (op) => images.sweep(op),
   };
 }
@@ -170,6 +173,19 @@ async function imageOf(op: Operation, { config, engine, maker, images }: Parts, 
   const loaded = await findImage(op, engine, name);
   if (loaded !== null && fits(loaded)) return loaded;
   throw op.error('internal', 'the Docker Engine has taken a disk, and has another one');
+}
+
+/** What the Engine was given of one that was brought here, beside its files: null before a sandbox has begun with it, and where somebody took it away. */
+async function broughtIn(op: Operation, { engine, images }: Parts, dir: string, { layers }: Saved): Promise<Saved['image']> {
+  const name = images.nameOf(dir);
+  const image = name === null ? null : await findImage(op, engine, name);
+  if (image === null) return null;
+  const below = layersOf(image).length - layers.length;
+  const layerBytes = layerBytesOf(image, below);
+  return {
+    ...(await placeOf(op, engine, image.Id, layersOf(image).slice(0, below))),
+    ...(layerBytes === null ? {} : { layerBytes: [...layerBytes] }),
+  };
 }
 
 /** @throws HutchError `failed_precondition` where it has gone, `unavailable` where another Engine is asked than the one that has it. */
