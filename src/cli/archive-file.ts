@@ -4,6 +4,7 @@ import { access, rename, rm, stat } from 'node:fs/promises';
 import { pipeline } from 'node:stream/promises';
 import { usage } from './args.ts';
 import type { Context } from './context.ts';
+import { outputFile } from './output-file.ts';
 
 /** `-` is stdin. Behind its end the daemon works alone: `after` says at what. */
 export async function fileToSend(
@@ -37,10 +38,13 @@ export async function keepReceived(
       for await (const chunk of bytes) await context.io.out(chunk);
       return;
     }
-    const part = `${output}.part-${process.pid}`;
+    const file = await outputFile(output);
+    const source = told(context, { step, detail: output }, bytes, total);
+    if (file.way === 'write-to') return await pipeline(source, createWriteStream(file.path), { signal });
+    const part = `${file.path}.part-${process.pid}`;
     try {
-      await pipeline(told(context, { step, detail: output }, bytes, total), createWriteStream(part, { flags: 'wx' }), { signal });
-      await rename(part, output);
+      await pipeline(source, createWriteStream(part, { flags: 'wx' }), { signal });
+      await rename(part, file.path);
     } catch (error) {
       await rm(part, { force: true });
       throw error;

@@ -93,6 +93,41 @@ test('a project has rules of images of its own, in a table of its name; nothing 
   expect(await complaint({ toml: '[projects.ci.images]\nsigned = ["x"]' })).toMatch(/toml:2: projects\.ci\.images\.signed: must be/);
 });
 
+test('a rule about images that no name of an image can fit is refused: it would hold of nothing', async () => {
+  const good = [
+    '**',
+    '**/web',
+    '*/team/*',
+    'docker.io/**',
+    'docker.io/library/*',
+    'ghcr.io/owner',
+    'localhost/x',
+    'registry:5000/a/b',
+    '[::1]:5000/x',
+  ];
+  const { config } = await load({ toml: `[images]\nallow = ${JSON.stringify(good)}\nsigned = ["*.example/**=/etc/key.pub"]\n` });
+  expect(config.images.allow).toEqual(good);
+  for (const wrong of [
+    'python',
+    'library/*',
+    'docker.io',
+    'http://docker.io/**',
+    'docker.io/Owner/*',
+    'docker.io//x',
+    'docker.io/x/',
+    '/x',
+    'x:1',
+  ])
+    for (const [key, value] of [
+      ['allow', wrong],
+      ['require_digest', wrong],
+      ['signed', `${wrong}=/etc/key.pub`],
+    ] as const)
+      expect(await complaint({ toml: `[images]\n${key} = ["${value}"]` }), `${key} ${wrong}`).toMatch(
+        /toml:2: images\.\w+: must be .*like (docker|ghcr)/,
+      );
+});
+
 test('flags win over variables, variables over the file, the file over defaults; each says where it came from', async () => {
   const toml = '# mine\n[sandbox]\nmemory = "1.5G"\ncpus = 2\ndisk = "4G"\n\n[daemon]\nlog_level = "debug"\n';
   const env = { HUTCH_SANDBOX_CPUS: '3', HUTCH_SANDBOX_DISK: '5G', HUTCH_NETWORK_ALLOW_QEMU_USER_NETWORK: 'true', PATH: '/bin' };

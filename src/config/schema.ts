@@ -8,8 +8,12 @@ import { countLeaf, durationLeaf, flagLeaf, type Leaf, listLeaf, mebibytesLeaf, 
 
 const ADDRESSES_MAX = 64;
 const RULES_MAX = 256;
-const REPOSITORIES = /^[A-Za-z0-9.*_:/[\]-]{1,512}$/;
-const REPOSITORIES_MUST = 'a registry and a path, like docker.io/library/* or ghcr.io/owner/**';
+// What no image's name can fit is refused: a rule that never holds is none. A registry has a dot, a port or a *, as in a name.
+const REGISTRY = String.raw`(?:\*\*|[A-Za-z0-9-]*[.:*][A-Za-z0-9.:*-]*|localhost|\[[0-9a-fA-F:.]+\](?::\d+)?)`;
+const REPOSITORIES_OF = String.raw`(?:\*\*|(?=[^=]{1,512}(?:=|$))${REGISTRY}(?:/[a-z0-9._*-]+)+)`;
+const REPOSITORIES = new RegExp(`^${REPOSITORIES_OF}$`);
+const SIGNED = new RegExp(String.raw`^${REPOSITORIES_OF}=/[^\0,]{1,1023}$`);
+const REPOSITORIES_MUST = 'a registry and a path in lower case, like docker.io/library/* or ghcr.io/owner/**';
 const DAY_MS = 86_400_000;
 const YEAR_MS = 365 * DAY_MS;
 
@@ -153,8 +157,8 @@ export const KEYS = {
     signed: listLeaf({
       about:
         'Repositories whose images must be signed by a key, as cosign signs: its public key, in PEM. Of several for one image one is enough',
-      pattern: /^[A-Za-z0-9.*_:/[\]-]{1,512}=\/[^\0,]{1,1023}$/,
-      must: 'repositories and a file, like ghcr.io/owner/**=/etc/hutch/cosign.pub',
+      pattern: SIGNED,
+      must: 'repositories, by registry and path, and a file, like ghcr.io/owner/**=/etc/hutch/cosign.pub',
       max: RULES_MAX,
     }),
   },

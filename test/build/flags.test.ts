@@ -1,5 +1,6 @@
 // Flags of hutch build that people know from docker build: what each does, and what those say that there are not.
-import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { execFileSync } from 'node:child_process';
+import { lstat, mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
@@ -77,10 +78,15 @@ test('--label, --platform, --iidfile, -q and several -t are what docker build ma
   const { config } = await readSaved((await world.run(['image', 'export', 'one:1'])).bytes);
   expect(config.config['Labels']).toEqual({ a: 'file', b: 'own=2', c: '', d: '' });
 
+  // What is no file is written to, and stays what it is.
+  execFileSync('mkfifo', [join(root, 'pipe')]);
+  const [, read] = await Promise.all([build(dockerfile, '-q', '--iidfile', join(root, 'pipe')), readFile(join(root, 'pipe'), 'utf8')]);
+  expect(read).toMatch(/^sha256:[0-9a-f]{64}$/);
+  expect((await lstat(join(root, 'pipe'))).isFIFO()).toBe(true);
+  await rm(join(root, 'pipe'));
   // What is there after a build that failed is of no build.
   expect((await build('FROM scratch\nCOPY nothing /\n', '--iidfile', file)).code).not.toBe(0);
   expect(await readdir(root)).toEqual([]);
-  await writeFile(join(root, 'a-file'), '');
   for (const [flags, said] of [
     [
       ['--platform', 'linux/arm64'],
@@ -88,8 +94,8 @@ test('--label, --platform, --iidfile, -q and several -t are what docker build ma
     ],
     [['--platform', 'linux/amd64,linux/arm64'], /platform: linux\/amd64,linux\/arm64 are several platforms/],
     [['--label', '=x'], /label: "=x" is no KEY=VALUE/],
-    [['--iidfile', join(root, 'no/such')], /--iidfile: there is no directory .*no/],
-    [['--iidfile', root], /--iidfile: .* is no file/],
+    [['--iidfile', join(root, 'no/such')], /no\/such cannot be written: there is no directory .*no/],
+    [['--iidfile', root], / is no file/],
     [['-d', '--iidfile', file], /--iidfile and --detach exclude each other/],
     [['--load'], /hutch build has no flag --load.*\n.*the image is here when the build is done/],
     [['--cache-from=x:1'], /has no flag --cache-from.*\n.*by its content/],

@@ -10,6 +10,7 @@ import { type Args, usage } from '../args.ts';
 import type { Context } from '../context.ts';
 import { daemonEntry } from '../daemon-start.ts';
 import { clock, json, roughSize, safe } from '../output.ts';
+import { outputFile } from '../output-file.ts';
 
 const LINE_BYTES_MAX = 4_096;
 const NOT_IN_IT = 'disks, images, kernels, snapshots, volumes, settings and the owner’s key file';
@@ -28,9 +29,10 @@ export async function backup(context: Context, args: Args): Promise<number> {
   if (output === '-' && context.io.isTerminal.stdout)
     throw usage('a backup is nothing for a terminal', 'write it to a file: hutch system backup -o FILE');
   if (output === '-' && context.json) throw usage('with --json the backup needs a file', 'like: hutch system backup -o FILE --json');
+  const file = output === '-' ? null : await outputFile(output);
   const { bytes } = await context.client.download('system.backup', {}, { signal: context.interrupts.signal });
   const checked = new Checked();
-  if (output === '-') {
+  if (file === null) {
     for await (const chunk of bytes) {
       checked.take(chunk);
       await context.io.out(chunk);
@@ -39,19 +41,22 @@ export async function backup(context: Context, args: Args): Promise<number> {
     return 0;
   }
   // Beside it, then in its place: a file of that name is whole, and it is on the disk.
-  const part = `${output}.part-${process.pid}`;
+  const isReplaced = file.way === 'replace';
+  const part = isReplaced ? `${file.path}.part-${process.pid}` : file.path;
   let header: Header;
   try {
-    await using file = await open(part, 'wx', 0o600);
+    await using written = await open(part, isReplaced ? 'wx' : 'w', 0o600);
     for await (const chunk of bytes) {
       checked.take(chunk);
-      await file.writeFile(chunk);
+      await written.writeFile(chunk);
     }
     header = checked.end();
-    await file.sync();
-    await rename(part, output);
+    if (isReplaced) {
+      await written.sync();
+      await rename(part, file.path);
+    }
   } catch (error) {
-    await rm(part, { force: true });
+    if (isReplaced) await rm(part, { force: true });
     throw error;
   }
   const { version, schemaVersion, createdAtMs, sizeBytes, ledger } = header;

@@ -7,7 +7,7 @@ import { errorFromBody } from '../../sdk/errors.ts';
 import type { Input, Output } from '../../services/verbs.ts';
 import { type Args, usage } from '../args.ts';
 import { contentOrNull, contextOf, nameInContext, settingsArchive, sourceOf } from '../build/context.ts';
-import { clearDigestFile, writeDigestFile } from '../build/iidfile.ts';
+import { clearedDigestFile, writeDigestFile } from '../build/iidfile.ts';
 import { packageSettings } from '../build/package-settings.ts';
 import { percentDone } from '../build/percent.ts';
 import { secretsOf } from '../build/secrets.ts';
@@ -56,10 +56,10 @@ export async function build(context: Context, args: Args): Promise<number> {
     ...(args.value('disk') === undefined ? {} : { diskMiB: mebibytes('disk', args.value('disk') ?? '') }),
   };
   const isDetached = args.has('detach');
-  const digestFile = args.value('iidfile');
-  if (digestFile !== undefined && isDetached)
+  const iidfile = args.value('iidfile');
+  if (iidfile !== undefined && isDetached)
     throw usage('--iidfile and --detach exclude each other', 'its digest comes later: hutch image build-inspect BUILD');
-  if (digestFile !== undefined) await clearDigestFile(digestFile);
+  const digestFile = iidfile === undefined ? null : await clearedDigestFile(iidfile);
   const lends = !args.has('no-package-settings') && isOwnMachine(context);
   // A build out of the cache needs none, and to collect them takes a tenth of it.
   const lendsLater = lends && !isDetached;
@@ -91,7 +91,7 @@ export async function build(context: Context, args: Args): Promise<number> {
     progress,
     ({ image }) => String(image?.digest),
     async ({ image }) => {
-      if (digestFile !== undefined && image !== null) await writeDigestFile(digestFile, image.digest);
+      if (digestFile !== null && image !== null) await writeDigestFile(digestFile, image.digest);
     },
   );
 }

@@ -74,16 +74,20 @@ export async function requireSigned(
   });
 }
 
+const KEY_HINT = 'put it there, as cosign generate-key-pair writes it to cosign.pub: PEM, from -----BEGIN PUBLIC KEY-----';
+
 async function readKey(op: Operation, host: Host, path: string, rule: string): Promise<KeyObject> {
   const pem = Buffer.from(
     await host.readFile(op, path, KEY_BYTES_MAX).catch((cause: unknown) => {
-      throw op.error('failed_precondition', `${rule}: ${cause instanceof HutchError ? cause.message : String(cause)}`, { cause });
+      const isGone = cause instanceof HutchError && cause.code === 'not_found';
+      const why = isGone ? 'is not there' : `cannot be read: ${cause instanceof HutchError ? cause.message : String(cause)}`;
+      throw op.error('failed_precondition', `${rule}: the public key ${path} ${why}`, { hint: KEY_HINT, cause });
     }),
   );
   try {
     return createPublicKey(pem);
   } catch (cause) {
-    throw op.error('failed_precondition', `${path}, which ${rule} names, is no public key`, { cause });
+    throw op.error('failed_precondition', `${path}, which ${rule} names, is no public key`, { hint: KEY_HINT, cause });
   }
 }
 
