@@ -255,11 +255,14 @@ test('nothing from a sandbox that means harm is run here, and what git refuses m
      git config core.fsmonitor "touch ${marker}"; git config core.hooksPath .git/hooks; git config diff.evil.command "touch ${marker}"
      git config uploadpack.packObjectsHook "touch ${marker}"; git config diff.evil.textconv "touch ${marker}"
      echo '* filter=evil diff=evil merge=evil' > .gitattributes; for hook in post-checkout pre-commit reference-transaction post-update update
-     do printf '#!/bin/sh\\ntouch ${marker}\\n' > .git/hooks/$hook; chmod +x .git/hooks/$hook; done; git config --unset core.fsmonitor; echo x > x`,
+     do printf '#!/bin/sh\\ntouch ${marker}\\n' > .git/hooks/$hook; chmod +x .git/hooks/$hook; done; echo x > x; git config core.fsmonitor 'touch watched'`,
   );
   expect(await world.json('bring', 'box')).toMatchObject({ branch: 'hutch/box' });
   expect(await world.ok('diff', 'box')).toContain('+x');
   expect(git('show', 'hutch/box:.gitattributes')).toContain('filter=evil');
+  // What its own settings have run beside git is not run there either: it would change what is looked at.
+  expect(await inside('/work/evil', 'ls')).not.toContain('watched');
+  expect(git('ls-tree', '--name-only', 'hutch/box').split('\n')).not.toContain('watched');
   expect(await readdir(here)).toEqual(['web']);
   // A tree with a file that git would take for its own configuration.
   await inside(

@@ -5,7 +5,7 @@ import { isUtf8 } from 'node:buffer';
 import { HutchError } from '../../domain/errors.ts';
 import type { Sandbox } from '../sandbox.ts';
 import { git } from './git.ts';
-import { inSandbox, lastLine, type Recorded } from './inside.ts';
+import { BARE_GIT, inSandbox, lastLine, type Recorded } from './inside.ts';
 import { type Repository, split } from './source.ts';
 import { HAS_UNSEEN, UNSEEN, unseenName } from './unseen.ts';
 
@@ -71,7 +71,8 @@ function* changesIn(
 const CHANGED_INSIDE = `
 cd -- "$1" || exit 3
 command -v git >/dev/null 2>&1 || exit 4
-export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_NOSYSTEM=1 GIT_LITERAL_PATHSPECS=1
+${BARE_GIT}
+export GIT_LITERAL_PATHSPECS=1
 branch=$2 where=$3
 shift 3
 read -r head < .git/HEAD
@@ -238,7 +239,7 @@ async function versionsHere(
 /** Builtins alone, but for one git: of each line whether there is such a file, then the hashes of those that are. */
 const BLOBS_INSIDE = `
 cd -- "$1" || exit 3
-export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_NOSYSTEM=1
+${BARE_GIT}
 found=
 nl='
 '

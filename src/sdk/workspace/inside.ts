@@ -4,6 +4,13 @@ import type { Workspace } from '../../domain/sandbox.ts';
 /** As it is known before it is kept. */
 export type Recorded = Omit<Workspace, 'preparedAtMs'>;
 
+/**
+ * For a script's use of the sandbox's git: neither settings of the user's, nor programs that its own settings name for what goes on
+ * beside, which would change what is looked at. Filters stay: what a file is to git they say.
+ */
+export const BARE_GIT =
+  "export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_PARAMETERS=\"'core.fsmonitor=false' 'core.hooksPath=/dev/null'\"";
+
 /** Where nothing is said, as the sandbox's user and from the root: the workspace may be its working directory, and not there yet. */
 export function inSandbox({ user, signal }: { readonly user?: string | undefined; readonly signal?: AbortSignal | undefined }) {
   return { cwd: '/', ...(user === undefined ? {} : { user }), ...(signal === undefined ? {} : { signal }) };

@@ -6,7 +6,7 @@ import { HutchError } from '../../domain/errors.ts';
 import type { Workspace } from '../../domain/sandbox.ts';
 import type { Sandbox } from '../sandbox.ts';
 import { REFS_FILE } from './guest-git.ts';
-import { inSandbox, lastLine } from './inside.ts';
+import { BARE_GIT, inSandbox, lastLine } from './inside.ts';
 import { IDENTITY } from './source.ts';
 import { HAS_UNSEEN, UNSEEN, unseenName } from './unseen.ts';
 
@@ -22,7 +22,8 @@ const UNSEEN_MAX = 100;
 const BUNDLE = `
 cd -- "$1" || exit 3
 command -v git >/dev/null 2>&1 || exit 4
-export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_NOSYSTEM=1 GIT_LITERAL_PATHSPECS=1
+${BARE_GIT}
+export GIT_LITERAL_PATHSPECS=1
 known=$2
 nl='
 '
@@ -32,7 +33,7 @@ ${UNSEEN}
 ! ${HAS_UNSEEN} || unseen | head -n ${UNSEEN_MAX} | sed 's/^/unseen: /' >&2
 set -ef
 
-status=$(GIT_OPTIONAL_LOCKS=0 git -c core.fsmonitor=false status --porcelain=v2 --branch --untracked-files=all --ignore-submodules=none --no-renames)
+status=$(GIT_OPTIONAL_LOCKS=0 git status --porcelain=v2 --branch --untracked-files=all --ignore-submodules=none --no-renames)
 head=\${status%%"$nl"*}
 head=\${head#"# branch.oid "}
 [ "$head" != "(initial)" ] || head=
@@ -51,7 +52,7 @@ else
   trap 'rm -f "$index"' EXIT
   if [ -s .git/index ]; then cp .git/index "$index"; else rm -f "$index"; fi
   # What cannot be added, such as a repository within it without a commit, is said, and keeps nothing else from being added.
-  add() { GIT_INDEX_FILE=$index git -c core.fsmonitor=false add --all --ignore-errors "$@" >&2 || [ $? = 1 ]; }
+  add() { GIT_INDEX_FILE=$index git add --all --ignore-errors "$@" >&2 || [ $? = 1 ]; }
   if [ -n "$dirty" ]; then
     IFS=$nl
     set -- $status
@@ -66,7 +67,7 @@ else
   tree=$(GIT_INDEX_FILE=$index git write-tree)
   work=$(git commit-tree "$tree" \${head:+-p "$head"} -m "What was not committed in the sandbox")
   { echo "update refs/hutch/work $work"; [ -z "$head" ] || echo "update refs/hutch/head $head"; } |
-    git -c core.hooksPath=/dev/null update-ref --stdin
+    git update-ref --stdin
   refs="$refs refs/hutch/work"
   [ -z "$head" ] || refs="$refs refs/hutch/head"
 fi
@@ -76,7 +77,7 @@ if has refs/stash; then
   nth=$(wc -l < .git/logs/refs/stash 2>/dev/null || echo 0)
   while [ "$nth" -gt 1 ] && read -r _ stash _; do
     nth=$((nth - 1))
-    git -c core.hooksPath=/dev/null update-ref "refs/hutch/stash-$nth" "$stash" && refs="$refs refs/hutch/stash-$nth"
+    git update-ref "refs/hutch/stash-$nth" "$stash" && refs="$refs refs/hutch/stash-$nth"
   done < .git/logs/refs/stash
 fi
 
