@@ -31,6 +31,11 @@ const FROM_DOCKER: Readonly<Record<string, string>> = {
   unpause: 'resume',
   info: 'doctor',
   port: 'ports',
+  history: 'image history',
+};
+/** What other tools call a verb that most groups have. */
+const ELSEWHERE: Readonly<Record<string, string>> = {
+  ...{ list: 'ls', remove: 'rm', delete: 'rm', del: 'rm', show: 'inspect', get: 'inspect', save: 'export', load: 'import' },
 };
 
 type Found =
@@ -154,7 +159,10 @@ function within(branch: Branch): readonly string[] {
 }
 
 function unknownVerb(word: string, where: string, known: readonly string[]): HutchError {
-  const meant = (where === 'hutch' && Object.hasOwn(FROM_DOCKER, word) ? FROM_DOCKER[word] : undefined) ?? nearest(word, known);
+  const ours = Object.hasOwn(ELSEWHERE, word) ? ELSEWHERE[word] : undefined;
+  const meant =
+    (where === 'hutch' && Object.hasOwn(FROM_DOCKER, word) ? FROM_DOCKER[word] : undefined) ??
+    (ours !== undefined && known.includes(ours) ? ours : nearest(word, known));
   return usage(`${where} has no verb '${word}'`, meant === null ? `see: ${where} --help` : `did you mean ${where} ${meant}?`);
 }
 

@@ -246,6 +246,16 @@ test('who types Docker’s words is told ours, each of which is there', async ()
     const meant = /did you mean hutch ([^?]+)\?/.exec(stderr)?.[1] ?? '';
     expect((await world.run([...meant.split(' '), '--help'])).stdout, stderr).toContain(`hutch ${meant.split(' --')[0]}`);
   }
+  for (const [typed, ours] of [
+    ['list', 'ls'],
+    ['image list', 'image ls'],
+    ['image load', 'image import'],
+    ['volume remove', 'volume rm'],
+    ['snapshot show', 'snapshot inspect'],
+  ] as const)
+    expect((await world.run(typed.split(' '))).stderr).toContain(`did you mean hutch ${ours}?`);
+  expect((await world.run(['image', 'prune', '-f'])).stderr).toMatch(/image prune has no flag -f\n.*nobody is asked/);
+  expect((await world.run(['image', 'pull', '--platform=linux/arm64', 'x'])).stderr).toMatch(/no flag --platform\n.*for linux\/amd64/);
   expect((await world.run(['ls', '-aq'])).stdout).toBe((await world.run(['ls', '-q'])).stdout);
 });
 

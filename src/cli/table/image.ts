@@ -25,6 +25,9 @@ const FROM_DOCKER_BUILD: Readonly<Record<string, string>> = {
   sbom: 'of the image, when it is built: hutch image sbom IMAGE',
 };
 
+const NEVER_ASKS = 'leave it away: nobody is asked; what is in use is refused, with who uses it';
+const NAMED_STAY = 'an image that has a name goes by that: hutch image rm NAME';
+
 export const imageVerbs: readonly Verb[] = [
   {
     name: 'image',
@@ -50,6 +53,10 @@ export const imageVerbs: readonly Verb[] = [
         flags: [],
         positionals: [{ name: 'NAME', takes: 'several', completes: 'nothing' }],
         notes: 'hutch run --image NAME pulls by itself what is not here.',
+        foreign: {
+          platform: 'leave it away: what is pulled is for linux/amd64, which runs here',
+          ...{ q: 'leave it away: only the digest is on stdout', quiet: 'leave it away: only the digest is on stdout' },
+        },
         load: async () => (await images()).pull,
       },
       {
@@ -273,6 +280,7 @@ export const imageVerbs: readonly Verb[] = [
         summary: 'Remove images; by one of several names, only that name',
         examples: [{ line: 'hutch image rm python:3.13-slim', about: 'refused, with their names, while sandboxes use it' }],
         flags: [],
+        foreign: { f: NEVER_ASKS, force: NEVER_ASKS },
         positionals: [IMAGES],
         load: async () => (await images()).remove,
       },
@@ -301,6 +309,7 @@ export const imageVerbs: readonly Verb[] = [
               'Only what the daemon removes by itself: what nothing has used for retention.cache, or is more than retention.cache_size',
           },
         ],
+        foreign: { ...{ f: NEVER_ASKS, force: NEVER_ASKS }, ...{ a: NAMED_STAY, all: NAMED_STAY } },
         positionals: [],
         load: async () => (await images()).prune,
       },

@@ -103,6 +103,13 @@ const CREATE: readonly Flag[] = [
   { name: 'backend', value: 'NAME', choices: BACKENDS_HERE, about: `What runs it: ${BACKENDS_HERE.join(', ')}` },
 ];
 
+/** Flags of `docker run` about images that are no flags here, and what is done in their place. */
+const FROM_DOCKER_RUN: Readonly<Record<string, string>> = {
+  platform: 'leave it away: images are those for linux/amd64, which run here',
+  pull: 'leave it away: what is not here is pulled; where a name has moved on: hutch image pull NAME',
+  entrypoint: 'leave it away: a command that is given runs in place of the image’s ENTRYPOINT',
+};
+
 export const runVerbs: readonly Verb[] = [
   {
     name: 'run',
@@ -122,6 +129,7 @@ export const runVerbs: readonly Verb[] = [
       ...CREATE,
       ...WORKSPACE_FLAGS,
     ],
+    foreign: FROM_DOCKER_RUN,
     positionals: [],
     command: 'optional',
     passesExitCode: true,
@@ -144,6 +152,7 @@ export const runVerbs: readonly Verb[] = [
       { name: 'tty', short: 't', about: 'Its command has a terminal' },
       ...CREATE,
     ],
+    foreign: FROM_DOCKER_RUN,
     positionals: [],
     command: 'optional',
     loneWord: 'name',
