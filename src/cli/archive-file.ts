@@ -6,6 +6,9 @@ import { usage } from './args.ts';
 import type { Context } from './context.ts';
 import { outputFile } from './output-file.ts';
 
+/** Of a file that is sent: with 64 KiB, which is Node's own measure, it costs half as much processor time again. */
+export const SENT_BYTES = 256 * 1024;
+
 /** `-` is stdin. Behind its end the daemon works alone: `after` says at what. */
 export async function fileToSend(
   context: Context,
@@ -16,7 +19,7 @@ export async function fileToSend(
   const info = path === '-' ? null : await stat(path);
   if (info?.isDirectory() === true)
     throw usage(`${path} is a directory`, 'an archive of it is wanted: tar -C DIRECTORY -c . makes one, and - reads it from stdin');
-  const source: AsyncIterable<Uint8Array> = path === '-' ? process.stdin : createReadStream(path);
+  const source: AsyncIterable<Uint8Array> = path === '-' ? process.stdin : createReadStream(path, { highWaterMark: SENT_BYTES });
   const total = info?.isFile() === true ? info.size : undefined;
   return (async function* () {
     yield* told(context, { step, detail: path }, source, total);

@@ -16,6 +16,8 @@ const PARTS_MAX = 20_000;
 /** What of an archive may be a part of an image. */
 const PART =
   /^(manifest\.json|index\.json|oci-layout|hutch\.json|blobs\/sha256\/[0-9a-f]{64}|[0-9a-f]{64}\.json|[0-9a-f]{64}\/layer\.tar|[0-9a-f]{64}\.tar)$/;
+/** Of a part whose name says what it is: of others it is a number that Docker made up. */
+const DIGEST = /^(?:blobs\/sha256\/)?([0-9a-f]{64})(?:\.tar)?$/;
 export const TAR_TYPE = 'application/vnd.oci.image.layer.v1.tar';
 
 export type Place = {
@@ -45,10 +47,12 @@ export async function partsIn(op: Operation, host: Host, file: string, sizeBytes
   return await partsOfArchive(reader, (offset, length) => ({ file, offset, length, sha256: null }));
 }
 
-/** `placed` is asked for each part before its content is read. @throws ArchiveError for what is no archive, or an empty one. */
+/**
+ * `placed` is asked for each part before its content is read; `said`: the digest that its name says, in hexadecimal, or null. @throws ArchiveError for what is no archive, or an empty one.
+ */
 export async function partsOfArchive(
   reader: TarReader,
-  placed: (offset: number, length: number) => Place,
+  placed: (offset: number, length: number, said: string | null) => Place,
 ): Promise<ReadonlyMap<string, Part>> {
   const found = new Map<string, Part>();
   let entries = 0;
@@ -56,7 +60,8 @@ export async function partsOfArchive(
     entries += 1;
     const path = entry.path.replace(/^(\.?\/)+/, '');
     if (!PART.test(path) || found.size >= PARTS_MAX) continue;
-    if (entry.type === 'file' && entry.sparse === null) found.set(path, placed(reader.offset, entry.sizeBytes));
+    if (entry.type === 'file' && entry.sparse === null)
+      found.set(path, placed(reader.offset, entry.sizeBytes, DIGEST.exec(path)?.[1] ?? null));
     // An older `docker save` writes a layer that two images share once.
     if (entry.type === 'symlink') found.set(path, { link: join('/', path, '..', entry.link).slice(1) });
   }

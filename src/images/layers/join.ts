@@ -31,9 +31,11 @@ export class Joined implements AsyncDisposable {
   readonly #aside: Aside | null;
   readonly #over = new AbortController();
   readonly #sums: string[] = [];
+  /** In order; `here` resolves when its data lies in the file. */
+  readonly #layers: { readonly bytes: number; readonly here: Promise<void> }[] = [];
   #last: Promise<void>;
   #unsynced = 0;
-  #bytes = 0;
+  #syncing: Promise<void> = Promise.resolve();
 
   /** `path`: where nothing is yet. `aside`: where large layers are copied and hashed; null: here. */
   constructor(op: Operation, host: Host, path: string, aside: Aside | null = null) {
@@ -49,26 +51,47 @@ export class Joined implements AsyncDisposable {
   add(packed: PackedLayer, isOwn: boolean): void {
     this.#last = this.#last.then(() => this.#append(packed, isOwn));
     this.#last.catch(() => {}); // heard in `finish`
+    this.#layers.push({ bytes: packed.bytes, here: this.#last });
   }
 
   /**
    * The rest of it, and all of it on the disk. `sums`: the digest of each layer's data, in hexadecimal.
    * @throws NotAsItWas
    */
-  async finish({ head, tables }: Written): Promise<{ readonly sha256: string; readonly sums: readonly string[] }> {
+  async finish(rest: Written): Promise<{ readonly sha256: string; readonly sums: readonly string[] }> {
+    const [digest, stored] = await Promise.allSettled([this.#digest(rest), this.#store(rest)]);
+    if (stored.status === 'rejected') throw stored.reason;
+    if (digest.status === 'rejected') throw digest.reason;
+    return { sha256: digest.value, sums: this.#sums };
+  }
+
+  /** Of the whole file: each layer as soon as it is there, while the next one is copied. */
+  async #digest({ head, tables }: Written): Promise<string> {
+    const hash = createHash('sha256').update(head);
+    let offset = head.byteLength;
+    for (const { bytes, here } of this.#layers) {
+      await here;
+      for await (const chunk of this.#data({ path: this.#path, offset, bytes, sha256: null })) hash.update(chunk);
+      offset += bytes;
+    }
+    for (const table of tables) hash.update(table);
+    return hash.digest('hex');
+  }
+
+  async #store({ head, tables }: Written): Promise<void> {
     await this.#last;
+    await this.#syncing;
     const [op, host, path] = [this.#op, this.#host, this.#path];
     await host.appendFile(op, path, Buffer.concat(tables));
     await host.writeAt(op, path, 0, head);
-    const digest = this.#aside !== null && this.#bytes >= ASIDE_BYTES_MIN ? this.#aside.sha256(op, path) : host.sha256(op, path);
     // Where little is left, it goes with the image's other files, when it is moved into place.
-    const [sha256] = await Promise.all([digest, ...(this.#unsynced < LATE_BYTES_MAX ? [] : [host.sync(op, path)])]);
-    return { sha256, sums: this.#sums };
+    if (this.#unsynced >= LATE_BYTES_MAX) await host.sync(op, path);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#over.abort();
     await this.#last.catch(() => {});
+    await this.#syncing.catch(() => {});
   }
 
   async #append(packed: PackedLayer, isOwn: boolean): Promise<void> {
@@ -79,11 +102,13 @@ export class Joined implements AsyncDisposable {
     if (packed.sha256 !== null && packed.sha256 !== sum) throw new NotAsItWas(packed.path);
     this.#sums.push(sum);
     if (isOwn) await host.remove(op, packed.path);
-    this.#bytes += packed.bytes;
     this.#unsynced += packed.bytes;
     if (this.#unsynced < UNSYNCED_BYTES_MAX) return;
     this.#unsynced = 0;
-    await host.sync(op, this.#path);
+    // One at a time, while more is written.
+    await this.#syncing;
+    this.#syncing = host.sync(op, this.#path);
+    this.#syncing.catch(() => {}); // heard before the next one
   }
 
   /** Gives the digest of what was copied, as the next one does. */
@@ -108,7 +133,7 @@ export class Joined implements AsyncDisposable {
     return expected !== null && error instanceof HutchError && error.code === 'not_found' ? new NotAsItWas(path) : error;
   }
 
-  async *#data({ path, offset, bytes, sha256 }: PackedLayer): AsyncGenerator<Uint8Array> {
+  async *#data({ path, offset, bytes, sha256 }: Pick<PackedLayer, 'path' | 'offset' | 'bytes' | 'sha256'>): AsyncGenerator<Uint8Array> {
     let left = bytes;
     try {
       for await (const chunk of left === 0 ? [] : this.#host.readStream(this.#op, path, offset, 'in-place')) {

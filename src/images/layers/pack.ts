@@ -45,8 +45,8 @@ export class PackFailed extends Error {
 }
 
 /**
- * `onEntry` is told of each entry before its content is read, and may throw. `known`: the layer's digest, unpacked, where somebody has
- * made sure of it.
+ * `onEntry` is told of each entry before its content is read, and may throw. `known`: the layer's digest, unpacked, where somebody else
+ * makes sure of it.
  */
 export async function packLayer(
   op: Operation,
