@@ -27,14 +27,15 @@ const isKept = path === null || (code !== null && script.cachedDataRejected === 
 const bundle = script.runInThisContext() as Bundle;
 bundle(module.exports, require, module, filename, __dirname, isKept ? () => {} : keeper(path, dir ?? ''));
 
-/** Beside what else is made here, in a checkout, or in a release; for a daemon that we start, Node keeps its there as well. */
+/** Of a checkout or a release, and nowhere else is a directory made; for a daemon that we start, Node keeps its code there as well. */
 function cacheDir(): string | null {
   const { env } = process;
   if (env['NODE_DISABLE_COMPILE_CACHE'] !== undefined) return null;
   const root = dirname(__dirname);
-  const tools = join(root, '.tools');
-  env['NODE_COMPILE_CACHE'] ??= existsSync(tools) ? join(tools, 'compile-cache') : join(root, 'cache');
-  return env['NODE_COMPILE_CACHE'];
+  const [tools, cache] = [join(root, '.tools'), join(root, 'cache')];
+  const own = existsSync(tools) ? join(tools, 'compile-cache') : existsSync(cache) ? cache : undefined;
+  if (own !== undefined) env['NODE_COMPILE_CACHE'] ??= own;
+  return env['NODE_COMPILE_CACHE'] ?? null;
 }
 
 function keeper(path: string, dir: string): () => void {

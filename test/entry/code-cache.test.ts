@@ -134,6 +134,18 @@ test('where nothing can be kept, a command runs all the same', async () => {
   expect(await copy.run([join(copy.dir, 'hutch'), 'version'], { env: { NODE_DISABLE_COMPILE_CACHE: '1' } })).toEqual(RAN);
 });
 
+test('a release keeps its code where it has a directory for it, and makes none', async () => {
+  using copy = await built();
+  const release = join(copy.dir, 'release');
+  cpSync(join(copy.dir, 'dist'), join(release, 'dist'), { recursive: true });
+  const start = () => copy.run([process.execPath, join(release, 'dist/hutch.cjs'), 'version']);
+  expect(await start()).toEqual(RAN);
+  expect(readdirSync(release)).toEqual(['dist']);
+  mkdirSync(join(release, 'cache'));
+  expect(await start()).toEqual(RAN);
+  expect(readdirSync(join(release, 'cache')).filter((name) => name.endsWith('-version.code'))).toHaveLength(1);
+});
+
 test('commands that start at once are fine, and leave one file', async () => {
   using copy = await built();
   const all = await Promise.all(Array.from({ length: 4 }, () => version(copy)));
