@@ -7,6 +7,8 @@ import { type Checkout, checkout } from './checkout.ts';
 
 const ROOT = join(import.meta.dirname, '../..');
 const OLD_FILES = CODE_FILES_MAX + 6;
+/** The whole of Hutch is built. */
+const WHOLE = { timeout: 240_000 };
 
 const placeOf = ({ dir }: Checkout): string => join(dir, '.tools/compile-cache');
 
@@ -43,7 +45,7 @@ test('the first command of a verb keeps its code, and the next uses it', async (
   expect(kept(copy).map((name) => name.replace(/.*-/, ''))).toEqual(expect.arrayContaining(['ls.code', 'version.code']));
 });
 
-test('the real command line keeps its code before it changes the flags of V8, so that the next command takes it', async () => {
+test('the real command line keeps its code before it changes the flags of V8, so that the next command takes it', WHOLE, async () => {
   using copy = checkout();
   cpSync(join(ROOT, 'src'), join(copy.dir, 'src'), { recursive: true });
   expect(await copy.run([join(copy.dir, 'hutch'), 'version'])).toMatchObject({ code: 0 });
@@ -54,7 +56,7 @@ test('the real command line keeps its code before it changes the flags of V8, so
   expect(only(copy, 'help')).toEqual(code);
 });
 
-test('until a verb has asked the daemon, it loads none of the modules of Node that take as long as all the rest', async () => {
+test('until a verb has asked the daemon, it loads none of the modules of Node that take as long as all the rest', WHOLE, async () => {
   using copy = checkout();
   cpSync(join(ROOT, 'src'), join(copy.dir, 'src'), { recursive: true });
   writeFileSync(join(copy.dir, 'Dockerfile'), 'FROM scratch');
