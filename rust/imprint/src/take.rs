@@ -16,6 +16,8 @@ const PAGES_AT_ONCE: u64 = 256;
 const THREADS_MAX: usize = 4;
 /// To begin a thread for less would take longer than it saves.
 const PIECES_PER_THREAD_MIN: usize = 4;
+/// A pass over fewer takes hardly longer than to ask what there is to do: another one after it would find as much again.
+const PAGES_WORTH_CATCHING_UP: u64 = 1024;
 /// A process may have some 65,000 mappings; each run of a memory's map becomes one.
 const RUNS_MAX: usize = 16_000;
 /// Read by the user of every machine that maps it; the directory's name is not to be guessed.
@@ -34,6 +36,8 @@ pub struct Take {
     touched: Vec<Run>,
     writes: Option<Writes>,
     notes: Notes,
+    /// Pages that the last pass compared.
+    compared: u64,
 }
 
 /// What becomes of the kernel's notes of what was written, beyond one take.
@@ -71,6 +75,10 @@ struct Piece {
     pages: u64,
 }
 
+fn count(runs: &[Run]) -> u64 {
+    runs.iter().map(|run| u64::from(run.pages)).sum()
+}
+
 fn pieces(runs: &[Run]) -> Vec<Piece> {
     let mut pieces = Vec::new();
     for run in runs {
@@ -90,7 +98,7 @@ impl Take {
         let made = File::options().read(true).write(true).create_new(true).open(&path);
         let file = made.map_err(|error| format!("{}: {error}", path.display()))?;
         file.set_len(layers.pages * PAGE).map_err(|error| format!("{}: {error}", path.display()))?;
-        Ok(Take { layers, source, number, file, mapped, own: Vec::new(), touched: Vec::new(), writes: None, notes })
+        Ok(Take { layers, source, number, file, mapped, own: Vec::new(), touched: Vec::new(), writes: None, notes, compared: 0 })
     }
 
     /// Writes what differs now. Called again, it writes what has changed since; with `Again::Yes` that is made ready for.
@@ -111,14 +119,17 @@ impl Take {
             noted = self.writes.as_ref().map(Writes::since).transpose()?;
         }
         let touched = self.source.touched(self.layers.pages)?;
+        self.compared = 0;
         let candidates = match noted {
             Some(written) => {
                 let gone = without(&without(&self.touched, &touched.present), &written);
+                self.compared += count(&gone);
                 let left = without(&gone, &self.let_go(&gone)?);
                 overlay(&written, &left)
             }
             None => overlay(&touched.all, &self.later()),
         };
+        self.compared += count(&candidates);
         let differing = self.spread(&pieces(&candidates), |part| self.compare(part))?;
         self.touched = touched.all;
         self.own = overlay(&self.own, &differing);
@@ -132,9 +143,10 @@ impl Take {
         Ok(())
     }
 
-    /// A further pass before the last one, where it is a short one.
+    /// A further pass before the last one, where it is a short one, and makes that one shorter.
     pub fn catch_up(&mut self) -> io::Result<()> {
-        if self.writes.is_some() { self.pass(Again::Yes) } else { Ok(()) }
+        let is_worth_it = self.writes.is_some() && self.compared >= PAGES_WORTH_CATCHING_UP;
+        if is_worth_it { self.pass(Again::Yes) } else { Ok(()) }
     }
 
     /// Where the layers that are stored are not what the process mapped, it may differ without having been written.
@@ -257,8 +269,7 @@ impl Take {
         synced(&file)?;
         fs::rename(&new, self.layers.dir.join(MAP))?;
         synced(&File::open(&self.layers.dir)?)?;
-        let pages = self.own.iter().map(|run| u64::from(run.pages)).sum();
-        Ok(Taken { layer: self.number, pages, bytes: self.file.metadata()?.blocks() * 512 })
+        Ok(Taken { layer: self.number, pages: count(&self.own), bytes: self.file.metadata()?.blocks() * 512 })
     }
 
     /// A process can map only so many runs: where there are more, what lies between is stored again.
