@@ -30,8 +30,10 @@ test('a container that somebody else removed puts its sandbox in error with the 
 
 test('a container that somebody stops is told as stopped from outside, one that ends itself is not', async () => {
   const { daemon, engine } = world;
-  const main = { argv: ['sh', '-c', 'trap "exit 3" TERM; while :; do sleep 0.1; done'] };
+  const main = { argv: ['sh', '-c', 'trap "exit 3" TERM; touch /ready; while :; do sleep 0.1; done'] };
   const [stopped, itself] = await Promise.all([daemon.call('sandbox.create', { main }), daemon.call('sandbox.create', {})]);
+  const isReady = async () => (await daemon.run(stopped.id, ['test', '-e', '/ready'])).exitCode === 0;
+  await eventually('its main process to have its trap', isReady);
   await engine.ask('POST', `/containers/${(await world.container(stopped.id)).Id}/stop`);
   await eventually('its end to be known', async () => (await world.state(stopped.id)) === 'stopped');
   expect((await daemon.call('sandbox.get', { ref: stopped.id })).ended).toMatchObject({

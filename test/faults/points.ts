@@ -10,7 +10,7 @@ import { isLong, options } from './world.ts';
 const ACTIONS = ['die-after', 'fail'] as const;
 type Action = (typeof ACTIONS)[number];
 /** One that makes more has not ended. */
-const CALLS_MAX = 400;
+const CALLS_MAX = 800;
 /** The last of the daemon's log, where something is wrong. */
 const LOG_CHARS = 4_000;
 
