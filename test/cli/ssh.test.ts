@@ -83,10 +83,14 @@ test('scp and sftp carry files both ways, whole, with mode and time', async () =
   const big = Buffer.alloc(3_000_000, 'hutch and its files; ');
   await mkdir(join(world.dir, 'tree/deep'), { recursive: true });
   await writeFile(join(world.dir, 'tree/deep/big'), big, { mode: 0o640 });
-  await utimes(join(world.dir, 'tree/deep/big'), 1_500_000_000, 1_500_000_000);
+  await writeFile(join(world.dir, 'tree/small'), 'small');
+  for (const name of ['tree/deep/big', 'tree/small', 'tree/deep', 'tree'])
+    await utimes(join(world.dir, name), 1_500_000_000, 1_500_000_000);
   const at = (name: string): string => join(world.dir, name);
   expect(await using('scp', ['-rp', 'tree', 'box.hutch:/root/'])).toMatchObject({ code: 0 });
   expect(await world.ok('exec', 'box', '--', 'stat', '-c', '%s %a %Y', '/root/tree/deep/big')).toBe(`${big.byteLength} 640 1500000000`);
+  const dates = ['tree', 'tree/deep', 'tree/small'].map((name) => `/root/${name}`);
+  expect(await world.ok('exec', 'box', '--', 'stat', '-c', '%Y', ...dates)).toBe('1500000000\n1500000000\n1500000000');
   expect(await using('scp', ['-rp', 'box.hutch:/root/tree', 'back'])).toMatchObject({ code: 0 });
   expect((await readFile(at('back/deep/big'))).equals(big)).toBe(true);
   const { mode, mtimeMs } = await stat(at('back/deep/big'));
@@ -266,6 +270,23 @@ test('rsync goes through it, and sends what has changed', async () => {
   expect(await rsync('-a', 'box.hutch:/root/synced/', 'back-again/')).toMatchObject({ code: 0 });
   expect(await readFile(at('back-again/deep/one'), 'utf8')).toBe('another\n');
   await world.ok('exec', 'box', '--', 'rm', '-r', '/root/synced', '/tmp/rsync');
+});
+
+// ControlMaster, VS Code and Ansible: one connection that stays, and many commands over it.
+test('each of the commands over one connection runs, with its own output and code', async () => {
+  const over = ['-o', `ControlPath=${join(world.dir, 'shared')}`, '-o', 'ConnectTimeout=60'];
+  const master = start('ssh', [...over, '-M', 'box.hutch', 'echo first; cat']);
+  try {
+    await once(master.stdout, 'data');
+    const said = await Promise.all(['a', 'b'].map((word) => using('ssh', [...over, 'box.hutch', `echo ${word}; exit 3`])));
+    expect(said).toMatchObject([
+      { code: 3, stdout: 'a\n' },
+      { code: 3, stdout: 'b\n' },
+    ]);
+    expect((await using('ssh', [...over, 'box.hutch', 'cat'], 'told')).stdout).toBe('told');
+  } finally {
+    master.kill();
+  }
 });
 
 // What VS Code does: a shell with its commands on stdin, ports through SOCKS, files beside.

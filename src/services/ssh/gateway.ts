@@ -56,8 +56,14 @@ export function sshVerbs(
       const outgoing = new Outgoing();
       const over = new AbortController();
       const alone: Operation = { ...op, signal: AbortSignal.any([op.signal, over.signal]) };
+      let started = 0;
+      const processId = (): string => {
+        started += 1;
+        return `x-${op.id.slice(3)}-${started}`;
+      };
+      const served: Served = { ref: sandbox.id, agent, handlers, name: sandbox.spec.name, ownUser, processId };
       const server = new Server({ hostKeys: [host.privateKey], ident: IDENT, algorithms: ALGORITHMS }, (client) =>
-        serveConnection({ ...call, op: alone }, client, allowed, { ref: sandbox.id, agent, handlers, name: sandbox.spec.name, ownUser }),
+        serveConnection({ ...call, op: alone }, client, allowed, served),
       );
       server.on('error', (cause: Error) => op.log.debug({ cause }, 'a connection of SSH ended'));
       // As a socket does: who has ended is answered with the end.

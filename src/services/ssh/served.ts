@@ -14,6 +14,8 @@ export type Served = {
   readonly ownUser: () => Promise<string | null>;
   readonly agent: Agent;
   readonly handlers: Pick<Handlers, 'exec.start' | 'exec.signal'>;
+  /** Of a process: no other one of any connection has it. All that a connection starts is of one operation, by which an exec is otherwise named. */
+  readonly processId: () => string;
 };
 
 /** To the end of one direction: the other one goes on. */

@@ -41,9 +41,7 @@ export function serveSession(call: Call, session: Session, served: Served, user:
     running?.signal(name).catch(() => {}); // it has ended meanwhile
     accept?.();
   });
-  session.on('sftp', (accept) =>
-    serveSftp(call.op, accept(), served.agent, user, (path, seconds) => touch(call, served, user, path, seconds)),
-  );
+  session.on('sftp', (accept) => serveSftp(call.op, accept(), served, user));
   session.on('close', over);
   const output = { isRead: true };
   session.on(READERS_GONE, () => {
@@ -84,6 +82,7 @@ async function run(
   const { ref, handlers } = served;
   await using session = await handlers['exec.start'](call, {
     ref,
+    execId: served.processId(),
     request: {
       argv,
       env: { ...env },
@@ -130,17 +129,6 @@ function hangUp(call: Call, ref: string, handlers: Served['handlers'], execId: s
   void handlers['exec.signal']({ ...call, op: late }, { ref, execId, signal: 'HUP' })
     .catch((cause: unknown) => call.op.log.debug({ sandbox: ref, cause }, 'a command of SSH could not be told that its client has gone'))
     .finally(() => late[Symbol.dispose]());
-}
-
-async function touch(call: Call, { ref, handlers }: Served, user: string | null, path: string, seconds: number): Promise<void> {
-  const argv = ['touch', '-c', '-m', '-d', `@${seconds}`, '--', path];
-  await using session = await handlers['exec.start'](call, {
-    ref,
-    request: { argv, stdin: 'null', whenUnread: 'drop', ...(user === null ? {} : { user }) },
-  });
-  for await (const item of session.items())
-    if (item.type === 'exit' && item.exit.exitCode !== 0)
-      throw call.op.error('failed_precondition', `the time of ${path} cannot be set`, { hint: 'the sandbox needs the program touch' });
 }
 
 function fail({ op }: Call, channel: ServerChannel, { ref }: Served, cause: unknown): void {

@@ -4,13 +4,14 @@ import { Buffer } from 'node:buffer';
 import { posix } from 'node:path';
 import type { Attributes, FileEntry, SFTPWrapper } from 'ssh2';
 import { HutchError } from '../../domain/errors.ts';
-import type { Agent } from '../../guest/agent.ts';
 import type { Entry, GuestPath } from '../../guest/messages.ts';
 import type { Operation } from '../../host/operation.ts';
 import { pathText } from '../present.ts';
+import type { Served } from './served.ts';
 import { announceExtensions, sendLimits } from './sftp-extensions.ts';
 import { gatherMessages } from './sftp-messages.ts';
 import { Downstream, Upstream } from './streams.ts';
+import { touch } from './touch.ts';
 
 const OPEN = { read: 1, write: 2, append: 4, create: 8, truncate: 16, exclusive: 32 } as const;
 const STATUS = { ok: 0, end: 1, none: 2, denied: 3, failure: 4, bad: 5, unsupported: 8 } as const;
@@ -36,14 +37,8 @@ type Inside = { readonly _protocol: { exitStatus(channel: number, status: number
 
 type Handle = Opened & { turn: Promise<void> };
 
-/** `touch` sets when a file was changed, in seconds: the agent has no word for it. */
-export function serveSftp(
-  op: Operation,
-  sftp: SFTPWrapper,
-  agent: Agent,
-  user: string | null,
-  touch: (path: string, seconds: number) => Promise<void>,
-): void {
+export function serveSftp(op: Operation, sftp: SFTPWrapper, served: Pick<Served, 'agent' | 'processId'>, user: string | null): void {
+  const { agent } = served;
   const as = user === null ? {} : { user };
   const handles = new Map<number, Handle>();
   let next = 1;
@@ -94,7 +89,7 @@ export function serveSftp(
     if (size !== undefined) await agent.file.truncate(op, { ...as, path, size });
     if (uid !== undefined && gid !== undefined) await agent.file.chown(op, { ...as, path, owner: `${uid}:${gid}`, follow: true });
     if (mode !== undefined) await agent.file.chmod(op, { ...as, path, mode: mode & 0o7777 });
-    if (mtime !== undefined) await touch(path, Number(mtime));
+    if (mtime !== undefined) await touch(op, served, { user, path, seconds: Number(mtime) });
   }
 
   async function settle(handle: Handle): Promise<void> {
