@@ -3,7 +3,7 @@
 // dist/hutch.cjs (which runs it, src/cli/start.ts), dist/hutchd.mjs (the daemon) and
 // dist/store-worker.mjs. Everything is made in a directory of its own
 // first and renamed last, each file in one step, so that a command which starts meanwhile is whole, old
-// or new. dist/stamp has the time at which reading the sources began: a source that is newer makes
+// or new. dist/built has the time at which reading the sources began: a source that is newer makes
 // ./hutch build again.
 import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs';
@@ -112,13 +112,13 @@ try {
   rmSync(fresh, { recursive: true, force: true });
   process.exit(1); // it has been said why
 }
-writeFileSync(join(fresh, 'stamp'), '');
-utimesSync(join(fresh, 'stamp'), startedAt, startedAt);
+writeFileSync(join(fresh, 'built'), '');
+utimesSync(join(fresh, 'built'), startedAt, startedAt);
 
 mkdirSync(dist, { recursive: true });
 const made = readdirSync(fresh);
 // The stamp when all is there.
-for (const name of made.toSorted((a, b) => Number(a === 'stamp') - Number(b === 'stamp'))) renameSync(join(fresh, name), join(dist, name));
+for (const name of made.toSorted((a, b) => Number(a === 'built') - Number(b === 'built'))) renameSync(join(fresh, name), join(dist, name));
 rmSync(fresh, { recursive: true });
 const kilobytes = (name: string) => Math.ceil(statSync(join(dist, name)).size / 1000);
 const total = made.reduce((sum, name) => sum + kilobytes(name), 0);

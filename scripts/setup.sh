@@ -408,11 +408,11 @@ npm_failed() {
 # --- The bundle, and what only developers need ------------------------------------------------------
 
 prepare_bundle() {
-  if [ -f "$root/dist/stamp" ] && [ -f "$root/dist/hutch.cjs" ] &&
-    [ -z "$(find "$root/src" "$root/scripts/bundle.ts" "$root/scripts/late-modules.ts" "$root/package-lock.json" -newer "$root/dist/stamp" -print -quit)" ]; then
+  if [ -f "$root/dist/built" ] && [ -f "$root/dist/hutch.cjs" ] &&
+    [ -z "$(find "$root/src" "$root/scripts/bundle.ts" "$root/scripts/late-modules.ts" "$root/package-lock.json" -newer "$root/dist/built" -print -quit)" ]; then
     return 0
   fi
-  [ -f "$root/dist/stamp" ] && updated=yes || updated=no
+  [ -f "$root/dist/hutch.cjs" ] && updated=yes || updated=no
   "$node" "$root/scripts/bundle.ts" >&2 || fail 'building Hutch from its sources failed.'
   # It goes on with the code that it has loaded, beside an agent and a CLI that may be newer.
   if [ "$updated" = yes ] && "$node" -- "$root/dist/hutch.cjs" daemon status >/dev/null 2>&1; then

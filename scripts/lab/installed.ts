@@ -11,7 +11,7 @@ const MACHINE = `{ find / -xdev \\( -path /proc -o -path /sys -o -path /hutch \\
 
 /** A checkout that is built, which differs from this one by what is done to its daemon. */
 const copied = (dir: string, change: string): string =>
-  `rm -rf ${dir} && mkdir -p ${dir}/.tools && cp -a dist docs prebuilt packaging LICENSE CHANGELOG.md README.md ${dir}/ && cp .tools/node-path ${dir}/.tools/ && rm -f ${dir}/dist/stamp && ${change}`;
+  `rm -rf ${dir} && mkdir -p ${dir}/.tools && cp -a dist docs prebuilt packaging LICENSE CHANGELOG.md README.md ${dir}/ && cp .tools/node-path ${dir}/.tools/ && rm -f ${dir}/dist/built && ${change}`;
 const BROKEN = `if (process.argv[2] === "--about") console.log(JSON.stringify({ version: "0.2.0", schemaVersion: 99 })); else { const { DatabaseSync } = await import("node:sqlite"); const db = new DatabaseSync("/var/lib/hutch/hutch.db"); db.exec("PRAGMA user_version = 99"); db.close(); console.error("boom"); process.exit(1); }`;
 const SEE =
   'systemctl show -p MainPID --value hutchd; pgrep qemu-system; hutch exec kept -- cat /dev/shm/memory; readlink /usr/local/lib/hutch/current';

@@ -1,7 +1,7 @@
 // What dist/hutch.cjs is: runs the command line, dist/cli.cjs, with the code that V8 compiled of it when the same verb ran before.
 // Node keeps what is compiled while a file is loaded; here the functions that a verb calls are kept with it, which saves a command
 // a tenth of its processor time.
-import { existsSync, readFileSync } from 'node:fs';
+import { closeSync, existsSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { Script } from 'node:vm';
 import { codePath, readCode, writeCode } from './code-cache.ts';
@@ -23,9 +23,29 @@ const dir = cacheDir();
 const path = dir === null ? null : codePath(dir, source, process.argv[2]);
 const code = path === null ? null : readCode(path);
 const script = new Script(source, { filename, ...(code === null ? {} : { cachedData: code }) });
+if (haveSourcesChanged()) buildAgain();
 const isKept = path === null || (code !== null && script.cachedDataRejected === false);
 const bundle = script.runInThisContext() as Bundle;
 bundle(module.exports, require, module, filename, __dirname, isKept ? () => {} : keeper(path, dir ?? ''));
+
+/**
+ * Of a checkout `./hutch` looks for a source that is newer than the bundle, while this starts: what it found comes through a pipe,
+ * the number of whose descriptor is in `HUTCH_SOURCES`.
+ */
+function haveSourcesChanged(): boolean {
+  const fd = process.env['HUTCH_SOURCES'];
+  if (fd !== '3') return false;
+  delete process.env['HUTCH_SOURCES'];
+  const found = readFileSync(Number(fd));
+  closeSync(Number(fd));
+  return found.length > 0;
+}
+
+/** In place of this process, and never back. */
+function buildAgain(): void {
+  const hutch = join(dirname(__dirname), 'hutch');
+  process.execve?.('/bin/sh', ['sh', hutch, ...process.argv.slice(2)], { ...process.env, HUTCH_SOURCES: 'changed' });
+}
 
 /** Of a checkout or a release, and nowhere else is a directory made; for a daemon that we start, Node keeps its code there as well. */
 function cacheDir(): string | null {

@@ -77,7 +77,7 @@ test('an npm that fails is quoted, with what to do; what was made before stays',
 test('a build that was killed is not used, and its remains go', async () => {
   using copy = checkout();
   await copy.run([join(copy.dir, 'hutch'), 'version']);
-  rmSync(join(copy.dir, 'dist', 'stamp'));
+  rmSync(join(copy.dir, 'dist', 'built'));
   mkdirSync(join(copy.dir, 'dist.new.999999'));
   writeFileSync(join(copy.dir, 'dist.new.999999', 'hutch.cjs'), 'half');
   const next = await copy.run([join(copy.dir, 'hutch'), 'version']);
@@ -93,7 +93,17 @@ test('a source that has changed is built before the command runs', async () => {
   writeFileSync(source, "console.log('changed');");
   const later = new Date(Date.now() + 5_000);
   utimesSync(source, later, later);
-  expect((await copy.run([join(copy.dir, 'hutch'), 'version'])).stdout).toBe('changed\n');
+  const built = await copy.run([join(copy.dir, 'hutch'), 'version']);
+  expect(built).toMatchObject({ code: 0, stdout: 'changed\n' });
+  expect(built.stderr).toMatch(/^Built dist\//m);
+
+  // In a shell that keeps here-documents in files, as bash did up to 5.0.
+  writeFileSync(source, "console.log('changed again', process.argv.slice(2), process.env['HUTCH_SOURCES']);");
+  const latest = new Date(Date.now() + 10_000);
+  utimesSync(source, latest, latest);
+  const env = { BASH_COMPAT: '5.0' };
+  const again = await copy.run(['bash', join(copy.dir, 'hutch'), 'run', 'a b'], { env });
+  expect(again).toMatchObject({ code: 0, stdout: "changed again [ 'run', 'a b' ] undefined\n" });
 });
 
 test('after an update it is said when a daemon from before still runs', async () => {
