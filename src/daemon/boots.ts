@@ -249,7 +249,9 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
     if (typeof reference === 'string') return engineBoot(record, reference);
     const image = await library.find(op, record.digest);
     if (image === null)
-      throw op.error('failed_precondition', `image ${record.digest} is not there any more`, { hint: `look into ${paths.images}` });
+      throw op.error('failed_precondition', `image ${record.digest} is not there any more`, {
+        hint: `bring it again as it came: pull, import, build or register it; it was in ${paths.images}`,
+      });
     await requireUnchanged(op, host, paths, image);
     if (needs === 'root') return root(image);
     const wanted = by === 'asked' ? kernelDigest : (image.own?.kernelDigest ?? kernelDigest);

@@ -82,6 +82,8 @@ export async function* exportImages(
       annotations: SIGNATURES_SAID,
     })),
   ];
+  const files = [...ofKernels, ...own].flatMap((content) => content.files);
+  for (const { path, digest } of files) await requireWhole(op, host, path, digest);
   yield* file('oci-layout', LAYOUT);
   yield* file('index.json', json({ schemaVersion: 2, mediaType: INDEX_TYPE, manifests: listed }));
   if (contents.length > 0) yield* file('manifest.json', json(contents.map(savedOf)));
@@ -97,7 +99,6 @@ export async function* exportImages(
     given.add(digestOf(bytes));
     yield* file(blobPath(digestOf(bytes)), bytes);
   }
-  const files = [...ofKernels, ...own].flatMap((content) => content.files);
   const large = [
     ...contents.flatMap(({ layers }) => layers),
     ...files.map(({ path, ...file }) => ({ ...file, open: (opening: Operation) => host.readStream(opening, path) })),
@@ -146,10 +147,20 @@ async function asItCame(
     const file = { digest, sizeBytes, path: blobs.path(digest) };
     const mediaType = mediaTypeOf(await host.readRange(op, file.path, 0, MAGIC_BYTES));
     const isBare = mediaType === TAR_TYPE && source.manifest === null;
+    if (!packed) await requireWhole(op, host, file.path, digest); // a push compares what it sends
     layers.push(packed && isBare ? await packedLayer(op, host, blobs, file, staging) : asItIs(host, file, mediaType));
   }
   if (source.manifest === null) return { config, layers, manifest: manifestOf(config, layers) };
   return { config, layers, manifest: Buffer.from(await host.readFile(op, join(dir, OCI_MANIFEST), MANIFEST_BYTES_MAX)) };
+}
+
+/** Before the first byte is out: an archive that lies would be found out where it comes out, on a machine that cannot mend it. */
+async function requireWhole(op: Operation, host: Host, path: string, digest: string): Promise<void> {
+  op.progress({ step: 'export', detail: `reading ${digest.slice(7, 19)}` });
+  if (`sha256:${await host.sha256(op, path)}` === digest) return;
+  throw op.error('failed_precondition', `${path} has changed on disk: it is not ${digest} any more`, {
+    hint: 'hutch image verify, or hutch kernel verify, says what to do',
+  });
 }
 
 function asItIs(

@@ -231,7 +231,7 @@ async function readManifest(op: Operation, host: Host, dir: string): Promise<Ima
 
 function damaged(op: Operation, dir: string, why: string, cause?: unknown): Error {
   return op.error('failed_precondition', `the image in ${dir} is damaged: ${why}`, {
-    hint: `remove it, and it is made anew: rm -r ${dir}`,
+    hint: `remove it (rm -r ${dir}) and bring it again as it came: pull, import, build or register it; the default image is made anew`,
     cause,
   });
 }

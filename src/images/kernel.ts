@@ -317,7 +317,7 @@ async function readManifest(op: Operation, host: Host, path: string): Promise<Ma
 
 function damaged(op: Operation, dir: string, why: string, cause?: unknown): Error {
   return op.error('failed_precondition', `the kernel in ${dir} is damaged: ${why}`, {
-    hint: `remove it, and it is made anew: rm -r ${dir}`,
+    hint: `remove it (rm -r ${dir}) and bring it again as it came: pull or import it; the one that Hutch chose is made anew`,
     cause,
   });
 }

@@ -198,7 +198,7 @@ export class ImageLibrary {
       files += 1;
       if (`sha256:${await this.host.sha256(op, this.blobs.path(layer.digest))}` === layer.digest) continue;
       throw op.error('failed_precondition', `the layer ${layer.digest} has changed on disk`, {
-        hint: `remove it, and it is pulled again when it is wanted: rm ${this.blobs.path(layer.digest)}`,
+        hint: `remove it: rm ${this.blobs.path(layer.digest)}; sandboxes do not need it, and a pull brings it again`,
       });
     }
     return files;

@@ -2,8 +2,8 @@
 // refused as from a registry.
 import { execFileSync, spawnSync } from 'node:child_process';
 import { createReadStream } from 'node:fs';
-import { readFile, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { chmod, readFile, rm, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
 import { gzipSync, zstdCompressSync } from 'node:zlib';
 import { expect, test } from 'vitest';
 import { testOperation } from '../support/operation.ts';
@@ -176,6 +176,47 @@ test('a name of one’s own is for one image, however many names it has in the a
   });
   expect(await empty.left()).toMatchObject({ staging: [], images: [] });
 });
+
+test('a bit that flips on the disk, in a layer or in what sandboxes see, is found by verify, and is not exported', async () => {
+  await using registry = await fakeRegistry();
+  registry.put('web', '1', MADE);
+  await using here = await place();
+  const { library } = here;
+  const name = `${registry.name}/web:1`;
+  const {
+    path,
+    record: { digest },
+  } = await here.pull(name);
+  const [layer] = (await library.layers(op, digest)).map((one) => library.blobs.path(one.digest));
+  if (layer === undefined) throw new Error('no layer is kept');
+
+  await flipBit(layer);
+  await expect(library.verify(op, digest)).rejects.toMatchObject({
+    code: 'failed_precondition',
+    message: expect.stringMatching(/^the layer sha256:\w+ has changed on disk$/),
+    hint: expect.stringContaining(layer),
+  });
+  const refused = { code: 'failed_precondition', message: expect.stringContaining(`${layer} has changed on disk`) };
+  await expect(exported(here, digest, [])).rejects.toMatchObject(refused);
+  await flipBit(layer);
+  expect(await library.verify(op, digest)).toBe(3);
+
+  await flipBit(path);
+  const damaged = { code: 'failed_precondition', message: expect.stringContaining('rootfs.squashfs has changed') };
+  await expect(library.verify(op, digest)).rejects.toMatchObject(damaged);
+  await rm(dirname(path), { recursive: true }); // as its hint says
+  await here.pull(name);
+  expect(await library.verify(op, digest)).toBe(3);
+  expect((await here.left()).staging).toEqual([]);
+});
+
+async function flipBit(path: string): Promise<void> {
+  const bytes = await readFile(path);
+  const at = bytes.byteLength >> 1;
+  bytes[at] = (bytes[at] ?? 0) ^ 1;
+  await chmod(path, 0o600);
+  await writeFile(path, bytes);
+}
 
 test('an image whose layers are not kept is exported as one layer', async () => {
   await using here = await place();
