@@ -109,7 +109,7 @@ exec /bin/tar "$@"\n`;
       warnings: string[];
     };
   await writeFile(times, '1\n2\n');
-  expect((await go('/work/torn')).warnings).toEqual([]);
+  expect((await go('/work/torn')).warnings.join()).not.toContain('changed here');
   expect(await inside('/work/torn', 'cat README; ls src')).toBe('hello\nchanged\nchanged\nout');
   // What was copied and is in no commit here is as it was copied there, too.
 

@@ -155,21 +155,59 @@ test('diff and bring --patch show what was changed inside, without what was chan
   await prepared('/work/b');
   expect(await world.ok('diff', 'box')).toBe('');
   expect((await world.run(['bring', 'box'])).stderr).toContain('nothing was changed in box');
-  await inside('/work/b', "printf '\\000\\001' > bin; rm src/run.sh; echo theirs >> README");
+  await inside('/work/b', "printf '\\000\\001' > bin; mv src/run.sh 'src/läuf \"1\".sh'; echo theirs >> README");
   expect(await world.json('diff', 'box')).toEqual({
     files: [
       { status: 'M', path: 'README' },
       { status: 'A', path: 'bin' },
-      { status: 'D', path: 'src/run.sh' },
+      { status: 'R100', path: 'src/läuf "1".sh', from: 'src/run.sh' },
     ],
     warnings: [],
   });
+  expect(await world.json('diff', '--stat', 'box')).toEqual(await world.json('diff', 'box'));
+  expect(await world.ok('diff', '--name-status', 'box')).toContain('läuf');
   expect(await world.ok('diff', '--stat', 'box')).toContain('3 files changed');
   const patch = await world.run(['bring', '--patch', 'box']);
   const applied = spawnSync('git', ['-C', repo, 'apply'], { input: patch.bytes, encoding: 'utf8' });
   expect(applied.stderr).toBe('');
   expect(await readFile(join(repo, 'README'), 'utf8')).toBe('hello\nours\ntheirs\n');
   expect([...(await readFile(join(repo, 'bin')))]).toEqual([0, 1]);
+});
+
+test('of a history that was copied without files nothing is taken for removed, and another mode is refused by name', async () => {
+  await prepared('/work/m', '--mode', 'metadata_only');
+  expect(await world.ok('diff', 'box')).toBe('');
+  expect(await world.json('bring', 'box')).toMatchObject({ branch: null, filesChanged: 0 });
+  // What moved here moves there, where nobody has checked it out.
+  await writeFile(join(repo, 'README'), 'second\n');
+  git('commit', '-qam', 'two');
+  await prepared('/work/m');
+  expect(await inside('/work/m', 'git log -1 --format=%s; ls')).toBe('two');
+  await inside('/work/m', 'git checkout -q README; echo new > new; git rm -q --cached src/out');
+  expect(await world.ok('diff', '--name-status', 'box')).toBe('A\tnew\nD\tsrc/out');
+  expect(await world.json('bring', '--branch', 'without-files', 'box')).toMatchObject({ filesChanged: 2 });
+  expect(git('ls-tree', '-r', '--name-only', 'without-files')).toBe('.gitignore\nREADME\nnew\nsrc/run.sh');
+  await writeFile(join(repo, 'README'), 'third\n');
+  git('commit', '-qam', 'three');
+  expect((await world.run(['workspace', 'prepare', 'box', repo])).stderr).toContain('changed here and in box: README');
+
+  const other = await world.run(['workspace', 'prepare', '--mode', 'full_copy', 'box', repo]);
+  expect(other).toMatchObject({ code: 4 });
+  expect(other.stderr).toMatch(/\/work\/m in box was copied as metadata_only, and stays so\nhint: .*full_copy with --force/);
+  await prepared('/work/m', '--mode', 'full_copy', '--force');
+  expect(await inside('/work/m', 'cat README; git log --format=%s')).toBe('third\nthree\ntwo\none');
+});
+
+test('another repository goes beside the first one, and it is said which one is looked at', async () => {
+  await prepared('/work/first');
+  const other = join(here, 'other');
+  await mkdir(other);
+  gitAt(other, ['init', '-q']);
+  await writeFile(join(other, 'a'), 'a');
+  const second = await world.run(['workspace', 'prepare', '--include-untracked', 'box', other]);
+  expect(second, second.stderr).toMatchObject({ code: 0, stdout: 'box:/work/other\n' });
+  expect(second.stderr).toContain('diff and bring no longer look at /work/first, where web was copied before');
+  expect(await inside('/work/first', 'cat README')).toBe('hello');
 });
 
 test('what changed here is copied again, and what both sides changed is refused by name', async () => {

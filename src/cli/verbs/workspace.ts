@@ -2,6 +2,7 @@
 import { Sandbox } from '../../sdk/sandbox.ts';
 import { bringWorkspace, diffWorkspace } from '../../sdk/workspace/bring.ts';
 import { type Plan, type Prepared, type PrepareOptions, planWorkspace, prepareWorkspace } from '../../sdk/workspace/prepare.ts';
+import { split } from '../../sdk/workspace/source.ts';
 import { type Args, usage } from '../args.ts';
 import { ask, type Context } from '../context.ts';
 import { json, roughSize, safe, safePatch } from '../output.ts';
@@ -21,14 +22,14 @@ export async function prepare(context: Context, args: Args): Promise<number> {
 
 export async function diff(context: Context, args: Args): Promise<number> {
   if (args.has('stat') && args.has('name-status')) throw usage('--stat and --name-status exclude each other');
-  const format = args.has('stat') ? 'stat' : args.has('name-status') || context.json ? 'names' : 'patch';
+  const format = context.json ? 'entries' : args.has('stat') ? 'stat' : args.has('name-status') ? 'names' : 'patch';
   const color = context.io.isTerminal.stdout && !context.json;
   const sandbox = await sandboxOf(context, args.first());
   const warnings: string[] = [];
   const text = await diffWorkspace(sandbox, { ...bringOptions(context, args), format, color, onWarning: (one) => warnings.push(one) });
   await tell(context, { warnings });
   if (!context.json) await showPatch(context, text);
-  else await context.io.out(json({ files: filesOf(text.toString('utf8')), warnings }));
+  else await context.io.out(json({ files: filesOf(split({ stdout: text })), warnings }));
   return 0;
 }
 
@@ -125,9 +126,15 @@ function userOf(args: Args): { user?: string } {
   return user === undefined ? {} : { user };
 }
 
-function filesOf(text: string): { readonly status: string; readonly path: string }[] {
-  return text
-    .split('\n')
-    .filter((line) => line !== '')
-    .map((line) => ({ status: line.slice(0, line.indexOf('\t')), path: line.slice(line.indexOf('\t') + 1) }));
+type Changed = { readonly status: string; readonly path: string; readonly from?: string };
+
+function filesOf(fields: readonly Buffer[]): Changed[] {
+  const rest = fields.map((field) => field.toString('utf8'));
+  const files: Changed[] = [];
+  for (let status = rest.shift(); status !== undefined; status = rest.shift()) {
+    // Renamed, or copied: what it was comes first.
+    const from = /^[RC]/.test(status) ? rest.shift() : undefined;
+    files.push({ status, path: rest.shift() ?? '', ...(from === undefined ? {} : { from }) });
+  }
+  return files;
 }

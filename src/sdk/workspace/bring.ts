@@ -11,7 +11,7 @@ import { unbundle } from './bundle.ts';
 import { type GitOptions, git, gitLine, INERT } from './git.ts';
 import { bothOrFail, lastLine } from './inside.ts';
 import { downloadBundle } from './sent.ts';
-import { IDENTITY, lookAtRepository, type Repository, split } from './source.ts';
+import { IDENTITY, isHere, lookAtRepository, type Repository, split } from './source.ts';
 
 export type BringOptions = {
   /** Default: `hutch/NAME`, with a number where that has other commits. */
@@ -83,7 +83,8 @@ export async function bringWorkspace(sandbox: Sandbox, options: BringOptions = {
 export async function diffWorkspace(
   sandbox: Sandbox,
   options: BringOptions & {
-    readonly format?: 'patch' | 'stat' | 'names';
+    /** `entries`: as `names`, with a NUL byte behind each field, and names as they are. */
+    readonly format?: 'patch' | 'stat' | 'names' | 'entries';
     readonly color?: boolean;
     /** Is told of what was changed there and is not shown. */
     readonly onWarning?: (text: string) => void;
@@ -94,9 +95,13 @@ export async function diffWorkspace(
   const repository = await lookAtRepository(options.into ?? workspace.sourcePath, signal);
   await using taken = await take(sandbox, workspace, repository, options);
   taken.warnings.forEach(onWarning);
-  const how = { patch: ['--binary', '--full-index'], stat: ['--stat=100'], names: ['--name-status'] }[format];
+  const how = { patch: ['--binary', '--full-index'], stat: ['--stat=100'], names: ['--name-status'], entries: ['--name-status', '-z'] }[
+    format
+  ];
   const plain = ['--no-ext-diff', '--no-textconv', color ? '--color=always' : '--color=never', '--src-prefix=a/', '--dst-prefix=b/'];
-  return (await git(['diff', ...plain, ...how, taken.base, taken.work], { cwd: taken.dir, signal, env: INERT })).stdout;
+  // Letters of other languages are to be read, where no program reads it.
+  const names = format === 'patch' ? [] : ['-c', 'core.quotePath=false'];
+  return (await git([...names, 'diff', ...plain, ...how, taken.base, taken.work], { cwd: taken.dir, signal, env: INERT })).stdout;
 }
 
 async function workspaceOf(sandbox: Sandbox, signal: AbortSignal | undefined): Promise<Workspace> {
@@ -197,10 +202,6 @@ function repositoriesIn(raw: readonly Buffer[]): string[] {
   if (names.length === 0) return [];
   const shown = `${names.slice(0, 5).join(', ')}${names.length > 5 ? ` and ${names.length - 5} more` : ''}`;
   return [`a repository of its own, so what was done in it stays in the sandbox: ${shown}`];
-}
-
-async function isHere(repository: Repository, commit: string): Promise<boolean> {
-  return (await git(['cat-file', '-e', `${commit}^{commit}`], { cwd: repository.root, accepts: [1, 128] })).code === 0;
 }
 
 /** Branches, tags and stashes with commits that neither the user's repository nor the brought branch has. */

@@ -6,7 +6,7 @@ import { HutchError } from '../../domain/errors.ts';
 import type { Sandbox } from '../sandbox.ts';
 import { git } from './git.ts';
 import { BARE_GIT, inSandbox, lastLine, type Recorded } from './inside.ts';
-import { type Repository, split } from './source.ts';
+import { isHere, type Repository, split } from './source.ts';
 import { HAS_UNSEEN, UNSEEN, unseenName } from './unseen.ts';
 
 /** By names as latin1, so that each byte is a character. */
@@ -36,7 +36,7 @@ export async function changesSince(
 ): Promise<Changes> {
   const at = { cwd: repository.root, signal };
   // No ref holds it, so that none is left behind in the repository: git keeps it for two weeks at least.
-  if ((await git(['cat-file', '-e', `${before.baseCommit}^{commit}`], { ...at, accepts: [1, 128] })).code !== 0)
+  if (!(await isHere(repository, before.baseCommit, signal)))
     throw new HutchError({
       code: 'conflict',
       message: `what was copied into ${sandbox.name} is not known here any more, so what has changed since cannot be told`,
@@ -148,7 +148,10 @@ export async function refuseConflicts(
   throw new HutchError({
     code: 'conflict',
     message: `changed here and in ${sandbox.name}: ${shown.join(', ')}${both.length > shown.length ? ` and ${both.length - shown.length} more` : ''}`,
-    hint: `bring the sandbox's back, and merge that: hutch bring ${sandbox.name}; or overwrite them with --force`,
+    hint:
+      before.mode === 'metadata_only'
+        ? `no files are copied (metadata_only): bring the sandbox's back with hutch bring ${sandbox.name}, or remove them there`
+        : `bring the sandbox's back, and merge that: hutch bring ${sandbox.name}; or overwrite them with --force`,
   });
 }
 
@@ -201,16 +204,21 @@ async function reallyChanged(
   { answer, changes: { changed, deleted } }: { readonly answer: Answer; readonly changes: Changes },
   as: As,
 ): Promise<readonly string[]> {
-  const suspects = [...new Set([...answer.differs, ...answer.unknown])].filter((path) => changed.has(path) || deleted.has(path));
+  // What was checked out there nobody brings up to date: it would look as if the sandbox had taken our change back.
+  const isWithoutFiles = before.mode === 'metadata_only';
+  const suspects = isWithoutFiles
+    ? [...changed.keys(), ...deleted.keys()]
+    : [...new Set([...answer.differs, ...answer.unknown])].filter((path) => changed.has(path) || deleted.has(path));
   const readable = suspects.filter((path) => !path.includes('\n') && !path.startsWith('"'));
   const there = await blobsOf(sandbox, before, readable, as);
   const isOurs = (path: string): boolean => {
     const blob = there.get(path);
+    if (isWithoutFiles) return blob === null;
     if (blob === undefined) return false;
     return blob === null ? deleted.has(path) : (changed.get(path) ?? deleted.get(path) ?? []).includes(blob);
   };
   const others = suspects.filter((path) => !isOurs(path));
-  if (others.length === 0) return [];
+  if (others.length === 0 || isWithoutFiles) return others;
   const past = await versionsHere(before, now, others, as.signal);
   return others.filter((path) => !(past.get(path) ?? []).includes(there.get(path) ?? ''));
 }

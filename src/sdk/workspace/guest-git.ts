@@ -65,7 +65,9 @@ export async function makeGuestGit(
       const refs = await gitLine(['for-each-ref', '--sort=refname', '--format=%(objectname) %(refname)', 'refs/heads', 'refs/tags'], at);
       await writeFile(join(own, 'packed-refs'), `# pack-refs with: sorted \n${refs}\n`);
       await writeFile(join(own, REFS_FILE), refs === '' ? '' : `${refs}\n`);
-    } else if (headCommit !== null && branch !== null) await writeRef(own, `refs/heads/${branch}`, headCommit);
+    }
+    // Also where all are packed: one by one counts for more, and a copy before this one may have left it so.
+    if (headCommit !== null && branch !== null) await writeRef(own, `refs/heads/${branch}`, headCommit);
     await writeRef(own, BASE_REF, base.commit);
     if (mode !== 'full_copy' && headCommit !== null && before === null) await writeFile(join(own, 'shallow'), `${headCommit}\n`);
     // The index says what HEAD has; of files with a filter that the sandbox lacks it says that they are as they should be.

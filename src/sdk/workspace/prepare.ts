@@ -7,7 +7,7 @@ import type { Sandbox } from '../sandbox.ts';
 import { changesSince, refuseConflicts } from './conflicts.ts';
 import { makeGuestGit, UNFINISHED_FILE } from './guest-git.ts';
 import { bothOrFail, inSandbox, lastLine, type Recorded } from './inside.ts';
-import { baseOf, type Contents, listContents, lookAtRepository, type Mode, type Repository } from './source.ts';
+import { baseOf, type Contents, isHere, listContents, lookAtRepository, type Mode, type Repository } from './source.ts';
 import { tarOf } from './tar.ts';
 import { noteUnseen, unseenOf } from './unseen.ts';
 
@@ -57,7 +57,7 @@ export async function planWorkspace(
     includeUntracked,
     contents,
     bytes: contents.files.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0),
-    warnings: warningsOf(contents),
+    warnings: mode === 'metadata_only' ? [] : warningsOf(contents),
   };
 }
 
@@ -75,12 +75,14 @@ export async function prepareWorkspace(sandbox: Sandbox, path: string, options: 
   const last = (await sandbox.refresh({ signal })).workspace;
   onProgress({ step: 'looking at the repository' });
   const repository = await lookAtRepository(path, signal);
-  const mode = options.mode ?? last?.mode ?? 'shallow_overlay';
-  const includesUntracked = options.includeUntracked ?? last?.includesUntracked ?? false;
-  const guestPath = options.guestPath ?? last?.guestPath ?? defaultGuestPath(repository);
+  const guestPath = options.guestPath ?? (await placeOf(last, repository, signal)) ?? defaultGuestPath(repository);
   if (!guestPath.startsWith('/'))
     throw new HutchError({ code: 'invalid_argument', message: `guestPath: '${guestPath}' does not begin with /` });
-  const again = last !== null && last.guestPath === guestPath && options.force !== true ? last : null;
+  const there = last?.guestPath === guestPath ? last : null;
+  const mode = options.mode ?? there?.mode ?? 'shallow_overlay';
+  const includesUntracked = options.includeUntracked ?? there?.includesUntracked ?? false;
+  const again = options.force === true ? null : there;
+  if (again !== null && again.mode !== mode) throw otherMode(sandbox, again, mode);
   const wanted = { repository, mode, includesUntracked, guestPath };
   let copied = await copy(sandbox, wanted, again, null, options);
   for (let nth = 1; copied.torn.length > 0 && nth < COPIES_MAX; nth += 1) {
@@ -90,7 +92,23 @@ export async function prepareWorkspace(sandbox: Sandbox, path: string, options: 
   }
   const { torn, workspace, warnings, files, bytes } = copied;
   const recorded = await sandbox.recordWorkspace(workspace, { signal });
-  return { workspace: recorded, files, bytes, incremental: again !== null, warnings: [...warnings, ...tornWarnings(torn)] };
+  return {
+    ...{ workspace: recorded, files, bytes, incremental: again !== null },
+    warnings: [...warnings, ...tornWarnings(torn), ...(there === null ? leftWarnings(last) : [])],
+  };
+}
+
+/** Where it lies in the sandbox, if what was copied there the last time is this repository. */
+async function placeOf(last: Workspace | null, repository: Repository, signal: AbortSignal | undefined): Promise<string | null> {
+  if (last === null) return null;
+  return last.repoRoot === repository.root || (await isHere(repository, last.baseCommit, signal)) ? last.guestPath : null;
+}
+
+/** One place in a sandbox is on record. */
+function leftWarnings(last: Workspace | null): readonly string[] {
+  return last === null
+    ? []
+    : [`diff and bring no longer look at ${last.guestPath}, where ${last.repoName} was copied before: it stays there as it is`];
 }
 
 type Wanted = Pick<Workspace, 'mode' | 'includesUntracked' | 'guestPath'> & { readonly repository: Repository };
@@ -138,7 +156,7 @@ async function copy(
   if (before === null) await look(); // at once, and all that there is takes long to gather
   const [{ contents, staged }, brought] = await bothOrFail(gather(own), before === null ? Promise.resolve([]) : look());
   if (brought.length > 0) return await copy(sandbox, { repository, mode, includesUntracked, guestPath }, before, torn, options, brought);
-  const warnings = warningsOf(contents, only);
+  const warnings = mode === 'metadata_only' ? [] : warningsOf(contents, only);
   if (staged === null) return { workspace, files: 0, bytes: 0, torn: [], warnings };
   onProgress({ step: 'copying' });
   if (before === null) await makeGuestPath(sandbox, guestPath, options);
@@ -150,10 +168,19 @@ async function copy(
   const { bytes } = await sandbox.files.unpack(guestPath, tar, { ...as, mkdirs: true, signal });
   const unseen = { guestPath, paths: unseenOf(contents), anew: before === null };
   if (unseen.paths.length > 0 || (before === null && options.force === true)) await noteUnseen(sandbox, unseen, options);
-  if (before === null) await finish(sandbox, guestPath, options);
+  if (before === null) await finish(sandbox, { guestPath, mode }, options);
   if (changes !== null) await removeInside(sandbox, guestPath, [...changes.deleted.keys()], options);
   if (staged.alsoShallow !== null) await growShallow(sandbox, guestPath, staged.alsoShallow, options);
   return { workspace, files: contents.files.length, bytes, torn: await base.changedSince(), warnings };
+}
+
+/** What the one leaves out is no change here, so nothing would bring it. */
+function otherMode({ name }: Sandbox, { guestPath, mode }: Recorded, wanted: Mode): HutchError {
+  return new HutchError({
+    code: 'conflict',
+    message: `${guestPath} in ${name} was copied as ${mode}, and stays so`,
+    hint: `copy all of it as ${wanted} with --force, which overwrites what was changed there; or to another place with --path`,
+  });
 }
 
 function isSame(before: Recorded, now: Recorded): boolean {
@@ -179,9 +206,15 @@ async function refuseOccupied(sandbox: Sandbox, guestPath: string, options: Prep
   });
 }
 
-async function finish(sandbox: Sandbox, guestPath: string, options: PrepareOptions): Promise<void> {
-  const path = `${guestPath}/.git/${UNFINISHED_FILE}`;
-  await sandbox.files.remove(path, { ...(options.user === undefined ? {} : { user: options.user }), signal: options.signal });
+async function finish(
+  sandbox: Sandbox,
+  { guestPath, mode }: Pick<Workspace, 'guestPath' | 'mode'>,
+  { user, force, signal }: PrepareOptions,
+): Promise<void> {
+  const as = { ...(user === undefined ? {} : { user }), signal };
+  // All history is there now, where a copy before this one had none.
+  if (mode === 'full_copy' && force === true) await sandbox.exec(['rm', '-f', '--', `${guestPath}/.git/shallow`], inSandbox(as));
+  await sandbox.files.remove(`${guestPath}/.git/${UNFINISHED_FILE}`, as);
 }
 
 /** The history of the repository was rewritten: the new commit's parents are not there, either. */

@@ -17,7 +17,8 @@ const UNSEEN_MAX = 100;
 /**
  * Bundles all commits of the sandbox's own: HEAD, branches, tags, each stash; and what is not committed, in a commit made with an
  * index of its own, so that the sandbox's is not touched. All files are looked at once. Where nothing is to be committed, HEAD says
- * it all, and no more is run than that look and the bundle. $1: the directory; $2: the commit that is there already, or nothing.
+ * it all, and no more is run than that look and the bundle. $1: the directory; $2: the commit that is there already, or nothing;
+ * $3: the mode. Of what was copied without files, one that is not there was not removed, unless `git rm` says so.
  */
 const BUNDLE = `
 cd -- "$1" || exit 3
@@ -25,6 +26,8 @@ command -v git >/dev/null 2>&1 || exit 4
 ${BARE_GIT}
 export GIT_LITERAL_PATHSPECS=1
 known=$2
+mode=$3
+all=--all
 nl='
 '
 has() { [ -e ".git/$1" ] || { [ -e .git/packed-refs ] && grep -q " $1$" .git/packed-refs; }; }
@@ -34,6 +37,10 @@ ${UNSEEN}
 set -ef
 
 status=$(GIT_OPTIONAL_LOCKS=0 git status --porcelain=v2 --branch --untracked-files=all --ignore-submodules=none --no-renames)
+if [ "$mode" = metadata_only ]; then
+  all=--ignore-removal
+  status=$(printf '%s\\n' "$status" | grep -v '^1 \\.D ')
+fi
 head=\${status%%"$nl"*}
 head=\${head#"# branch.oid "}
 [ "$head" != "(initial)" ] || head=
@@ -52,7 +59,7 @@ else
   trap 'rm -f "$index"' EXIT
   if [ -s .git/index ]; then cp .git/index "$index"; else rm -f "$index"; fi
   # What cannot be added, such as a repository within it without a commit, is said, and keeps nothing else from being added.
-  add() { GIT_INDEX_FILE=$index git add --all --ignore-errors "$@" >&2 || [ $? = 1 ]; }
+  add() { GIT_INDEX_FILE=$index git add $all --ignore-errors "$@" >&2 || [ $? = 1 ]; }
   if [ -n "$dirty" ]; then
     IFS=$nl
     set -- $status
@@ -108,7 +115,7 @@ export async function downloadBundle(
   // The same changes make the same commit, so that bringing them twice changes nothing.
   const date = `@${Math.floor(workspace.preparedAtMs / 1_000)} +0000`;
   const env = { ...IDENTITY, GIT_AUTHOR_DATE: date, GIT_COMMITTER_DATE: date };
-  await using process = await sandbox.spawn(['sh', '-c', BUNDLE, 'sh', workspace.guestPath, known ?? ''], {
+  await using process = await sandbox.spawn(['sh', '-c', BUNDLE, 'sh', workspace.guestPath, known ?? '', workspace.mode], {
     ...inSandbox({ user, signal }),
     env,
     stdin: 'null',

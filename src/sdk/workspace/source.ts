@@ -67,6 +67,11 @@ export async function lookAtRepository(path: string, signal?: AbortSignal): Prom
   };
 }
 
+/** Whether the repository has such a commit. */
+export async function isHere({ root }: Repository, commit: string, signal?: AbortSignal): Promise<boolean> {
+  return (await git(['cat-file', '-e', `${commit}^{commit}`], { cwd: root, signal, accepts: [1, 128] })).code === 0;
+}
+
 /** Names as latin1, so that each byte is a character; null: all. */
 type Only = ReadonlySet<string> | null;
 
