@@ -36,6 +36,7 @@ const FROM_DOCKER: Readonly<Record<string, string>> = {
 /** What other tools call a verb that most groups have. */
 const ELSEWHERE: Readonly<Record<string, string>> = {
   ...{ list: 'ls', remove: 'rm', delete: 'rm', del: 'rm', show: 'inspect', get: 'inspect', save: 'export', load: 'import' },
+  ...{ resize: 'grow', pull: 'bring', push: 'prepare' },
 };
 
 type Found =

@@ -15,6 +15,8 @@ import { findVolume } from './volumes.ts';
 /** Whoever writes there has the machine, or what the kernel shows is no directory of files. */
 const NEVER = ['/proc', '/sys', '/dev', '/run', '/etc', '/boot', '/var/run', '/var/lib/docker', '/var/lib/containerd'];
 
+const RULES_SHOWN_MAX = 4;
+
 type Needs = Pick<Deps, 'host' | 'settings' | 'places' | 'store'>;
 
 /** As they are kept with the sandbox. @throws HutchError that names the one that cannot be had, and why. */
@@ -142,7 +144,15 @@ async function requireAllowed(deps: Needs, call: Call, source: string): Promise<
   } else if (isOwners) dirs.push(...(await Promise.all([home, clientDirectory].filter((path) => path !== null).map(real))));
   // A home that is / would be everything.
   if (dirs.some((dir) => dir !== '/' && isWithin(source, dir))) return;
+  // To who is another project's, no rule of the owner's is shown.
+  const rules = isOwners ? [...inForce(settings.volumes), source] : ['…', `${caller.projectId}=${source}`];
   throw op.error('permission_denied', `${source} may not be mounted: it lies in none of the directories that are allowed (volumes.allow)`, {
-    hint: `allow it in the configuration, [volumes] allow = ["${isOwners ? '' : `${caller.projectId}=`}${source}"], and restart the daemon: hutch daemon stop`,
+    hint: `allow it in the configuration: [volumes] allow = ${JSON.stringify(rules)}, the whole list; then restart the daemon: hutch daemon stop`,
   });
+}
+
+/** What a list must say for all that is allowed by now to stay so; of many, only that there are some. */
+function inForce({ allow, home }: Needs['settings']['volumes']): readonly string[] {
+  const rules = allow ?? (home === null ? [] : [home]);
+  return rules.length > RULES_SHOWN_MAX ? ['…'] : rules;
 }

@@ -91,6 +91,8 @@ test('a directory that was mistyped is told as that, and not run as a program al
     const { code, stderr } = await world.run(['run', '--rm', word, '--', 'true'], { cwd: process.cwd() });
     expect([code, stderr]).toEqual([125, expect.stringContaining(`error: ${why}: what stands before -- is the git repository to copy in`)]);
   }
+  const without = await world.run(['run', '--rm', '.', 'npm', 'test', '--', '-x y'], { cwd: process.cwd() });
+  expect([without.code, without.stderr]).toEqual([125, expect.stringContaining("hint: like: hutch run . -- npm test -- '-x y'")]);
   for (const [args, hint] of [
     [['./no-such-dir'], './no-such-dir was taken for a program in the sandbox: there is no such directory here'],
     [

@@ -252,10 +252,23 @@ test('who types Docker’s words is told ours, each of which is there', async ()
     ['image load', 'image import'],
     ['volume remove', 'volume rm'],
     ['snapshot show', 'snapshot inspect'],
+    ['volume resize', 'volume grow'],
+    ['workspace pull', 'workspace bring'],
   ] as const)
     expect((await world.run(typed.split(' '))).stderr).toContain(`did you mean hutch ${ours}?`);
   expect((await world.run(['image', 'prune', '-f'])).stderr).toMatch(/image prune has no flag -f\n.*nobody is asked/);
   expect((await world.run(['image', 'pull', '--platform=linux/arm64', 'x'])).stderr).toMatch(/no flag --platform\n.*for linux\/amd64/);
+  for (const [typed, ours] of [
+    ['ports add -p 8080:80 box', 'hutch ports add SANDBOX 8080:80'],
+    ['ports rm box -p 8080:80', 'hutch ports rm SANDBOX 8080:80'],
+    ['set -p 8080:80 box', 'hutch ports add'],
+    ['run -P -- true', '-p GUEST'],
+    ['run --mount type=bind -- true', '-v HOST:GUEST'],
+    ['volume rm -f data', 'nobody is asked'],
+    ['diff --name-only box', '--name-status'],
+    ['bring -f box', '--branch NAME'],
+  ] as const)
+    expect((await world.run(typed.split(' '))).stderr).toContain(ours);
   expect((await world.run(['ls', '-aq'])).stdout).toBe((await world.run(['ls', '-q'])).stdout);
 });
 

@@ -7,6 +7,9 @@ const SANDBOX: Positional = { name: 'SANDBOX', takes: 'one', completes: 'sandbox
 const SANDBOXES: Positional = { name: 'SANDBOX', takes: 'several', completes: 'sandbox' };
 const load = async () => await import('../verbs/life.ts');
 
+const PORTS_HAVE_A_VERB = 'ports come and go by: hutch ports add|rm SANDBOX 8080:80';
+const MOUNTS_STAY = 'what is mounted is chosen when a sandbox is made: hutch run -v, hutch create -v';
+
 export const changeVerbs: readonly Verb[] = [
   {
     name: 'start',
@@ -106,6 +109,7 @@ export const changeVerbs: readonly Verb[] = [
       ...POLICIES,
       { name: 'no-undo', about: 'No more; what was kept goes' },
     ],
+    foreign: { ...{ p: PORTS_HAVE_A_VERB, publish: PORTS_HAVE_A_VERB }, ...{ v: MOUNTS_STAY, volume: MOUNTS_STAY } },
     positionals: [SANDBOXES],
     notes: 'What is not named stays as it is. What waits for the next start is kept, and shown by hutch inspect as "pending".',
     load: async () => (await import('../verbs/set.ts')).run,

@@ -5,6 +5,8 @@ const SANDBOX: Positional = { name: 'SANDBOX', takes: 'one', completes: 'sandbox
 const SANDBOXES: Positional = { name: 'SANDBOX', takes: 'several', completes: 'sandbox' };
 const STATES = ['created', 'running', 'paused', 'suspended', 'stopped', 'error', 'deleted'];
 
+const PORTS_STAND_BEHIND = (verb: 'add' | 'rm') => `leave it away, ports stand behind the sandbox: hutch ports ${verb} SANDBOX 8080:80`;
+
 export const lookVerbs: readonly Verb[] = [
   {
     name: 'ls',
@@ -94,6 +96,7 @@ export const lookVerbs: readonly Verb[] = [
           { line: 'hutch ports add web 3000', about: 'a free port, which it prints' },
         ],
         flags: [],
+        foreign: { p: PORTS_STAND_BEHIND('add'), publish: PORTS_STAND_BEHIND('add') },
         positionals: [
           { name: 'SANDBOX', takes: 'one', completes: 'sandbox' },
           { name: 'PORTS', takes: 'several', completes: 'nothing' },
@@ -110,6 +113,7 @@ export const lookVerbs: readonly Verb[] = [
           { line: 'hutch ports rm web 80', about: 'all that lead to port 80 inside' },
         ],
         flags: [],
+        foreign: { p: PORTS_STAND_BEHIND('rm'), publish: PORTS_STAND_BEHIND('rm') },
         positionals: [
           { name: 'SANDBOX', takes: 'one', completes: 'sandbox' },
           { name: 'PORTS', takes: 'several', completes: 'nothing' },

@@ -103,11 +103,17 @@ const CREATE: readonly Flag[] = [
   { name: 'backend', value: 'NAME', choices: BACKENDS_HERE, about: `What runs it: ${BACKENDS_HERE.join(', ')}` },
 ];
 
-/** Flags of `docker run` about images that are no flags here, and what is done in their place. */
+const PUBLISH_ALL = 'name each port: -p GUEST takes a free port of this machine, which hutch ports shows';
+
+/** Flags of `docker run` that are no flags here, and what is done in their place. */
 const FROM_DOCKER_RUN: Readonly<Record<string, string>> = {
   platform: 'leave it away: images are those for linux/amd64, which run here',
   pull: 'leave it away: what is not here is pulled; where a name has moved on: hutch image pull NAME',
   entrypoint: 'leave it away: a command that is given runs in place of the image’s ENTRYPOINT',
+  mount: 'directories and volumes: -v HOST:GUEST[:ro], -v VOLUME:GUEST',
+  P: PUBLISH_ALL,
+  'publish-all': PUBLISH_ALL,
+  expose: 'leave it away: each port inside is reached by hutch forward; at a port of this machine: -p HOST:GUEST',
 };
 
 export const runVerbs: readonly Verb[] = [

@@ -4,6 +4,8 @@ import type { Positional, Verb } from '../verb.ts';
 const volumes = async () => await import('../verbs/volume.ts');
 const VOLUMES: Positional = { name: 'VOLUME', takes: 'several', completes: 'nothing' };
 
+const NEVER_FORCED = 'leave it away: nobody is asked; what is mounted is refused, with who mounts it';
+
 export const volumeVerbs: readonly Verb[] = [
   {
     name: 'volume',
@@ -63,6 +65,7 @@ export const volumeVerbs: readonly Verb[] = [
         summary: 'Remove volumes and all that is on them; refused while sandboxes mount them',
         examples: [{ line: 'hutch volume rm data', about: '' }],
         flags: [],
+        foreign: { f: NEVER_FORCED, force: NEVER_FORCED },
         positionals: [VOLUMES],
         load: async () => (await volumes()).remove,
       },

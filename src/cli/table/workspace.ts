@@ -19,6 +19,8 @@ export const WORKSPACE_FLAGS: readonly Flag[] = [
   { name: 'dry-run', about: 'Only show what would travel' },
 ];
 
+const NOTHING_IS_OVERWRITTEN = 'no branch is overwritten: choose another one with --branch NAME';
+
 export const workspaceVerbs: readonly Verb[] = [
   {
     name: 'sync',
@@ -81,6 +83,7 @@ export const workspaceVerbs: readonly Verb[] = [
           USER,
           INTO,
         ],
+        foreign: { 'name-only': 'with what became of them: --name-status' },
         positionals: [SANDBOX],
         load: async () => (await workspace()).diff,
       },
@@ -98,6 +101,7 @@ export const workspaceVerbs: readonly Verb[] = [
           USER,
           INTO,
         ],
+        foreign: { f: NOTHING_IS_OVERWRITTEN, force: NOTHING_IS_OVERWRITTEN },
         positionals: [SANDBOX],
         notes:
           'Nothing here is overwritten: a branch that has other commits, or is checked out, is refused. Nothing from the sandbox is run:\nits hooks, filters and configuration mean nothing here, and git checks each object.',

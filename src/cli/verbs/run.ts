@@ -22,8 +22,8 @@ type Sandbox = Output<'sandbox.create'>;
 
 /** The image that Hutch makes. */
 const OWN_IMAGE = 'debian';
-/** As a shell says that there is no such program. */
-const NOT_FOUND = 127;
+/** As a shell says that there is no such program, and that it is none. */
+const NOT_RUN: readonly number[] = [126, 127];
 /** After Ctrl-C: how long its processes may take to end. */
 const STOP_GRACE_MS = 2_000;
 
@@ -54,7 +54,7 @@ export async function run(context: Context, args: Args): Promise<number> {
     return 0;
   }
   const code = await foreground(context, sandbox, stdio, detachKeys);
-  if (code === NOT_FOUND && !context.json) {
+  if (NOT_RUN.includes(code) && !context.json) {
     const { entrypoint = [] } = sandbox.imageConfig ?? {};
     if (args.swallowed !== null) await context.io.err(behindCommand(args.swallowed, argv ?? []));
     else if (entrypoint.length > 0 && argv !== null) await context.io.err(inPlaceOf(entrypoint, argv));
@@ -67,7 +67,7 @@ export async function run(context: Context, args: Args): Promise<number> {
 async function directoryMeant({ command: [word = '', ...rest] }: Args): Promise<string> {
   const isOne = (await stat(word).catch(() => null))?.isDirectory() === true;
   if (!isOne && !/^\.{0,2}\//.test(word)) return '';
-  const how = `hutch run ${/^\.{0,2}\//.test(word) ? word : `./${word}`} -- ${rest[0] === '--' ? rest.slice(1).join(' ') || 'CMD' : 'CMD'}`;
+  const how = `hutch run ${/^\.{0,2}\//.test(word) ? word : `./${word}`} -- ${commandLine(rest[0] === '--' ? rest.slice(1) : rest) || 'CMD'}`;
   return isOne
     ? `hint: ${safe(`${word} was taken for a program in the sandbox, and is a directory here: its git repository is copied in by: ${how}`)}\n`
     : `hint: ${safe(`${word} was taken for a program in the sandbox: there is no such directory here, whose git repository would be copied in`)}\n`;
@@ -88,6 +88,12 @@ function inPlaceOf(entrypoint: readonly string[], argv: readonly string[]): stri
 async function sourceOf({ command, isPlainly }: Args): Promise<{ readonly source: string | null; readonly words: readonly string[] }> {
   const [first = '', second] = command;
   if (!/^(?:\.{1,2}$|\.{0,2}\/)/.test(first)) return { source: null, words: command };
+  // No program is called so.
+  if (/^\.{1,2}$|\/$/.test(first) && second !== undefined && second !== '--')
+    throw usage(
+      `-- is missing between the directory ${first} and the command`,
+      `like: hutch run ${first} -- ${commandLine(command.slice(1))}`,
+    );
   if (second === undefined ? first.startsWith('/') : second !== '--') return { source: null, words: command };
   const info = await stat(first).catch(() => null);
   if (info?.isDirectory() === true) return { source: first, words: command.slice(2) };
