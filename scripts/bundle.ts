@@ -28,15 +28,20 @@ if (nearest === undefined) {
 }
 const { build }: typeof Esbuild = createRequire(join(nearest, 'package.json'))('esbuild');
 
+const SOCKET_CRYPTO = 'src/cli/socket-crypto.ts';
+
 /**
  * The WebSocket client asks for TLS, HTTPS, ciphers and compression when it is loaded. Over a unix socket it uses none
  * of the first two, nor the last, and they take as long to load as all the rest: each comes when a function of it is
- * called, or, of the last, which it does not take apart before, when something of it is looked at.
+ * called, or, of the last, which it does not take apart before, when something of it is looked at. Of ciphers it uses so
+ * little that it has that from us.
  */
 const lazyTls: Esbuild.Plugin = {
   name: 'lazy-tls',
   setup({ onResolve, onLoad }) {
-    onResolve({ filter: /^(?:https|tls|crypto|zlib)$/ }, ({ path }) => ({ path, namespace: 'lazy' }));
+    onResolve({ filter: /^(?:https|tls|crypto|zlib)$/ }, ({ path, importer }) =>
+      path === 'crypto' && /\/node_modules\/ws\//.test(importer) ? { path: join(root, SOCKET_CRYPTO) } : { path, namespace: 'lazy' },
+    );
     onLoad({ filter: /^/, namespace: 'lazy' }, ({ path }) => {
       const found = `require('node:${path}')[name]`;
       return {

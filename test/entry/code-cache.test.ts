@@ -1,7 +1,12 @@
 // The code that V8 compiled of the command line: made by the first command of a verb, used by the next, and never in anybody's way.
+
+import { once } from 'node:events';
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
+import { WebSocketServer } from 'ws';
 import { CODE_FILES_MAX } from '../../src/cli/code-cache.ts';
 import { type Checkout, checkout } from './checkout.ts';
 
@@ -71,6 +76,30 @@ test('until a verb has asked the daemon, it loads none of the modules of Node th
     expect({ argv, large }).toEqual({ argv, large: [] });
     expect(stderr).toMatch(/loaded: .*NativeModule net/);
   }
+});
+
+test('a verb that speaks with a program in a sandbox does so without loading ciphers', WHOLE, async () => {
+  using copy = checkout();
+  cpSync(join(ROOT, 'src'), join(copy.dir, 'src'), { recursive: true });
+  const hook = join(copy.dir, 'hook.cjs');
+  writeFileSync(hook, `process.on('exit', () => process._rawDebug('loaded:', process.moduleLoadList.join(' ')));`);
+  await copy.run([join(copy.dir, 'hutch'), 'version']);
+  await using undo = new AsyncDisposableStack();
+  const server = createServer((_, response) => response.writeHead(404).end('{}')).listen(0, '127.0.0.1');
+  undo.defer(() => void server.close());
+  await once(server, 'listening');
+  const sockets = new WebSocketServer({ server });
+  undo.defer(() => {
+    for (const client of sockets.clients) client.terminate();
+  });
+  const error = { code: 'not_found', message: 'a server of WebSockets has none', retryable: false };
+  sockets.on('connection', (socket) => socket.send(JSON.stringify({ type: 'error', error }), () => socket.close(1011)));
+  const { port } = server.address() as AddressInfo;
+  const env = { HUTCH_API_URL: `http://127.0.0.1:${port}`, HUTCH_API_KEY: 'key', NODE_OPTIONS: `--require ${hook}` };
+  const { stderr } = await copy.run([join(copy.dir, 'hutch'), 'exec', 'some', '--', 'true'], { env });
+  expect(stderr).toContain(error.message); // its digest was looked at
+  expect(stderr).toMatch(/loaded: .*NativeModule http /);
+  expect(stderr).not.toContain('NativeModule crypto ');
 });
 
 test('a place in the bundle is told as it is, with kept code as without', async () => {
