@@ -125,7 +125,7 @@ const NOTES: Readonly<Record<Backend, string>> = {
   docker:
     'The bare relay connects to the container’s address. Ours goes through the daemon and the agent: one process more that reads and writes each byte.',
   gvisor:
-    'The bare relay connects to a port that passt forwards into the same sandbox: passt and the runtime’s own TCP carry it from there. Ours comes over the agent’s socket. Bound by the runtime: of each request the daemon took 40 µs of processor time, and the runtime’s kernel 230, for the server and for the agent’s three and a half calls a request, each of which stops a traced process. Tried: no read that finds nothing, which took a fifth off, but with this runtime the end of a connection would never be heard (docs/decisions/0020).',
+    'The bare relay connects to a port that passt forwards into the same sandbox: passt and the runtime’s own TCP carry it from there. Ours comes over the agent’s socket. Bound by the runtime, in which each call stops a traced process: of each request its kernel takes four fifths of the processor time, for the server and for the agent. What the agent asks that finds nothing is gone (docs/decisions/0020), and the sandbox may have of its processors in one tenth of a second what it left in an earlier one: it stood still for 20 ms up to twice a second, and with it all 16 connections, which was the p99. With both, in turn with the release before: 1.07 where it was 1.21 of the relay’s time for each request, 1.05 where it was 1.61 of its p99.',
   qemu: 'The bare relay connects to a port that passt forwards into the same machine, over its network card. Ours comes over the agent’s port: each request is read and written by one more program under emulation.',
 };
 

@@ -45,7 +45,7 @@ pub enum Token {
 }
 
 impl Token {
-    fn pack(self) -> u64 {
+    pub fn pack(self) -> u64 {
         let (kind, low) = match self {
             Token::Link => (0, 0),
             Token::Signals => (1, 0),
@@ -88,7 +88,7 @@ pub enum Place {
 
 pub struct Agent {
     pub place: Place,
-    epoll: OwnedFd,
+    pub epoll: OwnedFd,
     signals: SignalFd,
     pub notes: Arc<Notes>,
     pub pool: Pool,
@@ -136,7 +136,7 @@ pub struct Agent {
 }
 
 const EVENTS_PER_TURN: usize = 32;
-const LINK_IN: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::RDHUP).union(epoll::EventFlags::ET);
+const LINK_IN: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::RDHUP);
 const LINK_OUT: epoll::EventFlags = epoll::EventFlags::OUT.union(epoll::EventFlags::ET);
 const DISK_FAILURE_AGAIN: Duration = Duration::from_secs(30);
 
@@ -211,12 +211,16 @@ impl Agent {
     pub fn watch_link(&self) -> Result<(), Fault> {
         let both = self.link.fds().count() == 1;
         for (index, fd) in self.link.fds().enumerate() {
-            let flags = if index == 0 { LINK_IN } else { LINK_OUT };
-            let flags = if both && !self.link.writable { LINK_IN | LINK_OUT } else { flags };
+            let flags = if index == 0 { self.link_in() } else { LINK_OUT };
+            let flags = if both && !self.link.writable { self.link_in() | LINK_OUT } else { flags };
             epoll::add(&self.epoll, fd, epoll::EventData::new_u64(Token::Link.pack()), flags)
                 .map_err(|errno| Fault::system("the link cannot be watched", errno))?;
         }
         Ok(())
+    }
+
+    fn link_in(&self) -> epoll::EventFlags {
+        if self.link.is_told_again() { LINK_IN } else { LINK_IN | epoll::EventFlags::ET }
     }
 
     /// The link takes no more: an event tells when it does.
@@ -229,7 +233,7 @@ impl Agent {
         let mut fds = self.link.fds();
         // Two descriptors: the second is watched for room all the time.
         let (Some(fd), None) = (fds.next(), fds.next()) else { return };
-        let flags = if wanted { LINK_IN | LINK_OUT } else { LINK_IN };
+        let flags = if wanted { self.link_in() | LINK_OUT } else { self.link_in() };
         if let Err(errno) = epoll::modify(&self.epoll, fd, epoll::EventData::new_u64(Token::Link.pack()), flags) {
             say(&format!("the link cannot be watched: {}", crate::fault::describe(errno)));
         }

@@ -3,21 +3,29 @@ use crate::agent::{Agent, Token};
 use crate::fault::{Fault, Outcome};
 use crate::jobs::Ticket;
 use crate::output::{DATA_BYTES_MAX, Output};
-use crate::stream::Kind;
+use crate::stream::{Kind, Stream};
 use crate::wire::fields::{Fields, PATH_BYTES_MAX};
 use crate::wire::frame::FrameType;
 use crate::wire::value::Value;
-use rustix::event::epoll::EventFlags;
+use rustix::event::epoll::{self, EventFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, connect, shutdown, socket_with, sockopt};
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// What says that there is something to read, be it an end.
+const COMES: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
+const BROKEN: EventFlags = EventFlags::HUP.union(EventFlags::ERR);
 
 pub struct Tunnel {
     socket: OwnedFd,
     connecting: bool,
     readable: bool,
+    /// Wants to hear of what comes. Not while that is known and cannot be taken: it would be told without end.
+    listening: bool,
+    /// What the loop is told of, level by level: a read that comes short needs no second one to find out that there is no more.
+    watched: EventFlags,
     /// From the host, not yet written: at most what the stream has credit for.
     inbox: VecDeque<u8>,
     host_ended: bool,
@@ -32,12 +40,36 @@ impl Tunnel {
         Tunnel {
             socket,
             connecting,
-            readable: !connecting,
+            readable: false,
+            listening: true,
+            watched: EventFlags::empty(),
             inbox: VecDeque::new(),
             host_ended: false,
             sealed: false,
             peer_ended: false,
         }
+    }
+
+    /// Has the loop told of what can be done next, and of nothing else.
+    pub fn watch(&mut self, epoll: BorrowedFd<'_>, stream: u32) -> Result<(), Fault> {
+        let mut wanted = EventFlags::empty();
+        wanted.set(COMES, self.listening && !self.connecting);
+        wanted.set(EventFlags::OUT, self.connecting || !self.inbox.is_empty());
+        if wanted == self.watched {
+            return Ok(());
+        }
+        let data = epoll::EventData::new_u64(Token::Tunnel { stream }.pack());
+        let changed = if self.watched.is_empty() {
+            epoll::add(epoll, &self.socket, data, wanted)
+        } else if wanted.is_empty() {
+            // That it is broken is told whatever is asked for.
+            epoll::delete(epoll, &self.socket)
+        } else {
+            epoll::modify(epoll, &self.socket, data, wanted)
+        };
+        changed.map_err(|errno| Fault::system("the connection in the sandbox cannot be watched", errno))?;
+        self.watched = wanted;
+        Ok(())
     }
 
     /// Takes DATA; returns how many bytes the socket took at once.
@@ -91,6 +123,11 @@ impl Tunnel {
         written
     }
 
+    fn all_read(&mut self) {
+        self.readable = false;
+        self.listening = true;
+    }
+
     /// One frame of what the peer sent. Err: the stream is over, with this outcome.
     pub fn emit(&mut self, stream: u32, credit: u64, output: &mut Output) -> Result<(usize, bool), Outcome> {
         if self.connecting {
@@ -107,13 +144,18 @@ impl Tunnel {
         match output.data_from(stream, 0, limit, |place| Ok(rustix::io::read(socket, place)?)) {
             Ok(0) => {
                 self.peer_ended = true;
+                self.listening = false;
                 output.frame(FrameType::End, 0, stream, &[]);
                 Ok((0, true))
             }
-            Ok(count) => Ok((count, true)),
+            Ok(count) if count == limit => Ok((count, true)),
+            Ok(count) => {
+                self.all_read();
+                Ok((count, false))
+            }
             Err(error) => match Errno::from_io_error(&error) {
                 Some(Errno::AGAIN) => {
-                    self.readable = false;
+                    self.all_read();
                     Ok((0, false))
                 }
                 Some(Errno::INTR) => Ok((0, true)),
@@ -184,8 +226,8 @@ impl Agent {
             Err(Errno::INPROGRESS) => true,
             Err(errno) => return Err(failed(errno)),
         };
-        self.watch(socket.as_fd(), Token::Tunnel { stream: ticket.stream })?;
-        let tunnel = Tunnel::new(socket, connecting);
+        let mut tunnel = Tunnel::new(socket, connecting);
+        tunnel.watch(self.epoll.as_fd(), ticket.stream)?;
         self.with_stream(ticket.stream, |stream| {
             stream.kind = Kind::Tunnel(Box::new(tunnel));
             if !connecting {
@@ -211,13 +253,24 @@ impl Agent {
                 return;
             }
             tunnel.connecting = false;
-            tunnel.readable = true;
             stream.reply(&Value::Nil);
         }
         let Kind::Tunnel(tunnel) = &mut stream.kind else { return };
-        tunnel.readable |= flags.intersects(EventFlags::IN | EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
-        let written = if flags.contains(EventFlags::OUT) { tunnel.flush() } else { 0 };
+        if flags.intersects(COMES | BROKEN) {
+            tunnel.listening &= !tunnel.readable;
+            tunnel.readable = true;
+        }
+        let written = if flags.intersects(EventFlags::OUT | BROKEN) { tunnel.flush() } else { 0 };
+        self.watch_tunnel(number);
         self.input_taken(number, written);
         self.ready(number);
+    }
+
+    /// To be called when what a tunnel has to be told of may have changed.
+    pub fn watch_tunnel(&mut self, number: u32) {
+        let Some(Stream { kind: Kind::Tunnel(tunnel), .. }) = self.streams.get_mut(&number) else { return };
+        if let Err(fault) = tunnel.watch(self.epoll.as_fd(), number) {
+            self.finish_stream(number, &Err(fault));
+        }
     }
 }

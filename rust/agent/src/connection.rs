@@ -49,19 +49,24 @@ impl Agent {
                 self.notes.post(|agent| agent.receive());
                 break;
             }
-            match self.link.read(decoder.space()) {
+            let space = decoder.space();
+            let room = space.len();
+            let is_all = match self.link.read(space) {
                 Ok(0) => {
                     hung_up = true;
                     break;
                 }
-                Ok(count) => decoder.filled(count),
+                Ok(count) => {
+                    decoder.filled(count);
+                    count < room && self.link.is_told_again()
+                }
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => continue,
                 Err(_) => {
                     hung_up = true;
                     break;
                 }
-            }
+            };
             loop {
                 let connection = self.connection;
                 match decoder.step() {
@@ -84,6 +89,9 @@ impl Agent {
                     }
                 }
                 debug_assert!(self.connection >= connection);
+            }
+            if is_all {
+                break;
             }
         }
         self.decoder = decoder;
@@ -222,7 +230,11 @@ impl Agent {
                 job.push(payload);
                 0
             }
-            Kind::Tunnel(tunnel) => tunnel.feed(payload),
+            Kind::Tunnel(tunnel) => {
+                let taken = tunnel.feed(payload);
+                self.watch_tunnel(number);
+                taken
+            }
             // A host that is quick sends input before it has the reply.
             Kind::Pending => {
                 stream.early.extend_from_slice(payload);

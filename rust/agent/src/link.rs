@@ -67,6 +67,12 @@ impl Link {
         matches!(self.target, Target::Port(_))
     }
 
+    /// It is watched level by level: what a read has left is told again, and so is an end until it is closed. A port is hung up
+    /// for as long as nobody is at the host's end, and standard input is not the agent's alone to close.
+    pub fn is_told_again(&self) -> bool {
+        matches!(self.target, Target::Connect(_))
+    }
+
     pub fn is_stdio(&self) -> bool {
         matches!(self.target, Target::Stdio)
     }

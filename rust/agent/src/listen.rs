@@ -85,9 +85,10 @@ impl Agent {
             _ => None,
         });
         let (listener, socket) = found.ok_or_else(|| Fault::not_found(format!("nobody waits with the number {id}")))?;
-        self.watch(socket.as_fd(), Token::Tunnel { stream: ticket.stream })?;
+        let mut tunnel = Tunnel::new(socket, false);
+        tunnel.watch(self.epoll.as_fd(), ticket.stream)?;
         self.with_stream(ticket.stream, |stream| {
-            stream.kind = Kind::Tunnel(Box::new(Tunnel::new(socket, false)));
+            stream.kind = Kind::Tunnel(Box::new(tunnel));
             stream.reply(&Value::Nil);
         });
         self.take_arrivals(listener);

@@ -9,6 +9,7 @@ use crate::stream::{Kind, Stream, encode_event};
 use crate::timers::Timer;
 use crate::wire::frame::FrameType;
 use rustix::io::Errno;
+use std::os::fd::AsFd;
 
 const WRITES_PER_TURN: usize = 32;
 
@@ -176,7 +177,12 @@ impl Agent {
                 }
             },
             Kind::Tunnel(tunnel) => match tunnel.emit(number, credit, output) {
-                Ok(sent) => sent,
+                Ok(sent) => {
+                    if let Err(fault) = tunnel.watch(self.epoll.as_fd(), number) {
+                        stream.finish(&Err(fault));
+                    }
+                    sent
+                }
                 Err(outcome) => {
                     stream.finish(&outcome);
                     (0, true)

@@ -334,6 +334,77 @@ fn what_stops_a_read_short_is_no_reason_to_wait() {
     server.join().expect("the server ends");
 }
 
+/// Processor time that the agent has had, in nanoseconds.
+fn spent(agent: &Agent) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", agent.pid())).expect("it runs");
+    let of = |path: std::path::PathBuf| std::fs::read_to_string(path.join("schedstat")).unwrap_or_default();
+    tasks.flatten().filter_map(|task| of(task.path()).split_whitespace().next()?.parse::<u64>().ok()).sum()
+}
+
+/// Until nothing happens in it: whoever is told again and again of what it cannot take does not rest.
+fn rests(agent: &Agent, what: &str) {
+    const WINDOW: std::time::Duration = std::time::Duration::from_millis(200);
+    eventually(what, || {
+        let before = spent(agent);
+        std::thread::sleep(WINDOW);
+        (u128::from(spent(agent) - before) < WINDOW.as_nanos() / 10).then_some(())
+    });
+}
+
+#[test]
+fn a_tunnel_that_cannot_go_on_costs_nothing() {
+    const CREDIT_START: usize = 1_048_576;
+    const MUCH: usize = 4 * CREDIT_START;
+    let agent = Agent::start();
+    let mut client = agent.accept();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listens");
+    let tcp = Value::map([("tcp", Value::map([("port", listener.local_addr().expect("an address").port().into())]))]);
+    let joined = |client: &mut Client| {
+        let stream = client.open("connect", tcp.clone());
+        client.reply(stream).expect("connected");
+        (stream, listener.accept().expect("a peer").0)
+    };
+    let take = |client: &mut Client, stream: u32, bytes: usize| {
+        let mut taken = 0;
+        while taken < bytes {
+            let frame = client.next_of(stream);
+            assert_eq!(frame.kind, DATA);
+            taken += frame.payload.len();
+        }
+        assert_eq!(taken, bytes);
+    };
+
+    let (long, mut peer) = joined(&mut client);
+    let speaker = std::thread::spawn(move || peer.write_all(&vec![b'x'; MUCH]).expect("it is heard out"));
+    take(&mut client, long, CREDIT_START);
+    rests(&agent, "the agent waits for credit");
+
+    let (broken, mut peer) = joined(&mut client);
+    client.send(DATA, broken, b"never read: so its end is a reset");
+    peer.write_all(&vec![b'x'; CREDIT_START]).expect("writes");
+    take(&mut client, broken, CREDIT_START);
+    drop(peer);
+    rests(&agent, "the agent waits for credit to tell of a reset");
+
+    let path = agent.path("deaf.sock");
+    let deaf = UnixListener::bind(&path).expect("listens");
+    let stream = client.open("connect", Value::map([("unix", path.as_str().into())]));
+    client.reply(stream).expect("connected");
+    let (peer, _) = deaf.accept().expect("a peer");
+    peer.shutdown(std::net::Shutdown::Write).expect("ends its side");
+    // More than a socket holds: the rest waits in the agent.
+    (0..4).for_each(|_| client.send(DATA, stream, &[b'y'; 65_536]));
+    rests(&agent, "the agent waits for a peer that reads nothing");
+    drop(peer);
+    rests(&agent, "the agent has given up who reads nothing and is gone");
+
+    client.credit(long, MUCH);
+    rests(&agent, "the agent waits for a host that reads nothing");
+    take(&mut client, long, MUCH - CREDIT_START);
+    assert_eq!(client.next_of(long).kind, END);
+    speaker.join().expect("it has said all");
+}
+
 trait ReadWrite: Read + Write + Send {}
 impl<T: Read + Write + Send> ReadWrite for T {}
 

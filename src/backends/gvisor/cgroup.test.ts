@@ -72,7 +72,7 @@ test.each([
 });
 
 test('a sandbox of gVisor is limited in the unified hierarchy, whose parents hand the controllers on; without one of them nothing is claimed', async () => {
-  const limits = ['memory.max', 'memory.swap.max', 'cpu.max', 'pids.max'].map((name) => `${ROOT}/${path}/${name}`);
+  const limits = ['memory.max', 'memory.swap.max', 'cpu.max', 'cpu.max.burst', 'pids.max'].map((name) => `${ROOT}/${path}/${name}`);
   const { host, files } = machine({ ...UNIFIED, ...Object.fromEntries(limits.map((file) => [file, 'max\n'])) });
   // Until the parents hand them on they are not there.
   const handedOn: string[] = [];
@@ -87,9 +87,24 @@ test('a sandbox of gVisor is limited in the unified hierarchy, whose parents han
   await cgroups.settle(op, plan);
   expect(handedOn).toEqual([`${ROOT}/cgroup.subtree_control`, `${ROOT}/hutch/cgroup.subtree_control`]);
   expect(files[`${ROOT}/cgroup.subtree_control`]).toBe('+memory +cpu +pids');
-  expect(limits.map((file) => files[file])).toEqual([`${64 * 1024 * 1024}`, '0', '200000 100000', '8192']);
+  expect(limits.map((file) => files[file])).toEqual([`${64 * 1024 * 1024}`, '0', '200000 100000', '200000', '8192']);
 
   const lacking = machine({ ...UNIFIED, [`${ROOT}/cgroup.controllers`]: 'cpu io pids\n' });
   expect(await new Cgroups(lacking.host, 'hutch').work(op)).toBe(false);
   expect(await new Cgroups(lacking.host, 'hutch').use(op, plan)).toBeNull();
+});
+
+test('what a sandbox of gVisor has left of its processors in one period it may have in a later one, where the kernel knows that', async () => {
+  const cpu = (name: string): string => `${ROOT}/cpu/${path}/${name}`;
+  const { host, files } = machine({ ...SEPARATE, [cpu('cpu.cfs_period_us')]: '', [cpu('cpu.cfs_quota_us')]: '' });
+  await new Cgroups(host, 'hutch').settle(op, plan);
+  expect([files[cpu('cpu.cfs_quota_us')], files[cpu('cpu.cfs_period_us')], files[cpu('cpu.cfs_burst_us')]]).toEqual([
+    '200000',
+    '100000',
+    undefined,
+  ]);
+  files[cpu('cpu.cfs_burst_us')] = '0';
+  await new Cgroups(host, 'hutch').settle(op, plan);
+  // No more than the quota: the kernel refuses that.
+  expect(files[cpu('cpu.cfs_burst_us')]).toBe('200000');
 });

@@ -87,6 +87,10 @@ export class Cgroups {
       ['cpu.cfs_quota_us', `${quotaUs}`],
       ['cpu.cfs_period_us', `${CPU_PERIOD_US}`],
       ['cpu.max', `${quotaUs} ${CPU_PERIOD_US}`],
+      // What it left of one period it may have in a later one, as far as the kernel knows that (since 5.14): else the runtime, which
+      // works on several processors at once, stands still for the rest of each period in which much came together.
+      ['cpu.cfs_burst_us', `${quotaUs}`],
+      ['cpu.max.burst', `${quotaUs}`],
     ]);
   }
 
