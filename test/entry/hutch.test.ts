@@ -28,6 +28,19 @@ test('once all is there, a start runs a shell, find and Node, and nothing else',
   expect(programsStarted([join(copy.dir, 'hutch'), 'version'], {})).toBe(3);
 });
 
+test('where process 1 does not care for what has lost its parent, only some are left to it', async () => {
+  using copy = checkout();
+  await copy.run([join(copy.dir, 'hutch'), 'version']);
+  // In a PID namespace whose first process, cat, waits for no child.
+  const work = `for each in $(seq 45); do ${join(copy.dir, 'hutch')} version; done; cat /proc/[0-9]*/status | grep -c '^State:.Z' || :`;
+  const script = `mkfifo pipe; (${work}) >pipe & exec cat pipe`;
+  const run = await copy.run(['unshare', '--pid', '--fork', '--mount-proc', 'sh', '-c', script]);
+  expect(run).toMatchObject({ code: 0, stderr: '' });
+  const lines = run.stdout.trimEnd().split('\n');
+  expect(lines.slice(0, -1)).toEqual(Array.from({ length: 45 }, () => '["version"]'));
+  expect(Number(lines.at(-1))).toBeLessThanOrEqual(33);
+});
+
 test("the command's exit code is passed on", async () => {
   using copy = checkout();
   expect((await copy.run([join(copy.dir, 'hutch'), 'fail', '37'])).code).toBe(37);
