@@ -5,6 +5,7 @@ import { HutchError } from '../domain/errors.ts';
 import { newOpId } from '../domain/ids.ts';
 import type { Host } from '../host/host.ts';
 import { newOperation } from '../host/operation.ts';
+import { keepWhatLies } from '../services/kept-by-restore.ts';
 import { restoreStore } from '../store/backup.ts';
 
 const SILENT = { debug() {}, info() {}, warn() {}, error() {} };
@@ -21,6 +22,7 @@ export async function restoreAndTell(host: Host, env: Environment, backup: strin
         hint: 'end it first (sandboxes go on): systemctl stop hutchd where it is a service, else hutch daemon stop',
       });
     await using _held = lock;
+    await keepWhatLies(op, host, places.dataDir);
     const { header, check, replaced } = await restoreStore(op, host, places.storePath, backup);
     const { version, schemaVersion, createdAtMs } = header;
     say({

@@ -56,6 +56,7 @@ export const BELONGINGS: readonly Line[] = [
   ),
   data('', /^hutch\.db\.(restored|put-back)$/, 'hutch', 'what the next start, or the next try, makes the store'),
   data('', /^hutch\.db\.(new|before|restoring)(-wal|-shm|-journal)?$/, 'work', 'a store that is being made, copied or brought back'),
+  data('', /^kept-by-restore$/, 'hutch', 'names of what lay here when a backup took the place of the store'),
   data('', /^hutch\.lock$/, 'hutch', 'held by the one daemon of this directory'),
   data('', /^owner\.key$/, 'hutch', 'the API key of this machine’s owner'),
   data('', /^preview\.key$/, 'hutch', 'what links of shared ports are signed with'),

@@ -1,6 +1,7 @@
 // At the start of the daemon: what the last one left is brought in order. Sandboxes that run are
 // adopted, those that do not are recorded as ended with the proof, what was half done is undone or
 // finished, and what belongs to nothing is removed.
+import type { SandboxPlan } from '../backends/backend.ts';
 import type { HutchError } from '../domain/errors.ts';
 import { isId, type SandboxId } from '../domain/ids.ts';
 import type { Intent } from '../domain/records.ts';
@@ -10,6 +11,7 @@ import { PAGE_ROWS_MAX } from '../store/contract.ts';
 import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import { backendOf, placesOf } from './deps.ts';
+import { keepTheRest, keptByRestore } from './kept-by-restore.ts';
 import { removeLeftWork } from './left-work.ts';
 import { releaseRun, runOf } from './release.ts';
 import { finishReshape, grownBy } from './reshape.ts';
@@ -43,9 +45,11 @@ export async function reconcile(core: Core, supervisor: Supervisor, restorer: Re
     const used = (await store.query('openSandboxes', {})).map(({ spec }) => spec.backend);
     const away = await enginesAway(core, op, new Set([...used, ...named]));
     await removeLeftWork(core, op, away);
-    await core.deps.images?.sweep(op, new Set((await store.query('images', {})).map(({ digest }) => digest)));
+    const kept = await keptByRestore(op, host, core.deps.places.dataDir);
+    const images = (await store.query('images', {})).map(({ digest }) => digest);
+    await core.deps.images?.sweep(op, new Set([...images, ...[...kept].map((name) => `sha256:${name}`)]));
     const suspension = new Suspension(core, supervisor);
-    const finishers = { suspension, restorer };
+    const finishers = { suspension, restorer, kept };
     const waiting = new Map([...away.keys()].map((name) => [name, [] as Task[]]));
     await each(intents, async (intent) => {
       const later = waiting.get(named[intents.indexOf(intent)] ?? '');
@@ -62,9 +66,10 @@ export async function reconcile(core: Core, supervisor: Supervisor, restorer: Re
       askItself(core, supervisor, await runOf(core, op, sandbox), sandbox, why);
     });
     for (const intent of intents) await tell(core, suspension, call, intent);
-    await sweep(core, op);
-    await sweepSnapshots(core, op);
-    await sweepVolumes(core, op);
+    await sweep(core, op, kept);
+    await sweepSnapshots(core, op, kept);
+    await sweepVolumes(core, op, kept);
+    await keepTheRest(op, host, core.deps.places.dataDir, { kept, known: await onRecord(core) });
     for (const intent of intents) restorer.again(intent);
     for (const backend of core.deps.backends) {
       const tasks = waiting.get(backend.name);
@@ -76,7 +81,7 @@ export async function reconcile(core: Core, supervisor: Supervisor, restorer: Re
   });
 }
 
-type Finishers = { readonly suspension: Suspension; readonly restorer: Restorer };
+type Finishers = { readonly suspension: Suspension; readonly restorer: Restorer; readonly kept: ReadonlySet<string> };
 
 /** Whose engine an intent needs; null where it does not say. */
 async function backendNameOf({ deps }: Core, { sandboxId, detail }: Intent): Promise<string | null> {
@@ -115,15 +120,17 @@ async function adoptLater(core: Core, supervisor: Supervisor, call: Call, id: Sa
 
 /** What was begun and not finished. The name that a creation reserved is freed with it. */
 async function finish(core: Core, finishers: Finishers, call: Call, intent: Intent): Promise<void> {
-  const { suspension, restorer } = finishers;
+  const { suspension, restorer, kept } = finishers;
   const { op } = call;
   const { store } = core.deps;
   const { sandboxId } = intent;
-  if (readyOf(intent) !== null) return; // it waits, and is looked at when all else is in order
   const sandbox = sandboxId === null ? null : await store.query('sandbox', { id: sandboxId });
+  // Since the backup was made, it may have been finished, or given to somebody.
+  const isKept = sandbox === null && sandboxId !== null && kept.has(sandboxId);
+  if (readyOf(intent) !== null && !isKept) return; // it waits, and is looked at when all else is in order
   op.log.info({ intent: intent.kind, sandbox: sandboxId, of: intent.opId }, 'an operation was cut short');
   if (sandbox === null || sandboxId === null) {
-    if (sandboxId !== null) await removeStray(core, op, sandboxId, intent);
+    if (sandboxId !== null) await (isKept ? endStray(core, op, sandboxId) : removeStray(core, op, sandboxId, intent));
     await store.commit(
       op,
       [
@@ -246,7 +253,7 @@ async function settled(op: Operation, id: SandboxId | null, work: () => Promise<
 }
 
 /** Directories, and the processes that their files tell of, that belong to no sandbox. */
-async function sweep(core: Core, op: Operation): Promise<void> {
+async function sweep(core: Core, op: Operation, kept: ReadonlySet<string>): Promise<void> {
   const { store, host, places } = core.deps;
   const live = new Set<string>(await store.query('liveSandboxIds', {}));
   const pending = new Set<string | null>((await store.query('intents', {})).map((intent) => intent.sandboxId));
@@ -255,7 +262,7 @@ async function sweep(core: Core, op: Operation): Promise<void> {
     if ((await host.stat(op, parent)) === null) continue;
     for (const name of await host.list(op, parent)) if (isId('sbx', name) && !live.has(name) && !pending.has(name)) strays.add(name);
   }
-  await each([...strays], (id) => settled(op, id, () => removeStray(core, op, id, null)));
+  await each([...strays], (id) => settled(op, id, () => (kept.has(id) ? endStray(core, op, id) : removeStray(core, op, id, null))));
 }
 
 /** What is left of a sandbox that was never made, or is deleted: processes first. */
@@ -264,23 +271,42 @@ async function removeStray(core: Core, op: Operation, id: SandboxId, intent: Int
   const mine = placesOf(places, id);
   op.log.info({ sandbox: id }, 'what is left of an unfinished sandbox is removed');
   const named = intent?.detail['backend'];
+  const plan = strayPlan(core, id);
   for (const backend of backends.filter((candidate) => named === undefined || candidate.name === named)) {
-    const plan = {
-      id,
-      name: id,
-      projectId: null,
-      shape: { cpus: 1, memoryMiB: 0, diskMiB: 0 },
-      network: 'none',
-      boot: { kind: 'gone' },
-      dataDir: mine.vmDir,
-      runDir: mine.runDir,
-      logDir: mine.logDir,
-      runAs: null,
-    } as const;
     await backend.kill(op, plan, 'now');
     await backend.remove(op, plan);
   }
   await Promise.all([host.remove(op, mine.dir), host.remove(op, mine.runDir), host.remove(op, mine.logDir)]);
+}
+
+/** One that was made after the backup that was restored: it does not run unseen, and its disk stays. */
+async function endStray(core: Core, op: Operation, id: SandboxId): Promise<void> {
+  op.log.info({ sandbox: id }, 'a sandbox that the restored store does not know is ended; its disk stays');
+  const plan = strayPlan(core, id);
+  for (const backend of core.deps.backends) {
+    await backend.kill(op, plan, 'now');
+    await backend.cleanUp(op, plan);
+  }
+}
+
+function strayPlan({ deps }: Core, id: SandboxId): SandboxPlan {
+  const { vmDir: dataDir, runDir, logDir } = placesOf(deps.places, id);
+  const shape = { cpus: 1, memoryMiB: 0, diskMiB: 0 };
+  return { id, name: id, projectId: null, shape, network: 'none', boot: { kind: 'gone' }, dataDir, runDir, logDir, runAs: null };
+}
+
+/** The names of all that has a directory of its own. */
+async function onRecord({ deps: { store } }: Core): Promise<ReadonlySet<string>> {
+  const [snapshots, volumes, images] = await Promise.all([
+    store.query('snapshots', {}),
+    store.query('volumes', {}),
+    store.query('images', {}),
+  ]);
+  return new Set<string>([
+    ...(await store.query('liveSandboxIds', {})),
+    ...[...snapshots, ...volumes].map(({ id }) => id),
+    ...images.map(({ digest }) => digest.replace(/^sha256:/, '')),
+  ]);
 }
 
 async function each<T>(items: readonly T[], work: (item: T) => Promise<void>): Promise<void> {

@@ -392,7 +392,7 @@ async function pruneSnapshots(
 }
 
 /** At the start of the daemon: what a crash left of snapshots that were not made, or are removed. */
-export async function sweepSnapshots(core: Core, op: Operation): Promise<void> {
+export async function sweepSnapshots(core: Core, op: Operation, kept: ReadonlySet<string>): Promise<void> {
   const { host, store } = core.deps;
   const dir = snapshotsDir(core);
   if ((await host.stat(op, dir)) === null) return;
@@ -400,7 +400,7 @@ export async function sweepSnapshots(core: Core, op: Operation): Promise<void> {
   // What was kept to undo goes with its sandbox.
   for (const { id } of (await store.query('snapshots', { kind: 'undo' })).filter(({ sandboxId }) => !live.has(sandboxId)))
     await store.commit(op, [{ change: 'removeSnapshot', id, cascade: false, atMs: host.nowMs() }], 'relaxed');
-  const known = new Set<string>((await store.query('snapshots', {})).map(({ id }) => id));
+  const known = new Set<string>([...kept, ...(await store.query('snapshots', {})).map(({ id }) => id)]);
   await removeUnknown(op, host, dir, known);
   await sweepBackends(core, op, new Set(core.deps.backends.map(({ name }) => name)));
 }

@@ -175,7 +175,7 @@ async function viewOf(
 }
 
 /** At the start of the daemon: what a crash left of volumes that were not made, or are removed. */
-export async function sweepVolumes({ deps }: Core, op: Operation): Promise<void> {
-  const known = new Set<string>((await deps.store.query('volumes', {})).map(({ id }) => id));
+export async function sweepVolumes({ deps }: Core, op: Operation, kept: ReadonlySet<string>): Promise<void> {
+  const known = new Set<string>([...kept, ...(await deps.store.query('volumes', {})).map(({ id }) => id)]);
   await removeUnknown(op, deps.host, volumesDir(deps.places), known);
 }

@@ -54,12 +54,15 @@ export async function checkCopy(op: Operation, path: string): Promise<StoreCheck
 
 type RestoreHost = Pick<Host, 'stat' | 'readRange' | 'readStream' | 'appendStream' | 'sha256' | 'sync' | 'rename' | 'remove'>;
 
-/** @throws HutchError `failed_precondition`: it is no backup, or a newer Hutch wrote it. */
+/** @throws HutchError `not_found`; `failed_precondition`: it is no backup, or a newer Hutch wrote it. */
 async function readHeader(
   op: Operation,
   host: RestoreHost,
   path: string,
 ): Promise<{ readonly header: BackupHeader; readonly offset: number }> {
+  const info = await host.stat(op, path);
+  if (info === null) throw op.error('not_found', `there is no file ${path}`);
+  if (info.type === 'directory') throw op.error('invalid_argument', `${path} is a directory, and no backup`);
   const bytes = await host.readRange(op, path, 0, HEADER_BYTES_MAX);
   const end = bytes.indexOf(0x0a);
   const said = end < 0 ? null : jsonOf(new TextDecoder().decode(bytes.subarray(0, end)));

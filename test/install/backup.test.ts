@@ -1,7 +1,7 @@
 // hutch system backup and restore, from outside: while the store is in use, with a daemon in the way, damaged, and too new.
 // What a restore that is killed leaves is tried in test/store/backup.test.ts.
 import { createHash } from 'node:crypto';
-import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { afterAll, beforeAll, expect, test } from 'vitest';
@@ -82,7 +82,8 @@ test('what is damaged, of a newer Hutch, or no backup is refused, and the store 
     [join(world.dir, 'flipped'), /is damaged: it does not have its checksum/],
     [join(world.dir, 'short'), /is damaged: it has \d+ bytes of data, and should have \d+/],
     [join(world.dir, 'none'), /is no backup of Hutch/],
-    [join(world.dir, 'not-there'), /not-there/],
+    [join(world.dir, 'not-there'), /there is no file .*not-there/],
+    [world.dir, /is a directory, and no backup/],
     [tampered, /its ledger is broken: entry 1 was changed/],
     [changed('newer', { schemaVersion: 99, version: '9.9.9' }), /has schema 99, of Hutch 9\.9\.9; this Hutch knows schemas up to/],
     [changed('kind', { format: 'hutch-backup-2' }), /a backup of another kind \(hutch-backup-2\)/],
@@ -96,7 +97,9 @@ test('what is damaged, of a newer Hutch, or no backup is refused, and the store 
 });
 
 test('restore brings back what the backup has, keeps the store of before, and daemon and ledger go on', async () => {
-  await world.ok('create', '--name', 'later');
+  const later = (await world.ok('create', '--name', 'later')).trim();
+  await world.ok('exec', 'later', '--', 'sh', '-c', 'echo of a day >/root/work; sync');
+  const volume = (await world.json<{ id: string }>('volume', 'create', 'made-later')).id;
   await world.ok('daemon', 'stop');
   const said = await world.json<{ ledgerEntries: number; replaced: string }>('system', 'restore', backup);
   expect(existsSync(said.replaced)).toBe(true);
@@ -104,9 +107,17 @@ test('restore brings back what the backup has, keeps the store of before, and da
   expect(await world.ok('ls')).not.toContain('later');
   expect(await world.ok('ledger', 'verify')).toContain('unbroken');
   await world.ok('exec', 'kept', '--', 'true');
+  // What the backup does not know has ended, and lies there still after another start.
+  await world.ok('daemon', 'stop');
+  const { leaks } = JSON.parse((await world.run(['doctor', '--leaks', '--json'])).stdout) as { leaks: { kind: string; what: string }[] };
+  const lies = (directory: string, id: string) => ({ kind: 'directory', what: join(world.home, 'data', directory, id) });
+  expect(leaks).toEqual(expect.arrayContaining([lies('sandboxes', later), lies('volumes', volume)]));
+  expect(leaks.filter(({ kind }) => kind !== 'directory')).toEqual([]);
   await world.ok('daemon', 'stop');
   // Nothing is lost: what was replaced is a store like any other.
-  const db = new DatabaseSync(said.replaced);
-  expect(db.prepare("SELECT count(*) AS n FROM sandboxes WHERE name = 'later'").get()).toEqual({ n: 1 });
-  db.close();
+  for (const suffix of ['-wal', '-shm', '']) rmSync(join(world.home, 'data', `hutch.db${suffix}`), { force: true });
+  renameSync(said.replaced, join(world.home, 'data', 'hutch.db'));
+  await world.ok('start', 'later');
+  expect(await world.ok('exec', 'later', '--', 'cat', '/root/work')).toBe('of a day');
+  expect(await world.run(['doctor', '--leaks'])).toMatchObject({ code: 0, stdout: 'nothing is left over\n' });
 });
