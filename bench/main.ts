@@ -41,7 +41,11 @@ const ALL: readonly Measurement[] = [
   ...BUILDS,
 ];
 /** What a name stands for beside itself: parts of it that can be measured, and written down, alone. */
-const ALSO: Readonly<Record<string, readonly string[]>> = { workspace: ['mounted', 'scp'], backends: ['gvisor'] };
+const ALSO: Readonly<Record<string, readonly string[]>> = {
+  workspace: ['mounted', 'scp'],
+  backends: ['gvisor'],
+  images: ['archives', 'first-exec', 'builds'],
+};
 const RUNS_MAX = 1_000;
 const RELEASED_MS = 60_000;
 const EXIT_INTERRUPTED = 130;
@@ -50,7 +54,9 @@ const USAGE = `Usage: hutch bench [WHAT…] [--runs N] [--json] [--quick | --lon
 
 ${ALL.map(({ name, about }) => `  ${name.padEnd(12)}${about}`).join('\n')}
 
-With workspace, ${ALSO['workspace']?.join(' and ')} are measured too; with backends, ${ALSO['backends']?.join(' and ')}.
+Measured too: ${Object.entries(ALSO)
+  .map(([name, others]) => `with ${name} ${others.join(', ')}`)
+  .join('; ')}.
 
   --runs N   samples of each, instead of the usual number
   --json     one JSON document on stdout
