@@ -250,7 +250,7 @@ export function durationMs(
 }
 
 export function wholeNumber(flag: string, text: string, min: number, max: number, what = `--${flag}`): number {
-  if (!/^\d{1,15}$/.test(text)) throw usage(`${what}: '${text}' is no whole number`);
+  if (!/^-?\d{1,15}$/.test(text)) throw usage(`${what}: '${text}' is no whole number`);
   const value = Number(text);
   if (value < min || value > max) throw usage(`${what} must be from ${min} to ${max}, not ${text}`);
   return value;

@@ -1,6 +1,6 @@
 // Reading the ledger from the store: page by page, on to its end or for as long as it grows, and
 // checking its chain. Nothing here holds more than one page.
-import type { SandboxId } from '../domain/ids.ts';
+import type { ProjectId, SandboxId } from '../domain/ids.ts';
 import type { LedgerEntry } from '../domain/ledger.ts';
 import type { LedgerPosition, Store } from '../store/contract.ts';
 
@@ -12,6 +12,8 @@ export type LedgerRange = {
   readonly after: number;
   readonly limit?: number;
   readonly sandboxId?: SandboxId;
+  /** Entries of others are passed over, and are not counted. */
+  readonly projectId?: ProjectId;
   /** Goes on when the end is reached, until the signal aborts. */
   readonly follow?: boolean;
   readonly signal: AbortSignal;
@@ -19,7 +21,7 @@ export type LedgerRange = {
 
 /** Entries in order, each once. With `follow` it ends by throwing the signal's reason. */
 export async function* readLedger(store: Pick<Store, 'query' | 'onCommit'>, range: LedgerRange): AsyncGenerator<LedgerEntry> {
-  const { signal, sandboxId, follow = false } = range;
+  const { signal, sandboxId, projectId, follow = false } = range;
   let { after } = range;
   let left = range.limit ?? Number.POSITIVE_INFINITY;
   let news = Promise.withResolvers<void>();
@@ -31,13 +33,15 @@ export async function* readLedger(store: Pick<Store, 'query' | 'onCommit'>, rang
     while (left > 0) {
       signal.throwIfAborted();
       news = Promise.withResolvers();
-      const limit = Math.min(left, LEDGER_PAGE_ENTRIES);
+      const limit = projectId === undefined ? Math.min(left, LEDGER_PAGE_ENTRIES) : LEDGER_PAGE_ENTRIES;
       const page = await store.query('ledger', { after, limit, ...(sandboxId === undefined ? {} : { sandboxId }) });
       for (const entry of page) {
         signal.throwIfAborted();
-        yield entry;
         after = entry.sequence;
+        if (projectId !== undefined && entry.projectId !== projectId) continue;
+        yield entry;
         left -= 1;
+        if (left <= 0) return;
       }
       if (page.length === limit) continue;
       if (!follow) return;

@@ -13,6 +13,7 @@ import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import type { Handlers } from './handlers.ts';
 import { waitFor } from './operations.ts';
+import { isOperator } from './operator.ts';
 import { eventView, ledgerView, operationView } from './present.ts';
 import { operationSentence, sandboxSentence, whoOf } from './why.ts';
 
@@ -166,10 +167,12 @@ export function recordVerbs(core: Core): Pick<Handlers, RecordVerbs> {
       };
     },
 
-    'ledger.list': async ({ op }, { cursor, follow, limit, format }) => {
+    'ledger.list': async (call, { cursor, follow, limit, format }) => {
+      const { op, caller } = call;
       const entries = readLedger(store, {
         after: cursor ?? 0,
         signal: op.signal,
+        ...(isOperator(store, call) ? {} : { projectId: caller.projectId }),
         ...(limit === undefined ? {} : { limit }),
         ...(follow === undefined ? {} : { follow }),
       });

@@ -9,6 +9,7 @@ import type { Call } from './call.ts';
 import type { Core } from './core.ts';
 import { placesOf } from './deps.ts';
 import type { Handlers } from './handlers.ts';
+import { isOperator } from './operator.ts';
 
 type Stopped = Sandbox & { readonly state: 'stopped' };
 
@@ -43,7 +44,8 @@ export function systemVerbs(core: Core, lifecycle: Pick<Handlers, 'sandbox.delet
         }
       }
       const templates = [];
-      for (const backend of backends) {
+      // They are all projects': who has none of their own makes them anew, for a minute.
+      for (const backend of isOperator(store, call) ? backends : []) {
         const gone = (await backend.prune?.(op, olderThanMs, dryRun ? 'only-list' : 'remove')) ?? [];
         for (const one of gone) templates.push({ backend: backend.name, ...one });
       }

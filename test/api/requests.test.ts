@@ -182,10 +182,19 @@ test('a key can be of another project, which has sandboxes of its own; who has o
   expect([project, second.projectId]).toEqual(['ci', projectId]);
   const theirs = { headers: { Authorization: `Bearer ${secret}` } };
   // One name, in each project.
-  await daemon.call('sandbox.create', { start: false, name: 'same' });
-  await daemon.call('sandbox.create', { start: false, name: 'same' }, theirs);
+  await daemon.call('sandbox.create', { name: 'same' });
+  await daemon.call('sandbox.create', { name: 'same' }, theirs);
   expect((await daemon.call('sandbox.list', {}, theirs)).sandboxes).toHaveLength(1);
-  await daemon.call('sandbox.delete', { ref: 'same' }, theirs);
+  await daemon.call('sandbox.delete', { ref: 'same', force: true }, theirs);
+  // Nor does one see what another has used.
+  const projectsIn = async (path: string, who?: typeof theirs): Promise<readonly string[]> =>
+    (await daemon.send('GET', path, who)).body
+      .toString()
+      .trim()
+      .split('\n')
+      .map((line) => (JSON.parse(line) as { projectId: string }).projectId);
+  expect(await projectsIn('/v1/ledger?limit=2', theirs)).toEqual([projectId, projectId]);
+  expect(new Set(await projectsIn('/v1/ledger')).size).toBeGreaterThan(1);
   expect((await daemon.call('sandbox.list', {})).sandboxes.map(({ name }) => name)).toEqual(['same']);
   expect((await daemon.call('key.list', {}, theirs)).keys.map(({ name }) => name)).toEqual(['runner', 'runner-2']);
   expect((await daemon.call('key.list', {})).keys.map((key) => `${key.project}/${key.name}`)).toEqual(
@@ -199,7 +208,7 @@ test('a key can be of another project, which has sandboxes of its own; who has o
   for (const ref of ['runner', 'runner-2', 'runner-3']) await daemon.call('key.revoke', { ref });
   expect((await refusal(daemon.call('sandbox.list', {}, theirs))).code).toBe('unauthenticated');
   expect((await refusal(daemon.call('key.create', { name: 'x', project: 'No Name' }))).code).toBe('invalid_argument');
-  await daemon.call('sandbox.delete', { ref: 'same' });
+  await daemon.call('sandbox.delete', { ref: 'same', force: true });
 });
 
 test('the configuration says where each value came from', async () => {

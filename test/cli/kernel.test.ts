@@ -149,6 +149,19 @@ test('a quota is set and shown in units that people write, and what passes it en
     /default +- +0 +0 /,
   );
   await world.ok('rm', await world.ok('create', '--no-start'));
+  // A name alone makes no tier, which would have no bound at all, and one that cannot be is told what there is.
+  expect(await world.ok('quotas', 'tier', 'PRO')).toMatch(/PRO +3 +6 /);
+  const none = await world.run(['quotas', 'tier', 'NEW']);
+  expect([none.code, none.stderr]).toEqual([3, expect.stringMatching(/no tier NEW.*hutch quotas tiers.*tier NEW --sandboxes 5/s)]);
+  for (const args of [
+    ['tier', 'ls'],
+    ['set', 'default', '--tier', 'pro'],
+  ]) {
+    const refused = await world.run(['quotas', ...args]);
+    expect([refused.code, refused.stderr]).toEqual([2, expect.stringMatching(/capital letters.*\nhint: .*hutch quotas tiers/s)]);
+  }
+  const negative = await world.run(['quotas', 'set', 'default', '--sandboxes', '-1']);
+  expect(negative.stderr).toContain('--sandboxes must be from 0 to 1000000, not -1');
   const nothing = await world.run(['quotas', 'set', 'default']);
   expect([nothing.code, nothing.stderr]).toEqual([2, expect.stringContaining('say what to set')]);
 });

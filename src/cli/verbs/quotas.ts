@@ -1,4 +1,6 @@
 // hutch quotas: what projects may have.
+import { HutchError } from '../../domain/errors.ts';
+import { tierName } from '../../domain/quota.ts';
 import type { Input, Output } from '../../services/verbs.ts';
 import { type Args, usage as usageError } from '../args.ts';
 import { ask, type Context, change } from '../context.ts';
@@ -42,6 +44,7 @@ export async function list(context: Context, _args: Args): Promise<number> {
 
 export async function set(context: Context, args: Args): Promise<number> {
   const tier = args.value('tier');
+  if (tier !== undefined && tier !== 'none') checkName('--tier', tier);
   const bounds = boundsOf(args, 'tier');
   if (tier === undefined && Object.keys(bounds).length === 0) throw usageError('say what to set', 'see: hutch quotas set --help');
   const now = await change(context, 'quota.set', {
@@ -61,6 +64,7 @@ export async function tiers(context: Context, _args: Args): Promise<number> {
 
 export async function tier(context: Context, args: Args): Promise<number> {
   const name = args.first();
+  checkName('TIER', name);
   const bounds = boundsOf(args, 'none');
   if (args.has('rm')) {
     if (Object.keys(bounds).length > 0) throw usageError('--rm goes alone');
@@ -68,9 +72,26 @@ export async function tier(context: Context, args: Args): Promise<number> {
     await context.io.out(context.json ? json(removed) : `${removed.name}\n`);
     return 0;
   }
-  const now = await change(context, 'quota.setTier', { tier: name, bounds });
+  const now =
+    Object.keys(bounds).length === 0 ? await known(context, name) : await change(context, 'quota.setTier', { tier: name, bounds });
   await context.io.out(context.json ? json(now) : tierTable([now]));
   return 0;
+}
+
+/** A name alone asks: a tier that nobody meant to make would have no bound at all. */
+async function known(context: Context, name: string): Promise<Output<'quota.setTier'>> {
+  const found = (await ask(context, 'quota.tiers', {})).tiers.find((tier) => tier.name === name);
+  if (found !== undefined) return found;
+  throw new HutchError({
+    code: 'not_found',
+    message: `there is no tier ${name}`,
+    hint: `see what there is: hutch quotas tiers; to make it, give it bounds: hutch quotas tier ${name} --sandboxes 5`,
+  });
+}
+
+function checkName(what: string, name: string): void {
+  if (tierName(name)) return;
+  throw usageError(`${what} must be capital letters, digits, _ and -, at most 32, not '${name}'`, 'see what there is: hutch quotas tiers');
 }
 
 /** `inherit` is the word for what the tier says. */

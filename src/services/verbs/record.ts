@@ -69,7 +69,7 @@ export const recordVerbs = {
     kind: 'lines',
     method: 'GET',
     path: '/v1/ledger',
-    summary: 'The ledger, from a sequence number on',
+    summary: 'The ledger, from a sequence number on: with a key of the project default all of it, else what is of the project',
     input: z.strictObject({
       cursor: count.optional(),
       follow: flag.optional(),

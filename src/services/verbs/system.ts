@@ -45,7 +45,8 @@ export const systemVerbs = {
     kind: 'unary',
     method: 'POST',
     path: '/v1/prune',
-    summary: 'Delete sandboxes that have been stopped for long, and templates that no start has used for as long',
+    summary:
+      'Delete sandboxes that have been stopped for long and, with a key of the project default, templates that no start has used for as long',
     input: z.strictObject({
       olderThanMs: z
         .int()
