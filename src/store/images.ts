@@ -132,7 +132,7 @@ export function removeKernel(tx: Tx, { id }: ChangeMap['removeKernel']['args']):
     throw new HutchError({
       code: 'failed_precondition',
       message: `kernel ${id} is the default: sandboxes that name none boot it`,
-      hint: 'choose another first: hutch kernel default REF',
+      hint: 'choose another first: hutch kernel default REF; or what Hutch chooses: hutch kernel default --reset',
     });
   }
   if (tx.db.run('DELETE FROM kernels WHERE id = ?', id).changes === 0)

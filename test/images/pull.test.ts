@@ -2,6 +2,7 @@
 // logins that go only where they belong; calls that are cancelled or fail.
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { text } from 'node:stream/consumers';
 import { expect, test } from 'vitest';
 import { openImage, verifyImage } from '../../src/images/image.ts';
 import { type FaultyHost, failNthCall } from '../support/host-faults.ts';
@@ -162,6 +163,71 @@ test('a connection that breaks is gone on with where it broke; a registry that i
   const found = await here.pull(`${registry.name}/web:1`);
   expect(ranges).toEqual([undefined, 'bytes=700-']);
   expect(await verifyImage(op, here.host, here.library.paths, found.record.digest)).toBeUndefined();
+});
+
+test('a registry that says when it may be asked again is asked then, not before, and not at all when that is too far off', {
+  timeout: 60_000,
+}, async () => {
+  await using registry = await fakeRegistry();
+  await using here = await place({ patience: { pauseMs: 1, retryAfterMsMax: 20_000 } });
+  registry.put('web', '1', MADE);
+  const at: number[] = [];
+  let says: () => string = () => '1';
+  registry.answer = (request, response) => {
+    if (request.url?.includes('/manifests/') !== true || at.push(performance.now()) % 2 === 0) return false;
+    response.writeHead(429, { 'Retry-After': says() }).end();
+    return true;
+  };
+  const name = `${registry.name}/web:1`;
+  await here.pull(name);
+  says = () => new Date(Date.now() + 2_500).toUTCString(); // in whole seconds: at least 1.5 from now
+  await here.pull(name);
+  const [first = 0, second = 0, third = 0, fourth = 0] = at;
+  expect(second - first).toBeGreaterThan(950);
+  expect(fourth - third).toBeGreaterThan(1_450);
+  at.length = 0;
+  says = () => '21';
+  await expect(here.pull(name)).rejects.toThrow(/too many requests/);
+  expect(at).toHaveLength(1);
+});
+
+test('a token that is taken no longer in the middle of a pull is asked for anew, with the token that was kept in place of a password', async () => {
+  await using registry = await fakeRegistry();
+  await using here = await place();
+  registry.put('web', '1', MADE);
+  await mkdir(join(here.dir, '.docker'));
+  await writeFile(join(here.dir, '.docker', 'config.json'), JSON.stringify({ auths: { [registry.name]: { identitytoken: 'kept' } } }));
+  const forms: Promise<string>[] = [];
+  const taken = new Set<string>();
+  const refused: string[] = [];
+  registry.answer = (request, response) => {
+    const path = request.url ?? '';
+    if (path.startsWith('/token')) {
+      forms.push(text(request));
+      const token = `token-${forms.length}`;
+      taken.add(`Bearer ${token}`);
+      response.end(JSON.stringify({ access_token: token, expires_in: 300 }));
+      return true;
+    }
+    if (path === '/v2/') return false;
+    const { authorization = 'nothing' } = request.headers;
+    if (!taken.has(authorization)) {
+      refused.push(authorization);
+      response.writeHead(401, { 'WWW-Authenticate': `Bearer realm="http://${registry.name}/token",service="s"` }).end();
+      return true;
+    }
+    if (path.includes('/manifests/')) taken.clear(); // the first one has done its work, and is over before it said
+    return false;
+  };
+  const { record } = await here.pull(`${registry.name}/web:1`);
+  expect(record.digest).toBe(digestOf(MADE.config));
+  expect(refused).toContain('nothing');
+  expect(refused).toContain('Bearer token-1');
+  const asked = (await Promise.all(forms)).map((form) => Object.fromEntries(new URLSearchParams(form)));
+  expect(asked.length).toBeGreaterThan(1);
+  for (const form of asked) {
+    expect(form).toMatchObject({ grant_type: 'refresh_token', refresh_token: 'kept', service: 's', scope: 'repository:web:pull' });
+  }
 });
 
 test('a login goes to its registry and the token server that this names, and never with a redirect', async () => {
