@@ -11,7 +11,7 @@ import type { DownloadEnv } from '../images/apt.ts';
 import { DEFAULT_IMAGE, prepareDefaultImage } from '../images/default-image.ts';
 import { idOfDigest } from '../images/digest.ts';
 import { type PreparedImage, requireUnchanged } from '../images/image.ts';
-import { prepareInitramfs } from '../images/initramfs.ts';
+import { type Initramfs, prepareInitramfs } from '../images/initramfs.ts';
 import { findKernel, openKernel, type PreparedKernel, prepareKernel } from '../images/kernel.ts';
 import { imagePaths, MADE, removeLeftovers } from '../images/layout.ts';
 import type { ImageLibrary } from '../images/library.ts';
@@ -35,11 +35,13 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
   /** By what is needed, image and the kernel that was asked for: what was put together before. */
   const known = new Map<string, Boot>();
   const initrds = new Set<string>();
+  const initramfsByKernel = new Map<string, { readonly made: Initramfs; readonly agent: string | null; readonly file: string | null }>();
 
   async function machine(op: Operation, image: PreparedImage, kernel: PreparedKernel): Promise<Boot> {
     // An initrd belongs to the kernel that it came with.
     const first = image.own?.kernelDigest === kernel.record.digest ? image.own.initrd?.path : undefined;
-    const initramfs = await prepareInitramfs(op, host, paths, { kernel, agentPath, ...(first === undefined ? {} : { first }) });
+    const initramfs =
+      first === undefined ? await initramfsOf(op, kernel) : await prepareInitramfs(op, host, paths, { kernel, agentPath, first });
     initrds.add(initramfs.path);
     const boot = {
       image: image.record,
@@ -56,6 +58,16 @@ export function bootSource({ host, store, dataDir, agentPath, downloadEnv, libra
       runArchive: runArchive(paths, image.record.digest),
     } as const;
     return boot;
+  }
+
+  /** As it was put together and compared before, where neither the agent nor that file has been touched since. */
+  async function initramfsOf(op: Operation, kernel: PreparedKernel): Promise<Initramfs> {
+    const agent = await touched(op, host, agentPath);
+    const before = initramfsByKernel.get(kernel.record.digest);
+    if (before !== undefined && before.agent === agent && before.file === (await touched(op, host, before.made.path))) return before.made;
+    const made = await prepareInitramfs(op, host, paths, { kernel, agentPath });
+    initramfsByKernel.set(kernel.record.digest, { made, agent, file: await touched(op, host, made.path) });
+    return made;
   }
 
   function root(image: PreparedImage): Boot {
@@ -294,6 +306,12 @@ async function both<A, B>(a: Promise<A>, b: Promise<B> | null): Promise<[A, B | 
 }
 
 /** Somebody may have removed it to have it made anew. */
+/** Another one when a file was written or exchanged. */
+async function touched(op: Operation, host: Host, path: string): Promise<string | null> {
+  const info = await host.stat(op, path);
+  return info === null ? null : `${info.device}.${info.inode}.${info.sizeBytes}.${info.changedNs}`;
+}
+
 async function isThere(op: Operation, host: Host, { files }: Boot): Promise<boolean> {
   const paths =
     files.kind === 'machine' ? [files.imagePath, files.kernelPath, files.initramfsPath] : files.kind === 'root' ? [files.imagePath] : [];

@@ -116,6 +116,24 @@ test('a directory, a squashfs and an ext4 file system are images where they lie,
   await world.ok('image', 'prune');
 });
 
+test('what a kernel starts with is put together again for the next image where its file has been touched', async () => {
+  const dir = join(world.home, 'data/initramfs');
+  const use = async (name: string, root: string) => {
+    await register(name, root);
+    await world.ok('rm', await world.ok('create', '--no-start', '--image', name));
+    await world.ok('image', 'rm', name);
+  };
+  await use('before:1', 'root');
+  const whole = new Map(await Promise.all((await readdir(dir)).map(async (name) => [name, await readFile(join(dir, name))] as const)));
+  for (const [name, content] of whole) {
+    await rm(join(dir, name)); // others may have links to it
+    await writeFile(join(dir, name), Buffer.from(content).fill(0, 1_000, 2_000));
+  }
+  await use('after:1', 'root.squashfs');
+  const again = await Promise.all([...whole].map(async ([name, content]) => content.equals(await readFile(join(dir, name)))));
+  expect(again.filter(Boolean)).toHaveLength(1);
+});
+
 test('an image with its own kernel and initrd boots them, keeps them, and is the same once Hutch owns it', {
   timeout: 240_000,
 }, async () => {
