@@ -269,6 +269,7 @@ test('who types Docker’s words is told ours, each of which is there', async ()
     ['bring -f box', '--branch NAME'],
   ] as const)
     expect((await world.run(typed.split(' '))).stderr).toContain(ours);
+  expect((await world.run(['login', '-u', 'me', '-p', 'secret'])).stderr).toMatch(/no flag -p\n.*--password-stdin/);
   expect((await world.run(['ls', '-aq'])).stdout).toBe((await world.run(['ls', '-q'])).stdout);
 });
 

@@ -335,6 +335,10 @@ export const imageVerbs: readonly Verb[] = [
         ],
         positionals: [{ name: 'REGISTRY', takes: 'optional', completes: 'nothing' }],
         notes: 'Kept by the daemon’s user where Docker keeps it: a credential helper, else ~/.docker/config.json.',
+        foreign: {
+          p: 'write it to --password-stdin: all of this machine may read what stands in a command',
+          password: 'write it to --password-stdin: all of this machine may read what stands in a command',
+        },
         load: async () => (await images()).login,
       },
       {
