@@ -128,7 +128,8 @@ async function checkoutFiles(op: Operation, host: Host, dir: string, node: strin
     if ((await host.stat(op, join(dir, name))) === null) continue;
     for (const file of await host.list(op, join(dir, name))) {
       const info = await host.stat(op, join(dir, name, file));
-      if (info?.type !== 'file' || file === 'stamp') continue;
+      // When it was built; `stamp` is what older checkouts call it.
+      if (info?.type !== 'file' || file === 'built' || file === 'stamp') continue;
       found.push({ from: join(dir, name, file), path: `${name}/${file}`, mode: (info.mode & 0o111) === 0 ? 0o644 : 0o755 });
     }
   }
@@ -139,9 +140,9 @@ async function checkoutFiles(op: Operation, host: Host, dir: string, node: strin
 
 /** As ./hutch looks itself: a bundle that is older than a source is not what the checkout says it is. */
 async function refuseStale(op: Operation, host: Host, dir: string): Promise<void> {
-  const stamp = join(dir, 'dist/stamp');
-  if ((await host.stat(op, stamp)) === null || (await host.stat(op, join(dir, 'src'))) === null) return;
-  const { stdout } = await host.run(op, ['find', join(dir, 'src'), '-newer', stamp, '-print', '-quit']);
+  const built = join(dir, 'dist/built');
+  if ((await host.stat(op, built)) === null || (await host.stat(op, join(dir, 'src'))) === null) return;
+  const { stdout } = await host.run(op, ['find', join(dir, 'src'), '-newer', built, '-print', '-quit']);
   if (stdout.byteLength === 0) return;
   throw op.error('failed_precondition', `the sources in ${dir} are newer than what was built of them`, {
     hint: `build it: ${join(dir, 'hutch')} version`,

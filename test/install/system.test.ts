@@ -1,6 +1,17 @@
 // hutch system, from outside: real files, a real daemon, everything that needs no systemd. The rest is proven in the lab.
 import { spawnSync } from 'node:child_process';
-import { appendFileSync, existsSync, mkdirSync, readFileSync, readlinkSync, realpathSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  appendFileSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  readlinkSync,
+  realpathSync,
+  rmSync,
+  statSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs';
 import { dirname, join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { Machine } from './world.ts';
@@ -54,6 +65,24 @@ test('a dry run names every file that install makes, makes none, and install mak
   expect(new Set((JSON.parse(again.stdout) as Files).files.map(({ state }) => state))).toEqual(new Set(['there']));
   expect((await machine.run(['system', 'uninstall', '--root', root])).code).toBe(0);
   expect(machine.listing(root)).toBe(before);
+});
+
+test('a checkout whose sources are newer than what was built of them is refused, and one that was built since is not', async () => {
+  const from = machine.newer('sources', (dir) => {
+    mkdirSync(join(dir, 'src'));
+    for (const [path, atSeconds] of [
+      ['src/changed.ts', 2_000],
+      ['src', 2_000],
+      ['dist/built', 1_000],
+    ] as const) {
+      if (path !== 'src') writeFileSync(join(dir, path), '');
+      utimesSync(join(dir, path), atSeconds, atSeconds);
+    }
+  });
+  const dry = async () => await machine.run(['system', 'install', ...OURS, '--dry-run'], { from });
+  expect(await dry()).toMatchObject({ code: 4, stderr: expect.stringContaining('newer than what was built') });
+  utimesSync(join(from, 'dist/built'), 3_000, 3_000);
+  expect((await dry()).code).toBe(0);
 });
 
 test('install says which package lets all programs find the names of published ports, where they do not', async () => {
