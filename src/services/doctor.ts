@@ -7,6 +7,7 @@ import type { FileInfo, Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import { findsLocalNames, NAMES_FIX } from '../network/local-names.ts';
 import type { Deps } from './deps.ts';
+import { noSpace } from './free-space.ts';
 import type * as view from './views.ts';
 
 export type Check = z.output<typeof view.check>;
@@ -262,15 +263,18 @@ async function images(deps: Deps): Promise<readonly Check[]> {
   ];
 }
 
-async function diskSpace({ host, places }: Deps, op: Operation): Promise<Check> {
+async function diskSpace(deps: Deps, op: Operation): Promise<Check> {
+  const { host, places } = deps;
   const { freeBytes, totalBytes, type } = await host.fileSystem(op, places.dataDir);
-  const detail = `${gib(freeBytes)} of ${gib(totalBytes)} free at ${places.dataDir} (${type})`;
-  const status = freeBytes < FREE_BYTES_MIN ? 'missing' : freeBytes < FREE_BYTES_WARN ? 'warning' : 'ok';
+  const isTooLittle = (await noSpace(deps, op)) !== null;
+  const refused = isTooLittle ? `; no sandbox is made or started with less than ${deps.settings.freeMiBMin} MiB (limits.free)` : '';
+  const detail = `${gib(freeBytes)} of ${gib(totalBytes)} free at ${places.dataDir} (${type})${refused}`;
+  const status = isTooLittle || freeBytes < FREE_BYTES_MIN ? 'missing' : freeBytes < FREE_BYTES_WARN ? 'warning' : 'ok';
   return {
     name: 'disk space',
     status,
     detail,
-    fix: status === 'ok' ? null : 'hutch image prune; hutch ls',
+    fix: status === 'ok' ? null : 'hutch df; hutch prune --dry-run; hutch image prune',
   };
 }
 

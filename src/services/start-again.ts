@@ -21,7 +21,7 @@ const RELEASE_MS = 60_000;
 export type Starter = {
   /** In the sandbox's turn; one that runs stays as it is, one that is suspended goes on. */
   start(call: Call, sandbox: Sandbox, reason: 'boot' | 'restart'): Promise<Sandbox>;
-  /** What a new size takes that may fail, such as a template: before one that runs is stopped for it. */
+  /** What the next start takes that may fail, as room, its image, or the template of a new size: before one that runs is stopped for it. */
   prepare(call: Call, sandbox: Sandbox): Promise<void>;
 };
 
@@ -114,17 +114,13 @@ export function newStarter(core: Core, supervisor: Supervisor, suspension: Suspe
   }
 
   async function prepare({ op }: Call, sandbox: Sandbox): Promise<void> {
-    const { spec } = sandbox;
+    const { id, spec } = sandbox;
+    await requireFreeSpace(op, deps);
     await requireMounts(deps, op, spec);
-    if (spec.pending === undefined) return;
     const backend = backendOf(deps, op, spec.backend);
-    await core.templates.ready(
-      op,
-      backend,
-      withPending(spec).shape,
-      await deps.boots.of(op, spec, backend.needs),
-      mountedOf(spec.mounts ?? []),
-    );
+    const boot = await deps.boots.of(op, spec, backend.needs);
+    await readSecrets(op, deps.host, placesOf(deps.places, id).secretsPath, spec.secretNames);
+    if (spec.pending !== undefined) await core.templates.ready(op, backend, withPending(spec).shape, boot, mountedOf(spec.mounts ?? []));
   }
 
   return { start, prepare };

@@ -154,8 +154,18 @@ test('df adds up what lies there, and with too little free nothing new is begun,
   const { parts, freeBytes } = await daemon.call('system.df', {});
   expect(parts.map(({ name }) => name)).toEqual(expect.arrayContaining(['hutch.db', 'sandboxes']));
   expect(parts.every(({ bytes }) => bytes > 0)).toBe(true);
-  await using full = await DaemonUnderTest.start({ env: { HUTCH_LIMITS_FREE: `${Math.ceil(freeBytes / 2 ** 30) + 64}G` } });
+  await using full = await DaemonUnderTest.start();
+  await full.call('sandbox.create', { name: 'runs' });
+  await full.kill9();
+  await full.startAgain({ env: { HUTCH_LIMITS_FREE: `${Math.ceil(freeBytes / 2 ** 30) + 64}G` } });
   const error = await full.call('sandbox.create', {}).catch((cause: unknown) => cause);
   expect(error).toMatchObject({ code: 'resource_exhausted', body: { hint: expect.stringContaining('hutch df') } });
-  expect((await full.call('sandbox.list', {})).sandboxes).toEqual([]);
+  // What runs is not stopped for a start that would be refused.
+  await expect(full.call('sandbox.restart', { ref: 'runs' })).rejects.toMatchObject({ code: 'resource_exhausted' });
+  expect((await full.call('sandbox.list', {})).sandboxes).toMatchObject([{ name: 'runs', state: 'running', startCount: 1 }]);
+  const { checks } = await full.call('doctor.check', {});
+  expect(checks.find(({ name }) => name === 'disk space')).toMatchObject({
+    status: 'missing',
+    detail: expect.stringContaining('limits.free'),
+  });
 });
