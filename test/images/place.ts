@@ -34,6 +34,7 @@ export type PlaceOptions = {
   readonly caPath?: string;
   readonly caPaths?: ReadonlyMap<string, string>;
   readonly mirrors?: readonly Mirror[];
+  readonly insecure?: readonly string[];
   readonly policy?: Partial<ImagePolicy>;
   /** Where credential helpers are. */
   readonly programs?: string;
@@ -51,6 +52,7 @@ export async function place({
   caPath,
   caPaths,
   mirrors = [],
+  insecure = [],
   policy = {},
   programs,
   dir: shared,
@@ -61,7 +63,7 @@ export async function place({
   const registry = new Registry({
     host,
     credentials,
-    insecure: [],
+    insecure,
     caPath: caPath ?? null,
     ...(caPaths === undefined ? {} : { caPaths }),
     mirrors,

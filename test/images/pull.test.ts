@@ -4,6 +4,7 @@ import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { expect, test } from 'vitest';
+import type { Host } from '../../src/host/host.ts';
 import { openImage, verifyImage } from '../../src/images/image.ts';
 import { type FaultyHost, failNthCall } from '../support/host-faults.ts';
 import { testOperation } from '../support/operation.ts';
@@ -228,6 +229,32 @@ test('a token that is taken no longer in the middle of a pull is asked for anew,
   for (const form of asked) {
     expect(form).toMatchObject({ grant_type: 'refresh_token', refresh_token: 'kept', service: 's', scope: 'repository:web:pull' });
   }
+});
+
+test('a registry without TLS, or with any certificate, is taken where it is named, and no other one is', async () => {
+  await using registry = await fakeRegistry();
+  registry.put('web', '1', MADE);
+  const asked: string[] = [];
+  /** The registry, under a name that is not of the loopback. */
+  const elsewhere = (host: Host): Host => ({
+    ...host,
+    request: async (operation, { url, ...more }) => {
+      asked.push(`${url.protocol}//${url.host}${more.anyCertificate === true ? ', any certificate' : ''}`);
+      if (url.protocol === 'https:') throw operation.error('unavailable', 'it has no TLS');
+      const there = new URL(url.href);
+      there.host = registry.name;
+      return await host.request(operation, { ...more, url: there });
+    },
+  });
+  for (const insecure of [[], ['other.test', 'sub.registry.test', 'registry.test:443']]) {
+    await using here = await place({ host: elsewhere, insecure });
+    await expect(here.pull('registry.test/web:1')).rejects.toMatchObject({ code: 'unavailable', message: 'it has no TLS' });
+    expect(new Set(asked)).toEqual(new Set(['https://registry.test']));
+  }
+  asked.length = 0;
+  await using here = await place({ host: elsewhere, insecure: ['registry.test'] });
+  expect((await here.pull('registry.test/web:1')).record.digest).toBe(digestOf(MADE.config));
+  expect([...new Set(asked)]).toEqual(['https://registry.test, any certificate', 'http://registry.test, any certificate']);
 });
 
 test('a login goes to its registry and the token server that this names, and never with a redirect', async () => {
