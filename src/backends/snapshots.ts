@@ -74,8 +74,11 @@ export type Snapshots = {
    * it does not. False: there is nothing to go on with.
    */
   goOn?(op: Operation, plan: SandboxPlan): Promise<boolean>;
-  /** As `create`: the private disk is as it was. It is durable only after `Host.sync`. */
-  create(op: Operation, plan: SandboxPlan, dir: string): Promise<void>;
+  /**
+   * As `create`: the private disk is as it was. It is durable only after `Host.sync`. `spent`: nobody else begins with `dir`, which was not meant
+   * to last and goes once this one has started, so that a file of it may become the disk.
+   */
+  create(op: Operation, plan: SandboxPlan, dir: string, of?: 'spent' | 'kept'): Promise<void>;
   /**
    * As `start`, after `create`: goes on in memory. Its guest takes itself for the other one until it is configured.
    * `forced`: also where it was made on another kind of machine.

@@ -8,6 +8,7 @@ import { errnoOf } from '../host/errors.ts';
 import type { Host } from '../host/host.ts';
 import type { Operation } from '../host/operation.ts';
 import type { DiskToTake, Taken } from './imprint.ts';
+import { allOf } from './wait.ts';
 
 /** Under the layers of a memory. */
 export const BASE = 'base';
@@ -82,17 +83,18 @@ export async function withTaken(
 
 /** Gives every file of a store, and its map, a name in another directory too. */
 export async function linkStore(op: Operation, host: Host, from: string, to: string, { layers }: Pick<Store, 'layers'>): Promise<void> {
-  const names = [...((await host.stat(op, join(from, BASE))) === null ? [] : [BASE]), ...layers.map(({ number }) => String(number))];
-  if ((await host.stat(op, join(from, MAP))) !== null) names.push(MAP);
-  for (const name of names) {
-    const found = await host.stat(op, join(from, name));
-    if (found?.type !== 'symlink') await host.link(op, join(from, name), join(to, name));
-    else await keepTarget(op, host, await host.readLink(op, join(from, name)), join(to, name));
-  }
+  const link = (name: string): Promise<void> => host.link(op, join(from, name), join(to, name));
+  const [base, map] = await allOf([host.stat(op, join(from, BASE)), host.stat(op, join(from, MAP))]);
+  await allOf([
+    ...layers.map(({ number }) => link(String(number))),
+    ...(map === null ? [] : [link(MAP)]),
+    ...(base === null ? [] : [base.type === 'symlink' ? linkTarget(op, host, join(from, BASE), join(to, BASE)) : link(BASE)]),
+  ]);
 }
 
 /** What is stored must not depend on a template that may go: of one on another file system there is a copy. */
-async function keepTarget(op: Operation, host: Host, target: string, to: string): Promise<void> {
+async function linkTarget(op: Operation, host: Host, from: string, to: string): Promise<void> {
+  const target = await host.readLink(op, from);
   try {
     await host.link(op, target, to);
   } catch (error) {
@@ -100,6 +102,14 @@ async function keepTarget(op: Operation, host: Host, target: string, to: string)
     await host.cloneFile(op, target, to);
     await host.chmod(op, to, MEMORY_MODE);
   }
+}
+
+/** The file that is a disk as it was, where that was written down in one piece, for a moment; null: it has to be laid out. */
+export function wholeFile(dir: string, { bytes, layers }: Store): string | null {
+  const [only, ...others] = layers;
+  return only === undefined || others.length > 0 || only.hash !== null || bytes !== wholePages(bytes)
+    ? null
+    : join(dir, String(only.number));
 }
 
 /** Whether the map in `dir` is that of this store. */

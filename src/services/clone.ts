@@ -37,6 +37,8 @@ export type CloneOf = {
   readonly source: SnapshotSource;
   /** What its backend wrote (`Snapshots.take`). */
   readonly dir: string;
+  /** `spent`: it is for this one alone, and goes (`Snapshots.create`). */
+  readonly use?: 'spent' | 'kept';
   /** Without memory it starts as a new one, with that disk. */
   readonly hasMemory: boolean;
   /** Also where its memory was written down on another kind of machine. */
@@ -84,7 +86,7 @@ export async function makeClone(core: Core, supervisor: Supervisor, call: Call, 
     });
     await core.publisher.open(op, run);
     await host.makeDir(op, placesOf(deps.places, id).dir, 0o711);
-    await snapshots.create(op, run.plan, dir);
+    await snapshots.create(op, run.plan, dir, of.use);
     // Its memory is gone with this host's, its disk is not: it is there before there is a record of it.
     const settled = settle(core, op, run);
     await keepSecrets(op, host, placesOf(deps.places, id).secretsPath, secrets);

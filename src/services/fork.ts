@@ -69,7 +69,8 @@ export function forkVerbs(core: Core, supervisor: Supervisor): Pick<Handlers, 's
       const secrets = await readSecrets(op, deps.host, placesOf(deps.places, id).secretsPath, spec.secretNames);
       const source = { snapshotId, parentId: id };
       const prefix = namePrefix ?? `${spec.name}-fork`;
-      const made = await makeChildren(call, count, prefix, { spec, boot, secrets, source, dir, hasMemory: true });
+      const use = count === 1 ? 'spent' : 'kept';
+      const made = await makeChildren(call, count, prefix, { spec, boot, secrets, source, dir, use, hasMemory: true });
       return { parentId: id, stillMs, ...made };
     },
   };

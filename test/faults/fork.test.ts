@@ -166,6 +166,32 @@ test('a fork soon after another one writes down what has changed since, and its 
   expect(readdirSync(join(daemon.home, 'data/sandboxes'))).not.toContain(id);
 });
 
+test('the disk of an only child is as it was, and its own', { timeout: TEST_MS }, async () => {
+  const { id } = await daemon.call('sandbox.create', { name: 'first', network: 'none' });
+  await sh('first', 'head -c 3000000 /dev/urandom > /root/a; head -c 3000000 /dev/urandom > /root/b; sha256sum /root/? > /root/sums');
+  const whole = 'sha256sum -c --quiet /root/sums && echo well';
+  const lines = [{ name: 'first', id }];
+  for (const name of ['second', 'third']) {
+    const before = lines.at(-1)?.name ?? '';
+    const { children } = await daemon.call('sandbox.fork', { ref: before, namePrefix: name });
+    const [child] = children;
+    if (child === undefined) throw new Error('no child was made');
+    lines.push({ name: child.sandbox.name, id: child.sandbox.id });
+    const dir = join(daemon.home, 'data/sandboxes', child.sandbox.id);
+    const disk = readdirSync(dir, { recursive: true, encoding: 'utf8' }).find((path) => path.endsWith('disk.img')) ?? '';
+    expect(statSync(join(dir, disk))).toMatchObject({ nlink: 1, mode: 0o100600 });
+    expect(await sh(child.sandbox.name, `${whole}; sync; echo 3 > /proc/sys/vm/drop_caches; ${whole}`)).toBe('well\nwell\n');
+    await sh(child.sandbox.name, 'head -c 3000000 /dev/urandom > /root/b; sha256sum /root/? > /root/sums; sync');
+  }
+  const sums = new Set<string>();
+  for (const { name } of lines) {
+    expect(await sh(name, `echo 3 > /proc/sys/vm/drop_caches; ${whole}`), name).toBe('well\n');
+    sums.add(await sh(name, 'cat /root/sums'));
+  }
+  expect(sums.size).toBe(lines.length);
+  await daemon.deleteAll();
+});
+
 test('hutch fork --exec runs in each child, and says what failed where', { timeout: TEST_MS }, async () => {
   await daemon.call('sandbox.create', { name: 'web', network: 'none' });
   await daemon.call('sandbox.create', { name: 'part-2', network: 'none', start: false });

@@ -225,12 +225,13 @@ export function newQemuBackend(config: QemuConfig): Backend {
           saved === undefined
             ? await capture(op, config, plan, dir, { what, since, afterwards: 'goes on', before, lasts }, kept)
             : await captureSaved(op, config, plan, dir, { since, saved, lasts });
+        if (!lasts) bundles.passes(dir);
         return { stillMs, apparentBytes };
       },
       commons: (op) => shelf.memories(op),
-      async create(op, plan, dir) {
+      async create(op, plan, dir, of = 'kept') {
         await host.makeDir(op, plan.dataDir, 0o711);
-        await bundles.layDisk(op, plan, dir);
+        await bundles.layDisk(op, plan, dir, of);
       },
       start: (op, plan, dir, { forced } = { forced: false }) => goOn(op, plan, dir, async () => {}, SAMENESS[`${forced}`]),
       check: async (op, dir) => void (await bundles.check(op, dir, 'full')),

@@ -10,6 +10,7 @@ import type { Dead } from '../dead.ts';
 import { hashes } from '../hashes.ts';
 import { type Taken, take } from '../imprint.ts';
 import { BASE, CHAIN_MAX, type Layer, linkStore, nextOf, readyDisk, type Store, sha256, withTaken } from '../stored.ts';
+import { allOf } from '../wait.ts';
 import { type Manifest, readManifest, STATE, writeManifest, writePart } from './bundle.ts';
 import { type QemuConfig, QMP_COMMAND_MS, RELEASE_MS } from './config.ts';
 import { dialVmm, IGNORE_SHARED, migrated } from './control.ts';
@@ -85,11 +86,13 @@ export async function capture(
   const earlierOne = kept?.usable === true && !how.lasts && kept.layers.length < CHAIN_MAX ? kept : null;
   const keeps = how.what !== 'disk' && !how.lasts && how.afterwards === 'goes on';
   if (keeps) releasing((late) => keptMemories.forget(late, origin));
-  const stored = await prepare(op, config, plan, dir, running, how, earlierOne);
+  const opening = control(op, host, plan);
+  releasing(async () => void (await (await opening.catch(() => null))?.[Symbol.asyncDispose]()));
+  const [stored, qmp] = await allOf([prepare(op, config, plan, dir, running, how, earlierOne), opening]);
   // All that is wanted of it has one more name.
-  if (kept !== null) await host.remove(op, kept.dir);
+  const letGo = kept === null ? Promise.resolve() : host.remove(op, kept.dir);
+  letGo.catch(() => {}); // heard below
 
-  const qmp = undo.use(await control(op, host, plan));
   const status = await statusOf(op, qmp);
   const wasRunning = status === 'running';
   if (status === WRITTEN_DOWN) await standStillAgain(op, qmp);
@@ -131,6 +134,7 @@ export async function capture(
       },
     },
   );
+  await letGo;
   if (how.what !== 'disk') await writePart(op, host, join(dir, STATE), state, 0o400, how.lasts);
   if (how.what === 'memory') {
     using syncing = op.within(SYNC_MS, "writing the sandbox's disk");

@@ -1,12 +1,13 @@
 // A machine that was written down goes on: checked first, then mapped from the files of its bundle under names of
 // the sandbox's own, so that the bundle may go while the machine runs.
 import { join } from 'node:path';
+import { errnoOf } from '../../host/errors.ts';
 import type { FileInfo, Host } from '../../host/host.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { SandboxPlan } from '../backend.ts';
 import { hashes } from '../hashes.ts';
 import { layOut } from '../imprint.ts';
-import { BASE, hasMap, layerFiles, linkStore, type Store, sha256 } from '../stored.ts';
+import { BASE, hasMap, layerFiles, linkStore, type Store, sha256, wholeFile } from '../stored.ts';
 import { difference, type Fingerprint, type Manifest, readManifest, STATE } from './bundle.ts';
 import { DISK_DIR, SCRATCH, SCRATCH_DIR } from './capture.ts';
 import type { QemuConfig } from './config.ts';
@@ -17,17 +18,40 @@ import type { StartInput } from './start.ts';
 
 /** Files whose content was found right in this daemon's life, as long as they are the same. */
 const SEEN_MAX = 10_000;
+/** Forks that are under way. */
+const PASSING_MAX = 16;
 
 export class Bundles {
   readonly #config: QemuConfig;
   readonly #seen = new Map<string, string>();
+  /** By their directory. */
+  readonly #passing = new Map<string, { found: Promise<Manifest> | null }>();
 
   constructor(config: QemuConfig) {
     this.#config = config;
   }
 
+  /** It is gone in a moment, and nobody writes to it till then: it is checked once for all who begin with it. */
+  passes(dir: string): void {
+    const [oldest] = this.#passing.keys();
+    if (this.#passing.size >= PASSING_MAX && oldest !== undefined) this.#passing.delete(oldest);
+    this.#passing.set(dir, { found: null });
+  }
+
   /** Reads it, and compares every file with what was written. @throws HutchError `failed_precondition` with what is wrong. */
   async check(op: Operation, dir: string, how: 'quick' | 'full'): Promise<Manifest> {
+    const passing = how === 'quick' ? this.#passing.get(dir) : undefined;
+    if (passing === undefined) return await this.#look(op, dir, how);
+    passing.found ??= this.#look(op, dir, how);
+    try {
+      return await passing.found;
+    } catch (error) {
+      passing.found = null;
+      throw error;
+    }
+  }
+
+  async #look(op: Operation, dir: string, how: 'quick' | 'full'): Promise<Manifest> {
     const { host } = this.#config;
     const refused = (why: string): Error =>
       op.error('failed_precondition', `what was saved cannot be used: ${why}`, { hint: `it lies in ${dir}` });
@@ -108,11 +132,11 @@ export class Bundles {
     };
   }
 
-  /** The private disk as it was then. */
-  async layDisk(op: Operation, plan: SandboxPlan, dir: string): Promise<void> {
-    const manifest = await this.check(op, dir, 'quick');
-    if (manifest.disk === null) throw op.error('failed_precondition', 'what was saved has no disk of its own');
-    await this.#lay(op, plan, join(dir, DISK_DIR), manifest.disk, diskPath(plan));
+  /** The private disk as it was then. `spent`: by the only one that begins with it, so that it can be what was written down. */
+  async layDisk(op: Operation, plan: SandboxPlan, dir: string, of: 'spent' | 'kept'): Promise<void> {
+    const { disk } = await this.check(op, dir, 'quick');
+    if (disk === null) throw op.error('failed_precondition', 'what was saved has no disk of its own');
+    await this.#lay(op, plan, join(dir, DISK_DIR), disk, diskPath(plan), of);
   }
 
   /** Of nobody's: to be looked into. */
@@ -123,10 +147,11 @@ export class Bundles {
     await layOut(op, host, imprintPath, join(dir, DISK_DIR), disk.bytes, path);
   }
 
-  async #lay(op: Operation, plan: SandboxPlan, from: string, store: Store, path: string): Promise<void> {
+  async #lay(op: Operation, plan: SandboxPlan, from: string, store: Store, path: string, of: 'spent' | 'kept'): Promise<void> {
     const { host, imprintPath = '' } = this.#config;
     await host.remove(op, path);
-    await layOut(op, host, imprintPath, from, store.bytes, path);
+    const whole = of === 'spent' ? wholeFile(from, store) : null;
+    if (whole === null || !(await isLinked(op, host, whole, path))) await layOut(op, host, imprintPath, from, store.bytes, path);
     await host.chmod(op, path, 0o600);
     if (plan.runAs !== null) await host.chown(op, path, plan.runAs.uid, plan.runAs.gid);
   }
@@ -136,13 +161,24 @@ export class Bundles {
     const settled = Promise.resolve();
     if (own === 'vdb') return { drives: { vdb: diskPath(plan), vdc: null }, own, settled };
     const path = scratchDiskPath(plan);
-    if (scratch !== null) await this.#lay(op, plan, join(dir, SCRATCH_DIR), scratch, path);
+    if (scratch !== null) await this.#lay(op, plan, join(dir, SCRATCH_DIR), scratch, path, 'kept');
     else {
       // A copy: if it does not go on after all, the next try needs it as it was.
       await host.cloneFile(op, join(dir, SCRATCH), path);
       if (plan.runAs !== null) await host.chown(op, path, plan.runAs.uid, plan.runAs.gid);
     }
     return { drives: { vdb: path, vdc: diskPath(plan) }, own, settled };
+  }
+}
+
+/** False: what is to begin lies on another file system. */
+async function isLinked(op: Operation, host: Host, from: string, to: string): Promise<boolean> {
+  try {
+    await host.link(op, from, to);
+    return true;
+  } catch (error) {
+    if (errnoOf(error) !== 'EXDEV') throw error;
+    return false;
   }
 }
 
