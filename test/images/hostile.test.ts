@@ -253,6 +253,16 @@ test('what is only odd is taken as it is', async () => {
   await here.library.remove(testOperation(), found.record.digest);
 });
 
+test('what stands behind the end of an archive is no part of it', async () => {
+  const behind = [Buffer.from('garbage'.repeat(300)), tar(file('late')), header('late').subarray(0, 100)];
+  for (const [at, more] of behind.entries()) {
+    registry.put('behind', String(at), image([Buffer.concat([tar(file('f')), more])]));
+    const found = await here.pull(`${registry.name}/behind:${at}`);
+    expect([...(await treeOf(found)).keys()].filter((path) => path !== '')).toEqual(['f']);
+    await here.library.remove(testOperation(), found.record.digest);
+  }
+});
+
 test('an archive that is cut off anywhere is refused, or is what stands before the cut', async () => {
   const whole = tar(
     file('one', 'content of one'),

@@ -140,6 +140,24 @@ test('images that share a layer download it once, also at the same time; one tha
   expect((await here.left()).staging).toEqual([]);
 });
 
+test('layers of one image come side by side', async () => {
+  await using registry = await fakeRegistry();
+  await using here = await place();
+  registry.put('web', '1', MADE);
+  const layers = (JSON.parse(MADE.manifest.toString()) as { layers: { digest: string }[] }).layers.map(({ digest }) => digest);
+  expect(layers).toHaveLength(2);
+  const allAsked = Promise.withResolvers<void>();
+  const asked = new Set<string>();
+  registry.answer = (request, response) => {
+    const digest = layers.find((one) => request.url?.includes(one) === true);
+    if (digest === undefined) return false;
+    if (asked.add(digest).size === layers.length) allAsked.resolve();
+    allAsked.promise.then(() => response.end(MADE.blobs.get(digest)));
+    return true;
+  };
+  expect((await here.pull(`${registry.name}/web:1`)).record.digest).toBe(digestOf(MADE.config));
+});
+
 test('a connection that breaks is gone on with where it broke; a registry that is busy is asked again', async () => {
   await using registry = await fakeRegistry();
   await using here = await place();
