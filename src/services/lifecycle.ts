@@ -2,6 +2,7 @@
 // looks at the state that it then has, and does what is left to do.
 import { wantsRestart } from '../domain/restart.ts';
 import type { Sandbox } from '../domain/sandbox.ts';
+import { throwIfAborted } from '../host/errors.ts';
 import type { Call } from './call.ts';
 import { Claims } from './claims.ts';
 import type { Core } from './core.ts';
@@ -27,6 +28,8 @@ type LifecycleVerbs =
   | 'sandbox.wait';
 
 const RELEASE_MS = 60_000;
+/** As long as the verb itself may take: its disk, and what was kept to undo, may be large. */
+const REMOVE_MS = 120_000;
 /** How long a forced call waits for what it interrupts to clean up. */
 const INTERRUPTED: ReadonlySet<string> = new Set([
   'sandbox.start',
@@ -105,13 +108,22 @@ export function lifecycleVerbs(core: Core, starter: Starter, suspension: Suspens
     const [intent] = await call.commit([
       { change: 'addIntent', kind: 'delete', projectId: sandbox.projectId, sandboxId: sandbox.id, atMs: deps.host.nowMs() },
     ]);
-    const stopped = await stop(call, sandbox, null, 'removed').catch(async (error: unknown) => {
-      // It goes on running: the next start of the daemon must not remove it.
+    let stopped: Sandbox;
+    try {
+      stopped = await stop(call, sandbox, null, 'removed');
+      throwIfAborted(op, `deleting sandbox ${name}`);
+    } catch (error) {
+      // It goes on running, or stays: the next start of the daemon must not remove it.
       using late = op.releasing(RELEASE_MS);
       await deps.store.commit(late, [{ change: 'finishIntent', id: intent.id }]);
       throw error;
+    }
+    // From here on what it has goes: whoever leaves now is not left with half of it, which the next start of the daemon would take.
+    using late = op.releasing(REMOVE_MS);
+    return await removeSandbox(core, { ...call, op: late }, await runOf(core, late, stopped), stopped, {
+      intentId: intent.id,
+      ended: null,
     });
-    return await removeSandbox(core, call, await runOf(core, op, stopped), stopped, { intentId: intent.id, ended: null });
   }
 
   /** What holds the sandbox up is cancelled: whoever forces does not want to wait for it. */

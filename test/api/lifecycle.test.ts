@@ -357,3 +357,22 @@ test('secrets reach processes and nothing else', async () => {
   const { mode } = await import('node:fs').then((fs) => fs.statSync(`${daemon.home}/data/sandboxes/${id}/secrets.json`));
   expect(mode & 0o777).toBe(0o600);
 });
+
+test('deletions that are cancelled leave each sandbox whole or gone, also for the next daemon', { timeout: 120_000 }, async () => {
+  await using own = await DaemonUnderTest.start();
+  const names = Array.from({ length: 24 }, (_, nth) => `cut-${nth}`);
+  for (const name of names) await own.call('sandbox.create', { name, start: false });
+  const deleting = Promise.all(names.map((ref) => codeOf(own.call('sandbox.delete', { ref }))));
+  await eventually('each has ended, or is cancelled', async () => {
+    const { operations } = await own.call('operation.list', {});
+    await Promise.all(operations.map(({ id }) => codeOf(own.call('operation.cancel', { opId: id })))); // or it has just ended
+    return operations.length === 0;
+  });
+  expect(new Set(['ok', 'cancelled', ...(await deleting)]).size).toBe(2);
+  const whole = async () => (await own.call('sandbox.list', {})).sandboxes.map(({ name }) => name).sort();
+  const before = await whole();
+  await own.kill9();
+  await own.startAgain();
+  expect(await whole()).toEqual(before);
+  for (const ref of before) await own.call('sandbox.start', { ref });
+});
