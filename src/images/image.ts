@@ -196,7 +196,10 @@ export async function openImage(
 /** Reads the whole file system. @throws HutchError `failed_precondition` when it is not what it was. */
 export async function verifyImage(op: Operation, host: Host, paths: ImagePaths, digest: string): Promise<void> {
   const image = await openImage(op, host, paths, digest);
-  if (image === null) throw op.error('not_found', `image ${digest} is not in ${paths.images}`);
+  if (image === null)
+    throw op.error('not_found', `image ${digest} is not in ${paths.images}`, {
+      hint: 'bring it again as it came: pull, import, build or register it',
+    });
   const dir = imageDir(paths, digest);
   await requireUnchanged(op, host, paths, image);
   if (`sha256:${await host.sha256(op, image.guestPath)}` !== image.rootDigest)

@@ -53,7 +53,11 @@ export class KernelLibrary {
   /** Reads all of it. @throws HutchError `failed_precondition` naming what is not what it was. */
   async verify(op: Operation, digest: string): Promise<void> {
     const kernel = await openKernel(op, this.#host, this.#paths, digest);
-    if (kernel === null) throw op.error('failed_precondition', `the kernel ${digest} is not in ${this.#paths.kernels}`);
+    if (kernel === null) {
+      throw op.error('failed_precondition', `the kernel ${digest} is not in ${this.#paths.kernels}`, {
+        hint: 'bring it again as it came: pull or import it',
+      });
+    }
     await verifyKernel(op, this.#host, this.#paths, digest);
   }
 
