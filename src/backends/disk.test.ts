@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { expect, onTestFinished, test } from 'vitest';
 import { testOperation } from '../../test/support/operation.ts';
 import { nodeHost } from '../host/node-host.ts';
-import { DiskSeeds } from './disk.ts';
+import { DiskSeeds, whatIsWrong } from './disk.ts';
 
 const MIB = 2 ** 20;
 
@@ -25,4 +25,13 @@ test('a new disk has its size and takes next to nothing; of seeds nothing stays,
   }
   const { exitCode } = await host.run(op, ['e2fsck', '-fn', join(dir, '96.img')]);
   expect(exitCode).toBe(0);
+});
+
+test('of what e2fsck says, one line tells why it ended', () => {
+  const superblock =
+    '/v/disk.img: \nThe superblock could not be read or does not describe a valid ext2/ext3/ext4\nfilesystem.  If the device is valid …\n\ne2fsck: Bad magic number in super-block while trying to open /v/disk.img';
+  const inode =
+    '/v/disk.img: Inode 12 has illegal block(s).  \n\n/v/disk.img: UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY.\n\t(i.e., without -a or -p options)';
+  expect(whatIsWrong(superblock, '/v/disk.img')).toBe('Bad magic number in super-block');
+  expect(whatIsWrong(inode, '/v/disk.img')).toBe('Inode 12 has illegal block(s).');
 });

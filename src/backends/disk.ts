@@ -119,6 +119,7 @@ const GROW_MS = 5 * 60_000;
 const LET_GO_MS = 10_000;
 /** e2fsck: what was wrong has been mended. */
 const MENDED = 1;
+const SAID_CHARS_MAX = 300;
 
 /** To the size of the file that it lies in, which nobody has mounted. @throws HutchError `failed_precondition` when it is damaged. */
 export async function growFileSystem(op: Operation, host: Host, path: string): Promise<void> {
@@ -127,14 +128,31 @@ export async function growFileSystem(op: Operation, host: Host, path: string): P
   const checked = await host.run(limited, ['e2fsck', '-f', '-p', path]);
   const said = ({ stdout, stderr }: typeof checked): string => new TextDecoder().decode(Buffer.concat([stdout, stderr])).trim();
   if (checked.exitCode > MENDED)
-    throw op.error('failed_precondition', `the file system in ${path} is damaged: ${said(checked)}`, { hint: `try: e2fsck -f ${path}` });
+    throw op.error('failed_precondition', `the file system in ${path} is damaged: ${whatIsWrong(said(checked), path)}`, {
+      hint: `try: e2fsck -f ${path}`,
+    });
   const grown = await host.run(limited, ['resize2fs', path]);
   if (grown.exitCode !== 0) throw op.error('internal', `resize2fs failed: ${said(grown)}`);
 }
 
+/** Of all that e2fsck says, with advice over many lines, the line for which it ended. */
+export function whatIsWrong(said: string, path: string): string {
+  const lines = said.split('\n').map((line) => line.replace(`${path}: `, '').replace(` while trying to open ${path}`, '').trim());
+  const own = lines.find((line) => line.startsWith('e2fsck: '))?.slice('e2fsck: '.length);
+  return (own ?? lines.find((line) => line !== '') ?? 'e2fsck does not say why').slice(0, SAID_CHARS_MAX);
+}
+
+/** @throws HutchError `failed_precondition` when the file of a volume is not there. */
+export async function requireVolumeFile(op: Operation, host: Host, path: string, what: string): Promise<void> {
+  if ((await host.stat(op, path))?.type === 'file') return;
+  throw op.error('failed_precondition', `${what} is gone: there is no file ${path}`, {
+    hint: 'put the file back; or give it up: hutch volume rm, once no sandbox has it',
+  });
+}
+
 /** A volume that is about to be mounted: whole, and its file system as large as its file. @throws HutchError `failed_precondition`. */
 export async function mendVolume(op: Operation, host: Host, path: string, target: string): Promise<void> {
-  if ((await host.stat(op, path))?.type !== 'file') throw op.error('failed_precondition', `the volume at ${target} is gone: ${path}`);
+  await requireVolumeFile(op, host, path, `the volume at ${target}`);
   await untilLetGo(op, host, path, target);
   try {
     await growFileSystem(op, host, path);
@@ -168,7 +186,7 @@ const NEEDS_RECOVERY = 4;
 
 /** A volume that is about to be mounted only to be read: then nobody replays its journal. @throws HutchError `failed_precondition`. */
 export async function requireClosed(op: Operation, host: Host, path: string, target: string): Promise<void> {
-  if ((await host.stat(op, path))?.type !== 'file') throw op.error('failed_precondition', `the volume at ${target} is gone: ${path}`);
+  await requireVolumeFile(op, host, path, `the volume at ${target}`);
   const isClosed = async (): Promise<boolean> => (((await host.readRange(op, path, INCOMPATIBLE_AT, 1))[0] ?? 0) & NEEDS_RECOVERY) === 0;
   if (await isClosed()) return;
   // Who wrote it may have ended a moment ago; whoever else reads it has nothing in its journal.

@@ -1,6 +1,6 @@
 // Volumes: named disks. The file lies in a directory of its own before the volume is on record, and the record goes before the
 // file does: what is on record is there, and what a crash leaves is nobody's and removed by the next start.
-import { DiskSeeds } from '../backends/disk.ts';
+import { DiskSeeds, requireVolumeFile } from '../backends/disk.ts';
 import { newId } from '../domain/ids.ts';
 import { requireReference } from '../domain/reference.ts';
 import type { SandboxSpec } from '../domain/sandbox.ts';
@@ -80,6 +80,7 @@ export function volumeVerbs(core: Core): Pick<Handlers, Verbs> {
         requireSize(op, deps, sizeMiB);
         const users = await store.query('volumeUsers', { id });
         refuseInUse(op, now, { readOnly: false, shares: false }, users);
+        await requireVolumeFile(op, host, volumePath(places, id), `volume ${now.name}`);
         await using undo = new AsyncDisposableStack();
         undo.defer(async () => {
           using late = op.releasing(RELEASE_MS);

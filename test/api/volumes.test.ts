@@ -1,6 +1,6 @@
 // Volumes over the API of a daemon of its own: names, bounds, users, and what a daemon that was killed leaves.
 import { existsSync } from 'node:fs';
-import { mkdir, readdir, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { ApiError, DaemonUnderTest } from '../support/daemon-under-test.ts';
@@ -66,6 +66,17 @@ test('the ledger has each volume from when it is made to when it is removed, ane
   expect(all.filter(({ kind }) => String(kind).startsWith('volume.')).every(({ volumeId }) => typeof volumeId === 'string')).toBe(true);
   expect((await lines({ format: 'cocoon' })).filter(({ kind }) => !/^(vm|snap)\./.test(String(kind)))).toEqual([]);
   expect(await daemon.call('ledger.verify', {})).toMatchObject({ ok: true, firstBreak: null });
+});
+
+test('one whose file somebody has removed does not grow into an empty one', async () => {
+  const { id } = await daemon.call('volume.create', { name: 'lost', sizeMiB: 16 });
+  await rm(join(dirOf(id), 'disk.img'));
+  expect(await refusal(daemon.call('volume.grow', { volume: 'lost', sizeMiB: 32 }))).toMatch(
+    /^failed_precondition: volume lost is gone: there is no file .*\[put the file back; or give it up: hutch volume rm/,
+  );
+  expect(await readdir(dirOf(id))).toEqual([]);
+  expect(await daemon.call('volume.get', { volume: 'lost' })).toMatchObject({ sizeMiB: 16 });
+  await daemon.call('volume.remove', { volume: 'lost' });
 });
 
 test('of two who want to write a volume one gets it, and the other is told who has it', async () => {

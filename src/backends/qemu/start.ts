@@ -6,7 +6,7 @@ import type { Operation } from '../../host/operation.ts';
 import { type Link, seenRules } from '../../network/network.ts';
 import { type GuestVolume, machineFiles, type SandboxPlan, type Started, type VolumePlan } from '../backend.ts';
 import { describe, tailOf } from '../dead.ts';
-import { requireClosed, untilLetGo } from '../disk.ts';
+import { requireClosed, requireVolumeFile, untilLetGo } from '../disk.ts';
 import { BASE } from '../stored.ts';
 import { allOf, asLongAs } from '../wait.ts';
 import { kvmOwner } from './acceleration.ts';
@@ -243,7 +243,7 @@ async function checkDisk(op: Operation, { host }: QemuConfig, plan: SandboxPlan)
 /** They are this sandbox's alone while it runs: its user may open them, and nobody else's. */
 async function openVolumes(op: Operation, { host }: QemuConfig, { volumes = [], runAs }: SandboxPlan): Promise<readonly VolumeDrive[]> {
   for (const { path, target, readOnly } of volumes) {
-    if ((await host.stat(op, path))?.type !== 'file') throw op.error('failed_precondition', `the volume at ${target} is gone: ${path}`);
+    await requireVolumeFile(op, host, path, `the volume at ${target}`);
     await (readOnly ? requireClosed : untilLetGo)(op, host, path, target);
     if (runAs !== null) await host.chown(op, path, runAs.uid, runAs.gid);
   }
