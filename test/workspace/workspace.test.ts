@@ -58,7 +58,7 @@ test('run DIR -- CMD runs the command in a copy of the repository, as it lies he
   const script =
     'pwd; src/run.sh; readlink src/out; cat README; ls -A | od -c | tail -3; git status --short; git log --oneline; ls .git/hooks';
   const run = await world.run(['run', '--name', 'ran', '.', '--', 'sh', '-c', script], at());
-  expect(run, run.stderr).toMatchObject({ code: 0 });
+  expect(run).toMatchObject({ code: 0, stderr: expect.stringContaining('warning: untracked, so left here: untracked; --include') });
   expect(run.stdout).toMatch(/^\/work\/web\nran\n\.\.\/\.\.\/outside\nhello\nnot committed\n/);
   expect(run.stdout).toMatch(/ M README\n/);
   expect(run.stdout).toContain('377'); // the odd name, as it is
@@ -81,6 +81,19 @@ test('run DIR -- CMD runs the command in a copy of the repository, as it lies he
   expect(git('status', '--short')).toContain('M  README'); // here nothing has changed, not even the index
 });
 
+test('run DIR begins where DIR is in the repository, and whoever the sandbox’s user is owns it', async () => {
+  const pwd = async (dir: string, ...flags: string[]): Promise<string> => {
+    const run = await world.run(['run', '--rm', ...flags, dir, '--', 'sh', '-c', 'pwd; id -un; git status --short && touch made-here']);
+    expect(run, run.stderr).toMatchObject({ code: 0 });
+    return run.stdout;
+  };
+  expect(await pwd(join(repo, 'src'))).toBe('/work/web/src\nroot\n');
+  await mkdir(join(repo, 'untracked'));
+  await writeFile(join(repo, 'untracked/x'), '');
+  expect(await pwd(join(repo, 'untracked'), '--user', 'nobody')).toBe('/work/web\nnobody\n');
+  expect(await pwd(repo, '--user', 'nobody', '--workdir', '/work/web/src')).toBe('/work/web/src\nnobody\n');
+});
+
 test('the exit code of run DIR is the command’s own, and where the copy fails no sandbox is left', async () => {
   expect((await world.run(['run', '--rm', repo, '--', 'sh', '-c', 'exit 7'])).code).toBe(7);
   const before = await world.ok('ls', '-q');
@@ -101,7 +114,7 @@ test('--dry-run shows what would travel, and makes nothing', async () => {
   const before = await world.ok('ls', '-q');
   const plan = await world.run(['run', '--dry-run', '.', '--', 'true'], at());
   expect(plan.stdout.split('\n').sort().join(' ').trim()).toBe('.gitignore README src/out src/run.sh');
-  expect(plan.stderr).toMatch(/4 files, .* at [0-9a-f]{12}/);
+  expect(plan.stderr).toMatch(/^warning: untracked, so left here: new; --include-untracked takes them along\n4 files, .* at [0-9a-f]{12}/);
   const listed = async (...flags: string[]) => {
     const { stdout } = await world.run(['run', '--dry-run', '--json', ...flags, '.', '--', 'true'], at());
     return (JSON.parse(stdout) as { files: { path: string; sizeBytes: number }[] }).files.map(({ path }) => path);
@@ -277,6 +290,28 @@ test('repositories as people have them: no commits, a detached HEAD, a worktree,
   await inside('/work/tree', 'echo w > w');
   await world.ok('bring', '-b', 'from-tree', 'box');
   expect(git('show', 'from-tree:w')).toBe('w');
+
+  // As continuous integration has them: its history ends where that of the clone does.
+  const shallow = join(here, 'shallow');
+  gitAt(here, ['clone', '-q', '--depth', '1', `file://${tree}`, shallow]);
+  for (const flags of [[], ['--force']]) {
+    const cloned = await world.run(['workspace', 'prepare', '--mode', 'full_copy', '--path', '/work/shallow', ...flags, 'box', shallow]);
+    expect(cloned, cloned.stderr).toMatchObject({ code: 0 });
+    expect(await inside('/work/shallow', 'git log --format=%s; git fsck; git status --short')).toBe('two');
+  }
+  await inside('/work/shallow', 'echo s > s; git add s; git commit -qm inside');
+  await world.ok('bring', 'box');
+  expect(gitAt(shallow, ['log', '-1', '--format=%s', 'hutch/box'])).toBe('inside');
+
+  // What cannot be added stays; a submodule that was not fetched is not taken for removed.
+  gitAt(shallow, ['-c', 'protocol.file.allow=always', 'submodule', 'add', '-q', '-b', 'hutch/box', empty, 'sub']);
+  gitAt(shallow, ['commit', '-qm', 'three']);
+  gitAt(shallow, ['submodule', 'deinit', '-q', '--all']);
+  gitAt(shallow, ['init', '-q', 'unborn']);
+  const odd = await world.run(['workspace', 'prepare', '--include-untracked', '--path', '/work/odd', 'box', shallow]);
+  expect(odd, odd.stderr).toMatchObject({ code: 0 });
+  expect(odd.stderr).toMatch(/left out: unborn\/ is a repository of its own[\s\S]*not fetched here are empty there, too: sub;/);
+  expect(await world.json('diff', 'box')).toMatchObject({ files: [] });
 
   gitAt(tree, ['-c', 'protocol.file.allow=always', 'submodule', 'add', '-q', '-b', 'hutch/box', empty, 'sub']);
   const withSub = await world.run(['workspace', 'prepare', '--path', '/work/sub', '--mode', 'shallow_overlay', 'box', tree]);

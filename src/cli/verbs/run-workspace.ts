@@ -1,7 +1,8 @@
 // hutch run DIR -- CMD: the sandbox is made, the git repository is copied in, and only then does its main process begin.
+import { posix } from 'node:path';
 import { deleteQuietly, Sandbox } from '../../sdk/sandbox.ts';
 import { defaultGuestPath, planWorkspace, prepareWorkspace } from '../../sdk/workspace/prepare.ts';
-import { lookAtRepository } from '../../sdk/workspace/source.ts';
+import { lookAtRepository, travellingPart } from '../../sdk/workspace/source.ts';
 import type { Input, Output } from '../../services/verbs.ts';
 import type { Args } from '../args.ts';
 import { type Context, change } from '../context.ts';
@@ -23,7 +24,9 @@ export async function createWithWorkspace(
   // Before anything is made: most mistakes are about the repository.
   const repository = await lookAtRepository(source, options.signal);
   const guestPath = options.guestPath ?? defaultGuestPath(repository);
-  const made = await change(context, 'sandbox.create', { workdir: guestPath, ...spec });
+  const { mode = 'shallow_overlay', includeUntracked = false, signal } = options;
+  const workdir = posix.join(guestPath, await travellingPart(repository, { mode, includeUntracked }, signal));
+  const made = await change(context, 'sandbox.create', { workdir, ...spec });
   const sandbox = new Sandbox(context.client, made, async () => {});
   try {
     await workspace.tell(context, await prepareWorkspace(sandbox, source, { ...options, guestPath }));

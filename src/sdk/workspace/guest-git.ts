@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import type { Workspace } from '../../domain/sandbox.ts';
 import { git, gitLine } from './git.ts';
-import type { Base, Contents, Mode, Repository } from './source.ts';
+import { type Base, type Contents, copyIfThere, type Mode, type Repository } from './source.ts';
 
 /** What decides how files become blobs, and who makes commits. Everything else stays here. */
 const CARRIED = [
@@ -29,6 +29,8 @@ export type GuestGit = {
   readonly dir: string;
   /** A commit without its parents that `.git/shallow` there does not name yet. */
   readonly alsoShallow: string | null;
+  /** All history is there: none of it ends before its time. */
+  readonly isWhole: boolean;
 } & AsyncDisposable;
 
 type Wanted = {
@@ -69,6 +71,8 @@ export async function makeGuestGit(
     // Also where all are packed: one by one counts for more, and a copy before this one may have left it so.
     if (headCommit !== null && branch !== null) await writeRef(own, `refs/heads/${branch}`, headCommit);
     await writeRef(own, BASE_REF, base.commit);
+    // Where the history ends here, as in a clone with --depth, it ends there.
+    const isWhole = mode === 'full_copy' && !(await copyIfThere(join(repository.commonDir, 'shallow'), join(own, 'shallow')));
     if (mode !== 'full_copy' && headCommit !== null && before === null) await writeFile(join(own, 'shallow'), `${headCommit}\n`);
     // The index says what HEAD has; of files with a filter that the sandbox lacks it says that they are as they should be.
     const index = { ...at, env: { GIT_INDEX_FILE: join(own, 'index') } };
@@ -78,7 +82,7 @@ export async function makeGuestGit(
       const input = Buffer.concat(inHead.flatMap((path) => [path, Buffer.of(0)]));
       await git(['update-index', '--skip-worktree', '-z', '--stdin'], { ...index, input, accepts: [128] });
     }
-    return { dir, alsoShallow, [Symbol.asyncDispose]: remove };
+    return { dir, alsoShallow, isWhole, [Symbol.asyncDispose]: remove };
   } catch (error) {
     await remove();
     throw error;

@@ -7,7 +7,7 @@ import type { Sandbox } from '../sandbox.ts';
 import { changesSince, refuseConflicts } from './conflicts.ts';
 import { makeGuestGit, UNFINISHED_FILE } from './guest-git.ts';
 import { bothOrFail, inSandbox, lastLine, type Recorded } from './inside.ts';
-import { baseOf, type Contents, isHere, listContents, lookAtRepository, type Mode, type Repository } from './source.ts';
+import { baseOf, type Contents, isHere, listContents, listUntracked, lookAtRepository, type Mode, type Repository } from './source.ts';
 import { tarOf } from './tar.ts';
 import { noteUnseen, unseenOf } from './unseen.ts';
 
@@ -51,13 +51,14 @@ export async function planWorkspace(
   const { mode = 'shallow_overlay', includeUntracked = false, signal } = options;
   const repository = await lookAtRepository(path, signal);
   const contents = await listContents(repository, { mode, includeUntracked }, signal);
+  const untracked = mode === 'shallow_overlay' && !includeUntracked ? await listUntracked(repository, signal) : [];
   return {
     repository,
     mode,
     includeUntracked,
     contents,
     bytes: contents.files.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0),
-    warnings: mode === 'metadata_only' ? [] : warningsOf(contents),
+    warnings: mode === 'metadata_only' ? [] : [...warningsOf(contents), ...untrackedWarnings(untracked)],
   };
 }
 
@@ -84,7 +85,12 @@ export async function prepareWorkspace(sandbox: Sandbox, path: string, options: 
   const again = options.force === true ? null : there;
   if (again !== null && again.mode !== mode) throw otherMode(sandbox, again, mode);
   const wanted = { repository, mode, includesUntracked, guestPath };
-  let copied = await copy(sandbox, wanted, again, null, options);
+  const leavesUntracked = again === null && mode === 'shallow_overlay' && !includesUntracked;
+  const [first, untracked] = await bothOrFail(
+    copy(sandbox, wanted, again, null, options),
+    leavesUntracked ? listUntracked(repository, signal) : Promise.resolve([]),
+  );
+  let copied = first;
   for (let nth = 1; copied.torn.length > 0 && nth < COPIES_MAX; nth += 1) {
     const { files, bytes } = copied;
     copied = await copy(sandbox, wanted, copied.workspace, copied.torn, options);
@@ -94,7 +100,7 @@ export async function prepareWorkspace(sandbox: Sandbox, path: string, options: 
   const recorded = await sandbox.recordWorkspace(workspace, { signal });
   return {
     ...{ workspace: recorded, files, bytes, incremental: again !== null },
-    warnings: [...warnings, ...tornWarnings(torn), ...(there === null ? leftWarnings(last) : [])],
+    warnings: [...warnings, ...untrackedWarnings(untracked), ...tornWarnings(torn), ...(there === null ? leftWarnings(last) : [])],
   };
 }
 
@@ -168,7 +174,7 @@ async function copy(
   const { bytes } = await sandbox.files.unpack(guestPath, tar, { ...as, mkdirs: true, signal });
   const unseen = { guestPath, paths: unseenOf(contents), anew: before === null };
   if (unseen.paths.length > 0 || (before === null && options.force === true)) await noteUnseen(sandbox, unseen, options);
-  if (before === null) await finish(sandbox, { guestPath, mode }, options);
+  if (before === null) await finish(sandbox, { guestPath, isWhole: staged.isWhole }, options);
   if (changes !== null) await removeInside(sandbox, guestPath, [...changes.deleted.keys()], options);
   if (staged.alsoShallow !== null) await growShallow(sandbox, guestPath, staged.alsoShallow, options);
   return { workspace, files: contents.files.length, bytes, torn: await base.changedSince(), warnings };
@@ -193,10 +199,13 @@ export async function hasMoved(workspace: Pick<Workspace, 'sourcePath' | 'headCo
   return headCommit !== workspace.headCommit;
 }
 
+/** Of $1, in which there may be directories: those are made for the working directory of a sandbox. */
+const IS_EMPTY = `{ [ -z "$(ls -A -- "$1")" ] || { found=$(find "$1" ! -type d -print -quit) && [ -z "$found" ]; }; }`;
+
 async function refuseOccupied(sandbox: Sandbox, guestPath: string, options: PrepareOptions): Promise<void> {
   if (options.force === true) return;
   // What is there of a copy that was cut short is copied over.
-  const script = `[ ! -e "$1" ] || [ -e "$1/.git/${UNFINISHED_FILE}" ] || [ -z "$(ls -A -- "$1")" ]`;
+  const script = `[ ! -e "$1" ] || [ -e "$1/.git/${UNFINISHED_FILE}" ] || ${IS_EMPTY}`;
   const found = await sandbox.exec(['sh', '-c', script, 'sh', guestPath], inSandbox(options));
   if (found.exitCode === 0) return;
   throw new HutchError({
@@ -208,12 +217,12 @@ async function refuseOccupied(sandbox: Sandbox, guestPath: string, options: Prep
 
 async function finish(
   sandbox: Sandbox,
-  { guestPath, mode }: Pick<Workspace, 'guestPath' | 'mode'>,
+  { guestPath, isWhole }: { readonly guestPath: string; readonly isWhole: boolean },
   { user, force, signal }: PrepareOptions,
 ): Promise<void> {
   const as = { ...(user === undefined ? {} : { user }), signal };
-  // All history is there now, where a copy before this one had none.
-  if (mode === 'full_copy' && force === true) await sandbox.exec(['rm', '-f', '--', `${guestPath}/.git/shallow`], inSandbox(as));
+  // Where a copy before this one had the last commit alone.
+  if (isWhole && force === true) await sandbox.exec(['rm', '-f', '--', `${guestPath}/.git/shallow`], inSandbox(as));
   await sandbox.files.remove(`${guestPath}/.git/${UNFINISHED_FILE}`, as);
 }
 
@@ -240,7 +249,8 @@ async function makeGuestPath(sandbox: Sandbox, guestPath: string, options: Prepa
   const own = await sandbox.exec(['sh', '-c', 'id -u && id -g'], inSandbox(options));
   const [uid = '0', gid = '0'] = own.stdout.trim().split('\n');
   if (uid === '0') return; // unpacking makes it
-  const script = '[ -d "$1" ] || { mkdir -p -- "$1" && chown -- "$2" "$1"; }';
+  // It may be there by now, and root's: as the working directory of the sandbox.
+  const script = `mkdir -p -- "$1" && { ! ${IS_EMPTY} || chown -R -- "$2" "$1"; }`;
   const made = await sandbox.exec(['sh', '-c', script, 'sh', guestPath, `${uid}:${gid}`], { ...inSandbox(options), user: '0' });
   if (made.exitCode !== 0)
     throw new HutchError({
@@ -250,10 +260,13 @@ async function makeGuestPath(sandbox: Sandbox, guestPath: string, options: Prepa
 }
 
 /** `only`: what is copied where not everything is. */
-function warningsOf({ skipped, submodules, filtered }: Contents, only: ReadonlySet<string> | null = null): string[] {
+function warningsOf({ skipped, submodules, unfetched, filtered }: Contents, only: ReadonlySet<string> | null = null): string[] {
   const moved = submodules.filter((path) => only?.has(Buffer.from(path).toString('latin1')) === true);
   return [
-    ...skipped.slice(0, 10).map((path) => `left out: ${path.toString('utf8')} is no file, directory or link of this repository`),
+    ...skipped.slice(0, 10).map((path) => leftOut(path.toString('utf8'))),
+    ...(unfetched.length === 0
+      ? []
+      : [`submodules that were not fetched here are empty there, too: ${unfetched.slice(0, 5).join(', ')}; git submodule update --init`]),
     ...(submodules.length === 0 ? [] : [`submodules travel as files, ${CHANGES_THERE}: ${submodules.slice(0, 5).join(', ')}`]),
     ...(moved.length === 0
       ? []
@@ -264,12 +277,27 @@ function warningsOf({ skipped, submodules, filtered }: Contents, only: ReadonlyS
   ];
 }
 
+function leftOut(path: string): string {
+  return path.endsWith('/')
+    ? `left out: ${path} is a repository of its own; hutch cp copies it`
+    : `left out: ${path} is no file, directory or link`;
+}
+
 const CHANGES_THERE = 'and what the sandbox changes there is told by diff and bring, and not brought back';
 
 function filteredWords(count: number): string {
   return count === 1
     ? '1 file with a filter (as of LFS) travels as it lies'
     : `${count} files with a filter (as of LFS) travel as they lie`;
+}
+
+/** A file that was just written is easily missed in the sandbox. */
+function untrackedWarnings(paths: readonly Buffer[]): string[] {
+  if (paths.length === 0) return [];
+  const names = paths.slice(0, 3).map((path) => path.toString('utf8'));
+  return [
+    `untracked, so left here: ${names.join(', ')}${paths.length > 3 ? ` and ${paths.length - 3} more` : ''}; --include-untracked takes them along`,
+  ];
 }
 
 function tornWarnings(torn: readonly Buffer[]): string[] {

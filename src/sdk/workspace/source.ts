@@ -2,7 +2,7 @@
 import type { Stats } from 'node:fs';
 import { copyFile, lstat, mkdtemp, realpath, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { basename, join, resolve } from 'node:path';
+import { basename, join, relative, resolve } from 'node:path';
 import { HutchError } from '../../domain/errors.ts';
 import type { Workspace } from '../../domain/sandbox.ts';
 import { type GitOptions, git, gitLine } from './git.ts';
@@ -30,6 +30,8 @@ export type Contents = {
   /** What is no file, directory or link, such as a socket. */
   readonly skipped: readonly Buffer[];
   readonly submodules: readonly string[];
+  /** Of those, empty here: they travel as empty directories, or the sandbox's git would take them for removed. */
+  readonly unfetched: readonly string[];
   /** Paths with a filter of git's, as LFS has: they travel as they lie on the disk. */
   readonly filtered: readonly Buffer[];
 };
@@ -91,7 +93,7 @@ export async function listContents(
   const submodules = staged
     .filter((line) => line.subarray(0, 7).toString() === '160000 ')
     .map((line) => line.subarray(line.indexOf(9) + 1).toString('utf8'));
-  if (mode === 'metadata_only') return { files: [], missing: 0, skipped: [], submodules, filtered: await filters };
+  if (mode === 'metadata_only') return { files: [], missing: 0, skipped: [], submodules, unfetched: [], filtered: await filters };
   const listings = [split(await git(['ls-files', '-z', '--cached', '--recurse-submodules'], at))];
   if (includeUntracked || mode === 'full_copy') listings.push(split(await git(['ls-files', '-z', '--others', '--exclude-standard'], at)));
   if (mode === 'full_copy') listings.push(split(await git(['ls-files', '-z', '--others', '--ignored', '--exclude-standard'], at)));
@@ -99,6 +101,7 @@ export async function listContents(
   const paths = [...byName].filter(([name]) => only === null || only.has(name)).map(([, path]) => path);
   const files: SourceFile[] = [];
   const skipped: Buffer[] = [];
+  const unfetched: string[] = [];
   let missing = 0;
   for (let from = 0; from < paths.length; from += LOOKS_AT_ONCE) {
     signal?.throwIfAborted();
@@ -109,11 +112,34 @@ export async function listContents(
       if (path === undefined) continue;
       if (info === null) missing += 1;
       else if (info.isFile() || info.isSymbolicLink()) files.push({ path, sizeBytes: info.isFile() ? info.size : 0 });
+      else if (info.isDirectory() && submodules.includes(path.toString('utf8'))) {
+        files.push({ path, sizeBytes: 0 });
+        unfetched.push(path.toString('utf8'));
+      }
       // A repository within the repository is listed as one directory: it is no part of this one.
       else skipped.push(path);
     }
   }
-  return { files, missing, skipped, submodules, filtered: await filters };
+  return { files, missing, skipped, submodules, unfetched, filtered: await filters };
+}
+
+/** Where what lies at `sourcePath` is below the root, where anything of it travels; else empty. */
+export async function travellingPart(
+  { root, sourcePath }: Repository,
+  { mode, includeUntracked }: { readonly mode: Mode; readonly includeUntracked: boolean },
+  signal?: AbortSignal,
+): Promise<string> {
+  const part = relative(root, sourcePath);
+  if (part === '' || mode === 'metadata_only') return '';
+  const others = { ignored: ['--others'], untracked: ['--others', '--exclude-standard'], no: [] };
+  const how = others[mode === 'full_copy' ? 'ignored' : includeUntracked ? 'untracked' : 'no'];
+  return split(await git(['ls-files', '-z', '--cached', ...how], { cwd: sourcePath, signal })).length > 0 ? part : '';
+}
+
+/** What git neither knows nor ignores: files, and directories with nothing else in them. */
+export async function listUntracked({ root }: Repository, signal?: AbortSignal): Promise<readonly Buffer[]> {
+  const how = ['--others', '--exclude-standard', '--directory', '--no-empty-directory'];
+  return split(await git(['ls-files', '-z', ...how], { cwd: root, signal }));
 }
 
 export type Base = {
@@ -145,7 +171,9 @@ export async function baseOf(
     // With the user's own index only what has changed is read again.
     await copyIfThere(own, indexFile);
     const all = includeUntracked || mode === 'full_copy';
-    if (mode !== 'metadata_only') await git([...PLAIN_INDEX, 'add', all ? '--all' : '--update', '--', ':/'], { ...at, accepts: [1] });
+    // What cannot be added, as a repository within it without a commit, does not travel, and is named as that.
+    const adding = ['add', all ? '--all' : '--update', '--ignore-errors', '--', ':/'];
+    if (mode !== 'metadata_only') await git([...PLAIN_INDEX, ...adding], { ...at, accepts: [1] });
     else if (headCommit !== null) await git([...PLAIN_INDEX, 'read-tree', headCommit], at);
     const tree = await gitLine(['write-tree'], at);
     const isHead = headCommit !== null && (await gitLine(['rev-parse', `${headCommit}^{tree}`], at)) === tree;
@@ -173,7 +201,8 @@ export async function baseOf(
   }
 }
 
-async function copyIfThere(from: string, to: string): Promise<boolean> {
+/** Whether there was such a file. */
+export async function copyIfThere(from: string, to: string): Promise<boolean> {
   try {
     await copyFile(from, to);
     return true;
