@@ -34,8 +34,11 @@ const NOTICES: Readonly<Record<string, string>> = {
 /** Of them, what is over in some seconds: that it began is enough. */
 const BRIEF = new Set(['template']);
 
-/** Steps that say what a sandbox is made without, or what is not put into it: whoever asked for it has to know, and not for a moment. */
-const SHORT = new Set(['network', 'limits', 'file sync']);
+/**
+ * Steps that say what a sandbox is made without, what is not put into it, or that a registry makes us wait: whoever asked for it has to
+ * know, and not for a moment.
+ */
+const SHORT = new Set(['network', 'limits', 'file sync', 'registry']);
 
 export function newProgressLine(io: Io, json: boolean): ProgressLine {
   if (!io.isTerminal.stderr) return json ? { show() {}, clear() {} } : notices();

@@ -191,18 +191,20 @@ test('a registry that says when it may be asked again is asked then, not before,
   await using here = await place({ patience: { pauseMs: 1, retryAfterMsMax: 20_000 } });
   registry.put('web', '1', MADE);
   const at: number[] = [];
-  let says: () => string = () => '1';
+  let says: () => string = () => '2';
   registry.answer = (request, response) => {
     if (request.url?.includes('/manifests/') !== true || at.push(performance.now()) % 2 === 0) return false;
     response.writeHead(429, { 'Retry-After': says() }).end();
     return true;
   };
   const name = `${registry.name}/web:1`;
-  await here.pull(name);
+  const told: (string | undefined)[] = [];
+  await here.pull(name, testOperation({ onProgress: ({ step, detail }) => void (step === 'registry' && told.push(detail)) }));
+  expect(told).toEqual([expect.stringMatching(/too many requests; asked again in 2 s$/)]);
   says = () => new Date(Date.now() + 2_500).toUTCString(); // in whole seconds: at least 1.5 from now
   await here.pull(name);
   const [first = 0, second = 0, third = 0, fourth = 0] = at;
-  expect(second - first).toBeGreaterThan(950);
+  expect(second - first).toBeGreaterThan(1_950);
   expect(fourth - third).toBeGreaterThan(1_450);
   at.length = 0;
   says = () => '21';

@@ -27,6 +27,9 @@ export const PATIENCE: Patience = {
   slowBytes: 64 * 1024,
 };
 
+/** A longer pause is told to whoever waits. */
+const TOLD_MS = 2_000;
+
 export type Retried = Pick<Patience, 'tries' | 'pauseMs' | 'retryAfterMsMax'>;
 
 /** `gotOn`: whether the try that failed brought something. */
@@ -47,6 +50,7 @@ export async function retrying<T>(
       const waitMs = retryAfterOf(error) ?? pauseMs * 2 ** (failed - 1);
       if (waitMs > retryAfterMsMax) throw error;
       op.log.info({ what, waitMs, cause: error.message }, 'a registry is asked again');
+      if (waitMs >= TOLD_MS) op.progress({ step: 'registry', detail: `${error.message}; asked again in ${Math.ceil(waitMs / 1_000)} s` });
       await sleep(waitMs, undefined, { signal: op.signal }).catch(() => op.signal.throwIfAborted());
     }
   }
