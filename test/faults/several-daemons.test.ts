@@ -1,7 +1,7 @@
 // Several daemons on one machine, and what a killed one leaves: its rules and its users are in nobody's way.
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { statSync } from 'node:fs';
+import { existsSync, statSync } from 'node:fs';
 import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, onTestFinished, test } from 'vitest';
@@ -51,12 +51,11 @@ test.runIf(isRoot)(
     await install(table, { first: left, last: left + 2_047 });
     await gone.kill9();
     await rm(gone.home, { recursive: true });
-    expect((await one.call('doctor.leaks', {})).leaks).toEqual(
-      expect.arrayContaining([
-        { kind: 'table', what: `nft table inet ${table}` },
-        { kind: 'claim', what: `${CLAIMS_DIR}/${left} (of ${gone.home}/data, which does not have it)` },
-      ]),
-    );
+    const { leaks } = await one.call('doctor.leaks', {});
+    // Daemons of other tests remove it as well, when they start: what is still there was told.
+    if (tables().includes(table)) expect(leaks).toContainEqual({ kind: 'table', what: `nft table inet ${table}` });
+    const claim = `${CLAIMS_DIR}/${left}`;
+    if (existsSync(claim)) expect(leaks).toContainEqual({ kind: 'claim', what: `${claim} (of ${gone.home}/data, which does not have it)` });
     await one.kill9();
     await one.startAgain();
     expect(await firstOf(one)).toBe(kept);
