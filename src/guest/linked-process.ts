@@ -118,14 +118,14 @@ export class LinkedProcess implements Disposable {
   /**
    * Takes input; resolves when all of it is in the window, and waits while the process does not read.
    * The bytes must not change afterwards.
-   * @throws HutchError `failed_precondition` when the process has ended or another stream has the input.
+   * @throws HutchError `failed_precondition` when the process has ended; `conflict` when another stream has the input.
    */
   async write(op: Operation, bytes: Uint8Array): Promise<void> {
     let at = 0;
     for (;;) {
       if (this.#failure !== null) throw this.#failure;
       if (this.#isOver) throw op.error('failed_precondition', `process ${this.id} has ended; it takes no more input`);
-      if (this.#input === 'taken') throw op.error('failed_precondition', `another client has taken over the input of process ${this.id}`);
+      if (this.#input === 'taken') throw op.error('conflict', `another client has taken over the input of process ${this.id}`);
       if (this.#input === 'none') throw op.error('failed_precondition', `process ${this.id} was opened without input`);
       if (this.#input === 'ending') throw new Error('write after endInput');
       at += this.#window.add(bytes.subarray(at));

@@ -205,6 +205,18 @@ test('a killed daemon costs no byte of output and no byte of input', async () =>
   await daemon.call('exec.signal', { ref: 'box', execId: 'echo', signal: 'KILL' });
 });
 
+test('what is written while another client takes the input is not taken, and ends nobody’s output', async () => {
+  const first = await daemon.exec('box', { argv: ['cat'], stdin: 'open' }, { execId: 'shared' });
+  await first.saw('started');
+  const second = await daemon.attach('box', 'shared', { input: 'true' });
+  await first.saw('inputTaken');
+  first.input('too late\n');
+  second.input('in time\n');
+  second.send({ type: 'inputEnd' });
+  expect((await first.exit()).exitCode).toBe(0);
+  expect(first.stdout.toString()).toBe('in time\n');
+});
+
 test('a cancelled operation ends its command', async () => {
   const client = await daemon.exec('box', { argv: ['sleep', '1000'] }, { execId: 'sleeper' });
   await client.saw('started');

@@ -270,7 +270,7 @@ test('when another client takes the input, writers are told and output goes on',
   await process.next(op);
   for (const stream of fake.agent.streams.values()) stream.event({ e: 'inputTaken' });
   expect(await process.next(op)).toMatchObject({ type: 'inputTaken' });
-  expect(await rejection(process.write(op, Buffer.from('x')))).toMatchObject({ code: 'failed_precondition' });
+  expect(await rejection(process.write(op, Buffer.from('x')))).toMatchObject({ code: 'conflict' });
 });
 
 test('a closed link refuses, and everything over it ends', async () => {

@@ -110,7 +110,7 @@ async function carryInput(socket: MessageSocket, session: ExecSession): Promise<
     if (message === null) return;
     if (message.type === 'bytes') {
       if (message.bytes[0] !== INPUT_CHANNEL) throw invalid('a binary message begins with the byte 0, for input');
-      if (message.bytes.byteLength > 1) await session.write(message.bytes.subarray(1));
+      if (message.bytes.byteLength > 1) await session.write(message.bytes.subarray(1)).catch(unlessTaken);
       continue;
     }
     const wish = parseBySchema(clientMessage, jsonOf(message));
@@ -118,6 +118,11 @@ async function carryInput(socket: MessageSocket, session: ExecSession): Promise<
     else if (wish.type === 'resize') await session.resize({ cols: wish.cols, rows: wish.rows });
     else await session.signal(wish.signal);
   }
+}
+
+/** Input that was on its way when another client took it: `inputTaken` tells whoever sent it, and their output goes on. */
+function unlessTaken(error: unknown): void {
+  if (!(error instanceof HutchError && error.code === 'conflict')) throw error;
 }
 
 /** Carries a byte stream until both sides have ended. */
