@@ -1,11 +1,19 @@
 // Two daemons: one has the role vm, and with it the sandboxes; the other has all the rest, and is the one
 // that clients talk to. They must not be able to tell.
 import { createHash, randomBytes } from 'node:crypto';
+import { once } from 'node:events';
+import ssh2, { type Client } from 'ssh2';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { connectBare } from '../../src/sdk/bare.ts';
 import { Hutch } from '../../src/sdk/hutch.ts';
 import { ApiError, DaemonUnderTest } from '../support/daemon-under-test.ts';
 import { eventually } from '../support/eventually.ts';
+
+/** What ssh2 does itself for a command, without the command. */
+type OpensSessions = {
+  readonly _chanMgr: { add(opened: (error?: Error) => void): number };
+  readonly _protocol: { session(channel: number, windowBytes: number, packetBytes: number): void };
+};
 
 let vm: DaemonUnderTest;
 let front: DaemonUnderTest;
@@ -79,6 +87,26 @@ test('a connection that is only bytes says nothing before its client has, for wh
       opId: expect.stringMatching(/^op-/),
     });
   }
+});
+
+test('an SSH client that leaves with a session in which nothing was begun ends nothing but its own connection', async () => {
+  const { id: ref } = await front.call('sandbox.create', {});
+  for (const daemon of [vm, front]) {
+    using hutch = Hutch.connect({ url: `unix:${daemon.ready.socketPath}`, apiKey: daemon.key });
+    const { privateKey } = await hutch.api.call('ssh.identity', {});
+    for (let time = 0; time < 2; time += 1) {
+      const sock = await connectBare(hutch.api, { ref });
+      const client = new ssh2.Client() as Client & OpensSessions;
+      client.on('error', () => {}); // it is cut off
+      client.connect({ sock, username: 'root', privateKey });
+      await once(client, 'ready');
+      await new Promise((resolve) => client._protocol.session(client._chanMgr.add(resolve), 2 ** 20, 2 ** 15));
+      sock.destroy();
+      await once(client, 'close');
+    }
+    expect((await hutch.api.call('sandbox.get', { ref })).state).toBe('running');
+  }
+  await front.call('sandbox.delete', { ref, force: true });
 });
 
 test('refusals are the same, word for word, but for the operation', async () => {

@@ -3,7 +3,7 @@
 // network, and nothing of the gateway outlives its connection.
 import { timingSafeEqual } from 'node:crypto';
 import { type Duplex, duplexPair } from 'node:stream';
-import type { Algorithms, AuthContext, Connection, ParsedKey, PublicKeyAuthContext, ServerChannel } from 'ssh2';
+import type { Algorithms, AuthContext, Connection, ParsedKey, PublicKeyAuthContext, ServerChannel, Session } from 'ssh2';
 import type { Agent } from '../../guest/agent.ts';
 import type { Operation } from '../../host/operation.ts';
 import type { Awaken } from '../awaken.ts';
@@ -112,7 +112,9 @@ function serveConnection(call: Call, client: Connection, allowed: ParsedKey, ser
     client.on('session', (accept, reject) => {
       const room = channel();
       if (room === null) return reject();
-      serveSession(call, accept(), served, user, () => room[Symbol.dispose]());
+      const session = accept();
+      nameClass(session);
+      serveSession(call, session, served, user, () => room[Symbol.dispose]());
     });
     client.on('tcpip', (accept, reject, { destIP, destPort }) => {
       const room = channel();
@@ -122,6 +124,11 @@ function serveConnection(call: Call, client: Connection, allowed: ParsedKey, ser
     });
     serveRemotePorts({ op, agent: served.agent, client, channel });
   });
+}
+
+/** ssh2 knows a session by the name of its class, which a bundler changes: what it does at the end of a connection with an open one then throws. */
+function nameClass(session: Session): void {
+  Object.defineProperty(session.constructor, 'name', { value: 'Session' });
 }
 
 function isAllowed(context: PublicKeyAuthContext, allowed: ParsedKey): boolean {
